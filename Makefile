@@ -1,0 +1,51 @@
+# Run `make` to see the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test lint format pins clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@echo '  options go in as: make serve ARGS="--model tiny --port 4031"'
+
+serve: $(VENV)/.serves ## install what is missing, then serve on http://127.0.0.1:4030
+	@exec $(BIN)/python server.py $(ARGS)
+
+test: $(VENV)/.tests ## run the tests; some of them: make test ARGS="tests/test_task.py"
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.tests ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy .
+
+format: $(VENV)/.tests ## let ruff put the code in shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+pins: $(VENV)/.serves ## resolve requirements*.in anew into requirements*.txt
+	$(BIN)/pip install -q uv
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --upgrade --no-annotate \
+		--custom-compile-command "make pins" \
+		--override requirements-overrides.in requirements.in -o requirements.txt
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --upgrade --no-annotate \
+		--custom-compile-command "make pins" requirements-dev.in -o requirements-dev.txt
+
+clean: ## remove the virtual environment
+	rm -rf $(VENV)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'Python 3.11 or newer is needed: make PYTHON=python3.12 ...'; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# --no-deps: the pins are complete, and mflux's own wish for torch on Linux is not followed.
+$(VENV)/.serves: requirements.txt | $(BIN)/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -r requirements.txt
+	@touch $@
+
+$(VENV)/.tests: requirements-dev.txt $(VENV)/.serves
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -r requirements-dev.txt
+	@touch $@

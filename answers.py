@@ -1,0 +1,211 @@
+"""The shape of every JSON answer: what the routes fill in and what the API documentation shows.
+
+A field that does not apply is left out of the answer, never null.
+"""
+
+from math import ceil
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from queue_manager import ServerState, TaskView
+from task import MAX_SEED, GenerationParams, Phase, TaskStatus
+from timing_model import Measured
+
+
+class Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    def as_json(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+class Params(Answer):
+    """What is done for the task: defaults filled in, size rounded."""
+
+    prompt: str = Field(examples=["A beautiful landscape"])
+    seed: str = Field(
+        description=f"Digits, 0 to {MAX_SEED}: as a string, because JSON numbers lose precision "
+        "above 2^53 in many clients.",
+        examples=["1725311496"],
+    )
+    width: int = Field(description="Pixels, a multiple of 16.", examples=[1024])
+    height: int = Field(description="Pixels, a multiple of 16.", examples=[1024])
+    steps: int = Field(examples=[4])
+    guidance: float | None = Field(
+        None, description="Absent when the model has no guidance.", examples=[3.5]
+    )
+    format: str = Field(examples=["JPEG"])
+    quality: int = Field(examples=[85])
+    priority: bool = Field(description="Whether the task is urgent.")
+
+
+class GenerateAnswer(Answer):
+    """The task is in the queue."""
+
+    task_id: str = Field(examples=["1fc9cc4f9d3b27a1"])
+    status: TaskStatus = Field(examples=["waiting"])
+    task_length: int = Field(
+        description="Tasks not yet finished ahead of and beside this one, without it.", examples=[1]
+    )
+    expected_time_seconds: float = Field(
+        description="Forecast seconds until the image is ready.", examples=[146.9]
+    )
+    pos: int = Field(description="Tasks waiting before it.", examples=[0])
+    params: Params
+    ignored_fields: list[str] = Field(
+        description="Fields of the request that this model has no use for.", examples=[["guidance"]]
+    )
+    server: ServerState
+
+
+class Timings(Answer):
+    """Seconds that the finished task took."""
+
+    text_encoding_s: float
+    step_s: list[float] = Field(description="One value for each step.")
+    decoding_s: float
+    image_encoding_s: float
+    total_s: float = Field(description="Their sum: without the time spent waiting.")
+
+
+class ErrorBody(Answer):
+    code: str = Field(
+        description="Stable, for programs: invalid_input, unknown_task, not_ready, ...",
+        examples=["invalid_input"],
+    )
+    message: str = Field(
+        description="For people.", examples=["steps must be a whole number from 1 to 100, not 0."]
+    )
+    field: str | None = Field(
+        None, description="The query parameter or body field at fault.", examples=["steps"]
+    )
+
+
+class ErrorAnswer(Answer):
+    error: ErrorBody
+
+
+class StatusAnswer(Answer):
+    task_id: str = Field(examples=["1fc9cc4f9d3b27a1"])
+    status: TaskStatus = Field(
+        description="waiting, running, or how it ended: done, failed, cancelled."
+    )
+    pos: int | None = Field(
+        None,
+        description="Tasks waiting before it; 0 when it is next or running. Absent at the end.",
+        examples=[0],
+    )
+    wait_remaining: int | None = Field(
+        None,
+        description="Forecast of whole seconds until the image is ready, at least 1. Absent at "
+        "the end.",
+        examples=[15],
+    )
+    phase: Phase | None = Field(None, description="What a running task is at.")
+    steps_done: int = Field(examples=[1])
+    steps_total: int = Field(examples=[4])
+    created_at: float = Field(description="Unix seconds, UTC.", examples=[1725311496.5])
+    params: Params
+    timings: Timings | None = Field(None, description="Of a task that is done.")
+    error: ErrorBody | None = Field(None, description="Why it failed.")
+    server: ServerState = Field(
+        description="loading: the model is not ready yet, tasks are accepted and wait."
+    )
+
+
+class QueuedTask(Answer):
+    task_id: str = Field(examples=["1fc9cc4f9d3b27a1"])
+    status: TaskStatus
+    pos: int = Field(description="Tasks waiting before it; 0 when next or running.", examples=[0])
+    wait_remaining: int = Field(
+        description="Forecast of whole seconds until its image is ready.", examples=[15]
+    )
+    created_at: float = Field(description="Unix seconds, UTC.", examples=[1725311496.5])
+    params: Params
+
+
+class QueueAnswer(Answer):
+    """The tasks that are not finished, in the order in which they run."""
+
+    length: int = Field(description="How many there are.", examples=[1])
+    tasks: list[QueuedTask]
+
+
+class DeleteAnswer(Answer):
+    task_id: str = Field(examples=["1fc9cc4f9d3b27a1"])
+    was: TaskStatus = Field(description="The status that the task had.")
+    message: str = Field(
+        description="What happened.", examples=["The task was taken out of the queue."]
+    )
+
+
+class HealthAnswer(Answer):
+    status: ServerState = Field(
+        description="loading, ready and busy answer 200, draining and failed 503."
+    )
+    model: str = Field(examples=["schnell"])
+    model_title: str = Field(examples=["FLUX.1 schnell, 12 B"])
+    quantize: int | None = Field(
+        None, description="Bits of the loaded weights. Absent: not quantized.", examples=[8]
+    )
+    uptime_s: float = Field(examples=[86400.0])
+    waiting: int = Field(description="Tasks that wait.", examples=[3])
+    running: int = Field(description="Tasks on the GPU or being encoded.", examples=[1])
+    done: int = Field(description="Images that can be fetched.", examples=[2])
+    images_bytes: int = Field(description="Size of these images.", examples=[500_000])
+
+
+def params_answer(params: GenerationParams, urgent: bool) -> Params:
+    return Params(**params.model_dump(exclude={"seed"}), seed=str(params.seed), priority=urgent)
+
+
+def status_answer(view: TaskView, server: ServerState) -> StatusAnswer:
+    return StatusAnswer(
+        task_id=view.task_id,
+        status=view.status,
+        pos=view.pos,
+        wait_remaining=_whole_seconds(view.wait_s),
+        phase=view.phase,
+        steps_done=view.steps_done,
+        steps_total=view.steps_total,
+        created_at=view.created_at,
+        params=params_answer(view.params, view.urgent),
+        timings=_timings(view.measured) if view.measured else None,
+        error=ErrorBody(code="task_failed", message=view.error) if view.error else None,
+        server=server,
+    )
+
+
+def queue_answer(views: list[TaskView]) -> QueueAnswer:
+    return QueueAnswer(
+        length=len(views),
+        tasks=[
+            QueuedTask(
+                task_id=view.task_id,
+                status=view.status,
+                pos=view.pos or 0,
+                wait_remaining=_whole_seconds(view.wait_s) or 1,
+                created_at=view.created_at,
+                params=params_answer(view.params, view.urgent),
+            )
+            for view in views
+        ],
+    )
+
+
+def _whole_seconds(wait_s: float | None) -> int | None:
+    return None if wait_s is None else max(ceil(wait_s), 1)
+
+
+def _timings(measured: Measured) -> Timings:
+    return Timings(
+        text_encoding_s=measured.text_encoding_s,
+        step_s=list(measured.step_s),
+        decoding_s=measured.decoding_s,
+        image_encoding_s=measured.image_encoding_s,
+        total_s=measured.text_encoding_s
+        + sum(measured.step_s)
+        + measured.decoding_s
+        + measured.image_encoding_s,
+    )

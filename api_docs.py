@@ -1,0 +1,165 @@
+"""The documentation of the API: an OpenAPI specification and flasgger's page over it.
+
+Each route is described beside its code with `documented(...)`; fields, ranges and examples come
+from the models that validate requests and shape answers, errors from errors.py.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from flasgger import Swagger, swag_from
+from flask import Flask
+from pydantic.json_schema import models_json_schema
+
+from answers import (
+    Answer,
+    DeleteAnswer,
+    ErrorAnswer,
+    GenerateAnswer,
+    HealthAnswer,
+    QueueAnswer,
+    StatusAnswer,
+)
+from errors import ServerError
+from task import Limits, request_schema
+
+ANSWERS = (GenerateAnswer, StatusAnswer, QueueAnswer, DeleteAnswer, HealthAnswer, ErrorAnswer)
+SCHEMAS = "#/components/schemas/"
+SPEC_ROUTE = "/openapi.json"
+PAGE_ROUTE = "/swagger"
+
+View = TypeVar("View", bound=Callable[..., Any])
+
+DESCRIPTION = """\
+Queues image generation on one GPU and forecasts when each image is done.
+
+The usual way: **POST /generate** gives a `task_id`; **GET /status** tells position and remaining
+seconds until its `status` is `done`; **GET /image** returns the image and removes it.
+
+Every route is also there under `/api`. Errors are JSON: `{"error": {"code", "message", "field"}}`.
+"""
+
+
+def documented(
+    summary: str,
+    *,
+    description: str = "",
+    parameters: Iterable[dict[str, Any]] = (),
+    body: str | None = None,
+    answers: dict[int, dict[str, Any]],
+    errors: Iterable[type[ServerError]],
+) -> Callable[[View], View]:
+    """Describe a route.
+
+    Args:
+        body: name of the request body's schema.
+        answers: HTTP status -> OpenAPI response.
+    """
+    responses = {str(status): answer for status, answer in answers.items()}
+    for error in errors:
+        entry = responses.setdefault(str(error.http_status), _error_response())
+        example = {"error": {"code": error.code, "message": error.default_message}}
+        entry["content"]["application/json"]["examples"][error.code] = {"value": example}
+        lines = [entry["description"], f"`{error.code}`: {error.default_message}"]
+        entry["description"] = "\n\n".join(line for line in lines if line)
+    specification: dict[str, Any] = {
+        "summary": summary,
+        "description": description,
+        "parameters": list(parameters),
+        "responses": responses,
+    }
+    if body:
+        content = {"application/json": {"schema": {"$ref": SCHEMAS + body}}}
+        specification["requestBody"] = {"required": True, "content": content}
+
+    def describe(view: View) -> View:
+        described: View = swag_from(specification)(view)
+        return described
+
+    return describe
+
+
+def json_answer(answer: type[Answer], description: str) -> dict[str, Any]:
+    content = {"application/json": {"schema": {"$ref": SCHEMAS + answer.__name__}}}
+    return {"description": description, "content": content}
+
+
+def query(
+    name: str, description: str, schema: dict[str, Any], *, required: bool = False
+) -> dict[str, Any]:
+    return {
+        "name": name,
+        "in": "query",
+        "description": description,
+        "required": required,
+        "schema": schema,
+    }
+
+
+TASK_ID = query(
+    "task_id",
+    "The id that /generate gave.",
+    {"type": "string", "minLength": 1, "maxLength": 64},
+    required=True,
+)
+
+
+def install_docs(app: Flask, limits: Limits) -> None:
+    """Serve the specification and the page. Call it after the routes are registered."""
+    page = {
+        "openapi": "3.0.3",
+        "uiversion": 3,
+        "title": "mflux-server",
+        "specs_route": PAGE_ROUTE,
+        "static_url_path": "/flasgger_static",
+        "headers": [],
+        "specs": [
+            {
+                "endpoint": "openapi",
+                "route": SPEC_ROUTE,
+                "rule_filter": lambda rule: not rule.rule.startswith("/api/"),
+            }
+        ],
+    }
+    template = {
+        "info": {"title": "mflux-server", "version": "1", "description": DESCRIPTION},
+        "components": {"schemas": _schemas(limits)},
+    }
+    Swagger(app, config=page, template=template)
+
+
+def _schemas(limits: Limits) -> dict[str, Any]:
+    _, generated = models_json_schema(
+        [(answer, "serialization") for answer in ANSWERS], ref_template=SCHEMAS + "{model}"
+    )
+    schemas: dict[str, Any] = generated["$defs"]
+    schemas["GenerateRequest"] = request_schema(limits)
+    return {name: _openapi_3_0(schema) for name, schema in schemas.items()}
+
+
+def _openapi_3_0(schema: Any) -> Any:
+    """pydantic writes JSON Schema 2020-12; OpenAPI 3.0 knows no type null and no `examples`."""
+    if isinstance(schema, list):
+        return [_openapi_3_0(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    schema = {key: _openapi_3_0(part) for key, part in schema.items()}
+    if isinstance(schema.get("examples"), list):
+        schema["example"] = schema.pop("examples")[0]
+    if schema.get("default", ...) is None:
+        del schema["default"]
+    if "const" in schema:
+        schema["enum"] = [schema.pop("const")]
+    choices = [choice for choice in schema.pop("anyOf", []) if choice != {"type": "null"}]
+    if len(choices) == 1 and "$ref" in choices[0]:
+        schema["allOf"] = choices
+    elif len(choices) == 1:
+        schema = {**choices[0], **schema}
+    elif choices:
+        schema["anyOf"] = choices
+    return schema
+
+
+def _error_response() -> dict[str, Any]:
+    schema = {"$ref": SCHEMAS + "ErrorAnswer"}
+    return {"description": "", "content": {"application/json": {"schema": schema, "examples": {}}}}

@@ -1,0 +1,78 @@
+"""Every error the server can answer: its code, its HTTP status and its sentence.
+
+`code` is stable and meant for programs, the message is meant for people. `field` names the
+query parameter or body field at fault, where there is one.
+"""
+
+from typing import ClassVar
+
+
+class ServerError(Exception):
+    """Base of everything that is answered as `{"error": {"code", "message", "field"?}}`."""
+
+    code: ClassVar[str] = "internal_error"
+    http_status: ClassVar[int] = 500
+    default_message: ClassVar[str] = "The server failed to answer; its log says why."
+
+    def __init__(self, message: str | None = None, *, field: str | None = None) -> None:
+        self.message = message or self.default_message
+        self.field = field
+        super().__init__(self.message)
+
+
+class InvalidInput(ServerError):
+    code = "invalid_input"
+    http_status = 400
+    default_message = "The request holds a value that cannot be used; the field is named."
+
+
+class UnsupportedMediaType(ServerError):
+    code = "unsupported_media_type"
+    http_status = 415
+    default_message = (
+        "The body must be JSON: send it with the header Content-Type: application/json."
+    )
+
+
+class BodyTooLarge(ServerError):
+    code = "body_too_large"
+    http_status = 413
+    default_message = "The request body is larger than this server accepts."
+
+
+class UnknownTask(ServerError):
+    code = "unknown_task"
+    http_status = 404
+    default_message = "No task with this task_id was ever known here."
+
+
+class NotReady(ServerError):
+    code = "not_ready"
+    http_status = 409
+    default_message = "The image is not made yet: ask /status for the time that remains."
+
+
+class Gone(ServerError):
+    code = "gone"
+    http_status = 410
+    default_message = "The image was there once and is no more."
+
+
+class QueueFull(ServerError):
+    code = "queue_full"
+    http_status = 429
+    default_message = "The queue is full: try again later."
+
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class NoWorker(ServerError):
+    code = "no_worker"
+    http_status = 503
+    default_message = "The server takes no tasks now: it is stopping, or its model failed to load."
+
+
+class ModelLoadError(Exception):
+    """The model cannot be loaded; the message says in one sentence what the operator can do."""

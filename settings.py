@@ -1,0 +1,151 @@
+"""Every option of the server, described once: flag, environment variable, default, unit, help.
+
+`Settings` is the only place that knows them. `Settings.read` merges, in rising order of
+precedence: the defaults, the environment (`MFLUX_SERVER_<NAME>`), the command line.
+"""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import platformdirs
+
+ENVIRONMENT_PREFIX = "MFLUX_SERVER_"
+DEFAULT_DATA_DIR = Path(platformdirs.user_data_dir("mflux-server", appauthor=False))
+
+
+def _whole_number(minimum: int, maximum: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = minimum - 1
+        if not minimum <= number <= maximum:
+            raise argparse.ArgumentTypeError(
+                f"must be a whole number from {minimum} to {maximum}, not {text!r}"
+            )
+        return number
+
+    return parse
+
+
+def _directory(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+def _option(
+    default: Any,
+    help: str,  # argparse's word
+    *,
+    parse: Callable[[str], Any] = str,
+    choices: Sequence[Any] | None = None,
+    metavar: str | None = None,
+) -> Any:
+    described = {"help": help, "type": parse, "choices": choices, "metavar": metavar}
+    return field(default=default, metadata=described)
+
+
+@dataclass(frozen=True)
+class Settings:
+    model: str | None = _option(
+        None,
+        "model to load, see the README for the list (default: schnell where MLX has a GPU, "
+        "else the built-in tiny model)",
+        metavar="NAME",
+    )
+    quantize: int | None = _option(
+        None,
+        "quantize the weights to this many bits when loading (default: the precision they are "
+        "stored in)",
+        parse=int,
+        choices=(3, 4, 5, 6, 8),
+    )
+    path: str | None = _option(
+        None,
+        "local folder or Hugging Face repository (org/name) to load the weights of --model from "
+        "(default: the model's own repository)",
+        metavar="PATH",
+    )
+    host: str = _option(
+        "127.0.0.1", "address to listen on; 0.0.0.0 opens the server to the network"
+    )
+    port: int = _option(
+        4030, "port to listen on; 0 picks a free one", parse=_whole_number(0, 65535)
+    )
+    data_dir: Path = _option(
+        DEFAULT_DATA_DIR,
+        "folder for everything the server keeps",
+        parse=_directory,
+        metavar="DIR",
+    )
+    log_level: str = _option(
+        "info",
+        "least level that is logged",
+        parse=str.lower,
+        choices=("debug", "info", "warning", "error"),
+    )
+    threads: int = _option(
+        64,
+        "threads that answer requests; slow callers hold one each",
+        parse=_whole_number(1, 1024),
+    )
+    max_queue: int = _option(
+        1000, "most tasks that may wait at a time", parse=_whole_number(1, 1_000_000)
+    )
+    max_pixels: int = _option(
+        2048 * 2048, "most pixels (width x height) of one image", parse=_whole_number(256, 2**28)
+    )
+    max_steps: int = _option(100, "most steps of one task", parse=_whole_number(1, 1000))
+    max_body_bytes: int = _option(
+        1_000_000, "largest request body, in bytes", parse=_whole_number(1_000, 2**30)
+    )
+    keep_s: int = _option(
+        24 * 3600,
+        "seconds for which finished images and the records of finished tasks are kept",
+        parse=_whole_number(1, 10**9),
+    )
+    keep_bytes: int = _option(
+        500_000_000,
+        "most bytes of finished images kept in memory; the oldest go first",
+        parse=_whole_number(0, 2**50),
+    )
+
+    @staticmethod
+    def read(argv: Sequence[str], environ: Mapping[str, str]) -> "Settings":
+        """The settings of one start.
+
+        Raises:
+            SystemExit: as argparse does: 0 for --help, 2 for a bad value (on stderr, named).
+        """
+        parser = _Parser(
+            prog="server.py",
+            description="A REST server that queues image generation with mflux on one GPU and "
+            "forecasts when each image is done.",
+            epilog="Each option is also an environment variable; the command line wins.",
+            allow_abbrev=False,
+        )
+        from_environment: list[str] = []
+        for option in fields(Settings):
+            flag, variable = flag_of(option.name), variable_of(option.name)
+            described = dict(option.metadata)
+            default = "" if option.default is None else f" (default: {option.default})"
+            described["help"] = f"{described['help']}{default} [{variable}]"
+            parser.add_argument(flag, dest=option.name, default=option.default, **described)
+            if environ.get(variable):
+                from_environment.append(f"{flag}={environ[variable]}")
+        return Settings(**vars(parser.parse_args([*from_environment, *argv])))
+
+
+def flag_of(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def variable_of(name: str) -> str:
+    return ENVIRONMENT_PREFIX + name.upper()
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (--help lists every option)\n")

@@ -1,0 +1,113 @@
+"""Servers for the tests: the real one in a process of its own, real mflux on the tiny models."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+ROOT = Path(__file__).parent.parent
+START_TIMEOUT_S = 120
+
+
+class ServerProcess:
+    """`python3 server.py` on a free port, with a client for its JSON routes."""
+
+    def __init__(self, data_dir: Path, *arguments: str, wait: bool = True) -> None:
+        # No test may pick up the settings of the person who runs it, nor reach a model hub.
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("MFLUX_SERVER_")}
+        command = [sys.executable, "server.py", "--port", "0", "--data-dir", str(data_dir)]
+        self.process = subprocess.Popen(
+            [*command, *arguments],
+            cwd=ROOT,
+            env={**environment, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.log: list[str] = []
+        self.url = ""
+        self._listening = threading.Event()
+        self._reader = threading.Thread(target=self._read_log, daemon=True)
+        self._reader.start()
+        if wait:
+            self.wait_until_listening()
+
+    def wait_until_listening(self) -> None:
+        assert self._listening.wait(START_TIMEOUT_S), "".join(self.log)
+        assert self.url, "the server ended:\n" + "".join(self.log)
+
+    def get(self, path: str, **params: Any) -> requests.Response:
+        return requests.get(self.url + path, params=params, timeout=60)
+
+    def submit(self, prompt: str = "a lighthouse", **fields: Any) -> dict[str, Any]:
+        """POST /generate for a small picture, which must be accepted."""
+        body = {"prompt": prompt, "width": 64, "height": 64, "steps": 2, **fields}
+        answer = requests.post(self.url + "/generate", json=body, timeout=60)
+        assert answer.status_code == 200, answer.text
+        accepted: dict[str, Any] = answer.json()
+        return accepted
+
+    def wait_for(self, task_id: str, until: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """Ask /status again and again until its answer is as wanted."""
+        pause = threading.Event()
+        while True:
+            status: dict[str, Any] = self.get("/status", task_id=task_id).json()
+            if until(status):
+                return status
+            assert self.process.poll() is None, "".join(self.log)
+            pause.wait(0.01)
+
+    def wait_until_ended(self, task_id: str) -> dict[str, Any]:
+        return self.wait_for(task_id, lambda s: s["status"] not in ("waiting", "running"))
+
+    def stop(self, number: int = signal.SIGINT) -> int:
+        """Ends the server as Ctrl-C does; returns its exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        code = self.process.wait(30)
+        self._reader.join(5)
+        return code
+
+    def _read_log(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.log.append(line)
+            if found := re.search(r"serving .* on (http://\S+)", line):
+                self.url = found[1]
+                self._listening.set()
+        self._listening.set()
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shared by the whole run, so that the tiny models are built once."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="session")
+def server(data_dir: Path) -> Iterator[ServerProcess]:
+    """A server with the tiny FLUX.1, for tests that leave no task behind."""
+    process = ServerProcess(data_dir, "--model", "tiny", "--log-level", "debug")
+    yield process
+    process.stop()
+
+
+@pytest.fixture
+def start_server(data_dir: Path) -> Iterator[Callable[..., ServerProcess]]:
+    """Starts servers that end with the test."""
+    started: list[ServerProcess] = []
+
+    def start(*arguments: str, wait: bool = True) -> ServerProcess:
+        started.append(ServerProcess(data_dir, *arguments, wait=wait))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.stop(signal.SIGKILL)

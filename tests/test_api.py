@@ -1,0 +1,390 @@
+"""The native API over real HTTP, with real mflux on a tiny model."""
+
+import base64
+import http.client
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+from conftest import ServerProcess
+from PIL import Image
+
+JSON = {"Content-Type": "application/json"}
+LONG = {"width": 2048, "height": 2048, "steps": 100}
+"""Keeps the worker busy until the test cancels it."""
+
+
+def error_of(answer: requests.Response) -> dict[str, Any]:
+    assert answer.headers["Content-Type"] == "application/json"
+    body = answer.json()
+    assert set(body) == {"error"}
+    assert body["error"]["message"]
+    error: dict[str, Any] = body["error"]
+    return error
+
+
+def delete(server: ServerProcess, task_id: str) -> dict[str, Any]:
+    answer = requests.delete(server.url + "/delete", params={"task_id": task_id}, timeout=60)
+    assert answer.status_code == 200, answer.text
+    body: dict[str, Any] = answer.json()
+    return body
+
+
+def fetch(server: ServerProcess, task_id: str, **params: Any) -> bytes:
+    answer = server.get("/image", task_id=task_id, **params)
+    assert answer.status_code == 200, answer.text
+    return answer.content
+
+
+def test_a_picture_is_asked_for_watched_and_fetched_under_api_too(server: ServerProcess) -> None:
+    body = {"prompt": "a lighthouse", "width": 64, "height": 64}
+    accepted = requests.post(server.url + "/api/generate", json=body, timeout=60).json()
+    task_id = accepted["task_id"]
+    done = server.wait_until_ended(task_id)
+    assert (done["status"], done["steps_done"], done["steps_total"]) == ("done", 4, 4)
+    assert "wait_remaining" not in done
+    answer = server.get("/api/image", task_id=task_id)
+    assert answer.headers["Content-Type"] == "image/jpeg"
+    assert Image.open(BytesIO(answer.content)).size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("asked", "content_type", "name"),
+    [("JPEG", "image/jpeg", "JPEG"), ("png", "image/png", "PNG"), ("WEBP", "image/webp", "WEBP")],
+)
+def test_each_format_comes_with_its_content_type(
+    server: ServerProcess, asked: str, content_type: str, name: str
+) -> None:
+    task_id = server.submit(format=asked)["task_id"]
+    server.wait_until_ended(task_id)
+    answer = server.get("/image", task_id=task_id)
+    assert answer.headers["Content-Type"] == content_type
+    assert Image.open(BytesIO(answer.content)).format == name
+
+
+def test_quality_changes_the_size_of_a_jpeg(server: ServerProcess) -> None:
+    sizes = []
+    for quality in (10, 95):
+        task_id = server.submit(quality=quality, seed=1)["task_id"]
+        server.wait_until_ended(task_id)
+        sizes.append(len(fetch(server, task_id)))
+    assert sizes[0] < sizes[1]
+
+
+def test_base64_and_keeping_the_image(server: ServerProcess) -> None:
+    task_id = server.submit()["task_id"]
+    server.wait_until_ended(task_id)
+    text = server.get("/image", task_id=task_id, base64="true", delete="false")
+    assert text.headers["Content-Type"].startswith("text/plain")
+    image = fetch(server, task_id, delete="false")
+    assert base64.b64decode(text.text, validate=True) == image
+    assert fetch(server, task_id) == image
+    gone = server.get("/image", task_id=task_id)
+    assert (gone.status_code, error_of(gone)["code"]) == (410, "gone")
+
+
+def test_head_does_not_remove_the_image(server: ServerProcess) -> None:
+    task_id = server.submit()["task_id"]
+    server.wait_until_ended(task_id)
+    head = requests.head(server.url + "/image", params={"task_id": task_id}, timeout=60)
+    assert head.status_code == 200
+    assert len(fetch(server, task_id)) == int(head.headers["Content-Length"])
+
+
+def test_the_same_seed_gives_the_same_png_and_another_seed_another(server: ServerProcess) -> None:
+    images = []
+    for seed in (7, "7", 8):
+        task_id = server.submit(seed=seed, format="PNG")["task_id"]
+        server.wait_until_ended(task_id)
+        images.append(fetch(server, task_id))
+    assert images[0] == images[1]
+    assert images[0] != images[2]
+
+
+def test_a_random_seed_is_told_and_repeats_the_picture(server: ServerProcess) -> None:
+    first = server.submit(format="PNG")
+    assert server.wait_until_ended(first["task_id"])["params"]["seed"] == first["params"]["seed"]
+    again = server.submit(format="PNG", seed=first["params"]["seed"])
+    server.wait_until_ended(again["task_id"])
+    assert fetch(server, first["task_id"]) == fetch(server, again["task_id"])
+    assert server.submit()["params"]["seed"] != first["params"]["seed"]
+
+
+def test_the_largest_seed_arrives_unchanged(server: ServerProcess) -> None:
+    accepted = server.submit(seed=2**64 - 1)
+    assert accepted["params"]["seed"] == "18446744073709551615"
+    assert server.wait_until_ended(accepted["task_id"])["status"] == "done"
+
+
+def test_sizes_are_rounded_down_to_multiples_of_16_and_told(server: ServerProcess) -> None:
+    accepted = server.submit(width=79, height=49)
+    assert (accepted["params"]["width"], accepted["params"]["height"]) == (64, 48)
+    server.wait_until_ended(accepted["task_id"])
+    assert Image.open(BytesIO(fetch(server, accepted["task_id"]))).size == (64, 48)
+
+
+def test_a_model_without_guidance_says_that_it_ignores_it(server: ServerProcess) -> None:
+    assert server.submit(guidance=3.5)["ignored_fields"] == ["guidance"]
+    accepted = server.submit()
+    assert accepted["ignored_fields"] == []
+    assert "guidance" not in accepted["params"]
+
+
+def test_the_smallest_picture_and_a_strange_prompt_work(server: ServerProcess) -> None:
+    task_id = server.submit("\x00🦊 " + "ünïcödé " * 1000, width=16, height=16, steps=1)["task_id"]
+    assert server.wait_until_ended(task_id)["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "allowed"),
+    [
+        ({}, "prompt", "required"),
+        ({"prompt": ""}, "prompt", "1 to 10000 characters"),
+        ({"prompt": " \n"}, "prompt", "not blank"),
+        ({"prompt": "x" * 10_001}, "prompt", "1 to 10000 characters"),
+        ({"prompt": 5}, "prompt", "a string"),
+        ({"prompt": None}, "prompt", "a string"),
+        ({"prompt": ["x"]}, "prompt", "a string"),
+        ({"seed": -1}, "seed", "from 0 to 18446744073709551615"),
+        ({"seed": 2**64}, "seed", "from 0 to 18446744073709551615"),
+        ({"seed": "abc"}, "seed", "a string of digits"),
+        ({"seed": "²"}, "seed", "a string of digits"),
+        ({"seed": True}, "seed", "a whole number"),
+        ({"seed": 1.5}, "seed", "a whole number"),
+        ({"width": 15}, "width", "from 16 to 8192"),
+        ({"width": 0}, "width", "from 16 to 8192"),
+        ({"width": "64"}, "width", "a whole number"),
+        ({"height": 8193}, "height", "from 16 to 8192"),
+        ({"height": None}, "height", "a whole number"),
+        ({"width": 8192, "height": 8192}, "width", "at most 4194304 pixels"),
+        ({"steps": 0}, "steps", "from 1 to 100"),
+        ({"steps": 101}, "steps", "from 1 to 100"),
+        ({"steps": 2000}, "steps", "from 1 to 100"),
+        ({"steps": True}, "steps", "a whole number"),
+        ({"guidance": -0.1}, "guidance", "from 0 to 100"),
+        ({"guidance": float("nan")}, "guidance", "a number"),
+        ({"guidance": float("inf")}, "guidance", "a number"),
+        ({"guidance": "3"}, "guidance", "a number"),
+        ({"format": "GIF"}, "format", "one of JPEG, PNG, WEBP"),
+        ({"format": 1}, "format", "one of JPEG, PNG, WEBP"),
+        ({"quality": 0}, "quality", "from 1 to 100"),
+        ({"quality": 101}, "quality", "from 1 to 100"),
+        ({"priority": 2}, "priority", "true or false"),
+        ({"priority": "yes"}, "priority", "true or false"),
+        ({"stepz": 4}, "stepz", "steps"),
+        ({"model": "dev"}, "model", "not a field"),
+        ({"negative_prompt": "x"}, "negative_prompt", "not a field"),
+    ],
+)
+def test_bad_input_is_a_400_that_names_the_field_and_what_it_allows(
+    server: ServerProcess, body: dict[str, Any], field: str, allowed: str
+) -> None:
+    if field != "prompt":
+        body = {"prompt": "a lighthouse", **body}
+    answer = requests.post(
+        server.url + "/generate", data=json.dumps(body), headers=JSON, timeout=60
+    )
+    error = error_of(answer)
+    assert (answer.status_code, error["code"], error["field"]) == (400, "invalid_input", field)
+    assert allowed in error["message"]
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b'"x"', b"\xff", b"[" * 100_000, b'{"prompt": "\\ud800"}']
+)
+def test_a_body_that_is_no_json_object_is_a_400(server: ServerProcess, body: bytes) -> None:
+    answer = requests.post(server.url + "/generate", data=body, headers=JSON, timeout=60)
+    assert (answer.status_code, error_of(answer)["code"]) == (400, "invalid_input")
+
+
+def test_a_body_that_is_not_declared_as_json_is_a_415(server: ServerProcess) -> None:
+    answer = requests.post(server.url + "/generate", data='{"prompt": "x"}', timeout=60)
+    assert (answer.status_code, error_of(answer)["code"]) == (415, "unsupported_media_type")
+
+
+def test_a_body_over_the_limit_is_a_413(server: ServerProcess) -> None:
+    body = json.dumps({"prompt": "x" * 2_000_000})
+    answer = requests.post(server.url + "/generate", data=body, headers=JSON, timeout=60)
+    assert answer.status_code == 413
+    assert error_of(answer)["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/nowhere", 404, "not_found"),
+        ("GET", "/api/nowhere", 404, "not_found"),
+        ("GET", "/generate", 405, "method_not_allowed"),
+        ("PUT", "/delete?task_id=1", 405, "method_not_allowed"),
+        ("GET", "/status", 400, "invalid_input"),
+        ("GET", "/status?task_id=", 400, "invalid_input"),
+        ("GET", "/status?task_id=nope", 404, "unknown_task"),
+        ("GET", "/image", 400, "invalid_input"),
+        ("GET", "/image?task_id=nope", 404, "unknown_task"),
+        ("GET", "/image?task_id=" + "x" * 65, 400, "invalid_input"),
+        ("GET", "/image?task_id=nope&base64=maybe", 400, "invalid_input"),
+        ("GET", "/image?task_id=nope&delete=2", 400, "invalid_input"),
+        ("DELETE", "/delete", 400, "invalid_input"),
+        ("DELETE", "/delete?task_id=nope", 404, "unknown_task"),
+        ("POST", "/delete?task_id=nope", 404, "unknown_task"),
+    ],
+)
+def test_every_other_mistake_is_answered_in_json(
+    server: ServerProcess, method: str, path: str, status: int, code: str
+) -> None:
+    answer = requests.request(method, server.url + path, timeout=60)
+    error = error_of(answer)
+    assert (answer.status_code, error["code"]) == (status, code)
+    if status == 400:
+        assert error["field"] in path or error["field"] == "task_id"
+
+
+def test_405_says_what_is_allowed(server: ServerProcess) -> None:
+    assert "POST" in requests.get(server.url + "/generate", timeout=60).headers["Allow"]
+
+
+def test_a_malformed_http_request_is_answered_in_json(server: ServerProcess) -> None:
+    connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=60)
+    connection.putrequest("POST", "/generate")
+    connection.putheader("Content-Length", "minus one")
+    connection.endheaders()
+    answer = connection.getresponse()
+    assert answer.status == 400
+    assert json.loads(answer.read())["error"]["code"] == "bad_request"
+
+
+def test_urgent_tasks_run_before_normal_ones_and_each_level_in_order(
+    server: ServerProcess,
+) -> None:
+    blocker = server.submit(**LONG)["task_id"]
+    server.wait_for(blocker, lambda s: s["status"] == "running")
+    names = ["normal 1", "urgent 1", "normal 2", "urgent 2"]
+    accepted = {n: server.submit(n, priority=n.startswith("urgent")) for n in names}
+    expected = ["urgent 1", "urgent 2", "normal 1", "normal 2"]
+
+    queue = server.get("/queue").json()
+    assert queue["length"] == 5
+    assert [task["task_id"] for task in queue["tasks"]] == [
+        blocker,
+        *(accepted[n]["task_id"] for n in expected),
+    ]
+    assert [task["pos"] for task in queue["tasks"]] == [0, 0, 1, 2, 3]
+    waits = [task["wait_remaining"] for task in queue["tasks"]]
+    assert waits == sorted(waits)
+    assert [accepted[n]["task_length"] for n in names] == [1, 2, 3, 4]
+    for position, name in enumerate(expected):
+        status = server.get("/status", task_id=accepted[name]["task_id"]).json()
+        assert (status["status"], status["pos"]) == ("waiting", position)
+
+    delete(server, blocker)
+    ended = {n: server.wait_until_ended(accepted[n]["task_id"]) for n in names}
+    assert all(status["status"] == "done" for status in ended.values())
+    started = [line for line in server.log if "is running" in line]
+    order = [next(n for n in names if accepted[n]["task_id"] in line) for line in started[-4:]]
+    assert order == expected
+
+
+def test_a_waiting_task_is_cancelled_and_those_behind_it_move_up(server: ServerProcess) -> None:
+    blocker = server.submit(**LONG)["task_id"]
+    server.wait_for(blocker, lambda s: s["status"] == "running")
+    first, second = server.submit()["task_id"], server.submit()["task_id"]
+    assert server.get("/status", task_id=second).json()["pos"] == 1
+    assert server.get("/image", task_id=first).status_code == 409
+
+    assert delete(server, first)["was"] == "waiting"
+    assert server.get("/status", task_id=first).json()["status"] == "cancelled"
+    assert server.get("/image", task_id=first).status_code == 410
+    assert server.get("/status", task_id=second).json()["pos"] == 0
+    delete(server, blocker)
+    server.wait_until_ended(second)
+
+
+def test_a_running_task_is_cancelled_and_the_next_picture_is_unaffected(
+    server: ServerProcess,
+) -> None:
+    reference = server.submit(seed=3, format="PNG")["task_id"]
+    server.wait_until_ended(reference)
+    blocker = server.submit(seed=4, **LONG)["task_id"]
+    server.wait_for(blocker, lambda s: s["steps_done"] >= 1)
+    assert delete(server, blocker)["was"] == "running"
+    following = server.submit(seed=3, format="PNG")["task_id"]
+    assert server.wait_until_ended(following)["status"] == "done"
+    assert fetch(server, following) == fetch(server, reference)
+    status = server.get("/status", task_id=blocker).json()
+    assert (status["status"], status["steps_done"] < 100) == ("cancelled", True)
+
+
+def test_a_finished_task_is_removed(server: ServerProcess) -> None:
+    task_id = server.submit()["task_id"]
+    server.wait_until_ended(task_id)
+    answer = requests.post(server.url + "/delete", params={"task_id": task_id}, timeout=60)
+    assert answer.json()["was"] == "done"
+    assert server.get("/status", task_id=task_id).status_code == 410
+
+
+def test_two_hundred_concurrent_submissions_lose_and_double_nothing(server: ServerProcess) -> None:
+    barrier = threading.Barrier(20)
+
+    def submit_ten(_: int) -> list[str]:
+        barrier.wait()
+        return [server.submit(width=16, height=16, steps=1, seed=n)["task_id"] for n in range(10)]
+
+    with ThreadPoolExecutor(20) as clients:
+        task_ids = [task_id for ids in clients.map(submit_ten, range(20)) for task_id in ids]
+    assert len(set(task_ids)) == 200
+    for task_id in task_ids:
+        assert server.wait_until_ended(task_id)["status"] == "done"
+    assert server.get("/queue").json() == {"length": 0, "tasks": []}
+
+
+def test_callers_that_hold_their_connections_do_not_block_status(server: ServerProcess) -> None:
+    slow = []
+    for _ in range(40):
+        connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=60)
+        connection.putrequest("POST", "/generate")
+        connection.putheader("Content-Type", "application/json")
+        connection.putheader("Content-Length", "100")
+        connection.endheaders(b'{"prompt":')  # and never the rest
+        slow.append(connection)
+    task_id = server.submit()["task_id"]
+    assert server.wait_until_ended(task_id)["status"] == "done"
+    for connection in slow:
+        connection.close()
+
+
+def test_a_done_task_tells_its_timings(server: ServerProcess) -> None:
+    task_id = server.submit(steps=3, width=128, height=128)["task_id"]
+    timings = server.wait_until_ended(task_id)["timings"]
+    assert len(timings["step_s"]) == 3
+    parts = [timings["text_encoding_s"], *timings["step_s"], timings["decoding_s"]]
+    assert all(seconds > 0 for seconds in [*parts, timings["image_encoding_s"]])
+    assert timings["total_s"] == pytest.approx(sum(parts) + timings["image_encoding_s"])
+
+
+def test_the_wait_of_a_running_task_shrinks_and_counts_its_steps(server: ServerProcess) -> None:
+    task_id = server.submit(width=1024, height=1024, steps=100)["task_id"]
+    seen: list[tuple[int, int]] = []
+
+    def ended(status: dict[str, Any]) -> bool:
+        if status.get("phase") == "denoising" and status["steps_done"] >= 2:
+            seen.append((status["steps_done"], status["wait_remaining"]))
+        return status["status"] == "done"
+
+    assert server.wait_for(task_id, ended)["steps_done"] == 100
+    steps = [s for s, _ in seen]
+    assert steps == sorted(steps)
+    assert len(set(steps)) > 3
+    assert all(wait >= 1 for _, wait in seen)
+
+
+def test_health_tells_the_model_and_the_queue(server: ServerProcess) -> None:
+    health = server.get("/health")
+    assert health.status_code == 200
+    body = health.json()
+    assert (body["model"], body["status"] in ("ready", "busy")) == ("tiny", True)
+    assert "random weights" in body["model_title"]

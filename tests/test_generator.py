@@ -1,0 +1,157 @@
+"""Real mflux on the tiny models: same seed same picture, true timings, stopping early."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from PIL import Image, ImageChops
+
+import tiny_models
+from errors import ModelLoadError
+from generator import MfluxGenerator, prepare_mlx
+from model_catalog import Model, find_model
+from task import GenerationParams, Phase, Report
+
+Result = TypeVar("Result")
+
+
+class OnItsThread:
+    """A generator, loaded and used on one thread of its own, as MLX wants it."""
+
+    def __init__(self, name: str, data_dir: Path, quantize: int | None = None) -> None:
+        prepare_mlx()
+        self._thread = ThreadPoolExecutor(1)
+        self.generator = MfluxGenerator(model_of(name), quantize, None, data_dir)
+        self.bits = self._thread.submit(self.generator.load).result()
+
+    def generate(self, params: GenerationParams, report: Report = lambda *_: None) -> Image.Image:
+        return self._thread.submit(self.generator.generate, params, report).result()
+
+
+def model_of(name: str) -> Model:
+    model = find_model(name)
+    assert model is not None
+    return model
+
+
+def params_for(prompt: str = "a lighthouse", seed: int = 1, **changes: int) -> GenerationParams:
+    values = {"width": 64, "height": 64, "steps": 3, **changes}
+    return GenerationParams(
+        prompt=prompt, seed=seed, guidance=None, format="PNG", quality=85, **values
+    )
+
+
+@pytest.fixture(scope="module", params=tiny_models.TINY_MODELS)
+def tiny(request: pytest.FixtureRequest, data_dir: Path) -> Iterator[OnItsThread]:
+    yield OnItsThread(request.param, data_dir)
+
+
+def test_the_same_params_give_the_same_picture(tiny: OnItsThread) -> None:
+    first, second = tiny.generate(params_for()), tiny.generate(params_for())
+    assert first.size == (64, 64)
+    assert first.tobytes() == second.tobytes()
+
+
+def test_seed_prompt_steps_and_size_change_the_picture(tiny: OnItsThread) -> None:
+    variants = [
+        params_for(),
+        params_for(seed=2),
+        params_for(prompt="a fox"),
+        params_for(steps=4),
+        params_for(width=80),
+    ]
+    pictures = {tiny.generate(params).tobytes() for params in variants}
+    assert len(pictures) == len(variants)
+
+
+def test_the_picture_is_neither_black_nor_constant(tiny: OnItsThread) -> None:
+    picture = tiny.generate(params_for(width=128, height=128))
+    for low, high in picture.convert("RGB").getextrema():  # type: ignore[misc]
+        assert high - low > 60
+    assert ImageChops.invert(picture).getbbox()
+
+
+def test_phases_and_steps_are_reported_in_order(tiny: OnItsThread) -> None:
+    seen: list[tuple[Phase, int, int]] = []
+    tiny.generate(params_for(), lambda *event: seen.append(event))
+    assert seen == [
+        (Phase.DENOISING, 0, 3),
+        (Phase.DENOISING, 1, 3),
+        (Phase.DENOISING, 2, 3),
+        (Phase.DENOISING, 3, 3),
+        (Phase.DECODING, 3, 3),
+    ]
+
+
+def test_each_report_comes_when_its_work_is_done(tiny: OnItsThread) -> None:
+    """Nothing of a step may be left for the next one: evaluating the latents again is free."""
+    at: list[float] = []
+    tiny.generate(
+        params_for(width=512, height=512, steps=4), lambda *_: at.append(time.perf_counter())
+    )
+    steps = [later - earlier for earlier, later in pairwise(at)][:-1]
+    # Left to MLX's laziness, the first step takes next to no time and decoding takes the last one.
+    assert steps[0] > 0.2 * steps[1]
+    assert at[5] - at[4] < 0.5 * steps[-1]
+
+
+def test_what_a_report_raises_comes_out_and_harms_no_later_picture(tiny: OnItsThread) -> None:
+    class LeftEarly(Exception):
+        pass
+
+    reference = tiny.generate(params_for(prompt="reference")).tobytes()
+    for point in range(5):
+        seen = 0
+
+        def leave(*_: object, point: int = point) -> None:
+            nonlocal seen
+            if seen == point:
+                raise LeftEarly
+            seen += 1
+
+        with pytest.raises(LeftEarly):
+            tiny.generate(params_for(prompt="left early"), leave)
+    assert tiny.generate(params_for(prompt="reference")).tobytes() == reference
+    assert tiny.generate(params_for(prompt="left early")).size == (64, 64)
+
+
+@pytest.mark.parametrize("bits", [3, 4, 5, 6, 8])
+def test_tiny_flux2_is_quantized_for_real(data_dir: Path, bits: int) -> None:
+    quantized = OnItsThread("tiny-flux2", data_dir, quantize=bits)
+    assert quantized.bits == bits
+    assert quantized.generate(params_for()).size == (64, 64)
+
+
+def test_tiny_flux1_says_that_it_stays_unquantized(
+    data_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert OnItsThread("tiny", data_dir, quantize=8).bits is None
+    assert "not quantized" in caplog.text
+
+
+def test_the_text_embeddings_of_many_prompts_do_not_pile_up(data_dir: Path) -> None:
+    tiny = OnItsThread("tiny", data_dir)
+    for number in range(20):
+        tiny.generate(params_for(prompt=f"prompt {number}", steps=1, width=16, height=16))
+    assert len(tiny.generator._prompt_cache) <= 8
+
+
+@pytest.mark.parametrize("name", tiny_models.TINY_MODELS)
+def test_the_tiny_models_are_built_the_same_everywhere(name: str, tmp_path: Path) -> None:
+    folders = [tiny_models.ensure_checkpoint(name, tmp_path / str(n)) for n in range(2)]
+    files = [sorted(f.relative_to(d) for f in d.rglob("*") if f.is_file()) for d in folders]
+    assert files[0] == files[1]
+    for file in files[0]:
+        assert (folders[0] / file).read_bytes() == (folders[1] / file).read_bytes()
+    assert sum((folders[0] / file).stat().st_size for file in files[0]) < 10_000_000
+
+
+def test_a_path_without_weights_is_one_clear_sentence(tmp_path: Path) -> None:
+    prepare_mlx()
+    generator = MfluxGenerator(model_of("schnell"), None, str(tmp_path / "nothing"), tmp_path)
+    with pytest.raises(ModelLoadError, match="cannot be read from .*--path"):
+        generator.load()
