@@ -4,20 +4,22 @@ A field that does not apply is left out of the answer, never null.
 """
 
 from math import ceil
-from typing import Any
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from queue_manager import ServerState, TaskView
 from task import MAX_SEED, GenerationParams, Phase, TaskStatus
 from timing_model import Measured
 
+Seconds = Annotated[float, AfterValidator(lambda seconds: round(seconds, 6))]
+
 
 class Answer(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    def as_json(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", exclude_none=True)
+    def as_json(self) -> str:
+        return self.model_dump_json(indent=2, exclude_none=True) + "\n"
 
 
 class Params(Answer):
@@ -48,7 +50,7 @@ class GenerateAnswer(Answer):
     task_length: int = Field(
         description="Tasks not yet finished ahead of and beside this one, without it.", examples=[1]
     )
-    expected_time_seconds: float = Field(
+    expected_time_seconds: Seconds = Field(
         description="Forecast seconds until the image is ready.", examples=[146.9]
     )
     pos: int = Field(description="Tasks waiting before it.", examples=[0])
@@ -62,11 +64,11 @@ class GenerateAnswer(Answer):
 class Timings(Answer):
     """Seconds that the finished task took."""
 
-    text_encoding_s: float
-    step_s: list[float] = Field(description="One value for each step.")
-    decoding_s: float
-    image_encoding_s: float
-    total_s: float = Field(description="Their sum: without the time spent waiting.")
+    text_encoding_s: Seconds
+    step_s: list[Seconds] = Field(description="One value for each step.")
+    decoding_s: Seconds
+    image_encoding_s: Seconds
+    total_s: Seconds = Field(description="Their sum: without the time spent waiting.")
 
 
 class ErrorBody(Answer):
@@ -106,6 +108,12 @@ class StatusAnswer(Answer):
     steps_done: int = Field(examples=[1])
     steps_total: int = Field(examples=[4])
     created_at: float = Field(description="Unix seconds, UTC.", examples=[1725311496.5])
+    started_at: float | None = Field(
+        None, description="Unix seconds, UTC. Absent while it waits.", examples=[1725311500.5]
+    )
+    ended_at: float | None = Field(
+        None, description="Unix seconds, UTC. Absent until the end.", examples=[1725311515.5]
+    )
     params: Params
     timings: Timings | None = Field(None, description="Of a task that is done.")
     error: ErrorBody | None = Field(None, description="Why it failed.")
@@ -149,7 +157,7 @@ class HealthAnswer(Answer):
     quantize: int | None = Field(
         None, description="Bits of the loaded weights. Absent: not quantized.", examples=[8]
     )
-    uptime_s: float = Field(examples=[86400.0])
+    uptime_s: Seconds = Field(examples=[86400.0])
     waiting: int = Field(description="Tasks that wait.", examples=[3])
     running: int = Field(description="Tasks on the GPU or being encoded.", examples=[1])
     done: int = Field(description="Images that can be fetched.", examples=[2])
@@ -170,6 +178,8 @@ def status_answer(view: TaskView, server: ServerState) -> StatusAnswer:
         steps_done=view.steps_done,
         steps_total=view.steps_total,
         created_at=view.created_at,
+        started_at=view.started_at,
+        ended_at=view.ended_at,
         params=params_answer(view.params, view.urgent),
         timings=_timings(view.measured) if view.measured else None,
         error=ErrorBody(code="task_failed", message=view.error) if view.error else None,

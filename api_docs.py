@@ -43,6 +43,7 @@ Every route is also there under `/api`. Errors are JSON: `{"error": {"code", "me
 def documented(
     summary: str,
     *,
+    tag: str,
     description: str = "",
     parameters: Iterable[dict[str, Any]] = (),
     body: str | None = None,
@@ -52,6 +53,7 @@ def documented(
     """Describe a route.
 
     Args:
+        tag: heading under which the page lists it.
         body: name of the request body's schema.
         answers: HTTP status -> OpenAPI response.
     """
@@ -63,6 +65,7 @@ def documented(
         lines = [entry["description"], f"`{error.code}`: {error.default_message}"]
         entry["description"] = "\n\n".join(line for line in lines if line)
     specification: dict[str, Any] = {
+        "tags": [tag],
         "summary": summary,
         "description": description,
         "parameters": list(parameters),

@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import chain
 from math import ceil
 from threading import Condition, Lock
 
@@ -45,6 +46,8 @@ class TaskView:
     params: GenerationParams
     urgent: bool
     created_at: float
+    started_at: float | None
+    ended_at: float | None
     pos: int | None
     """Tasks waiting before it; 0 when it is next or running; None when it has ended."""
     wait_s: float | None
@@ -230,6 +233,7 @@ class QueueManager:
             level = self._urgent or self._normal
             task = next(iter(level.values()))
             self._move(task, TaskStatus.RUNNING)
+            task.started_at = self._now()
             at = self._monotonic()
             task.progress = Progress(
                 Phase.TEXT_ENCODING, at, steps_total=task.params.steps, step_started_at=at
@@ -375,14 +379,18 @@ class QueueManager:
     def _forecast(self, task: Task) -> Forecast:
         return self._timing.forecast(self._work(task.params))
 
+    def _load_remaining_s(self) -> float:
+        if self._loaded:
+            return 0.0
+        load_s = self._timing.forecast_load_s(self._timing_key, self.model.parameters_b)
+        if self._load_started_at is None:
+            return load_s
+        return max(load_s - (self._monotonic() - self._load_started_at), 0.0)
+
     def _next_start_s(self) -> float:
         """Seconds until the GPU is free for the first waiting task."""
-        load_s = 0.0
-        if not self._loaded:
-            load_s = self._timing.forecast_load_s(self._timing_key, self.model.parameters_b)
-            if self._load_started_at is not None:
-                load_s = max(load_s - (self._monotonic() - self._load_started_at), 0.0)
-        return load_s + sum(self._gpu_remaining_s(task) for task in self._running.values())
+        running_s = sum(self._gpu_remaining_s(task) for task in self._running.values())
+        return self._load_remaining_s() + running_s
 
     def _gpu_remaining_s(self, task: Task) -> float:
         progress = task.progress
@@ -399,32 +407,28 @@ class QueueManager:
         )
 
     def _views_in_order(self) -> Iterator[TaskView]:
+        """Two lanes, each one task at a time: the GPU, and the encoder, which follows it."""
+        gpu_free_s, encoder_free_s = self._load_remaining_s(), 0.0
         for task in self._running.values():
-            yield self._running_view(task)
-        start_s = self._next_start_s()
-        pos = 0
-        for level in (self._urgent, self._normal):
-            for task in level.values():
-                forecast = self._forecast(task)
-                yield _view_of(task, pos=pos, wait_s=start_s + forecast.total_s)
-                start_s += forecast.gpu_s
-                pos += 1
+            gpu_free_s += self._gpu_remaining_s(task)
+            encoder_free_s = max(encoder_free_s, gpu_free_s) + self._encoding_remaining_s(task)
+            yield _view_of(task, pos=0, wait_s=encoder_free_s)
+        for pos, task in enumerate(chain(self._urgent.values(), self._normal.values())):
+            forecast = self._forecast(task)
+            gpu_free_s += forecast.gpu_s
+            encoder_free_s = max(encoder_free_s, gpu_free_s) + forecast.image_encoding_s
+            yield _view_of(task, pos=pos, wait_s=encoder_free_s)
 
-    def _running_view(self, task: Task) -> TaskView:
-        progress = task.progress
-        assert progress is not None  # claim made it
-        image_encoding_s = self._forecast(task).image_encoding_s
-        if progress.phase is Phase.IMAGE_ENCODING:
-            spent = self._monotonic() - progress.phase_started_at
-            image_encoding_s = max(image_encoding_s - spent, 0.0)
-        return _view_of(task, pos=0, wait_s=self._gpu_remaining_s(task) + image_encoding_s)
+    def _encoding_remaining_s(self, task: Task) -> float:
+        progress, encoding_s = task.progress, self._forecast(task).image_encoding_s
+        if progress is None or progress.phase is not Phase.IMAGE_ENCODING:
+            return encoding_s
+        return max(encoding_s - (self._monotonic() - progress.phase_started_at), 0.0)
 
     def _view(self, task: Task) -> TaskView:
         if task.status.final:
             return _view_of(task, pos=None, wait_s=None)
-        if task.status is TaskStatus.RUNNING:
-            return self._running_view(task)
-        return next(v for v in self._views_in_order() if v.task_id == task.task_id)
+        return next(view for view in self._views_in_order() if view.task_id == task.task_id)
 
 
 def _view_of(task: Task, *, pos: int | None, wait_s: float | None) -> TaskView:
@@ -435,6 +439,8 @@ def _view_of(task: Task, *, pos: int | None, wait_s: float | None) -> TaskView:
         params=task.params,
         urgent=task.urgent,
         created_at=task.created_at,
+        started_at=task.started_at,
+        ended_at=task.ended_at,
         pos=pos,
         wait_s=wait_s,
         phase=progress.phase if progress and not task.status.final else None,

@@ -1,5 +1,6 @@
 """The front door: routes, JSON errors, and main(), which builds, starts and stops everything."""
 
+import errno
 import logging
 import os
 import signal
@@ -7,9 +8,8 @@ import sys
 import time
 from collections.abc import Iterator
 from threading import Event, Thread
-from typing import Any
 
-from flask import Blueprint, Flask, Response, jsonify, redirect, request
+from flask import Blueprint, Flask, Response, redirect, request
 from waitress.channel import HTTPChannel
 from waitress.server import create_server
 from waitress.task import ErrorTask
@@ -17,6 +17,7 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 import errors
 from answers import (
+    Answer,
     DeleteAnswer,
     ErrorAnswer,
     ErrorBody,
@@ -50,6 +51,7 @@ def create_app(queue: QueueManager, limits: Limits, max_body_bytes: int) -> Flas
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
     app.url_map.strict_slashes = False
+    app.json.sort_keys = False  # type: ignore[attr-defined]  # the specification, as written
     routes = native_routes(queue, limits)
     app.register_blueprint(routes)
     app.register_blueprint(routes, url_prefix="/api", name="api")
@@ -66,6 +68,7 @@ def native_routes(queue: QueueManager, limits: Limits) -> Blueprint:
     @routes.post("/generate")
     @documented(
         "Ask for an image",
+        tag="pictures",
         description="Puts a task into the queue and answers at once.",
         body="GenerateRequest",
         answers={200: json_answer(GenerateAnswer, "The task is in the queue.")},
@@ -102,6 +105,7 @@ def native_routes(queue: QueueManager, limits: Limits) -> Blueprint:
     @routes.get("/status")
     @documented(
         "How far a task is",
+        tag="pictures",
         description="Good enough to drive a progress bar. Ask about once per second.",
         parameters=[TASK_ID],
         answers={200: json_answer(StatusAnswer, "The task as it stands.")},
@@ -114,6 +118,7 @@ def native_routes(queue: QueueManager, limits: Limits) -> Blueprint:
     @routes.get("/image")
     @documented(
         "Fetch an image",
+        tag="pictures",
         description="By default this removes the image, once its bytes were sent.",
         parameters=[
             TASK_ID,
@@ -166,6 +171,7 @@ def native_routes(queue: QueueManager, limits: Limits) -> Blueprint:
     @routes.get("/queue")
     @documented(
         "List the queue",
+        tag="queue",
         description="Every task that is not finished, in the order in which they run.",
         answers={200: json_answer(QueueAnswer, "The queue.")},
         errors=(),
@@ -176,6 +182,7 @@ def native_routes(queue: QueueManager, limits: Limits) -> Blueprint:
     @routes.route("/delete", methods=["DELETE", "POST"])
     @documented(
         "Cancel or remove a task",
+        tag="queue",
         description="Takes a waiting task out of the queue, stops a running one at its next step, "
         "removes a finished one with its image.",
         parameters=[TASK_ID],
@@ -195,13 +202,14 @@ def native_routes(queue: QueueManager, limits: Limits) -> Blueprint:
     @routes.get("/health")
     @documented(
         "Health of the server",
+        tag="server",
         answers={
             200: json_answer(HealthAnswer, "loading, ready or busy."),
             503: json_answer(HealthAnswer, "draining or failed."),
         },
         errors=(),
     )
-    def health() -> tuple[Response, int]:
+    def health() -> Response:
         counts = queue.counts()
         answer = HealthAnswer(
             status=counts.state,
@@ -215,13 +223,13 @@ def native_routes(queue: QueueManager, limits: Limits) -> Blueprint:
             images_bytes=counts.images_bytes,
         )
         works = counts.state not in (ServerState.DRAINING, ServerState.FAILED)
-        return _json(answer), 200 if works else 503
+        return _json(answer, 200 if works else 503)
 
     return routes
 
 
-def _json(answer: Any) -> Response:
-    return jsonify(answer.as_json())
+def _json(answer: Answer, status: int = 200) -> Response:
+    return Response(answer.as_json(), status, mimetype="application/json")
 
 
 def _task_id() -> str:
@@ -266,10 +274,8 @@ def _answer_error(error: Exception) -> Response:
 
 
 def error_answer(status: int, code: str, message: str, field: str | None = None) -> Response:
-    body = ErrorAnswer(error=ErrorBody(code=code, message=message, field=field))
-    answer = jsonify(body.as_json())
-    answer.status_code = status
-    return answer
+    error = ErrorBody(code=code, message=message, field=field)
+    return _json(ErrorAnswer(error=error), status)
 
 
 class Server:
@@ -337,9 +343,7 @@ class _JsonErrorTask(ErrorTask):  # type: ignore[misc]
     def execute(self) -> None:
         error = self.request.error
         code = error.reason.lower().replace(" ", "_")
-        body = ErrorAnswer(error=ErrorBody(code=code, message=error.body)).model_dump_json(
-            exclude_none=True
-        )
+        body = ErrorAnswer(error=ErrorBody(code=code, message=error.body)).as_json()
         self.status = f"{error.code} {error.reason}"
         self.response_headers.append(("Content-Type", "application/json"))
         self.response_headers.append(("Connection", "close"))
@@ -388,7 +392,8 @@ def main(argv: list[str]) -> int:
         print(f"server.py: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"server.py: cannot start: {error}", file=sys.stderr)
+        where = f"port {settings.port}: " if error.errno == errno.EADDRINUSE else ""
+        print(f"server.py: cannot start: {where}{error}", file=sys.stderr)
         return 1
     if settings.host not in ("127.0.0.1", "localhost", "::1"):
         log.warning("listening on %s: everyone who reaches this address may use it", settings.host)
@@ -401,10 +406,14 @@ def main(argv: list[str]) -> int:
     log.info("stopping")
     if not server.stop():
         log.info("the running step did not end in time: leaving it")
-        logging.shutdown()
-        os._exit(server.exit_code)
     return server.exit_code
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_code = main(sys.argv[1:])
+    logging.shutdown()
+    # Everything is stopped and saved here. Python's own way out would take apart what MLX's
+    # threads still use, which now and then ends in an abort.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)

@@ -107,12 +107,14 @@ class GenerateRequest(BaseModel):
         ge=SIDE_STEP,
         le=8192,
         description="Pixels; rounded down to a multiple of 16, the answer says the width used.",
+        examples=[1024],
     )
     height: int = Field(
         1024,
         ge=SIDE_STEP,
         le=8192,
         description="Pixels; rounded down to a multiple of 16, the answer says the height used.",
+        examples=[1024],
     )
     steps: int | None = Field(
         None,
@@ -131,14 +133,19 @@ class GenerateRequest(BaseModel):
         "`ignored_fields`.",
         examples=[3.5],
     )
-    format: ImageFormat = Field("JPEG", description="File format of the image.")
+    format: ImageFormat = Field("JPEG", description="File format of the image.", examples=["JPEG"])
     quality: int = Field(
-        85, ge=1, le=100, description="Quality of JPEG and WEBP in percent; PNG is lossless."
+        85,
+        ge=1,
+        le=100,
+        description="Quality of JPEG and WEBP in percent; PNG is lossless.",
+        examples=[85],
     )
     priority: bool | Annotated[int, Field(ge=0, le=1)] = Field(
         False,
         description="true (or 1): urgent, goes ahead of every normal task and behind the urgent "
         "ones that came earlier.",
+        examples=[False],
     )
     count: int | None = Field(
         None,
@@ -318,5 +325,7 @@ class Task:
     error: str | None = None
     """Why it failed."""
     image: bytes | None = None
+    started_at: float | None = None
+    """Unix seconds, of its last claim."""
     ended_at: float | None = None
     """Unix seconds."""

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-FORGETTING = 0.97
+FORGETTING = 0.95
 RIDGE = 0.02
 """Weight of the prior shape, in samples."""
 OUTLIER_FACTOR = 3.0

@@ -6,15 +6,14 @@
 Both are drawn from a fixed seed on first use, take about a megabyte on disk, and load through
 mflux's own classes and loader, quantized or not. They paint abstract colour clouds which, as with
 a trained model, depend on the prompt, the seed, the steps, the size and the input image, and are
-the same on every repeat.
+the same on every repeat. (tiny reads the prompt as CLIP does: in lower case, up to 75 tokens. Here
+a token is one byte.)
 
 mflux fixes most sizes of these architectures in code. But neither its loader nor mlx compares the
 shape of a stored weight with the module that receives it, and a weight that is not stored stays
 lazy: it costs nothing until something evaluates it. So a checkpoint stores a few layers, all of
 them narrow, and slim() takes the others out of the loaded model, which cannot run without it.
 """
-
-from __future__ import annotations
 
 import json
 import tempfile
@@ -35,21 +34,15 @@ FLUX1_LATENT_CHANNELS, FLUX2_LATENT_CHANNELS = 16, 32
 PATCH = 2 * 2  # latent pixels in one transformer token
 CLIP_LAYERS = 2  # kept of 12
 CLIP_LENGTH = 77  # tokens, fixed in mflux
-T5_LENGTH = (
-    8  # tokens, of 256: T5 reaches the picture through transformer blocks, and none is stored
-)
+T5_LENGTH = 8  # tokens, of 256: T5 acts through transformer blocks, and none is stored
 QWEN3_LAYERS = 27  # the least: klein reads the hidden states after layers 9, 18 and 27
 QWEN3_STRIDE = 9  # slim() keeps one layer before each of the three
 
-# GPT-2's printable stand-ins for the 256 bytes: themselves, or characters from 256 on. The
-# vocabularies hold them and no merges, so every text has tokens, one for each byte.
-_PRINTABLE = {*range(33, 127), *range(161, 173), *range(174, 256)}
-_UNPRINTABLE = [byte for byte in range(256) if byte not in _PRINTABLE]
-_BYTES = [chr(byte) for byte in sorted(_PRINTABLE)] + [
-    chr(256 + number) for number in range(len(_UNPRINTABLE))
-]
+# GPT-2's printable stand-ins for the 256 bytes. The vocabularies hold them and no merges, so every
+# text can be written in tokens, one for each byte.
+_BYTES = [chr(code) for code in (*range(33, 127), *range(161, 173), *range(174, 324))]
 _QWEN3_VOCABULARY = [*_BYTES, "<|endoftext|>"]
-# CLIP marks the last byte of a word. Its pooling takes the highest number for the prompt's end.
+# CLIP marks the last byte of a word, and its pooling finds the end of the prompt by the highest id.
 _CLIP_VOCABULARY = [
     *_BYTES,
     *(f"{byte}</w>" for byte in _BYTES),
@@ -135,15 +128,12 @@ def slim(model: Any) -> None:
     """
     vae = model.vae
     is_flux1 = hasattr(model, "clip_text_encoder")
-    for half, blocks in (
-        (vae.encoder, vae.encoder.down_blocks),
-        (vae.decoder, vae.decoder.up_blocks),
-    ):
-        # FLUX.1 calls these layers by index, FLUX.2 loops over them. The work of attention in
-        # the middle grows with the fourth power of the picture's side.
+    # FLUX.1 calls these layers by index, FLUX.2 loops over them. The work of attention in the
+    # middle grows with the fourth power of the picture's side.
+    for half in (vae.encoder, vae.decoder):
         half.mid_block.attentions = [_unchanged] if is_flux1 else []
-        for block in blocks:
-            block.resnets = [_unchanged for _ in block.resnets] if is_flux1 else []
+    for block in (*vae.encoder.down_blocks, *vae.decoder.up_blocks):
+        block.resnets = [_unchanged for _ in block.resnets] if is_flux1 else []
     for module in vae.modules():
         if hasattr(module, "num_groups"):  # GroupNorm, 32 groups in code
             module.num_groups = 1
@@ -171,57 +161,50 @@ def _unchanged_without_cache(hidden_states: Any, *_: Any, **__: Any) -> tuple[An
 
 
 class _Weights:
-    """Named arrays drawn in order from one stream; uniform, so equal to the bit on every machine."""
+    """The arrays of one component, drawn in order from one stream.
 
-    def __init__(self, seed: int) -> None:
-        self._random = np.random.default_rng(seed)
+    The draws are uniform, so the bytes are the same on every machine.
+    """
+
+    def __init__(self, seed: int, biases: bool) -> None:
         self.arrays: dict[str, NDArray[np.float32]] = {}
-
-    def _draw(self, shape: tuple[int, int], deviation: float) -> NDArray[np.float32]:
-        half_range = np.float32(deviation * 3**0.5)
-        return half_range * (2 * self._random.random(shape, dtype=np.float32) - 1)
-
-    def _constant(self, name: str, value: float, size: int) -> None:
-        self.arrays[name] = np.full(size, value, np.float32)
+        self._random = np.random.default_rng(seed)
+        self._biases = biases
 
     def embedding(self, name: str, rows: int) -> None:
-        self.arrays[f"{name}.weight"] = self._draw((rows, WIDTH), 1)
+        self._add(name, self._draw(rows, WIDTH, 1))
 
-    def norm(self, name: str, width: int = WIDTH, *, bias: bool = False) -> None:
-        self._constant(f"{name}.weight", 1, width)
-        if bias:
-            self._constant(f"{name}.bias", 0, width)
+    def norm(self, name: str, width: int = WIDTH) -> None:
+        self._add(name, np.ones(width, np.float32), self._biases)
 
-    def linear(
-        self,
-        name: str,
-        inputs: int = WIDTH,
-        outputs: int = WIDTH,
-        *,
-        bias: bool = False,
-        gain: float = 1,
-    ) -> None:
-        self.arrays[f"{name}.weight"] = self._draw((outputs, inputs), gain / inputs**0.5)
-        if bias:
-            self._constant(f"{name}.bias", 0, outputs)
+    def linear(self, name: str, inputs: int = WIDTH, outputs: int = WIDTH, gain: float = 1) -> None:
+        self._add(name, self._draw(outputs, inputs, gain / inputs**0.5), self._biases)
 
     def conv(self, name: str, inputs: int, outputs: int, *, side: int = 3, gain: float = 1) -> None:
-        self.blur(name, self._draw((outputs, inputs), gain / inputs**0.5), side=side)
+        self.blur(name, self._draw(outputs, inputs, gain / inputs**0.5), side=side)
 
     def blur(self, name: str, mix: NDArray[np.float32], *, side: int = 3) -> None:
-        """A convolution that mixes channels by a matrix (outputs, inputs) and blurs the space.
+        """A convolution that mixes channels by a matrix (outputs, inputs) and blurs space.
 
         The blur makes clouds of the noise, and lets the shapes of an input image survive.
         """
         row = np.array({1: [1], 3: [1, 2, 1]}[side], np.float32)
         kernel = np.outer(row, row) / row.sum() ** 2
-        self.arrays[f"{name}.weight"] = mix[:, None, None, :] * kernel[None, :, :, None]
-        self._constant(f"{name}.bias", 0, len(mix))
+        self._add(name, mix[:, None, None, :] * kernel[None, :, :, None], self._biases)
+
+    def _draw(self, rows: int, columns: int, deviation: float) -> NDArray[np.float32]:
+        limit = np.float32(deviation * 3**0.5)
+        return limit * (2 * self._random.random((rows, columns), np.float32) - 1)
+
+    def _add(self, name: str, weight: NDArray[np.float32], bias: bool = False) -> None:
+        self.arrays[f"{name}.weight"] = weight
+        if bias:
+            self.arrays[f"{name}.bias"] = np.zeros(len(weight), np.float32)
 
 
 @contextmanager
-def _component(folder: Path, seed: int) -> Iterator[_Weights]:
-    weights = _Weights(seed)
+def _component(folder: Path, *, seed: int, biases: bool) -> Iterator[_Weights]:
+    weights = _Weights(seed, biases)
     yield weights
     folder.mkdir(parents=True)
     # The metadata tells mflux that the names are its own. A single entry, because safetensors
@@ -230,32 +213,32 @@ def _component(folder: Path, seed: int) -> Iterator[_Weights]:
 
 
 def _write_flux1(folder: Path) -> None:
-    with _component(folder / "vae", seed=1) as weights:
+    with _component(folder / "vae", seed=1, biases=True) as weights:
         _add_vae(weights, FLUX1_LATENT_CHANNELS, conv=".conv2d", norm=".norm")
 
-    with _component(folder / "transformer", seed=2) as weights:
+    with _component(folder / "transformer", seed=2, biases=True) as weights:
         # No block: mflux builds as many as are stored, and a real one has 140 million weights.
-        weights.linear("x_embedder", FLUX1_LATENT_CHANNELS * PATCH, bias=True)
-        weights.linear("context_embedder", bias=True)
+        weights.linear("x_embedder", FLUX1_LATENT_CHANNELS * PATCH)
+        weights.linear("context_embedder")
         for embedder, inputs in (("timestep_embedder", 256), ("text_embedder", WIDTH)):
-            weights.linear(f"time_text_embed.{embedder}.linear_1", inputs, bias=True, gain=2)
-            weights.linear(f"time_text_embed.{embedder}.linear_2", bias=True, gain=2)
-        weights.linear("norm_out.linear", outputs=2 * WIDTH, bias=True)
-        weights.linear("proj_out", outputs=FLUX1_LATENT_CHANNELS * PATCH, bias=True)
+            weights.linear(f"time_text_embed.{embedder}.linear_1", inputs, gain=2)
+            weights.linear(f"time_text_embed.{embedder}.linear_2", gain=2)
+        weights.linear("norm_out.linear", outputs=2 * WIDTH)
+        weights.linear("proj_out", outputs=FLUX1_LATENT_CHANNELS * PATCH)
 
-    with _component(folder / "text_encoder", seed=3) as weights:  # CLIP
+    with _component(folder / "text_encoder", seed=3, biases=True) as weights:  # CLIP
         weights.embedding("text_model.embeddings.token_embedding", len(_CLIP_VOCABULARY))
         weights.embedding("text_model.embeddings.position_embedding", CLIP_LENGTH)
         for number in range(CLIP_LAYERS):
             layer = f"text_model.encoder.layers.{number}"
             for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):
-                weights.linear(f"{layer}.self_attn.{projection}", bias=True, gain=2)
+                weights.linear(f"{layer}.self_attn.{projection}", gain=2)
             for part in (1, 2):
-                weights.linear(f"{layer}.mlp.fc{part}", bias=True)
-                weights.norm(f"{layer}.layer_norm{part}", bias=True)
-        weights.norm("text_model.final_layer_norm", bias=True)
+                weights.linear(f"{layer}.mlp.fc{part}")
+                weights.norm(f"{layer}.layer_norm{part}")
+        weights.norm("text_model.final_layer_norm")
 
-    with _component(folder / "text_encoder_2", seed=4) as weights:  # T5
+    with _component(folder / "text_encoder_2", seed=4, biases=False) as weights:  # T5
         weights.embedding("shared", len(_T5_VOCABULARY))
         weights.norm("final_layer_norm")
 
@@ -265,32 +248,28 @@ def _write_flux1(folder: Path) -> None:
 
 
 def _write_flux2(folder: Path) -> None:
-    with _component(folder / "vae", seed=5) as weights:
+    with _component(folder / "vae", seed=5, biases=True) as weights:
         _add_vae(weights, FLUX2_LATENT_CHANNELS, conv="", norm="")
-        for name, channels in (("quant_conv", 2), ("post_quant_conv", 1)):
-            channels *= FLUX2_LATENT_CHANNELS
-            weights.conv(name, channels, channels, side=1)
+        weights.conv("quant_conv", 2 * FLUX2_LATENT_CHANNELS, 2 * FLUX2_LATENT_CHANNELS, side=1)
+        weights.conv("post_quant_conv", FLUX2_LATENT_CHANNELS, FLUX2_LATENT_CHANNELS, side=1)
 
-    with _component(folder / "transformer", seed=6) as weights:
+    with _component(folder / "transformer", seed=6, biases=False) as weights:
         weights.linear("x_embedder", FLUX2_LATENT_CHANNELS * PATCH)
         weights.linear("context_embedder", 3 * WIDTH)
         for part in (1, 2):
             weights.linear(f"time_guidance_embed.linear_{part}", gain=2)
-        for modulation, sets in (
-            ("double_stream_modulation_img", 2),
-            ("double_stream_modulation_txt", 2),
-            ("single_stream_modulation", 1),
-        ):
-            weights.linear(f"{modulation}.linear", outputs=3 * sets * WIDTH, gain=2)
+        for stream in ("img", "txt"):
+            weights.linear(f"double_stream_modulation_{stream}.linear", outputs=6 * WIDTH, gain=2)
+        weights.linear("single_stream_modulation.linear", outputs=3 * WIDTH, gain=2)
         block = "single_transformer_blocks.0.attn"
         weights.linear(f"{block}.to_qkv_mlp_proj", outputs=(3 + 2) * WIDTH)
         weights.linear(f"{block}.to_out", (1 + 1) * WIDTH)
-        weights.norm(f"{block}.norm_q")
-        weights.norm(f"{block}.norm_k")
+        for norm in ("norm_q", "norm_k"):
+            weights.norm(f"{block}.{norm}")
         weights.linear("norm_out.linear", outputs=2 * WIDTH)
         weights.linear("proj_out", outputs=FLUX2_LATENT_CHANNELS * PATCH)
 
-    with _component(folder / "text_encoder", seed=7) as weights:  # Qwen3
+    with _component(folder / "text_encoder", seed=7, biases=False) as weights:  # Qwen3
         weights.embedding("embed_tokens", len(_QWEN3_VOCABULARY))
         for number in range(0, QWEN3_LAYERS, QWEN3_STRIDE):
             layer = f"layers.{number}"
@@ -305,31 +284,31 @@ def _write_flux2(folder: Path) -> None:
         weights.norm("norm")
 
     template = "{% for message in messages %}{{ message.content }}{% endfor %}"
-    config = {"chat_template": template}
-    _write_tokenizer(folder / "tokenizer", _byte_pairs(_QWEN3_VOCABULARY), config)
+    vocabulary = _byte_pairs(_QWEN3_VOCABULARY)
+    _write_tokenizer(folder / "tokenizer", vocabulary, {"chat_template": template})
 
 
 def _add_vae(weights: _Weights, latent_channels: int, *, conv: str, norm: str) -> None:
-    """The two halves, where FLUX.1 wraps the outer layers in modules that name them conv and norm."""
+    """Add both halves. conv and norm: how FLUX.1 names the layers that it wraps in a module."""
     for half, inputs, sampler in (
         ("encoder", 3, "down_blocks.{}.downsamplers.0"),
         ("decoder", latent_channels, "up_blocks.{}.upsamplers.0"),
     ):
         weights.conv(f"{half}.conv_in{conv}", inputs, VAE_CHANNELS)
         for number in range(3):
-            name = f"{half}.{sampler.format(number)}.conv"
-            weights.blur(name, np.eye(VAE_CHANNELS, dtype=np.float32))
+            unmixed = np.eye(VAE_CHANNELS, dtype=np.float32)
+            weights.blur(f"{half}.{sampler.format(number)}.conv", unmixed)
         for number in range(2):
             resnet = f"{half}.mid_block.resnets.{number}"
             for part in (1, 2):
-                weights.norm(f"{resnet}.norm{part}", VAE_CHANNELS, bias=True)
+                weights.norm(f"{resnet}.norm{part}", VAE_CHANNELS)
                 weights.conv(f"{resnet}.conv{part}", VAE_CHANNELS, VAE_CHANNELS)
-        weights.norm(f"{half}.conv_norm_out{norm}", VAE_CHANNELS, bias=True)
-    # Strong, so that an input image holds its own against the noise; a mean and a variance.
+        weights.norm(f"{half}.conv_norm_out{norm}", VAE_CHANNELS)
+    # Mean and variance; strong, so that an input image holds its own against the noise.
     weights.conv(f"encoder.conv_out{conv}", VAE_CHANNELS, 2 * latent_channels, gain=3)
     # Rows of a Hadamard matrix: red, green and blue vary independently around grey.
-    colours = np.array([[1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]], np.float32) / 2
-    weights.blur(f"decoder.conv_out{conv}", colours)
+    colours = np.array([[1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]], np.float32)
+    weights.blur(f"decoder.conv_out{conv}", colours * np.float32(0.5))
 
 
 def _byte_pairs(vocabulary: list[str]) -> dict[str, Any]:

@@ -77,9 +77,11 @@ class Worker:
     def stop(self, timeout_s: float) -> bool:
         """End after the current step; returns whether the thread has ended in time."""
         self._source.stop()
-        self._thread.join(timeout_s)
-        self._encoder.shutdown(wait=not self._thread.is_alive())
-        return not self._thread.is_alive()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+        ended = not self._thread.is_alive()
+        self._encoder.shutdown(wait=ended)
+        return ended
 
     def load(self) -> bool:
         """Load the model; returns whether it is ready."""

@@ -1,7 +1,6 @@
 """Real mflux on the tiny models: same seed same picture, true timings, stopping early."""
 
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -46,8 +45,8 @@ def params_for(prompt: str = "a lighthouse", seed: int = 1, **changes: int) -> G
 
 
 @pytest.fixture(scope="module", params=tiny_models.TINY_MODELS)
-def tiny(request: pytest.FixtureRequest, data_dir: Path) -> Iterator[OnItsThread]:
-    yield OnItsThread(request.param, data_dir)
+def tiny(request: pytest.FixtureRequest, data_dir: Path) -> OnItsThread:
+    return OnItsThread(request.param, data_dir)
 
 
 def test_the_same_params_give_the_same_picture(tiny: OnItsThread) -> None:
@@ -153,5 +152,5 @@ def test_the_tiny_models_are_built_the_same_everywhere(name: str, tmp_path: Path
 def test_a_path_without_weights_is_one_clear_sentence(tmp_path: Path) -> None:
     prepare_mlx()
     generator = MfluxGenerator(model_of("schnell"), None, str(tmp_path / "nothing"), tmp_path)
-    with pytest.raises(ModelLoadError, match="cannot be read from .*--path"):
+    with pytest.raises(ModelLoadError, match=r"cannot be read from .*--path"):
         generator.load()

@@ -16,7 +16,7 @@ import requests
 from conftest import ServerProcess
 from PIL import Image
 
-BLOCKS = re.findall(
+BLOCKS: list[str] = re.findall(
     r"```\n(.*?)\n````?\n",
     (Path(__file__).parent / "data" / "original-readme.md").read_text(),
     flags=re.DOTALL,

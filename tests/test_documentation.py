@@ -1,0 +1,234 @@
+"""What is promised is checked: specification, page, README, the picture of the rooms."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, ServerProcess
+from flask import Flask
+
+from answers import StatusAnswer
+from model_catalog import MODELS, find_model
+from queue_manager import QueueManager
+from server import create_app
+from settings import Settings, flag_of, variable_of
+from task import GenerateRequest, Limits
+from timing_model import TimingModel
+
+PAGES = {"/", "/swagger", "/openapi.json", "/apidocs/index.html", "/oauth2-redirect.html"}
+
+
+@pytest.fixture(scope="module")
+def app() -> Flask:
+    tiny = find_model("tiny")
+    assert tiny
+    return create_app(QueueManager(tiny, TimingModel()), Limits(max_steps=42), 1_000_000)
+
+
+@pytest.fixture(scope="module")
+def spec(app: Flask) -> dict[str, Any]:
+    answer = app.test_client().get("/openapi.json")
+    document: dict[str, Any] = answer.get_json()
+    return document
+
+
+def routes_of(app: Flask) -> set[tuple[str, str]]:
+    return {
+        (rule.rule, method)
+        for rule in app.url_map.iter_rules()
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+        if rule.rule not in PAGES and not rule.rule.startswith("/flasgger_static")
+    }
+
+
+def test_the_specification_and_the_url_map_name_the_same_routes(
+    app: Flask, spec: dict[str, Any]
+) -> None:
+    documented = {
+        (path, method.upper()) for path, methods in spec["paths"].items() for method in methods
+    }
+    native = {route for route in routes_of(app) if not route[0].startswith("/api/")}
+    assert documented == native
+    assert {(f"/api{path}", method) for path, method in native} == routes_of(app) - native
+
+
+def test_every_field_of_the_request_is_documented_with_the_operators_limits(
+    spec: dict[str, Any],
+) -> None:
+    schema = spec["components"]["schemas"]["GenerateRequest"]
+    assert set(schema["properties"]) == set(GenerateRequest.model_fields)
+    assert all(field["description"] for field in schema["properties"].values())
+    assert schema["properties"]["steps"]["maximum"] == 42
+    assert schema["properties"]["width"]["default"] == 1024
+
+
+def test_every_operation_documents_its_errors_with_examples(spec: dict[str, Any]) -> None:
+    for path, methods in spec["paths"].items():
+        for operation in methods.values():
+            assert operation["summary"]
+            assert "200" in operation["responses"]
+            for status, response in operation["responses"].items():
+                assert response["description"], (path, status)
+                if status >= "400" and path != "/health":
+                    assert response["content"]["application/json"]["examples"], (path, status)
+
+
+def test_every_reference_of_the_specification_leads_somewhere(spec: dict[str, Any]) -> None:
+    references = set(re.findall(r"'\$ref': '#/components/schemas/(\w+)'", str(spec)))
+    assert references
+    assert references <= set(spec["components"]["schemas"])
+
+
+def test_every_answer_has_the_documented_fields(server: ServerProcess) -> None:
+    task_id = server.submit()["task_id"]
+    status = server.wait_until_ended(task_id)
+    assert set(status) <= set(StatusAnswer.model_fields)
+    StatusAnswer.model_validate(status)
+
+
+def test_the_readme_names_every_option_with_its_variable() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for option in fields(Settings):
+        assert f"`{flag_of(option.name)}`" in readme
+        assert f"`{variable_of(option.name)}`" in readme
+
+
+def test_the_readme_names_every_model_and_every_field() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for model in MODELS:
+        assert f"`{model.name}`" in readme
+    for name in GenerateRequest.model_fields:
+        assert f"`{name}`" in readme
+
+
+def test_help_lists_every_option_with_its_variable() -> None:
+    shown = subprocess.run(
+        [sys.executable, "server.py", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    for option in fields(Settings):
+        assert flag_of(option.name) in shown
+        assert variable_of(option.name) in shown.replace("\n", "").replace(" ", "") or (
+            variable_of(option.name) in shown
+        )
+
+
+OWN_MODULES = {path.stem for path in ROOT.glob("*.py")}
+LEAVES: set[str] = {"errors", "images", "model_catalog", "settings", "task", "tiny_models"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "images": set(),
+    "model_catalog": set(),
+    "settings": set(),
+    "tiny_models": set(),
+    "timing_model": set(),
+    "task": {"errors", "model_catalog"},
+    "generator": {"errors", "model_catalog", "task", "tiny_models"},
+    "queue_manager": {"errors", "model_catalog", "task", "timing_model"},
+    "worker": {"errors", "images", "task"},
+    "answers": {"queue_manager", "task", "timing_model"},
+    "api_docs": {"answers", "errors", "task"},
+    "server": OWN_MODULES - {"server", "tiny_models"},
+}
+HOMES: dict[str, set[str]] = {
+    "mlx": {"generator"},
+    "mflux": {"generator"},
+    "flasgger": {"api_docs"},
+    "flask": {"server", "api_docs"},
+    "waitress": {"server"},
+    "PIL": {"generator", "images", "worker"},
+    "numpy": {"tiny_models"},
+    "pydantic": {"task", "answers", "api_docs"},
+}
+
+
+def imports_of(module: str) -> set[str]:
+    tree = ast.parse((ROOT / f"{module}.py").read_text())
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("module", sorted(OWN_MODULES))
+def test_imports_point_the_way_the_picture_shows(module: str) -> None:
+    imports = imports_of(module)
+    assert imports & OWN_MODULES <= MAY_IMPORT[module]
+    for library, homes in HOMES.items():
+        if library in imports:
+            assert module in homes
+
+
+def test_no_module_hides_one_of_the_standard_library() -> None:
+    assert not OWN_MODULES & set(sys.stdlib_module_names)
+
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+
+
+@pytest.mark.skipif(not CHROMIUM and not os.environ.get("CI"), reason="there is no Chromium here")
+def test_try_it_out_works_for_the_whole_flow_in_a_real_browser(
+    server: ServerProcess, tmp_path: Path
+) -> None:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
+        )
+        page = browser.new_page()
+        asked_elsewhere: list[str] = []
+        page.on(
+            "request",
+            lambda request: (
+                None
+                if request.url.startswith((server.url, "data:", "blob:"))
+                else asked_elsewhere.append(request.url)
+            ),
+        )
+        page.goto(server.url + "/swagger")
+
+        def try_out(operation: str) -> Any:
+            block = page.locator(f"#operations-{operation}")
+            block.locator(".opblock-summary").first.click()
+            block.locator("button.try-out__btn").click()
+            return block
+
+        generate = try_out("pictures-post_generate")  # with the example body as it stands
+        generate.locator("button.execute").click()
+        shown = generate.locator(".live-responses-table .highlight-code").first.inner_text()
+        task_id = re.search(r'"task_id": "(\w+)"', shown)
+        assert task_id
+        server.wait_until_ended(task_id[1])
+
+        for operation, expected in (("status", '"done"'), ("image", None)):
+            block = try_out(f"pictures-get_{operation}")
+            block.locator('input[placeholder^="task_id"]').fill(task_id[1])
+            block.locator("button.execute").click()
+            if expected:
+                result = block.locator(".live-responses-table .highlight-code").first
+                assert expected in result.inner_text()
+            else:
+                picture = block.locator(".live-responses-table img")
+                picture.wait_for()
+                assert (
+                    picture.evaluate("image => image.decode().then(() => image.naturalWidth)")
+                    == 1024
+                )
+        browser.close()
+    assert asked_elsewhere == []

@@ -1,0 +1,254 @@
+"""The rules of the queue, in virtual time."""
+
+from typing import Any
+
+import pytest
+
+from errors import Gone, NoWorker, QueueFull, UnknownTask
+from model_catalog import find_model
+from queue_manager import QueueManager, ServerState
+from task import GenerationParams, Phase, Task, TaskStatus
+from timing_model import TimingModel
+
+TINY = find_model("tiny")
+assert TINY
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.at = 1000.0
+
+    def __call__(self) -> float:
+        return self.at
+
+    def pass_s(self, seconds: float) -> None:
+        self.at += seconds
+
+
+class Bench:
+    """A queue whose clock and whose worker are moved by hand. A step takes `step_s`."""
+
+    def __init__(self, loaded: bool = True, **options: Any) -> None:
+        self.clock = Clock()
+        assert TINY
+        self.queue = QueueManager(
+            TINY, TimingModel(), monotonic=self.clock, now=self.clock, **options
+        )
+        self.queue.load_started()
+        if loaded:
+            self.queue.load_finished(None)
+
+    def submit(self, urgent: bool = False, steps: int = 4) -> str:
+        params = GenerationParams(
+            prompt="x",
+            seed=1,
+            width=1024,
+            height=1024,
+            steps=steps,
+            guidance=None,
+            format="JPEG",
+            quality=85,
+        )
+        return self.queue.submit(params, urgent=urgent)[0].task_id
+
+    def claim(self) -> Task:
+        task = self.queue.claim(0)
+        assert task is not None
+        return task
+
+    def run(self, step_s: float = 2.0, image: bytes = b"image") -> str:
+        """Claim the next task and bring it to its end: 1 s text, steps, 3 s decoding."""
+        task = self.claim()
+        self.clock.pass_s(1.0)
+        self.queue.report(task.task_id, Phase.DENOISING, 0, task.params.steps)
+        for step in range(task.params.steps):
+            self.clock.pass_s(step_s)
+            self.queue.report(task.task_id, Phase.DENOISING, step + 1, task.params.steps)
+        steps = task.params.steps
+        self.queue.report(task.task_id, Phase.DECODING, steps, steps)
+        self.clock.pass_s(3.0)
+        self.queue.report(task.task_id, Phase.IMAGE_ENCODING, steps, steps)
+        assert self.queue.finish(task.task_id, image)
+        return task.task_id
+
+    def wait_of(self, task_id: str) -> float:
+        wait_s = self.queue.status(task_id).wait_s
+        assert wait_s is not None
+        return wait_s
+
+
+def test_urgent_tasks_go_first_and_each_level_is_first_come_first_served() -> None:
+    bench = Bench()
+    normal = [bench.submit() for _ in range(3)]
+    urgent = [bench.submit(urgent=True) for _ in range(2)]
+    order = urgent + normal
+    assert [view.task_id for view in bench.queue.queue()] == order
+    assert [bench.queue.status(task_id).pos for task_id in order] == [0, 1, 2, 3, 4]
+    assert [bench.run() for _ in order] == order
+
+
+def test_after_one_task_the_forecast_of_its_like_is_right_and_counts_steps() -> None:
+    bench = Bench()
+    bench.submit()
+    bench.run()  # 12 s
+    first, second, third = bench.submit(), bench.submit(steps=10), bench.submit()
+    assert bench.wait_of(first) == pytest.approx(12.0, rel=0.02)
+    assert bench.wait_of(second) == pytest.approx(12.0 + 24.0, rel=0.02)
+    assert bench.wait_of(third) == pytest.approx(12.0 + 24.0 + 12.0, rel=0.02)
+
+
+def test_the_remaining_steps_of_the_running_task_count_at_their_real_pace() -> None:
+    bench = Bench()
+    bench.submit()
+    bench.run()
+    running, waiting = bench.submit(), bench.submit()
+    bench.claim()
+    bench.clock.pass_s(1.0)
+    bench.queue.report(running, Phase.DENOISING, 0, 4)
+    assert bench.wait_of(running) == pytest.approx(11.0, rel=0.02)
+    for step in (1, 2):
+        bench.clock.pass_s(6.0)  # three times slower than learned
+        bench.queue.report(running, Phase.DENOISING, step, 4)
+    assert 2 * 2.0 + 3.0 < bench.wait_of(running) <= 2 * 6.0 + 3.0
+    assert bench.wait_of(waiting) == pytest.approx(bench.wait_of(running) + 12.0, rel=0.05)
+    before = bench.wait_of(waiting)
+    bench.clock.pass_s(1.0)
+    assert bench.wait_of(waiting) == pytest.approx(before - 1.0)
+
+
+def test_loading_counts_into_the_wait_and_shows_in_the_state() -> None:
+    bench = Bench(loaded=False)
+    task_id = bench.submit()
+    assert bench.queue.counts().state is ServerState.LOADING
+    while_loading = bench.wait_of(task_id)
+    bench.clock.pass_s(1.0)
+    assert bench.wait_of(task_id) == pytest.approx(while_loading - 1.0)
+    bench.queue.load_finished(8)
+    assert bench.queue.counts().state is ServerState.READY
+    assert bench.queue.counts().quantize == 8
+    assert bench.wait_of(task_id) < while_loading
+
+
+def test_cancelling_a_waiting_task_moves_those_behind_it_up() -> None:
+    bench = Bench()
+    first, second = bench.submit(), bench.submit()
+    before = bench.wait_of(second)
+    assert bench.queue.delete(first) is TaskStatus.WAITING
+    assert bench.queue.status(first).status is TaskStatus.CANCELLED
+    assert bench.queue.status(second).pos == 0
+    assert bench.wait_of(second) < before
+    assert bench.run() == second
+
+
+def test_a_cancelled_running_task_is_told_at_its_next_report_and_stays_cancelled() -> None:
+    bench = Bench()
+    running, waiting = bench.submit(), bench.submit()
+    bench.claim()
+    assert bench.queue.report(running, Phase.DENOISING, 0, 4)
+    before = bench.wait_of(waiting)
+    assert bench.queue.delete(running) is TaskStatus.RUNNING
+    assert bench.wait_of(waiting) < before
+    assert not bench.queue.report(running, Phase.DENOISING, 1, 4)
+    assert not bench.queue.finish(running, b"image")
+    assert not bench.queue.fail(running, "too late")
+    assert not bench.queue.release(running)
+    assert bench.queue.status(running).status is TaskStatus.CANCELLED
+    with pytest.raises(Gone, match="cancelled"):
+        bench.queue.image(running)
+
+
+def test_a_failed_task_says_why_and_the_next_one_runs() -> None:
+    bench = Bench()
+    failing, following = bench.submit(), bench.submit()
+    bench.claim()
+    assert bench.queue.fail(failing, "ValueError: no")
+    view = bench.queue.status(failing)
+    assert (view.status, view.error, view.wait_s) == (TaskStatus.FAILED, "ValueError: no", None)
+    with pytest.raises(Gone, match="ValueError: no"):
+        bench.queue.image(failing)
+    assert bench.run() == following
+
+
+def test_failed_and_cancelled_tasks_teach_the_forecast_nothing() -> None:
+    bench = Bench()
+    bench.submit()
+    bench.run()
+    for end in (lambda t: bench.queue.fail(t, "no"), bench.queue.delete):
+        task_id = bench.submit()
+        bench.claim()
+        bench.clock.pass_s(500.0)
+        end(task_id)
+    assert bench.wait_of(bench.submit()) == pytest.approx(12.0, rel=0.02)
+
+
+def test_a_released_task_waits_again_before_all_others_of_its_level() -> None:
+    bench = Bench()
+    first, second = bench.submit(), bench.submit()
+    assert bench.claim().task_id == first
+    assert bench.queue.release(first)
+    assert [view.task_id for view in bench.queue.queue()] == [first, second]
+    assert bench.queue.status(first).status is TaskStatus.WAITING
+
+
+def test_a_stopping_queue_takes_and_gives_nothing_and_tells_the_running_task() -> None:
+    bench = Bench()
+    running = bench.submit()
+    bench.submit()
+    bench.claim()
+    bench.queue.stop()
+    assert bench.queue.claim(0) is None
+    assert not bench.queue.report(running, Phase.DENOISING, 1, 4)
+    with pytest.raises(NoWorker):
+        bench.submit()
+    assert bench.queue.counts().state is ServerState.DRAINING
+
+
+def test_a_full_queue_says_when_to_come_back() -> None:
+    bench = Bench(max_queue=2)
+    bench.submit()
+    bench.run()
+    bench.submit()
+    bench.claim()
+    bench.submit()
+    bench.submit()
+    with pytest.raises(QueueFull) as caught:
+        bench.submit()
+    assert caught.value.retry_after_s == pytest.approx(12, abs=1)
+
+
+def test_images_leave_after_their_time_and_the_oldest_when_there_is_no_room() -> None:
+    bench = Bench(keep_s=3600, keep_bytes=25)
+    old = bench.submit()
+    bench.run(image=b"x" * 10)
+    bench.clock.pass_s(3600)
+    kept = [bench.submit() for _ in range(3)]
+    for _ in kept:
+        bench.run(image=b"x" * 10)
+    with pytest.raises(Gone, match="expired"):
+        bench.queue.status(old)
+    with pytest.raises(Gone, match="expired"):
+        bench.queue.image(kept[0])
+    assert bench.queue.image(kept[2])[0] == b"x" * 10
+    assert bench.queue.counts().images_bytes == 20
+
+
+def test_a_forgotten_task_is_gone_and_one_never_known_is_unknown() -> None:
+    bench = Bench()
+    task_id = bench.submit()
+    bench.queue.forget(task_id, "too early")
+    assert bench.queue.status(task_id).status is TaskStatus.WAITING
+    bench.run()
+    bench.queue.forget(task_id, "It was fetched.")
+    for call in (bench.queue.status, bench.queue.image, bench.queue.delete):
+        with pytest.raises(Gone, match="fetched"):
+            call(task_id)
+        with pytest.raises(UnknownTask):
+            call("never known")
+
+
+def test_a_claimed_task_cannot_be_claimed_again() -> None:
+    bench = Bench()
+    bench.submit()
+    bench.claim()
+    assert bench.queue.claim(0) is None
+    assert bench.queue.counts().state is ServerState.BUSY

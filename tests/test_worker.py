@@ -1,0 +1,146 @@
+"""The worker's step, with the real queue; the generator is a fake where failing is the subject."""
+
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event
+
+import pytest
+from PIL import Image
+
+from errors import ModelLoadError
+from generator import MfluxGenerator, prepare_mlx
+from model_catalog import find_model
+from queue_manager import QueueManager, ServerState
+from task import GenerationParams, Phase, Report, TaskStatus
+from timing_model import TimingModel
+from worker import Worker
+
+TINY = find_model("tiny")
+assert TINY
+
+
+class FakeGenerator:
+    """Does what it is told instead of drawing."""
+
+    def __init__(
+        self, draw: Callable[[GenerationParams, Report], Image.Image] | None = None
+    ) -> None:
+        self.draw = draw or (lambda params, report: Image.new("RGB", (16, 16)))
+
+    def load(self) -> int | None:
+        return None
+
+    def generate(self, params: GenerationParams, report: Report) -> Image.Image:
+        return self.draw(params, report)
+
+
+def params(prompt: str = "x") -> GenerationParams:
+    return GenerationParams(
+        prompt=prompt,
+        seed=1,
+        width=64,
+        height=64,
+        steps=4,
+        guidance=None,
+        format="JPEG",
+        quality=85,
+    )
+
+
+@pytest.fixture
+def queue() -> QueueManager:
+    assert TINY
+    return QueueManager(TINY, TimingModel())
+
+
+def submit(queue: QueueManager, prompt: str = "x") -> str:
+    return queue.submit(params(prompt), urgent=False)[0].task_id
+
+
+def fail_to_load(error: ModelLoadError) -> None:
+    pytest.fail(str(error))
+
+
+def test_a_failure_in_the_middle_of_real_mflux_costs_only_its_task(
+    queue: QueueManager, data_dir: Path
+) -> None:
+    class FailsAtStep2(MfluxGenerator):
+        def generate(self, params: GenerationParams, report: Report) -> Image.Image:
+            def report_and_fail(phase: Phase, steps_done: int, steps_total: int) -> None:
+                report(phase, steps_done, steps_total)
+                if params.prompt == "bad" and steps_done == 2:
+                    raise MemoryError("no room for step 3")
+
+            return super().generate(params, report_and_fail)
+
+    prepare_mlx()
+    assert TINY
+    worker = Worker(queue, FailsAtStep2(TINY, None, None, data_dir), fail_to_load)
+    bad, good = submit(queue, "bad"), submit(queue, "good")
+    worker.load()
+    assert worker.run_once(0)
+    assert worker.run_once(0)
+    assert worker.stop(10)
+    view = queue.status(bad)
+    assert (view.status, view.error) == (TaskStatus.FAILED, "MemoryError: no room for step 3")
+    assert view.steps_done == 2
+    assert queue.status(good).status is TaskStatus.DONE
+    assert queue.image(good)[0].startswith(b"\xff\xd8")
+
+
+def test_a_picture_that_cannot_be_encoded_fails_its_task(queue: QueueManager) -> None:
+    worker = Worker(queue, FakeGenerator(lambda *_: None), fail_to_load)  # type: ignore[arg-type]
+    task_id = submit(queue)
+    assert worker.run_once(0)
+    worker.stop(0)
+    assert queue.status(task_id).status is TaskStatus.FAILED
+
+
+def test_a_task_starts_the_moment_it_is_submitted(queue: QueueManager) -> None:
+    started = Event()
+
+    def draw(_: GenerationParams, __: Report) -> Image.Image:
+        started.set()
+        return Image.new("RGB", (16, 16))
+
+    worker = Worker(queue, FakeGenerator(draw), fail_to_load)
+    worker.start()
+    submit(queue)
+    assert started.wait(10)
+    assert worker.stop(10)
+
+
+def test_stop_leaves_the_running_task_at_its_next_report_and_it_waits_again(
+    queue: QueueManager,
+) -> None:
+    reached, go_on = Event(), Event()
+
+    def draw(_: GenerationParams, report: Report) -> Image.Image:
+        reached.set()
+        go_on.wait(10)
+        report(Phase.DENOISING, 1, 4)
+        pytest.fail("the report must not return")
+
+    worker = Worker(queue, FakeGenerator(draw), fail_to_load)
+    worker.start()
+    task_id = submit(queue)
+    assert reached.wait(10)
+    assert not worker.stop(0), "it cannot have ended inside a step"
+    go_on.set()
+    assert worker.stop(10)
+    assert queue.status(task_id).status is TaskStatus.WAITING
+
+
+def test_a_model_that_cannot_be_loaded_is_told_once_and_ends_the_thread(
+    queue: QueueManager,
+) -> None:
+    class Unloadable(FakeGenerator):
+        def load(self) -> int | None:
+            raise ModelLoadError("no weights")
+
+    told: list[ModelLoadError] = []
+    worker = Worker(queue, Unloadable(), told.append)
+    worker.start()
+    assert worker.stop(10)
+    assert [str(error) for error in told] == ["no weights"]
+    assert queue.counts().state is ServerState.FAILED
