@@ -128,19 +128,13 @@ class MfluxGenerator:
         import mlx.core as mx
         from mflux.models.common.config.model_config import AVAILABLE_MODELS, ModelConfig
 
-        path, config = self._path, None
-        quantize = self._quantize
         if self._model.tiny:
-            path = str(tiny_models.ensure_checkpoint(self._model.name, self._data_dir))
+            path: str | None = str(tiny_models.ensure_checkpoint(self._model.name, self._data_dir))
             config = ModelConfig(**tiny_models.TINY_CONFIGS[self._model.name])
-            if quantize and self._model.family is Family.FLUX1:
-                log.warning("the model %s is not quantized: it is too small", self._model.name)
-                quantize = None
-        pipeline_class = _pipeline_class(self._model.family)
-        pipeline = pipeline_class(
-            quantize=quantize,
-            model_path=path,
-            model_config=config or AVAILABLE_MODELS[self._model.name],
+        else:
+            path, config = self._path, AVAILABLE_MODELS[self._model.name]
+        pipeline = _pipeline_class(self._model.family)(
+            quantize=self._quantize, model_path=path, model_config=config
         )
         if self._model.tiny:
             tiny_models.slim(pipeline)

@@ -17,17 +17,21 @@ ROOT = Path(__file__).parent.parent
 START_TIMEOUT_S = 120
 
 
+def clean_environment() -> dict[str, str]:
+    """No test picks up the settings of the person who runs it, nor reaches a model hub."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("MFLUX_SERVER_")}
+    return {**inherited, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+
+
 class ServerProcess:
     """`python3 server.py` on a free port, with a client for its JSON routes."""
 
     def __init__(self, data_dir: Path, *arguments: str, wait: bool = True) -> None:
-        # No test may pick up the settings of the person who runs it, nor reach a model hub.
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("MFLUX_SERVER_")}
         command = [sys.executable, "server.py", "--port", "0", "--data-dir", str(data_dir)]
         self.process = subprocess.Popen(
             [*command, *arguments],
             cwd=ROOT,
-            env={**environment, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"},
+            env=clean_environment(),
             stderr=subprocess.PIPE,
             text=True,
         )

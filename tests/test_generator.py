@@ -118,18 +118,13 @@ def test_what_a_report_raises_comes_out_and_harms_no_later_picture(tiny: OnItsTh
     assert tiny.generate(params_for(prompt="left early")).size == (64, 64)
 
 
+@pytest.mark.parametrize("name", tiny_models.TINY_MODELS)
 @pytest.mark.parametrize("bits", [3, 4, 5, 6, 8])
-def test_tiny_flux2_is_quantized_for_real(data_dir: Path, bits: int) -> None:
-    quantized = OnItsThread("tiny-flux2", data_dir, quantize=bits)
+def test_the_tiny_models_are_quantized_for_real(data_dir: Path, name: str, bits: int) -> None:
+    quantized = OnItsThread(name, data_dir, quantize=bits)
     assert quantized.bits == bits
-    assert quantized.generate(params_for()).size == (64, 64)
-
-
-def test_tiny_flux1_says_that_it_stays_unquantized(
-    data_dir: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert OnItsThread("tiny", data_dir, quantize=8).bits is None
-    assert "not quantized" in caplog.text
+    unquantized = OnItsThread(name, data_dir).generate(params_for())
+    assert quantized.generate(params_for()).tobytes() != unquantized.tobytes()
 
 
 def test_the_text_embeddings_of_many_prompts_do_not_pile_up(data_dir: Path) -> None:

@@ -1,31 +1,42 @@
 """Starting with the documented options, ending with Ctrl-C, and every way a start can fail."""
 
-import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import ROOT, ServerProcess
+from conftest import ROOT, ServerProcess, clean_environment
 
 StartServer = Callable[..., ServerProcess]
 
 
-def run_server(
-    *arguments: str, environment: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """A start that ends by itself."""
-    return subprocess.run(
-        [sys.executable, "server.py", *arguments],
-        cwd=ROOT,
-        env={**os.environ, **(environment or {})},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+RunServer = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run_server(tmp_path: Path) -> RunServer:
+    """Runs a start that ends by itself."""
+
+    def run(
+        *arguments: str, environment: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        own = {"MFLUX_SERVER_DATA_DIR": str(tmp_path / "data"), **(environment or {})}
+        return subprocess.run(
+            [sys.executable, "server.py", *arguments],
+            cwd=ROOT,
+            env={**clean_environment(), **own},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    return run
 
 
 def test_the_documented_command_serves_the_tiny_model_where_there_is_no_gpu(
@@ -69,7 +80,9 @@ def test_ctrl_c_ends_it_in_the_middle_of_a_task(start_server: StartServer) -> No
     assert "Traceback" not in "".join(server.log)
 
 
-def test_options_come_from_the_environment_and_the_command_line_wins() -> None:
+def test_options_come_from_the_environment_and_the_command_line_wins(
+    run_server: RunServer,
+) -> None:
     environment = {"MFLUX_SERVER_MODEL": "no-such-model", "MFLUX_SERVER_PORT": "0"}
     ended = run_server(environment=environment)
     assert ended.returncode == 1
@@ -88,22 +101,26 @@ def test_options_come_from_the_environment_and_the_command_line_wins() -> None:
         (["--nonsense"], "--nonsense"),
     ],
 )
-def test_a_bad_option_is_refused_by_name(arguments: list[str], said: str) -> None:
+def test_a_bad_option_is_refused_by_name(
+    run_server: RunServer, arguments: list[str], said: str
+) -> None:
     ended = run_server(*arguments)
     assert ended.returncode == 2
     assert said in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
-def test_a_port_in_use_is_one_clear_sentence(server: ServerProcess, tmp_path: Path) -> None:
+def test_a_port_in_use_is_one_clear_sentence(run_server: RunServer, server: ServerProcess) -> None:
     port = server.url.rsplit(":", 1)[1]
-    ended = run_server("--model", "tiny", "--port", port, "--data-dir", str(tmp_path))
+    ended = run_server("--model", "tiny", "--port", port)
     assert ended.returncode == 1
     assert f"cannot start: port {port}" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
-def test_a_data_dir_that_cannot_be_made_is_one_clear_sentence(tmp_path: Path) -> None:
+def test_a_data_dir_that_cannot_be_made_is_one_clear_sentence(
+    run_server: RunServer, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("")
     ended = run_server("--model", "tiny", "--port", "0", "--data-dir", str(tmp_path / "file" / "x"))
     assert ended.returncode == 1
@@ -124,6 +141,63 @@ def test_a_repository_that_cannot_be_reached_is_one_clear_message(
     assert "Traceback" not in log
 
 
+@pytest.fixture
+def start_with_hub(run_server: RunServer) -> Iterator[RunServer]:
+    """Starts the server against a model hub on this machine that refuses everything."""
+    refusal: dict[str, Any] = {"status": 404, "code": ""}
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(refusal["status"])
+            self.send_header("X-Error-Code", refusal["code"])
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    hub = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=hub.serve_forever, daemon=True).start()
+
+    def start(status: int, code: str) -> subprocess.CompletedProcess[str]:
+        refusal.update(status=status, code=code)
+        return run_server(
+            *("--model", "schnell", "--port", "0"),
+            environment={
+                "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+                "HF_HUB_OFFLINE": "0",
+                "HF_HOME": "/nonexistent",
+            },
+        )
+
+    yield start
+    hub.shutdown()
+    hub.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "advice"),
+    [
+        (403, "GatedRepo", "accept the licence at huggingface.co/black-forest-labs/FLUX.1-schnell"),
+        (404, "RepoNotFound", "There is no repository black-forest-labs/FLUX.1-schnell"),
+        (500, "", "check the connection"),
+    ],
+)
+def test_what_the_hub_refuses_is_one_clear_message(
+    start_with_hub: RunServer,
+    status: int,
+    code: str,
+    advice: str,
+) -> None:
+    ended = start_with_hub(status, code)
+    assert ended.returncode == 1
+    assert advice in ended.stderr
+    assert "--model" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 def test_a_path_that_is_no_folder_is_one_clear_message(
     start_server: StartServer, tmp_path: Path
 ) -> None:
@@ -135,7 +209,9 @@ def test_a_path_that_is_no_folder_is_one_clear_message(
     assert "Traceback" not in log
 
 
-def test_without_mlx_one_sentence_says_what_to_install(tmp_path: Path) -> None:
+def test_without_mlx_one_sentence_says_what_to_install(
+    run_server: RunServer, tmp_path: Path
+) -> None:
     """A module that fails to import stands in for a machine without mlx."""
     (tmp_path / "mlx").mkdir()
     (tmp_path / "mlx" / "__init__.py").write_text("raise ImportError('no mlx here')")
