@@ -8,7 +8,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from queue_manager import ServerState, TaskView
+from live_queue import TaskView
+from queue_manager import ServerState
 from task import MAX_SEED, GenerationParams, Phase, TaskStatus
 from timing_model import Measured
 
@@ -136,7 +137,7 @@ class QueuedTask(Answer):
 class QueueAnswer(Answer):
     """The tasks that are not finished, in the order in which they run."""
 
-    length: int = Field(description="How many there are.", examples=[1])
+    length: int = Field(description="How many there are, also beyond `limit`.", examples=[1])
     tasks: list[QueuedTask]
 
 
@@ -148,9 +149,18 @@ class DeleteAnswer(Answer):
     )
 
 
+class MemoryAnswer(Answer):
+    """Bytes, as MLX counts them, after the latest step."""
+
+    active_bytes: int = Field(examples=[12_000_000_000])
+    peak_bytes: int = Field(description="During the latest picture.", examples=[14_000_000_000])
+    cache_bytes: int = Field(description="Freed, and kept for reuse.", examples=[1_000_000_000])
+
+
 class HealthAnswer(Answer):
     status: ServerState = Field(
-        description="loading, ready and busy answer 200, draining and failed 503."
+        description="loading, ready and busy answer 200; draining and failed (the model cannot be "
+        "loaded, or the disk refuses) answer 503."
     )
     model: str = Field(examples=["schnell"])
     model_title: str = Field(examples=["FLUX.1 schnell, 12 B"])
@@ -158,6 +168,12 @@ class HealthAnswer(Answer):
         None, description="Bits of the loaded weights. Absent: not quantized.", examples=[8]
     )
     uptime_s: Seconds = Field(examples=[86400.0])
+    worker_restarts: int = Field(
+        description="How often the worker thread died and was replaced.", examples=[0]
+    )
+    last_error: str | None = Field(None, description="The latest failure, of a task or the disk.")
+    memory: MemoryAnswer
+    disk_free_bytes: int = Field(description="In the data dir.", examples=[100_000_000_000])
     waiting: int = Field(description="Tasks that wait.", examples=[3])
     running: int = Field(description="Tasks on the GPU or being encoded.", examples=[1])
     done: int = Field(description="Images that can be fetched.", examples=[2])
@@ -169,6 +185,7 @@ def params_answer(params: GenerationParams, urgent: bool) -> Params:
 
 
 def status_answer(view: TaskView, server: ServerState) -> StatusAnswer:
+    error = ErrorBody(code=view.error_code, message=view.error or "") if view.error_code else None
     return StatusAnswer(
         task_id=view.task_id,
         status=view.status,
@@ -182,14 +199,14 @@ def status_answer(view: TaskView, server: ServerState) -> StatusAnswer:
         ended_at=view.ended_at,
         params=params_answer(view.params, view.urgent),
         timings=_timings(view.measured) if view.measured else None,
-        error=ErrorBody(code="task_failed", message=view.error) if view.error else None,
+        error=error,
         server=server,
     )
 
 
-def queue_answer(views: list[TaskView]) -> QueueAnswer:
+def queue_answer(views: list[TaskView], length: int) -> QueueAnswer:
     return QueueAnswer(
-        length=len(views),
+        length=length,
         tasks=[
             QueuedTask(
                 task_id=view.task_id,

@@ -68,10 +68,26 @@ class QueueFull(ServerError):
         self.retry_after_s = retry_after_s
 
 
+class DoesNotFit(ServerError):
+    code = "does_not_fit"
+    http_status = 422
+    default_message = "A picture of this size does not fit into this machine's memory."
+
+
+class StorageUnavailable(ServerError):
+    code = "storage_unavailable"
+    http_status = 503
+    default_message = "The server cannot write to its data dir now; nothing accepted is lost."
+
+
 class NoWorker(ServerError):
     code = "no_worker"
     http_status = 503
     default_message = "The server takes no tasks now: it is stopping, or its model failed to load."
+
+
+class StoreError(Exception):
+    """The data dir cannot be used; the message says in one sentence why."""
 
 
 class ModelLoadError(Exception):

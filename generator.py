@@ -9,20 +9,27 @@ import importlib.util
 import logging
 import os
 import sys
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, MutableMapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 import tiny_models
-from errors import ModelLoadError
+from errors import DoesNotFit, ModelLoadError
 from model_catalog import Family, Model
-from task import GenerationParams, Phase, Report
+from task import GenerationParams, Memory, Phase, Report
 
 log = logging.getLogger(__name__)
 
-PROMPTS_CACHED = 8
-"""mflux keeps the text embeddings of every prompt (4 to 8 MB each on FLUX.1); we keep these."""
+PROMPT_CACHE_BYTES = 256_000_000
+"""mflux keeps the text embeddings of every prompt (4 to 8 MB each on FLUX.1); we keep this much."""
+PRIOR_BYTES_PER_PIXEL = 2048
+"""Memory that a picture needs beside the weights, before one was measured: the decoder holds about
+four feature maps of 128 channels in 32 bits for each pixel."""
+MEMORY_MARGIN = 1.2
 
 
 class MlxMissing(Exception):
@@ -60,17 +67,32 @@ class MfluxGenerator:
         path: local folder or Hugging Face repository to take the weights from, or None for the
             model's own repository.
         data_dir: where the tiny models are built.
+        cache_limit_bytes: most freed memory that MLX keeps for reuse; None: MLX's own limit.
+        check_memory: refuse pictures that would not fit into memory.
     """
 
     def __init__(
-        self, model: Model, quantize: int | None, path: str | None, data_dir: Path
+        self,
+        model: Model,
+        quantize: int | None,
+        path: str | None,
+        data_dir: Path,
+        *,
+        cache_limit_bytes: int | None = None,
+        check_memory: bool = True,
     ) -> None:
+        self.memory = Memory()
+        """MLX's memory after the latest step; any thread may read it."""
         self._model = model
         self._quantize = quantize
         self._path = path
         self._data_dir = data_dir
+        self._cache_limit_bytes = cache_limit_bytes
+        self._check_memory = check_memory
+        self._bytes_per_pixel: float | None = None
+        self._last_size: tuple[int, int] | None = None
         self._pipeline: Any = None
-        self._hook = _Hook()
+        self._hook = _Hook(self._note_memory)
 
     def load(self) -> int | None:
         """Load the weights.
@@ -83,6 +105,7 @@ class MfluxGenerator:
             ModelLoadError: with what the operator can do.
         """
         try:
+            self._pipeline = None
             self._pipeline = self._load()
         except Exception as error:
             log.debug("loading failed", exc_info=True)
@@ -98,6 +121,9 @@ class MfluxGenerator:
                 work up to there is really done; what it raises ends the generation and comes out
                 of here, and the next picture is not affected.
         """
+        if refusal := self.refusal(params):
+            raise DoesNotFit(refusal)
+        self._prepare_memory(params)
         self._hook.report = report
         guidance = {} if params.guidance is None else {"guidance": params.guidance}
         try:
@@ -110,24 +136,65 @@ class MfluxGenerator:
                 **guidance,
             )
         except BaseException:
-            self._prompt_cache.pop(params.prompt, None)  # it may hold arrays never evaluated
+            self._hook.prompt_cache.pop(params.prompt, None)  # may hold arrays never evaluated
             raise
         finally:
             self._hook.report = _report_to_nobody
-            while len(self._prompt_cache) > PROMPTS_CACHED:
-                del self._prompt_cache[next(iter(self._prompt_cache))]
+        self._learn_memory(params)
         picture: Image.Image = generated.image
         return picture
 
-    @property
-    def _prompt_cache(self) -> dict[str, Any]:
-        cache: dict[str, Any] = getattr(self._pipeline, "prompt_cache", {})
-        return cache
+    def refusal(self, params: GenerationParams) -> str | None:
+        """Why a picture of this size would not fit into memory; None: it fits, or nobody asks.
+
+        Estimate: the weights, and for each pixel PRIOR_BYTES_PER_PIXEL; once pictures were made,
+        the most that one of them took for each pixel; and a margin. Any thread may call.
+        """
+        if not self._check_memory or not self.memory.weights_bytes:
+            return None
+        per_pixel = self._bytes_per_pixel or PRIOR_BYTES_PER_PIXEL
+        picture = params.width * params.height * per_pixel * MEMORY_MARGIN
+        needed = self.memory.weights_bytes + picture
+        if needed <= self.memory.total_bytes:
+            return None
+        return (
+            f"A picture of {params.width} x {params.height} needs about {needed / 1e9:.1f} GB of "
+            f"memory, this machine has {self.memory.total_bytes / 1e9:.1f} GB."
+        )
+
+    def _prepare_memory(self, params: GenerationParams) -> None:
+        """Buffers of another size are of no use to this picture: give them back."""
+        import mlx.core as mx
+
+        size = (params.width, params.height)
+        if self._last_size not in (None, size):
+            mx.clear_cache()
+        self._last_size = size
+        mx.reset_peak_memory()
+
+    def _learn_memory(self, params: GenerationParams) -> None:
+        self._note_memory()
+        pixels = params.width * params.height
+        if pixels >= 512 * 512:  # smaller ones say little about larger ones
+            taken = max(self.memory.peak_bytes - self.memory.weights_bytes, 0)
+            self._bytes_per_pixel = max(self._bytes_per_pixel or 0.0, taken / pixels)
+
+    def _note_memory(self) -> None:
+        import mlx.core as mx
+
+        self.memory = replace(
+            self.memory,
+            active_bytes=mx.get_active_memory(),
+            peak_bytes=mx.get_peak_memory(),
+            cache_bytes=mx.get_cache_memory(),
+        )
 
     def _load(self) -> Any:
         import mlx.core as mx
         from mflux.models.common.config.model_config import AVAILABLE_MODELS, ModelConfig
 
+        if self._cache_limit_bytes is not None:
+            mx.set_cache_limit(self._cache_limit_bytes)
         if self._model.tiny:
             path: str | None = str(tiny_models.ensure_checkpoint(self._model.name, self._data_dir))
             config = ModelConfig(**tiny_models.TINY_CONFIGS[self._model.name])
@@ -141,12 +208,58 @@ class MfluxGenerator:
         mx.eval(pipeline.parameters())
         _evaluate_text_embeddings(pipeline)
         pipeline.callbacks.register(self._hook)
-        self._hook.prompt_cache = getattr(pipeline, "prompt_cache", {})
+        self._hook.prompt_cache = pipeline.prompt_cache = PromptCache(PROMPT_CACHE_BYTES)
+        self.memory = Memory(weights_bytes=mx.get_active_memory(), total_bytes=_total_memory())
         return pipeline
 
 
 def _report_to_nobody(phase: Phase, steps_done: int, steps_total: int) -> None:
     pass
+
+
+class PromptCache(MutableMapping[str, Any]):
+    """The text embeddings of the prompts used last, up to a number of bytes.
+
+    Takes the place of mflux's own `prompt_cache`, a dict that grows for ever. At least the latest
+    prompt stays, whatever its size. Values are MLX arrays, or tuples and lists of them.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.bytes = 0
+        self._entries: OrderedDict[str, Any] = OrderedDict()
+
+    def __getitem__(self, prompt: str) -> Any:
+        embeddings = self._entries[prompt]
+        self._entries.move_to_end(prompt)
+        return embeddings
+
+    def __setitem__(self, prompt: str, embeddings: Any) -> None:
+        self.pop(prompt, None)
+        self._entries[prompt] = embeddings
+        self.bytes += _size_of(embeddings)
+        while self.bytes > self.max_bytes and len(self._entries) > 1:
+            del self[next(iter(self._entries))]
+
+    def __delitem__(self, prompt: str) -> None:
+        self.bytes -= _size_of(self._entries.pop(prompt))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def _size_of(embeddings: Any) -> int:
+    if isinstance(embeddings, list | tuple):
+        return sum(_size_of(part) for part in embeddings)
+    return int(getattr(embeddings, "nbytes", 0))
+
+
+def _total_memory() -> int:
+    """Bytes of the machine's memory; Apple Silicon's GPU shares them."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 class _Hook:
@@ -156,9 +269,10 @@ class _Hook:
     would be booked on the next one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, note_memory: Callable[[], None]) -> None:
         self.report: Report = _report_to_nobody
-        self.prompt_cache: dict[str, Any] = {}
+        self.prompt_cache: MutableMapping[str, Any] = {}
+        self._note_memory = note_memory
         self._steps_done = 0
         self._steps_total = 0
 
@@ -174,6 +288,7 @@ class _Hook:
         import mlx.core as mx
 
         mx.eval(latents)
+        self._note_memory()
         self._steps_done += 1
         self.report(Phase.DENOISING, self._steps_done, self._steps_total)
 

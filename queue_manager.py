@@ -1,8 +1,9 @@
-"""The rules of the queue: submit, order, position, forecast, cancel, prune.
+"""The rules of the queue: submit, order, position, forecast, cancel, keep and drop.
 
-One lock guards everything here and one condition wakes the worker: nobody polls with sleep. HTTP
-threads and the worker thread call the public methods; each takes the lock once and returns plain
-values. Only `_move` changes a task's status.
+Tasks that wait or run are in memory and on disk, those that have ended on disk alone. Every change
+is made on disk first, then in memory. Two locks, always taken in this order: `_writing` (one change
+at a time, held while the disk works) and `_lock` (the memory, held for microseconds), so that
+nobody who only asks waits for the disk. One condition wakes the worker: nobody polls with sleep.
 
 Order: urgent tasks first, then normal ones, each first come, first served.
 """
@@ -10,23 +11,30 @@ Order: urgent tasks first, then normal ones, each first come, first served.
 import logging
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import chain
+from itertools import islice
 from math import ceil
 from threading import Condition, Lock
 
-from errors import Gone, NotReady, NoWorker, QueueFull, UnknownTask
+from errors import Gone, NotReady, NoWorker, QueueFull, StorageUnavailable, UnknownTask
+from live_queue import LiveQueue, TaskView
 from model_catalog import Model
-from task import TRANSITIONS, GenerationParams, Phase, Progress, Task, TaskStatus
-from timing_model import Forecast, Measured, TimingModel, Work
+from task import GenerationParams, Phase, Task, TaskStatus
+from task_store import TOMBSTONE_S, StoredTask, TaskStore, Tombstone
+from timing_model import TimingModel
 
 log = logging.getLogger(__name__)
 
-GONE_REMEMBERED = 10_000
-"""Ids of tasks that are no more, remembered to answer 410 instead of 404."""
+MAX_ATTEMPTS = 2
+"""A task during which the process ended so many times is failed instead of tried again."""
+PRUNE_EVERY_S = 10.0
+EXPIRED = "It was kept for its time and has expired."
+NO_ROOM = "It made room for newer images."
+FETCHED = "The image was fetched and removed."
+DELETED = "The task was deleted."
 
 
 class ServerState(StrEnum):
@@ -34,104 +42,101 @@ class ServerState(StrEnum):
     READY = "ready"  # nothing runs
     BUSY = "busy"  # a task runs
     DRAINING = "draining"  # the server is stopping; no new tasks
-    FAILED = "failed"  # the model could not be loaded; the server ends
+    FAILED = "failed"  # the model could not be loaded, or the disk refuses
 
 
 @dataclass(frozen=True)
-class TaskView:
-    """One task as it stands now, with its forecast."""
+class Rules:
+    """What the operator has set."""
 
-    task_id: str
-    status: TaskStatus
-    params: GenerationParams
-    urgent: bool
-    created_at: float
-    started_at: float | None
-    ended_at: float | None
-    pos: int | None
-    """Tasks waiting before it; 0 when it is next or running; None when it has ended."""
-    wait_s: float | None
-    """Forecast seconds until its image is ready; None when it has ended."""
-    phase: Phase | None
-    steps_done: int
-    steps_total: int
-    error: str | None
-    measured: Measured | None
+    max_queue: int = 1000
+    """Tasks that may wait."""
+    max_wait_s: float = 0.0
+    """Longest forecast wait with which a task is accepted; 0: no limit."""
+    keep_s: float = 24 * 3600.0
+    keep_bytes: int = 5_000_000_000
+    refetch_s: float = 300.0
 
 
 @dataclass(frozen=True)
-class QueueCounts:
+class QueueHealth:
     state: ServerState
     waiting: int
     running: int
-    done: int
-    images_bytes: int
     quantize: int | None
     """Bits that the loaded weights are quantized to."""
+    last_error: str | None
 
 
 class QueueManager:
+    """HTTP threads, the worker thread and the encoder thread call it; all methods may raise
+    StorageUnavailable when the disk refuses, and then nothing has changed."""
+
     def __init__(
         self,
         model: Model,
         timing: TimingModel,
+        store: TaskStore,
+        rules: Rules | None = None,
         *,
-        max_queue: int = 1000,
-        keep_s: float = 24 * 3600,
-        keep_bytes: int = 500_000_000,
         monotonic: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
+        """Goes on where the store's last process ended."""
         self.model = model
-        self._timing = timing
-        self._quantize: int | None = None
-        self._max_queue = max_queue
-        self._keep_s = keep_s
-        self._keep_bytes = keep_bytes
+        self._store = store
+        self._rules = rules or Rules()
         self._monotonic = monotonic
         self._now = now
 
+        self._writing = Lock()
         self._lock = Lock()
         self._wake_worker = Condition(self._lock)
-        self._tasks: dict[str, Task] = {}
-        self._urgent: OrderedDict[str, Task] = OrderedDict()
-        self._normal: OrderedDict[str, Task] = OrderedDict()
-        self._running: OrderedDict[str, Task] = OrderedDict()
-        self._ended: OrderedDict[str, Task] = OrderedDict()
-        self._gone: OrderedDict[str, str] = OrderedDict()
-        self._images_bytes = 0
-        self._stopping = False
-        self._failed = False
-        self._load_started_at: float | None = None
-        self._loaded = False
+        self._live = LiveQueue(model, timing, monotonic)
+        self._images_bytes = store.images()[1]
+        self._prune_at = 0.0
+        self._drain_until: float | None = None
+        self._load_failed = False
+        self._storage_failed = False
+        self._last_error: str | None = None
+        self._restore()
 
     # -- clients ------------------------------------------------------------------------------
 
-    def submit(self, params: GenerationParams, *, urgent: bool) -> tuple[TaskView, int]:
-        """Put a task into the queue.
+    def submit(
+        self, params: GenerationParams, *, urgent: bool, client_key: str | None = None
+    ) -> tuple[TaskView, int]:
+        """Put a task into the queue; on return it is on disk.
+
+        Args:
+            client_key: with the same key comes the same task.
 
         Returns:
             The task as it stands, and the number of other tasks that are not finished.
 
         Raises:
             NoWorker: the server is stopping.
-            QueueFull: max_queue tasks wait already.
+            QueueFull: too many tasks wait, or the wait would be too long.
+            Gone: the task of this client_key is no more.
         """
-        with self._lock:
-            if self._stopping or self._failed:
-                raise NoWorker
-            others = len(self._urgent) + len(self._normal) + len(self._running)
-            if len(self._urgent) + len(self._normal) >= self._max_queue:
-                retry_after_s = max(ceil(self._next_start_s()), 1)
-                raise QueueFull(
-                    f"{self._max_queue} tasks wait already: try again in {retry_after_s} s.",
-                    retry_after_s=retry_after_s,
-                )
-            task = Task(self._new_task_id(), params, urgent, created_at=self._now())
-            self._tasks[task.task_id] = task
-            (self._urgent if urgent else self._normal)[task.task_id] = task
-            self._wake_worker.notify_all()
-            return self._view(task), others
+        with self._writing, self._noting_storage():
+            if client_key and (known := self._store.find_by_key(client_key)):
+                return self.status(known), self._unfinished_beside(known)
+            with self._lock:
+                self._check_room(params, urgent)
+            task = Task(secrets.token_hex(8), params, urgent, created_at=self._now())
+            self._store.insert(
+                task.task_id,
+                params,
+                urgent=urgent,
+                created_at=task.created_at,
+                client_key=client_key,
+            )
+            with self._lock:
+                others = len(self._live)
+                self._live.add(task)
+                self._wake_worker.notify_all()
+                return self._live.view(task), others
 
     def status(self, task_id: str) -> TaskView:
         """One task as it stands.
@@ -140,35 +145,46 @@ class QueueManager:
             UnknownTask, Gone.
         """
         with self._lock:
-            return self._view(self._find(task_id))
+            task = self._live.get(task_id)
+            if task is not None:
+                return self._live.view(task)
+        return _view_of_stored(self._find_ended(task_id))
 
-    def queue(self) -> list[TaskView]:
-        """Every task that is not finished, in the order in which they run, in one pass."""
+    def queue(self, limit: int, offset: int) -> tuple[list[TaskView], int]:
+        """Tasks that are not finished, in the order in which they run, and how many there are."""
         with self._lock:
-            return list(self._views_in_order())
+            views = islice(self._live.views_in_order(), offset, offset + limit)
+            return list(views), len(self._live)
 
     def image(self, task_id: str) -> tuple[bytes, GenerationParams]:
         """The image of a finished task.
 
         Raises:
-            UnknownTask, Gone: also when the task failed or was cancelled.
-            NotReady.
+            UnknownTask, NotReady.
+            Gone: also when the task failed or was cancelled.
         """
         with self._lock:
-            task = self._find(task_id)
-            if task.status is TaskStatus.FAILED:
-                raise Gone(f"There is no image: the task failed. {task.error}")
-            if task.status is TaskStatus.CANCELLED:
-                raise Gone("There is no image: the task was cancelled.")
-            if task.image is None:
+            if task_id in self._live:
                 raise NotReady
-            return task.image, task.params
+        task = self._find_ended(task_id)
+        if task.status is TaskStatus.FAILED:
+            raise Gone(f"There is no image: the task failed. {task.error}")
+        if task.status is TaskStatus.CANCELLED:
+            raise Gone("There is no image: the task was cancelled.")
+        image = self._store.read_image(task_id)
+        if image is None:
+            raise Gone("The image was removed.")
+        return image, task.params
 
-    def forget(self, task_id: str, reason: str) -> None:
-        """Remove a finished task; it is answered with 410 and the reason from now on."""
-        with self._lock:
-            if task_id in self._ended:
-                self._drop(task_id, reason)
+    def fetched(self, task_id: str) -> None:
+        """The image was sent and shall go: at once, or after the time to fetch it again."""
+        with self._writing, self._noting_storage():
+            task = self._store.find(task_id)
+            if isinstance(task, StoredTask) and task.status is TaskStatus.DONE:
+                if self._rules.refetch_s > 0:
+                    self._store.mark_fetched(task_id, self._now())
+                else:
+                    self._drop(task_id, FETCHED)
 
     def delete(self, task_id: str) -> TaskStatus:
         """Cancel a task that waits or runs, remove one that has ended.
@@ -181,63 +197,76 @@ class QueueManager:
         Raises:
             UnknownTask, Gone.
         """
-        with self._lock:
-            task = self._find(task_id)
+        with self._writing, self._noting_storage():
+            task = self._live.get(task_id)
+            if task is None:
+                was = self._find_ended(task_id).status
+                self._drop(task_id, DELETED)
+                return was
             was = task.status
-            if was.final:
-                self._drop(task_id, "The task was deleted.")
-            else:
-                self._move(task, TaskStatus.CANCELLED)
+            self._store.cancel(task_id, was, ended_at=self._now())
+            with self._lock:
+                self._live.remove(task)
+            log.info("task %s was cancelled", task_id)
             return was
 
-    def counts(self) -> QueueCounts:
+    def health(self) -> QueueHealth:
+        if self._storage_failed:
+            with suppress(StorageUnavailable):
+                self._probe_storage()
         with self._lock:
-            done = sum(task.status is TaskStatus.DONE for task in self._ended.values())
-            return QueueCounts(
+            return QueueHealth(
                 state=self._state(),
-                waiting=len(self._urgent) + len(self._normal),
-                running=len(self._running),
-                done=done,
-                images_bytes=self._images_bytes,
-                quantize=self._quantize,
+                waiting=self._live.waiting,
+                running=len(self._live.running),
+                quantize=self._live.quantize,
+                last_error=self._last_error,
             )
+
+    def state(self) -> ServerState:
+        with self._lock:
+            return self._state()
+
+    def images(self) -> tuple[int, int]:
+        """How many images are kept, and their bytes."""
+        return self._store.images()
 
     # -- the worker -----------------------------------------------------------------------------
     # report, finish, fail and release answer False when the task runs no more (it was cancelled).
 
     def load_started(self) -> None:
         with self._lock:
-            self._load_started_at = self._monotonic()
+            self._live.load_started()
 
     def load_finished(self, quantize: int | None) -> None:
         """The model is ready, its weights quantized to so many bits (None: not quantized)."""
         with self._lock:
-            self._quantize = quantize
-            if self._load_started_at is not None:
-                seconds = self._monotonic() - self._load_started_at
-                self._timing.learn_load(self._timing_key, seconds)
-            self._loaded = True
+            seconds = self._live.load_finished(quantize)
+        with suppress(StorageUnavailable), self._noting_storage():
+            self._store.keep_load(self._live.timing_key, seconds)
 
-    def load_failed(self) -> None:
+    def load_failed(self, message: str) -> None:
         with self._lock:
-            self._failed = True
+            self._load_failed = True
+            self._last_error = message
+
+    @property
+    def stopping(self) -> bool:
+        return self._drain_until is not None
 
     def claim(self, timeout_s: float | None = None) -> Task | None:
         """The next task to run, now running; waits for one. None: time is up, or stop() came."""
         with self._lock:
-            self._wake_worker.wait_for(
-                lambda: self._stopping or self._urgent or self._normal, timeout_s
-            )
-            if self._stopping or not (self._urgent or self._normal):
+            self._wake_worker.wait_for(lambda: self.stopping or self._live.waiting, timeout_s)
+        with self._writing, self._noting_storage():
+            task = self._live.first()
+            if self.stopping or task is None:
                 return None
-            level = self._urgent or self._normal
-            task = next(iter(level.values()))
-            self._move(task, TaskStatus.RUNNING)
-            task.started_at = self._now()
-            at = self._monotonic()
-            task.progress = Progress(
-                Phase.TEXT_ENCODING, at, steps_total=task.params.steps, step_started_at=at
-            )
+            started_at = self._now()
+            self._store.claim(task.task_id, started_at=started_at)
+            with self._lock:
+                self._live.start(task, started_at=started_at)
+            log.info("task %s is running", task.task_id)
             return task
 
     def report(self, task_id: str, phase: Phase, steps_done: int, steps_total: int) -> bool:
@@ -247,192 +276,205 @@ class QueueManager:
             Whether it shall go on; False: it was cancelled, or the server stops.
         """
         with self._lock:
-            task = self._running.get(task_id)
-            if task is None or task.progress is None:
+            task = self._live.get_running(task_id)
+            if task is None:
                 return False
-            progress, at = task.progress, self._monotonic()
-            if phase is not progress.phase:
-                progress.phase_s[progress.phase] = at - progress.phase_started_at
-                progress.phase, progress.phase_started_at = phase, at
-                progress.step_started_at = at
-            if steps_done > progress.steps_done:
-                progress.step_s.append(at - progress.step_started_at)
-                progress.step_started_at = at
-            progress.steps_done, progress.steps_total = steps_done, steps_total
-            return not self._stopping
+            self._live.report(task, phase, steps_done, steps_total)
+            if self._drain_until is None:
+                return True
+            return self._monotonic() + self._live.gpu_remaining_s(task) <= self._drain_until
 
     def finish(self, task_id: str, image: bytes) -> bool:
         """The image is encoded: the task is done, and its timings are learned."""
-        with self._lock:
-            task = self._running.get(task_id)
-            if task is None or task.progress is None:
+        with self._writing, self._noting_storage():
+            task = self._live.get_running(task_id)
+            if task is None:
                 return False
-            progress = task.progress
-            progress.phase_s[progress.phase] = self._monotonic() - progress.phase_started_at
-            self._timing.learn(self._work(task.params), _measured(progress))
-            task.image = image
+            work, measured = self._live.work(task.params), self._live.measured(task)
+            self._store.finish(task_id, image, ended_at=self._now(), work=work, measured=measured)
             self._images_bytes += len(image)
-            self._move(task, TaskStatus.DONE)
-            self._prune()
-            return True
+            with self._lock:
+                self._live.timing.learn(work, measured)
+                self._live.remove(task)
+        log.info("task %s is done", task_id)
+        self.prune()
+        return True
 
-    def fail(self, task_id: str, message: str) -> bool:
-        with self._lock:
-            task = self._running.get(task_id)
+    def fail(self, task_id: str, code: str, message: str) -> bool:
+        with self._writing, self._noting_storage():
+            task = self._live.get_running(task_id)
             if task is None:
                 return False
-            task.error = message
-            self._move(task, TaskStatus.FAILED)
-            self._prune()
+            self._fail(task, code, message)
             return True
 
-    def release(self, task_id: str) -> bool:
-        """The worker left the running task at a step: it waits again, first of its level."""
-        with self._lock:
-            task = self._running.get(task_id)
+    def release(self, task_id: str, *, count_attempt: bool = False) -> bool:
+        """The worker left the running task: it waits again, first of its level.
+
+        Args:
+            count_attempt: the task may have been at fault; after MAX_ATTEMPTS it is failed.
+        """
+        with self._writing, self._noting_storage():
+            task = self._live.get_running(task_id)
             if task is None:
                 return False
-            self._move(task, TaskStatus.WAITING)
+            if count_attempt and task.attempts >= MAX_ATTEMPTS:
+                self._fail(task, *ENDED_TOO_OFTEN)
+                return True
+            self._store.release(task_id, count_attempt=count_attempt)
+            with self._lock:
+                task.attempts -= 0 if count_attempt else 1
+                self._live.put_back(task)
+                self._wake_worker.notify_all()
+            log.info("task %s waits again", task_id)
             return True
 
-    def stop(self) -> None:
-        """Accept and hand out no more tasks; the running one is told at its next report."""
+    def release_running(self) -> None:
+        """Whatever still runs waits again: the process ends now, and at its own wish."""
+        for task in reversed(self._live.running):
+            self.release(task.task_id)
+
+    def stop(self, drain_s: float = 0.0) -> None:
+        """Accept and hand out no more tasks. The running one may go on for drain_s seconds if it
+        is forecast to end by then; else it is told at its next report."""
         with self._lock:
-            self._stopping = True
+            self._drain_until = self._monotonic() + drain_s
             self._wake_worker.notify_all()
 
-    # -- inside, under the lock -----------------------------------------------------------------
+    def prune(self) -> None:
+        """Drop what was kept long enough, and the oldest images when there are too many."""
+        over = self._images_bytes > self._rules.keep_bytes
+        if not over and self._monotonic() < self._prune_at:
+            return
+        self._prune_at = self._monotonic() + PRUNE_EVERY_S
+        now, rules = self._now(), self._rules
+        try:
+            if self._storage_failed:
+                self._probe_storage()
+            with self._writing, self._noting_storage():
+                for task_id in self._store.ended_before(now - rules.keep_s):
+                    self._drop(task_id, EXPIRED)
+                for task_id in self._store.fetched_before(now - rules.refetch_s):
+                    self._drop(task_id, FETCHED)
+                if over:
+                    for task_id in self._store.oldest_images_over(rules.keep_bytes):
+                        self._drop(task_id, NO_ROOM)
+                self._store.remove_tombstones(now - TOMBSTONE_S)
+        except StorageUnavailable as error:
+            log.warning("pruning is put off: %s", error)
 
-    def _move(self, task: Task, to: TaskStatus) -> None:
-        """The only place where a status changes."""
-        if to not in TRANSITIONS[task.status]:
-            raise RuntimeError(f"task {task.task_id} cannot go from {task.status} to {to}")
-        level = self._urgent if task.urgent else self._normal
-        (self._running if task.status is TaskStatus.RUNNING else level).pop(task.task_id)
-        task.status = to
-        if to is TaskStatus.RUNNING:
-            self._running[task.task_id] = task
-        elif to is TaskStatus.WAITING:
-            task.progress = None
-            level[task.task_id] = task
-            level.move_to_end(task.task_id, last=False)
-        else:
-            task.ended_at = self._now()
-            self._ended[task.task_id] = task
-        log.info("task %s is %s", task.task_id, to)
+    # -- inside, under _writing -------------------------------------------------------------------
 
-    def _find(self, task_id: str) -> Task:
-        task = self._tasks.get(task_id)
-        if task is not None:
-            return task
-        if task_id in self._gone:
-            raise Gone(self._gone[task_id])
-        raise UnknownTask
+    def _restore(self) -> None:
+        for model, seconds in self._store.loads().items():
+            self._live.timing.learn_load(model, seconds)
+        for work, measured in self._store.samples():
+            self._live.timing.learn(work, measured)
+        for stored in self._store.unfinished():
+            task = Task(
+                stored.task_id,
+                stored.params,
+                stored.urgent,
+                stored.created_at,
+                status=stored.status,
+                attempts=stored.attempts,
+            )
+            if task.status is TaskStatus.RUNNING:
+                if task.attempts >= MAX_ATTEMPTS:
+                    self._fail(task, *ENDED_TOO_OFTEN)
+                    continue
+                self._store.release(task.task_id, count_attempt=True)
+                task.status = TaskStatus.WAITING
+            self._live.add(task)
+        if len(self._live):
+            log.info("%d tasks from before the start wait", len(self._live))
 
-    def _new_task_id(self) -> str:
-        while True:
-            task_id = secrets.token_hex(8)
-            if task_id not in self._tasks and task_id not in self._gone:
-                return task_id
+    def _probe_storage(self) -> None:
+        with self._writing, self._noting_storage():
+            self._store.probe()
+            self._storage_failed = False
+            log.info("the data dir can be written to again")
+
+    def _fail(self, task: Task, code: str, message: str) -> None:
+        self._store.fail(
+            task.task_id, task.status, code=code, message=message, ended_at=self._now()
+        )
+        with self._lock:
+            self._last_error = f"task {task.task_id}: {message}"
+            self._live.remove(task)
+        log.warning("task %s failed: %s", task.task_id, message)
 
     def _drop(self, task_id: str, reason: str) -> None:
-        task = self._ended.pop(task_id)
-        del self._tasks[task_id]
-        self._images_bytes -= len(task.image or b"")
-        self._gone[task_id] = reason
-        if len(self._gone) > GONE_REMEMBERED:
-            self._gone.popitem(last=False)
+        stored = self._store.find(task_id)
+        self._store.drop(task_id, reason)
+        if isinstance(stored, StoredTask):
+            self._images_bytes -= stored.image_bytes or 0
 
-    def _prune(self) -> None:
-        """Drop what has been kept long enough, and the oldest images over keep_bytes."""
-        oldest_kept = self._now() - self._keep_s
-        for task in list(self._ended.values()):
-            too_old = (task.ended_at or 0.0) < oldest_kept
-            if not too_old and self._images_bytes <= self._keep_bytes:
-                break
-            if too_old or task.image is not None:
-                self._drop(task.task_id, "The image was kept for its time and has expired.")
+    def _find_ended(self, task_id: str) -> StoredTask:
+        with self._noting_storage():
+            found = self._store.find(task_id)
+        if found is None:
+            raise UnknownTask
+        if isinstance(found, Tombstone):
+            raise Gone(found)
+        if found.fetched_at is not None and found.fetched_at + self._rules.refetch_s <= self._now():
+            raise Gone(FETCHED)
+        return found
+
+    # -- inside, under _lock ----------------------------------------------------------------------
+
+    def _check_room(self, params: GenerationParams, urgent: bool) -> None:
+        if self.stopping or self._load_failed:
+            raise NoWorker
+        if self._live.waiting >= self._rules.max_queue:
+            retry_after_s = max(ceil(self._live.next_start_s()), 1)
+            raise QueueFull(
+                f"{self._rules.max_queue} tasks wait already: try again in {retry_after_s} s.",
+                retry_after_s=retry_after_s,
+            )
+        if self._rules.max_wait_s > 0:
+            wait_s = self._live.wait_of_new_s(params, urgent=urgent)
+            if wait_s > self._rules.max_wait_s:
+                retry_after_s = max(ceil(wait_s - self._rules.max_wait_s), 1)
+                raise QueueFull(
+                    f"This task would wait {wait_s:.0f} s, the server accepts up to "
+                    f"{self._rules.max_wait_s:.0f} s: try again in {retry_after_s} s.",
+                    retry_after_s=retry_after_s,
+                )
+
+    def _unfinished_beside(self, task_id: str) -> int:
+        with self._lock:
+            return len(self._live) - (task_id in self._live)
 
     def _state(self) -> ServerState:
-        if self._failed:
+        if self._load_failed or self._storage_failed:
             return ServerState.FAILED
-        if self._stopping:
+        if self.stopping:
             return ServerState.DRAINING
-        if not self._loaded:
+        if not self._live.loaded:
             return ServerState.LOADING
-        return ServerState.BUSY if self._running else ServerState.READY
+        return ServerState.BUSY if self._live.running else ServerState.READY
 
-    @property
-    def _timing_key(self) -> str:
-        """What shares one law of time: forecasts are learned and made per key."""
-        return f"{self.model.name}/q{self._quantize}" if self._quantize else self.model.name
-
-    def _work(self, params: GenerationParams) -> Work:
-        return Work(
-            model=self._timing_key,
-            parameters_b=self.model.parameters_b,
-            tokens=params.tokens,
-            steps=params.steps,
-            format=params.format,
-        )
-
-    def _forecast(self, task: Task) -> Forecast:
-        return self._timing.forecast(self._work(task.params))
-
-    def _load_remaining_s(self) -> float:
-        if self._loaded:
-            return 0.0
-        load_s = self._timing.forecast_load_s(self._timing_key, self.model.parameters_b)
-        if self._load_started_at is None:
-            return load_s
-        return max(load_s - (self._monotonic() - self._load_started_at), 0.0)
-
-    def _next_start_s(self) -> float:
-        """Seconds until the GPU is free for the first waiting task."""
-        running_s = sum(self._gpu_remaining_s(task) for task in self._running.values())
-        return self._load_remaining_s() + running_s
-
-    def _gpu_remaining_s(self, task: Task) -> float:
-        progress = task.progress
-        assert progress is not None  # claim made it
-        at = self._monotonic()
-        return self._timing.remaining_s(
-            self._forecast(task),
-            phase=progress.phase,
-            phase_elapsed_s=at - progress.phase_started_at,
-            steps_done=progress.steps_done,
-            steps_total=progress.steps_total,
-            step_s=progress.step_s,
-            step_elapsed_s=at - progress.step_started_at,
-        )
-
-    def _views_in_order(self) -> Iterator[TaskView]:
-        """Two lanes, each one task at a time: the GPU, and the encoder, which follows it."""
-        gpu_free_s, encoder_free_s = self._load_remaining_s(), 0.0
-        for task in self._running.values():
-            gpu_free_s += self._gpu_remaining_s(task)
-            encoder_free_s = max(encoder_free_s, gpu_free_s) + self._encoding_remaining_s(task)
-            yield _view_of(task, pos=0, wait_s=encoder_free_s)
-        for pos, task in enumerate(chain(self._urgent.values(), self._normal.values())):
-            forecast = self._forecast(task)
-            gpu_free_s += forecast.gpu_s
-            encoder_free_s = max(encoder_free_s, gpu_free_s) + forecast.image_encoding_s
-            yield _view_of(task, pos=pos, wait_s=encoder_free_s)
-
-    def _encoding_remaining_s(self, task: Task) -> float:
-        progress, encoding_s = task.progress, self._forecast(task).image_encoding_s
-        if progress is None or progress.phase is not Phase.IMAGE_ENCODING:
-            return encoding_s
-        return max(encoding_s - (self._monotonic() - progress.phase_started_at), 0.0)
-
-    def _view(self, task: Task) -> TaskView:
-        if task.status.final:
-            return _view_of(task, pos=None, wait_s=None)
-        return next(view for view in self._views_in_order() if view.task_id == task.task_id)
+    @contextmanager
+    def _noting_storage(self) -> Iterator[None]:
+        """Remember for /health that the disk refused; only _probe_storage forgets it."""
+        try:
+            yield
+        except StorageUnavailable as error:
+            if not self._storage_failed:
+                log.error("%s", error)
+            self._storage_failed = True
+            self._last_error = error.message
+            raise
 
 
-def _view_of(task: Task, *, pos: int | None, wait_s: float | None) -> TaskView:
-    progress = task.progress
+ENDED_TOO_OFTEN = (
+    "ended_too_often",
+    f"The server's worker ended {MAX_ATTEMPTS} times while this task ran; it is not tried again.",
+)
+
+
+def _view_of_stored(task: StoredTask) -> TaskView:
     return TaskView(
         task_id=task.task_id,
         status=task.status,
@@ -441,20 +483,12 @@ def _view_of(task: Task, *, pos: int | None, wait_s: float | None) -> TaskView:
         created_at=task.created_at,
         started_at=task.started_at,
         ended_at=task.ended_at,
-        pos=pos,
-        wait_s=wait_s,
-        phase=progress.phase if progress and not task.status.final else None,
-        steps_done=progress.steps_done if progress else 0,
-        steps_total=progress.steps_total if progress else task.params.steps,
+        pos=None,
+        wait_s=None,
+        phase=None,
+        steps_done=len(task.measured.step_s) if task.measured else 0,
+        steps_total=task.params.steps,
+        error_code=task.error_code,
         error=task.error,
-        measured=_measured(progress) if progress and task.status is TaskStatus.DONE else None,
-    )
-
-
-def _measured(progress: Progress) -> Measured:
-    return Measured(
-        text_encoding_s=progress.phase_s.get(Phase.TEXT_ENCODING, 0.0),
-        step_s=tuple(progress.step_s),
-        decoding_s=progress.phase_s.get(Phase.DECODING, 0.0),
-        image_encoding_s=progress.phase_s.get(Phase.IMAGE_ENCODING, 0.0),
+        measured=task.measured,
     )

@@ -1,41 +1,29 @@
-"""The front door: routes, JSON errors, and main(), which builds, starts and stops everything."""
+"""The front door: the application, and main(), which builds, starts and stops everything."""
 
 import errno
 import logging
 import os
 import signal
 import sys
-import time
-from collections.abc import Iterator
+from pathlib import Path
 from threading import Event, Thread
 
-from flask import Blueprint, Flask, Response, redirect, request
+from flask import Flask, Response, redirect, request
 from waitress.channel import HTTPChannel
 from waitress.server import create_server
 from waitress.task import ErrorTask
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 import errors
-from answers import (
-    Answer,
-    DeleteAnswer,
-    ErrorAnswer,
-    ErrorBody,
-    GenerateAnswer,
-    HealthAnswer,
-    QueueAnswer,
-    StatusAnswer,
-    params_answer,
-    queue_answer,
-    status_answer,
-)
-from api_docs import PAGE_ROUTE, TASK_ID, documented, install_docs, json_answer, query
+from answers import ErrorAnswer, ErrorBody
+from api_docs import PAGE_ROUTE, install_docs
 from generator import MfluxGenerator, MlxMissing, prepare_mlx
-from images import CONTENT_TYPES, EXTENSIONS, to_base64
 from model_catalog import DEFAULT_MODEL, DEFAULT_MODEL_WITHOUT_GPU, MODELS, Model, find_model
-from queue_manager import QueueManager, ServerState
+from native_api import error_answer, native_routes
+from queue_manager import QueueManager, Rules
 from settings import Settings
-from task import Limits, TaskStatus, parse_request, resolve
+from task import Limits
+from task_store import TaskStore
 from timing_model import TimingModel
 from worker import Generator, Worker
 
@@ -43,212 +31,29 @@ log = logging.getLogger("mflux-server")
 
 STOP_S = 2.0
 """Seconds that a running step gets when the server stops."""
-SEND_BYTES = 64 * 1024
 
 
-def create_app(queue: QueueManager, limits: Limits, max_body_bytes: int) -> Flask:
+def create_app(
+    queue: QueueManager,
+    worker: Worker,
+    generator: Generator,
+    *,
+    data_dir: Path,
+    limits: Limits,
+    max_body_bytes: int,
+) -> Flask:
     """The WSGI application: every route at the root and under /api."""
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
     app.url_map.strict_slashes = False
     app.json.sort_keys = False  # type: ignore[attr-defined]  # the specification, as written
-    routes = native_routes(queue, limits)
+    routes = native_routes(queue, worker, generator, data_dir, limits)
     app.register_blueprint(routes)
     app.register_blueprint(routes, url_prefix="/api", name="api")
     app.register_error_handler(Exception, _answer_error)
     app.add_url_rule("/", "home", lambda: redirect(PAGE_ROUTE))
     install_docs(app, limits)
     return app
-
-
-def native_routes(queue: QueueManager, limits: Limits) -> Blueprint:
-    routes = Blueprint("native", __name__)
-    started_at = time.monotonic()
-
-    @routes.post("/generate")
-    @documented(
-        "Ask for an image",
-        tag="pictures",
-        description="Puts a task into the queue and answers at once.",
-        body="GenerateRequest",
-        answers={200: json_answer(GenerateAnswer, "The task is in the queue.")},
-        errors=(
-            errors.InvalidInput,
-            errors.BodyTooLarge,
-            errors.UnsupportedMediaType,
-            errors.QueueFull,
-            errors.NoWorker,
-        ),
-    )
-    def generate() -> Response:
-        # Asking for this header also keeps foreign web pages out: a browser lets no page send it
-        # to another origin without that origin's consent, which this server does not give.
-        if not request.is_json:
-            raise errors.UnsupportedMediaType
-        asked = parse_request(request.get_data(), limits)
-        params = resolve(asked, queue.model, limits)
-        task, others = queue.submit(params, urgent=bool(asked.priority))
-        ignored = asked.guidance is not None and params.guidance is None
-        return _json(
-            GenerateAnswer(
-                task_id=task.task_id,
-                status=task.status,
-                task_length=others,
-                expected_time_seconds=task.wait_s or 0.0,
-                pos=task.pos or 0,
-                params=params_answer(params, task.urgent),
-                ignored_fields=["guidance"] if ignored else [],
-                server=queue.counts().state,
-            )
-        )
-
-    @routes.get("/status")
-    @documented(
-        "How far a task is",
-        tag="pictures",
-        description="Good enough to drive a progress bar. Ask about once per second.",
-        parameters=[TASK_ID],
-        answers={200: json_answer(StatusAnswer, "The task as it stands.")},
-        errors=(errors.InvalidInput, errors.UnknownTask, errors.Gone),
-    )
-    def status() -> Response:
-        view = queue.status(_task_id())
-        return _json(status_answer(view, queue.counts().state))
-
-    @routes.get("/image")
-    @documented(
-        "Fetch an image",
-        tag="pictures",
-        description="By default this removes the image, once its bytes were sent.",
-        parameters=[
-            TASK_ID,
-            query(
-                "base64",
-                "Answer base64 text instead of the bytes.",
-                {"type": "boolean", "default": False},
-            ),
-            query(
-                "delete",
-                "Remove the image after it was sent.",
-                {"type": "boolean", "default": True},
-            ),
-        ],
-        answers={
-            200: {
-                "description": "The image; base64 text if that was asked for.",
-                "content": {
-                    **{
-                        content_type: {"schema": {"type": "string", "format": "binary"}}
-                        for content_type in CONTENT_TYPES.values()
-                    },
-                    "text/plain": {"schema": {"type": "string", "format": "byte"}},
-                },
-            }
-        },
-        errors=(errors.InvalidInput, errors.UnknownTask, errors.NotReady, errors.Gone),
-    )
-    def image() -> Response:
-        task_id = _task_id()
-        as_base64, delete = _flag("base64", False), _flag("delete", True)
-        data, params = queue.image(task_id)
-        if as_base64:
-            data = to_base64(data).encode("ascii")
-
-        def send() -> Iterator[bytes]:
-            for start in range(0, len(data), SEND_BYTES):
-                yield data[start : start + SEND_BYTES]
-            if delete:
-                queue.forget(task_id, "The image was fetched and removed.")
-
-        answer = Response(send())
-        answer.content_type = "text/plain" if as_base64 else CONTENT_TYPES[params.format]
-        answer.content_length = len(data)
-        name = f"{task_id}.{EXTENSIONS[params.format]}"
-        answer.headers["Content-Disposition"] = f'inline; filename="{name}"'
-        answer.headers["Cache-Control"] = "no-store"
-        return answer
-
-    @routes.get("/queue")
-    @documented(
-        "List the queue",
-        tag="queue",
-        description="Every task that is not finished, in the order in which they run.",
-        answers={200: json_answer(QueueAnswer, "The queue.")},
-        errors=(),
-    )
-    def list_queue() -> Response:
-        return _json(queue_answer(queue.queue()))
-
-    @routes.route("/delete", methods=["DELETE", "POST"])
-    @documented(
-        "Cancel or remove a task",
-        tag="queue",
-        description="Takes a waiting task out of the queue, stops a running one at its next step, "
-        "removes a finished one with its image.",
-        parameters=[TASK_ID],
-        answers={200: json_answer(DeleteAnswer, "What happened.")},
-        errors=(errors.InvalidInput, errors.UnknownTask, errors.Gone),
-    )
-    def delete() -> Response:
-        task_id = _task_id()
-        was = queue.delete(task_id)
-        message = {
-            TaskStatus.WAITING: "The task was taken out of the queue.",
-            TaskStatus.RUNNING: "The task was cancelled; its generation ends at the next step.",
-            TaskStatus.DONE: "The image was removed.",
-        }.get(was, "The record of the task was removed.")
-        return _json(DeleteAnswer(task_id=task_id, was=was, message=message))
-
-    @routes.get("/health")
-    @documented(
-        "Health of the server",
-        tag="server",
-        answers={
-            200: json_answer(HealthAnswer, "loading, ready or busy."),
-            503: json_answer(HealthAnswer, "draining or failed."),
-        },
-        errors=(),
-    )
-    def health() -> Response:
-        counts = queue.counts()
-        answer = HealthAnswer(
-            status=counts.state,
-            model=queue.model.name,
-            model_title=queue.model.title,
-            quantize=counts.quantize,
-            uptime_s=time.monotonic() - started_at,
-            waiting=counts.waiting,
-            running=counts.running,
-            done=counts.done,
-            images_bytes=counts.images_bytes,
-        )
-        works = counts.state not in (ServerState.DRAINING, ServerState.FAILED)
-        return _json(answer, 200 if works else 503)
-
-    return routes
-
-
-def _json(answer: Answer, status: int = 200) -> Response:
-    return Response(answer.as_json(), status, mimetype="application/json")
-
-
-def _task_id() -> str:
-    task_id = request.args.get("task_id", "")
-    if not 1 <= len(task_id) <= 64:
-        raise errors.InvalidInput(
-            "task_id is required in the query: the id that /generate gave, 1 to 64 characters.",
-            field="task_id",
-        )
-    return task_id
-
-
-def _flag(name: str, default: bool) -> bool:
-    text = request.args.get(name, "").lower()
-    if text == "":
-        return default
-    if text not in ("true", "1", "false", "0"):
-        raise errors.InvalidInput(f"{name} must be true or false.", field=name)
-    return text in ("true", "1")
 
 
 def _answer_error(error: Exception) -> Response:
@@ -273,33 +78,43 @@ def _answer_error(error: Exception) -> Response:
     return error_answer(unexpected.http_status, unexpected.code, unexpected.message)
 
 
-def error_answer(status: int, code: str, message: str, field: str | None = None) -> Response:
-    error = ErrorBody(code=code, message=message, field=field)
-    return _json(ErrorAnswer(error=error), status)
-
-
 class Server:
     """Everything that runs, connected: queue, worker, HTTP. Nothing starts before start()."""
 
     def __init__(self, settings: Settings, model: Model, generator: Generator) -> None:
-        """Binds the port.
+        """Opens the store and binds the port.
 
         Raises:
+            StoreError: the data dir cannot be used.
             OSError: the port cannot be had.
         """
-        limits = Limits(max_pixels=settings.max_pixels, max_steps=settings.max_steps)
-        self.queue = QueueManager(
-            model,
-            TimingModel(),
+        limits = Limits(
+            max_pixels=settings.max_pixels,
+            max_steps=settings.max_steps,
+            max_prompt_chars=settings.max_prompt_chars,
+        )
+        rules = Rules(
             max_queue=settings.max_queue,
+            max_wait_s=settings.max_wait_s,
             keep_s=settings.keep_s,
             keep_bytes=settings.keep_bytes,
+            refetch_s=settings.refetch_s,
         )
+        self._drain_s = settings.drain_s
+        self._store = TaskStore(settings.data_dir)
+        self.queue = QueueManager(model, TimingModel(), self._store, rules)
         self.ended = Event()
         self.exit_code = 0
         self._worker = Worker(self.queue, generator, on_load_failure=self._load_failed)
         self._http = create_server(
-            create_app(self.queue, limits, settings.max_body_bytes),
+            create_app(
+                self.queue,
+                self._worker,
+                generator,
+                data_dir=settings.data_dir,
+                limits=limits,
+                max_body_bytes=settings.max_body_bytes,
+            ),
             host=settings.host,
             port=settings.port,
             threads=settings.threads,
@@ -321,14 +136,19 @@ class Server:
         self._worker.start()
 
     def stop(self) -> bool:
-        """Stop accepting tasks, leave the running one at its next step, close the port.
+        """Stop accepting tasks, leave the running one (see --drain-s), close port and store.
 
         Returns:
             Whether the worker has ended in time.
         """
-        ended = self._worker.stop(STOP_S)
+        ended = self._worker.stop(STOP_S, self._drain_s)
+        try:
+            self.queue.release_running()
+        except errors.StorageUnavailable as error:
+            log.error("%s The running task counts this end as an attempt.", error)
         self._http.task_dispatcher.shutdown(timeout=0.5)
         self._http.close()
+        self._store.close()
         return ended
 
     def _load_failed(self, error: errors.ModelLoadError) -> None:
@@ -385,10 +205,16 @@ def main(argv: list[str]) -> int:
     try:
         has_gpu = prepare_mlx()
         model = choose_model(settings.model, has_gpu)
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
-        generator = MfluxGenerator(model, settings.quantize, settings.path, settings.data_dir)
+        generator = MfluxGenerator(
+            model,
+            settings.quantize,
+            settings.path,
+            settings.data_dir,
+            cache_limit_bytes=settings.cache_limit,
+            check_memory=settings.memory_check == "on",
+        )
         server = Server(settings, model, generator)
-    except (MlxMissing, errors.ModelLoadError) as error:
+    except (MlxMissing, errors.ModelLoadError, errors.StoreError) as error:
         print(f"server.py: {error}", file=sys.stderr)
         return 1
     except OSError as error:

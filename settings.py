@@ -98,6 +98,14 @@ class Settings:
         2048 * 2048, "most pixels (width x height) of one image", parse=_whole_number(256, 2**28)
     )
     max_steps: int = _option(100, "most steps of one task", parse=_whole_number(1, 1000))
+    max_prompt_chars: int = _option(
+        10_000, "longest prompt, in characters", parse=_whole_number(1, 1_000_000)
+    )
+    max_wait_s: int = _option(
+        0,
+        "longest forecast wait with which a task is still accepted, in seconds; 0: no limit",
+        parse=_whole_number(0, 10**9),
+    )
     max_body_bytes: int = _option(
         1_000_000, "largest request body, in bytes", parse=_whole_number(1_000, 2**30)
     )
@@ -107,9 +115,33 @@ class Settings:
         parse=_whole_number(1, 10**9),
     )
     keep_bytes: int = _option(
-        500_000_000,
-        "most bytes of finished images kept in memory; the oldest go first",
+        5_000_000_000,
+        "most bytes of finished images kept on disk; the oldest go first",
         parse=_whole_number(0, 2**50),
+    )
+    refetch_s: int = _option(
+        300,
+        "seconds for which an image can be fetched again after it was fetched and removed, in "
+        "case the connection broke; 0: it goes at once",
+        parse=_whole_number(0, 10**9),
+    )
+    drain_s: int = _option(
+        0,
+        "seconds that the running task gets to finish when the server stops; if they do not "
+        "suffice, it is left at its next step and runs again after the next start",
+        parse=_whole_number(0, 24 * 3600),
+    )
+    cache_limit: int | None = _option(
+        None,
+        "most bytes of freed memory that MLX keeps for reuse (default: MLX's own limit)",
+        parse=_whole_number(0, 2**50),
+        metavar="BYTES",
+    )
+    memory_check: str = _option(
+        "on",
+        "refuse pictures that would not fit into memory",
+        parse=str.lower,
+        choices=("on", "off"),
     )
 
     @staticmethod

@@ -27,21 +27,6 @@ class TaskStatus(StrEnum):
     FAILED = "failed"  # ended with an error; leaves when pruned
     CANCELLED = "cancelled"  # ended by its client; leaves when pruned
 
-    @property
-    def final(self) -> bool:
-        return self in (TaskStatus.DONE, TaskStatus.FAILED, TaskStatus.CANCELLED)
-
-
-TRANSITIONS: dict[TaskStatus, frozenset[TaskStatus]] = {
-    TaskStatus.WAITING: frozenset({TaskStatus.RUNNING, TaskStatus.CANCELLED}),
-    TaskStatus.RUNNING: frozenset(
-        {TaskStatus.DONE, TaskStatus.FAILED, TaskStatus.CANCELLED, TaskStatus.WAITING}
-    ),
-    TaskStatus.DONE: frozenset(),
-    TaskStatus.FAILED: frozenset(),
-    TaskStatus.CANCELLED: frozenset(),
-}
-
 
 class Phase(StrEnum):
     """What a running task is at, in this order."""
@@ -88,7 +73,7 @@ class GenerateRequest(BaseModel):
 
     prompt: str = Field(
         min_length=1,
-        max_length=10_000,
+        max_length=1_000_000,
         pattern=r"\S",
         description="What the image shows. Models read only the first few hundred words.",
         examples=["A beautiful landscape"],
@@ -147,6 +132,14 @@ class GenerateRequest(BaseModel):
         "ones that came earlier.",
         examples=[False],
     )
+    client_task_id: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="Makes submitting safe to repeat, like the header Idempotency-Key: the same "
+        "key answers with the same task, also after a restart of the server.",
+        examples=["chat-42-message-7"],
+    )
     count: int | None = Field(
         None,
         description="Accepted for older clients and ignored: a task makes one image.",
@@ -182,6 +175,7 @@ class Limits:
 
     max_pixels: int = 2048 * 2048
     max_steps: int = 100
+    max_prompt_chars: int = 10_000
 
 
 def parse_request(body: bytes, limits: Limits) -> GenerateRequest:
@@ -199,6 +193,7 @@ def parse_request(body: bytes, limits: Limits) -> GenerateRequest:
 def request_schema(limits: Limits) -> dict[str, Any]:
     """JSON schema of the request body, with the operator's limits in place of the widest ones."""
     schema = GenerateRequest.model_json_schema()
+    schema["properties"]["prompt"]["maxLength"] = limits.max_prompt_chars
     for choice in schema["properties"]["steps"]["anyOf"]:
         if choice["type"] == "integer":
             choice["maximum"] = limits.max_steps
@@ -216,6 +211,8 @@ def resolve(request: GenerateRequest, model: Model, limits: Limits) -> Generatio
     Raises:
         InvalidInput: a field is within the request model but not within the operator's limits.
     """
+    if len(request.prompt) > limits.max_prompt_chars:
+        raise InvalidInput(_refusal("prompt", request.prompt, limits), field="prompt")
     width = request.width // SIDE_STEP * SIDE_STEP
     height = request.height // SIDE_STEP * SIDE_STEP
     if width * height > limits.max_pixels:
@@ -312,7 +309,10 @@ class Progress:
 
 @dataclass
 class Task:
-    """One task. Owned by the QueueManager: only it changes one, under its lock."""
+    """A task that waits or runs. Owned by the QueueManager: only it changes one, under its lock.
+
+    What has ended is in the store alone.
+    """
 
     task_id: str
     params: GenerationParams
@@ -320,12 +320,24 @@ class Task:
     created_at: float
     """Unix seconds."""
     status: TaskStatus = TaskStatus.WAITING
-    progress: Progress | None = None
-    """None until the worker has claimed it."""
-    error: str | None = None
-    """Why it failed."""
-    image: bytes | None = None
+    attempts: int = 0
+    """Claims so far that were not released."""
     started_at: float | None = None
-    """Unix seconds, of its last claim."""
-    ended_at: float | None = None
-    """Unix seconds."""
+    """Unix seconds, of its claim."""
+    progress: Progress | None = None
+    """None while it waits."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes, as MLX counts them."""
+
+    active_bytes: int = 0
+    peak_bytes: int = 0
+    """Most that was active during the latest picture."""
+    cache_bytes: int = 0
+    """Freed, and kept for reuse."""
+    weights_bytes: int = 0
+    """Active once the model was loaded; 0: it is not."""
+    total_bytes: int = 0
+    """Of the machine."""

@@ -17,8 +17,9 @@ Before anything was measured, the prior alone speaks, and says so (`Forecast.lea
 one step is about 2 FLOP per parameter and token, at 10 TFLOP/s (an Apple M2 Max at bf16).
 """
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from statistics import median
 
 FORGETTING = 0.95
@@ -30,6 +31,8 @@ REFERENCE_TOKENS = 4096
 TEXT_TOKENS = 512
 PRIOR_FLOP_PER_S = 10e12
 PRIOR_LOAD_BYTES_PER_S = 1e9
+FEATURES = 5
+"""Length of Work.features."""
 LIVE_STEPS_TO_TRUST = 2
 """After this many steps of a running task, its own pace counts as much as the model's."""
 
@@ -45,6 +48,19 @@ class Work:
     tokens: int
     steps: int
     format: str
+
+    @property
+    def features(self) -> tuple[float, ...]:
+        """GPU seconds are linear in these: (1, n, n x, n x^2, x)."""
+        x, n = self.tokens / REFERENCE_TOKENS, float(self.steps)
+        return (1.0, n, n * x, n * x * x, x)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> "Work":
+        return Work(**json.loads(text))
 
 
 @dataclass(frozen=True)
@@ -80,6 +96,13 @@ class Measured:
     decoding_s: float
     image_encoding_s: float
 
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> "Measured":
+        return Measured(**json.loads(text))
+
 
 class TimingModel:
     """Learns from finished tasks. Not thread-safe: its owner holds a lock."""
@@ -88,11 +111,9 @@ class TimingModel:
         self._laws: dict[str, _Law] = {}
         self._image_encoding: dict[str, _LinearLaw] = {}
         self._load_s: dict[str, float] = {}
-        self.version = 0
-        """Grows with every sample learned: forecasts made at an older version are stale."""
 
     def forecast(self, work: Work) -> Forecast:
-        law = self._law(work)
+        law = self._law(work.model, work.parameters_b)
         x = work.tokens / REFERENCE_TOKENS
         return Forecast(
             text_encoding_s=law.text_encoding.predict((1.0,)),
@@ -103,9 +124,20 @@ class TimingModel:
             learned=law.step.samples > 0,
         )
 
+    def gpu_s(self, model: str, parameters_b: float, feature_sums: Sequence[float]) -> float:
+        """GPU seconds of many tasks of one model, from the sums of their features."""
+        law = self._law(model, parameters_b)
+        constant, per_token = law.decoding.coefficients
+        coefficients = (
+            law.text_encoding.coefficients[0] + constant,
+            *law.step.coefficients,
+            per_token,
+        )
+        return sum(c * f for c, f in zip(coefficients, feature_sums, strict=True))
+
     def learn(self, work: Work, measured: Measured) -> None:
         """Take in a task that ran to its end. Values that cannot be durations are passed over."""
-        law = self._law(work)
+        law = self._law(work.model, work.parameters_b)
         x = work.tokens / REFERENCE_TOKENS
         law.text_encoding.learn((1.0,), measured.text_encoding_s)
         if measured.step_s:
@@ -113,7 +145,6 @@ class TimingModel:
             law.step.learn((1.0, x, x * x), median(steady))
         law.decoding.learn((1.0, x), measured.decoding_s)
         self._image_encoding_law(work.format).learn((1.0, x), measured.image_encoding_s)
-        self.version += 1
 
     def remaining_s(
         self,
@@ -153,10 +184,10 @@ class TimingModel:
         if _is_duration(seconds):
             self._load_s[work_model] = seconds
 
-    def _law(self, work: Work) -> "_Law":
-        if work.model not in self._laws:
-            self._laws[work.model] = _Law.prior(work.parameters_b)
-        return self._laws[work.model]
+    def _law(self, model: str, parameters_b: float) -> "_Law":
+        if model not in self._laws:
+            self._laws[model] = _Law.prior(parameters_b)
+        return self._laws[model]
 
     def _image_encoding_law(self, image_format: str) -> "_LinearLaw":
         if image_format not in self._image_encoding:

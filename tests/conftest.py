@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 import requests
+from PIL import Image
+
+from task import GenerationParams, Memory, Report
 
 ROOT = Path(__file__).parent.parent
 START_TIMEOUT_S = 120
@@ -89,27 +92,50 @@ class ServerProcess:
         self._listening.set()
 
 
+class FakeGenerator:
+    """Does what it is told instead of drawing."""
+
+    def __init__(
+        self, draw: Callable[[GenerationParams, Report], Image.Image] | None = None
+    ) -> None:
+        self.draw = draw or (lambda params, report: Image.new("RGB", (16, 16)))
+        self.memory = Memory()
+
+    def load(self) -> int | None:
+        return None
+
+    def generate(self, params: GenerationParams, report: Report) -> Image.Image:
+        return self.draw(params, report)
+
+    def refusal(self, params: GenerationParams) -> str | None:
+        return None
+
+
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shared by the whole run, so that the tiny models are built once."""
+    """For generators alone; a server owns its data dir."""
     return tmp_path_factory.mktemp("data")
 
 
 @pytest.fixture(scope="session")
-def server(data_dir: Path) -> Iterator[ServerProcess]:
-    """A server with the tiny FLUX.1, for tests that leave no task behind."""
-    process = ServerProcess(data_dir, "--model", "tiny", "--log-level", "debug")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server with the tiny FLUX.1, for tests that leave no unfinished task behind."""
+    arguments = ("--model", "tiny", "--log-level", "debug")
+    process = ServerProcess(tmp_path_factory.mktemp("server"), *arguments)
     yield process
     process.stop()
 
 
+StartServer = Callable[..., ServerProcess]
+
+
 @pytest.fixture
-def start_server(data_dir: Path) -> Iterator[Callable[..., ServerProcess]]:
-    """Starts servers that end with the test."""
+def start_server(tmp_path: Path) -> Iterator[StartServer]:
+    """Starts servers that end with the test, all on one data dir: one after the other."""
     started: list[ServerProcess] = []
 
     def start(*arguments: str, wait: bool = True) -> ServerProcess:
-        started.append(ServerProcess(data_dir, *arguments, wait=wait))
+        started.append(ServerProcess(tmp_path / "server", *arguments, wait=wait))
         return started[-1]
 
     yield start

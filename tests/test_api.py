@@ -84,8 +84,6 @@ def test_base64_and_keeping_the_image(server: ServerProcess) -> None:
     image = fetch(server, task_id, delete="false")
     assert base64.b64decode(text.text, validate=True) == image
     assert fetch(server, task_id) == image
-    gone = server.get("/image", task_id=task_id)
-    assert (gone.status_code, error_of(gone)["code"]) == (410, "gone")
 
 
 def test_head_does_not_remove_the_image(server: ServerProcess) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, ServerProcess
+from conftest import ROOT, FakeGenerator, ServerProcess
 from flask import Flask
 
 from answers import StatusAnswer
@@ -20,7 +20,9 @@ from queue_manager import QueueManager
 from server import create_app
 from settings import Settings, flag_of, variable_of
 from task import GenerateRequest, Limits
+from task_store import TaskStore
 from timing_model import TimingModel
+from worker import Worker
 
 PAGES = {"/", "/swagger", "/openapi.json", "/apidocs/index.html", "/oauth2-redirect.html"}
 
@@ -29,7 +31,16 @@ PAGES = {"/", "/swagger", "/openapi.json", "/apidocs/index.html", "/oauth2-redir
 def app() -> Flask:
     tiny = find_model("tiny")
     assert tiny
-    return create_app(QueueManager(tiny, TimingModel()), Limits(max_steps=42), 1_000_000)
+    queue = QueueManager(tiny, TimingModel(), TaskStore(None))
+    generator = FakeGenerator()
+    return create_app(
+        queue,
+        Worker(queue, generator, lambda error: None),
+        generator,
+        data_dir=ROOT,
+        limits=Limits(max_steps=42),
+        max_body_bytes=1_000_000,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +135,6 @@ def test_help_lists_every_option_with_its_variable() -> None:
 
 
 OWN_MODULES = {path.stem for path in ROOT.glob("*.py")}
-LEAVES: set[str] = {"errors", "images", "model_catalog", "settings", "task", "tiny_models"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "images": set(),
@@ -132,20 +142,32 @@ MAY_IMPORT: dict[str, set[str]] = {
     "settings": set(),
     "tiny_models": set(),
     "timing_model": set(),
+    "waiting_line": set(),
     "task": {"errors", "model_catalog"},
     "generator": {"errors", "model_catalog", "task", "tiny_models"},
-    "queue_manager": {"errors", "model_catalog", "task", "timing_model"},
+    "task_store": {"errors", "task", "timing_model"},
+    "live_queue": {"model_catalog", "task", "timing_model", "waiting_line"},
+    "queue_manager": {
+        "errors",
+        "live_queue",
+        "model_catalog",
+        "task",
+        "task_store",
+        "timing_model",
+    },
     "worker": {"errors", "images", "task"},
-    "answers": {"queue_manager", "task", "timing_model"},
+    "answers": {"live_queue", "queue_manager", "task", "timing_model"},
     "api_docs": {"answers", "errors", "task"},
-    "server": OWN_MODULES - {"server", "tiny_models"},
+    "native_api": {"answers", "api_docs", "errors", "images", "queue_manager", "task", "worker"},
+    "server": OWN_MODULES - {"server", "tiny_models", "images", "live_queue", "waiting_line"},
 }
 HOMES: dict[str, set[str]] = {
     "mlx": {"generator"},
     "mflux": {"generator"},
     "flasgger": {"api_docs"},
-    "flask": {"server", "api_docs"},
+    "flask": {"server", "native_api", "api_docs"},
     "waitress": {"server"},
+    "sqlite3": {"task_store"},
     "PIL": {"generator", "images", "worker"},
     "numpy": {"tiny_models"},
     "pydantic": {"task", "answers", "api_docs"},

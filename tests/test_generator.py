@@ -1,5 +1,6 @@
 """Real mflux on the tiny models: same seed same picture, true timings, stopping early."""
 
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -10,8 +11,8 @@ import pytest
 from PIL import Image, ImageChops
 
 import tiny_models
-from errors import ModelLoadError
-from generator import MfluxGenerator, prepare_mlx
+from errors import DoesNotFit, ModelLoadError
+from generator import MfluxGenerator, PromptCache, prepare_mlx
 from model_catalog import Model, find_model
 from task import GenerationParams, Phase, Report
 
@@ -127,11 +128,49 @@ def test_the_tiny_models_are_quantized_for_real(data_dir: Path, name: str, bits:
     assert quantized.generate(params_for()).tobytes() != unquantized.tobytes()
 
 
-def test_the_text_embeddings_of_many_prompts_do_not_pile_up(data_dir: Path) -> None:
+def test_the_text_embeddings_kept_are_those_used_last_up_to_a_size() -> None:
+    cache = PromptCache(max_bytes=10)
+    entry = (memoryview(b"12"), [memoryview(b"34")])  # 4 bytes
+    for prompt in ("a", "b"):
+        cache[prompt] = entry
+    assert cache["a"] == entry  # used: "b" is the oldest now
+    cache["c"] = entry
+    assert (set(cache), cache.bytes) == ({"a", "c"}, 8)
+    cache["large"] = memoryview(b"x" * 100)
+    assert (set(cache), cache.bytes) == ({"large"}, 100)
+    del cache["large"]
+    assert (len(cache), cache.bytes) == (0, 0)
+
+
+def test_mflux_fills_and_reads_our_prompt_cache(data_dir: Path) -> None:
     tiny = OnItsThread("tiny", data_dir)
-    for number in range(20):
-        tiny.generate(params_for(prompt=f"prompt {number}", steps=1, width=16, height=16))
-    assert len(tiny.generator._prompt_cache) <= 8
+    first = tiny.generate(params_for(prompt="once"))
+    cache = tiny.generator._pipeline.prompt_cache
+    assert isinstance(cache, PromptCache)
+    assert list(cache) == ["once"]
+    assert cache.bytes > 0
+    assert tiny.generate(params_for(prompt="once")).tobytes() == first.tobytes()
+
+
+def test_a_picture_that_does_not_fit_is_refused_with_the_figure(data_dir: Path) -> None:
+    tiny = OnItsThread("tiny", data_dir)
+    huge = params_for(width=8192, height=8192)
+    assert tiny.generator.refusal(params_for()) is None
+    refusal = tiny.generator.refusal(huge) or ""
+    assert re.match(r"A picture of 8192 x 8192 needs about [\d.]+ GB", refusal)
+    with pytest.raises(DoesNotFit, match="8192 x 8192"):
+        tiny.generate(huge)
+    tiny.generator._check_memory = False
+    assert tiny.generator.refusal(huge) is None
+
+
+def test_memory_is_measured_and_replaces_the_prior(data_dir: Path) -> None:
+    tiny = OnItsThread("tiny", data_dir)
+    weights = tiny.generator.memory.weights_bytes
+    assert 0 < weights < 10_000_000
+    tiny.generate(params_for(width=512, height=512))
+    assert tiny.generator.memory.peak_bytes > weights
+    assert 0 < (tiny.generator._bytes_per_pixel or 0) < 2048
 
 
 @pytest.mark.parametrize("name", tiny_models.TINY_MODELS)

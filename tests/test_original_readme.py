@@ -51,8 +51,6 @@ def test_the_curl_calls_make_a_jpeg(server: ServerProcess) -> None:
     server.wait_until_ended(task_id)
     picture = Image.open(BytesIO(curl(image.replace(EXAMPLE_TASK_ID, task_id), server)))
     assert (picture.format, picture.size) == ("JPEG", (1024, 1024))
-    gone = json.loads(curl(status.replace(EXAMPLE_TASK_ID, task_id), server))
-    assert gone["error"]["code"] == "gone"
 
 
 def test_the_python_client_gets_its_picture(

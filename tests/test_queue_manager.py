@@ -6,8 +6,9 @@ import pytest
 
 from errors import Gone, NoWorker, QueueFull, UnknownTask
 from model_catalog import find_model
-from queue_manager import QueueManager, ServerState
+from queue_manager import QueueManager, Rules, ServerState
 from task import GenerationParams, Phase, Task, TaskStatus
+from task_store import TaskStore
 from timing_model import TimingModel
 
 TINY = find_model("tiny")
@@ -28,11 +29,16 @@ class Clock:
 class Bench:
     """A queue whose clock and whose worker are moved by hand. A step takes `step_s`."""
 
-    def __init__(self, loaded: bool = True, **options: Any) -> None:
+    def __init__(self, loaded: bool = True, store: TaskStore | None = None, **rules: Any) -> None:
         self.clock = Clock()
         assert TINY
         self.queue = QueueManager(
-            TINY, TimingModel(), monotonic=self.clock, now=self.clock, **options
+            TINY,
+            TimingModel(),
+            store or TaskStore(None),
+            Rules(**rules),
+            monotonic=self.clock,
+            now=self.clock,
         )
         self.queue.load_started()
         if loaded:
@@ -82,7 +88,7 @@ def test_urgent_tasks_go_first_and_each_level_is_first_come_first_served() -> No
     normal = [bench.submit() for _ in range(3)]
     urgent = [bench.submit(urgent=True) for _ in range(2)]
     order = urgent + normal
-    assert [view.task_id for view in bench.queue.queue()] == order
+    assert [view.task_id for view in bench.queue.queue(100, 0)[0]] == order
     assert [bench.queue.status(task_id).pos for task_id in order] == [0, 1, 2, 3, 4]
     assert [bench.run() for _ in order] == order
 
@@ -119,13 +125,13 @@ def test_the_remaining_steps_of_the_running_task_count_at_their_real_pace() -> N
 def test_loading_counts_into_the_wait_and_shows_in_the_state() -> None:
     bench = Bench(loaded=False)
     task_id = bench.submit()
-    assert bench.queue.counts().state is ServerState.LOADING
+    assert bench.queue.state() is ServerState.LOADING
     while_loading = bench.wait_of(task_id)
     bench.clock.pass_s(1.0)
     assert bench.wait_of(task_id) == pytest.approx(while_loading - 1.0)
     bench.queue.load_finished(8)
-    assert bench.queue.counts().state is ServerState.READY
-    assert bench.queue.counts().quantize == 8
+    assert bench.queue.state() is ServerState.READY
+    assert bench.queue.health().quantize == 8
     assert bench.wait_of(task_id) < while_loading
 
 
@@ -150,7 +156,7 @@ def test_a_cancelled_running_task_is_told_at_its_next_report_and_stays_cancelled
     assert bench.wait_of(waiting) < before
     assert not bench.queue.report(running, Phase.DENOISING, 1, 4)
     assert not bench.queue.finish(running, b"image")
-    assert not bench.queue.fail(running, "too late")
+    assert not bench.queue.fail(running, "task_failed", "too late")
     assert not bench.queue.release(running)
     assert bench.queue.status(running).status is TaskStatus.CANCELLED
     with pytest.raises(Gone, match="cancelled"):
@@ -161,7 +167,7 @@ def test_a_failed_task_says_why_and_the_next_one_runs() -> None:
     bench = Bench()
     failing, following = bench.submit(), bench.submit()
     bench.claim()
-    assert bench.queue.fail(failing, "ValueError: no")
+    assert bench.queue.fail(failing, "task_failed", "ValueError: no")
     view = bench.queue.status(failing)
     assert (view.status, view.error, view.wait_s) == (TaskStatus.FAILED, "ValueError: no", None)
     with pytest.raises(Gone, match="ValueError: no"):
@@ -173,7 +179,7 @@ def test_failed_and_cancelled_tasks_teach_the_forecast_nothing() -> None:
     bench = Bench()
     bench.submit()
     bench.run()
-    for end in (lambda t: bench.queue.fail(t, "no"), bench.queue.delete):
+    for end in (lambda t: bench.queue.fail(t, "task_failed", "no"), bench.queue.delete):
         task_id = bench.submit()
         bench.claim()
         bench.clock.pass_s(500.0)
@@ -186,7 +192,7 @@ def test_a_released_task_waits_again_before_all_others_of_its_level() -> None:
     first, second = bench.submit(), bench.submit()
     assert bench.claim().task_id == first
     assert bench.queue.release(first)
-    assert [view.task_id for view in bench.queue.queue()] == [first, second]
+    assert [view.task_id for view in bench.queue.queue(100, 0)[0]] == [first, second]
     assert bench.queue.status(first).status is TaskStatus.WAITING
 
 
@@ -200,7 +206,7 @@ def test_a_stopping_queue_takes_and_gives_nothing_and_tells_the_running_task() -
     assert not bench.queue.report(running, Phase.DENOISING, 1, 4)
     with pytest.raises(NoWorker):
         bench.submit()
-    assert bench.queue.counts().state is ServerState.DRAINING
+    assert bench.queue.state() is ServerState.DRAINING
 
 
 def test_a_full_queue_says_when_to_come_back() -> None:
@@ -217,7 +223,7 @@ def test_a_full_queue_says_when_to_come_back() -> None:
 
 
 def test_images_leave_after_their_time_and_the_oldest_when_there_is_no_room() -> None:
-    bench = Bench(keep_s=3600, keep_bytes=25)
+    bench = Bench(keep_s=3600, keep_bytes=25, refetch_s=0)
     old = bench.submit()
     bench.run(image=b"x" * 10)
     bench.clock.pass_s(3600)
@@ -226,19 +232,19 @@ def test_images_leave_after_their_time_and_the_oldest_when_there_is_no_room() ->
         bench.run(image=b"x" * 10)
     with pytest.raises(Gone, match="expired"):
         bench.queue.status(old)
-    with pytest.raises(Gone, match="expired"):
+    with pytest.raises(Gone, match="room for newer"):
         bench.queue.image(kept[0])
     assert bench.queue.image(kept[2])[0] == b"x" * 10
-    assert bench.queue.counts().images_bytes == 20
+    assert bench.queue.images()[1] == 20
 
 
-def test_a_forgotten_task_is_gone_and_one_never_known_is_unknown() -> None:
-    bench = Bench()
+def test_a_fetched_task_is_gone_and_one_never_known_is_unknown() -> None:
+    bench = Bench(refetch_s=0)
     task_id = bench.submit()
-    bench.queue.forget(task_id, "too early")
+    bench.queue.fetched(task_id)  # too early
     assert bench.queue.status(task_id).status is TaskStatus.WAITING
     bench.run()
-    bench.queue.forget(task_id, "It was fetched.")
+    bench.queue.fetched(task_id)
     for call in (bench.queue.status, bench.queue.image, bench.queue.delete):
         with pytest.raises(Gone, match="fetched"):
             call(task_id)
@@ -251,4 +257,4 @@ def test_a_claimed_task_cannot_be_claimed_again() -> None:
     bench.submit()
     bench.claim()
     assert bench.queue.claim(0) is None
-    assert bench.queue.counts().state is ServerState.BUSY
+    assert bench.queue.state() is ServerState.BUSY

@@ -10,10 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, ServerProcess, clean_environment
-
-StartServer = Callable[..., ServerProcess]
-
+from conftest import ROOT, ServerProcess, StartServer, clean_environment
 
 RunServer = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -124,7 +121,7 @@ def test_a_data_dir_that_cannot_be_made_is_one_clear_sentence(
     (tmp_path / "file").write_text("")
     ended = run_server("--model", "tiny", "--port", "0", "--data-dir", str(tmp_path / "file" / "x"))
     assert ended.returncode == 1
-    assert "cannot start" in ended.stderr
+    assert "cannot be used" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 

@@ -1,0 +1,493 @@
+"""The disk: tasks, their params and status changes, timing samples and images.
+
+Tasks are rows of one SQLite database in WAL mode with synchronous=FULL: a change is on disk when
+its call returns, so what a client was told survives kill -9 and, as far as fsync tells the truth,
+a power cut (on macOS with fullfsync, which alone makes the drive write). That costs about half a
+millisecond a change on an SSD; pictures take seconds.
+
+Images are files, written beside, synced, then renamed: complete or not there. Files and not blobs,
+because deleting one gives its space back at once and needs none, even on a full disk.
+
+A task whose image was removed, or that was pruned, leaves a row with the reason, so that its id is
+answered with 410; these rows go after TOMBSTONE_S.
+"""
+
+import fcntl
+import logging
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import RLock
+from typing import Any
+
+from errors import StorageUnavailable, StoreError
+from task import GenerationParams, TaskStatus
+from timing_model import Measured, Work
+
+log = logging.getLogger(__name__)
+
+TOMBSTONE_S = 30 * 24 * 3600
+SAMPLES_KEPT = 1000
+"""Timing samples: more than the forecast remembers."""
+
+MIGRATIONS = (
+    """
+    CREATE TABLE tasks (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,  -- the order of submission
+        task_id TEXT NOT NULL UNIQUE,
+        client_key TEXT UNIQUE,                    -- of an idempotent submit
+        urgent INTEGER NOT NULL,
+        status TEXT NOT NULL,
+        attempts INTEGER NOT NULL DEFAULT 0,       -- claims that were not released
+        params TEXT,                               -- JSON; NULL once the task is gone
+        created_at REAL NOT NULL,                  -- unix seconds, like all that follow
+        started_at REAL,
+        ended_at REAL,
+        fetched_at REAL,                           -- when its image was sent and shall go
+        measured TEXT,                             -- JSON: seconds of each phase
+        image_bytes INTEGER,                       -- size of its image file
+        error_code TEXT,
+        error TEXT,
+        gone TEXT                                  -- why there is nothing to see any more
+    );
+    CREATE INDEX tasks_by_end ON tasks (gone, status, ended_at);
+    CREATE TABLE samples (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        work TEXT NOT NULL,                        -- JSON
+        measured TEXT NOT NULL                     -- JSON
+    );
+    CREATE TABLE loads (model TEXT PRIMARY KEY, seconds REAL NOT NULL);
+    """,
+)
+"""Script n brings schema version n to n + 1 (PRAGMA user_version)."""
+
+
+@dataclass(frozen=True)
+class StoredTask:
+    """A row of the table of tasks."""
+
+    number: int
+    task_id: str
+    urgent: bool
+    status: TaskStatus
+    attempts: int
+    params: GenerationParams
+    created_at: float
+    started_at: float | None
+    ended_at: float | None
+    fetched_at: float | None
+    measured: Measured | None
+    image_bytes: int | None
+    error_code: str | None
+    error: str | None
+
+
+class Tombstone(str):
+    """Why a task that once was is gone."""
+
+
+class TaskStore:
+    """Any thread may call; each method is one transaction.
+
+    Every method but the constructor raises StorageUnavailable when the disk refuses (full,
+    read-only, damaged); then nothing has changed.
+    """
+
+    def __init__(self, data_dir: Path | None) -> None:
+        """Open or create the store.
+
+        Args:
+            data_dir: folder that holds everything; None: in memory, for measuring.
+
+        Raises:
+            StoreError: the folder cannot be used, is used by another server, or holds a database
+                that is damaged or was written by a newer version.
+        """
+        self._lock = RLock()
+        self._images = data_dir / "images" if data_dir else None
+        self._memory_images: dict[str, bytes] = {}
+        try:
+            self._owner = _own(data_dir) if data_dir else None
+            if self._images:
+                self._images.mkdir(exist_ok=True)
+            path = data_dir / "tasks.sqlite3" if data_dir else ":memory:"
+            self._database = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+            self._database.row_factory = sqlite3.Row
+            self._set_up()
+            self._remove_strays()
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(f"The data dir {data_dir} cannot be used: {error}.") from error
+
+    def close(self) -> None:
+        with self._lock:
+            self._database.close()
+            if self._owner is not None:
+                os.close(self._owner)
+
+    # -- tasks ----------------------------------------------------------------------------------
+
+    def insert(
+        self,
+        task_id: str,
+        params: GenerationParams,
+        *,
+        urgent: bool,
+        created_at: float,
+        client_key: str | None = None,
+    ) -> None:
+        """Keep a new task, waiting. Raises sqlite3.IntegrityError if the id or key is taken."""
+        with self._transaction() as database:
+            database.execute(
+                "INSERT INTO tasks (task_id, client_key, urgent, status, params, created_at)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
+                (
+                    task_id,
+                    client_key,
+                    urgent,
+                    TaskStatus.WAITING,
+                    params.model_dump_json(),
+                    created_at,
+                ),
+            )
+
+    def find(self, task_id: str) -> StoredTask | Tombstone | None:
+        """A task, or why it is gone, or None if it was never known."""
+        with self._reading() as database:
+            row = database.execute("SELECT * FROM tasks WHERE task_id = ?", (task_id,)).fetchone()
+        return row and (Tombstone(row["gone"]) if row["gone"] else _stored(row))
+
+    def find_by_key(self, client_key: str) -> str | None:
+        """The id of the task that was submitted with this key."""
+        with self._reading() as database:
+            row = database.execute(
+                "SELECT task_id FROM tasks WHERE client_key = ?", (client_key,)
+            ).fetchone()
+        return row and str(row["task_id"])
+
+    def unfinished(self) -> list[StoredTask]:
+        """Tasks that wait or ran when the process ended, in the order in which they run."""
+        with self._reading() as database:
+            rows = database.execute(
+                "SELECT * FROM tasks WHERE status IN ('waiting', 'running')"
+                " ORDER BY urgent DESC, number"
+            ).fetchall()
+        return [_stored(row) for row in rows]
+
+    def claim(self, task_id: str, *, started_at: float) -> bool:
+        return self._move(
+            task_id,
+            TaskStatus.WAITING,
+            TaskStatus.RUNNING,
+            "attempts = attempts + 1, started_at = :started_at",
+            started_at=started_at,
+        )
+
+    def release(self, task_id: str, *, count_attempt: bool) -> bool:
+        """A running task waits again; the attempt counts only if it may have been at fault."""
+        return self._move(
+            task_id,
+            TaskStatus.RUNNING,
+            TaskStatus.WAITING,
+            "attempts = attempts - :back, started_at = NULL",
+            back=0 if count_attempt else 1,
+        )
+
+    def finish(
+        self,
+        task_id: str,
+        image: bytes,
+        *,
+        ended_at: float,
+        work: Work,
+        measured: Measured,
+    ) -> bool:
+        """Keep the image, then say that the task is done, and keep its timings as a sample."""
+        self._write_image(task_id, image)
+        with self._transaction() as database:
+            moved = self._move(
+                task_id,
+                TaskStatus.RUNNING,
+                TaskStatus.DONE,
+                "ended_at = :ended_at, measured = :measured, image_bytes = :image_bytes",
+                ended_at=ended_at,
+                measured=measured.to_json(),
+                image_bytes=len(image),
+            )
+            if moved:
+                database.execute(
+                    "INSERT INTO samples (work, measured) VALUES (?, ?)",
+                    (work.to_json(), measured.to_json()),
+                )
+                database.execute(
+                    "DELETE FROM samples WHERE number <= (SELECT max(number) FROM samples) - ?",
+                    (SAMPLES_KEPT,),
+                )
+        if not moved:
+            self._remove_image(task_id)
+        return moved
+
+    def fail(
+        self, task_id: str, was: TaskStatus, *, code: str, message: str, ended_at: float
+    ) -> bool:
+        return self._move(
+            task_id,
+            was,
+            TaskStatus.FAILED,
+            "ended_at = :ended_at, error_code = :code, error = :message",
+            ended_at=ended_at,
+            code=code,
+            message=message,
+        )
+
+    def cancel(self, task_id: str, was: TaskStatus, *, ended_at: float) -> bool:
+        return self._move(
+            task_id, was, TaskStatus.CANCELLED, "ended_at = :ended_at", ended_at=ended_at
+        )
+
+    def drop(self, task_id: str, reason: str) -> None:
+        """Remove an ended task with its image, leaving the reason. The file goes first: should
+        the process end in between, the next start finds the task without its image and drops it."""
+        self._remove_image(task_id)
+        with self._transaction() as database:
+            database.execute(
+                "UPDATE tasks SET gone = ?, params = NULL, measured = NULL, image_bytes = NULL"
+                " WHERE task_id = ?",
+                (reason, task_id),
+            )
+
+    def mark_fetched(self, task_id: str, fetched_at: float) -> None:
+        """The image was sent and shall go; the first time counts."""
+        with self._transaction() as database:
+            database.execute(
+                "UPDATE tasks SET fetched_at = ? WHERE task_id = ? AND fetched_at IS NULL",
+                (fetched_at, task_id),
+            )
+
+    # -- images ---------------------------------------------------------------------------------
+
+    def read_image(self, task_id: str) -> bytes | None:
+        if self._images is None:
+            return self._memory_images.get(task_id)
+        try:
+            return (self._images / task_id).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StorageUnavailable(f"The image cannot be read: {error}.") from error
+
+    def images(self) -> tuple[int, int]:
+        """How many images are kept, and their bytes."""
+        with self._reading() as database:
+            row = database.execute(
+                "SELECT count(*), coalesce(sum(image_bytes), 0) FROM tasks"
+                " WHERE status = 'done' AND gone IS NULL"
+            ).fetchone()
+        return int(row[0]), int(row[1])
+
+    # -- keeping and dropping -------------------------------------------------------------------
+
+    def ended_before(self, ended_at: float) -> list[str]:
+        """Ended tasks that are older than this."""
+        return self._ids("ended_at < ?", ended_at)
+
+    def fetched_before(self, fetched_at: float) -> list[str]:
+        return self._ids("status = 'done' AND fetched_at < ?", fetched_at)
+
+    def oldest_images_over(self, keep_bytes: int) -> list[str]:
+        """The oldest images that have to go so that the rest fits into keep_bytes."""
+        with self._reading() as database:
+            rows = database.execute(
+                "SELECT task_id FROM (SELECT task_id, sum(image_bytes) OVER"
+                " (ORDER BY ended_at DESC, number DESC) AS size FROM tasks"
+                " WHERE status = 'done' AND gone IS NULL) WHERE size > ?",
+                (keep_bytes,),
+            ).fetchall()
+        return [row["task_id"] for row in rows]
+
+    def remove_tombstones(self, ended_before: float) -> None:
+        with self._transaction() as database:
+            database.execute(
+                "DELETE FROM tasks WHERE gone IS NOT NULL AND ended_at < ?", (ended_before,)
+            )
+
+    def _ids(self, condition: str, value: float) -> list[str]:
+        with self._reading() as database:
+            rows = database.execute(
+                "SELECT task_id FROM tasks WHERE gone IS NULL"
+                f" AND status IN ('done', 'failed', 'cancelled') AND {condition}",
+                (value,),
+            ).fetchall()
+        return [row["task_id"] for row in rows]
+
+    # -- timings --------------------------------------------------------------------------------
+
+    def samples(self) -> list[tuple[Work, Measured]]:
+        """The latest timing samples, oldest first."""
+        with self._reading() as database:
+            rows = database.execute("SELECT work, measured FROM samples ORDER BY number").fetchall()
+        return [(Work.from_json(row["work"]), Measured.from_json(row["measured"])) for row in rows]
+
+    def keep_load(self, model: str, seconds: float) -> None:
+        with self._transaction() as database:
+            database.execute("INSERT OR REPLACE INTO loads VALUES (?, ?)", (model, seconds))
+
+    def loads(self) -> dict[str, float]:
+        """Seconds that each model last took to load."""
+        with self._reading() as database:
+            rows = database.execute("SELECT model, seconds FROM loads").fetchall()
+        return {row["model"]: row["seconds"] for row in rows}
+
+    def probe(self) -> None:
+        """Write something: raises while the disk refuses."""
+        with self._transaction() as database:
+            database.execute("INSERT OR REPLACE INTO loads VALUES ('', 0)")
+            database.execute("DELETE FROM loads WHERE model = ''")
+
+    # -- inside ---------------------------------------------------------------------------------
+
+    def _move(
+        self, task_id: str, was: TaskStatus, to: TaskStatus, assignments: str, **values: Any
+    ) -> bool:
+        """The one guarded statement that changes a status; tells whether this call moved it."""
+        with self._transaction() as database:
+            cursor = database.execute(
+                f"UPDATE tasks SET status = :to, {assignments}"
+                " WHERE task_id = :task_id AND status = :was",
+                {"task_id": task_id, "was": was, "to": to, **values},
+            )
+            return cursor.rowcount == 1
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._reading() as database:
+            if database.in_transaction:  # inside another one, which commits
+                yield database
+                return
+            database.execute("BEGIN IMMEDIATE")
+            try:
+                yield database
+                database.execute("COMMIT")
+            except BaseException:
+                database.rollback()
+                raise
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                yield self._database
+            except sqlite3.IntegrityError:
+                raise
+            except sqlite3.Error as error:
+                raise StorageUnavailable(f"The task database refuses: {error}.") from error
+
+    def _write_image(self, task_id: str, image: bytes) -> None:
+        if self._images is None:
+            self._memory_images[task_id] = image
+            return
+        draft = self._images / f"{task_id}.part"
+        try:
+            with draft.open("wb") as file:
+                file.write(image)
+                file.flush()
+                _flush_to_disk(file.fileno())
+            draft.rename(self._images / task_id)
+            _sync_folder(self._images)
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            raise StorageUnavailable(f"The image cannot be written: {error}.") from error
+
+    def _remove_image(self, task_id: str) -> None:
+        self._memory_images.pop(task_id, None)
+        if self._images is not None:
+            try:
+                (self._images / task_id).unlink(missing_ok=True)
+            except OSError as error:
+                raise StorageUnavailable(f"The image cannot be removed: {error}.") from error
+
+    def _set_up(self) -> None:
+        database = self._database
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = FULL")
+        database.execute("PRAGMA fullfsync = ON")
+        database.execute("PRAGMA checkpoint_fullfsync = ON")
+        damage = database.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if damage != "ok":
+            raise sqlite3.DatabaseError(f"tasks.sqlite3 is damaged ({damage}): move it away")
+        version = database.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(MIGRATIONS):
+            raise StoreError(
+                f"tasks.sqlite3 has schema version {version}, this server knows up to "
+                f"{len(MIGRATIONS)}: it was written by a newer version. Update the server, or "
+                "choose another --data-dir."
+            )
+        for number in range(version, len(MIGRATIONS)):
+            script = MIGRATIONS[number]
+            database.executescript(f"BEGIN; {script}; PRAGMA user_version = {number + 1}; COMMIT;")
+
+    def _remove_strays(self) -> None:
+        """After a crash: files without a finished task, and finished tasks without their file."""
+        if self._images is None:
+            return
+        files = {path.name for path in self._images.iterdir()}
+        with self._reading() as database:
+            rows = database.execute(
+                "SELECT task_id FROM tasks WHERE status = 'done' AND gone IS NULL"
+            ).fetchall()
+        finished = {row["task_id"] for row in rows}
+        for name in files - finished:
+            (self._images / name).unlink()
+        for task_id in finished - files:
+            self.drop(task_id, "The image was removed.")
+
+
+def _own(data_dir: Path) -> int:
+    """Lock the data dir for this process; the lock goes with the process, however it ends."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    lock = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise StoreError(
+            f"Another server uses the data dir {data_dir}: stop it, or choose another --data-dir."
+        ) from None
+    return lock
+
+
+def _flush_to_disk(descriptor: int) -> None:
+    full_sync = getattr(fcntl, "F_FULLFSYNC", None)
+    if full_sync is None:
+        os.fsync(descriptor)
+    else:  # macOS: fsync alone leaves the data in the drive's cache
+        fcntl.fcntl(descriptor, full_sync)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _stored(row: sqlite3.Row) -> StoredTask:
+    return StoredTask(
+        number=row["number"],
+        task_id=row["task_id"],
+        urgent=bool(row["urgent"]),
+        status=TaskStatus(row["status"]),
+        attempts=row["attempts"],
+        params=GenerationParams.model_validate_json(row["params"]),
+        created_at=row["created_at"],
+        started_at=row["started_at"],
+        ended_at=row["ended_at"],
+        fetched_at=row["fetched_at"],
+        measured=Measured.from_json(row["measured"]) if row["measured"] else None,
+        image_bytes=row["image_bytes"],
+        error_code=row["error_code"],
+        error=row["error"],
+    )

@@ -1,0 +1,141 @@
+"""The tasks that wait, in the order in which they run, with position and sums ahead in O(log n).
+
+Urgent tasks come first, each level first come, first served. The time ahead of a task is linear in
+the features of the tasks ahead (see timing_model.py), so the line keeps sums of features and not
+of seconds: what the forecast learns meanwhile changes nothing here.
+
+Each level is a Fenwick tree (Fenwick 1994, "A new data structure for cumulative frequency tables")
+over slots; a task that leaves empties its slot, and the level is rebuilt when most are empty.
+"""
+
+from array import array
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+Features = tuple[float, ...]
+
+
+class WaitingLine:
+    """Not thread-safe: its owner holds a lock.
+
+    Args:
+        width: number of features of each task.
+    """
+
+    def __init__(self, width: int) -> None:
+        self._width = width
+        self._urgent = _Level(width)
+        self._normal = _Level(width)
+
+    def __len__(self) -> int:
+        return len(self._urgent) + len(self._normal)
+
+    def __contains__(self, task_id: str) -> bool:
+        return task_id in self._urgent or task_id in self._normal
+
+    def __iter__(self) -> Iterator[str]:
+        return chain(self._urgent, self._normal)
+
+    def append(self, task_id: str, *, urgent: bool, features: Features) -> None:
+        """Join the line behind all others of this level."""
+        (self._urgent if urgent else self._normal).append(task_id, features)
+
+    def put_back(self, task_id: str, *, urgent: bool, features: Features) -> None:
+        """Join the line before all others of this level; O(n), for a task that was released."""
+        (self._urgent if urgent else self._normal).put_back(task_id, features)
+
+    def remove(self, task_id: str) -> None:
+        (self._urgent if task_id in self._urgent else self._normal).remove(task_id)
+
+    def first(self) -> str | None:
+        """The task that runs next."""
+        return next(iter(self), None)
+
+    def ahead_of(self, task_id: str) -> tuple[int, Features]:
+        """How many tasks run before this one, and the sums of their features."""
+        if task_id in self._urgent:
+            return self._urgent.ahead_of(task_id)
+        count, sums = self._normal.ahead_of(task_id)
+        urgent = self._urgent.total()
+        return count + len(self._urgent), tuple(a + b for a, b in zip(sums, urgent, strict=True))
+
+    def total(self, *, urgent_only: bool = False) -> Features:
+        """The sums of the features of all tasks, or of the urgent ones."""
+        urgent = self._urgent.total()
+        if urgent_only:
+            return urgent
+        return tuple(a + b for a, b in zip(urgent, self._normal.total(), strict=True))
+
+
+class _Level:
+    def __init__(self, width: int) -> None:
+        self._stride = width + 1  # the count is one more sum
+        self._clear()
+
+    def _clear(self) -> None:
+        self._slots: dict[str, int] = {}
+        self._tree = array("d", [0.0] * self._stride)  # slots count from 1
+        self._used = 0
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __contains__(self, task_id: str) -> bool:
+        return task_id in self._slots
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._slots)  # a dict keeps the order of insertion, which is that of slots
+
+    def append(self, task_id: str, features: Features) -> None:
+        if self._used > 2 * len(self._slots) + 64:
+            self._rebuild([])
+        self._used += 1
+        self._slots[task_id] = self._used
+        node = [1.0, *features]
+        covered = 1
+        while covered < self._used & -self._used:
+            self._add_node(node, self._used - covered)
+            covered <<= 1
+        self._tree.extend(node)
+
+    def put_back(self, task_id: str, features: Features) -> None:
+        self._rebuild([(task_id, features)])
+
+    def remove(self, task_id: str) -> None:
+        features = self._features_of(task_id)
+        slot = self._slots.pop(task_id)
+        while slot <= self._used:
+            start = slot * self._stride
+            for offset, value in enumerate(features):
+                self._tree[start + offset] -= value
+            slot += slot & -slot
+
+    def ahead_of(self, task_id: str) -> tuple[int, Features]:
+        count, *sums = self._sums_up_to(self._slots[task_id] - 1)
+        return round(count), tuple(sums)
+
+    def total(self) -> Features:
+        return tuple(self._sums_up_to(self._used)[1:])
+
+    def _sums_up_to(self, slot: int) -> list[float]:
+        sums = [0.0] * self._stride
+        while slot > 0:
+            self._add_node(sums, slot)
+            slot &= slot - 1
+        return sums
+
+    def _features_of(self, task_id: str) -> Sequence[float]:
+        slot = self._slots[task_id]
+        upper, lower = self._sums_up_to(slot), self._sums_up_to(slot - 1)
+        return [a - b for a, b in zip(upper, lower, strict=True)]
+
+    def _add_node(self, sums: list[float], slot: int) -> None:
+        start = slot * self._stride
+        for offset in range(self._stride):
+            sums[offset] += self._tree[start + offset]
+
+    def _rebuild(self, first: list[tuple[str, Features]]) -> None:
+        kept = [(task_id, tuple(self._features_of(task_id)[1:])) for task_id in self._slots]
+        self._clear()
+        for task_id, features in first + kept:
+            self.append(task_id, features)
