@@ -20,17 +20,18 @@ from math import ceil
 from threading import Condition, Lock
 
 from errors import Gone, NotReady, NoWorker, QueueFull, StorageUnavailable, UnknownTask
-from live_queue import LiveQueue, TaskView
+from live_queue import LiveQueue, TaskView, Wait
 from model_catalog import Model
-from task import GenerationParams, Phase, Task, TaskStatus
+from task import SIDE_STEP, GenerationParams, Phase, Task, TaskStatus
 from task_store import TOMBSTONE_S, StoredTask, TaskStore, Tombstone
-from timing_model import TimingModel
+from timing_model import Forecast, Spread, TimingModel, Work
 
 log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 2
 """A task during which the process ended so many times is failed instead of tried again."""
 PRUNE_EVERY_S = 10.0
+STATS_SIDES = (512, 768, 1024, 1536)
 EXPIRED = "It was kept for its time and has expired."
 NO_ROOM = "It made room for newer images."
 FETCHED = "The image was fetched and removed."
@@ -68,6 +69,27 @@ class QueueHealth:
     last_error: str | None
 
 
+@dataclass(frozen=True)
+class Stats:
+    """What was learned, and how good the forecasts are."""
+
+    timing_key: str
+    """The model and its quantization."""
+    samples: int
+    """Tasks learned from."""
+    load_s: float
+    forecasts: list[tuple[int, Forecast]]
+    """For square pictures of STATS_SIDES, with the model's default steps."""
+    outcomes: int
+    """Forecasts at submit that could be compared with what came."""
+    median_error: float | None
+    """Of |forecast - truth| / truth."""
+    share_inside_p90: float | None
+    tasks_last_hour: int
+    busy_share: float
+    """Part of the last hour for which the GPU worked."""
+
+
 class QueueManager:
     """HTTP threads, the worker thread and the encoder thread call it; all methods may raise
     StorageUnavailable when the disk refuses, and then nothing has changed."""
@@ -79,10 +101,16 @@ class QueueManager:
         store: TaskStore,
         rules: Rules | None = None,
         *,
+        quantize: int | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """Goes on where the store's last process ended."""
+        """Goes on where the store's last process ended.
+
+        Args:
+            model: the server's model, for tasks that name none.
+            quantize: bits that weights are asked to be quantized to.
+        """
         self.model = model
         self._store = store
         self._rules = rules or Rules()
@@ -92,7 +120,8 @@ class QueueManager:
         self._writing = Lock()
         self._lock = Lock()
         self._wake_worker = Condition(self._lock)
-        self._live = LiveQueue(model, timing, monotonic)
+        self._spread = Spread(store.outcomes())
+        self._live = LiveQueue(timing, self._spread, monotonic, model, quantize)
         self._images_bytes = store.images()[1]
         self._prune_at = 0.0
         self._drain_until: float | None = None
@@ -104,7 +133,12 @@ class QueueManager:
     # -- clients ------------------------------------------------------------------------------
 
     def submit(
-        self, params: GenerationParams, *, urgent: bool, client_key: str | None = None
+        self,
+        params: GenerationParams,
+        *,
+        urgent: bool,
+        client_key: str | None = None,
+        model: Model | None = None,
     ) -> tuple[TaskView, int]:
         """Put a task into the queue; on return it is on disk.
 
@@ -123,8 +157,10 @@ class QueueManager:
             if client_key and (known := self._store.find_by_key(client_key)):
                 return self.status(known), self._unfinished_beside(known)
             with self._lock:
-                self._check_room(params, urgent)
-            task = Task(secrets.token_hex(8), params, urgent, created_at=self._now())
+                self._check_room(params, model or self.model, urgent)
+            task = Task(
+                secrets.token_hex(8), params, urgent, model or self.model, created_at=self._now()
+            )
             self._store.insert(
                 task.task_id,
                 params,
@@ -135,8 +171,14 @@ class QueueManager:
             with self._lock:
                 others = len(self._live)
                 self._live.add(task)
+                self._live.promise(task)
                 self._wake_worker.notify_all()
                 return self._live.view(task), others
+
+    def estimate(self, params: GenerationParams, *, urgent: bool) -> tuple[Wait, int]:
+        """What submit would answer now, and the number of tasks that are not finished."""
+        with self._lock:
+            return self._live.wait_of_new(params, self.model, urgent=urgent), len(self._live)
 
     def status(self, task_id: str) -> TaskView:
         """One task as it stands.
@@ -147,7 +189,7 @@ class QueueManager:
         with self._lock:
             task = self._live.get(task_id)
             if task is not None:
-                return self._live.view(task)
+                return self._live.view(task, telling=True)
         return _view_of_stored(self._find_ended(task_id))
 
     def queue(self, limit: int, offset: int) -> tuple[list[TaskView], int]:
@@ -227,6 +269,25 @@ class QueueManager:
         with self._lock:
             return self._state()
 
+    def stats(self) -> Stats:
+        with self._lock:
+            tasks_last_hour, busy_share = self._live.last_hour()
+            key = self._live.timing_key(self.model)
+            return Stats(
+                timing_key=key,
+                samples=self._live.timing.samples(key),
+                load_s=self._live.timing.forecast_load_s(key, self.model.parameters_b),
+                forecasts=[
+                    (side, self._live.timing.forecast(self._square(key, side)))
+                    for side in STATS_SIDES
+                ],
+                outcomes=self._spread.count,
+                median_error=self._spread.median_error(),
+                share_inside_p90=self._spread.share_inside_p90(),
+                tasks_last_hour=tasks_last_hour,
+                busy_share=busy_share,
+            )
+
     def images(self) -> tuple[int, int]:
         """How many images are kept, and their bytes."""
         return self._store.images()
@@ -234,16 +295,17 @@ class QueueManager:
     # -- the worker -----------------------------------------------------------------------------
     # report, finish, fail and release answer False when the task runs no more (it was cancelled).
 
-    def load_started(self) -> None:
+    def load_started(self, model: Model | None = None) -> None:
         with self._lock:
-            self._live.load_started()
+            self._live.load_started(model or self.model)
 
     def load_finished(self, quantize: int | None) -> None:
         """The model is ready, its weights quantized to so many bits (None: not quantized)."""
         with self._lock:
             seconds = self._live.load_finished(quantize)
+            key = self._live.timing_key(self._live.loaded or self.model)
         with suppress(StorageUnavailable), self._noting_storage():
-            self._store.keep_load(self._live.timing_key, seconds)
+            self._store.keep_load(key, seconds)
 
     def load_failed(self, message: str) -> None:
         with self._lock:
@@ -290,12 +352,16 @@ class QueueManager:
             task = self._live.get_running(task_id)
             if task is None:
                 return False
-            work, measured = self._live.work(task.params), self._live.measured(task)
+            with self._lock:
+                work = self._live.work(task.params, task.model)
+                measured = self._live.measured(task)
             self._store.finish(task_id, image, ended_at=self._now(), work=work, measured=measured)
             self._images_bytes += len(image)
             with self._lock:
                 self._live.timing.learn(work, measured)
-                self._live.remove(task)
+                outcome = self._live.finish(task)
+            if outcome is not None:
+                self._store.keep_outcome(outcome)
         log.info("task %s is done", task_id)
         self.prune()
         return True
@@ -375,6 +441,7 @@ class QueueManager:
                 stored.task_id,
                 stored.params,
                 stored.urgent,
+                self.model,
                 stored.created_at,
                 status=stored.status,
                 attempts=stored.attempts,
@@ -421,9 +488,13 @@ class QueueManager:
             raise Gone(FETCHED)
         return found
 
+    def _square(self, key: str, side: int) -> Work:
+        tokens, steps = (side // SIDE_STEP) ** 2, self.model.default_steps
+        return Work(key, self.model.parameters_b, tokens, steps, "JPEG")
+
     # -- inside, under _lock ----------------------------------------------------------------------
 
-    def _check_room(self, params: GenerationParams, urgent: bool) -> None:
+    def _check_room(self, params: GenerationParams, model: Model, urgent: bool) -> None:
         if self.stopping or self._load_failed:
             raise NoWorker
         if self._live.waiting >= self._rules.max_queue:
@@ -433,7 +504,7 @@ class QueueManager:
                 retry_after_s=retry_after_s,
             )
         if self._rules.max_wait_s > 0:
-            wait_s = self._live.wait_of_new_s(params, urgent=urgent)
+            wait_s = self._live.wait_of_new(params, model, urgent=urgent).end_s
             if wait_s > self._rules.max_wait_s:
                 retry_after_s = max(ceil(wait_s - self._rules.max_wait_s), 1)
                 raise QueueFull(
@@ -451,7 +522,7 @@ class QueueManager:
             return ServerState.FAILED
         if self.stopping:
             return ServerState.DRAINING
-        if not self._live.loaded:
+        if self._live.loaded is None:
             return ServerState.LOADING
         return ServerState.BUSY if self._live.running else ServerState.READY
 
@@ -483,11 +554,11 @@ def _view_of_stored(task: StoredTask) -> TaskView:
         created_at=task.created_at,
         started_at=task.started_at,
         ended_at=task.ended_at,
-        pos=None,
-        wait_s=None,
+        wait=None,
         phase=None,
         steps_done=len(task.measured.step_s) if task.measured else 0,
         steps_total=task.params.steps,
+        progress=1.0 if task.status is TaskStatus.DONE else 0.0,
         error_code=task.error_code,
         error=task.error,
         measured=task.measured,

@@ -296,8 +296,9 @@ class Progress:
     """What a running task has behind it. Durations come from a monotonic clock, in seconds."""
 
     phase: Phase
+    claimed_at: float
+    """Readings of the monotonic clock, like all that end with at."""
     phase_started_at: float
-    """Reading of the monotonic clock."""
     steps_done: int = 0
     steps_total: int = 0
     phase_s: dict[Phase, float] = field(default_factory=dict)
@@ -305,6 +306,29 @@ class Progress:
     step_s: list[float] = field(default_factory=list)
     """Seconds of each step that has ended."""
     step_started_at: float = 0.0
+    shown: float = 0.0
+    """Part of its time that was told last, 0 to 1: what is told never goes back."""
+
+
+@dataclass(frozen=True)
+class Promise:
+    """The forecast that a client got for its task when it submitted it."""
+
+    at: float
+    """Reading of the monotonic clock."""
+    wait_s: float
+    p90_s: float
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a client was last told about a task, so that the next answer does not contradict it."""
+
+    end_at: float
+    """Reading of the monotonic clock at which the task was said to be done."""
+    pos: int
+    switches: int
+    """Model switches that were due before it."""
 
 
 @dataclass
@@ -317,6 +341,7 @@ class Task:
     task_id: str
     params: GenerationParams
     urgent: bool
+    model: Model
     created_at: float
     """Unix seconds."""
     status: TaskStatus = TaskStatus.WAITING
@@ -326,6 +351,10 @@ class Task:
     """Unix seconds, of its claim."""
     progress: Progress | None = None
     """None while it waits."""
+    submitted: "Promise | None" = None
+    """What was forecast when it was submitted; None for tasks from before the start."""
+    told: "Told | None" = None
+    """What the latest answer about it said."""
 
 
 @dataclass(frozen=True)

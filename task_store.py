@@ -25,13 +25,13 @@ from typing import Any
 
 from errors import StorageUnavailable, StoreError
 from task import GenerationParams, TaskStatus
-from timing_model import Measured, Work
+from timing_model import Measured, Outcome, Work
 
 log = logging.getLogger(__name__)
 
 TOMBSTONE_S = 30 * 24 * 3600
-SAMPLES_KEPT = 1000
-"""Timing samples: more than the forecast remembers."""
+SAMPLES_KEPT = 300
+"""Timing samples of each model, and outcomes: as much as the forecast remembers."""
 
 MIGRATIONS = (
     """
@@ -60,6 +60,18 @@ MIGRATIONS = (
         measured TEXT NOT NULL                     -- JSON
     );
     CREATE TABLE loads (model TEXT PRIMARY KEY, seconds REAL NOT NULL);
+    """,
+    """
+    ALTER TABLE samples ADD COLUMN model TEXT;     -- the timing key
+    UPDATE samples SET model = json_extract(work, '$.model');
+    CREATE INDEX samples_by_model ON samples (model, number);
+    CREATE TABLE outcomes (                        -- what was forecast at submit, and what came
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        urgent INTEGER NOT NULL,
+        forecast_s REAL NOT NULL,
+        p90_s REAL NOT NULL,
+        actual_s REAL NOT NULL
+    );
     """,
 )
 """Script n brings schema version n to n + 1 (PRAGMA user_version)."""
@@ -218,12 +230,13 @@ class TaskStore:
             )
             if moved:
                 database.execute(
-                    "INSERT INTO samples (work, measured) VALUES (?, ?)",
-                    (work.to_json(), measured.to_json()),
+                    "INSERT INTO samples (model, work, measured) VALUES (?, ?, ?)",
+                    (work.model, work.to_json(), measured.to_json()),
                 )
                 database.execute(
-                    "DELETE FROM samples WHERE number <= (SELECT max(number) FROM samples) - ?",
-                    (SAMPLES_KEPT,),
+                    "DELETE FROM samples WHERE model = ? AND number <= (SELECT number FROM samples"
+                    " WHERE model = ? ORDER BY number DESC LIMIT 1 OFFSET ?)",
+                    (work.model, work.model, SAMPLES_KEPT),
                 )
         if not moved:
             self._remove_image(task_id)
@@ -329,6 +342,26 @@ class TaskStore:
         with self._reading() as database:
             rows = database.execute("SELECT work, measured FROM samples ORDER BY number").fetchall()
         return [(Work.from_json(row["work"]), Measured.from_json(row["measured"])) for row in rows]
+
+    def keep_outcome(self, outcome: Outcome) -> None:
+        with self._transaction() as database:
+            database.execute(
+                "INSERT INTO outcomes (urgent, forecast_s, p90_s, actual_s) VALUES (?, ?, ?, ?)",
+                (outcome.urgent, outcome.forecast_s, outcome.p90_s, outcome.actual_s),
+            )
+            database.execute(
+                "DELETE FROM outcomes WHERE number <= (SELECT max(number) FROM outcomes) - ?",
+                (SAMPLES_KEPT,),
+            )
+
+    def outcomes(self) -> list[Outcome]:
+        """The latest outcomes of forecasts, oldest first."""
+        with self._reading() as database:
+            rows = database.execute("SELECT * FROM outcomes ORDER BY number").fetchall()
+        return [
+            Outcome(bool(row["urgent"]), row["forecast_s"], row["p90_s"], row["actual_s"])
+            for row in rows
+        ]
 
     def keep_load(self, model: str, seconds: float) -> None:
         with self._transaction() as database:

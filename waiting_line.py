@@ -30,6 +30,11 @@ class WaitingLine:
     def __len__(self) -> int:
         return len(self._urgent) + len(self._normal)
 
+    @property
+    def urgent(self) -> int:
+        """How many of them are urgent."""
+        return len(self._urgent)
+
     def __contains__(self, task_id: str) -> bool:
         return task_id in self._urgent or task_id in self._normal
 
@@ -38,18 +43,30 @@ class WaitingLine:
 
     def append(self, task_id: str, *, urgent: bool, features: Features) -> None:
         """Join the line behind all others of this level."""
-        (self._urgent if urgent else self._normal).append(task_id, features)
+        self._level(urgent).append(task_id, features)
 
     def put_back(self, task_id: str, *, urgent: bool, features: Features) -> None:
         """Join the line before all others of this level; O(n), for a task that was released."""
-        (self._urgent if urgent else self._normal).put_back(task_id, features)
+        self._level(urgent).put_back(task_id, features)
 
     def remove(self, task_id: str) -> None:
-        (self._urgent if task_id in self._urgent else self._normal).remove(task_id)
+        self._level(task_id in self._urgent).remove(task_id)
 
-    def first(self) -> str | None:
-        """The task that runs next."""
-        return next(iter(self), None)
+    def first(self, *, urgent: bool | None = None) -> str | None:
+        """The task that runs next, of all or of one level."""
+        return next(iter(self if urgent is None else self._level(urgent)), None)
+
+    def last(self, *, urgent: bool) -> str | None:
+        """The last task of a level."""
+        return self._level(urgent).last
+
+    def neighbours(self, task_id: str) -> tuple[str | None, str | None]:
+        """The tasks right before and right behind this one in its level."""
+        return self._level(task_id in self._urgent).neighbours(task_id)
+
+    def replace(self, task_id: str, features: Features) -> None:
+        """Give a task other features; it keeps its place."""
+        self._level(task_id in self._urgent).replace(task_id, features)
 
     def ahead_of(self, task_id: str) -> tuple[int, Features]:
         """How many tasks run before this one, and the sums of their features."""
@@ -66,6 +83,9 @@ class WaitingLine:
             return urgent
         return tuple(a + b for a, b in zip(urgent, self._normal.total(), strict=True))
 
+    def _level(self, urgent: bool) -> "_Level":
+        return self._urgent if urgent else self._normal
+
 
 class _Level:
     def __init__(self, width: int) -> None:
@@ -74,6 +94,9 @@ class _Level:
 
     def _clear(self) -> None:
         self._slots: dict[str, int] = {}
+        self._before: dict[str, str | None] = {}
+        self._after: dict[str, str | None] = {}
+        self.last: str | None = None
         self._tree = array("d", [0.0] * self._stride)  # slots count from 1
         self._used = 0
 
@@ -91,6 +114,10 @@ class _Level:
             self._rebuild([])
         self._used += 1
         self._slots[task_id] = self._used
+        self._before[task_id], self._after[task_id] = self.last, None
+        if self.last is not None:
+            self._after[self.last] = task_id
+        self.last = task_id
         node = [1.0, *features]
         covered = 1
         while covered < self._used & -self._used:
@@ -102,13 +129,22 @@ class _Level:
         self._rebuild([(task_id, features)])
 
     def remove(self, task_id: str) -> None:
-        features = self._features_of(task_id)
-        slot = self._slots.pop(task_id)
-        while slot <= self._used:
-            start = slot * self._stride
-            for offset, value in enumerate(features):
-                self._tree[start + offset] -= value
-            slot += slot & -slot
+        self._change(task_id, [-value for value in self._features_of(task_id)])
+        del self._slots[task_id]
+        before, after = self._before.pop(task_id), self._after.pop(task_id)
+        if before is not None:
+            self._after[before] = after
+        if after is None:
+            self.last = before
+        else:
+            self._before[after] = before
+
+    def neighbours(self, task_id: str) -> tuple[str | None, str | None]:
+        return self._before[task_id], self._after[task_id]
+
+    def replace(self, task_id: str, features: Features) -> None:
+        old = self._features_of(task_id)[1:]
+        self._change(task_id, [0.0, *(b - a for a, b in zip(old, features, strict=True))])
 
     def ahead_of(self, task_id: str) -> tuple[int, Features]:
         count, *sums = self._sums_up_to(self._slots[task_id] - 1)
@@ -116,6 +152,14 @@ class _Level:
 
     def total(self) -> Features:
         return tuple(self._sums_up_to(self._used)[1:])
+
+    def _change(self, task_id: str, by: Sequence[float]) -> None:
+        slot = self._slots[task_id]
+        while slot <= self._used:
+            start = slot * self._stride
+            for offset, value in enumerate(by):
+                self._tree[start + offset] += value
+            slot += slot & -slot
 
     def _sums_up_to(self, slot: int) -> list[float]:
         sums = [0.0] * self._stride
