@@ -28,6 +28,12 @@ SCHEMAS = "#/components/schemas/"
 SPEC_ROUTE = "/openapi.json"
 PAGE_ROUTE = "/swagger"
 
+POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; frame-ancestors 'none'"
+)
+"""The page fetches from this server alone, whatever specification a link asks it to show."""
+
 View = TypeVar("View", bound=Callable[..., Any])
 
 DESCRIPTION = """\
@@ -115,7 +121,7 @@ def install_docs(app: Flask, limits: Limits) -> None:
         "title": "mflux-server",
         "specs_route": PAGE_ROUTE,
         "static_url_path": "/flasgger_static",
-        "headers": [],
+        "headers": [("Content-Security-Policy", POLICY), ("X-Content-Type-Options", "nosniff")],
         "specs": [
             {
                 "endpoint": "openapi",

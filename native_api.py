@@ -46,7 +46,7 @@ def native_routes(
     @routes.post("/generate")
     @documented(
         "Ask for an image",
-        tag="pictures",
+        tag="images",
         description="Puts a task into the queue and answers at once.",
         body="GenerateRequest",
         answers={200: json_answer(GenerateAnswer, "The task is in the queue.")},
@@ -89,7 +89,7 @@ def native_routes(
     @routes.get("/status")
     @documented(
         "How far a task is",
-        tag="pictures",
+        tag="images",
         description="Good enough to drive a progress bar. Ask about once per second.",
         parameters=[TASK_ID],
         answers={200: json_answer(StatusAnswer, "The task as it stands.")},
@@ -102,7 +102,7 @@ def native_routes(
     @routes.get("/image")
     @documented(
         "Fetch an image",
-        tag="pictures",
+        tag="images",
         description="By default this removes the image, once its bytes were sent.",
         parameters=[
             TASK_ID,
@@ -176,7 +176,8 @@ def native_routes(
         limit, offset = _number("limit", 100, 1, 1000), _number("offset", 0, 0, 10_000_000)
         return _json(queue_answer(*queue.queue(limit, offset)))
 
-    @routes.route("/delete", methods=["DELETE", "POST"])
+    @routes.delete("/delete")
+    @routes.post("/delete")
     @documented(
         "Cancel or remove a task",
         tag="queue",
@@ -240,7 +241,7 @@ def _json(answer: Answer, status: int = 200) -> Response:
 
 
 def _task_id() -> str:
-    task_id = request.args.get("task_id", "")
+    task_id = request.args.get("task_id", "").strip()
     if not 1 <= len(task_id) <= 64:
         raise errors.InvalidInput(
             "task_id is required in the query: the id that /generate gave, 1 to 64 characters.",

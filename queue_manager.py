@@ -242,6 +242,7 @@ class QueueManager:
         """The model is ready, its weights quantized to so many bits (None: not quantized)."""
         with self._lock:
             seconds = self._live.load_finished(quantize)
+        log.info("the model is ready after %.1f s", seconds)
         with suppress(StorageUnavailable), self._noting_storage():
             self._store.keep_load(self._live.timing_key, seconds)
 
@@ -266,7 +267,13 @@ class QueueManager:
             self._store.claim(task.task_id, started_at=started_at)
             with self._lock:
                 self._live.start(task, started_at=started_at)
-            log.info("task %s is running", task.task_id)
+            log.info(
+                "task %s is running: %d x %d, %d steps",
+                task.task_id,
+                task.params.width,
+                task.params.height,
+                task.params.steps,
+            )
             return task
 
     def report(self, task_id: str, phase: Phase, steps_done: int, steps_total: int) -> bool:

@@ -231,7 +231,7 @@ def test_try_it_out_works_for_the_whole_flow_in_a_real_browser(
             block.locator("button.try-out__btn").click()
             return block
 
-        generate = try_out("pictures-post_generate")  # with the example body as it stands
+        generate = try_out("images-post_generate")  # with the example body as it stands
         generate.locator("button.execute").click()
         shown = generate.locator(".live-responses-table .highlight-code").first.inner_text()
         task_id = re.search(r'"task_id": "(\w+)"', shown)
@@ -239,7 +239,7 @@ def test_try_it_out_works_for_the_whole_flow_in_a_real_browser(
         server.wait_until_ended(task_id[1])
 
         for operation, expected in (("status", '"done"'), ("image", None)):
-            block = try_out(f"pictures-get_{operation}")
+            block = try_out(f"images-get_{operation}")
             block.locator('input[placeholder^="task_id"]').fill(task_id[1])
             block.locator("button.execute").click()
             if expected:
