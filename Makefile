@@ -43,6 +43,7 @@ $(BIN)/python:
 
 # --no-deps: the pins are complete, and mflux's own wish for torch on Linux is not followed.
 $(VENV)/.serves: requirements.txt | $(BIN)/python
+	@echo 'installing about 700 MB into $(VENV)...'
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -r requirements.txt
 	@touch $@
 

@@ -4,14 +4,16 @@ A field that does not apply is left out of the answer, never null.
 """
 
 from math import ceil
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from live_queue import TaskView
-from queue_manager import ServerState
+from live_queue import Reason, TaskView, Wait
+from queue_manager import ServerState, Stats
 from task import MAX_SEED, GenerationParams, Phase, TaskStatus
-from timing_model import Measured
+from timing_model import Confidence, Measured
+
+POLL_AT_MOST_S = 10
 
 Seconds = Annotated[float, AfterValidator(lambda seconds: round(seconds, 6))]
 
@@ -43,16 +45,31 @@ class Params(Answer):
     priority: bool = Field(description="Whether the task is urgent.")
 
 
-class GenerateAnswer(Answer):
-    """The task is in the queue."""
+class EstimateAnswer(Answer):
+    """What submitting this would answer now; nothing was submitted."""
 
-    task_id: str = Field(examples=["1fc9cc4f9d3b27a1"])
-    status: TaskStatus = Field(examples=["waiting"])
     task_length: int = Field(
         description="Tasks not yet finished ahead of and beside this one, without it.", examples=[1]
     )
     expected_time_seconds: Seconds = Field(
-        description="Forecast seconds until the image is ready.", examples=[146.9]
+        description="Forecast seconds until the image is ready: as likely earlier as later.",
+        examples=[146.9],
+    )
+    wait_p90_s: Seconds = Field(
+        description="Seconds within which it is ready nine times out of ten, urgent tasks that "
+        "may still overtake it included.",
+        examples=[171.2],
+    )
+    expected_start_at: Seconds = Field(
+        description="Unix seconds, UTC, at which the GPU turns to it.", examples=[1725311500.5]
+    )
+    expected_end_at: Seconds = Field(
+        description="Unix seconds, UTC, at which the image is ready.", examples=[1725311643.4]
+    )
+    confidence: Confidence = Field(
+        description="none: nothing was measured for this model yet, the forecast is a guess from "
+        "its size; low: little was measured, or far from this size; high.",
+        examples=["high"],
     )
     pos: int = Field(description="Tasks waiting before it.", examples=[0])
     params: Params
@@ -60,6 +77,13 @@ class GenerateAnswer(Answer):
         description="Fields of the request that this model has no use for.", examples=[["guidance"]]
     )
     server: ServerState
+
+
+class GenerateAnswer(EstimateAnswer):
+    """The task is in the queue."""
+
+    task_id: str = Field(examples=["1fc9cc4f9d3b27a1"])
+    status: TaskStatus = Field(examples=["waiting"])
 
 
 class Timings(Answer):
@@ -105,7 +129,39 @@ class StatusAnswer(Answer):
         "the end.",
         examples=[15],
     )
+    wait_p90_s: Seconds | None = Field(
+        None,
+        description="Seconds within which it is ready nine times out of ten. Absent at the end.",
+        examples=[17.5],
+    )
+    expected_start_at: Seconds | None = Field(
+        None,
+        description="Unix seconds, UTC, at which the GPU turns to it. Only while it waits.",
+        examples=[1725311500.5],
+    )
+    expected_end_at: Seconds | None = Field(
+        None,
+        description="Unix seconds, UTC, at which the image is ready. Absent at the end.",
+        examples=[1725311515.5],
+    )
+    confidence: Confidence | None = Field(
+        None, description="How much the forecast knows: none, low, high. Absent at the end."
+    )
+    reason: Reason | None = Field(
+        None,
+        description="Why it is done later than the answer before this one said: overtaken by an "
+        "urgent task, a model_switch is due, or something is slower_than_expected.",
+    )
+    poll_after_s: int | None = Field(
+        None,
+        description="Seconds after which asking again pays. Absent at the end.",
+        examples=[4],
+    )
     phase: Phase | None = Field(None, description="What a running task is at.")
+    progress: Seconds = Field(
+        description="Part of a running task's time that is over, 0 to 1; never goes back.",
+        examples=[0.35],
+    )
     steps_done: int = Field(examples=[1])
     steps_total: int = Field(examples=[4])
     created_at: float = Field(description="Unix seconds, UTC.", examples=[1725311496.5])
@@ -139,6 +195,38 @@ class QueueAnswer(Answer):
 
     length: int = Field(description="How many there are, also beyond `limit`.", examples=[1])
     tasks: list[QueuedTask]
+
+
+class LearnedSize(Answer):
+    width: int = Field(examples=[1024])
+    height: int = Field(examples=[1024])
+    step_s: Seconds = Field(description="Seconds of one step.", examples=[13.9])
+    steps: int = Field(description="The model's default.", examples=[4])
+    total_s: Seconds = Field(description="Seconds of a whole task, JPEG.", examples=[61.2])
+    confidence: Confidence
+
+
+class StatsAnswer(Answer):
+    """What was learned about time, and how good the forecasts are."""
+
+    model: str = Field(description="With its quantization.", examples=["schnell/q8"])
+    tasks_learned_from: int = Field(examples=[120])
+    load_s: Seconds = Field(description="Seconds to load the model.", examples=[31.0])
+    sizes: list[LearnedSize]
+    forecasts_compared: int = Field(
+        description="Tasks whose forecast at submit was compared with what came.", examples=[100]
+    )
+    median_error: Seconds | None = Field(
+        None, description="Of |forecast - truth| / truth: 0.02 is 2 %.", examples=[0.02]
+    )
+    share_inside_p90: Seconds | None = Field(
+        None, description="Part of the tasks that were ready within wait_p90_s.", examples=[0.9]
+    )
+    tasks_last_hour: int = Field(description="Done in the last hour.", examples=[57])
+    busy_share: Seconds = Field(
+        description="Part of the last hour, or since the start, for which the GPU worked, 0 to 1.",
+        examples=[0.93],
+    )
 
 
 class DeleteAnswer(Answer):
@@ -184,14 +272,57 @@ def params_answer(params: GenerationParams, urgent: bool) -> Params:
     return Params(**params.model_dump(exclude={"seed"}), seed=str(params.seed), priority=urgent)
 
 
-def status_answer(view: TaskView, server: ServerState) -> StatusAnswer:
+def estimate_fields(wait: Wait | None, others: int, now: float) -> dict[str, Any]:
+    """The fields of EstimateAnswer; a task that has ended waits for nothing.
+
+    Args:
+        now: unix seconds.
+    """
+    wait = wait or Wait(0, 0.0, 0.0, 0.0, Confidence.HIGH)
+    return {
+        "task_length": others,
+        "expected_time_seconds": wait.end_s,
+        "wait_p90_s": wait.p90_s,
+        "expected_start_at": now + wait.start_s,
+        "expected_end_at": now + wait.end_s,
+        "confidence": wait.confidence,
+        "pos": wait.pos,
+    }
+
+
+def stats_answer(stats: Stats) -> StatsAnswer:
+    return StatsAnswer(
+        model=stats.timing_key,
+        tasks_learned_from=stats.samples,
+        load_s=stats.load_s,
+        sizes=[
+            LearnedSize(
+                width=side,
+                height=side,
+                step_s=forecast.step_s,
+                steps=forecast.steps,
+                total_s=forecast.total_s,
+                confidence=forecast.confidence,
+            )
+            for side, forecast in stats.forecasts
+        ],
+        forecasts_compared=stats.outcomes,
+        median_error=stats.median_error,
+        share_inside_p90=stats.share_inside_p90,
+        tasks_last_hour=stats.tasks_last_hour,
+        busy_share=stats.busy_share,
+    )
+
+
+def status_answer(view: TaskView, server: ServerState, now: float) -> StatusAnswer:
+    """now: unix seconds."""
     error = ErrorBody(code=view.error_code, message=view.error or "") if view.error_code else None
     return StatusAnswer(
         task_id=view.task_id,
         status=view.status,
-        pos=view.pos,
-        wait_remaining=_whole_seconds(view.wait_s),
+        **_waiting_fields(view, now),
         phase=view.phase,
+        progress=view.progress,
         steps_done=view.steps_done,
         steps_total=view.steps_total,
         created_at=view.created_at,
@@ -211,18 +342,35 @@ def queue_answer(views: list[TaskView], length: int) -> QueueAnswer:
             QueuedTask(
                 task_id=view.task_id,
                 status=view.status,
-                pos=view.pos or 0,
-                wait_remaining=_whole_seconds(view.wait_s) or 1,
+                pos=view.wait.pos,
+                wait_remaining=_whole_seconds(view.wait.end_s),
                 created_at=view.created_at,
                 params=params_answer(view.params, view.urgent),
             )
             for view in views
+            if view.wait is not None
         ],
     )
 
 
-def _whole_seconds(wait_s: float | None) -> int | None:
-    return None if wait_s is None else max(ceil(wait_s), 1)
+def _waiting_fields(view: TaskView, now: float) -> dict[str, Any]:
+    wait = view.wait
+    if wait is None:
+        return {}
+    return {
+        "pos": wait.pos,
+        "wait_remaining": _whole_seconds(wait.end_s),
+        "wait_p90_s": wait.p90_s,
+        "expected_start_at": now + wait.start_s if view.status is TaskStatus.WAITING else None,
+        "expected_end_at": now + wait.end_s,
+        "confidence": wait.confidence,
+        "reason": wait.reason,
+        "poll_after_s": min(max(round(wait.end_s / 4), 1), POLL_AT_MOST_S),
+    }
+
+
+def _whole_seconds(wait_s: float) -> int:
+    return max(ceil(wait_s), 1)
 
 
 def _timings(measured: Measured) -> Timings:

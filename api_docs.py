@@ -15,18 +15,35 @@ from answers import (
     Answer,
     DeleteAnswer,
     ErrorAnswer,
+    EstimateAnswer,
     GenerateAnswer,
     HealthAnswer,
     QueueAnswer,
+    StatsAnswer,
     StatusAnswer,
 )
 from errors import ServerError
 from task import Limits, request_schema
 
-ANSWERS = (GenerateAnswer, StatusAnswer, QueueAnswer, DeleteAnswer, HealthAnswer, ErrorAnswer)
+ANSWERS = (
+    GenerateAnswer,
+    EstimateAnswer,
+    StatsAnswer,
+    StatusAnswer,
+    QueueAnswer,
+    DeleteAnswer,
+    HealthAnswer,
+    ErrorAnswer,
+)
 SCHEMAS = "#/components/schemas/"
 SPEC_ROUTE = "/openapi.json"
 PAGE_ROUTE = "/swagger"
+
+POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; frame-ancestors 'none'"
+)
+"""The page fetches from this server alone, whatever specification a link asks it to show."""
 
 View = TypeVar("View", bound=Callable[..., Any])
 
@@ -115,7 +132,7 @@ def install_docs(app: Flask, limits: Limits) -> None:
         "title": "mflux-server",
         "specs_route": PAGE_ROUTE,
         "static_url_path": "/flasgger_static",
-        "headers": [],
+        "headers": [("Content-Security-Policy", POLICY), ("X-Content-Type-Options", "nosniff")],
         "specs": [
             {
                 "endpoint": "openapi",

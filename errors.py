@@ -86,6 +86,10 @@ class NoWorker(ServerError):
     default_message = "The server takes no tasks now: it is stopping, or its model failed to load."
 
 
+class BadOption(Exception):
+    """An option of the server cannot be used; the message names it."""
+
+
 class StoreError(Exception):
     """The data dir cannot be used; the message says in one sentence why."""
 

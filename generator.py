@@ -8,6 +8,7 @@ import ctypes
 import importlib.util
 import logging
 import os
+import re
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, MutableMapping
@@ -199,7 +200,7 @@ class MfluxGenerator:
             path: str | None = str(tiny_models.ensure_checkpoint(self._model.name, self._data_dir))
             config = ModelConfig(**tiny_models.TINY_CONFIGS[self._model.name])
         else:
-            path, config = self._path, AVAILABLE_MODELS[self._model.name]
+            path, config = _checked(self._path), AVAILABLE_MODELS[self._model.name]
         pipeline = _pipeline_class(self._model.family)(
             quantize=self._quantize, model_path=path, model_config=config
         )
@@ -297,6 +298,16 @@ class _Hook:
 
         mx.eval(latents)
         self.report(Phase.DECODING, self._steps_done, self._steps_total)
+
+
+def _checked(path: str | None) -> str | None:
+    """mflux takes what is no folder for a repository: what cannot be one has to be a folder."""
+    if path is None or (re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not path.startswith(".")):
+        return path
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise NotADirectoryError(f"there is no folder {path}")
+    return str(folder)
 
 
 def _pipeline_class(family: Family) -> Any:

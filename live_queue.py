@@ -4,9 +4,7 @@ Arithmetic over a state; no disk, no rules. Not thread-safe: the QueueManager ca
 lock.
 
 The time of a waiting task is the sum of what comes before it: what the running task still needs,
-the work of those ahead, and loading wherever one task's model differs from the one before it. All
-of it is linear, so the WaitingLine sums it: for each timing key the features of its tasks, and one
-more column that counts the tasks before which its model has to be loaded.
+the work of those ahead, and loading wherever one task's model differs from the one before it.
 """
 
 from collections import deque
@@ -17,7 +15,6 @@ from enum import StrEnum
 from model_catalog import Family, Model
 from task import GenerationParams, Phase, Progress, Promise, Task, TaskStatus, Told
 from timing_model import (
-    FEATURES,
     Confidence,
     Forecast,
     Live,
@@ -27,11 +24,9 @@ from timing_model import (
     TimingModel,
     Work,
 )
-from waiting_line import Features, WaitingLine
+from work_line import WorkLine, WorkOfKey
 
 HOUR_S = 3600.0
-COLUMNS = FEATURES + 1
-"""Of each timing key: its features, and how often its model has to be loaded."""
 P90_SIGMAS = 1.2816
 """The 90 % quantile of the standard normal distribution."""
 P90_WITHOUT_KNOWLEDGE = 3.0
@@ -65,6 +60,19 @@ class Wait:
 
 
 @dataclass(frozen=True)
+class Ahead:
+    """What comes before a waiting task, behind the running ones."""
+
+    pos: int
+    works: list[WorkOfKey]
+    switch_s: float
+    """Loading, because the task before it in its level has another model."""
+    boundary_s: float
+    """Loading before the first tasks of the levels."""
+    boundary_switches: int
+
+
+@dataclass(frozen=True)
 class TaskView:
     """One task as it stands now, with its forecast."""
 
@@ -85,6 +93,15 @@ class TaskView:
     error_code: str | None
     error: str | None
     measured: Measured | None
+
+    @property
+    def pos(self) -> int | None:
+        return self.wait.pos if self.wait else None
+
+    @property
+    def wait_s(self) -> float | None:
+        """Seconds until its image is ready."""
+        return self.wait.end_s if self.wait else None
 
 
 class LiveQueue:
@@ -114,8 +131,7 @@ class LiveQueue:
         self._ends: deque[float] = deque()  # of finished tasks, in the last hour
         self._tasks: dict[str, Task] = {}
         self._running: dict[str, Task] = {}
-        self._keys: dict[str, tuple[int, Model]] = {}  # timing key: its first column, its model
-        self._line = WaitingLine(0)
+        self._line = WorkLine(lambda task: self.work(task.params, task.model))
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -140,18 +156,17 @@ class LiveQueue:
 
     def first(self) -> Task | None:
         """The task that runs next."""
-        return self._task(self._line.first())
+        return self._line.first()
 
     # -- changes --------------------------------------------------------------------------------
 
     def add(self, task: Task) -> None:
         """A task joins the line behind all others of its level."""
         self._tasks[task.task_id] = task
-        features = self._columns_of(task, self._task(self._line.last(urgent=task.urgent)))
-        self._line.append(task.task_id, urgent=task.urgent, features=features)
+        self._line.append(task)
 
     def start(self, task: Task, *, started_at: float) -> None:
-        self._leave_line(task)
+        self._line.remove(task)
         self._running[task.task_id] = task
         task.status = TaskStatus.RUNNING
         task.attempts += 1
@@ -167,19 +182,15 @@ class LiveQueue:
         del self._running[task.task_id]
         task.status = TaskStatus.WAITING
         task.progress = task.started_at = None
-        after = self._task(self._line.first(urgent=task.urgent))
-        features = self._columns_of(task, None)
-        self._line.put_back(task.task_id, urgent=task.urgent, features=features)
-        if after is not None:
-            self._line.replace(after.task_id, self._columns_of(after, task))
+        self._line.put_back(task)
 
     def remove(self, task: Task) -> None:
         """A task has ended."""
         self._leave_gpu(task)
         self._tasks.pop(task.task_id, None)
         self._running.pop(task.task_id, None)
-        if task.task_id in self._line:
-            self._leave_line(task)
+        if task in self._line:
+            self._line.remove(task)
 
     def finish(self, task: Task) -> Outcome | None:
         """A task is done. Returns how its forecast at submit compares with what came."""
@@ -219,7 +230,9 @@ class LiveQueue:
         """
         at = self._monotonic()
         seconds = at - (self._load_started_at if self._load_started_at is not None else at)
-        self.quantize = quantize
+        if quantize != self.quantize:  # what is stored won over what was asked for
+            self.quantize = quantize
+            self._line.lay_out()
         self.loaded = self._loading
         self.timing.learn_load(self.timing_key(self.loaded), seconds)
         for task in self._running.values():
@@ -249,22 +262,22 @@ class LiveQueue:
 
     def wait_of_new(self, params: GenerationParams, model: Model, *, urgent: bool) -> Wait:
         """The forecast of a task that would be submitted now."""
-        before = self._task(self._line.last(urgent=urgent))
-        ahead = self._line.total(urgent_only=urgent)
-        pos = len(self._line) if not urgent else self._line.urgent
-        switch = self._switch_s(before, model)
-        boundary = self._boundary(urgent, first=None if before else model)
-        return self._wait(params, model, urgent, pos, ahead, switch, boundary)
+        last = self._line.last(urgent=urgent)
+        ahead = Ahead(
+            self._line.urgent if urgent else len(self._line),
+            self._line.total(urgent_only=urgent),
+            self._switch_s(last, model),
+            *self._boundary(urgent, first=None if last else model),
+        )
+        return self._wait(self._forecast(params, model), ahead, urgent=urgent)
 
     def wait_of(self, task: Task) -> Wait:
         """The forecast of a task that waits or runs."""
         if task.task_id in self._running:
             return next(wait for running, wait in self._running_waits() if running is task)
-        pos, ahead = self._line.ahead_of(task.task_id)
-        before = self._task(self._line.neighbours(task.task_id)[0])
-        switch = self._switch_s(before, task.model)
-        boundary = self._boundary(task.urgent)
-        return self._wait(task.params, task.model, task.urgent, pos, ahead, switch, boundary)
+        switch_s = self._switch_s(self._line.before(task), task.model)
+        ahead = Ahead(*self._line.ahead_of(task), switch_s, *self._boundary(task.urgent))
+        return self._wait(self._forecast(task.params, task.model), ahead, urgent=task.urgent)
 
     def next_start_s(self) -> float:
         """Seconds until the GPU is free for the first waiting task."""
@@ -309,8 +322,7 @@ class LiveQueue:
             yield self._view(task, wait)
         start_s, before = self.next_start_s(), self._model_after_running()
         switches = 0
-        for pos, task_id in enumerate(self._line):
-            task = self._tasks[task_id]
+        for pos, task in enumerate(self._line):
             switch_s = self._load_s(task.model) if task.model is not before else 0.0
             switches += task.model is not before
             forecast = self._forecast(task.params, task.model)
@@ -346,7 +358,7 @@ class LiveQueue:
         return self._tell(task, wait)
 
     def last_hour(self) -> tuple[int, float]:
-        """Tasks done in the last hour, or since the start, and the GPU's busy share of that time."""
+        """Tasks done in the last hour (or since the start), and the part of it the GPU worked."""
         now = self._monotonic()
         while self._ends and self._ends[0] < now - HOUR_S:
             self._ends.popleft()
@@ -362,9 +374,6 @@ class LiveQueue:
         return len(self._ends), min(busy_s / span_s, 1.0)
 
     # -- inside -----------------------------------------------------------------------------------
-
-    def _task(self, task_id: str | None) -> Task | None:
-        return None if task_id is None else self._tasks[task_id]
 
     def _forecast(self, params: GenerationParams, model: Model) -> Forecast:
         return self.timing.forecast(self.work(params, model))
@@ -399,55 +408,35 @@ class LiveQueue:
         seconds, switches = 0.0, 0
         model = self._model_after_running()
         for level in (True,) if urgent else (True, False):
-            head = self._task(self._line.first(urgent=level))
+            head = self._line.first(urgent=level)
             head_model = head.model if head else (first if level is urgent else None)
             if head_model is None:
                 continue
             if head_model is not model:
                 seconds, switches = seconds + self._load_s(head_model), switches + 1
-            last = self._task(self._line.last(urgent=level))
+            last = self._line.last(urgent=level)
             model = last.model if last else head_model
         return seconds, switches
 
-    def _wait(
-        self,
-        params: GenerationParams,
-        model: Model,
-        urgent: bool,
-        pos: int,
-        ahead: Features,
-        switch_s: float,
-        boundary: tuple[float, int],
-    ) -> Wait:
+    def _wait(self, forecast: Forecast, ahead: Ahead, *, urgent: bool) -> Wait:
         """The GPU's work ahead and the task's own, then its image encoding, which also waits for
         the encoder to be through with the running tasks."""
-        forecast = self._forecast(params, model)
-        ahead_s, switches = self._seconds(ahead)
-        start_s = self.next_start_s() + boundary[0] + ahead_s
-        gpu_done_s = start_s + switch_s + forecast.gpu_s
+        start_s, switches = self.next_start_s() + ahead.boundary_s, ahead.boundary_switches
+        for work in ahead.works:
+            start_s += self.timing.gpu_s(work.key, work.model.parameters_b, work.features)
+            start_s += work.loads * self._load_s(work.model) if work.loads else 0.0
+            switches += work.loads
+        gpu_done_s = start_s + ahead.switch_s + forecast.gpu_s
         encoder_free_s = max((wait.end_s for _, wait in self._running_waits()), default=0.0)
         end_s = max(gpu_done_s, encoder_free_s) + forecast.image_encoding_s
         return Wait(
-            pos=pos,
+            pos=ahead.pos,
             start_s=start_s,
             end_s=end_s,
             p90_s=self._p90_s(end_s, urgent, forecast),
             confidence=forecast.confidence,
-            switches=switches + boundary[1] + (switch_s > 0.0),
+            switches=switches + (ahead.switch_s > 0.0),
         )
-
-    def _seconds(self, sums: Features) -> tuple[float, int]:
-        """GPU seconds and number of model switches of tasks, from the sums of their columns."""
-        seconds, switches = 0.0, 0
-        for key, (column, model) in self._keys.items():
-            features = sums[column : column + FEATURES]
-            if features[-3] <= 0.0:  # the column that counts tasks
-                continue
-            loads = round(sums[column + FEATURES])
-            seconds += self.timing.gpu_s(key, model.parameters_b, features)
-            seconds += loads * self._load_s(model) if loads else 0.0
-            switches += loads
-        return seconds, switches
 
     def _running_waits(self) -> Iterator[tuple[Task, Wait]]:
         """The running tasks, first the one that is furthest: one on the GPU, those before it at
@@ -485,34 +474,6 @@ class LiveQueue:
         task.told = Told(end_at, wait.pos, wait.switches)
         end_s = max(end_at - now, 0.0)
         return replace(wait, end_s=end_s, p90_s=max(wait.p90_s, end_s), reason=reason)
-
-    def _columns_of(self, task: Task, before: Task | None) -> Features:
-        """The task's features in the columns of its key, and whether its model has to be loaded
-        because the task before it, in its level, has another one."""
-        work = self.work(task.params, task.model)
-        if work.model not in self._keys:
-            self._keys[work.model] = (len(self._keys) * COLUMNS, task.model)
-            self._widen_line()
-        column = self._keys[work.model][0]
-        switch = before is not None and before.model is not task.model
-        values = [0.0] * (len(self._keys) * COLUMNS)
-        values[column : column + COLUMNS] = [*work.features, float(switch)]
-        return tuple(values)
-
-    def _widen_line(self) -> None:
-        """A new timing key needs columns: build the line anew. Rare, O(n)."""
-        tasks = [self._tasks[task_id] for task_id in self._line]
-        self._line = WaitingLine(len(self._keys) * COLUMNS)
-        for task in tasks:
-            before = self._task(self._line.last(urgent=task.urgent))
-            features = self._columns_of(task, before)
-            self._line.append(task.task_id, urgent=task.urgent, features=features)
-
-    def _leave_line(self, task: Task) -> None:
-        before, after = map(self._task, self._line.neighbours(task.task_id))
-        self._line.remove(task.task_id)
-        if after is not None:
-            self._line.replace(after.task_id, self._columns_of(after, before))
 
     def _leave_gpu(self, task: Task) -> None:
         """Books the time that a task had the GPU; once."""

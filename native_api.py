@@ -17,19 +17,23 @@ from answers import (
     DeleteAnswer,
     ErrorAnswer,
     ErrorBody,
+    EstimateAnswer,
     GenerateAnswer,
     HealthAnswer,
     MemoryAnswer,
     QueueAnswer,
+    StatsAnswer,
     StatusAnswer,
+    estimate_fields,
     params_answer,
     queue_answer,
+    stats_answer,
     status_answer,
 )
 from api_docs import TASK_ID, documented, json_answer, query
 from images import CONTENT_TYPES, EXTENSIONS, to_base64
 from queue_manager import QueueManager, ServerState
-from task import Limits, TaskStatus, parse_request, resolve
+from task import GenerateRequest, GenerationParams, Limits, TaskStatus, parse_request, resolve
 from worker import Generator, Worker
 
 log = logging.getLogger(__name__)
@@ -43,10 +47,21 @@ def native_routes(
     routes = Blueprint("native", __name__)
     started_at = time.monotonic()
 
+    def _asked() -> tuple[GenerateRequest, GenerationParams]:
+        # Asking for this header also keeps foreign web pages out: a browser lets no page send it
+        # to another origin without that origin's consent, which this server does not give.
+        if not request.is_json:
+            raise errors.UnsupportedMediaType
+        asked = parse_request(request.get_data(), limits)
+        params = resolve(asked, queue.model, limits)
+        if refusal := generator.refusal(params):
+            raise errors.DoesNotFit(refusal, field="width")
+        return asked, params
+
     @routes.post("/generate")
     @documented(
         "Ask for an image",
-        tag="pictures",
+        tag="images",
         description="Puts a task into the queue and answers at once.",
         body="GenerateRequest",
         answers={200: json_answer(GenerateAnswer, "The task is in the queue.")},
@@ -61,27 +76,43 @@ def native_routes(
         ),
     )
     def generate() -> Response:
-        # Asking for this header also keeps foreign web pages out: a browser lets no page send it
-        # to another origin without that origin's consent, which this server does not give.
-        if not request.is_json:
-            raise errors.UnsupportedMediaType
-        asked = parse_request(request.get_data(), limits)
-        params = resolve(asked, queue.model, limits)
-        if refusal := generator.refusal(params):
-            raise errors.DoesNotFit(refusal, field="width")
+        asked, params = _asked()
         client_key = _idempotency_key() or asked.client_task_id
         urgent = bool(asked.priority)
         task, others = queue.submit(params, urgent=urgent, client_key=client_key)
-        ignored = asked.guidance is not None and params.guidance is None
         return _json(
             GenerateAnswer(
                 task_id=task.task_id,
                 status=task.status,
-                task_length=others,
-                expected_time_seconds=task.wait_s or 0.0,
-                pos=task.pos or 0,
+                **estimate_fields(task.wait, others, time.time()),
                 params=params_answer(task.params, task.urgent),
-                ignored_fields=["guidance"] if ignored else [],
+                ignored_fields=_ignored(asked, params),
+                server=queue.state(),
+            )
+        )
+
+    @routes.post("/estimate")
+    @documented(
+        "Forecast without asking",
+        tag="images",
+        description="Takes the body of /generate and answers the forecast; nothing is submitted.",
+        body="GenerateRequest",
+        answers={200: json_answer(EstimateAnswer, "The forecast.")},
+        errors=(
+            errors.InvalidInput,
+            errors.BodyTooLarge,
+            errors.UnsupportedMediaType,
+            errors.DoesNotFit,
+        ),
+    )
+    def estimate() -> Response:
+        asked, params = _asked()
+        wait, others = queue.estimate(params, urgent=bool(asked.priority))
+        return _json(
+            EstimateAnswer(
+                **estimate_fields(wait, others, time.time()),
+                params=params_answer(params, bool(asked.priority)),
+                ignored_fields=_ignored(asked, params),
                 server=queue.state(),
             )
         )
@@ -89,20 +120,21 @@ def native_routes(
     @routes.get("/status")
     @documented(
         "How far a task is",
-        tag="pictures",
-        description="Good enough to drive a progress bar. Ask about once per second.",
+        tag="images",
+        description="Good enough to drive a progress bar. Ask again after `poll_after_s`, or each "
+        "second.",
         parameters=[TASK_ID],
         answers={200: json_answer(StatusAnswer, "The task as it stands.")},
         errors=(errors.InvalidInput, errors.UnknownTask, errors.Gone),
     )
     def status() -> Response:
         view = queue.status(_task_id())
-        return _json(status_answer(view, queue.state()))
+        return _json(status_answer(view, queue.state(), time.time()))
 
     @routes.get("/image")
     @documented(
         "Fetch an image",
-        tag="pictures",
+        tag="images",
         description="By default this removes the image, once its bytes were sent.",
         parameters=[
             TASK_ID,
@@ -176,7 +208,8 @@ def native_routes(
         limit, offset = _number("limit", 100, 1, 1000), _number("offset", 0, 0, 10_000_000)
         return _json(queue_answer(*queue.queue(limit, offset)))
 
-    @routes.route("/delete", methods=["DELETE", "POST"])
+    @routes.delete("/delete")
+    @routes.post("/delete")
     @documented(
         "Cancel or remove a task",
         tag="queue",
@@ -195,6 +228,18 @@ def native_routes(
             TaskStatus.DONE: "The image was removed.",
         }.get(was, "The record of the task was removed.")
         return _json(DeleteAnswer(task_id=task_id, was=was, message=message))
+
+    @routes.get("/stats")
+    @documented(
+        "What was learned about time",
+        tag="server",
+        description="Learned seconds by size, the error of the forecasts so far, and how busy the "
+        "GPU is.",
+        answers={200: json_answer(StatsAnswer, "The figures.")},
+        errors=(),
+    )
+    def stats() -> Response:
+        return _json(stats_answer(queue.stats()))
 
     @routes.get("/health")
     @documented(
@@ -239,8 +284,12 @@ def _json(answer: Answer, status: int = 200) -> Response:
     return Response(answer.as_json(), status, mimetype="application/json")
 
 
+def _ignored(asked: GenerateRequest, params: GenerationParams) -> list[str]:
+    return ["guidance"] if asked.guidance is not None and params.guidance is None else []
+
+
 def _task_id() -> str:
-    task_id = request.args.get("task_id", "")
+    task_id = request.args.get("task_id", "").strip()
     if not 1 <= len(task_id) <= 64:
         raise errors.InvalidInput(
             "task_id is required in the query: the id that /generate gave, 1 to 64 characters.",

@@ -304,6 +304,7 @@ class QueueManager:
         with self._lock:
             seconds = self._live.load_finished(quantize)
             key = self._live.timing_key(self._live.loaded or self.model)
+        log.info("the model is ready after %.1f s", seconds)
         with suppress(StorageUnavailable), self._noting_storage():
             self._store.keep_load(key, seconds)
 
@@ -328,7 +329,13 @@ class QueueManager:
             self._store.claim(task.task_id, started_at=started_at)
             with self._lock:
                 self._live.start(task, started_at=started_at)
-            log.info("task %s is running", task.task_id)
+            log.info(
+                "task %s is running: %d x %d, %d steps",
+                task.task_id,
+                task.params.width,
+                task.params.height,
+                task.params.steps,
+            )
             return task
 
     def report(self, task_id: str, phase: Phase, steps_done: int, steps_total: int) -> bool:

@@ -1,6 +1,5 @@
 """The front door: the application, and main(), which builds, starts and stops everything."""
 
-import errno
 import logging
 import os
 import signal
@@ -8,7 +7,13 @@ import sys
 from pathlib import Path
 from threading import Event, Thread
 
-from flask import Flask, Response, redirect, request
+try:
+    from flask import Flask, Response, redirect, request
+except ModuleNotFoundError:
+    sys.exit(
+        "server.py: the packages it needs are not installed for this Python: run 'make serve', or "
+        "'pip install --no-deps -r requirements.txt'."
+    )
 from waitress.channel import HTTPChannel
 from waitress.server import create_server
 from waitress.task import ErrorTask
@@ -68,7 +73,8 @@ def _answer_error(error: Exception) -> Response:
         if error.code < 400:
             return error.get_response()  # type: ignore[return-value]  # a redirect
         code = error.name.lower().replace(" ", "_")
-        answer = error_answer(error.code, code, error.description or error.name)
+        message = f"{request.method} {request.path[:200]}: {error.name}. See {PAGE_ROUTE}."
+        answer = error_answer(error.code, code, message)
         for name, value in error.get_headers():
             if name == "Allow":
                 answer.headers[name] = value
@@ -102,7 +108,9 @@ class Server:
         )
         self._drain_s = settings.drain_s
         self._store = TaskStore(settings.data_dir)
-        self.queue = QueueManager(model, TimingModel(), self._store, rules)
+        self.queue = QueueManager(
+            model, TimingModel(), self._store, rules, quantize=settings.quantize
+        )
         self.ended = Event()
         self.exit_code = 0
         self._worker = Worker(self.queue, generator, on_load_failure=self._load_failed)
@@ -162,8 +170,10 @@ class _JsonErrorTask(ErrorTask):  # type: ignore[misc]
 
     def execute(self) -> None:
         error = self.request.error
-        code = error.reason.lower().replace(" ", "_")
-        body = ErrorAnswer(error=ErrorBody(code=code, message=error.body)).as_json()
+        code, message = error.reason.lower().replace(" ", "_"), error.body
+        if error.code == errors.BodyTooLarge.http_status:
+            code, message = errors.BodyTooLarge.code, errors.BodyTooLarge.default_message
+        body = ErrorAnswer(error=ErrorBody(code=code, message=message)).as_json()
         self.status = f"{error.code} {error.reason}"
         self.response_headers.append(("Content-Type", "application/json"))
         self.response_headers.append(("Connection", "close"))
@@ -176,23 +186,21 @@ class _JsonErrorChannel(HTTPChannel):  # type: ignore[misc]
     error_task_class = _JsonErrorTask
 
 
-def choose_model(name: str | None, has_gpu: bool) -> Model:
+def choose_model(name: str | None, path: str | None, has_gpu: bool) -> Model:
     """The model to load: the one asked for, else the default of this machine.
 
     Raises:
-        ModelLoadError: there is no model of this name.
+        BadOption: there is no model of this name, or --path means nothing to it.
     """
-    if name is None and not has_gpu:
-        log.warning(
-            "MLX has no GPU here: serving the built-in %s model, which draws abstract noise. "
-            "Name a model with --model to load it all the same.",
-            DEFAULT_MODEL_WITHOUT_GPU,
-        )
-        name = DEFAULT_MODEL_WITHOUT_GPU
-    model = find_model(name or DEFAULT_MODEL)
+    model = find_model(name or (DEFAULT_MODEL if has_gpu else DEFAULT_MODEL_WITHOUT_GPU))
     if model is None:
         known = ", ".join(model.name for model in MODELS)
-        raise errors.ModelLoadError(f"There is no model {name!r}. Models: {known}.")
+        raise errors.BadOption(f"argument --model: there is no model {name!r}. Models: {known}.")
+    if path and model.tiny:
+        raise errors.BadOption(
+            f"argument --path: the model {model.name} builds its own weights. Say with --model "
+            "which model the weights are of."
+        )
     return model
 
 
@@ -204,7 +212,7 @@ def main(argv: list[str]) -> int:
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     try:
         has_gpu = prepare_mlx()
-        model = choose_model(settings.model, has_gpu)
+        model = choose_model(settings.model, settings.path, has_gpu)
         generator = MfluxGenerator(
             model,
             settings.quantize,
@@ -214,20 +222,30 @@ def main(argv: list[str]) -> int:
             check_memory=settings.memory_check == "on",
         )
         server = Server(settings, model, generator)
-    except (MlxMissing, errors.ModelLoadError, errors.StoreError) as error:
+    except (MlxMissing, errors.StoreError) as error:
         print(f"server.py: {error}", file=sys.stderr)
         return 1
-    except OSError as error:
-        where = f"port {settings.port}: " if error.errno == errno.EADDRINUSE else ""
-        print(f"server.py: cannot start: {where}{error}", file=sys.stderr)
+    except errors.BadOption as error:
+        print(f"server.py: {error}", file=sys.stderr)
+        return 2
+    except (OSError, ValueError) as error:  # waitress: ValueError for a host without an address
+        where = f"{settings.host}, port {settings.port}"
+        print(f"server.py: cannot listen on {where}: {error}", file=sys.stderr)
         return 1
+    if settings.model is None and model.tiny:
+        log.warning(
+            "MLX has no GPU here: serving the built-in %s model, which draws abstract noise. "
+            "Name a model with --model to load it all the same.",
+            model.name,
+        )
     if settings.host not in ("127.0.0.1", "localhost", "::1"):
         log.warning("listening on %s: everyone who reaches this address may use it", settings.host)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: server.ended.set())
     server.start()
-    log.info("serving %s on http://%s:%d", model.name, settings.host, server.port)
-    log.info("documentation: http://%s:%d%s", settings.host, server.port, PAGE_ROUTE)
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    log.info("serving %s on http://%s:%d", model.name, host, server.port)
+    log.info("documentation: http://%s:%d%s", host, server.port, PAGE_ROUTE)
     server.ended.wait()
     log.info("stopping")
     if not server.stop():

@@ -158,7 +158,7 @@ class Settings:
             epilog="Each option is also an environment variable; the command line wins.",
             allow_abbrev=False,
         )
-        from_environment: list[str] = []
+        from_environment: dict[str, str] = {}
         for option in fields(Settings):
             flag, variable = flag_of(option.name), variable_of(option.name)
             described = dict(option.metadata)
@@ -166,8 +166,12 @@ class Settings:
             described["help"] = f"{described['help']}{default} [{variable}]"
             parser.add_argument(flag, dest=option.name, default=option.default, **described)
             if environ.get(variable):
-                from_environment.append(f"{flag}={environ[variable]}")
-        return Settings(**vars(parser.parse_args([*from_environment, *argv])))
+                from_environment[variable] = f"{flag}={environ[variable]}"
+        for variable, argument in from_environment.items():
+            parser.source = f"{variable}: "
+            parser.parse_args([argument])
+        parser.source = ""
+        return Settings(**vars(parser.parse_args([*from_environment.values(), *argv])))
 
 
 def flag_of(name: str) -> str:
@@ -179,5 +183,8 @@ def variable_of(name: str) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
+    source = ""
+    """Where a bad value comes from, if not from the command line."""
+
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (--help lists every option)\n")
+        self.exit(2, f"{self.prog}: {self.source}{message} (--help lists every option)\n")

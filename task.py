@@ -4,10 +4,12 @@
 POST /generate), `GenerationParams` is what will be done for it, `Task` is its life.
 """
 
+import json
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import isqrt
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -198,6 +200,7 @@ def request_schema(limits: Limits) -> dict[str, Any]:
         if choice["type"] == "integer":
             choice["maximum"] = limits.max_steps
     for side in ("width", "height"):
+        schema["properties"][side]["default"] = _default_side(limits)
         schema["properties"][side]["maximum"] = min(8192, limits.max_pixels // SIDE_STEP)
         schema["properties"][side]["description"] += (
             f" width x height is at most {limits.max_pixels} pixels."
@@ -213,8 +216,12 @@ def resolve(request: GenerateRequest, model: Model, limits: Limits) -> Generatio
     """
     if len(request.prompt) > limits.max_prompt_chars:
         raise InvalidInput(_refusal("prompt", request.prompt, limits), field="prompt")
-    width = request.width // SIDE_STEP * SIDE_STEP
-    height = request.height // SIDE_STEP * SIDE_STEP
+    width, height = (
+        (side if name in request.model_fields_set else min(side, _default_side(limits)))
+        // SIDE_STEP
+        * SIDE_STEP
+        for name, side in (("width", request.width), ("height", request.height))
+    )
     if width * height > limits.max_pixels:
         raise InvalidInput(
             f"width x height must be at most {limits.max_pixels} pixels on this server, "
@@ -237,6 +244,11 @@ def resolve(request: GenerateRequest, model: Model, limits: Limits) -> Generatio
         format=request.format,
         quality=request.quality,
     )
+
+
+def _default_side(limits: Limits) -> int:
+    """Of a square picture that the operator allows."""
+    return min(1024, isqrt(limits.max_pixels) // SIDE_STEP * SIDE_STEP)
 
 
 def _invalid_input(error: ValidationError, limits: Limits) -> InvalidInput:
@@ -282,12 +294,12 @@ def _in_words(schema: dict[str, Any]) -> str:
         )
         words += f" to {schema['maximum']}"
     if "maxLength" in schema:
-        words += f" of {schema['minLength']} to {schema['maxLength']} characters, not blank"
+        words += f" of {schema['minLength']} to {schema['maxLength']} characters that is not blank"
     return words
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = json.dumps(value, ensure_ascii=False, default=repr)
     return text if len(text) <= 80 else text[:77] + "..."
 
 

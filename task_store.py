@@ -310,12 +310,15 @@ class TaskStore:
         return self._ids("status = 'done' AND fetched_at < ?", fetched_at)
 
     def oldest_images_over(self, keep_bytes: int) -> list[str]:
-        """The oldest images that have to go so that the rest fits into keep_bytes."""
+        """The oldest images that have to go so that the rest fits into keep_bytes; the newest one
+        stays in any case."""
         with self._reading() as database:
             rows = database.execute(
                 "SELECT task_id FROM (SELECT task_id, sum(image_bytes) OVER"
                 " (ORDER BY ended_at DESC, number DESC) AS size FROM tasks"
-                " WHERE status = 'done' AND gone IS NULL) WHERE size > ?",
+                " WHERE status = 'done' AND gone IS NULL) WHERE size > ?"
+                " AND task_id != (SELECT task_id FROM tasks WHERE status = 'done' AND gone IS NULL"
+                " ORDER BY ended_at DESC, number DESC LIMIT 1)",
                 (keep_bytes,),
             ).fetchall()
         return [row["task_id"] for row in rows]

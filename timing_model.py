@@ -31,7 +31,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from itertools import combinations
-from math import exp, isfinite, log
+from math import exp, log
 from statistics import median
 
 FORGETTING = 0.99
@@ -48,6 +48,10 @@ CUSUM_SLACK, CUSUM_LIMIT = 0.5, 5.0
 of 2.2 sigmas on one side, not by two of any size."""
 RESIDUAL_LIMIT = 2.9
 SAMPLES_TO_TRUST = 3
+LONGEST_S = 1e7
+"""What is said to have taken longer has not been measured right."""
+FIRST_STEP_EXTRA = 0.1
+"""Of a step, on top of the first one, before that was measured."""
 REFERENCE_TOKENS = 4096
 TEXT_TOKENS = 512
 PRIOR_FLOP_PER_S = 10e12
@@ -58,6 +62,8 @@ OVERRUN = 0.1
 """What goes on for longer than forecast is forecast to go on for this part of its time so far."""
 FEATURES = 6
 """Length of Work.features."""
+TASKS_FEATURE = 3
+"""The one that is 1 for each task."""
 
 
 class Confidence(StrEnum):
@@ -195,10 +201,10 @@ class TimingModel:
     def learn(self, work: Work, measured: Measured) -> None:
         """Take in a task that ran to its end.
 
-        A task with a value that cannot be a duration (negative, infinite, NaN) teaches nothing.
+        A task with a value that cannot be a duration (negative, NaN, LONGEST_S) teaches nothing.
         """
         seconds = [measured.text_encoding_s, *measured.step_s, measured.decoding_s]
-        if not all(s >= 0.0 and isfinite(s) for s in [*seconds, measured.image_encoding_s]):
+        if not all(0.0 <= s < LONGEST_S for s in [*seconds, measured.image_encoding_s]):
             return
         if sum(seconds) > 0.0 and measured.step_s:
             predicted = self.forecast(work).gpu_s
@@ -238,7 +244,7 @@ class TimingModel:
         return self._load_s.get(model, prior)
 
     def learn_load(self, model: str, seconds: float) -> None:
-        if seconds >= 0.0 and isfinite(seconds):
+        if 0.0 <= seconds < LONGEST_S:
             self._load_s[model] = seconds
 
     def samples(self, model: str) -> int:
@@ -269,7 +275,7 @@ class _Law:
             0.1 * per_token * REFERENCE_TOKENS,
         )
         self.step = _LinearLaw(step)
-        self.first_step = _LinearLaw(tuple(0.1 * c for c in step))
+        self.first_step = _LinearLaw(tuple(FIRST_STEP_EXTRA * c for c in step))
         self.decoding = _LinearLaw((0.05, 1.0))
         self.sigma = SIGMA_AT_FIRST
         self._log_scale = 0.0
@@ -298,9 +304,13 @@ class _Law:
             extra_s = max(steps[0] / scale - step_s, 0.0)
             self.first_step.learn(size, extra_s, sigma=self.sigma, unit=step_s)
         else:
-            step_s = max(steps[0] / scale - self.first_step.predict(size), 0.0)
+            step_s, extra_s = self.step.predict(size), self.first_step.predict(size)
+            step_s = steps[0] / scale * step_s / max(step_s + extra_s, 1e-12)
         self.text_encoding.learn((1.0,), measured.text_encoding_s / scale, sigma=self.sigma)
         self.step.learn(size, step_s, sigma=self.sigma)
+        if self.first_step.samples == 0:
+            extra = tuple(FIRST_STEP_EXTRA * c for c in self.step.coefficients)
+            self.first_step.coefficients = extra
         self.decoding.learn((1.0, x), measured.decoding_s / scale, sigma=self.sigma)
         self._seen = (min(self._seen[0], x), max(self._seen[1], x))
 
@@ -453,7 +463,8 @@ class Spread:
     KEPT = 200
     AT_FIRST = (0.8, 1.0, 1.25, 1.6)
     """Ratios assumed before there are any; they count as long as few others are known."""
-    QUANTILE = 0.9
+    QUANTILE = 0.92
+    """A little over 0.9: neighbours in the queue share their fate, so the sample lags."""
 
     def __init__(self, outcomes: Iterable[Outcome] = ()) -> None:
         self._outcomes: dict[bool, deque[Outcome]] = {
@@ -465,7 +476,7 @@ class Spread:
 
     def learn(self, outcome: Outcome) -> None:
         seconds = (outcome.forecast_s, outcome.actual_s, outcome.p90_s)
-        if all(isfinite(s) and s > 0.0 for s in seconds):
+        if all(0.0 < s < LONGEST_S for s in seconds):
             self._outcomes[outcome.urgent].append(outcome)
             self._factors.pop(outcome.urgent, None)
 

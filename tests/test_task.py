@@ -33,9 +33,17 @@ def test_the_operators_limits_are_in_the_schema_and_in_the_refusals() -> None:
         with pytest.raises(InvalidInput, match="a whole number from 1 to 7, not") as caught:
             resolve(parse_request(body, limits), DEV, limits)
         assert caught.value.field == "steps"
+    body = b'{"prompt": "x", "width": 1024, "height": 512}'
     with pytest.raises(InvalidInput, match="at most 262144 pixels") as caught:
-        resolve(parse_request(b'{"prompt": "x"}', limits), DEV, limits)
+        resolve(parse_request(body, limits), DEV, limits)
     assert caught.value.field == "width"
+
+
+def test_the_default_size_stays_within_the_operators_limit() -> None:
+    limits = Limits(max_pixels=500_000)
+    params = resolve(parse_request(b'{"prompt": "x"}', limits), DEV, limits)
+    assert (params.width, params.height) == (704, 704)
+    assert request_schema(limits)["properties"]["width"]["default"] == 704
 
 
 def test_the_default_steps_stay_within_the_operators_limit() -> None:

@@ -1,0 +1,266 @@
+"""The forecast of the whole queue: against a plain simulation, and on the wire."""
+
+import random
+import time
+from typing import Any
+
+import pytest
+import requests
+from conftest import ServerProcess
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from answers import EstimateAnswer, StatsAnswer
+from live_queue import LiveQueue, Reason
+from model_catalog import MODELS
+from task import GenerationParams, Phase, Task
+from timing_model import Measured, Spread, TimingModel
+
+SCHNELL, KLEIN, BASE = (
+    next(model for model in MODELS if model.name == name)
+    for name in ("schnell", "flux2-klein-4b", "flux2-klein-base-4b")
+)
+LONG: dict[str, Any] = {"width": 2048, "height": 2048, "steps": 100}
+
+
+class Clock:
+    at = 0.0
+
+    def __call__(self) -> float:
+        return self.at
+
+
+def params(side: int = 1024, steps: int = 4, guidance: float | None = None) -> GenerationParams:
+    return GenerationParams(
+        prompt="x",
+        seed=1,
+        width=side,
+        height=side,
+        steps=steps,
+        guidance=guidance,
+        format="JPEG",
+        quality=85,
+    )
+
+
+def learned(*models: Any) -> TimingModel:
+    """Each model with another law: loading too."""
+    timing = TimingModel()
+    live = LiveQueue(timing, Spread(), Clock(), SCHNELL, None)
+    for number, model in enumerate(models, 1):
+        for side, steps in ((512, 4), (1024, 10), (1536, 1)):
+            asked = params(side, steps)
+            x = asked.tokens / 4096
+            measured = Measured(0.5, [number * (0.2 + x)] * steps, x, 0.01)
+            timing.learn(live.work(asked, model), measured)
+        timing.learn_load(live.timing_key(model), 7.0 * number)
+    return timing
+
+
+tasks = st.lists(
+    st.tuples(
+        st.booleans(),
+        st.sampled_from([SCHNELL, KLEIN, BASE]),
+        st.sampled_from([256, 512, 1024]),
+        st.integers(1, 50),
+    ),
+    min_size=1,
+    max_size=30,
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(tasks, st.integers(0, 2**32), st.integers(0, 3))
+def test_the_forecast_of_each_task_equals_a_plain_simulation_of_the_queue(
+    asked: list[tuple[bool, Any, int, int]], seed: int, changes: int
+) -> None:
+    clock, dice = Clock(), random.Random(seed)
+    timing = learned(SCHNELL, KLEIN, BASE)
+    live = LiveQueue(timing, Spread(), clock, SCHNELL, None)
+    live.load_started(SCHNELL)
+    clock.at += 7.0
+    live.load_finished(None)
+    for number, (urgent, model, side, steps) in enumerate(asked):
+        guidance = 4.0 if model is BASE and steps % 2 else None
+        live.add(Task(str(number), params(side, steps, guidance), urgent, model, created_at=0.0))
+    for _ in range(changes):  # the line is not only appended to
+        first = live.first()
+        if first is None:
+            break
+        live.start(first, started_at=0.0)
+        (live.put_back if dice.random() < 0.5 else live.remove)(first)
+        if (waiting := live.first()) and dice.random() < 0.5:
+            live.remove(waiting)
+
+    at, model, expected = 0.0, SCHNELL, []
+    for urgent in (True, False):
+        for view in live.views_in_order():
+            task = live.get(view.task_id)
+            assert task
+            if task.urgent is not urgent:
+                continue
+            if task.model is not model:
+                at += timing.forecast_load_s(live.timing_key(task.model), 1.0)
+                model = task.model
+            forecast = timing.forecast(live.work(task.params, task.model))
+            at += forecast.gpu_s
+            expected.append((task.task_id, at + forecast.image_encoding_s))
+
+    one_pass = [(view.task_id, view.wait_s) for view in live.views_in_order()]
+    assert [task_id for task_id, _ in one_pass] == [task_id for task_id, _ in expected]
+    for (task_id, wait_s), (_, in_one_pass) in zip(expected, one_pass, strict=True):
+        task = live.get(task_id)
+        assert task
+        assert in_one_pass == pytest.approx(wait_s)
+        assert live.wait_of(task).end_s == pytest.approx(wait_s)
+    for urgent in (True, False):
+        new = Task("new", params(512, 3), urgent, KLEIN, created_at=0.0)
+        estimate = live.wait_of_new(new.params, KLEIN, urgent=urgent)
+        live.add(new)
+        assert live.wait_of(new).end_s == pytest.approx(estimate.end_s)
+        assert live.wait_of(new).pos == estimate.pos
+        live.remove(new)
+
+
+def start_running(live: LiveQueue, clock: Clock, task: Task) -> None:
+    live.start(task, started_at=0.0)
+    clock.at += 0.5
+    live.report(task, Phase.DENOISING, 0, task.params.steps)
+
+
+def test_a_wait_that_grows_says_why() -> None:
+    clock = Clock()
+    live = LiveQueue(learned(SCHNELL, KLEIN), Spread(), clock, SCHNELL, None)
+    live.load_started(SCHNELL)
+    live.load_finished(None)
+    running = Task("running", params(1024, 10), False, SCHNELL, created_at=0.0)
+    waiting = Task("waiting", params(1024, 10), False, SCHNELL, created_at=0.0)
+    for task in (running, waiting):
+        live.add(task)
+        live.promise(task)
+    start_running(live, clock, running)
+    assert _reason(live, waiting) is None
+
+    live.add(Task("urgent", params(1024, 10), True, SCHNELL, created_at=0.0))
+    assert _reason(live, waiting) is Reason.OVERTAKEN
+    assert _reason(live, waiting) is None, "it is said once"
+
+    clock.at += 60.0  # the first step does not end
+    assert _reason(live, waiting) is Reason.SLOWER
+    assert _reason(live, running) is Reason.SLOWER
+
+    live.remove(running)
+    live.load_started(KLEIN)
+    live.load_finished(None)
+    live.remove(live.get("urgent") or waiting)
+    assert _reason(live, waiting) is None, "the urgent task has gone"
+
+
+def test_a_wait_that_grows_by_a_model_switch_says_so() -> None:
+    live = LiveQueue(learned(SCHNELL, KLEIN), Spread(), Clock(), SCHNELL, None)
+    live.load_started(SCHNELL)
+    live.load_finished(None)
+    waiting = Task("waiting", params(512, 4), False, SCHNELL, created_at=0.0)
+    live.add(waiting)
+    live.promise(waiting)
+    assert _reason(live, waiting) is None
+    live.load_started(KLEIN)
+    live.load_finished(None)
+    assert _reason(live, waiting) is Reason.MODEL_SWITCH
+
+
+def _reason(live: LiveQueue, task: Task) -> Reason | None:
+    wait = live.view(task, telling=True).wait
+    assert wait
+    return wait.reason
+
+
+def test_the_countdown_never_goes_back_without_a_reason_and_progress_never_at_all() -> None:
+    clock, dice = Clock(), random.Random(7)
+    live = LiveQueue(learned(SCHNELL), Spread(), clock, SCHNELL, None)
+    live.load_started(SCHNELL)
+    live.load_finished(None)
+    task = Task("task", params(1024, 20), False, SCHNELL, created_at=0.0)
+    live.add(task)
+    live.promise(task)
+    start_running(live, clock, task)
+    end_at, shown = float("inf"), 0.0
+    for step in range(1, 21):
+        for _ in range(4):
+            clock.at += 0.3 * dice.lognormvariate(0, 0.5)
+            view = live.view(task, telling=True)
+            assert view.wait
+            if view.wait.reason is None:
+                assert clock.at + view.wait.end_s <= end_at + 1e-6
+            end_at = clock.at + view.wait.end_s
+            assert shown <= view.progress < 1
+            shown = view.progress
+        live.report(task, Phase.DENOISING, step, 20)
+    assert shown > 0.8
+
+
+def test_every_field_of_the_forecast_is_told_while_a_real_task_runs(server: ServerProcess) -> None:
+    server.wait_until_ended(server.submit(width=1024, height=1024, steps=20)["task_id"])
+    before = time.time()
+    accepted = server.submit(**LONG)
+    assert accepted["expected_end_at"] >= before + accepted["expected_time_seconds"] - 1e-3
+    assert accepted["wait_p90_s"] >= accepted["expected_time_seconds"]
+    assert accepted["confidence"] in ("low", "high")
+    running = accepted["task_id"]
+    waiting = server.submit()["task_id"]
+    seen: list[float] = []
+
+    def some_steps_done(status: dict[str, Any]) -> bool:
+        seen.append(status["progress"])
+        return bool(status["steps_done"] >= 5)
+
+    status = server.wait_for(running, some_steps_done)
+    assert seen == sorted(seen)
+    assert 0 < status["progress"] < 1
+    assert (status["phase"], status["steps_total"]) == ("denoising", 100)
+    assert status["expected_end_at"] > time.time()
+    assert status["wait_p90_s"] >= 1
+    assert 1 <= status["poll_after_s"] <= 10
+    assert "expected_start_at" not in status
+
+    status = server.get("/status", task_id=waiting).json()
+    assert before < status["expected_start_at"] < status["expected_end_at"]
+    assert status["progress"] == 0
+    for task_id in (running, waiting):
+        requests.delete(server.url + "/delete", params={"task_id": task_id}, timeout=60)
+
+
+def test_an_estimate_is_what_generate_would_answer_and_submits_nothing(
+    server: ServerProcess,
+) -> None:
+    server.wait_until_ended(server.submit(width=512, height=512)["task_id"])
+    body = {"prompt": "x", "width": 512, "height": 500, "guidance": 2}
+    answer = requests.post(server.url + "/estimate", json=body, timeout=60)
+    estimate = answer.json()
+    EstimateAnswer.model_validate(estimate)
+    assert "task_id" not in estimate
+    assert estimate["params"]["height"] == 496
+    assert estimate["ignored_fields"] == ["guidance"]
+    assert server.get("/queue").json()["length"] == 0
+    accepted = requests.post(server.url + "/generate", json=body, timeout=60).json()
+    ratio = accepted["expected_time_seconds"] / estimate["expected_time_seconds"]
+    assert 0.5 < ratio < 2
+    server.wait_until_ended(accepted["task_id"])
+    bad = requests.post(server.url + "/estimate", json={"prompt": "x", "steps": 0}, timeout=60)
+    assert (bad.status_code, bad.json()["error"]["field"]) == (400, "steps")
+
+
+def test_stats_tell_what_was_learned_and_how_good_it_is(server: ServerProcess) -> None:
+    for _ in range(3):
+        server.wait_until_ended(server.submit(width=512, height=512)["task_id"])
+    stats = server.get("/stats").json()
+    StatsAnswer.model_validate(stats)
+    assert stats["model"] == "tiny"
+    assert stats["tasks_learned_from"] >= 3
+    assert [size["width"] for size in stats["sizes"]] == [512, 768, 1024, 1536]
+    assert all(size["step_s"] > 0 for size in stats["sizes"])
+    assert stats["forecasts_compared"] >= 3
+    assert stats["median_error"] >= 0
+    assert 0 <= stats["share_inside_p90"] <= 1
+    assert stats["tasks_last_hour"] >= 3
+    assert 0 < stats["busy_share"] <= 1
