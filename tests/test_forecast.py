@@ -157,8 +157,10 @@ def test_a_wait_that_grows_says_why() -> None:
 
 
 def test_a_wait_that_grows_by_a_model_switch_says_so() -> None:
-    live = LiveQueue(learned(SCHNELL, KLEIN), Spread(), Clock(), SCHNELL, None)
+    clock = Clock()
+    live = LiveQueue(learned(SCHNELL, KLEIN), Spread(), clock, SCHNELL, None)
     live.load_started(SCHNELL)
+    clock.at += 7.0
     live.load_finished(None)
     waiting = Task("waiting", params(512, 4), False, SCHNELL, created_at=0.0)
     live.add(waiting)
