@@ -14,6 +14,8 @@ from task import MAX_SEED, GenerationParams, Phase, TaskStatus
 from timing_model import Confidence, Measured
 
 POLL_AT_MOST_S = 10
+PROMPT_IN_LISTS = 200
+"""Characters."""
 
 Seconds = Annotated[float, AfterValidator(lambda seconds: round(seconds, 6))]
 
@@ -28,7 +30,7 @@ class Answer(BaseModel):
 class Params(Answer):
     """What is done for the task: defaults filled in, size rounded."""
 
-    prompt: str = Field(examples=["A beautiful landscape"])
+    prompt: str = Field(description="What the image shows.", examples=["A beautiful landscape"])
     seed: str = Field(
         description=f"Digits, 0 to {MAX_SEED}: as a string, because JSON numbers lose precision "
         "above 2^53 in many clients.",
@@ -36,12 +38,12 @@ class Params(Answer):
     )
     width: int = Field(description="Pixels, a multiple of 16.", examples=[1024])
     height: int = Field(description="Pixels, a multiple of 16.", examples=[1024])
-    steps: int = Field(examples=[4])
+    steps: int = Field(description="Denoising steps.", examples=[4])
     guidance: float | None = Field(
         None, description="Absent when the model has no guidance.", examples=[3.5]
     )
-    format: str = Field(examples=["JPEG"])
-    quality: int = Field(examples=[85])
+    format: str = Field(description="JPEG, PNG or WEBP.", examples=["JPEG"])
+    quality: int = Field(description="1 to 100; of JPEG and WEBP.", examples=[85])
     priority: bool = Field(description="Whether the task is urgent.")
 
 
@@ -72,27 +74,27 @@ class EstimateAnswer(Answer):
         examples=["high"],
     )
     pos: int = Field(description="Tasks waiting before it.", examples=[0])
-    params: Params
+    params: Params = Field(description="What is done for it.")
     ignored_fields: list[str] = Field(
         description="Fields of the request that this model has no use for.", examples=[["guidance"]]
     )
-    server: ServerState
+    server: ServerState = Field(description="State of the server.")
 
 
 class GenerateAnswer(EstimateAnswer):
     """The task is in the queue."""
 
-    task_id: str = Field(examples=["1fc9cc4f9d3b27a1"])
-    status: TaskStatus = Field(examples=["waiting"])
+    task_id: str = Field(description="The id that /generate gave.", examples=["1fc9cc4f9d3b27a1"])
+    status: TaskStatus = Field(description="waiting, or further on for a key sent again.")
 
 
 class Timings(Answer):
     """Seconds that the finished task took."""
 
-    text_encoding_s: Seconds
+    text_encoding_s: Seconds = Field(description="Seconds of encoding the prompt.")
     step_s: list[Seconds] = Field(description="One value for each step.")
-    decoding_s: Seconds
-    image_encoding_s: Seconds
+    decoding_s: Seconds = Field(description="Seconds of decoding the latents.")
+    image_encoding_s: Seconds = Field(description="Seconds of writing the file, off the GPU.")
     total_s: Seconds = Field(description="Their sum: without the time spent waiting.")
 
 
@@ -110,11 +112,11 @@ class ErrorBody(Answer):
 
 
 class ErrorAnswer(Answer):
-    error: ErrorBody
+    error: ErrorBody = Field(description="What went wrong.")
 
 
 class StatusAnswer(Answer):
-    task_id: str = Field(examples=["1fc9cc4f9d3b27a1"])
+    task_id: str = Field(description="The id that /generate gave.", examples=["1fc9cc4f9d3b27a1"])
     status: TaskStatus = Field(
         description="waiting, running, or how it ended: done, failed, cancelled."
     )
@@ -162,8 +164,8 @@ class StatusAnswer(Answer):
         description="Part of a running task's time that is over, 0 to 1; never goes back.",
         examples=[0.35],
     )
-    steps_done: int = Field(examples=[1])
-    steps_total: int = Field(examples=[4])
+    steps_done: int = Field(description="Denoising steps that have ended.", examples=[1])
+    steps_total: int = Field(description="Denoising steps of the task.", examples=[4])
     created_at: float = Field(description="Unix seconds, UTC.", examples=[1725311496.5])
     started_at: float | None = Field(
         None, description="Unix seconds, UTC. Absent while it waits.", examples=[1725311500.5]
@@ -171,7 +173,7 @@ class StatusAnswer(Answer):
     ended_at: float | None = Field(
         None, description="Unix seconds, UTC. Absent until the end.", examples=[1725311515.5]
     )
-    params: Params
+    params: Params = Field(description="What is done for it.")
     timings: Timings | None = Field(None, description="Of a task that is done.")
     error: ErrorBody | None = Field(None, description="Why it failed.")
     server: ServerState = Field(
@@ -180,39 +182,39 @@ class StatusAnswer(Answer):
 
 
 class QueuedTask(Answer):
-    task_id: str = Field(examples=["1fc9cc4f9d3b27a1"])
-    status: TaskStatus
+    task_id: str = Field(description="The id that /generate gave.", examples=["1fc9cc4f9d3b27a1"])
+    status: TaskStatus = Field(description="waiting or running.")
     pos: int = Field(description="Tasks waiting before it; 0 when next or running.", examples=[0])
     wait_remaining: int = Field(
         description="Forecast of whole seconds until its image is ready.", examples=[15]
     )
     created_at: float = Field(description="Unix seconds, UTC.", examples=[1725311496.5])
-    params: Params
+    params: Params = Field(description="What is done for it.")
 
 
 class QueueAnswer(Answer):
     """The tasks that are not finished, in the order in which they run."""
 
     length: int = Field(description="How many there are, also beyond `limit`.", examples=[1])
-    tasks: list[QueuedTask]
+    tasks: list[QueuedTask] = Field(description="With the first 200 characters of prompts.")
 
 
 class LearnedSize(Answer):
-    width: int = Field(examples=[1024])
-    height: int = Field(examples=[1024])
+    width: int = Field(description="Pixels.", examples=[1024])
+    height: int = Field(description="Pixels.", examples=[1024])
     step_s: Seconds = Field(description="Seconds of one step.", examples=[13.9])
     steps: int = Field(description="The model's default.", examples=[4])
     total_s: Seconds = Field(description="Seconds of a whole task, JPEG.", examples=[61.2])
-    confidence: Confidence
+    confidence: Confidence = Field(description="none, low or high.")
 
 
 class StatsAnswer(Answer):
     """What was learned about time, and how good the forecasts are."""
 
     model: str = Field(description="With its quantization.", examples=["schnell/q8"])
-    tasks_learned_from: int = Field(examples=[120])
+    tasks_learned_from: int = Field(description="Finished tasks.", examples=[120])
     load_s: Seconds = Field(description="Seconds to load the model.", examples=[31.0])
-    sizes: list[LearnedSize]
+    sizes: list[LearnedSize] = Field(description="Forecasts for square images.")
     forecasts_compared: int = Field(
         description="Tasks whose forecast at submit was compared with what came.", examples=[100]
     )
@@ -230,7 +232,7 @@ class StatsAnswer(Answer):
 
 
 class DeleteAnswer(Answer):
-    task_id: str = Field(examples=["1fc9cc4f9d3b27a1"])
+    task_id: str = Field(description="The id that /generate gave.", examples=["1fc9cc4f9d3b27a1"])
     was: TaskStatus = Field(description="The status that the task had.")
     message: str = Field(
         description="What happened.", examples=["The task was taken out of the queue."]
@@ -240,7 +242,7 @@ class DeleteAnswer(Answer):
 class MemoryAnswer(Answer):
     """Bytes, as MLX counts them, after the latest step."""
 
-    active_bytes: int = Field(examples=[12_000_000_000])
+    active_bytes: int = Field(description="In use.", examples=[12_000_000_000])
     peak_bytes: int = Field(description="During the latest picture.", examples=[14_000_000_000])
     cache_bytes: int = Field(description="Freed, and kept for reuse.", examples=[1_000_000_000])
 
@@ -250,17 +252,17 @@ class HealthAnswer(Answer):
         description="loading, ready and busy answer 200; draining and failed (the model cannot be "
         "loaded, or the disk refuses) answer 503."
     )
-    model: str = Field(examples=["schnell"])
-    model_title: str = Field(examples=["FLUX.1 schnell, 12 B"])
+    model: str = Field(description="The name --model takes.", examples=["schnell"])
+    model_title: str = Field(description="In words.", examples=["FLUX.1 schnell, 12 B"])
     quantize: int | None = Field(
         None, description="Bits of the loaded weights. Absent: not quantized.", examples=[8]
     )
-    uptime_s: Seconds = Field(examples=[86400.0])
+    uptime_s: Seconds = Field(description="Seconds since the start.", examples=[86400.0])
     worker_restarts: int = Field(
         description="How often the worker thread died and was replaced.", examples=[0]
     )
     last_error: str | None = Field(None, description="The latest failure, of a task or the disk.")
-    memory: MemoryAnswer
+    memory: MemoryAnswer = Field(description="Of MLX.")
     disk_free_bytes: int = Field(description="In the data dir.", examples=[100_000_000_000])
     waiting: int = Field(description="Tasks that wait.", examples=[3])
     running: int = Field(description="Tasks on the GPU or being encoded.", examples=[1])
@@ -345,12 +347,20 @@ def queue_answer(views: list[TaskView], length: int) -> QueueAnswer:
                 pos=view.wait.pos,
                 wait_remaining=_whole_seconds(view.wait.end_s),
                 created_at=view.created_at,
-                params=params_answer(view.params, view.urgent),
+                params=params_answer(shortened(view.params), view.urgent),
             )
             for view in views
             if view.wait is not None
         ],
     )
+
+
+def shortened(params: GenerationParams) -> GenerationParams:
+    """With the beginning of the prompt, for lists."""
+    prompt = params.prompt
+    if len(prompt) <= PROMPT_IN_LISTS:
+        return params
+    return params.model_copy(update={"prompt": prompt[: PROMPT_IN_LISTS - 3] + "..."})
 
 
 def _waiting_fields(view: TaskView, now: float) -> dict[str, Any]:

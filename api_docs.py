@@ -22,7 +22,7 @@ from answers import (
     StatsAnswer,
     StatusAnswer,
 )
-from errors import ServerError
+from errors import QueueFull, ServerError
 from task import Limits, request_schema
 
 ANSWERS = (
@@ -44,6 +44,11 @@ POLICY = (
     "img-src 'self' data: blob:; frame-ancestors 'none'"
 )
 """The page fetches from this server alone, whatever specification a link asks it to show."""
+
+RETRY_AFTER = {
+    "description": "Seconds after which trying again pays, from the forecast.",
+    "schema": {"type": "integer", "minimum": 1},
+}
 
 View = TypeVar("View", bound=Callable[..., Any])
 
@@ -79,6 +84,8 @@ def documented(
         entry = responses.setdefault(str(error.http_status), _error_response())
         example = {"error": {"code": error.code, "message": error.default_message}}
         entry["content"]["application/json"]["examples"][error.code] = {"value": example}
+        if issubclass(error, QueueFull):
+            entry["headers"] = {"Retry-After": RETRY_AFTER}
         lines = [entry["description"], f"`{error.code}`: {error.default_message}"]
         entry["description"] = "\n\n".join(line for line in lines if line)
     specification: dict[str, Any] = {
@@ -170,6 +177,8 @@ def _openapi_3_0(schema: Any) -> Any:
         del schema["default"]
     if "const" in schema:
         schema["enum"] = [schema.pop("const")]
+    if "$ref" in schema and len(schema) > 1:
+        schema["allOf"] = [{"$ref": schema.pop("$ref")}]
     choices = [choice for choice in schema.pop("anyOf", []) if choice != {"type": "null"}]
     if len(choices) == 1 and "$ref" in choices[0]:
         schema["allOf"] = choices

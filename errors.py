@@ -40,6 +40,12 @@ class BodyTooLarge(ServerError):
     default_message = "The request body is larger than this server accepts."
 
 
+class UnknownHost(ServerError):
+    code = "unknown_host"
+    http_status = 421
+    default_message = "This server does not answer under this host name; see --allowed-hosts."
+
+
 class UnknownTask(ServerError):
     code = "unknown_task"
     http_status = 404

@@ -367,10 +367,15 @@ def _explain(error: Exception, model: Model, path: str | None) -> str:
     source = path or model.repository or model.name
     otherwise = "choose another model (--model) or give a local folder with its weights (--path)"
     page = f"huggingface.co/{source}"
-    if isinstance(error, hub.GatedRepoError):
+    if model.tiny:
+        return f"The model {model.name} cannot be built in the data dir ({_first_line(error)})."
+    refused = isinstance(error, hub.HfHubHTTPError) and error.response.status_code in (401, 403)
+    if isinstance(error, hub.GatedRepoError) or (
+        refused and not isinstance(error, hub.RepositoryNotFoundError)
+    ):
         return (
-            f"The weights of {model.name} are gated: accept the licence at {page}, log in with "
-            f"'hf auth login', and start again; or {otherwise}."
+            f"The weights of {model.name} are only for those who log in: accept the licence at "
+            f"{page}, log in with 'hf auth login', and start again; or {otherwise}."
         )
     if isinstance(error, hub.RepositoryNotFoundError):
         return (

@@ -131,6 +131,8 @@ class LiveQueue:
         self._ends: deque[float] = deque()  # of finished tasks, in the last hour
         self._tasks: dict[str, Task] = {}
         self._running: dict[str, Task] = {}
+        self._leaving: Task | None = None
+        """Cancelled, but the worker is still at its step."""
         self._line = WorkLine(lambda task: self.work(task.params, task.model))
 
     def __len__(self) -> int:
@@ -138,6 +140,11 @@ class LiveQueue:
 
     def __contains__(self, task_id: str) -> bool:
         return task_id in self._tasks
+
+    @property
+    def busy(self) -> bool:
+        """Whether a task runs, or a cancelled one has not been left yet."""
+        return bool(self._running) or self._leaving is not None
 
     @property
     def waiting(self) -> int:
@@ -166,6 +173,7 @@ class LiveQueue:
         self._line.append(task)
 
     def start(self, task: Task, *, started_at: float) -> None:
+        self._leaving = None
         self._line.remove(task)
         self._running[task.task_id] = task
         task.status = TaskStatus.RUNNING
@@ -191,6 +199,17 @@ class LiveQueue:
         self._running.pop(task.task_id, None)
         if task in self._line:
             self._line.remove(task)
+
+    def cancel(self, task: Task) -> None:
+        """A task has ended by its client's wish; the worker leaves it at the end of its step."""
+        progress = task.progress
+        if progress is not None and progress.phase is not Phase.IMAGE_ENCODING:
+            self._leaving = task
+        self.remove(task)
+
+    def gpu_is_free(self) -> None:
+        """The worker has left the cancelled task."""
+        self._leaving = None
 
     def finish(self, task: Task) -> Outcome | None:
         """A task is done. Returns how its forecast at submit compares with what came."""
@@ -282,7 +301,7 @@ class LiveQueue:
     def next_start_s(self) -> float:
         """Seconds until the GPU is free for the first waiting task."""
         running_s = sum(self.gpu_remaining_s(task) for task in self._running.values())
-        return self._load_remaining_s() + running_s
+        return self._load_remaining_s() + self._leaving_s() + running_s
 
     def gpu_remaining_s(self, task: Task) -> float:
         """Seconds for which a running task still needs the GPU, loading of its model included."""
@@ -389,6 +408,20 @@ class LiveQueue:
         if self._load_started_at is None:
             return load_s
         return max(load_s - (self._monotonic() - self._load_started_at), 0.0)
+
+    def _leaving_s(self) -> float:
+        """Until the worker leaves the cancelled task: the rest of its step, or of its decoding."""
+        if self._leaving is None:
+            return 0.0
+        progress = _progress_of(self._leaving)
+        forecast = self._forecast(self._leaving.params, self._leaving.model)
+        at = self._monotonic()
+        if progress.phase is Phase.DECODING:
+            return max(forecast.decoding_s - (at - progress.phase_started_at), 0.0)
+        first_s = 0.0 if progress.step_s else forecast.first_step_extra_s
+        if progress.phase is Phase.TEXT_ENCODING:
+            first_s = forecast.text_encoding_s - forecast.step_s
+        return max(first_s + forecast.step_s - (at - progress.step_started_at), 0.0)
 
     def _model_after_running(self) -> Model:
         """The model that is loaded when the first waiting task starts."""

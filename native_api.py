@@ -48,8 +48,8 @@ def native_routes(
     started_at = time.monotonic()
 
     def _asked() -> tuple[GenerateRequest, GenerationParams]:
-        # Asking for this header also keeps foreign web pages out: a browser lets no page send it
-        # to another origin without that origin's consent, which this server does not give.
+        # A browser lets no foreign page send this header without this server's consent, which it
+        # does not give; a page that got itself our host name is stopped by --allowed-hosts.
         if not request.is_json:
             raise errors.UnsupportedMediaType
         asked = parse_request(request.get_data(), limits)

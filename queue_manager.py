@@ -13,7 +13,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import islice
 from math import ceil
@@ -248,7 +248,7 @@ class QueueManager:
             was = task.status
             self._store.cancel(task_id, was, ended_at=self._now())
             with self._lock:
-                self._live.remove(task)
+                self._live.cancel(task)
             log.info("task %s was cancelled", task_id)
             return was
 
@@ -347,14 +347,19 @@ class QueueManager:
         with self._lock:
             task = self._live.get_running(task_id)
             if task is None:
+                self._live.gpu_is_free()
                 return False
             self._live.report(task, phase, steps_done, steps_total)
             if self._drain_until is None:
                 return True
             return self._monotonic() + self._live.gpu_remaining_s(task) <= self._drain_until
 
-    def finish(self, task_id: str, image: bytes) -> bool:
-        """The image is encoded: the task is done, and its timings are learned."""
+    def finish(self, task_id: str, image: bytes, *, image_encoding_s: float | None = None) -> bool:
+        """The image is encoded: the task is done, and its timings are learned.
+
+        Args:
+            image_encoding_s: seconds that encoding took; None: since decoding ended.
+        """
         with self._writing, self._noting_storage():
             task = self._live.get_running(task_id)
             if task is None:
@@ -362,6 +367,8 @@ class QueueManager:
             with self._lock:
                 work = self._live.work(task.params, task.model)
                 measured = self._live.measured(task)
+                if image_encoding_s is not None:
+                    measured = replace(measured, image_encoding_s=image_encoding_s)
             self._store.finish(task_id, image, ended_at=self._now(), work=work, measured=measured)
             self._images_bytes += len(image)
             with self._lock:
@@ -377,6 +384,8 @@ class QueueManager:
         with self._writing, self._noting_storage():
             task = self._live.get_running(task_id)
             if task is None:
+                with self._lock:
+                    self._live.gpu_is_free()
                 return False
             self._fail(task, code, message)
             return True
@@ -531,7 +540,7 @@ class QueueManager:
             return ServerState.DRAINING
         if self._live.loaded is None:
             return ServerState.LOADING
-        return ServerState.BUSY if self._live.running else ServerState.READY
+        return ServerState.BUSY if self._live.busy else ServerState.READY
 
     @contextmanager
     def _noting_storage(self) -> Iterator[None]:

@@ -2,10 +2,13 @@
 
 import logging
 import os
+import resource
 import signal
+import socket
 import sys
 from pathlib import Path
-from threading import Event, Thread
+from threading import Thread
+from urllib.parse import urlsplit
 
 try:
     from flask import Flask, Response, redirect, request
@@ -34,6 +37,12 @@ from worker import Generator, Worker
 
 log = logging.getLogger("mflux-server")
 
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+BACKLOG = 1024
+MOST_CONNECTIONS = 5000
+FILES_FOR_THE_REST = 100
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+LOAD_FAILED = b"\xff"
 STOP_S = 2.0
 """Seconds that a running step gets when the server stops."""
 
@@ -46,12 +55,25 @@ def create_app(
     data_dir: Path,
     limits: Limits,
     max_body_bytes: int,
+    allowed_hosts: frozenset[str] | None = None,
 ) -> Flask:
-    """The WSGI application: every route at the root and under /api."""
+    """The WSGI application: every route at the root and under /api.
+
+    Args:
+        allowed_hosts: names under which clients may address it; None: any. A web page whose own
+            name leads to this machine (DNS rebinding) thus gets nothing.
+    """
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
     app.url_map.strict_slashes = False
     app.json.sort_keys = False  # type: ignore[attr-defined]  # the specification, as written
+
+    @app.before_request
+    def check_host() -> None:
+        name = urlsplit(f"//{request.headers.get('Host', '')}").hostname or ""
+        if allowed_hosts is not None and name not in allowed_hosts:
+            raise errors.UnknownHost
+
     routes = native_routes(queue, worker, generator, data_dir, limits)
     app.register_blueprint(routes)
     app.register_blueprint(routes, url_prefix="/api", name="api")
@@ -111,8 +133,9 @@ class Server:
         self.queue = QueueManager(
             model, TimingModel(), self._store, rules, quantize=settings.quantize
         )
-        self.ended = Event()
-        self.exit_code = 0
+        self._end, self.end_fd = os.pipe()
+        """Who wants the server to end writes a byte here: a signal its number, we LOAD_FAILED."""
+        os.set_blocking(self.end_fd, False)
         self._worker = Worker(self.queue, generator, on_load_failure=self._load_failed)
         self._http = create_server(
             create_app(
@@ -122,12 +145,13 @@ class Server:
                 data_dir=settings.data_dir,
                 limits=limits,
                 max_body_bytes=settings.max_body_bytes,
+                allowed_hosts=_allowed_hosts(settings),
             ),
-            host=settings.host,
-            port=settings.port,
+            sockets=[_listen(settings.host, settings.port)],
             threads=settings.threads,
-            connection_limit=5000,
-            backlog=1024,
+            connection_limit=_most_connections(),
+            outbuf_high_watermark=2**30,  # else a reader that stalls holds a thread
+            backlog=BACKLOG,
             asyncore_use_poll=True,
             max_request_body_size=settings.max_body_bytes,
             ident="mflux-server",
@@ -142,6 +166,10 @@ class Server:
     def start(self) -> None:
         self._http_thread.start()
         self._worker.start()
+
+    def wait(self) -> int:
+        """Until the server shall end; returns the exit code."""
+        return 1 if os.read(self._end, 1) == LOAD_FAILED else 0
 
     def stop(self) -> bool:
         """Stop accepting tasks, leave the running one (see --drain-s), close port and store.
@@ -161,8 +189,7 @@ class Server:
 
     def _load_failed(self, error: errors.ModelLoadError) -> None:
         log.error("%s", error)
-        self.exit_code = 1
-        self.ended.set()
+        os.write(self.end_fd, LOAD_FAILED)
 
 
 class _JsonErrorTask(ErrorTask):  # type: ignore[misc]
@@ -228,7 +255,7 @@ def main(argv: list[str]) -> int:
     except errors.BadOption as error:
         print(f"server.py: {error}", file=sys.stderr)
         return 2
-    except (OSError, ValueError) as error:  # waitress: ValueError for a host without an address
+    except OSError as error:
         where = f"{settings.host}, port {settings.port}"
         print(f"server.py: cannot listen on {where}: {error}", file=sys.stderr)
         return 1
@@ -238,19 +265,60 @@ def main(argv: list[str]) -> int:
             "Name a model with --model to load it all the same.",
             model.name,
         )
-    if settings.host not in ("127.0.0.1", "localhost", "::1"):
+    if settings.host not in LOOPBACK:
         log.warning("listening on %s: everyone who reaches this address may use it", settings.host)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: server.ended.set())
+    # A byte in a pipe and no lock: signals may come at any moment, and several at once.
+    signal.set_wakeup_fd(server.end_fd, warn_on_full_buffer=False)
+    for number in ENDING_SIGNALS:
+        signal.signal(number, lambda *_: None)
     server.start()
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     log.info("serving %s on http://%s:%d", model.name, host, server.port)
     log.info("documentation: http://%s:%d%s", host, server.port, PAGE_ROUTE)
-    server.ended.wait()
+    exit_code = server.wait()
+    for number in ENDING_SIGNALS:  # it ends already
+        signal.signal(number, signal.SIG_IGN)
     log.info("stopping")
     if not server.stop():
         log.info("the running step did not end in time: leaving it")
-    return server.exit_code
+    return exit_code
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """One socket, IPv4 where the host has both.
+
+    Raises:
+        OSError: the host has no address here, or the port is in use.
+    """
+    found = socket.getaddrinfo(
+        None if host == "*" else host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    family, *_, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+    return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+
+
+def _most_connections() -> int:
+    """As many as the limit of open files allows, which is raised first: without files left, no
+    server accepts or answers."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_CONNECTIONS + FILES_FOR_THE_REST
+    wanted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    if soft == resource.RLIM_INFINITY:
+        return MOST_CONNECTIONS
+    return max(min(MOST_CONNECTIONS, soft - FILES_FOR_THE_REST), 20)
+
+
+def _allowed_hosts(settings: Settings) -> frozenset[str] | None:
+    """Names under which clients may address the server; None: any."""
+    if settings.allowed_hosts == "*":
+        return None
+    named = {name.strip().lower() for name in settings.allowed_hosts.split(",") if name.strip()}
+    if named or settings.host in LOOPBACK:
+        return frozenset(named | LOOPBACK)
+    return None
 
 
 if __name__ == "__main__":

@@ -71,6 +71,12 @@ class Settings:
     host: str = _option(
         "127.0.0.1", "address to listen on; 0.0.0.0 opens the server to the network"
     )
+    allowed_hosts: str = _option(
+        "",
+        "names, separated by commas, under which clients may address the server, besides localhost "
+        "(default: on a loopback address localhost alone, else any); *: any",
+        metavar="NAMES",
+    )
     port: int = _option(
         4030, "port to listen on; 0 picks a free one", parse=_whole_number(0, 65535)
     )
@@ -88,7 +94,7 @@ class Settings:
     )
     threads: int = _option(
         64,
-        "threads that answer requests; slow callers hold one each",
+        "threads that answer requests",
         parse=_whole_number(1, 1024),
     )
     max_queue: int = _option(

@@ -59,6 +59,7 @@ def _upper_jpeg(value: object) -> object:
 
 Seed = Annotated[
     int,
+    Field(ge=0, le=MAX_SEED),
     BeforeValidator(
         _digits_to_int,
         json_schema_input_type=Annotated[int, Field(ge=0, le=MAX_SEED)]
@@ -82,8 +83,6 @@ class GenerateRequest(BaseModel):
     )
     seed: Seed | None = Field(
         None,
-        ge=0,
-        le=MAX_SEED,
         description="The noise to start from: the same seed, params and model give the same "
         "image. A number or a string of digits, 0 to 2^64-1. Random when absent; every answer "
         "tells it.",

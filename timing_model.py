@@ -50,6 +50,9 @@ RESIDUAL_LIMIT = 2.9
 SAMPLES_TO_TRUST = 3
 LONGEST_S = 1e7
 """What is said to have taken longer has not been measured right."""
+CACHED_TEXT = 0.02
+"""Text encoding that took less than this part of its forecast came from mflux's prompt cache, and
+says nothing about a new prompt."""
 FIRST_STEP_EXTRA = 0.1
 """Of a step, on top of the first one, before that was measured."""
 REFERENCE_TOKENS = 4096
@@ -306,7 +309,10 @@ class _Law:
         else:
             step_s, extra_s = self.step.predict(size), self.first_step.predict(size)
             step_s = steps[0] / scale * step_s / max(step_s + extra_s, 1e-12)
-        self.text_encoding.learn((1.0,), measured.text_encoding_s / scale, sigma=self.sigma)
+        text_s = measured.text_encoding_s / scale
+        seen = self.text_encoding.samples > 0
+        if not seen or text_s >= CACHED_TEXT * self.text_encoding.predict((1.0,)):
+            self.text_encoding.learn((1.0,), text_s, sigma=self.sigma)
         self.step.learn(size, step_s, sigma=self.sigma)
         if self.first_step.samples == 0:
             extra = tuple(FIRST_STEP_EXTRA * c for c in self.step.coefficients)

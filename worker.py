@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from threading import Event, Semaphore, Thread
 from typing import Protocol
 
@@ -56,7 +57,9 @@ class TaskSource(Protocol):
     def load_failed(self, message: str) -> None: ...
     def claim(self, timeout_s: float | None = None) -> Task | None: ...
     def report(self, task_id: str, phase: Phase, steps_done: int, steps_total: int) -> bool: ...
-    def finish(self, task_id: str, image: bytes) -> bool: ...
+    def finish(
+        self, task_id: str, image: bytes, *, image_encoding_s: float | None = None
+    ) -> bool: ...
     def fail(self, task_id: str, code: str, message: str) -> bool: ...
     def release(self, task_id: str, *, count_attempt: bool = False) -> bool: ...
     def prune(self) -> None: ...
@@ -149,16 +152,20 @@ class Worker:
             log.exception("task %s failed", task_id)
             self._fail(task_id, error)
         else:
-            self._source.report(task_id, Phase.IMAGE_ENCODING, steps, steps)
-            self._room_to_encode.acquire()
-            self._encoder.submit(self._encode, task_id, params, picture)
+            goes_on = self._source.report(task_id, Phase.IMAGE_ENCODING, steps, steps)
+            if goes_on or self._source.stopping:
+                self._room_to_encode.acquire()
+                with suppress(RuntimeError):  # the process ends: what still runs is released
+                    self._encoder.submit(self._encode, task_id, params, picture)
         self._on_gpu = None
         return True
 
     def _encode(self, task_id: str, params: GenerationParams, picture: Image.Image) -> None:
         try:
+            started_at = time.monotonic()
             image = encode_image(picture, params.format, params.quality)
-            self._insist(lambda: self._source.finish(task_id, image))
+            spent_s = time.monotonic() - started_at
+            self._insist(lambda: self._source.finish(task_id, image, image_encoding_s=spent_s))
         except Exception as error:
             log.exception("task %s failed while its image was encoded", task_id)
             self._fail(task_id, error)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from task import GenerationParams, Memory, Report
 
 ROOT = Path(__file__).parent.parent
 START_TIMEOUT_S = 120
+GIVE_UP_S = 120
 
 
 def clean_environment() -> dict[str, str]:
@@ -62,13 +64,14 @@ class ServerProcess:
         return accepted
 
     def wait_for(self, task_id: str, until: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """Ask /status again and again until its answer is as wanted."""
-        pause = threading.Event()
+        """Ask /status again and again until its answer is as wanted, for GIVE_UP_S at most."""
+        pause, deadline = threading.Event(), time.monotonic() + GIVE_UP_S
         while True:
             status: dict[str, Any] = self.get("/status", task_id=task_id).json()
             if until(status):
                 return status
             assert self.process.poll() is None, "".join(self.log)
+            assert time.monotonic() < deadline, status
             pause.wait(0.01)
 
     def wait_until_ended(self, task_id: str) -> dict[str, Any]:
@@ -78,7 +81,7 @@ class ServerProcess:
         """Ends the server as Ctrl-C does; returns its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)
-        code = self.process.wait(30)
+        code = self.process.wait(15)
         self._reader.join(5)
         return code
 

@@ -3,6 +3,7 @@
 import base64
 import http.client
 import json
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -11,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
-from conftest import ServerProcess
+from conftest import ServerProcess, StartServer
 from PIL import Image
 
 JSON = {"Content-Type": "application/json"}
@@ -338,19 +339,44 @@ def test_two_hundred_concurrent_submissions_lose_and_double_nothing(server: Serv
     assert server.get("/queue").json() == {"length": 0, "tasks": []}
 
 
-def test_callers_that_hold_their_connections_do_not_block_status(server: ServerProcess) -> None:
-    slow = []
-    for _ in range(40):
-        connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=60)
-        connection.putrequest("POST", "/generate")
-        connection.putheader("Content-Type", "application/json")
-        connection.putheader("Content-Length", "100")
-        connection.endheaders(b'{"prompt":')  # and never the rest
-        slow.append(connection)
-    task_id = server.submit()["task_id"]
-    assert server.wait_until_ended(task_id)["status"] == "done"
-    for connection in slow:
+def test_callers_that_stall_do_not_block_status(start_server: StartServer) -> None:
+    """Half-sent bodies, and answers of 27 MB that are asked for and not read: more than threads."""
+    server = start_server("--model", "tiny", "--threads", "4", "--max-pixels", "16777216")
+    task_id = server.submit(width=4096, height=2048, steps=1, format="PNG")["task_id"]
+    server.wait_until_ended(task_id)
+    stalled = []
+    for number in range(12):
+        connection = socket.create_connection(("127.0.0.1", urlsplit(server.url).port or 0))
+        if number % 2:
+            connection.sendall(
+                b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n"
+            )
+        else:
+            path = f"/image?task_id={task_id}&delete=false&base64=true"
+            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        stalled.append(connection)
+    assert server.wait_until_ended(server.submit()["task_id"])["status"] == "done"
+    for connection in stalled:
         connection.close()
+
+
+def test_a_foreign_host_name_is_refused(server: ServerProcess) -> None:
+    for name in ("evil.example", "evil.example:4030", "localhost.evil.example"):
+        answer = requests.get(server.url + "/queue", headers={"Host": name}, timeout=60)
+        assert (answer.status_code, error_of(answer)["code"]) == (421, "unknown_host")
+    for name in ("localhost", "LOCALHOST:4030", "127.0.0.1:1", "[::1]:4030"):
+        answer = requests.get(server.url + "/queue", headers={"Host": name}, timeout=60)
+        assert answer.status_code == 200
+
+
+def test_long_prompts_are_cut_in_the_list_and_whole_in_the_status(server: ServerProcess) -> None:
+    blocker = server.submit(**LONG)["task_id"]
+    task_id = server.submit("long " * 1000)["task_id"]
+    listed = server.get("/queue").json()["tasks"][-1]["params"]["prompt"]
+    assert (len(listed), listed[-3:]) == (200, "...")
+    assert len(server.get("/status", task_id=task_id).json()["params"]["prompt"]) == 5000
+    for waiting in (blocker, task_id):
+        delete(server, waiting)
 
 
 def test_a_done_task_tells_its_timings(server: ServerProcess) -> None:
@@ -363,7 +389,7 @@ def test_a_done_task_tells_its_timings(server: ServerProcess) -> None:
 
 
 def test_the_wait_of_a_running_task_shrinks_and_counts_its_steps(server: ServerProcess) -> None:
-    task_id = server.submit(width=1024, height=1024, steps=100)["task_id"]
+    task_id = server.submit(**LONG)["task_id"]
     seen: list[tuple[int, int]] = []
 
     def ended(status: dict[str, Any]) -> bool:
@@ -375,7 +401,8 @@ def test_the_wait_of_a_running_task_shrinks_and_counts_its_steps(server: ServerP
     steps = [s for s, _ in seen]
     assert steps == sorted(steps)
     assert len(set(steps)) > 3
-    assert all(wait >= 1 for _, wait in seen)
+    waits = [wait for _, wait in seen]
+    assert 1 <= waits[-1] < waits[0]
 
 
 def test_health_tells_the_model_and_the_queue(server: ServerProcess) -> None:

@@ -76,8 +76,15 @@ def test_every_field_of_the_request_is_documented_with_the_operators_limits(
     schema = spec["components"]["schemas"]["GenerateRequest"]
     assert set(schema["properties"]) == set(GenerateRequest.model_fields)
     assert all(field["description"] for field in schema["properties"].values())
+    assert not {"ge", "le"} & set(schema["properties"]["seed"])
     assert schema["properties"]["steps"]["maximum"] == 42
     assert schema["properties"]["width"]["default"] == 1024
+
+
+def test_every_field_of_every_answer_is_described(spec: dict[str, Any]) -> None:
+    for name, schema in spec["components"]["schemas"].items():
+        for field, described in schema.get("properties", {}).items():
+            assert described.get("description"), (name, field)
 
 
 def test_every_operation_documents_its_errors_with_examples(spec: dict[str, Any]) -> None:
@@ -89,6 +96,8 @@ def test_every_operation_documents_its_errors_with_examples(spec: dict[str, Any]
                 assert response["description"], (path, status)
                 if status >= "400" and path != "/health":
                     assert response["content"]["application/json"]["examples"], (path, status)
+                if status == "429":
+                    assert "Retry-After" in response["headers"]
 
 
 def test_every_reference_of_the_specification_leads_somewhere(spec: dict[str, Any]) -> None:

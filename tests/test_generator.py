@@ -1,6 +1,7 @@
 """Real mflux on the tiny models: same seed same picture, true timings, stopping early."""
 
 import re
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -115,6 +116,7 @@ def test_what_a_report_raises_comes_out_and_harms_no_later_picture(tiny: OnItsTh
 
         with pytest.raises(LeftEarly):
             tiny.generate(params_for(prompt="left early"), leave)
+        assert "left early" not in tiny.generator._hook.prompt_cache
     assert tiny.generate(params_for(prompt="reference")).tobytes() == reference
     assert tiny.generate(params_for(prompt="left early")).size == (64, 64)
 
@@ -150,6 +152,12 @@ def test_mflux_fills_and_reads_our_prompt_cache(data_dir: Path) -> None:
     assert list(cache) == ["once"]
     assert cache.bytes > 0
     assert tiny.generate(params_for(prompt="once")).tobytes() == first.tobytes()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only mlx for Linux links a slow BLAS")
+def test_the_fast_blas_is_in_place() -> None:
+    prepare_mlx()
+    assert "opencv_python.libs/libopenblas" in Path("/proc/self/maps").read_text()
 
 
 def test_a_picture_that_does_not_fit_is_refused_with_the_figure(data_dir: Path) -> None:

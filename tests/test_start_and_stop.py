@@ -69,6 +69,23 @@ def test_ctrl_c_and_sigterm_end_it_cleanly(start_server: StartServer, number: in
     assert "Traceback" not in "".join(server.log)
 
 
+def test_many_signals_at_once_end_it_like_one(start_server: StartServer) -> None:
+    for _ in range(3):
+        server = start_server("--model", "tiny")
+        for number in (signal.SIGINT, signal.SIGTERM) * 3:
+            server.process.send_signal(number)
+        assert server.stop() == 0
+        assert "Traceback" not in "".join(server.log)
+
+
+@pytest.mark.parametrize("host", ["localhost", "*", "0.0.0.0"])
+def test_a_host_with_several_addresses_is_served(start_server: StartServer, host: str) -> None:
+    server = start_server("--model", "tiny", "--host", host)
+    port = server.url.rsplit(":", 1)[1]
+    server.url = f"http://127.0.0.1:{port}"
+    assert server.get("/health").status_code == 200
+
+
 def test_ctrl_c_ends_it_in_the_middle_of_a_task(start_server: StartServer) -> None:
     server = start_server("--model", "tiny")
     task_id = server.submit(width=2048, height=2048, steps=100)["task_id"]
