@@ -131,6 +131,16 @@ TASK_ID = query(
 )
 
 
+IDEMPOTENCY_KEY = {
+    **query(
+        "Idempotency-Key",
+        "The same key answers with the same task, also after a restart of the server.",
+        {"type": "string", "minLength": 1, "maxLength": 200},
+    ),
+    "in": "header",
+}
+
+
 def install_docs(app: Flask, limits: Limits) -> None:
     """Serve the specification and the page. Call it after the routes are registered."""
     page = {

@@ -30,7 +30,7 @@ from answers import (
     stats_answer,
     status_answer,
 )
-from api_docs import TASK_ID, documented, json_answer, query
+from api_docs import IDEMPOTENCY_KEY, TASK_ID, documented, json_answer, query
 from images import CONTENT_TYPES, EXTENSIONS, to_base64
 from queue_manager import QueueManager, ServerState
 from task import GenerateRequest, GenerationParams, Limits, TaskStatus, parse_request, resolve
@@ -63,12 +63,14 @@ def native_routes(
         "Ask for an image",
         tag="images",
         description="Puts a task into the queue and answers at once.",
+        parameters=[IDEMPOTENCY_KEY],
         body="GenerateRequest",
         answers={200: json_answer(GenerateAnswer, "The task is in the queue.")},
         errors=(
             errors.InvalidInput,
             errors.BodyTooLarge,
             errors.UnsupportedMediaType,
+            errors.Gone,
             errors.DoesNotFit,
             errors.QueueFull,
             errors.StorageUnavailable,
@@ -125,7 +127,7 @@ def native_routes(
         "second.",
         parameters=[TASK_ID],
         answers={200: json_answer(StatusAnswer, "The task as it stands.")},
-        errors=(errors.InvalidInput, errors.UnknownTask, errors.Gone),
+        errors=(errors.InvalidInput, errors.UnknownTask, errors.Gone, errors.StorageUnavailable),
     )
     def status() -> Response:
         view = queue.status(_task_id())
@@ -161,7 +163,13 @@ def native_routes(
                 },
             }
         },
-        errors=(errors.InvalidInput, errors.UnknownTask, errors.NotReady, errors.Gone),
+        errors=(
+            errors.InvalidInput,
+            errors.UnknownTask,
+            errors.NotReady,
+            errors.Gone,
+            errors.StorageUnavailable,
+        ),
     )
     def image() -> Response:
         task_id = _task_id()
@@ -217,7 +225,7 @@ def native_routes(
         "removes a finished one with its image.",
         parameters=[TASK_ID],
         answers={200: json_answer(DeleteAnswer, "What happened.")},
-        errors=(errors.InvalidInput, errors.UnknownTask, errors.Gone),
+        errors=(errors.InvalidInput, errors.UnknownTask, errors.Gone, errors.StorageUnavailable),
     )
     def delete() -> Response:
         task_id = _task_id()
@@ -268,7 +276,7 @@ def native_routes(
                 peak_bytes=memory.peak_bytes,
                 cache_bytes=memory.cache_bytes,
             ),
-            disk_free_bytes=shutil.disk_usage(data_dir).free,
+            disk_free_bytes=_free_bytes(data_dir),
             waiting=health.waiting,
             running=health.running,
             done=done,
@@ -296,6 +304,13 @@ def _task_id() -> str:
             field="task_id",
         )
     return task_id
+
+
+def _free_bytes(folder: Path) -> int:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return 0
 
 
 def _idempotency_key() -> str | None:

@@ -375,7 +375,8 @@ class QueueManager:
                 self._live.timing.learn(work, measured)
                 outcome = self._live.finish(task)
             if outcome is not None:
-                self._store.keep_outcome(outcome)
+                with suppress(StorageUnavailable):  # the task is done all the same
+                    self._store.keep_outcome(outcome)
         log.info("task %s is done", task_id)
         self.prune()
         return True

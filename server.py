@@ -70,7 +70,10 @@ def create_app(
 
     @app.before_request
     def check_host() -> None:
-        name = urlsplit(f"//{request.headers.get('Host', '')}").hostname or ""
+        try:
+            name = urlsplit(f"//{request.headers.get('Host', '')}").hostname or ""
+        except ValueError:
+            raise errors.UnknownHost from None
         if allowed_hosts is not None and name not in allowed_hosts:
             raise errors.UnknownHost
 
@@ -130,9 +133,15 @@ class Server:
         )
         self._drain_s = settings.drain_s
         self._store = TaskStore(settings.data_dir)
-        self.queue = QueueManager(
-            model, TimingModel(), self._store, rules, quantize=settings.quantize
-        )
+        try:
+            self.queue = QueueManager(
+                model, TimingModel(), self._store, rules, quantize=settings.quantize
+            )
+        except errors.StorageUnavailable as error:
+            self._store.close()
+            raise errors.StoreError(
+                f"The data dir {settings.data_dir} cannot be used: {error}"
+            ) from error
         self._end, self.end_fd = os.pipe()
         """Who wants the server to end writes a byte here: a signal its number, we LOAD_FAILED."""
         os.set_blocking(self.end_fd, False)

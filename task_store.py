@@ -17,7 +17,7 @@ import logging
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
@@ -121,23 +121,30 @@ class TaskStore:
         self._lock = RLock()
         self._images = data_dir / "images" if data_dir else None
         self._memory_images: dict[str, bytes] = {}
-        try:
-            self._owner = _own(data_dir) if data_dir else None
-            if self._images:
-                self._images.mkdir(exist_ok=True)
-            path = data_dir / "tasks.sqlite3" if data_dir else ":memory:"
-            self._database = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-            self._database.row_factory = sqlite3.Row
-            self._set_up()
-            self._remove_strays()
-        except (sqlite3.Error, OSError) as error:
-            raise StoreError(f"The data dir {data_dir} cannot be used: {error}.") from error
+        self._refused_bytes = 0
+        self._open = ExitStack()
+        with ExitStack() as opened:
+            try:
+                if data_dir:
+                    opened.callback(os.close, _own(data_dir))
+                if self._images:
+                    self._images.mkdir(exist_ok=True)
+                path = data_dir / "tasks.sqlite3" if data_dir else ":memory:"
+                self._database = sqlite3.connect(
+                    path, check_same_thread=False, isolation_level=None
+                )
+                opened.callback(self._database.close)
+                self._database.row_factory = sqlite3.Row
+                self._set_up()
+                self._remove_strays()
+            except (sqlite3.Error, OSError, ValueError, StorageUnavailable) as error:
+                reason = str(error).removesuffix(".")
+                raise StoreError(f"The data dir {data_dir} cannot be used: {reason}.") from error
+            self._open = opened.pop_all()
 
     def close(self) -> None:
         with self._lock:
-            self._database.close()
-            if self._owner is not None:
-                os.close(self._owner)
+            self._open.close()
 
     # -- tasks ----------------------------------------------------------------------------------
 
@@ -186,7 +193,13 @@ class TaskStore:
                 "SELECT * FROM tasks WHERE status IN ('waiting', 'running')"
                 " ORDER BY urgent DESC, number"
             ).fetchall()
-        return [_stored(row) for row in rows]
+        tasks = []
+        for row in rows:
+            try:
+                tasks.append(_stored(row))
+            except StorageUnavailable as error:
+                log.error("%s It is left alone.", error)
+        return tasks
 
     def claim(self, task_id: str, *, started_at: float) -> bool:
         return self._move(
@@ -217,7 +230,23 @@ class TaskStore:
         measured: Measured,
     ) -> bool:
         """Keep the image, then say that the task is done, and keep its timings as a sample."""
-        self._write_image(task_id, image)
+        with self._reading() as database:
+            row = database.execute(
+                "SELECT status FROM tasks WHERE task_id = ?", (task_id,)
+            ).fetchone()
+        if row is None or row["status"] != TaskStatus.RUNNING:
+            return False
+        with ExitStack() as unless_done:
+            unless_done.callback(self._discard_image, task_id)
+            self._write_image(task_id, image)
+            moved = self._finish(task_id, len(image), ended_at, work, measured)
+            if moved:
+                unless_done.pop_all()
+        return moved
+
+    def _finish(
+        self, task_id: str, image_bytes: int, ended_at: float, work: Work, measured: Measured
+    ) -> bool:
         with self._transaction() as database:
             moved = self._move(
                 task_id,
@@ -226,7 +255,7 @@ class TaskStore:
                 "ended_at = :ended_at, measured = :measured, image_bytes = :image_bytes",
                 ended_at=ended_at,
                 measured=measured.to_json(),
-                image_bytes=len(image),
+                image_bytes=image_bytes,
             )
             if moved:
                 database.execute(
@@ -238,8 +267,6 @@ class TaskStore:
                     " WHERE model = ? ORDER BY number DESC LIMIT 1 OFFSET ?)",
                     (work.model, work.model, SAMPLES_KEPT),
                 )
-        if not moved:
-            self._remove_image(task_id)
         return moved
 
     def fail(
@@ -344,7 +371,13 @@ class TaskStore:
         """The latest timing samples, oldest first."""
         with self._reading() as database:
             rows = database.execute("SELECT work, measured FROM samples ORDER BY number").fetchall()
-        return [(Work.from_json(row["work"]), Measured.from_json(row["measured"])) for row in rows]
+        samples = []
+        for row in rows:
+            try:
+                samples.append((Work.from_json(row["work"]), Measured.from_json(row["measured"])))
+            except (ValueError, TypeError):
+                log.warning("a damaged timing sample is passed over")
+        return samples
 
     def keep_outcome(self, outcome: Outcome) -> None:
         with self._transaction() as database:
@@ -377,7 +410,10 @@ class TaskStore:
         return {row["model"]: row["seconds"] for row in rows}
 
     def probe(self) -> None:
-        """Write something: raises while the disk refuses."""
+        """Write something, of the size of the image refused last: raises while the disk refuses."""
+        self._write_image("probe", bytes(self._refused_bytes or 1))
+        self._remove_image("probe")
+        self._refused_bytes = 0
         with self._transaction() as database:
             database.execute("INSERT OR REPLACE INTO loads VALUES ('', 0)")
             database.execute("DELETE FROM loads WHERE model = ''")
@@ -417,8 +453,10 @@ class TaskStore:
                 yield self._database
             except sqlite3.IntegrityError:
                 raise
-            except sqlite3.Error as error:
-                raise StorageUnavailable(f"The task database refuses: {error}.") from error
+            except (sqlite3.Error, UnicodeDecodeError) as error:
+                # What could not be decoded is quoted: it may hold a prompt.
+                reason = str(error).split(" with text ")[0]
+                raise StorageUnavailable(f"The task database refuses: {reason}.") from error
 
     def _write_image(self, task_id: str, image: bytes) -> None:
         if self._images is None:
@@ -433,8 +471,14 @@ class TaskStore:
             draft.rename(self._images / task_id)
             _sync_folder(self._images)
         except OSError as error:
-            draft.unlink(missing_ok=True)
+            self._refused_bytes = len(image)
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
             raise StorageUnavailable(f"The image cannot be written: {error}.") from error
+
+    def _discard_image(self, task_id: str) -> None:
+        with suppress(StorageUnavailable):
+            self._remove_image(task_id)
 
     def _remove_image(self, task_id: str) -> None:
         self._memory_images.pop(task_id, None)
@@ -452,6 +496,7 @@ class TaskStore:
         database.execute("PRAGMA checkpoint_fullfsync = ON")
         damage = database.execute("PRAGMA quick_check(1)").fetchone()[0]
         if damage != "ok":
+            damage = " ".join(damage.split())
             raise sqlite3.DatabaseError(f"tasks.sqlite3 is damaged ({damage}): move it away")
         version = database.execute("PRAGMA user_version").fetchone()[0]
         if version > len(MIGRATIONS):
@@ -511,6 +556,13 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _stored(row: sqlite3.Row) -> StoredTask:
+    try:
+        return _parsed(row)
+    except (ValueError, TypeError) as error:
+        raise StorageUnavailable(f"The record of task {row['task_id']} is damaged.") from error
+
+
+def _parsed(row: sqlite3.Row) -> StoredTask:
     return StoredTask(
         number=row["number"],
         task_id=row["task_id"],

@@ -1,0 +1,767 @@
+"""The queue's rules against a simple model, through thousands of random histories.
+
+The QueueManager stands on the real store in a folder of its own, under a virtual clock. The model
+is a list of tasks in the order of submission and knows no SQLite, no threads and no sums of
+features. A kill leaves what is on disk at that moment: the folder is copied while the store is
+open, and the next start finds the copy.
+"""
+
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from errors import Gone, NotReady, NoWorker, QueueFull, ServerError, StorageUnavailable, UnknownTask
+from live_queue import STEADY_PART, STEADY_S, TaskView
+from model_catalog import find_model
+from queue_manager import (
+    DELETED,
+    ENDED_TOO_OFTEN,
+    EXPIRED,
+    FETCHED,
+    MAX_ATTEMPTS,
+    NO_ROOM,
+    PRUNE_EVERY_S,
+    QueueManager,
+    Rules,
+    ServerState,
+)
+from task import GenerationParams, Phase, TaskStatus
+from task_store import TOMBSTONE_S, TaskStore
+from timing_model import Measured, TimingModel, Work
+
+TINY = find_model("tiny")
+assert TINY
+RULES = Rules(max_queue=8, keep_s=300.0, keep_bytes=150, refetch_s=50.0)
+RAM_DISK = "/dev/shm" if Path("/dev/shm").is_dir() else None
+"""Where the folders are, if there is one: thousands of fsyncs say nothing about rules."""
+PAUSES = st.sampled_from([1.0, 9.75, 30.0, 60.0, 400.0, TOMBSTONE_S + 1.0])
+WAITING, RUNNING = TaskStatus.WAITING, TaskStatus.RUNNING
+DONE, FAILED, CANCELLED = TaskStatus.DONE, TaskStatus.FAILED, TaskStatus.CANCELLED
+ENDED = (DONE, FAILED, CANCELLED)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.at = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.at
+
+
+@dataclass(eq=False)
+class ModelTask:
+    task_id: str
+    params: GenerationParams
+    urgent: bool
+    key: str | None
+    created_at: float
+    promised: bool = True
+    """Its forecast at submit is known still; a restart forgets it."""
+    status: TaskStatus = WAITING
+    attempts: int = 0
+    started_at: float | None = None
+    marks: list[tuple[Phase, float]] = field(default_factory=list)
+    """While it runs: when each phase and each further step began."""
+    ended_at: float = 0.0
+    image: bytes = b""
+    measured: Measured | None = None
+    fetched_at: float | None = None
+    error: str | None = None
+    error_code: str | None = None
+    gone: str | None = None
+    """Why there is nothing to see any more."""
+
+    @property
+    def phase(self) -> Phase:
+        return self.marks[-1][0]
+
+    @property
+    def work(self) -> Work:
+        assert TINY
+        params = self.params
+        return Work(TINY.name, TINY.parameters_b, params.tokens, params.steps, params.format)
+
+    def began(self, phase: Phase) -> float:
+        return next(at for marked, at in self.marks if marked is phase)
+
+    @property
+    def steps_at(self) -> list[float]:
+        """When denoising began, and when each step ended."""
+        return [at for phase, at in self.marks if phase is Phase.DENOISING]
+
+    @property
+    def steps_done(self) -> int:
+        return max(len(self.steps_at) - 1, 0)
+
+    @property
+    def step_s(self) -> list[float]:
+        return [b - a for a, b in zip(self.steps_at, self.steps_at[1:], strict=False)]
+
+    def end(self, status: TaskStatus, at: float) -> None:
+        self.status, self.ended_at, self.marks = status, at, []
+
+    def wait(self, attempts: int) -> None:
+        """It runs no more and waits again."""
+        self.status, self.attempts = WAITING, attempts
+        self.started_at, self.marks = None, []
+
+    def fail(self, code: str, message: str, at: float) -> None:
+        self.end(FAILED, at)
+        self.error_code, self.error = code, message
+
+
+class QueueRules(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Clock()
+        self.root = TemporaryDirectory(prefix="queue-rules-", dir=RAM_DISK)
+        self.folder = Path(self.root.name) / "0"
+        self.starts = 0
+        self.seen_ids: set[str] = set()
+        # the model
+        self.tasks: list[ModelTask] = []  # in the order of submission
+        self.running: list[ModelTask] = []  # in the order of their claims
+        self.forgotten: list[str] = []  # ids whose tombstones were removed
+        self.leaving: ModelTask | None = None  # cancelled, but the worker is at its step still
+        self.timing = TimingModel()
+        self.samples = self.outcomes = 0
+        self.start()
+
+    def start(self) -> None:
+        """A new process on what the folder holds."""
+        assert TINY
+        self.store = TaskStore(self.folder)
+        self.queue = QueueManager(
+            TINY, TimingModel(), self.store, RULES, monotonic=self.clock, now=self.clock
+        )
+        self.prune_at, self.leaving = 0.0, None
+        self.told: dict[str, float] = {}  # when each task was last said to be done
+        for task in self.tasks:
+            task.promised = False
+        self.begin_to_load()
+
+    def begin_to_load(self) -> None:
+        self.queue.load_started()
+        self.loaded, self.load_started_at = False, self.clock()
+
+    def teardown(self) -> None:
+        self.store.close()
+        self.root.cleanup()
+
+    # -- the model's answers -----------------------------------------------------------------------
+
+    @property
+    def waiting(self) -> list[ModelTask]:
+        """In the order in which they run."""
+        waiting = [task for task in self.tasks if task.status is WAITING]
+        return sorted(waiting, key=lambda task: not task.urgent)
+
+    @property
+    def unfinished(self) -> int:
+        return len(self.waiting) + len(self.running)
+
+    @property
+    def kept(self) -> list[ModelTask]:
+        """Those whose images are on disk."""
+        return [task for task in self.tasks if task.status is DONE and not task.gone]
+
+    @property
+    def on_gpu(self) -> ModelTask | None:
+        task = self.running[-1] if self.running else None
+        return task if task and task.phase is not Phase.IMAGE_ENCODING else None
+
+    @property
+    def encoding(self) -> list[ModelTask]:
+        return [task for task in self.running if task.phase is Phase.IMAGE_ENCODING]
+
+    @property
+    def may_claim(self) -> bool:
+        return self.loaded and not self.on_gpu and not self.leaving
+
+    def reason(self, task: ModelTask) -> str | None:
+        """Why the task is gone, if it is."""
+        if task.gone is None and task.fetched_at is not None:
+            return FETCHED if task.fetched_at + RULES.refetch_s <= self.clock() else None
+        return task.gone
+
+    def by_key(self, key: str | None) -> ModelTask | None:
+        return next((task for task in self.tasks if key and task.key == key), None)
+
+    def load_remaining_s(self) -> float:
+        assert TINY
+        load_s = self.timing.forecast_load_s(TINY.name, TINY.parameters_b)
+        return 0.0 if self.loaded else max(load_s - (self.clock() - self.load_started_at), 0.0)
+
+    def prune(self) -> None:
+        """What the queue drops when it is told to look, which it does every PRUNE_EVERY_S."""
+        now = self.clock()
+        over = sum(len(task.image) for task in self.kept) > RULES.keep_bytes
+        if not over and now < self.prune_at:
+            return
+        self.prune_at = now + PRUNE_EVERY_S
+        for task in self.kept:
+            if task.fetched_at is not None and task.fetched_at < now - RULES.refetch_s:
+                task.gone = FETCHED
+        for task in self.tasks:
+            if task.status in ENDED and not task.gone and task.ended_at < now - RULES.keep_s:
+                task.gone = EXPIRED
+        if over:
+            size = 0
+            by_age = sorted(self.kept, key=lambda task: (task.ended_at, self.tasks.index(task)))
+            for task in reversed(by_age):
+                size += len(task.image)
+                if size > RULES.keep_bytes and task is not by_age[-1]:
+                    task.gone = NO_ROOM
+        for task in list(self.tasks):
+            if task.gone and task.ended_at < now - TOMBSTONE_S:
+                self.tasks.remove(task)
+                self.forgotten.append(task.task_id)
+
+    # -- clients -----------------------------------------------------------------------------------
+
+    @initialize(
+        done=st.lists(st.integers(20, 60), max_size=4),
+        running=st.integers(0, 9),
+        waiting=st.lists(st.booleans(), max_size=5),
+    )
+    def the_history_begins(self, done: list[int], running: int, waiting: list[bool]) -> None:
+        """In the middle of the day: some tasks are done, one runs, some wait."""
+        self.the_model_is_loaded()
+        for size in done:
+            self.submit(False, 1, 256, None)
+            self.a_task_runs_to_its_end(0.25, size)
+        if running:
+            self.submit(False, 2, 1024, None)
+            self.claim()
+            self.report(running, 0.25)
+        for urgent in waiting:
+            self.submit(urgent, 2, 1024, None)
+
+    @rule(levels=st.lists(st.booleans(), min_size=1, max_size=5), steps=st.integers(1, 3))
+    def several_are_submitted(self, levels: list[bool], steps: int) -> None:
+        for urgent in levels:
+            self.submit(urgent, steps, 1024, None)
+
+    @rule(
+        urgent=st.booleans(),
+        steps=st.sampled_from([1, 2, 4]),
+        side=st.sampled_from([256, 1024]),
+        key=st.sampled_from([None, None, "a", "b", "c"]),
+    )
+    def submit(self, urgent: bool, steps: int, side: int, key: str | None) -> None:
+        params = some_params(len(self.seen_ids), steps, side)
+        known = self.by_key(key)
+        if known and (reason := self.reason(known)):
+            with pytest.raises(Gone) as caught:
+                self.queue.submit(params, urgent=urgent, client_key=key)
+            assert caught.value.message == reason
+        elif known:
+            view, others = self.queue.submit(params, urgent=urgent, client_key=key)
+            assert view == self.ask(known.task_id)
+            assert (view.task_id, view.params) == (known.task_id, known.params)
+            assert others == self.unfinished - (known.status not in ENDED)
+        elif len(self.waiting) >= RULES.max_queue:
+            with pytest.raises(QueueFull) as full:
+                self.queue.submit(params, urgent=urgent, client_key=key)
+            assert full.value.retry_after_s >= 1
+        else:
+            estimate, before = self.queue.estimate(params, urgent=urgent)
+            view, others = self.queue.submit(params, urgent=urgent, client_key=key)
+            assert others == before == self.unfinished
+            assert view.wait is not None
+            assert estimate.pos == view.wait.pos
+            assert estimate.end_s == pytest.approx(view.wait.end_s, rel=1e-6, abs=1e-6)
+            assert view.task_id not in self.seen_ids
+            self.seen_ids.add(view.task_id)
+            self.tasks.append(ModelTask(view.task_id, params, urgent, key, self.clock()))
+            assert (view.status, view.params, view.urgent) == (WAITING, params, urgent)
+
+    @precondition(lambda self: self.tasks)
+    @rule(choice=st.integers(0, 99))
+    def delete(self, choice: int) -> None:
+        task = self.tasks[choice % len(self.tasks)]
+        if reason := self.reason(task):
+            with pytest.raises(Gone) as caught:
+                self.queue.delete(task.task_id)
+            assert caught.value.message == reason
+            return
+        assert self.queue.delete(task.task_id) is task.status
+        if task.status in ENDED:
+            task.gone = DELETED
+        else:
+            at_gpu = task is self.on_gpu
+            task.end(CANCELLED, self.clock())
+            if task in self.running:
+                self.leaving = task if at_gpu else self.leaving
+                self.running.remove(task)
+
+    @precondition(lambda self: self.running)
+    @rule()
+    def cancel_the_task_on_the_gpu(self) -> None:
+        self.delete(self.tasks.index(self.running[-1]))
+
+    @precondition(lambda self: self.tasks)
+    @rule(choice=st.integers(0, 99))
+    def fetch(self, choice: int) -> None:
+        """Also of a task that has none, when there is no image at all."""
+        task = (self.kept or self.tasks)[choice % len(self.kept or self.tasks)]
+        self.queue.fetched(task.task_id)
+        if task.status is DONE and not task.gone and task.fetched_at is None:
+            task.fetched_at = self.clock()
+
+    # -- the worker --------------------------------------------------------------------------------
+
+    @precondition(lambda self: not self.loaded)
+    @rule()
+    def the_model_is_loaded(self) -> None:
+        assert TINY
+        self.queue.load_finished(None)
+        self.loaded = True
+        self.timing.learn_load(TINY.name, self.clock() - self.load_started_at)
+
+    @precondition(lambda self: self.may_claim and len(self.running) < 3)
+    @rule()
+    def claim(self) -> None:
+        claimed = self.queue.claim(0)
+        if not self.waiting:
+            assert claimed is None
+            return
+        task = self.waiting[0]
+        assert claimed is not None
+        assert (claimed.task_id, claimed.params) == (task.task_id, task.params)
+        task.status, task.attempts = RUNNING, task.attempts + 1
+        task.started_at, task.marks = self.clock(), [(Phase.TEXT_ENCODING, self.clock())]
+        self.running.append(task)
+
+    @precondition(lambda self: self.on_gpu)
+    @rule(reports=st.integers(1, 8), each_s=st.sampled_from([0.0, 0.25, 1.0, 3.0]))
+    def report(self, reports: int, each_s: float) -> None:
+        """The task on the GPU goes on by so many reports, or until its picture is decoded."""
+        for _ in range(reports):
+            if task := self.on_gpu:
+                self.clock.at += each_s
+                steps = task.params.steps
+                if task.phase is Phase.TEXT_ENCODING or (
+                    task.phase is Phase.DENOISING and task.steps_done < steps
+                ):
+                    phase = Phase.DENOISING
+                else:
+                    denoised = task.phase is Phase.DENOISING
+                    phase = Phase.DECODING if denoised else Phase.IMAGE_ENCODING
+                task.marks.append((phase, self.clock()))
+                assert self.queue.report(task.task_id, phase, task.steps_done, steps)
+
+    @precondition(lambda self: self.encoding)
+    @rule(
+        choice=st.integers(0, 99),
+        size=st.integers(1, 60),
+        spent_s=st.sampled_from([None, 0.0, 0.5]),
+    )
+    def finish(self, choice: int, size: int, spent_s: float | None) -> None:
+        task = self.encoding[choice % len(self.encoding)]
+        image = (task.task_id.encode() * 4)[:size]
+        assert self.queue.finish(task.task_id, image, image_encoding_s=spent_s)
+        task.image, now = image, self.clock()
+        if spent_s is None:
+            spent_s = now - task.began(Phase.IMAGE_ENCODING)
+        task.measured = Measured(
+            text_encoding_s=task.began(Phase.DENOISING) - task.began(Phase.TEXT_ENCODING),
+            step_s=task.step_s,
+            decoding_s=task.began(Phase.IMAGE_ENCODING) - task.began(Phase.DECODING),
+            image_encoding_s=spent_s,
+        )
+        self.samples += task.measured.gpu_s > 0
+        self.outcomes += task.promised and now > task.created_at
+        self.timing.learn(task.work, task.measured)
+        task.end(DONE, now)
+        self.running.remove(task)
+        self.prune()
+
+    @precondition(lambda self: self.running)
+    @rule(choice=st.integers(0, 99))
+    def fail(self, choice: int) -> None:
+        task = self.running[choice % len(self.running)]
+        message = f"ValueError: number {choice}"
+        assert self.queue.fail(task.task_id, "task_failed", message)
+        task.fail("task_failed", message, self.clock())
+        self.running.remove(task)
+
+    @precondition(lambda self: self.on_gpu)
+    @rule(count_attempt=st.booleans())
+    def release(self, count_attempt: bool) -> None:
+        task = self.running.pop()  # a worker releases the one on the GPU
+        assert self.queue.release(task.task_id, count_attempt=count_attempt)
+        if count_attempt and task.attempts >= MAX_ATTEMPTS:
+            task.fail(*ENDED_TOO_OFTEN, at=self.clock())
+        else:
+            task.wait(task.attempts - (not count_attempt))
+        if count_attempt:  # the worker died, and the one that replaces it loads anew
+            self.begin_to_load()
+
+    @precondition(lambda self: self.leaving)
+    @rule()
+    def the_worker_leaves_the_cancelled_task(self) -> None:
+        assert self.leaving
+        assert not self.queue.report(self.leaving.task_id, Phase.DENOISING, 1, 2)
+        assert not self.queue.release(self.leaving.task_id)
+        self.leaving = None
+
+    @precondition(lambda self: self.leaving)
+    @rule()
+    def the_worker_dies_of_the_cancelled_task(self) -> None:
+        assert self.leaving
+        assert not self.queue.release(self.leaving.task_id, count_attempt=True)
+        self.leaving = None
+        self.begin_to_load()
+        self.the_model_is_loaded()
+
+    @precondition(lambda self: self.may_claim and not self.running and self.waiting)
+    @rule(each_s=st.sampled_from([0.0, 0.25, 1.0]), size=st.integers(20, 60))
+    def a_task_runs_to_its_end(self, each_s: float, size: int) -> None:
+        self.claim()
+        self.report(8, each_s)
+        self.finish(0, size, None)
+
+    def tidy_up(self) -> None:
+        """As an idle worker does."""
+        self.queue.prune()
+        self.prune()
+
+    # -- time, restarts and the disk ---------------------------------------------------------------
+
+    @rule(seconds=PAUSES, tidy=st.booleans())
+    def time_passes(self, seconds: float, tidy: bool) -> None:
+        self.clock.at += seconds
+        if tidy:
+            self.tidy_up()
+
+    @rule(how=st.sampled_from(["killed", "killed at work", "stopped", "stopped, an image is lost"]))
+    def the_server_starts_again(self, how: str) -> None:
+        if how.startswith("killed"):
+            self.kill(with_strays=how != "killed")
+        else:
+            self.stop(lose_an_image=how != "stopped")
+
+    @precondition(lambda self: self.running or (self.may_claim and self.waiting))
+    @rule()
+    def the_process_dies_of_a_task(self) -> None:
+        if not self.running:
+            self.claim()
+        self.kill(with_strays=True)
+        self.the_model_is_loaded()
+
+    def kill(self, with_strays: bool) -> None:
+        self.starts += 1
+        as_it_was = self.folder.parent / str(self.starts)
+        shutil.copytree(self.folder, as_it_was, ignore=shutil.ignore_patterns("*-shm"))
+        if with_strays:  # it was killed between the image and the status, or while writing
+            for task in self.running:
+                (as_it_was / "images" / task.task_id).write_bytes(b"not done yet")
+                (as_it_was / "images" / f"{task.task_id}.part").write_bytes(b"half")
+        self.store.close()
+        shutil.rmtree(self.folder)
+        self.folder = as_it_was
+        self.start()
+        for task in self.running:
+            if task.attempts >= MAX_ATTEMPTS:
+                task.fail(*ENDED_TOO_OFTEN, at=self.clock())
+            else:
+                task.wait(task.attempts)
+        self.running = []
+
+    def stop(self, lose_an_image: bool) -> None:
+        self.queue.stop()
+        assert self.queue.state() is ServerState.DRAINING
+        assert self.queue.claim(0) is None
+        with pytest.raises(NoWorker):
+            self.queue.submit(some_params(0, 1, 16), urgent=False)
+        self.queue.release_running()
+        for task in self.running:
+            task.wait(task.attempts - 1)
+        self.running = []
+        self.the_order_is_urgent_first_then_first_come_first_served()
+        self.store.close()
+        if lose_an_image and self.kept:
+            (self.folder / "images" / self.kept[0].task_id).unlink()
+            self.kept[0].gone = "The image was removed."
+        self.start()
+
+    @rule()
+    def the_disk_refuses_for_a_while_and_nothing_changes(self) -> None:
+        changes: list[Callable[[], object]] = []
+        if len(self.waiting) < RULES.max_queue:
+            changes.append(lambda: self.queue.submit(some_params(0, 1, 16), urgent=True))
+        if self.waiting:
+            waiting = self.waiting[-1].task_id
+            changes += [lambda: self.queue.claim(0), lambda: self.queue.delete(waiting)]
+        if self.running:
+            running = self.running[-1].task_id
+            changes += [
+                lambda: self.queue.fail(running, "task_failed", "no"),
+                lambda: self.queue.release(running),
+                lambda: self.queue.delete(running),
+                lambda: self.queue.finish(running, b"no room for it"),
+            ]
+        if self.kept:
+            fetched = self.kept[-1].task_id
+            changes.append(lambda: self.queue.fetched(fetched))
+        self.store._database.execute("PRAGMA query_only = ON")
+        for change in changes:
+            with pytest.raises(StorageUnavailable):
+                change()
+            assert self.queue.health().state is ServerState.FAILED
+            self.every_task_has_the_status_that_it_should_have()
+        self.store._database.execute("PRAGMA query_only = OFF")
+
+    # -- what holds at any moment ------------------------------------------------------------------
+
+    def ask(self, task_id: str) -> TaskView:
+        """Its status; an end later than the one that was told before needs a reason."""
+        view, now = self.queue.status(task_id), self.clock()
+        if view.wait:
+            latest = max(self.told.get(task_id, math.inf), now)
+            assert view.wait.reason or now + view.wait.end_s <= latest + 1e-6
+            self.told[task_id] = now + view.wait.end_s
+        return view
+
+    def listing(self) -> list[TaskView]:
+        views, length = self.queue.queue(1000, 0)
+        assert length == len(views) == self.unfinished
+        return views
+
+    @invariant()
+    def the_order_is_urgent_first_then_first_come_first_served(self) -> None:
+        views = self.listing()
+        order = [task.task_id for task in self.running + self.waiting]
+        assert [view.task_id for view in views] == order
+        pos = [0] * len(self.running) + list(range(len(self.waiting)))
+        assert [view.pos for view in views] == pos
+        assert self.queue.queue(2, 1) == (views[1:3], len(views))
+        assert [self.ask(view.task_id).pos for view in views] == pos
+
+    @invariant()
+    def every_forecast_is_that_of_a_plain_simulation(self) -> None:
+        """From the start of the first waiting task on: one GPU, task after task. Those that wait
+        count the encoding of those that run, and not of one another."""
+        views = self.listing()
+        running, waiting = views[: len(self.running)], views[len(self.running) :]
+        encoder_free_s = 0.0
+        for view in running:
+            assert view.wait is not None
+            assert view.wait.start_s == 0
+            assert view.wait.end_s >= encoder_free_s
+            encoder_free_s = view.wait.end_s
+        gpu_free_s = waiting[0].wait.start_s if waiting and waiting[0].wait else 0.0
+        if waiting and not running and not self.leaving:
+            assert gpu_free_s == pytest.approx(self.load_remaining_s())
+        for task, view in zip(self.waiting, waiting, strict=True):
+            assert view.wait is not None
+            assert view.wait.start_s == near(gpu_free_s)
+            forecast = self.timing.forecast(task.work)
+            gpu_free_s += forecast.gpu_s
+            end_s = max(gpu_free_s, encoder_free_s) + forecast.image_encoding_s
+            assert view.wait.end_s == near(end_s)
+            assert view.wait.confidence is forecast.confidence
+
+    @invariant()
+    def what_a_client_is_told_is_the_forecast_of_the_listing_and_counts_down(self) -> None:
+        for view in self.listing():
+            told = self.ask(view.task_id)
+            assert view.wait is not None
+            assert told.wait is not None
+            for wait in (view.wait, told.wait):
+                assert 0 <= wait.start_s <= wait.end_s + 1e-6
+                assert wait.end_s <= wait.p90_s + 1e-6
+                assert math.isfinite(wait.p90_s)
+            assert told.wait.pos == view.wait.pos
+            trifle_s = max(STEADY_S, STEADY_PART * view.wait.end_s)
+            assert told.wait.end_s <= view.wait.end_s + 1e-6
+            assert told.wait.end_s >= view.wait.end_s - trifle_s - 1e-6
+
+    @invariant()
+    def every_task_has_the_status_that_it_should_have(self) -> None:
+        for task in self.tasks:
+            if reason := self.reason(task):
+                with pytest.raises(Gone) as caught:
+                    self.queue.status(task.task_id)
+                assert caught.value.message == reason
+                continue
+            view = self.ask(task.task_id)
+            assert (view.status, view.params) == (task.status, task.params)
+            assert (view.urgent, view.created_at) == (task.urgent, task.created_at)
+            assert view.started_at == task.started_at
+            assert (view.error_code, view.error) == (task.error_code, task.error)
+            if task.status in ENDED:
+                assert view.ended_at == task.ended_at
+                assert (view.pos, view.wait_s, view.phase) == (None, None, None)
+                assert view.measured == task.measured
+            if task.status is RUNNING:
+                assert (view.phase, view.steps_done) == (task.phase, task.steps_done)
+
+    @invariant()
+    def every_image_is_there_exactly_as_long_as_it_should_be(self) -> None:
+        for task in self.tasks:
+            if task.status is DONE and not self.reason(task):
+                assert self.queue.image(task.task_id) == (task.image, task.params)
+                continue
+            expected: type[ServerError] = Gone if task.status in ENDED else NotReady
+            with pytest.raises(expected) as caught:
+                self.queue.image(task.task_id)
+            assert (self.reason(task) or task.error or "") in str(caught.value)
+        files = {path.name: path.read_bytes() for path in (self.folder / "images").iterdir()}
+        assert files == {task.task_id: task.image for task in self.kept}
+        assert self.queue.images() == (len(files), sum(map(len, files.values())))
+
+    @invariant()
+    def what_was_forgotten_or_never_was_is_unknown(self) -> None:
+        for task_id in [*self.forgotten, "never known", "", "../lock"]:
+            for call in (self.queue.status, self.queue.image, self.queue.delete):
+                with pytest.raises(UnknownTask):
+                    call(task_id)
+            self.queue.fetched(task_id)
+
+    @invariant()
+    def a_worker_that_comes_too_late_is_told_so(self) -> None:
+        if self.leaving:
+            return  # that is one who comes in time
+        for task_id in {task.task_id for task in self.tasks if task not in self.running}:
+            assert not self.queue.report(task_id, Phase.DENOISING, 1, 2)
+            assert not self.queue.finish(task_id, b"too late")
+            assert not self.queue.fail(task_id, "task_failed", "too late")
+            assert not self.queue.release(task_id)
+
+    @invariant()
+    def health_counts_what_waits_and_runs(self) -> None:
+        health = self.queue.health()
+        assert (health.waiting, health.running) == (len(self.waiting), len(self.running))
+        busy = self.running or self.leaving
+        idle_or_busy = ServerState.BUSY if busy else ServerState.READY
+        assert health.state is (idle_or_busy if self.loaded else ServerState.LOADING)
+
+    @invariant()
+    def what_was_learned_is_counted(self) -> None:
+        stats = self.queue.stats()
+        assert (stats.samples, stats.outcomes) == (self.samples, self.outcomes)
+
+
+def near(seconds: float) -> Any:
+    return pytest.approx(seconds, rel=1e-6, abs=1e-6)
+
+
+def some_params(number: int, steps: int, side: int) -> GenerationParams:
+    return GenerationParams(
+        prompt=f"number {number}",
+        seed=number,
+        width=side,
+        height=side,
+        steps=steps,
+        guidance=None,
+        format="PNG" if number % 3 else "JPEG",
+        quality=85,
+    )
+
+
+def test_the_queue_follows_its_rules_through_any_history() -> None:
+    run_state_machine_as_test(
+        QueueRules,
+        settings=settings(
+            max_examples=40,
+            stateful_step_count=40,
+            deadline=None,
+            derandomize=True,
+            suppress_health_check=[HealthCheck.too_slow],
+        ),
+    )
+
+
+# -- what random histories meet too seldom ---------------------------------------------------------
+
+
+@pytest.fixture
+def history() -> Iterator[QueueRules]:
+    history = QueueRules()
+    yield history
+    history.teardown()
+
+
+def test_the_reason_why_a_task_is_gone_stays_the_same(history: QueueRules) -> None:
+    history.the_history_begins(done=[20], running=0, waiting=[])
+    (task,) = history.tasks
+    history.fetch(0)
+    history.clock.at += RULES.keep_s + RULES.refetch_s
+    for _ in range(2):
+        with pytest.raises(Gone, match="fetched"):
+            history.queue.status(task.task_id)
+        history.queue.prune()
+
+
+def test_nobody_is_told_that_a_task_is_done_before_it_starts(history: QueueRules) -> None:
+    """What was told is kept when the forecast moves back by a trifle, of both times."""
+    history.the_history_begins(done=[20], running=1, waiting=[False] * 5)
+    for _ in range(20):
+        for task in history.waiting:
+            wait = history.ask(task.task_id).wait
+            assert wait is not None
+            assert wait.start_s <= wait.end_s
+        history.clock.at += 0.25  # and the running one does not come forward
+
+
+def test_a_worker_that_dies_of_a_cancelled_task_leaves_no_trace_of_it(history: QueueRules) -> None:
+    history.the_history_begins(done=[], running=2, waiting=[])
+    history.cancel_the_task_on_the_gpu()
+    assert history.queue.state() is ServerState.BUSY
+    history.the_worker_dies_of_the_cancelled_task()
+    assert history.queue.state() is ServerState.READY
+
+
+def test_a_damaged_record_does_not_keep_anything_from_being_pruned(history: QueueRules) -> None:
+    history.the_history_begins(done=[20, 20, 20], running=0, waiting=[])
+    damaged = history.tasks[1].task_id
+    history.store._database.execute(
+        "UPDATE tasks SET params = replace(params, '{', '') WHERE task_id = ?", (damaged,)
+    )
+    history.clock.at += RULES.keep_s + 1
+    history.queue.prune()
+    for task in history.tasks:
+        with pytest.raises(Gone, match="expired"):
+            history.queue.status(task.task_id)
+    assert history.queue.images() == (0, 0)
+    assert history.queue.health().last_error is None
+
+
+def test_a_damaged_record_can_be_deleted(history: QueueRules) -> None:
+    history.the_history_begins(done=[20], running=0, waiting=[])
+    (task,) = history.tasks
+    history.store._database.execute("UPDATE tasks SET params = 'x'")
+    with suppress(ServerError):  # it may be refused, but it must not be an internal error
+        history.queue.delete(task.task_id)
+
+
+def test_tasks_that_are_released_the_oldest_first_keep_their_order(history: QueueRules) -> None:
+    """Also after the next start, which goes by the order of submission."""
+    history.the_history_begins(done=[], running=9, waiting=[False, False])
+    history.claim()
+    first, second = (task.task_id for task in history.running)
+    history.queue.release(first)
+    history.queue.release(second)
+    before = [view.task_id for view in history.queue.queue(10, 0)[0]]
+    history.store.close()
+    history.start()
+    assert [view.task_id for view in history.queue.queue(10, 0)[0]] == before
