@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format pins clean
+.PHONY: help serve test lint format bench pins clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -24,6 +24,11 @@ lint: $(VENV)/.tests ## ruff and mypy
 format: $(VENV)/.tests ## let ruff put the code in shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: $(VENV)/.tests ## run the benchmarks, some minutes each; a smoke run: make bench ARGS=--quick
+	@for script in submit idle_to_start task_gap throughput memory forecast_error forecast_live; do \
+		echo; echo "== $$script"; $(BIN)/python benchmarks/$$script.py $(ARGS) || exit 1; \
+	done
 
 pins: $(VENV)/.serves ## resolve requirements*.in anew into requirements*.txt
 	$(BIN)/pip install -q uv

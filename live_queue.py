@@ -506,7 +506,10 @@ class LiveQueue:
                 reason = Reason.SLOWER
         task.told = Told(end_at, wait.pos, wait.switches)
         end_s = max(end_at - now, 0.0)
-        return replace(wait, end_s=end_s, p90_s=max(wait.p90_s, end_s), reason=reason)
+        start_s = min(wait.start_s, end_s)
+        return replace(
+            wait, start_s=start_s, end_s=end_s, p90_s=max(wait.p90_s, end_s), reason=reason
+        )
 
     def _leave_gpu(self, task: Task) -> None:
         """Books the time that a task had the GPU; once."""

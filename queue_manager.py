@@ -400,6 +400,8 @@ class QueueManager:
         with self._writing, self._noting_storage():
             task = self._live.get_running(task_id)
             if task is None:
+                with self._lock:
+                    self._live.gpu_is_free()
                 return False
             if count_attempt and task.attempts >= MAX_ATTEMPTS:
                 self._fail(task, *ENDED_TOO_OFTEN)
@@ -435,10 +437,10 @@ class QueueManager:
             if self._storage_failed:
                 self._probe_storage()
             with self._writing, self._noting_storage():
-                for task_id in self._store.ended_before(now - rules.keep_s):
-                    self._drop(task_id, EXPIRED)
                 for task_id in self._store.fetched_before(now - rules.refetch_s):
                     self._drop(task_id, FETCHED)
+                for task_id in self._store.ended_before(now - rules.keep_s):
+                    self._drop(task_id, EXPIRED)
                 if over:
                     for task_id in self._store.oldest_images_over(rules.keep_bytes):
                         self._drop(task_id, NO_ROOM)
@@ -489,10 +491,7 @@ class QueueManager:
         log.warning("task %s failed: %s", task.task_id, message)
 
     def _drop(self, task_id: str, reason: str) -> None:
-        stored = self._store.find(task_id)
-        self._store.drop(task_id, reason)
-        if isinstance(stored, StoredTask):
-            self._images_bytes -= stored.image_bytes or 0
+        self._images_bytes -= self._store.drop(task_id, reason)
 
     def _find_ended(self, task_id: str) -> StoredTask:
         with self._noting_storage():

@@ -30,6 +30,8 @@ from timing_model import Measured, Outcome, Work
 log = logging.getLogger(__name__)
 
 TOMBSTONE_S = 30 * 24 * 3600
+DAMAGED = (ValueError, TypeError)
+"""What reading a damaged record raises."""
 SAMPLES_KEPT = 300
 """Timing samples of each model, and outcomes: as much as the forecast remembers."""
 
@@ -176,7 +178,15 @@ class TaskStore:
         """A task, or why it is gone, or None if it was never known."""
         with self._reading() as database:
             row = database.execute("SELECT * FROM tasks WHERE task_id = ?", (task_id,)).fetchone()
-        return row and (Tombstone(row["gone"]) if row["gone"] else _stored(row))
+        if row is None:
+            return None
+        if row["gone"]:
+            return Tombstone(row["gone"])
+        try:
+            return _stored(row)
+        except DAMAGED:
+            log.error("the record of task %s is damaged", task_id)
+            return Tombstone("The record of the task is damaged.")
 
     def find_by_key(self, client_key: str) -> str | None:
         """The id of the task that was submitted with this key."""
@@ -197,8 +207,8 @@ class TaskStore:
         for row in rows:
             try:
                 tasks.append(_stored(row))
-            except StorageUnavailable as error:
-                log.error("%s It is left alone.", error)
+            except DAMAGED:
+                log.error("the record of task %s is damaged and left alone", row["task_id"])
         return tasks
 
     def claim(self, task_id: str, *, started_at: float) -> bool:
@@ -287,16 +297,23 @@ class TaskStore:
             task_id, was, TaskStatus.CANCELLED, "ended_at = :ended_at", ended_at=ended_at
         )
 
-    def drop(self, task_id: str, reason: str) -> None:
-        """Remove an ended task with its image, leaving the reason. The file goes first: should
-        the process end in between, the next start finds the task without its image and drops it."""
+    def drop(self, task_id: str, reason: str) -> int:
+        """Remove an ended task with its image, leaving the reason; returns the image's bytes.
+
+        The file goes first: should the process end in between, the next start finds the task
+        without its image and drops it.
+        """
         self._remove_image(task_id)
         with self._transaction() as database:
+            row = database.execute(
+                "SELECT image_bytes FROM tasks WHERE task_id = ?", (task_id,)
+            ).fetchone()
             database.execute(
                 "UPDATE tasks SET gone = ?, params = NULL, measured = NULL, image_bytes = NULL"
                 " WHERE task_id = ?",
                 (reason, task_id),
             )
+        return (row and row["image_bytes"]) or 0
 
     def mark_fetched(self, task_id: str, fetched_at: float) -> None:
         """The image was sent and shall go; the first time counts."""
@@ -375,7 +392,7 @@ class TaskStore:
         for row in rows:
             try:
                 samples.append((Work.from_json(row["work"]), Measured.from_json(row["measured"])))
-            except (ValueError, TypeError):
+            except DAMAGED:
                 log.warning("a damaged timing sample is passed over")
         return samples
 
@@ -556,13 +573,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _stored(row: sqlite3.Row) -> StoredTask:
-    try:
-        return _parsed(row)
-    except (ValueError, TypeError) as error:
-        raise StorageUnavailable(f"The record of task {row['task_id']} is damaged.") from error
-
-
-def _parsed(row: sqlite3.Row) -> StoredTask:
+    """Raises one of DAMAGED if the row is."""
     return StoredTask(
         number=row["number"],
         task_id=row["task_id"],
