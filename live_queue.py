@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import islice
 
 from model_catalog import Family, Model
 from task import GenerationParams, Phase, Progress, Promise, Task, TaskStatus, Told
@@ -333,15 +334,21 @@ class LiveQueue:
         wait = self.wait_of(task)
         return self._view(task, self._tell(task, wait) if telling else wait)
 
-    def views_in_order(self) -> Iterator[TaskView]:
-        """All tasks in the order in which they run, in one pass."""
+    def views_in_order(self, offset: int = 0) -> Iterator[TaskView]:
+        """The tasks in the order in which they run, from the offset on, in one pass."""
         encoder_free_s = 0.0
-        for task, wait in self._running_waits():
+        for number, (task, wait) in enumerate(self._running_waits()):
             encoder_free_s = wait.end_s
-            yield self._view(task, wait)
-        start_s, before = self.next_start_s(), self._model_after_running()
-        switches = 0
-        for pos, task in enumerate(self._line):
+            if number >= offset:
+                yield self._view(task, wait)
+        start_s, switches, before = self.next_start_s(), 0, self._model_after_running()
+        skipped = max(offset - len(self._running), 0)
+        for pos, task in enumerate(islice(self._line, skipped, None), skipped):
+            if pos == skipped > 0:  # those passed over are known by their sums
+                wait = self.wait_of(task)
+                start_s, switches = wait.start_s, wait.switches
+                before = (self._line.before(task) or task).model
+                switches -= task.model is not before
             switch_s = self._load_s(task.model) if task.model is not before else 0.0
             switches += task.model is not before
             forecast = self._forecast(task.params, task.model)

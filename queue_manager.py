@@ -195,8 +195,7 @@ class QueueManager:
     def queue(self, limit: int, offset: int) -> tuple[list[TaskView], int]:
         """Tasks that are not finished, in the order in which they run, and how many there are."""
         with self._lock:
-            views = islice(self._live.views_in_order(), offset, offset + limit)
-            return list(views), len(self._live)
+            return list(islice(self._live.views_in_order(offset), limit)), len(self._live)
 
     def image(self, task_id: str) -> tuple[bytes, GenerationParams]:
         """The image of a finished task.
@@ -241,12 +240,11 @@ class QueueManager:
         """
         with self._writing, self._noting_storage():
             task = self._live.get(task_id)
-            if task is None:
-                was = self._find_ended(task_id).status
+            was = task.status if task else None
+            if not (task and was and self._store.cancel(task_id, was, ended_at=self._now())):
+                was = self._find_ended(task_id).status  # it has ended, perhaps this moment
                 self._drop(task_id, DELETED)
                 return was
-            was = task.status
-            self._store.cancel(task_id, was, ended_at=self._now())
             with self._lock:
                 self._live.cancel(task)
             log.info("task %s was cancelled", task_id)
@@ -360,24 +358,30 @@ class QueueManager:
         Args:
             image_encoding_s: seconds that encoding took; None: since decoding ended.
         """
-        with self._writing, self._noting_storage():
+        # Not under _writing: syncing an image takes milliseconds, for which the worker would wait
+        # with its next claim. The store's own guard decides against a cancel at the same moment.
+        with self._lock:
             task = self._live.get_running(task_id)
             if task is None:
                 return False
-            with self._lock:
-                work = self._live.work(task.params, task.model)
-                measured = self._live.measured(task)
-                if image_encoding_s is not None:
-                    measured = replace(measured, image_encoding_s=image_encoding_s)
-            self._store.finish(task_id, image, ended_at=self._now(), work=work, measured=measured)
+            work = self._live.work(task.params, task.model)
+            measured = self._live.measured(task)
+            if image_encoding_s is not None:
+                measured = replace(measured, image_encoding_s=image_encoding_s)
+        with self._noting_storage():
+            done = self._store.finish(
+                task_id, image, ended_at=self._now(), work=work, measured=measured
+            )
+        if not done:
+            return False
+        with self._lock:
             self._images_bytes += len(image)
-            with self._lock:
-                self._live.timing.learn(work, measured)
-                outcome = self._live.finish(task)
-            if outcome is not None:
-                with suppress(StorageUnavailable):  # the task is done all the same
-                    self._store.keep_outcome(outcome)
+            self._live.timing.learn(work, measured)
+            outcome = self._live.finish(task)
         log.info("task %s is done", task_id)
+        if outcome is not None:
+            with suppress(StorageUnavailable):  # the task is done all the same
+                self._store.keep_outcome(outcome)
         self.prune()
         return True
 
@@ -491,7 +495,9 @@ class QueueManager:
         log.warning("task %s failed: %s", task.task_id, message)
 
     def _drop(self, task_id: str, reason: str) -> None:
-        self._images_bytes -= self._store.drop(task_id, reason)
+        dropped_bytes = self._store.drop(task_id, reason, gone_at=self._now())
+        with self._lock:
+            self._images_bytes -= dropped_bytes
 
     def _find_ended(self, task_id: str) -> StoredTask:
         with self._noting_storage():

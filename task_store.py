@@ -67,6 +67,7 @@ MIGRATIONS = (
     ALTER TABLE samples ADD COLUMN model TEXT;     -- the timing key
     UPDATE samples SET model = json_extract(work, '$.model');
     CREATE INDEX samples_by_model ON samples (model, number);
+    ALTER TABLE tasks ADD COLUMN gone_at REAL;     -- NULL: as early as it ended
     CREATE TABLE outcomes (                        -- what was forecast at submit, and what came
         number INTEGER PRIMARY KEY AUTOINCREMENT,
         urgent INTEGER NOT NULL,
@@ -212,13 +213,20 @@ class TaskStore:
         return tasks
 
     def claim(self, task_id: str, *, started_at: float) -> bool:
-        return self._move(
-            task_id,
-            TaskStatus.WAITING,
-            TaskStatus.RUNNING,
-            "attempts = attempts + 1, started_at = :started_at",
-            started_at=started_at,
-        )
+        """The one change that is not synced, for the GPU waits for it: it survives kill -9, and
+        without it, after a power cut, the task still waits, which is as good."""
+        with self._reading() as database:
+            database.execute("PRAGMA synchronous = NORMAL")
+            try:
+                return self._move(
+                    task_id,
+                    TaskStatus.WAITING,
+                    TaskStatus.RUNNING,
+                    "attempts = attempts + 1, started_at = :started_at",
+                    started_at=started_at,
+                )
+            finally:
+                database.execute("PRAGMA synchronous = FULL")
 
     def release(self, task_id: str, *, count_attempt: bool) -> bool:
         """A running task waits again; the attempt counts only if it may have been at fault."""
@@ -297,7 +305,7 @@ class TaskStore:
             task_id, was, TaskStatus.CANCELLED, "ended_at = :ended_at", ended_at=ended_at
         )
 
-    def drop(self, task_id: str, reason: str) -> int:
+    def drop(self, task_id: str, reason: str, *, gone_at: float | None = None) -> int:
         """Remove an ended task with its image, leaving the reason; returns the image's bytes.
 
         The file goes first: should the process end in between, the next start finds the task
@@ -309,9 +317,9 @@ class TaskStore:
                 "SELECT image_bytes FROM tasks WHERE task_id = ?", (task_id,)
             ).fetchone()
             database.execute(
-                "UPDATE tasks SET gone = ?, params = NULL, measured = NULL, image_bytes = NULL"
+                "UPDATE tasks SET gone = ?, gone_at = ?, params = NULL, measured = NULL, image_bytes = NULL"
                 " WHERE task_id = ?",
-                (reason, task_id),
+                (reason, gone_at, task_id),
             )
         return (row and row["image_bytes"]) or 0
 
@@ -367,10 +375,11 @@ class TaskStore:
             ).fetchall()
         return [row["task_id"] for row in rows]
 
-    def remove_tombstones(self, ended_before: float) -> None:
+    def remove_tombstones(self, gone_before: float) -> None:
         with self._transaction() as database:
             database.execute(
-                "DELETE FROM tasks WHERE gone IS NOT NULL AND ended_at < ?", (ended_before,)
+                "DELETE FROM tasks WHERE gone IS NOT NULL AND coalesce(gone_at, ended_at) < ?",
+                (gone_before,),
             )
 
     def _ids(self, condition: str, value: float) -> list[str]:

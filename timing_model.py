@@ -48,6 +48,8 @@ CUSUM_SLACK, CUSUM_LIMIT = 0.5, 5.0
 of 2.2 sigmas on one side, not by two of any size."""
 RESIDUAL_LIMIT = 2.9
 SAMPLES_TO_TRUST = 3
+FORECASTS_KEPT = 10_000
+"""Until the next sample changes them all."""
 LONGEST_S = 1e7
 """What is said to have taken longer has not been measured right."""
 CACHED_TEXT = 0.02
@@ -176,8 +178,17 @@ class TimingModel:
         self._laws: dict[str, _Law] = {}
         self._image_encoding: dict[str, _LinearLaw] = {}
         self._load_s: dict[str, float] = {}
+        self._forecasts: dict[Work, Forecast] = {}
 
     def forecast(self, work: Work) -> Forecast:
+        known = self._forecasts.get(work)
+        if known is None:
+            if len(self._forecasts) >= FORECASTS_KEPT:
+                self._forecasts.clear()
+            known = self._forecasts[work] = self._compute(work)
+        return known
+
+    def _compute(self, work: Work) -> Forecast:
         law = self._law(work.model, work.parameters_b)
         x, scale = work.x, law.scale
         return Forecast(
@@ -212,6 +223,7 @@ class TimingModel:
         if sum(seconds) > 0.0 and measured.step_s:
             predicted = self.forecast(work).gpu_s
             self._law(work.model, work.parameters_b).learn(work, measured, predicted)
+        self._forecasts.clear()
         encoding = self._image_encoding_law(work.format)
         encoding.learn((1.0, work.x), measured.image_encoding_s, sigma=1.0)
 

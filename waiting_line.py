@@ -54,7 +54,9 @@ class WaitingLine:
 
     def first(self, *, urgent: bool | None = None) -> str | None:
         """The task that runs next, of all or of one level."""
-        return next(iter(self if urgent is None else self._level(urgent)), None)
+        if urgent is None:
+            return self._urgent.first or self._normal.first
+        return self._level(urgent).first
 
     def last(self, *, urgent: bool) -> str | None:
         """The last task of a level."""
@@ -96,6 +98,7 @@ class _Level:
         self._slots: dict[str, int] = {}
         self._before: dict[str, str | None] = {}
         self._after: dict[str, str | None] = {}
+        self.first: str | None = None
         self.last: str | None = None
         self._tree = array("d", [0.0] * self._stride)  # slots count from 1
         self._used = 0
@@ -115,7 +118,9 @@ class _Level:
         self._used += 1
         self._slots[task_id] = self._used
         self._before[task_id], self._after[task_id] = self.last, None
-        if self.last is not None:
+        if self.last is None:
+            self.first = task_id
+        else:
             self._after[self.last] = task_id
         self.last = task_id
         node = [1.0, *features]
@@ -132,7 +137,9 @@ class _Level:
         self._change(task_id, [-value for value in self._features_of(task_id)])
         del self._slots[task_id]
         before, after = self._before.pop(task_id), self._after.pop(task_id)
-        if before is not None:
+        if before is None:
+            self.first = after
+        else:
             self._after[before] = after
         if after is None:
             self.last = before

@@ -122,11 +122,11 @@ class TinyServer:
         for number in range(count):
             side = 64 + 16 * (number % 5)
             body = {"prompt": f"picture {number}", "width": side, "height": side, "steps": 2}
-            task_id = self._ask("/generate", body)["task_id"]
-            while self._ask(f"/status?task_id={task_id}")["status"] != "done":
+            task_id = self.ask("/generate", body)["task_id"]
+            while self.ask(f"/status?task_id={task_id}")["status"] != "done":
                 time.sleep(0.005)
 
-    def _ask(self, target: str, body: object = None) -> dict[str, Any]:
+    def ask(self, target: str, body: object = None) -> dict[str, Any]:
         request = urllib.request.Request(
             self._url + target,
             data=None if body is None else json.dumps(body).encode(),

@@ -9,10 +9,13 @@ open, and the next start finds the copy.
 import math
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -128,6 +131,8 @@ class ModelTask:
 
 
 class QueueRules(RuleBasedStateMachine):
+    limits = RULES
+
     def __init__(self) -> None:
         super().__init__()
         self.clock = Clock()
@@ -149,7 +154,7 @@ class QueueRules(RuleBasedStateMachine):
         assert TINY
         self.store = TaskStore(self.folder)
         self.queue = QueueManager(
-            TINY, TimingModel(), self.store, RULES, monotonic=self.clock, now=self.clock
+            TINY, TimingModel(), self.store, self.limits, monotonic=self.clock, now=self.clock
         )
         self.prune_at, self.leaving = 0.0, None
         self.told: dict[str, float] = {}  # when each task was last said to be done
@@ -555,7 +560,12 @@ class QueueRules(RuleBasedStateMachine):
         assert [view.task_id for view in views] == order
         pos = [0] * len(self.running) + list(range(len(self.waiting)))
         assert [view.pos for view in views] == pos
-        assert self.queue.queue(2, 1) == (views[1:3], len(views))
+        page, total = self.queue.queue(2, 1)
+        assert (total, [view.task_id for view in page]) == (
+            len(views),
+            [view.task_id for view in views[1:3]],
+        )
+        assert [view.wait_s for view in page] == pytest.approx([v.wait_s for v in views[1:3]])
         assert [self.ask(view.task_id).pos for view in views] == pos
 
     @invariant()
@@ -684,7 +694,7 @@ def test_the_queue_follows_its_rules_through_any_history() -> None:
     run_state_machine_as_test(
         QueueRules,
         settings=settings(
-            max_examples=40,
+            max_examples=100,
             stateful_step_count=40,
             deadline=None,
             derandomize=True,
@@ -759,3 +769,117 @@ def test_a_damaged_record_can_be_deleted(history: QueueRules) -> None:
     history.store._database.execute("UPDATE tasks SET params = 'x'")
     with suppress(ServerError):  # it may be refused, but it must not be an internal error
         history.queue.delete(task.task_id)
+
+
+def test_a_task_that_was_kept_for_months_is_gone_then_and_not_unknown(history: QueueRules) -> None:
+    history.store.close()
+    history.limits = replace(RULES, keep_s=2.0 * TOMBSTONE_S)
+    history.start()
+    history.the_history_begins(done=[20], running=0, waiting=[])
+    (task,) = history.tasks
+    history.clock.at += history.limits.keep_s
+    history.queue.prune()
+    assert history.queue.status(task.task_id).status is DONE
+    history.clock.at += PRUNE_EVERY_S
+    history.queue.prune()
+    with pytest.raises(Gone, match="expired"):
+        history.queue.status(task.task_id)
+
+
+# -- threads at once -------------------------------------------------------------------------------
+
+
+def at_once(*calls: Callable[[], Any]) -> list[Any]:
+    """What they return; all begin at the same moment."""
+    barrier = Barrier(len(calls))
+
+    def begin(call: Callable[[], Any]) -> Any:
+        barrier.wait()
+        return call()
+
+    with ThreadPoolExecutor(len(calls)) as threads:
+        return [future.result() for future in [threads.submit(begin, call) for call in calls]]
+
+
+def run_to_encoding(history: QueueRules) -> str:
+    history.submit(False, 1, 256, None)
+    history.claim()
+    history.report(8, 0.0)
+    return history.running.pop().task_id
+
+
+def test_a_task_that_is_finished_and_deleted_at_once_is_cancelled_or_deleted(
+    history: QueueRules,
+) -> None:
+    queue = history.queue
+    history.the_model_is_loaded()
+    for _ in range(100):
+        task_id = run_to_encoding(history)
+        was, finished = at_once(
+            partial(queue.delete, task_id), partial(queue.finish, task_id, b"image" * 1000)
+        )
+        if was is RUNNING:
+            assert not finished
+            assert queue.status(task_id).status is CANCELLED
+        else:
+            assert (was, finished) == (DONE, True)
+            with pytest.raises(Gone, match="deleted"):
+                queue.status(task_id)
+        assert queue.queue(10, 0) == ([], 0)
+        assert (queue.health().waiting, queue.health().running) == (0, 0)
+        assert queue.images() == (0, 0)
+        assert list((history.folder / "images").iterdir()) == []
+        history.tasks.clear()
+
+
+def test_a_task_that_is_finished_and_released_at_once_is_done_or_waits(
+    history: QueueRules,
+) -> None:
+    queue = history.queue
+    history.the_model_is_loaded()
+    for _ in range(100):
+        task_id = run_to_encoding(history)
+        released, finished = at_once(
+            partial(queue.release, task_id), partial(queue.finish, task_id, b"image" * 1000)
+        )
+        assert released is not finished
+        assert queue.status(task_id).status is (DONE if finished else WAITING)
+        assert [view.task_id for view in queue.queue(10, 0)[0]] == [task_id] * released
+        queue.delete(task_id)
+        assert queue.images() == (0, 0)
+        history.tasks.clear()
+
+
+def test_many_threads_that_submit_claim_finish_and_delete_leave_nothing_behind(
+    history: QueueRules,
+) -> None:
+    history.store.close()
+    history.limits = replace(RULES, max_queue=20, keep_bytes=10**6)
+    history.start()
+    history.the_model_is_loaded()
+    queue = history.queue
+
+    def submit(number: int) -> str:
+        key = f"key {number % 20}"  # each is used twice
+        params = some_params(number, 1, 256)
+        return queue.submit(params, urgent=False, client_key=key)[0].task_id
+
+    def work() -> int:
+        done = 0
+        while task := queue.claim(0):
+            queue.report(task.task_id, Phase.DENOISING, 0, 1)
+            queue.report(task.task_id, Phase.DENOISING, 1, 1)
+            queue.report(task.task_id, Phase.IMAGE_ENCODING, 1, 1)
+            done += queue.finish(task.task_id, task.task_id.encode())
+        return done
+
+    with ThreadPoolExecutor(8) as threads:
+        ids = set(threads.map(submit, range(40)))
+        assert len(ids) == 20
+        assert [view.pos for view in queue.queue(100, 0)[0]] == list(range(20))
+        assert sum(future.result() for future in [threads.submit(work) for _ in range(4)]) == 20
+        assert queue.images() == (20, 20 * 16)
+        assert all(queue.image(task_id)[0] == task_id.encode() for task_id in ids)
+        assert set(threads.map(queue.delete, ids)) == {DONE}
+    assert queue.images() == (0, 0)
+    assert (queue.health().waiting, queue.health().running) == (0, 0)
