@@ -410,7 +410,8 @@ class QueueManager:
             if count_attempt and task.attempts >= MAX_ATTEMPTS:
                 self._fail(task, *ENDED_TOO_OFTEN)
                 return True
-            self._store.release(task_id, count_attempt=count_attempt)
+            if not self._store.release(task_id, count_attempt=count_attempt):
+                return False  # it has finished, this moment
             with self._lock:
                 task.attempts -= 0 if count_attempt else 1
                 self._live.put_back(task)
@@ -486,9 +487,11 @@ class QueueManager:
             log.info("the data dir can be written to again")
 
     def _fail(self, task: Task, code: str, message: str) -> None:
-        self._store.fail(
-            task.task_id, task.status, code=code, message=message, ended_at=self._now()
-        )
+        ended_at = self._now()
+        if not self._store.fail(
+            task.task_id, task.status, code=code, message=message, ended_at=ended_at
+        ):
+            return  # it has finished, this moment
         with self._lock:
             self._last_error = f"task {task.task_id}: {message}"
             self._live.remove(task)

@@ -317,8 +317,8 @@ class TaskStore:
                 "SELECT image_bytes FROM tasks WHERE task_id = ?", (task_id,)
             ).fetchone()
             database.execute(
-                "UPDATE tasks SET gone = ?, gone_at = ?, params = NULL, measured = NULL, image_bytes = NULL"
-                " WHERE task_id = ?",
+                "UPDATE tasks SET gone = ?, gone_at = ?, params = NULL, measured = NULL,"
+                " image_bytes = NULL WHERE task_id = ?",
                 (reason, gone_at, task_id),
             )
         return (row and row["image_bytes"]) or 0

@@ -89,6 +89,7 @@ class ModelTask:
     error: str | None = None
     error_code: str | None = None
     gone: str | None = None
+    gone_at: float = 0.0
     """Why there is nothing to see any more."""
 
     @property
@@ -223,19 +224,19 @@ class QueueRules(RuleBasedStateMachine):
         self.prune_at = now + PRUNE_EVERY_S
         for task in self.kept:
             if task.fetched_at is not None and task.fetched_at < now - RULES.refetch_s:
-                task.gone = FETCHED
+                task.gone, task.gone_at = FETCHED, self.clock()
         for task in self.tasks:
             if task.status in ENDED and not task.gone and task.ended_at < now - RULES.keep_s:
-                task.gone = EXPIRED
+                task.gone, task.gone_at = EXPIRED, self.clock()
         if over:
             size = 0
             by_age = sorted(self.kept, key=lambda task: (task.ended_at, self.tasks.index(task)))
             for task in reversed(by_age):
                 size += len(task.image)
                 if size > RULES.keep_bytes and task is not by_age[-1]:
-                    task.gone = NO_ROOM
+                    task.gone, task.gone_at = NO_ROOM, self.clock()
         for task in list(self.tasks):
-            if task.gone and task.ended_at < now - TOMBSTONE_S:
+            if task.gone and task.gone_at < now - TOMBSTONE_S:
                 self.tasks.remove(task)
                 self.forgotten.append(task.task_id)
 
@@ -309,7 +310,7 @@ class QueueRules(RuleBasedStateMachine):
             return
         assert self.queue.delete(task.task_id) is task.status
         if task.status in ENDED:
-            task.gone = DELETED
+            task.gone, task.gone_at = DELETED, self.clock()
         else:
             at_gpu = task is self.on_gpu
             task.end(CANCELLED, self.clock())
@@ -507,7 +508,8 @@ class QueueRules(RuleBasedStateMachine):
         self.store.close()
         if lose_an_image and self.kept:
             (self.folder / "images" / self.kept[0].task_id).unlink()
-            self.kept[0].gone = "The image was removed."
+            lost = self.kept[0]
+            lost.gone, lost.gone_at = "The image was removed.", lost.ended_at
         self.start()
 
     @rule()
