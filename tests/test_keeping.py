@@ -171,3 +171,21 @@ def test_health_tells_memory_and_disk(server: ServerProcess) -> None:
     assert health["memory"]["peak_bytes"] > 0
     assert health["disk_free_bytes"] > 0
     assert health["worker_restarts"] == 0
+
+
+def test_a_picture_that_does_not_fit_into_memory_is_refused_unless_the_check_is_off(
+    start_server: StartServer,
+) -> None:
+    huge = {"prompt": "x", "width": 8192, "height": 8192}
+    for check, status in (("on", 422), ("off", 200)):
+        server = start_server(
+            *("--model", "tiny", "--max-pixels", str(8192 * 8192), "--memory-check", check)
+        )
+        server.wait_until_ended(server.submit()["task_id"])  # the model is loaded
+        answer = requests.post(server.url + "/estimate", json=huge, timeout=60)
+        assert answer.status_code == status
+        if status == 422:
+            error = answer.json()["error"]
+            assert error["code"] == "does_not_fit"
+            assert "8192 x 8192 needs about" in error["message"]
+        server.stop()

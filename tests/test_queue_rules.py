@@ -89,8 +89,8 @@ class ModelTask:
     error: str | None = None
     error_code: str | None = None
     gone: str | None = None
-    gone_at: float = 0.0
     """Why there is nothing to see any more."""
+    gone_at: float = 0.0
 
     @property
     def phase(self) -> Phase:
