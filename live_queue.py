@@ -61,6 +61,16 @@ class Wait:
 
 
 @dataclass(frozen=True)
+class Lanes:
+    """When the GPU and the encoder are free of what runs now. Seconds from now."""
+
+    gpu_free_s: float
+    encoder_free_s: float
+    waits: list[tuple[Task, Wait]]
+    """The running tasks, first the one that is furthest."""
+
+
+@dataclass(frozen=True)
 class Ahead:
     """What comes before a waiting task, behind the running ones."""
 
@@ -294,15 +304,14 @@ class LiveQueue:
     def wait_of(self, task: Task) -> Wait:
         """The forecast of a task that waits or runs."""
         if task.task_id in self._running:
-            return next(wait for running, wait in self._running_waits() if running is task)
+            return next(wait for running, wait in self._lanes().waits if running is task)
         switch_s = self._switch_s(self._line.before(task), task.model)
         ahead = Ahead(*self._line.ahead_of(task), switch_s, *self._boundary(task.urgent))
         return self._wait(self._forecast(task.params, task.model), ahead, urgent=task.urgent)
 
     def next_start_s(self) -> float:
         """Seconds until the GPU is free for the first waiting task."""
-        running_s = sum(self.gpu_remaining_s(task) for task in self._running.values())
-        return self._load_remaining_s() + self._leaving_s() + running_s
+        return self._lanes().gpu_free_s
 
     def gpu_remaining_s(self, task: Task) -> float:
         """Seconds for which a running task still needs the GPU, loading of its model included."""
@@ -336,12 +345,10 @@ class LiveQueue:
 
     def views_in_order(self, offset: int = 0) -> Iterator[TaskView]:
         """The tasks in the order in which they run, from the offset on, in one pass."""
-        encoder_free_s = 0.0
-        for number, (task, wait) in enumerate(self._running_waits()):
-            encoder_free_s = wait.end_s
-            if number >= offset:
-                yield self._view(task, wait)
-        start_s, switches, before = self.next_start_s(), 0, self._model_after_running()
+        lanes = self._lanes()
+        for task, wait in lanes.waits[offset:]:
+            yield self._view(task, wait)
+        start_s, switches, before = lanes.gpu_free_s, 0, self._model_after_running()
         skipped = max(offset - len(self._running), 0)
         for pos, task in enumerate(islice(self._line, skipped, None), skipped):
             if pos == skipped > 0:  # those passed over are known by their sums
@@ -353,7 +360,7 @@ class LiveQueue:
             switches += task.model is not before
             forecast = self._forecast(task.params, task.model)
             gpu_done_s = start_s + switch_s + forecast.gpu_s
-            end_s = max(gpu_done_s, encoder_free_s) + forecast.image_encoding_s
+            end_s = max(gpu_done_s, lanes.encoder_free_s) + forecast.image_encoding_s
             wait = Wait(
                 pos=pos,
                 start_s=start_s,
@@ -461,14 +468,14 @@ class LiveQueue:
     def _wait(self, forecast: Forecast, ahead: Ahead, *, urgent: bool) -> Wait:
         """The GPU's work ahead and the task's own, then its image encoding, which also waits for
         the encoder to be through with the running tasks."""
-        start_s, switches = self.next_start_s() + ahead.boundary_s, ahead.boundary_switches
+        lanes = self._lanes()
+        start_s, switches = lanes.gpu_free_s + ahead.boundary_s, ahead.boundary_switches
         for work in ahead.works:
             start_s += self.timing.gpu_s(work.key, work.model.parameters_b, work.features)
             start_s += work.loads * self._load_s(work.model) if work.loads else 0.0
             switches += work.loads
         gpu_done_s = start_s + ahead.switch_s + forecast.gpu_s
-        encoder_free_s = max((wait.end_s for _, wait in self._running_waits()), default=0.0)
-        end_s = max(gpu_done_s, encoder_free_s) + forecast.image_encoding_s
+        end_s = max(gpu_done_s, lanes.encoder_free_s) + forecast.image_encoding_s
         return Wait(
             pos=ahead.pos,
             start_s=start_s,
@@ -478,10 +485,11 @@ class LiveQueue:
             switches=switches + (ahead.switch_s > 0.0),
         )
 
-    def _running_waits(self) -> Iterator[tuple[Task, Wait]]:
-        """The running tasks, first the one that is furthest: one on the GPU, those before it at
-        the encoder."""
-        gpu_free_s, encoder_free_s = self._load_remaining_s(), 0.0
+    def _lanes(self) -> Lanes:
+        """GPU and encoder, each one task at a time: the running tasks, first the one that is
+        furthest, are one on the GPU, and those before it at the encoder."""
+        gpu_free_s, encoder_free_s = self._load_remaining_s() + self._leaving_s(), 0.0
+        waits = []
         for task in self._running.values():
             progress, forecast = _progress_of(task), self._forecast(task.params, task.model)
             encoding_s = forecast.image_encoding_s
@@ -490,7 +498,8 @@ class LiveQueue:
             gpu_free_s += self.gpu_remaining_s(task)
             encoder_free_s = max(encoder_free_s, gpu_free_s) + encoding_s
             p90_s = encoder_free_s * (1.0 + P90_SIGMAS * forecast.sigma)
-            yield task, Wait(0, 0.0, encoder_free_s, p90_s, forecast.confidence)
+            waits.append((task, Wait(0, 0.0, encoder_free_s, p90_s, forecast.confidence)))
+        return Lanes(gpu_free_s, encoder_free_s, waits)
 
     def _p90_s(self, wait_s: float, urgent: bool, forecast: Forecast) -> float:
         if forecast.confidence is Confidence.NONE:

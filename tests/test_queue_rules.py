@@ -788,6 +788,38 @@ def test_a_task_that_was_kept_for_months_is_gone_then_and_not_unknown(history: Q
         history.queue.status(task.task_id)
 
 
+def test_a_task_of_which_the_worker_died_twice_is_failed_and_those_released_do_not_count(
+    history: QueueRules,
+) -> None:
+    history.the_history_begins(done=[], running=1, waiting=[False])
+    suspect, other = history.tasks
+    history.release(count_attempt=False)
+    for _ in range(MAX_ATTEMPTS - 1):
+        history.claim()
+        history.release(count_attempt=True)
+        history.the_model_is_loaded()
+        assert history.queue.status(suspect.task_id).status is WAITING
+    history.claim()
+    history.release(count_attempt=False)
+    history.claim()
+    history.release(count_attempt=True)
+    view = history.queue.status(suspect.task_id)
+    assert (view.status, view.error_code) == (FAILED, "ended_too_often")
+    assert [view.task_id for view in history.queue.queue(10, 0)[0]] == [other.task_id]
+
+
+def test_a_stop_with_several_tasks_running_keeps_their_order(history: QueueRules) -> None:
+    history.the_history_begins(done=[], running=9, waiting=[False, False, True])
+    for _ in range(2):
+        history.claim()
+        history.report(9, 0.25)
+    assert len(history.encoding) == 3
+    history.stop(lose_an_image=False)
+    history.the_order_is_urgent_first_then_first_come_first_served()
+    history.kill(with_strays=True)
+    history.the_order_is_urgent_first_then_first_come_first_served()
+
+
 # -- threads at once -------------------------------------------------------------------------------
 
 
