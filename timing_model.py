@@ -231,8 +231,8 @@ class TimingModel:
         """Seconds of GPU work that a running task still has, at the pace it is really going.
 
         The pace of its steps is the learned one after its first step, and from its second one on
-        mostly (LIVE_STEP_WEIGHT) the median of its own, without the first; decoding and what is
-        left of them follow that pace too.
+        mostly (LIVE_STEP_WEIGHT) the median of its own, without the first. Decoding follows that
+        pace where the law is well known: then it tells how fast the machine is now.
         """
         if live.phase == "text_encoding":
             left_s = _left(forecast.text_encoding_s, live.phase_elapsed_s)
@@ -244,11 +244,14 @@ class TimingModel:
                 pace += LIVE_STEP_WEIGHT * (median(own) / forecast.step_s - 1.0)
             step_s = pace * forecast.step_s
             now_s = step_s + (0.0 if live.step_s else forecast.first_step_extra_s)
+            decoding_s = forecast.decoding_s
+            if forecast.confidence is Confidence.HIGH:  # else it says more of the law than of now
+                decoding_s *= pace
             steps_after = live.steps_total - live.steps_done - 1
             if steps_after < 0:
-                return pace * forecast.decoding_s
+                return decoding_s
             left_s = _left(now_s, live.step_elapsed_s)
-            return left_s + steps_after * step_s + pace * forecast.decoding_s
+            return left_s + steps_after * step_s + decoding_s
         if live.phase == "decoding":
             return _left(forecast.decoding_s, live.phase_elapsed_s)
         return 0.0

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from answers import status_answer
 from errors import Gone, NoWorker, QueueFull, UnknownTask
 from model_catalog import find_model
 from queue_manager import QueueManager, Rules, ServerState
@@ -101,6 +102,8 @@ def test_after_one_task_the_forecast_of_its_like_is_right_and_counts_steps() -> 
     assert bench.wait_of(first) == pytest.approx(12.0, rel=0.02)
     assert bench.wait_of(second) == pytest.approx(12.0 + 24.0, rel=0.02)
     assert bench.wait_of(third) == pytest.approx(12.0 + 24.0 + 12.0, rel=0.02)
+    told = status_answer(bench.queue.status(third), ServerState.READY, now=0.0)
+    assert told.wait_remaining == pytest.approx(48, abs=1)
 
 
 def test_the_remaining_steps_of_the_running_task_count_at_their_real_pace() -> None:
