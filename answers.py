@@ -6,11 +6,13 @@ A field that does not apply is left out of the answer, never null.
 from math import ceil
 from typing import Annotated, Any
 
+from flask import Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from live_queue import Reason, TaskView, Wait
-from queue_manager import ServerState, Stats
-from task import MAX_SEED, GenerationParams, Phase, TaskStatus
+from model_catalog import Takes
+from queue_state import ServerState, Stats
+from task import MAX_SEED, GenerationParams, InputImage, Phase, TaskStatus
+from task_view import Reason, TaskView, Wait
 from timing_model import Confidence, Measured
 
 POLL_AT_MOST_S = 10
@@ -27,15 +29,43 @@ class Answer(BaseModel):
         return self.model_dump_json(indent=2, exclude_none=True) + "\n"
 
 
+def json_response(answer: Answer, status: int = 200) -> Response:
+    return Response(answer.as_json(), status, mimetype="application/json")
+
+
+class Picture(Answer):
+    """A picture that the client gave."""
+
+    id: str = Field(
+        description="Beginning of the SHA-256 of its pixels' PNG file: equal pictures have equal "
+        "ones.",
+        examples=["9f86d081884c7d65"],
+    )
+    width: int = Field(description="Pixels.", examples=[1024])
+    height: int = Field(description="Pixels.", examples=[768])
+
+
+class LoraParams(Answer):
+    name: str = Field(description="Of the adapter.", examples=["watercolour"])
+    scale: float = Field(description="How strongly it acts.", examples=[0.8])
+
+
 class Params(Answer):
     """What is done for the task: defaults filled in, size rounded."""
 
+    model: str = Field(description="Which model draws.", examples=["schnell"])
+    quantize: int | None = Field(
+        None, description="Bits asked for. Absent: as stored.", examples=[8]
+    )
     prompt: str = Field(description="What the image shows.", examples=["A beautiful landscape"])
+    negative_prompt: str | None = Field(None, description="What it shall not show.")
+    count: int = Field(description="How many images.", examples=[1])
     seed: str = Field(
         description=f"Digits, 0 to {MAX_SEED}: as a string, because JSON numbers lose precision "
         "above 2^53 in many clients.",
         examples=["1725311496"],
     )
+    scheduler: str | None = Field(None, description="Absent: the model's own.")
     width: int = Field(description="Pixels, a multiple of 16.", examples=[1024])
     height: int = Field(description="Pixels, a multiple of 16.", examples=[1024])
     steps: int = Field(description="Denoising steps.", examples=[4])
@@ -44,6 +74,22 @@ class Params(Answer):
     )
     format: str = Field(description="JPEG, PNG or WEBP.", examples=["JPEG"])
     quality: int = Field(description="1 to 100; of JPEG and WEBP.", examples=[85])
+    init_image: Picture | None = Field(None, description="Where drawing starts.")
+    image_strength: float | None = Field(
+        None, description="How much of init_image is kept, 0 to 1.", examples=[0.4]
+    )
+    images: list[Picture] | None = Field(None, description="What is edited or varied.")
+    mask: Picture | None = Field(None, description="White where init_image is drawn anew.")
+    control_image: Picture | None = Field(None, description="What is followed.")
+    control_strength: float | None = Field(
+        None, description="How closely control_image is followed.", examples=[0.7]
+    )
+    control_type: str | None = Field(None, description="What control_image shows.")
+    loras: list[LoraParams] | None = Field(None, description="Adapters.")
+    upscale: float | None = Field(
+        None, description="Factor by which the images are enlarged at the end.", examples=[2]
+    )
+    metadata: bool = Field(description="Whether the image files tell these params.")
     priority: bool = Field(description="Whether the task is urgent.")
 
 
@@ -92,7 +138,7 @@ class Timings(Answer):
     """Seconds that the finished task took."""
 
     text_encoding_s: Seconds = Field(description="Seconds of encoding the prompt.")
-    step_s: list[Seconds] = Field(description="One value for each step.")
+    step_s: list[Seconds] = Field(description="One value for each step, of all images.")
     decoding_s: Seconds = Field(description="Seconds of decoding the latents.")
     image_encoding_s: Seconds = Field(description="Seconds of writing the file, off the GPU.")
     total_s: Seconds = Field(description="Their sum: without the time spent waiting.")
@@ -164,8 +210,14 @@ class StatusAnswer(Answer):
         description="Part of a running task's time that is over, 0 to 1; never goes back.",
         examples=[0.35],
     )
-    steps_done: int = Field(description="Denoising steps that have ended.", examples=[1])
-    steps_total: int = Field(description="Denoising steps of the task.", examples=[4])
+    steps_done: int = Field(
+        description="Denoising steps of the present image that have ended.", examples=[1]
+    )
+    steps_total: int = Field(description="Denoising steps of each image.", examples=[4])
+    images_done: int = Field(description="Images that are drawn.", examples=[0])
+    download: "DownloadAnswer | None" = Field(
+        None, description="While weights are being downloaded that the task may wait for."
+    )
     created_at: float = Field(description="Unix seconds, UTC.", examples=[1725311496.5])
     started_at: float | None = Field(
         None, description="Unix seconds, UTC. Absent while it waits.", examples=[1725311500.5]
@@ -231,6 +283,83 @@ class StatsAnswer(Answer):
     )
 
 
+class DownloadAnswer(Answer):
+    """Weights on their way from Hugging Face."""
+
+    model: str = Field(description="Whose weights.", examples=["schnell"])
+    bytes_done: int = Field(description="On disk so far.", examples=[12_000_000_000])
+    bytes_total: int | None = Field(
+        None, description="About so many in all. Absent: unknown.", examples=[34_000_000_000]
+    )
+
+
+class ModelAnswer(Answer):
+    name: str = Field(description="What tasks name.", examples=["schnell"])
+    title: str = Field(description="In words.", examples=["FLUX.1 schnell, 12 B"])
+    family: str = Field(description="mflux's name of the architecture.", examples=["flux"])
+    classes: list[str] = Field(
+        description="mflux's classes that draw with it.", examples=[["Flux1"]]
+    )
+    aliases: list[str] = Field(description="Other names.", examples=[["schnell"]])
+    default_steps: int = Field(description="Steps when a task names none.", examples=[4])
+    default_guidance: float | None = Field(
+        None, description="Absent: it has none, or a schedule of its own.", examples=[3.5]
+    )
+    takes: list[Takes] = Field(
+        description="Fields of /generate that not every model honours, and this one does."
+    )
+    needs: list[Takes] = Field(description="Those it cannot do without.")
+    repositories: list[str] = Field(
+        description="Hugging Face repositories of the weights. Empty: built by the server.",
+        examples=[["black-forest-labs/FLUX.1-schnell"]],
+    )
+    gated: bool = Field(description="Whether the download needs a login and a licence.")
+    weights_gb: float | None = Field(
+        None, description="Download, about, in 10^9 bytes. Absent: unknown.", examples=[34]
+    )
+    allowed: bool = Field(description="Whether tasks may name it.")
+    loaded: bool = Field(description="Whether it is in memory.")
+    present: bool = Field(description="Whether its weights are on disk.")
+    bytes_on_disk: int = Field(description="What there is of them.", examples=[33_900_000_000])
+
+
+class LoraAnswer(Answer):
+    name: str = Field(description="What tasks name.", examples=["watercolour"])
+
+
+class ModelsAnswer(Answer):
+    default: str = Field(description="The model of tasks that name none.", examples=["schnell"])
+    models: list[ModelAnswer] = Field(description="All of mflux's, the allowed ones first.")
+    loras: list[LoraAnswer] = Field(description="Adapters in the operator's folder.")
+    schedulers: list[str] = Field(
+        description="Names that `scheduler` takes.", examples=[["linear"]]
+    )
+    quantize: list[int] = Field(
+        description="Bits of tasks that ask for none. Empty: as stored.", examples=[[8]]
+    )
+    quantize_choices: list[int] = Field(
+        description="Bits that tasks may ask for instead.", examples=[[4, 8]]
+    )
+
+
+class LoadAnswer(Answer):
+    model: str = Field(description="Its name.", examples=["schnell"])
+    loaded: bool = Field(description="Whether it was in memory already.")
+
+
+class ImageAnswer(Answer):
+    index: int = Field(description="From 0.", examples=[0])
+    seed: str = Field(description="Digits: of this image.", examples=["1725311496"])
+    content_type: str = Field(description="Of the image.", examples=["image/jpeg"])
+    base64: str = Field(description="The image.")
+
+
+class ImagesAnswer(Answer):
+    """All images of a task."""
+
+    images: list[ImageAnswer] = Field(description="In the order of their seeds.")
+
+
 class DeleteAnswer(Answer):
     task_id: str = Field(description="The id that /generate gave.", examples=["1fc9cc4f9d3b27a1"])
     was: TaskStatus = Field(description="The status that the task had.")
@@ -252,7 +381,13 @@ class HealthAnswer(Answer):
         description="loading, ready and busy answer 200; draining and failed (the model cannot be "
         "loaded, or the disk refuses) answer 503."
     )
-    model: str = Field(description="The name --model takes.", examples=["schnell"])
+    model: str = Field(description="The server's own model.", examples=["schnell"])
+    loaded_models: list[str] = Field(
+        description="In memory, the latest used first. Empty: freed, or not loaded yet.",
+        examples=[["schnell"]],
+    )
+    loading_model: str | None = Field(None, description="What is being loaded.")
+    download: DownloadAnswer | None = Field(None, description="While weights are being downloaded.")
     model_title: str = Field(description="In words.", examples=["FLUX.1 schnell, 12 B"])
     quantize: int | None = Field(
         None, description="Bits of the loaded weights. Absent: not quantized.", examples=[8]
@@ -271,7 +406,21 @@ class HealthAnswer(Answer):
 
 
 def params_answer(params: GenerationParams, urgent: bool) -> Params:
-    return Params(**params.model_dump(exclude={"seed"}), seed=str(params.seed), priority=urgent)
+    def picture(image: InputImage | None) -> Picture | None:
+        return image and Picture(id=image.file, width=image.width, height=image.height)
+
+    same = set(Params.model_fields) & set(GenerationParams.model_fields)
+    changed = {"seed", "init_image", "mask", "control_image", "images", "loras"}
+    return Params(
+        **{name: getattr(params, name) for name in same - changed},
+        seed=str(params.seed),
+        init_image=picture(params.init_image),
+        mask=picture(params.mask),
+        control_image=picture(params.control_image),
+        images=[image for image in map(picture, params.images) if image] or None,
+        loras=[LoraParams(name=lora.name, scale=lora.scale) for lora in params.loras] or None,
+        priority=urgent,
+    )
 
 
 def estimate_fields(wait: Wait | None, others: int, now: float) -> dict[str, Any]:
@@ -316,7 +465,9 @@ def stats_answer(stats: Stats) -> StatsAnswer:
     )
 
 
-def status_answer(view: TaskView, server: ServerState, now: float) -> StatusAnswer:
+def status_answer(
+    view: TaskView, server: ServerState, now: float, download: DownloadAnswer | None = None
+) -> StatusAnswer:
     """now: unix seconds."""
     error = ErrorBody(code=view.error_code, message=view.error or "") if view.error_code else None
     return StatusAnswer(
@@ -327,6 +478,8 @@ def status_answer(view: TaskView, server: ServerState, now: float) -> StatusAnsw
         progress=view.progress,
         steps_done=view.steps_done,
         steps_total=view.steps_total,
+        images_done=view.images_done,
+        download=download if view.wait else None,
         created_at=view.created_at,
         started_at=view.started_at,
         ended_at=view.ended_at,
@@ -383,14 +536,11 @@ def _whole_seconds(wait_s: float) -> int:
     return max(ceil(wait_s), 1)
 
 
-def _timings(measured: Measured) -> Timings:
+def _timings(measured: tuple[Measured, ...]) -> Timings:
     return Timings(
-        text_encoding_s=measured.text_encoding_s,
-        step_s=list(measured.step_s),
-        decoding_s=measured.decoding_s,
-        image_encoding_s=measured.image_encoding_s,
-        total_s=measured.text_encoding_s
-        + sum(measured.step_s)
-        + measured.decoding_s
-        + measured.image_encoding_s,
+        text_encoding_s=sum(image.text_encoding_s for image in measured),
+        step_s=[step_s for image in measured for step_s in image.step_s],
+        decoding_s=sum(image.decoding_s for image in measured),
+        image_encoding_s=sum(image.image_encoding_s for image in measured),
+        total_s=sum(image.gpu_s + image.image_encoding_s for image in measured),
     )

@@ -18,12 +18,15 @@ from answers import (
     EstimateAnswer,
     GenerateAnswer,
     HealthAnswer,
+    LoadAnswer,
+    ModelAnswer,
+    ModelsAnswer,
     QueueAnswer,
     StatsAnswer,
     StatusAnswer,
 )
 from errors import QueueFull, ServerError
-from task import Limits, request_schema
+from generate_request import Limits, request_schema
 
 ANSWERS = (
     GenerateAnswer,
@@ -33,6 +36,9 @@ ANSWERS = (
     QueueAnswer,
     DeleteAnswer,
     HealthAnswer,
+    ModelsAnswer,
+    ModelAnswer,
+    LoadAnswer,
     ErrorAnswer,
 )
 SCHEMAS = "#/components/schemas/"
@@ -69,6 +75,7 @@ def documented(
     description: str = "",
     parameters: Iterable[dict[str, Any]] = (),
     body: str | None = None,
+    example: dict[str, Any] | None = None,
     answers: dict[int, dict[str, Any]],
     errors: Iterable[type[ServerError]],
 ) -> Callable[[View], View]:
@@ -77,6 +84,7 @@ def documented(
     Args:
         tag: heading under which the page lists it.
         body: name of the request body's schema.
+        example: of a request body.
         answers: HTTP status -> OpenAPI response.
     """
     responses = {str(status): answer for status, answer in answers.items()}
@@ -96,7 +104,8 @@ def documented(
         "responses": responses,
     }
     if body:
-        content = {"application/json": {"schema": {"$ref": SCHEMAS + body}}}
+        schema = {"schema": {"$ref": SCHEMAS + body}, "example": example}
+        content = {"application/json": schema, "multipart/form-data": schema}
         specification["requestBody"] = {"required": True, "content": content}
 
     def describe(view: View) -> View:
@@ -170,7 +179,9 @@ def _schemas(limits: Limits) -> dict[str, Any]:
         [(answer, "serialization") for answer in ANSWERS], ref_template=SCHEMAS + "{model}"
     )
     schemas: dict[str, Any] = generated["$defs"]
-    schemas["GenerateRequest"] = request_schema(limits)
+    request = request_schema(limits, SCHEMAS + "{model}")
+    schemas |= request.pop("$defs")
+    schemas["GenerateRequest"] = request
     return {name: _openapi_3_0(schema) for name, schema in schemas.items()}
 
 

@@ -80,6 +80,33 @@ class DoesNotFit(ServerError):
     default_message = "A picture of this size does not fit into this machine's memory."
 
 
+class ModelNotAllowed(ServerError):
+    code = "model_not_allowed"
+    http_status = 422
+    default_message = "This server does not draw with this model; GET /models lists those it does."
+
+
+class NotSupported(ServerError):
+    code = "not_supported"
+    http_status = 422
+    default_message = "The model cannot do what the field asks for."
+
+
+class OperatorOnly(ServerError):
+    code = "operator_only"
+    http_status = 403
+    default_message = (
+        "Only the operator may do this: send the header Authorization: Bearer with the value of "
+        "--operator-key."
+    )
+
+
+class UnknownModel(ServerError):
+    code = "unknown_model"
+    http_status = 404
+    default_message = "mflux has no model of this name."
+
+
 class StorageUnavailable(ServerError):
     code = "storage_unavailable"
     http_status = 503

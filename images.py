@@ -1,26 +1,365 @@
-"""Pictures as bytes: encoding, content types, base64."""
+"""Pictures as bytes: encoding with generation metadata, reading that back, uploads, thumbnails.
+
+Metadata stand where mflux puts them and finds them: as JSON in the EXIF field UserComment.
+
+Uploads come from strangers, and Pillow reads all that a file holds before anyone can look at the
+size of its picture: 5 MB of repeated ICC profiles in a PNG keep it busy for 11 s, 5 MB of EXIF
+segments in a JPEG for 5 s, and it warns once for each lie in EXIF. So Pillow gets the pixels and
+nothing else (`_bare`); the little that is wanted of EXIF is read here.
+"""
 
 import base64
+import json
+import re
+import struct
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from io import BytesIO
+from threading import Lock
+from typing import Any, Literal
 
 from PIL import Image
 
+from errors import InvalidInput
+
 CONTENT_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+UPLOAD_FORMATS = "PNG, JPEG, WebP or GIF"
+"""What `open_upload` reads, in words. TIFF, AVIF and BMP are left out: too many decoders for too
+few pictures, and Pillow unpacks compressed BMP in Python, pixel by pixel."""
+MIN_SIDE = 16
+"""Pixels: mflux draws in squares of 16, so less holds nothing that it could see."""
+MAX_SCANS = 100
+"""Of a progressive JPEG; encoders write about ten. Each costs a walk over the whole picture."""
+SHORTENED = " [shortened]"
+"""Ends a text that had no room in a JPEG's EXIF."""
+
+_PNG_START, _EXIF_START, _COMMENT_START = b"\x89PNG\r\n\x1a\n", b"Exif\0\0", b"ASCII\0\0\0"
+_ORIENTATION, _EXIF_DIRECTORY, _USER_COMMENT = 0x0112, 0x8769, 0x9286
+_JPEG_EXIF_ROOM = 65533 - 54
+"""Bytes of JSON: what a segment holds, less what `_exif` puts in front of the text."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_one_at_a_time = Lock()
+"""Held while an upload is decoded, for two reasons: memory, and catch_warnings is global."""
 
 
-def encode_image(image: Image.Image, format: str, quality: int) -> bytes:
-    """The bytes of an image file: equal pictures give equal bytes.
+def encode_image(
+    image: Image.Image, format: str, quality: int, metadata: Mapping[str, Any] | None = None
+) -> bytes:
+    """The bytes of an image file: equal pictures and metadata give equal bytes.
 
     Args:
         format: JPEG, PNG or WEBP.
         quality: 1 to 100, for JPEG and WEBP; PNG is lossless.
+        metadata: shaped like those of mflux, values as JSON knows them. A JPEG holds 64 KB of
+            them: beyond that the longest texts are cut and end in `SHORTENED`.
+    """
+    options: dict[str, Any] = {} if format == "PNG" else {"quality": quality}
+    if metadata is not None:
+        options["exif"] = _exif(metadata, _JPEG_EXIF_ROOM if format == "JPEG" else None)
+    buffer = BytesIO()
+    image.convert("RGB").save(buffer, format=format, **options)
+    return buffer.getvalue()
+
+
+def to_png(image: Image.Image) -> bytes:
+    """Lossless and quick rather than small: for pictures that stay on this machine."""
+    buffer = BytesIO()
+    image.save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def thumbnail(data: bytes, max_side: int) -> bytes:
+    """A JPEG with no side longer than max_side pixels, never larger than the picture itself.
+
+    Args:
+        data: an image that this server made: `encode_image` or `to_png`.
     """
     buffer = BytesIO()
-    options = {} if format == "PNG" else {"quality": quality}
-    image.convert("RGB").save(buffer, format=format, **options)
+    with Image.open(BytesIO(data), formats=list(CONTENT_TYPES)) as image:
+        image.thumbnail((max_side, max_side))  # a JPEG is decoded at a fraction of its size
+        image.convert("RGB").save(buffer, format="JPEG", quality=80)
+    return buffer.getvalue()
+
+
+def zip_of(files: Sequence[tuple[str, bytes]]) -> bytes:
+    """An archive of (name, content): equal files give equal bytes.
+
+    Nothing is compressed, because pictures are already, and no time is told.
+    """
+    buffer = BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in files:
+            entry = zipfile.ZipInfo(name)
+            entry.create_system = 3  # Unix, on every system
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, content)
     return buffer.getvalue()
 
 
 def to_base64(image: bytes) -> str:
     return base64.b64encode(image).decode("ascii")
+
+
+def decode_base64(text: str, field: str) -> bytes:
+    """The bytes of plain base64 or of a data URL of a picture.
+
+    White space, the URL-safe alphabet and missing padding are tolerated.
+
+    Raises:
+        InvalidInput: for anything else, addresses of pictures among it.
+    """
+    start = text[:200].lstrip().lower()
+    if start.startswith(("http://", "https://", "file:")):
+        raise _refusal(
+            field, ": URLs are not fetched: send the picture itself, as base64 or as a file."
+        )
+    if start.startswith("data:"):
+        head, _, text = text.partition(",")
+        if not re.fullmatch(r"\s*data:image/[^,]*;\s*base64\s*", head, re.IGNORECASE):
+            raise _refusal(
+                field, " is a data URL, but does not start like data:image/png;base64,iVBOR..."
+            )
+    digits = "".join(text.split()).rstrip("=").translate({ord("-"): "+", ord("_"): "/"})
+    try:
+        data = base64.b64decode(digits + "=" * (-len(digits) % 4), validate=True)
+    except ValueError as error:
+        raise _refusal(
+            field,
+            " must be a picture as base64, plain or in a data URL (data:image/png;base64,...).",
+        ) from error
+    if not data:
+        raise _refusal(field, " is empty: it must hold a picture.")
+    return data
+
+
+def open_upload(
+    data: bytes, field: str, *, max_pixels: int, mode: Literal["RGB", "L"] = "RGB"
+) -> Image.Image:
+    """The first frame of somebody's picture, upright, at its own size, with nothing but pixels.
+
+    Args:
+        max_pixels: width times height; Pillow itself ends at 178 million.
+        mode: RGB puts what is transparent on white. L is for masks and looks through
+            transparency at the colour below, as mflux does with masks.
+
+    Raises:
+        InvalidInput: not one of `UPLOAD_FORMATS`, broken, cut off, too small or too large. The
+            size is known before any pixel is decoded.
+    """
+    if not data:
+        raise _refusal(field, " is empty: it must hold a picture.")
+    format = _format_of(data)
+    if format is None:
+        raise _refusal(field, f" is not a picture that is read here: it must be {UPLOAD_FORMATS}.")
+    try:
+        bare = _bare(data, format)
+        with _one_at_a_time, warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(BytesIO(bare), formats=[format]) as image:
+                _check_size(image.size, field, max_pixels)
+                picture = _flat(image, mode)
+    except InvalidInput:
+        raise
+    except Image.DecompressionBombError as error:
+        raise _refusal(field, f" has too many pixels: {max_pixels} are allowed.") from error
+    except Exception as error:  # decoders raise whatever comes to pass, down to MemoryError
+        raise _refusal(field, f" is a broken or incomplete {format} file.") from error
+    turn = _TURNS.get(_orientation(_exif_of(data, format)))
+    return picture if turn is None else picture.transpose(turn)
+
+
+def read_metadata(data: bytes) -> dict[str, Any] | None:
+    """What `encode_image` or mflux wrote into a PNG, JPEG or WebP; None without or if damaged."""
+    format = _format_of(data)
+    if format is None:
+        return None
+    exif = _exif_of(data, format)
+    try:
+        directory = _value_of(exif, _find(exif, _value_of(exif, 4), _EXIF_DIRECTORY) + 8)
+        comment = _find(exif, directory, _USER_COMMENT)
+        length, start = _value_of(exif, comment + 4), _value_of(exif, comment + 8)
+        found = json.loads(exif[start : start + length].removeprefix(_COMMENT_START))
+    except (KeyError, ValueError, struct.error, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _exif(metadata: Mapping[str, Any], room: int | None) -> bytes:
+    """The very bytes that mflux writes; room is for the JSON text, in bytes."""
+    comment = _COMMENT_START + _json(metadata, room)
+    main = struct.pack(">HHHIII", 1, _EXIF_DIRECTORY, 4, 1, 26, 0)  # one entry; no directory next
+    inner = struct.pack(">HHHII", 1, _USER_COMMENT, 7, len(comment), 40)
+    return _EXIF_START + b"MM\0*" + struct.pack(">I", 8) + main + inner + comment
+
+
+def _json(metadata: Mapping[str, Any], room: int | None) -> bytes:
+    text = json.dumps(dict(metadata)).encode()  # mflux's form: all but ASCII escaped
+    if room is None or len(text) <= room:
+        return text
+    values = dict(metadata)
+    while len(text := _terse(values)) > room:
+        longest = max(values, key=lambda name: len(_terse(values[name])))
+        value = values[longest]
+        if value is None:
+            return b"{}"
+        kept = value.removesuffix(SHORTENED) if isinstance(value, str) else ""
+        values[longest] = kept[: len(kept) // 2] + SHORTENED if len(kept) > 100 else None
+    return text
+
+
+def _terse(value: object) -> bytes:
+    """JSON in UTF-8, which mflux reads as well; half a surrogate pair has none and is escaped."""
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace")
+
+
+def _refusal(field: str, sentence: str) -> InvalidInput:
+    return InvalidInput(field + sentence, field=field)
+
+
+def _check_size(size: tuple[int, int], field: str, max_pixels: int) -> None:
+    width, height = size
+    told = f" has {width} x {height} = {width * height} pixels: "
+    if width * height > max_pixels:
+        raise _refusal(field, f"{told}{max_pixels} are allowed.")
+    if min(size) < MIN_SIDE:
+        raise _refusal(field, f"{told}each side must have at least {MIN_SIDE}.")
+
+
+def _flat(image: Image.Image, mode: Literal["RGB", "L"]) -> Image.Image:
+    if image.mode == "I;16":
+        image.info.pop("transparency", None)
+        image = image.point(lambda grey: grey * (1 / 256)).convert("L")  # Pillow alone would clip
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        if mode == "RGB":
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    flat = image.convert(mode)
+    flat.info.clear()
+    return flat
+
+
+def _format_of(data: bytes) -> str | None:
+    if data.startswith(_PNG_START):
+        return "PNG"
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "WEBP"
+    return "GIF" if data.startswith((b"GIF87a", b"GIF89a")) else None
+
+
+def _bare(data: bytes, format: str) -> bytes:
+    """The same picture with only its pixels in the file. Raises anything if it is broken."""
+    if format == "PNG":
+        wanted = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+        return _PNG_START + b"".join(w for name, _, w in _chunks(data, format) if name in wanted)
+    if format == "JPEG":
+        unwanted = {*range(0xE1, 0xEE), 0xEF, 0xFE}  # APP0 and APP14 tell of colours
+        segments = [whole for name, _, whole in _segments(data) if name not in unwanted]
+        if bytes(segments[-1]).count(b"\xff\xda") > MAX_SCANS:
+            raise ValueError("too many scans")
+        return b"\xff\xd8" + b"".join(segments)
+    return _bare_gif(data) if format == "GIF" else data  # of a WebP's extras Pillow reads none
+
+
+def _bare_gif(data: bytes) -> bytes:
+    """Up to the first frame, nothing but palette and transparency.
+
+    How a frame is to be disposed of would make Pillow allocate it before its size can be looked at.
+    """
+    at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
+    start, control = data[:at], b""
+    while data[at] == 0x21:
+        if data[at + 1 : at + 3] == b"\xf9\x04":
+            control = bytes([0x21, 0xF9, 4, data[at + 3] & 1, 0, 0, data[at + 6], 0])
+        at += 2
+        while data[at]:
+            at += data[at] + 1
+        at += 1
+    if data[at] != 0x2C:
+        raise ValueError("no frame where it should be")
+    return start + control + data[at:]
+
+
+def _chunks(data: bytes, format: str) -> Iterator[tuple[bytes, memoryview, memoryview]]:
+    """(name, payload, whole) of what a PNG or WebP is made of, as far as it is complete."""
+    view, at = memoryview(data), 8 if format == "PNG" else 12
+    while at + 8 <= len(data):
+        if format == "PNG":
+            length, name = struct.unpack_from(">I4s", data, at)
+            tail = 4  # the checksum
+        else:
+            name, length = struct.unpack_from("<4sI", data, at)
+            tail = length % 2
+        end = at + 8 + length
+        if end > len(data):
+            return
+        yield name, view[at + 8 : end], view[at : end + tail]
+        at = end + tail
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, memoryview, memoryview]]:
+    """(marker, payload, whole) of a JPEG; the last one is all from the first scan to the end."""
+    view, at = memoryview(data), 2
+    while (at := data.find(b"\xff", at)) >= 0 and at + 4 <= len(data):
+        name, length = struct.unpack_from(">xBH", data, at)
+        if name == 0xDA:
+            # Behind the end there may be more: the other pictures of an MPO, or a film.
+            end = data.find(b"\xff\xd9", at)
+            yield name, view[:0], view[at : end + 2 if end >= 0 else None]
+            return
+        if name == 0xFF:  # padding
+            at += 1
+        elif name <= 0x01 or 0xD0 <= name <= 0xD9:  # without a payload
+            at += 2
+        else:
+            end = at + 2 + length
+            if length < 2 or end > len(data):
+                return
+            yield name, view[at + 4 : end], view[at:end]
+            at = end
+
+
+def _exif_of(data: bytes, format: str) -> bytes:
+    """Without the words Exif in front; empty if there is none."""
+    if format == "JPEG":
+        for name, payload, _ in _segments(data):
+            if name == 0xE1 and payload[:6] == _EXIF_START:
+                return bytes(payload[6:])
+    elif format in ("PNG", "WEBP"):
+        for chunk, payload, _ in _chunks(data, format):
+            if chunk in (b"eXIf", b"EXIF"):
+                return bytes(payload).removeprefix(_EXIF_START)
+    return b""
+
+
+def _orientation(exif: bytes) -> int:
+    with suppress(KeyError, struct.error):
+        return _value_of(exif, _find(exif, _value_of(exif, 4), _ORIENTATION) + 8, "H")
+    return 1
+
+
+def _find(exif: bytes, directory: int, tag: int) -> int:
+    """Where the directory's entry of this tag is; KeyError or struct.error without one."""
+    for entry in range(_value_of(exif, directory, "H")):
+        at = directory + 2 + 12 * entry
+        if _value_of(exif, at, "H") == tag:
+            return at
+    raise KeyError(tag)
+
+
+def _value_of(exif: bytes, at: int, kind: Literal["H", "I"] = "I") -> int:
+    order = {b"II": "<", b"MM": ">"}[exif[:2]]
+    value: int = struct.unpack_from(order + kind, exif, at)[0]
+    return value

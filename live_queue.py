@@ -4,17 +4,22 @@ Arithmetic over a state; no disk, no rules. Not thread-safe: the QueueManager ca
 lock.
 
 The time of a waiting task is the sum of what comes before it: what the running task still needs,
-the work of those ahead, and loading wherever one task's model differs from the one before it.
+the work of those ahead, and loading wherever a task finds its model not in memory.
+
+A task may join the line further ahead, right behind another one of the same weights (or first, if
+the GPU has them), so that clients with different models do not make it load for each task. Each
+task it overtakes is delayed by its work, and lets that happen for `affinity_s` in all. So the line
+is at any moment the order in which tasks run, and their forecasts tell it.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 
-from model_catalog import Family, Model
-from task import GenerationParams, Phase, Progress, Promise, Task, TaskStatus, Told
+from model_catalog import Weights
+from task import Phase, Progress, Promise, Stage, Task, TaskStatus, Told
+from task_view import Ahead, Lanes, Reason, TaskView, Wait
 from timing_model import (
     Confidence,
     Forecast,
@@ -25,7 +30,8 @@ from timing_model import (
     TimingModel,
     Work,
 )
-from work_line import WorkLine, WorkOfKey
+from work_forecast import WorkForecast
+from work_line import Recent, WorkLine
 
 HOUR_S = 3600.0
 P90_SIGMAS = 1.2816
@@ -33,86 +39,6 @@ P90_SIGMAS = 1.2816
 P90_WITHOUT_KNOWLEDGE = 3.0
 STEADY_S, STEADY_PART = 1.0, 0.02
 """A forecast that moved back by no more than this is not told: the countdown goes on."""
-
-
-class Reason(StrEnum):
-    """Why a task is done later than the latest answer said."""
-
-    OVERTAKEN = "overtaken"
-    MODEL_SWITCH = "model_switch"
-    SLOWER = "slower_than_expected"
-
-
-@dataclass(frozen=True)
-class Wait:
-    """When a task is expected to be done. Seconds from now."""
-
-    pos: int
-    """Tasks waiting before it; 0 when it is next or running."""
-    start_s: float
-    """Until the worker turns to it; 0 when it runs."""
-    end_s: float
-    """Until its image is ready: as likely later as earlier."""
-    p90_s: float
-    """Until its image is ready, nine times out of ten."""
-    confidence: Confidence
-    switches: int = 0
-    reason: Reason | None = None
-
-
-@dataclass(frozen=True)
-class Lanes:
-    """When the GPU and the encoder are free of what runs now. Seconds from now."""
-
-    gpu_free_s: float
-    encoder_free_s: float
-    waits: list[tuple[Task, Wait]]
-    """The running tasks, first the one that is furthest."""
-
-
-@dataclass(frozen=True)
-class Ahead:
-    """What comes before a waiting task, behind the running ones."""
-
-    pos: int
-    works: list[WorkOfKey]
-    switch_s: float
-    """Loading, because the task before it in its level has another model."""
-    boundary_s: float
-    """Loading before the first tasks of the levels."""
-    boundary_switches: int
-
-
-@dataclass(frozen=True)
-class TaskView:
-    """One task as it stands now, with its forecast."""
-
-    task_id: str
-    status: TaskStatus
-    params: GenerationParams
-    urgent: bool
-    created_at: float
-    started_at: float | None
-    ended_at: float | None
-    wait: Wait | None
-    """None when it has ended."""
-    phase: Phase | None
-    steps_done: int
-    steps_total: int
-    progress: float
-    """Part of its time that is over, 0 to 1."""
-    error_code: str | None
-    error: str | None
-    measured: Measured | None
-
-    @property
-    def pos(self) -> int | None:
-        return self.wait.pos if self.wait else None
-
-    @property
-    def wait_s(self) -> float | None:
-        """Seconds until its image is ready."""
-        return self.wait.end_s if self.wait else None
 
 
 class LiveQueue:
@@ -125,18 +51,21 @@ class LiveQueue:
         timing: TimingModel,
         spread: Spread,
         monotonic: Callable[[], float],
-        model: Model,
-        quantize: int | None,
+        first: Weights,
+        *,
+        in_memory: int = 1,
+        affinity_s: float = 0.0,
     ) -> None:
         self.timing = timing
+        self.work = WorkForecast(timing)
         self.spread = spread
-        self.quantize = quantize
-        """Bits that the weights are quantized to; as asked for, until the model is loaded."""
-        self.loaded: Model | None = None
-        self._loading = model
-        """The model that is or was loaded last."""
+        self.resident: Recent = ()
+        """Keys of the loaded weights, the latest used first."""
+        self.loading: Weights | None = first
+        """What is being loaded, or will be before anything else."""
         self._load_started_at: float | None = None
         self._monotonic = monotonic
+        self._affinity_s = affinity_s
         self._started_at = monotonic()
         self._gpu_spans: deque[tuple[float, float]] = deque()  # end, seconds; of the last hour
         self._ends: deque[float] = deque()  # of finished tasks, in the last hour
@@ -144,7 +73,7 @@ class LiveQueue:
         self._running: dict[str, Task] = {}
         self._leaving: Task | None = None
         """Cancelled, but the worker is still at its step."""
-        self._line = WorkLine(lambda task: self.work(task.params, task.model))
+        self._line = WorkLine(self.work.works, in_memory)
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -179,9 +108,17 @@ class LiveQueue:
     # -- changes --------------------------------------------------------------------------------
 
     def add(self, task: Task) -> None:
-        """A task joins the line behind all others of its level."""
+        """A task joins the line of its level: behind all others, or behind those of its model."""
+        overtaken = self._overtaken_by(task.stages, urgent=task.urgent)
+        task.patience_s = self._affinity_s
         self._tasks[task.task_id] = task
-        self._line.append(task)
+        if not overtaken:
+            self._line.append(task)
+            return
+        work_s = self.work.forecast_of(task.stages).gpu_s
+        for other in overtaken:
+            other.patience_s -= work_s
+        self._line.insert(task, before=overtaken[-1])
 
     def start(self, task: Task, *, started_at: float) -> None:
         self._leaving = None
@@ -190,9 +127,10 @@ class LiveQueue:
         task.status = TaskStatus.RUNNING
         task.attempts += 1
         task.started_at = started_at
+        self._use(task.stages[0])
         at = self._monotonic()
         task.progress = Progress(
-            Phase.TEXT_ENCODING, at, at, steps_total=task.params.steps, step_started_at=at
+            Phase.TEXT_ENCODING, at, at, steps_total=task.params.steps_run, step_started_at=at
         )
 
     def put_back(self, task: Task) -> None:
@@ -201,7 +139,7 @@ class LiveQueue:
         del self._running[task.task_id]
         task.status = TaskStatus.WAITING
         task.progress = task.started_at = None
-        self._line.put_back(task)
+        self._line.insert(task)
 
     def remove(self, task: Task) -> None:
         """A task has ended."""
@@ -248,66 +186,65 @@ class LiveQueue:
             progress.step_started_at = at
         progress.steps_done, progress.steps_total = steps_done, steps_total
 
-    def load_started(self, model: Model) -> None:
-        self.loaded = None
-        self._loading = model
+    def next_image(self, task: Task, stage: int, index: int) -> None:
+        """A running task has the picture before, and turns to this one of a stage."""
+        progress, at = _progress_of(task), self._monotonic()
+        progress.measured.append((self._work_of_image(task), self._measured(task)))
+        progress.stage, progress.images_done = stage, index
+        progress.phase, progress.phase_started_at = Phase.TEXT_ENCODING, at
+        progress.step_started_at = at
+        progress.phase_s, progress.step_s, progress.steps_done = {}, [], 0
+        progress.steps_total = task.stages[stage].params.steps_run
+        self._use(task.stages[stage])
+
+    def load_started(self, weights: Weights) -> None:
+        self.loading = weights
         self._load_started_at = self._monotonic()
 
-    def load_finished(self, quantize: int | None) -> float:
-        """The model is ready; returns the seconds it took to load.
+    def load_finished(self, weights: Weights, bits: int | None, resident: Sequence[str]) -> float:
+        """Weights are ready; returns the seconds it took to load them.
 
         A task that was claimed before has lost no time of its own by it.
+
+        Args:
+            bits: what they are quantized to: what is stored wins over what was asked for.
+            resident: keys of all that is in memory now.
         """
         at = self._monotonic()
         seconds = at - (self._load_started_at if self._load_started_at is not None else at)
-        if quantize != self.quantize:  # what is stored won over what was asked for
-            self.quantize = quantize
+        if self.work.learn_bits(weights, bits):
             self._line.lay_out()
-        self.loaded = self._loading
-        self.timing.learn_load(self.timing_key(self.loaded), seconds)
+        self.now_resident(resident)
+        self.timing.learn_load(self.work.load_key(weights), seconds)
         for task in self._running.values():
             progress = _progress_of(task)
             if progress.phase is Phase.TEXT_ENCODING:
                 progress.phase_started_at = progress.step_started_at = at
         return seconds
 
+    def now_resident(self, resident: Sequence[str]) -> None:
+        """Loading has ended, well or not, or weights were unloaded: this is in memory."""
+        self.loading = self._load_started_at = None
+        self.resident = tuple(resident)
+
     # -- forecasts ------------------------------------------------------------------------------
 
-    def timing_key(self, model: Model, params: GenerationParams | None = None) -> str:
-        """What shares one law of time: the model, its quantization, and whether guidance makes
-        each step run twice (FLUX.2 does above 1)."""
-        key = f"{model.name}/q{self.quantize}" if self.quantize else model.name
-        if params is not None and model.family is Family.FLUX2_KLEIN and (params.guidance or 0) > 1:
-            key += "/guided"
-        return key
-
-    def work(self, params: GenerationParams, model: Model) -> Work:
-        return Work(
-            model=self.timing_key(model, params),
-            parameters_b=model.parameters_b,
-            tokens=params.tokens,
-            steps=params.steps,
-            format=params.format,
-        )
-
-    def wait_of_new(self, params: GenerationParams, model: Model, *, urgent: bool) -> Wait:
+    def wait_of_new(self, stages: tuple[Stage, ...], *, urgent: bool) -> Wait:
         """The forecast of a task that would be submitted now."""
-        last = self._line.last(urgent=urgent)
-        ahead = Ahead(
-            self._line.urgent if urgent else len(self._line),
-            self._line.total(urgent_only=urgent),
-            self._switch_s(last, model),
-            *self._boundary(urgent, first=None if last else model),
-        )
-        return self._wait(self._forecast(params, model), ahead, urgent=urgent)
+        new = Task("", stages[0].params, urgent, stages, 0.0)
+        overtaken = self._overtaken_by(stages, urgent=urgent)
+        if overtaken:
+            ahead = self._ahead(new, self._line.before(overtaken[-1]), overtaken[-1])
+        else:
+            ahead = self._ahead(new, self._line.last(urgent=urgent), None)
+        return self._wait(self.work.forecast_of(stages), ahead, urgent=urgent)
 
     def wait_of(self, task: Task) -> Wait:
         """The forecast of a task that waits or runs."""
         if task.task_id in self._running:
             return next(wait for running, wait in self._lanes().waits if running is task)
-        switch_s = self._switch_s(self._line.before(task), task.model)
-        ahead = Ahead(*self._line.ahead_of(task), switch_s, *self._boundary(task.urgent))
-        return self._wait(self._forecast(task.params, task.model), ahead, urgent=task.urgent)
+        ahead = self._ahead(task, self._line.before(task), task)
+        return self._wait(self.work.forecast_of(task.stages), ahead, urgent=task.urgent)
 
     def next_start_s(self) -> float:
         """Seconds until the GPU is free for the first waiting task."""
@@ -318,12 +255,13 @@ class LiveQueue:
         progress, at = _progress_of(task), self._monotonic()
         if progress.phase is Phase.IMAGE_ENCODING:
             return 0.0
-        forecast = self._forecast(task.params, task.model)
-        switch_s = 0.0
-        if self.loaded is None:
+        stage = task.stages[progress.stage]
+        forecast = self.timing.forecast(self.work.work(stage))
+        load_s = 0.0
+        if self.loading is not None:
             at = progress.phase_started_at  # loading is on: the task itself has not begun
-        elif task.model is not self.loaded:
-            switch_s = self._load_s(task.model)
+        elif stage.weights.key not in self.resident:
+            load_s = self.work.load_s(stage.weights)
         live = Live(
             phase=progress.phase,
             phase_elapsed_s=at - progress.phase_started_at,
@@ -331,8 +269,16 @@ class LiveQueue:
             steps_total=progress.steps_total,
             step_s=progress.step_s,
             step_elapsed_s=at - progress.step_started_at,
+            images_done=progress.images_done,
         )
-        return switch_s + self.timing.remaining_s(forecast, live)
+        later = task.stages[progress.stage + 1 :]
+        later_s = sum(self.timing.forecast(self.work.work(after)).gpu_s for after in later)
+        later_s += sum(
+            self.work.load_s(after.weights)
+            for after in later
+            if after.weights.key not in self.resident
+        )
+        return load_s + self.timing.remaining_s(forecast, live) + later_s
 
     def view(self, task: Task, *, telling: bool = False) -> TaskView:
         """A task as it stands.
@@ -348,18 +294,19 @@ class LiveQueue:
         lanes = self._lanes()
         for task, wait in lanes.waits[offset:]:
             yield self._view(task, wait)
-        start_s, switches, before = lanes.gpu_free_s, 0, self._model_after_running()
+        start_s, switches, recent = lanes.gpu_free_s, 0, self._recent_after_running()
         skipped = max(offset - len(self._running), 0)
         for pos, task in enumerate(islice(self._line, skipped, None), skipped):
             if pos == skipped > 0:  # those passed over are known by their sums
-                wait = self.wait_of(task)
-                start_s, switches = wait.start_s, wait.switches
-                before = (self._line.before(task) or task).model
-                switches -= task.model is not before
-            switch_s = self._load_s(task.model) if task.model is not before else 0.0
-            switches += task.model is not before
-            forecast = self._forecast(task.params, task.model)
-            gpu_done_s = start_s + switch_s + forecast.gpu_s
+                ahead = self._ahead(task, self._line.before(task), task, own=False)
+                before = self._wait(self.work.forecast_of(task.stages), ahead, urgent=task.urgent)
+                start_s, switches = before.start_s, before.switches
+                recent = self._boundary(task.urgent, self._line.before(task), task)[2]
+            loads, recent = self._line.loads(task, recent)
+            load_s = sum(map(self.work.load_s, loads))
+            switches += len(loads)
+            forecast = self.work.forecast_of(task.stages)
+            gpu_done_s = start_s + load_s + forecast.gpu_s
             end_s = max(gpu_done_s, lanes.encoder_free_s) + forecast.image_encoding_s
             wait = Wait(
                 pos=pos,
@@ -370,19 +317,11 @@ class LiveQueue:
                 switches=switches,
             )
             yield self._view(task, wait)
-            start_s, before = gpu_done_s, task.model
+            start_s = gpu_done_s
 
-    def measured(self, task: Task) -> Measured:
-        """The seconds of a task that ends now."""
-        progress = _progress_of(task)
-        seconds = dict(progress.phase_s)
-        seconds[progress.phase] = self._monotonic() - progress.phase_started_at
-        return Measured(
-            text_encoding_s=seconds.get(Phase.TEXT_ENCODING, 0.0),
-            step_s=tuple(progress.step_s),
-            decoding_s=seconds.get(Phase.DECODING, 0.0),
-            image_encoding_s=seconds.get(Phase.IMAGE_ENCODING, 0.0),
-        )
+    def measured(self, task: Task) -> list[tuple[Work, Measured]]:
+        """The seconds of each image of a task that ends now, and the work that each was."""
+        return [*_progress_of(task).measured, (self._work_of_image(task), self._measured(task))]
 
     def promise(self, task: Task) -> Wait:
         """The forecast of a task just added; kept, to learn how good it was."""
@@ -406,19 +345,53 @@ class LiveQueue:
         span_s = max(min(now - self._started_at, HOUR_S), 1e-9)
         return len(self._ends), min(busy_s / span_s, 1.0)
 
+    def _use(self, stage: Stage) -> None:
+        if stage.weights.key in self.resident:
+            self.resident = self._line.used(self.resident, stage.weights.key)
+
     # -- inside -----------------------------------------------------------------------------------
 
-    def _forecast(self, params: GenerationParams, model: Model) -> Forecast:
-        return self.timing.forecast(self.work(params, model))
+    def _work_of_image(self, task: Task) -> Work:
+        return replace(self.work.work(task.stages[_progress_of(task).stage]), images=1)
 
-    def _load_s(self, model: Model) -> float:
-        return self.timing.forecast_load_s(self.timing_key(model), model.parameters_b)
+    def _measured(self, task: Task) -> Measured:
+        """Of the image that a running task is at."""
+        progress = _progress_of(task)
+        seconds = dict(progress.phase_s)
+        seconds[progress.phase] = self._monotonic() - progress.phase_started_at
+        return Measured(
+            text_encoding_s=seconds.get(Phase.TEXT_ENCODING, 0.0),
+            step_s=tuple(progress.step_s),
+            decoding_s=seconds.get(Phase.DECODING, 0.0),
+            image_encoding_s=seconds.get(Phase.IMAGE_ENCODING, 0.0),
+        )
+
+    def _overtaken_by(self, stages: tuple[Stage, ...], *, urgent: bool) -> list[Task]:
+        """The tasks that a new one goes ahead of, because one before them has its weights; the last
+        of the line first."""
+        if self._affinity_s <= 0.0:
+            return []
+        key, work_s = stages[0].weights.key, self.work.forecast_of(stages).gpu_s
+        overtaken: list[Task] = []
+        task = self._line.last(urgent=urgent)
+        if key in self._line.recent(task):
+            return []  # in memory anyway when its turn comes
+        while task is not None and task.stages[-1].weights.key != key:
+            if task.patience_s < work_s:
+                return []
+            overtaken.append(task)
+            task = self._line.before(task)
+        if task is None:
+            others_first = not urgent and self._line.urgent > 0
+            if others_first or key not in self._recent_after_running():
+                return []
+        return overtaken
 
     def _load_remaining_s(self) -> float:
         """Of the loading that is on, or due before anything can run."""
-        if self.loaded is not None:
+        if self.loading is None:
             return 0.0
-        load_s = self._load_s(self._loading)
+        load_s = self.work.load_s(self.loading)
         if self._load_started_at is None:
             return load_s
         return max(load_s - (self._monotonic() - self._load_started_at), 0.0)
@@ -428,7 +401,8 @@ class LiveQueue:
         if self._leaving is None:
             return 0.0
         progress = _progress_of(self._leaving)
-        forecast = self._forecast(self._leaving.params, self._leaving.model)
+        stage = self._leaving.stages[progress.stage]
+        forecast = self.timing.forecast(self.work.work(stage))
         at = self._monotonic()
         if progress.phase is Phase.DECODING:
             return max(forecast.decoding_s - (at - progress.phase_started_at), 0.0)
@@ -437,44 +411,69 @@ class LiveQueue:
             first_s = forecast.text_encoding_s - forecast.step_s
         return max(first_s + forecast.step_s - (at - progress.step_started_at), 0.0)
 
-    def _model_after_running(self) -> Model:
-        """The model that is loaded when the first waiting task starts."""
-        tasks = list(self._running.values())
-        return tasks[-1].model if tasks else self._loading
+    def _recent_after_running(self) -> Recent:
+        """What memory holds when the first waiting task starts."""
+        recent = self.resident
+        if self.loading is not None:
+            recent = self._line.used(recent, self.loading.key)
+        for task in self._running.values():
+            if _progress_of(task).phase is not Phase.IMAGE_ENCODING:
+                _, recent = self._line.loads(task, recent)
+        return recent
 
-    def _switch_s(self, before: Task | None, model: Model) -> float:
-        """Loading that is due because the task before, in its level, has another model."""
-        return 0.0 if before is None or before.model is model else self._load_s(model)
-
-    def _boundary(self, urgent: bool, first: Model | None = None) -> tuple[float, int]:
-        """Seconds and number of the model switches between the levels, up to one of them.
+    def _boundary(
+        self, urgent: bool, before: Task | None, behind: Task | None
+    ) -> tuple[float, int, Recent]:
+        """Loading for the first tasks of the levels up to this one.
 
         Args:
-            first: the model of a task that would be the first of that level.
+            before: the task of this level after which we look; None: none.
+            behind: the task of this level before which we look; None: the end of the level.
+
+        Returns:
+            Its seconds, how often, and what memory holds after the task `before`.
         """
-        seconds, switches = 0.0, 0
-        model = self._model_after_running()
+        seconds, loads, recent = 0.0, 0, self._recent_after_running()
         for level in (True,) if urgent else (True, False):
-            head = self._line.first(urgent=level)
-            head_model = head.model if head else (first if level is urgent else None)
-            if head_model is None:
-                continue
-            if head_model is not model:
-                seconds, switches = seconds + self._load_s(head_model), switches + 1
-            last = self._line.last(urgent=level)
-            model = last.model if last else head_model
-        return seconds, switches
+            openers = self._line.openers(urgent=level, behind=behind if level is urgent else None)
+            for weights in openers:
+                if weights.key not in recent:
+                    seconds, loads = seconds + self.work.load_s(weights), loads + 1
+                recent = self._line.used(recent, weights.key)
+            last = before if level is urgent else self._line.last(urgent=level)
+            for key in reversed(self._line.recent(last)):
+                recent = self._line.used(recent, key)
+        return seconds, loads, recent
+
+    def _ahead(
+        self, task: Task, before: Task | None, behind: Task | None, *, own: bool = True
+    ) -> Ahead:
+        """What comes before a task of the line, or a new one that would join it.
+
+        Args:
+            before, behind: as _boundary takes them.
+            own: whether the loading for the task itself counts.
+        """
+        if behind is None:
+            pos = self._line.urgent if task.urgent else len(self._line)
+            works = self._line.total(urgent_only=task.urgent)
+        else:
+            pos, works = self._line.ahead_of(behind)
+        seconds, loads, recent = self._boundary(task.urgent, before, behind)
+        needed, _ = self._line.loads(task, recent) if own else ([], recent)
+        own_load_s = sum(map(self.work.load_s, needed))
+        return Ahead(pos, works, seconds, loads, own_load_s, len(needed))
 
     def _wait(self, forecast: Forecast, ahead: Ahead, *, urgent: bool) -> Wait:
         """The GPU's work ahead and the task's own, then its image encoding, which also waits for
         the encoder to be through with the running tasks."""
         lanes = self._lanes()
-        start_s, switches = lanes.gpu_free_s + ahead.boundary_s, ahead.boundary_switches
+        start_s, switches = lanes.gpu_free_s + ahead.load_s, ahead.loads + ahead.own_loads
         for work in ahead.works:
-            start_s += self.timing.gpu_s(work.key, work.model.parameters_b, work.features)
-            start_s += work.loads * self._load_s(work.model) if work.loads else 0.0
+            start_s += self.timing.gpu_s(work.key, work.weights.model.parameters_b, work.features)
+            start_s += work.loads * self.work.load_s(work.weights) if work.loads else 0.0
             switches += work.loads
-        gpu_done_s = start_s + ahead.switch_s + forecast.gpu_s
+        gpu_done_s = start_s + ahead.own_load_s + forecast.gpu_s
         end_s = max(gpu_done_s, lanes.encoder_free_s) + forecast.image_encoding_s
         return Wait(
             pos=ahead.pos,
@@ -482,7 +481,7 @@ class LiveQueue:
             end_s=end_s,
             p90_s=self._p90_s(end_s, urgent, forecast),
             confidence=forecast.confidence,
-            switches=switches + (ahead.switch_s > 0.0),
+            switches=switches,
         )
 
     def _lanes(self) -> Lanes:
@@ -491,7 +490,7 @@ class LiveQueue:
         gpu_free_s, encoder_free_s = self._load_remaining_s() + self._leaving_s(), 0.0
         waits = []
         for task in self._running.values():
-            progress, forecast = _progress_of(task), self._forecast(task.params, task.model)
+            progress, forecast = _progress_of(task), self.work.forecast_of(task.stages)
             encoding_s = forecast.image_encoding_s
             if progress.phase is Phase.IMAGE_ENCODING:
                 encoding_s = max(encoding_s - (self._monotonic() - progress.phase_started_at), 0.0)
@@ -552,11 +551,11 @@ class LiveQueue:
             wait=wait,
             phase=progress.phase if progress else None,
             steps_done=progress.steps_done if progress else 0,
-            steps_total=progress.steps_total if progress else task.params.steps,
+            steps_total=progress.steps_total if progress else task.params.steps_run,
             progress=shown,
             error_code=None,
             error=None,
-            measured=None,
+            images_done=progress.images_done if progress else 0,
         )
 
 

@@ -4,59 +4,54 @@ A route reads, calls, answers; rules live in the QueueManager.
 """
 
 import logging
-import shutil
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
-from flask import Blueprint, Response, request
+from flask import Blueprint, Response, jsonify, request
 
 import errors
 from answers import (
-    Answer,
     DeleteAnswer,
     ErrorAnswer,
     ErrorBody,
     EstimateAnswer,
     GenerateAnswer,
-    HealthAnswer,
-    MemoryAnswer,
+    ImageAnswer,
+    ImagesAnswer,
     QueueAnswer,
-    StatsAnswer,
     StatusAnswer,
     estimate_fields,
+    json_response,
     params_answer,
     queue_answer,
-    stats_answer,
     status_answer,
 )
 from api_docs import IDEMPOTENCY_KEY, TASK_ID, documented, json_answer, query
-from images import CONTENT_TYPES, EXTENSIONS, to_base64
-from queue_manager import QueueManager, ServerState
-from task import GenerateRequest, GenerationParams, Limits, TaskStatus, parse_request, resolve
-from worker import Generator, Worker
+from generate_request import GenerateRequest, Limits, parse_form, parse_request
+from images import CONTENT_TYPES, EXTENSIONS, read_metadata, to_base64, zip_of
+from models_api import download_answer
+from queue_manager import QueueManager
+from queue_state import ServerState
+from submission import Prepared, Submission
+from task import GenerationParams, TaskStatus
 
 log = logging.getLogger(__name__)
 
 SEND_BYTES = 64 * 1024
+EXAMPLE = {"prompt": "A beautiful landscape", "width": 1024, "height": 1024, "steps": 4}
 
 
 def native_routes(
-    queue: QueueManager, worker: Worker, generator: Generator, data_dir: Path, limits: Limits
+    queue: QueueManager,
+    submission: Submission,
 ) -> Blueprint:
     routes = Blueprint("native", __name__)
-    started_at = time.monotonic()
 
-    def _asked() -> tuple[GenerateRequest, GenerationParams]:
-        # A browser lets no foreign page send this header without this server's consent, which it
-        # does not give; a page that got itself our host name is stopped by --allowed-hosts.
-        if not request.is_json:
-            raise errors.UnsupportedMediaType
-        asked = parse_request(request.get_data(), limits)
-        params = resolve(asked, queue.model, limits)
-        if refusal := generator.refusal(params):
-            raise errors.DoesNotFit(refusal, field="width")
-        return asked, params
+    def _asked() -> tuple[GenerateRequest, Prepared]:
+        asked = _read_request(submission.limits)
+        return asked, submission.prepare(asked)
 
     @routes.post("/generate")
     @documented(
@@ -65,11 +60,16 @@ def native_routes(
         description="Puts a task into the queue and answers at once.",
         parameters=[IDEMPOTENCY_KEY],
         body="GenerateRequest",
+        example=EXAMPLE,
         answers={200: json_answer(GenerateAnswer, "The task is in the queue.")},
         errors=(
             errors.InvalidInput,
             errors.BodyTooLarge,
             errors.UnsupportedMediaType,
+            errors.ModelNotAllowed,
+            errors.NotSupported,
+            errors.UnknownTask,
+            errors.NotReady,
             errors.Gone,
             errors.DoesNotFit,
             errors.QueueFull,
@@ -78,17 +78,21 @@ def native_routes(
         ),
     )
     def generate() -> Response:
-        asked, params = _asked()
+        asked, prepared = _asked()
         client_key = _idempotency_key() or asked.client_task_id
-        urgent = bool(asked.priority)
-        task, others = queue.submit(params, urgent=urgent, client_key=client_key)
-        return _json(
+        task, others = queue.submit(
+            prepared.params,
+            urgent=bool(asked.priority),
+            client_key=client_key,
+            inputs=prepared.inputs,
+        )
+        return json_response(
             GenerateAnswer(
                 task_id=task.task_id,
                 status=task.status,
                 **estimate_fields(task.wait, others, time.time()),
                 params=params_answer(task.params, task.urgent),
-                ignored_fields=_ignored(asked, params),
+                ignored_fields=prepared.ignored_fields,
                 server=queue.state(),
             )
         )
@@ -99,22 +103,29 @@ def native_routes(
         tag="images",
         description="Takes the body of /generate and answers the forecast; nothing is submitted.",
         body="GenerateRequest",
+        example=EXAMPLE,
         answers={200: json_answer(EstimateAnswer, "The forecast.")},
         errors=(
             errors.InvalidInput,
             errors.BodyTooLarge,
             errors.UnsupportedMediaType,
+            errors.ModelNotAllowed,
+            errors.NotSupported,
+            errors.UnknownTask,
+            errors.NotReady,
+            errors.Gone,
             errors.DoesNotFit,
+            errors.StorageUnavailable,
         ),
     )
     def estimate() -> Response:
-        asked, params = _asked()
-        wait, others = queue.estimate(params, urgent=bool(asked.priority))
-        return _json(
+        asked, prepared = _asked()
+        wait, others = queue.estimate(prepared.params, urgent=bool(asked.priority))
+        return json_response(
             EstimateAnswer(
                 **estimate_fields(wait, others, time.time()),
-                params=params_answer(params, bool(asked.priority)),
-                ignored_fields=_ignored(asked, params),
+                params=params_answer(prepared.params, bool(asked.priority)),
+                ignored_fields=prepared.ignored_fields,
                 server=queue.state(),
             )
         )
@@ -131,15 +142,33 @@ def native_routes(
     )
     def status() -> Response:
         view = queue.status(_task_id())
-        return _json(status_answer(view, queue.state(), time.time()))
+        state = queue.state()
+        download = download_answer(queue.health()) if state is ServerState.LOADING else None
+        return json_response(status_answer(view, state, time.time(), download))
 
     @routes.get("/image")
     @documented(
         "Fetch an image",
         tag="images",
-        description="By default this removes the image, once its bytes were sent.",
+        description="By default this removes the image, once its bytes were sent. Several images "
+        "of a task are fetched one by one (`index`), or all at once (`all`).",
         parameters=[
             TASK_ID,
+            query(
+                "index",
+                "Which image of the task, from 0.",
+                {"type": "integer", "default": 0, "minimum": 0, "maximum": 999},
+            ),
+            query(
+                "all",
+                "Answer all images of the task: a zip archive, or with base64=true JSON.",
+                {"type": "boolean", "default": False},
+            ),
+            query(
+                "metadata",
+                "Answer how the image was made, as JSON, instead of the image; removes nothing.",
+                {"type": "boolean", "default": False},
+            ),
             query(
                 "base64",
                 "Answer base64 text instead of the bytes.",
@@ -160,6 +189,8 @@ def native_routes(
                         for content_type in CONTENT_TYPES.values()
                     },
                     "text/plain": {"schema": {"type": "string", "format": "byte"}},
+                    "application/zip": {"schema": {"type": "string", "format": "binary"}},
+                    "application/json": {"schema": {"type": "object"}},
                 },
             }
         },
@@ -172,22 +203,31 @@ def native_routes(
         ),
     )
     def image() -> Response:
-        task_id = _task_id()
+        task_id, index = _task_id(), _number("index", 0, 0, 999)
         as_base64, delete = _flag("base64", False), _flag("delete", True)
-        data, params = queue.image(task_id)
-        if as_base64:
-            data = to_base64(data).encode("ascii")
+        if _flag("metadata", False):
+            image, params = queue.image(task_id, index)
+            return jsonify(read_metadata(image) or _metadata_of(params, index))
+        if _flag("all", False):
+            images, params = queue.all_images(task_id)
+            data, content_type, name = _bundle(task_id, images, params, as_base64)
+            fetched = None
+        else:
+            data, params = queue.image(task_id, index)
+            content_type, fetched = CONTENT_TYPES[params.format], index
+            name = _file_name(task_id, index, params)
+            if as_base64:
+                data, content_type = to_base64(data).encode("ascii"), "text/plain"
 
         def send() -> Iterator[bytes]:
             for start in range(0, len(data), SEND_BYTES):
                 yield data[start : start + SEND_BYTES]
             if delete:
-                _after_sending(queue, task_id)
+                _after_sending(queue, task_id, fetched)
 
         answer = Response(send())
-        answer.content_type = "text/plain" if as_base64 else CONTENT_TYPES[params.format]
+        answer.content_type = content_type
         answer.content_length = len(data)
-        name = f"{task_id}.{EXTENSIONS[params.format]}"
         answer.headers["Content-Disposition"] = f'inline; filename="{name}"'
         answer.headers["Cache-Control"] = "no-store"
         return answer
@@ -214,7 +254,7 @@ def native_routes(
     )
     def list_queue() -> Response:
         limit, offset = _number("limit", 100, 1, 1000), _number("offset", 0, 0, 10_000_000)
-        return _json(queue_answer(*queue.queue(limit, offset)))
+        return json_response(queue_answer(*queue.queue(limit, offset)))
 
     @routes.delete("/delete")
     @routes.post("/delete")
@@ -235,65 +275,65 @@ def native_routes(
             TaskStatus.RUNNING: "The task was cancelled; its generation ends at the next step.",
             TaskStatus.DONE: "The image was removed.",
         }.get(was, "The record of the task was removed.")
-        return _json(DeleteAnswer(task_id=task_id, was=was, message=message))
-
-    @routes.get("/stats")
-    @documented(
-        "What was learned about time",
-        tag="server",
-        description="Learned seconds by size, the error of the forecasts so far, and how busy the "
-        "GPU is.",
-        answers={200: json_answer(StatsAnswer, "The figures.")},
-        errors=(),
-    )
-    def stats() -> Response:
-        return _json(stats_answer(queue.stats()))
-
-    @routes.get("/health")
-    @documented(
-        "Health of the server",
-        tag="server",
-        answers={
-            200: json_answer(HealthAnswer, "loading, ready or busy."),
-            503: json_answer(HealthAnswer, "draining or failed."),
-        },
-        errors=(),
-    )
-    def tell_health() -> Response:
-        health = queue.health()
-        done, images_bytes = queue.images()
-        memory = generator.memory
-        answer = HealthAnswer(
-            status=health.state,
-            model=queue.model.name,
-            model_title=queue.model.title,
-            quantize=health.quantize,
-            uptime_s=time.monotonic() - started_at,
-            worker_restarts=worker.restarts,
-            last_error=health.last_error,
-            memory=MemoryAnswer(
-                active_bytes=memory.active_bytes,
-                peak_bytes=memory.peak_bytes,
-                cache_bytes=memory.cache_bytes,
-            ),
-            disk_free_bytes=_free_bytes(data_dir),
-            waiting=health.waiting,
-            running=health.running,
-            done=done,
-            images_bytes=images_bytes,
-        )
-        works = health.state not in (ServerState.DRAINING, ServerState.FAILED)
-        return _json(answer, 200 if works else 503)
+        return json_response(DeleteAnswer(task_id=task_id, was=was, message=message))
 
     return routes
 
 
-def _json(answer: Answer, status: int = 200) -> Response:
-    return Response(answer.as_json(), status, mimetype="application/json")
+def _read_request(limits: Limits) -> GenerateRequest:
+    """The body of this request, JSON or a form.
+
+    A browser lets no foreign page send JSON without this server's consent, which it does not give;
+    forms it does, but with the page's Origin. A page that got itself our host name is stopped by
+    --allowed-hosts.
+    """
+    if request.is_json:
+        return parse_request(request.get_data(), limits)
+    if request.mimetype != "multipart/form-data" or _from_a_foreign_page():
+        raise errors.UnsupportedMediaType
+    texts = {name: request.form.getlist(name) for name in request.form}
+    files = {name: [file.read() for file in request.files.getlist(name)] for name in request.files}
+    return parse_form(texts, files, limits)
 
 
-def _ignored(asked: GenerateRequest, params: GenerationParams) -> list[str]:
-    return ["guidance"] if asked.guidance is not None and params.guidance is None else []
+def _from_a_foreign_page() -> bool:
+    origin = request.headers.get("Origin")
+    return origin is not None and urlsplit(origin).netloc != request.headers.get("Host")
+
+
+def _bundle(
+    task_id: str, images: list[bytes], params: GenerationParams, as_base64: bool
+) -> tuple[bytes, str, str]:
+    """All images of a task in one: the bytes, their content type, a name for the file."""
+    names = [_file_name(task_id, index, params) for index in range(len(images))]
+    if as_base64:
+        answer = ImagesAnswer(
+            images=[
+                ImageAnswer(
+                    index=index,
+                    seed=str(params.seed_of(index)),
+                    content_type=CONTENT_TYPES[params.format],
+                    base64=to_base64(image),
+                )
+                for index, image in enumerate(images)
+            ]
+        )
+        return answer.as_json().encode(), "application/json", f"{task_id}.json"
+    archive = zip_of(list(zip(names, images, strict=True)))
+    return archive, "application/zip", f"{task_id}.zip"
+
+
+def _file_name(task_id: str, index: int, params: GenerationParams) -> str:
+    number = f"-{index}" if params.count > 1 else ""
+    return f"{task_id}{number}.{EXTENSIONS[params.format]}"
+
+
+def _metadata_of(params: GenerationParams, index: int) -> dict[str, Any]:
+    """Of an image whose file tells nothing."""
+    told = params.model_dump(
+        mode="json", exclude={"format", "quality", "count", "metadata"}, exclude_none=True
+    )
+    return {**told, "seed": params.seed_of(index)}
 
 
 def _task_id() -> str:
@@ -304,13 +344,6 @@ def _task_id() -> str:
             field="task_id",
         )
     return task_id
-
-
-def _free_bytes(folder: Path) -> int:
-    try:
-        return shutil.disk_usage(folder).free
-    except OSError:
-        return 0
 
 
 def _idempotency_key() -> str | None:
@@ -333,9 +366,9 @@ def _number(name: str, default: int, minimum: int, maximum: int) -> int:
     return int(text)
 
 
-def _after_sending(queue: QueueManager, task_id: str) -> None:
+def _after_sending(queue: QueueManager, task_id: str, index: int | None) -> None:
     try:
-        queue.fetched(task_id)
+        queue.fetched(task_id, index)
     except errors.StorageUnavailable:
         log.warning("the fetched image of task %s stays: the disk refuses", task_id)
 
@@ -351,4 +384,4 @@ def _flag(name: str, default: bool) -> bool:
 
 def error_answer(status: int, code: str, message: str, field: str | None = None) -> Response:
     error = ErrorBody(code=code, message=message, field=field)
-    return _json(ErrorAnswer(error=error), status)
+    return json_response(ErrorAnswer(error=error), status)

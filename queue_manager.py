@@ -5,26 +5,40 @@ is made on disk first, then in memory. Two locks, always taken in this order: `_
 at a time, held while the disk works) and `_lock` (the memory, held for microseconds), so that
 nobody who only asks waits for the disk. One condition wakes the worker: nobody polls with sleep.
 
-Order: urgent tasks first, then normal ones, each first come, first served.
+Order: urgent tasks first, then normal ones, each first come, first served, but for those that join
+others of their model (live_queue.py).
 """
 
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 from itertools import islice
 from math import ceil
+from pathlib import Path
 from threading import Condition, Lock
 
-from errors import Gone, NotReady, NoWorker, QueueFull, StorageUnavailable, UnknownTask
-from live_queue import LiveQueue, TaskView, Wait
-from model_catalog import Model
-from task import SIDE_STEP, GenerationParams, Phase, Task, TaskStatus
+from errors import (
+    Gone,
+    InvalidInput,
+    ModelNotAllowed,
+    NotReady,
+    NotSupported,
+    NoWorker,
+    QueueFull,
+    StorageUnavailable,
+    UnknownTask,
+)
+from live_queue import LiveQueue
+from model_catalog import Weights
+from offer import Offer
+from queue_state import QueueHealth, Rules, ServerState, Stats
+from task import SIDE_STEP, GenerationParams, Phase, Stage, Task, TaskStatus
 from task_store import TOMBSTONE_S, StoredTask, TaskStore, Tombstone
-from timing_model import Forecast, Spread, TimingModel, Work
+from task_view import TaskView, Wait
+from timing_model import Spread, TimingModel, Work
 
 log = logging.getLogger(__name__)
 
@@ -38,80 +52,27 @@ FETCHED = "The image was fetched and removed."
 DELETED = "The task was deleted."
 
 
-class ServerState(StrEnum):
-    LOADING = "loading"  # the worker loads the model; tasks are accepted and wait
-    READY = "ready"  # nothing runs
-    BUSY = "busy"  # a task runs
-    DRAINING = "draining"  # the server is stopping; no new tasks
-    FAILED = "failed"  # the model could not be loaded, or the disk refuses
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What the operator has set."""
-
-    max_queue: int = 1000
-    """Tasks that may wait."""
-    max_wait_s: float = 0.0
-    """Longest forecast wait with which a task is accepted; 0: no limit."""
-    keep_s: float = 24 * 3600.0
-    keep_bytes: int = 5_000_000_000
-    refetch_s: float = 300.0
-
-
-@dataclass(frozen=True)
-class QueueHealth:
-    state: ServerState
-    waiting: int
-    running: int
-    quantize: int | None
-    """Bits that the loaded weights are quantized to."""
-    last_error: str | None
-
-
-@dataclass(frozen=True)
-class Stats:
-    """What was learned, and how good the forecasts are."""
-
-    timing_key: str
-    """The model and its quantization."""
-    samples: int
-    """Tasks learned from."""
-    load_s: float
-    forecasts: list[tuple[int, Forecast]]
-    """For square pictures of STATS_SIDES, with the model's default steps."""
-    outcomes: int
-    """Forecasts at submit that could be compared with what came."""
-    median_error: float | None
-    """Of |forecast - truth| / truth."""
-    share_inside_p90: float | None
-    tasks_last_hour: int
-    busy_share: float
-    """Part of the last hour for which the GPU worked."""
-
-
 class QueueManager:
     """HTTP threads, the worker thread and the encoder thread call it; all methods may raise
     StorageUnavailable when the disk refuses, and then nothing has changed."""
 
     def __init__(
         self,
-        model: Model,
+        offer: Offer,
         timing: TimingModel,
         store: TaskStore,
         rules: Rules | None = None,
         *,
-        quantize: int | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
         """Goes on where the store's last process ended.
 
         Args:
-            model: the server's model, for tasks that name none.
-            quantize: bits that weights are asked to be quantized to.
+            offer: the models that tasks may use; the first of them is loaded at the start.
         """
-        self.model = model
+        self.offer = offer
+        self.model = offer.default
         self._store = store
         self._rules = rules or Rules()
         self._monotonic = monotonic
@@ -121,7 +82,17 @@ class QueueManager:
         self._lock = Lock()
         self._wake_worker = Condition(self._lock)
         self._spread = Spread(store.outcomes())
-        self._live = LiveQueue(timing, self._spread, monotonic, model, quantize)
+        self._own = Weights(self.model, self.model.pipelines[0], offer.quantize)
+        self._loaded: dict[str, Weights] = {}
+        self._load_orders: list[Weights] = []
+        self._live = LiveQueue(
+            timing,
+            self._spread,
+            monotonic,
+            self._own,
+            in_memory=self._rules.models_in_memory,
+            affinity_s=self._rules.affinity_s,
+        )
         self._images_bytes = store.images()[1]
         self._prune_at = 0.0
         self._drain_until: float | None = None
@@ -138,12 +109,13 @@ class QueueManager:
         *,
         urgent: bool,
         client_key: str | None = None,
-        model: Model | None = None,
+        inputs: Mapping[str, bytes] | None = None,
     ) -> tuple[TaskView, int]:
         """Put a task into the queue; on return it is on disk.
 
         Args:
             client_key: with the same key comes the same task.
+            inputs: the pictures that the params name, as PNG, by InputImage.file.
 
         Returns:
             The task as it stands, and the number of other tasks that are not finished.
@@ -152,21 +124,22 @@ class QueueManager:
             NoWorker: the server is stopping.
             QueueFull: too many tasks wait, or the wait would be too long.
             Gone: the task of this client_key is no more.
+            ModelNotAllowed, NotSupported: the params ask for what the operator does not allow.
         """
+        stages = self.offer.stages(params)
         with self._writing, self._noting_storage():
             if client_key and (known := self._store.find_by_key(client_key)):
                 return self.status(known), self._unfinished_beside(known)
             with self._lock:
-                self._check_room(params, model or self.model, urgent)
-            task = Task(
-                secrets.token_hex(8), params, urgent, model or self.model, created_at=self._now()
-            )
+                self._check_room(stages, urgent)
+            task = Task(secrets.token_hex(8), params, urgent, stages, created_at=self._now())
             self._store.insert(
                 task.task_id,
                 params,
                 urgent=urgent,
                 created_at=task.created_at,
                 client_key=client_key,
+                inputs=inputs,
             )
             with self._lock:
                 others = len(self._live)
@@ -177,8 +150,9 @@ class QueueManager:
 
     def estimate(self, params: GenerationParams, *, urgent: bool) -> tuple[Wait, int]:
         """What submit would answer now, and the number of tasks that are not finished."""
+        stages = self.offer.stages(params)
         with self._lock:
-            return self._live.wait_of_new(params, self.model, urgent=urgent), len(self._live)
+            return self._live.wait_of_new(stages, urgent=urgent), len(self._live)
 
     def status(self, task_id: str) -> TaskView:
         """One task as it stands.
@@ -197,35 +171,43 @@ class QueueManager:
         with self._lock:
             return list(islice(self._live.views_in_order(offset), limit)), len(self._live)
 
-    def image(self, task_id: str) -> tuple[bytes, GenerationParams]:
-        """The image of a finished task.
+    def image(self, task_id: str, index: int = 0) -> tuple[bytes, GenerationParams]:
+        """One image of a finished task.
 
         Raises:
             UnknownTask, NotReady.
+            InvalidInput: it has no image of this index.
             Gone: also when the task failed or was cancelled.
         """
-        with self._lock:
-            if task_id in self._live:
-                raise NotReady
-        task = self._find_ended(task_id)
-        if task.status is TaskStatus.FAILED:
-            raise Gone(f"There is no image: the task failed. {task.error}")
-        if task.status is TaskStatus.CANCELLED:
-            raise Gone("There is no image: the task was cancelled.")
-        image = self._store.read_image(task_id)
-        if image is None:
-            raise Gone("The image was removed.")
-        return image, task.params
+        task = self._finished(task_id)
+        if index >= task.params.count:
+            raise InvalidInput(
+                f"index must be a whole number from 0 to {task.params.count - 1} for this task.",
+                field="index",
+            )
+        return self._image_of(task, index), task.params
 
-    def fetched(self, task_id: str) -> None:
-        """The image was sent and shall go: at once, or after the time to fetch it again."""
+    def all_images(self, task_id: str) -> tuple[list[bytes], GenerationParams]:
+        """All images of a finished task. Raises what image() raises."""
+        task = self._finished(task_id)
+        return [self._image_of(task, index) for index in range(task.params.count)], task.params
+
+    def fetched(self, task_id: str, index: int | None = None) -> None:
+        """An image (None: all of them) was sent and shall go. Once all were, the task goes with
+        them: at once, or after the time to fetch them again."""
         with self._writing, self._noting_storage():
             task = self._store.find(task_id)
-            if isinstance(task, StoredTask) and task.status is TaskStatus.DONE:
-                if self._rules.refetch_s > 0:
-                    self._store.mark_fetched(task_id, self._now())
-                else:
-                    self._drop(task_id, FETCHED)
+            if (
+                isinstance(task, StoredTask)
+                and task.status is TaskStatus.DONE
+                and self._store.mark_fetched(task_id, self._now(), index)
+                and self._rules.refetch_s <= 0
+            ):
+                self._drop(task_id, FETCHED)
+
+    def inputs_of(self, task_id: str) -> Path:
+        """The folder with the pictures that a task starts from."""
+        return self._store.inputs_of(task_id)
 
     def delete(self, task_id: str) -> TaskStatus:
         """Cancel a task that waits or runs, remove one that has ended.
@@ -259,7 +241,11 @@ class QueueManager:
                 state=self._state(),
                 waiting=self._live.waiting,
                 running=len(self._live.running),
-                quantize=self._live.quantize,
+                loaded=tuple(
+                    self._loaded[key] for key in self._live.resident if key in self._loaded
+                ),
+                loading=self._live.loading,
+                quantize=self._live.work.bits(self._latest()),
                 last_error=self._last_error,
             )
 
@@ -270,14 +256,13 @@ class QueueManager:
     def stats(self) -> Stats:
         with self._lock:
             tasks_last_hour, busy_share = self._live.last_hour()
-            key = self._live.timing_key(self.model)
+            key, timing = self._live.work.load_key(self._own), self._live.timing
             return Stats(
                 timing_key=key,
-                samples=self._live.timing.samples(key),
-                load_s=self._live.timing.forecast_load_s(key, self.model.parameters_b),
+                samples=timing.samples(key),
+                load_s=self._live.work.load_s(self._own),
                 forecasts=[
-                    (side, self._live.timing.forecast(self._square(key, side)))
-                    for side in STATS_SIDES
+                    (side, timing.forecast(self._square(key, side))) for side in STATS_SIDES
                 ],
                 outcomes=self._spread.count,
                 median_error=self._spread.median_error(),
@@ -293,32 +278,72 @@ class QueueManager:
     # -- the worker -----------------------------------------------------------------------------
     # report, finish, fail and release answer False when the task runs no more (it was cancelled).
 
-    def load_started(self, model: Model | None = None) -> None:
-        with self._lock:
-            self._live.load_started(model or self.model)
+    @property
+    def first_weights(self) -> Weights:
+        """What to load before anything is asked for."""
+        return self._own
 
-    def load_finished(self, quantize: int | None) -> None:
-        """The model is ready, its weights quantized to so many bits (None: not quantized)."""
+    def order_load(self, weights: Weights) -> None:
+        """The operator wants these loaded, between the task that runs and the next one."""
         with self._lock:
-            seconds = self._live.load_finished(quantize)
-            key = self._live.timing_key(self._live.loaded or self.model)
-        log.info("the model is ready after %.1f s", seconds)
+            if all(weights.key != ordered.key for ordered in self._load_orders):
+                self._load_orders.append(weights)
+            self._wake_worker.notify_all()
+
+    def load_started(self, weights: Weights) -> None:
+        with self._lock:
+            self._live.load_started(weights)
+
+    def load_finished(
+        self, weights: Weights, bits: int | None, resident: Sequence[str] | None = None
+    ) -> None:
+        """Weights are ready, quantized to so many bits (None: not quantized).
+
+        Args:
+            resident: keys of all that is in memory now; None: these alone.
+        """
+        with self._lock:
+            self._loaded[weights.key] = weights
+            now = (weights.key,) if resident is None else resident
+            seconds = self._live.load_finished(weights, bits, now)
+            key = self._live.work.load_key(weights)
+        log.info("%s is ready after %.1f s", weights.key, seconds)
         with suppress(StorageUnavailable), self._noting_storage():
             self._store.keep_load(key, seconds)
 
-    def load_failed(self, message: str) -> None:
+    def now_resident(self, resident: Sequence[str]) -> None:
+        """Weights were unloaded, or could not be loaded: this is in memory, the latest first."""
         with self._lock:
-            self._load_failed = True
+            self._live.now_resident(resident)
+
+    def load_failed(self, message: str, *, fatal: bool) -> None:
+        """Weights cannot be loaded.
+
+        Args:
+            fatal: the server ends; else only what needs them fails.
+        """
+        with self._lock:
+            self._load_failed = fatal
             self._last_error = message
 
     @property
     def stopping(self) -> bool:
         return self._drain_until is not None
 
-    def claim(self, timeout_s: float | None = None) -> Task | None:
-        """The next task to run, now running; waits for one. None: time is up, or stop() came."""
+    def next_load_order(self) -> Weights | None:
+        """What the operator wants loaded, the first that was ordered; it is ordered no more."""
         with self._lock:
-            self._wake_worker.wait_for(lambda: self.stopping or self._live.waiting, timeout_s)
+            return self._load_orders.pop(0) if self._load_orders else None
+
+    def claim(self, timeout_s: float | None = None) -> Task | None:
+        """The next task to run, now running; waits for one. None: time is up, a load was ordered,
+        or stop() came."""
+        with self._lock:
+            self._wake_worker.wait_for(
+                lambda: self.stopping or self._live.waiting or self._load_orders, timeout_s
+            )
+            if self._load_orders:
+                return None
         with self._writing, self._noting_storage():
             task = self._live.first()
             if self.stopping or task is None:
@@ -328,13 +353,28 @@ class QueueManager:
             with self._lock:
                 self._live.start(task, started_at=started_at)
             log.info(
-                "task %s is running: %d x %d, %d steps",
+                "task %s is running: %s, %d x %d, %d steps",
                 task.task_id,
+                task.stages[0].weights.key,
                 task.params.width,
                 task.params.height,
-                task.params.steps,
+                task.params.steps_run,
             )
             return task
+
+    def next_image(self, task_id: str, stage: int, index: int) -> bool:
+        """The running task has the image before, and turns to this one of a stage.
+
+        Returns:
+            Whether it shall go on, as report() does.
+        """
+        with self._lock:
+            task = self._live.get_running(task_id)
+            if task is None:
+                self._live.gpu_is_free()
+                return False
+            self._live.next_image(task, stage, index)
+            return self._may_go_on(task)
 
     def report(self, task_id: str, phase: Phase, steps_done: int, steps_total: int) -> bool:
         """The running task has reached a phase or ended a step, at this moment.
@@ -348,15 +388,24 @@ class QueueManager:
                 self._live.gpu_is_free()
                 return False
             self._live.report(task, phase, steps_done, steps_total)
-            if self._drain_until is None:
-                return True
-            return self._monotonic() + self._live.gpu_remaining_s(task) <= self._drain_until
+            return self._may_go_on(task)
 
-    def finish(self, task_id: str, image: bytes, *, image_encoding_s: float | None = None) -> bool:
-        """The image is encoded: the task is done, and its timings are learned.
+    def _may_go_on(self, task: Task) -> bool:
+        if self._drain_until is None:
+            return True
+        return self._monotonic() + self._live.gpu_remaining_s(task) <= self._drain_until
+
+    def finish(
+        self,
+        task_id: str,
+        images: Sequence[bytes],
+        *,
+        image_encoding_s: Sequence[float] | None = None,
+    ) -> bool:
+        """The images are encoded: the task is done, and its timings are learned.
 
         Args:
-            image_encoding_s: seconds that encoding took; None: since decoding ended.
+            image_encoding_s: seconds that encoding each took; None: since decoding ended.
         """
         # Not under _writing: syncing an image takes milliseconds, for which the worker would wait
         # with its next claim. The store's own guard decides against a cancel at the same moment.
@@ -364,19 +413,21 @@ class QueueManager:
             task = self._live.get_running(task_id)
             if task is None:
                 return False
-            work = self._live.work(task.params, task.model)
-            measured = self._live.measured(task)
-            if image_encoding_s is not None:
-                measured = replace(measured, image_encoding_s=image_encoding_s)
+            samples = self._live.measured(task)
+        if image_encoding_s is not None:
+            drawn, encoded = samples[: -len(images)], samples[-len(images) :]
+            samples = drawn + [
+                (work, replace(measured, image_encoding_s=seconds))
+                for (work, measured), seconds in zip(encoded, image_encoding_s, strict=True)
+            ]
         with self._noting_storage():
-            done = self._store.finish(
-                task_id, image, ended_at=self._now(), work=work, measured=measured
-            )
+            done = self._store.finish(task_id, images, ended_at=self._now(), samples=samples)
         if not done:
             return False
         with self._lock:
-            self._images_bytes += len(image)
-            self._live.timing.learn(work, measured)
+            self._images_bytes += sum(map(len, images))
+            for work, measured in samples:
+                self._live.timing.learn(work, measured)
             outcome = self._live.finish(task)
         log.info("task %s is done", task_id)
         if outcome is not None:
@@ -465,11 +516,16 @@ class QueueManager:
                 stored.task_id,
                 stored.params,
                 stored.urgent,
-                self.model,
+                (),
                 stored.created_at,
                 status=stored.status,
                 attempts=stored.attempts,
             )
+            try:
+                task.stages = self.offer.stages(stored.params)
+            except (ModelNotAllowed, NotSupported, InvalidInput) as error:
+                self._fail(task, error.code, error.message)  # the operator allows less than before
+                continue
             if task.status is TaskStatus.RUNNING:
                 if task.attempts >= MAX_ATTEMPTS:
                     self._fail(task, *ENDED_TOO_OFTEN)
@@ -502,6 +558,23 @@ class QueueManager:
         with self._lock:
             self._images_bytes -= dropped_bytes
 
+    def _finished(self, task_id: str) -> StoredTask:
+        with self._lock:
+            if task_id in self._live:
+                raise NotReady
+        task = self._find_ended(task_id)
+        if task.status is TaskStatus.FAILED:
+            raise Gone(f"There is no image: the task failed. {task.error}")
+        if task.status is TaskStatus.CANCELLED:
+            raise Gone("There is no image: the task was cancelled.")
+        return task
+
+    def _image_of(self, task: StoredTask, index: int) -> bytes:
+        image = self._store.read_image(task.task_id, index)
+        if image is None:
+            raise Gone("The image was removed.")
+        return image
+
     def _find_ended(self, task_id: str) -> StoredTask:
         with self._noting_storage():
             found = self._store.find(task_id)
@@ -519,7 +592,11 @@ class QueueManager:
 
     # -- inside, under _lock ----------------------------------------------------------------------
 
-    def _check_room(self, params: GenerationParams, model: Model, urgent: bool) -> None:
+    def _latest(self) -> Weights:
+        """The weights used last, or those that will be."""
+        return next((self._loaded[key] for key in self._live.resident), self._own)
+
+    def _check_room(self, stages: tuple[Stage, ...], urgent: bool) -> None:
         if self.stopping or self._load_failed:
             raise NoWorker
         if self._live.waiting >= self._rules.max_queue:
@@ -529,7 +606,7 @@ class QueueManager:
                 retry_after_s=retry_after_s,
             )
         if self._rules.max_wait_s > 0:
-            wait_s = self._live.wait_of_new(params, model, urgent=urgent).end_s
+            wait_s = self._live.wait_of_new(stages, urgent=urgent).end_s
             if wait_s > self._rules.max_wait_s:
                 retry_after_s = max(ceil(wait_s - self._rules.max_wait_s), 1)
                 raise QueueFull(
@@ -547,7 +624,7 @@ class QueueManager:
             return ServerState.FAILED
         if self.stopping:
             return ServerState.DRAINING
-        if self._live.loaded is None:
+        if self._live.loading is not None:
             return ServerState.LOADING
         return ServerState.BUSY if self._live.busy else ServerState.READY
 
@@ -581,10 +658,12 @@ def _view_of_stored(task: StoredTask) -> TaskView:
         ended_at=task.ended_at,
         wait=None,
         phase=None,
-        steps_done=len(task.measured.step_s) if task.measured else 0,
-        steps_total=task.params.steps,
+        steps_done=len(task.measured[-1].step_s) if task.measured else 0,
+        steps_total=task.params.steps_run,
         progress=1.0 if task.status is TaskStatus.DONE else 0.0,
         error_code=task.error_code,
         error=task.error,
         measured=task.measured,
+        images_done=len(task.image_sizes),
+        image_sizes=task.image_sizes,
     )

@@ -6,6 +6,7 @@ import resource
 import signal
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from urllib.parse import urlsplit
@@ -25,12 +26,20 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 import errors
 from answers import ErrorAnswer, ErrorBody
 from api_docs import PAGE_ROUTE, install_docs
-from generator import MfluxGenerator, MlxMissing, prepare_mlx
-from model_catalog import DEFAULT_MODEL, DEFAULT_MODEL_WITHOUT_GPU, MODELS, Model, find_model
+from generate_request import Limits
+from generator import MfluxGenerator
+from mflux_registry import read_catalog
+from mlx_setup import MlxMissing, prepare_mlx
+from model_catalog import DEFAULT_MODEL, DEFAULT_MODEL_WITHOUT_GPU, Weights
+from models_api import model_routes
 from native_api import error_answer, native_routes
-from queue_manager import QueueManager, Rules
+from offer import Offer, read_offer
+from pipelines import build
+from queue_manager import QueueManager
+from queue_state import Rules
+from server_api import server_routes
 from settings import Settings
-from task import Limits
+from submission import Submission
 from task_store import TaskStore
 from timing_model import TimingModel
 from worker import Generator, Worker
@@ -51,20 +60,23 @@ def create_app(
     queue: QueueManager,
     worker: Worker,
     generator: Generator,
+    submission: Submission,
     *,
     data_dir: Path,
-    limits: Limits,
     max_body_bytes: int,
     allowed_hosts: frozenset[str] | None = None,
+    operator_key: str | None = "",
 ) -> Flask:
     """The WSGI application: every route at the root and under /api.
 
     Args:
         allowed_hosts: names under which clients may address it; None: any. A web page whose own
             name leads to this machine (DNS rebinding) thus gets nothing.
+        operator_key: what the operator's routes ask for; empty: nothing; None: they are closed.
     """
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
+    app.config["MAX_FORM_MEMORY_SIZE"] = max_body_bytes
     app.url_map.strict_slashes = False
     app.json.sort_keys = False  # type: ignore[attr-defined]  # the specification, as written
 
@@ -77,12 +89,16 @@ def create_app(
         if allowed_hosts is not None and name not in allowed_hosts:
             raise errors.UnknownHost
 
-    routes = native_routes(queue, worker, generator, data_dir, limits)
-    app.register_blueprint(routes)
-    app.register_blueprint(routes, url_prefix="/api", name="api")
+    for routes in (
+        native_routes(queue, submission),
+        server_routes(queue, worker, generator, data_dir),
+        model_routes(queue, submission.offer, read_catalog(), operator_key),
+    ):
+        app.register_blueprint(routes)
+        app.register_blueprint(routes, url_prefix="/api", name=f"api_{routes.name}")
     app.register_error_handler(Exception, _answer_error)
     app.add_url_rule("/", "home", lambda: redirect(PAGE_ROUTE))
-    install_docs(app, limits)
+    install_docs(app, submission.limits)
     return app
 
 
@@ -112,7 +128,7 @@ def _answer_error(error: Exception) -> Response:
 class Server:
     """Everything that runs, connected: queue, worker, HTTP. Nothing starts before start()."""
 
-    def __init__(self, settings: Settings, model: Model, generator: Generator) -> None:
+    def __init__(self, settings: Settings, offer: Offer, generator: Generator) -> None:
         """Opens the store and binds the port.
 
         Raises:
@@ -123,6 +139,8 @@ class Server:
             max_pixels=settings.max_pixels,
             max_steps=settings.max_steps,
             max_prompt_chars=settings.max_prompt_chars,
+            max_count=settings.max_count,
+            max_input_pixels=settings.max_input_pixels,
         )
         rules = Rules(
             max_queue=settings.max_queue,
@@ -130,13 +148,13 @@ class Server:
             keep_s=settings.keep_s,
             keep_bytes=settings.keep_bytes,
             refetch_s=settings.refetch_s,
+            affinity_s=settings.affinity_s,
+            models_in_memory=settings.models_in_memory,
         )
         self._drain_s = settings.drain_s
         self._store = TaskStore(settings.data_dir)
         try:
-            self.queue = QueueManager(
-                model, TimingModel(), self._store, rules, quantize=settings.quantize
-            )
+            self.queue = QueueManager(offer, TimingModel(), self._store, rules)
         except errors.StorageUnavailable as error:
             self._store.close()
             raise errors.StoreError(
@@ -145,16 +163,25 @@ class Server:
         self._end, self.end_fd = os.pipe()
         """Who wants the server to end writes a byte here: a signal its number, we LOAD_FAILED."""
         os.set_blocking(self.end_fd, False)
-        self._worker = Worker(self.queue, generator, on_load_failure=self._load_failed)
+        self._worker = Worker(
+            self.queue,
+            generator,
+            on_load_failure=self._load_failed,
+            unload_after_s=settings.unload_after_s,
+        )
+        submission = Submission(
+            self.queue, offer, limits, generator.refusal, metadata=settings.metadata == "on"
+        )
         self._http = create_server(
             create_app(
                 self.queue,
                 self._worker,
                 generator,
+                submission,
                 data_dir=settings.data_dir,
-                limits=limits,
                 max_body_bytes=settings.max_body_bytes,
                 allowed_hosts=_allowed_hosts(settings),
+                operator_key=settings.operator_key or ("" if settings.host in LOOPBACK else None),
             ),
             sockets=[_listen(settings.host, settings.port)],
             threads=settings.threads,
@@ -222,22 +249,32 @@ class _JsonErrorChannel(HTTPChannel):  # type: ignore[misc]
     error_task_class = _JsonErrorTask
 
 
-def choose_model(name: str | None, path: str | None, has_gpu: bool) -> Model:
-    """The model to load: the one asked for, else the default of this machine.
+def offer_of(settings: Settings, has_gpu: bool) -> Offer:
+    """What clients may use.
 
     Raises:
-        BadOption: there is no model of this name, or --path means nothing to it.
+        BadOption: an option names a model or a folder that is not there.
     """
-    model = find_model(name or (DEFAULT_MODEL if has_gpu else DEFAULT_MODEL_WITHOUT_GPU))
-    if model is None:
-        known = ", ".join(model.name for model in MODELS)
-        raise errors.BadOption(f"argument --model: there is no model {name!r}. Models: {known}.")
-    if path and model.tiny:
-        raise errors.BadOption(
-            f"argument --path: the model {model.name} builds its own weights. Say with --model "
-            "which model the weights are of."
-        )
-    return model
+    return read_offer(
+        read_catalog(),
+        default=settings.model,
+        allowed=settings.models,
+        path=settings.path,
+        fallback=DEFAULT_MODEL if has_gpu else DEFAULT_MODEL_WITHOUT_GPU,
+        quantize=settings.quantize,
+        quantize_choices=settings.quantize_choices,
+        lora_dir=settings.lora_dir,
+        allow_lora_repos=settings.allow_lora_repos == "on",
+    )
+
+
+def download(settings: Settings) -> int:
+    """Fetch the weights of --download, with mflux's own progress bars; returns the exit code."""
+    offer = offer_of(replace(settings, model=settings.download, models=()), has_gpu=False)
+    for pipeline in offer.default.pipelines:
+        build(Weights(offer.default, pipeline, None), settings.data_dir, offer.lora)
+    print(f"The weights of {offer.default.name} are on this machine.")
+    return 0
 
 
 def main(argv: list[str]) -> int:
@@ -247,18 +284,19 @@ def main(argv: list[str]) -> int:
     )
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     try:
-        has_gpu = prepare_mlx()
-        model = choose_model(settings.model, settings.path, has_gpu)
+        has_gpu = prepare_mlx(quiet=settings.download is None)
+        if settings.download is not None:
+            return download(settings)
+        offer = offer_of(settings, has_gpu)
         generator = MfluxGenerator(
-            model,
-            settings.quantize,
-            settings.path,
             settings.data_dir,
+            models_in_memory=settings.models_in_memory,
+            lora_path=offer.lora,
             cache_limit_bytes=settings.cache_limit,
             check_memory=settings.memory_check == "on",
         )
-        server = Server(settings, model, generator)
-    except (MlxMissing, errors.StoreError) as error:
+        server = Server(settings, offer, generator)
+    except (MlxMissing, errors.StoreError, errors.ModelLoadError) as error:
         print(f"server.py: {error}", file=sys.stderr)
         return 1
     except errors.BadOption as error:
@@ -268,11 +306,11 @@ def main(argv: list[str]) -> int:
         where = f"{settings.host}, port {settings.port}"
         print(f"server.py: cannot listen on {where}: {error}", file=sys.stderr)
         return 1
-    if settings.model is None and model.tiny:
+    if not (settings.model or settings.models) and offer.default.tiny:
         log.warning(
             "MLX has no GPU here: serving the built-in %s model, which draws abstract noise. "
             "Name a model with --model to load it all the same.",
-            model.name,
+            offer.default.name,
         )
     if settings.host not in LOOPBACK:
         log.warning("listening on %s: everyone who reaches this address may use it", settings.host)
@@ -282,7 +320,7 @@ def main(argv: list[str]) -> int:
         signal.signal(number, lambda *_: None)
     server.start()
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    log.info("serving %s on http://%s:%d", model.name, host, server.port)
+    log.info("serving %s on http://%s:%d", offer.default.name, host, server.port)
     log.info("documentation: http://%s:%d%s", host, server.port, PAGE_ROUTE)
     exit_code = server.wait()
     for number in ENDING_SIGNALS:  # it ends already

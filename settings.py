@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import platformdirs
 
 ENVIRONMENT_PREFIX = "MFLUX_SERVER_"
+QUANTIZE = (3, 4, 5, 6, 8)
 DEFAULT_DATA_DIR = Path(platformdirs.user_data_dir("mflux-server", appauthor=False))
 
 
@@ -33,6 +34,17 @@ def _whole_number(minimum: int, maximum: int) -> Callable[[str], int]:
 
 def _directory(text: str) -> Path:
     return Path(text).expanduser()
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _bits(text: str) -> tuple[int, ...]:
+    bits = tuple(int(part) if part.isdigit() else 0 for part in _names(text))
+    if not set(bits) <= set(QUANTIZE):
+        raise argparse.ArgumentTypeError(f"must be some of {QUANTIZE}, not {text!r}")
+    return bits
 
 
 def _option(
@@ -60,13 +72,64 @@ class Settings:
         "quantize the weights to this many bits when loading (default: the precision they are "
         "stored in)",
         parse=int,
-        choices=(3, 4, 5, 6, 8),
+        choices=QUANTIZE,
+    )
+    quantize_choices: tuple[int, ...] = _option(
+        (),
+        "bits that a task may ask for instead, separated by commas (default: none)",
+        parse=_bits,
+        metavar="BITS",
     )
     path: str | None = _option(
         None,
         "local folder or Hugging Face repository (org/name) to load the weights of --model from "
         "(default: the model's own repository)",
         metavar="PATH",
+    )
+    models: tuple[str, ...] = _option(
+        (),
+        "models that tasks may name, separated by commas: names; all; or [NAME=]FOLDER@BASE for "
+        "local weights that mflux-save wrote (default: --model alone). They are downloaded when a "
+        "task first needs them",
+        parse=_names,
+        metavar="NAMES",
+    )
+    models_in_memory: int = _option(
+        1, "most models kept in memory, if they fit", parse=_whole_number(1, 100)
+    )
+    unload_after_s: int = _option(
+        0,
+        "seconds without a task after which the models are freed from memory; 0: never",
+        parse=_whole_number(0, 10**9),
+    )
+    affinity_s: int = _option(
+        60,
+        "seconds by which a task may be delayed in favour of others of its level whose model is "
+        "loaded already; 0: strictly first come, first served",
+        parse=_whole_number(0, 10**9),
+    )
+    lora_dir: Path | None = _option(
+        None,
+        "folder with adapters (.safetensors) that tasks may name (default: none)",
+        parse=_directory,
+        metavar="DIR",
+    )
+    allow_lora_repos: str = _option(
+        "off",
+        "let tasks name adapters on Hugging Face (org/name), which are then downloaded",
+        parse=str.lower,
+        choices=("on", "off"),
+    )
+    download: str | None = _option(
+        None,
+        "download the weights of a model, with a progress bar, and end",
+        metavar="NAME",
+    )
+    operator_key: str = _option(
+        "",
+        "key that POST /models/NAME/load asks for, as Authorization: Bearer KEY (default: none; "
+        "then only a server on a loopback address allows it)",
+        metavar="KEY",
     )
     host: str = _option(
         "127.0.0.1", "address to listen on; 0.0.0.0 opens the server to the network"
@@ -107,13 +170,19 @@ class Settings:
     max_prompt_chars: int = _option(
         10_000, "longest prompt, in characters", parse=_whole_number(1, 1_000_000)
     )
+    max_count: int = _option(10, "most images of one task", parse=_whole_number(1, 100))
+    max_input_pixels: int = _option(
+        50_000_000,
+        "most pixels (width x height) of a picture that a client sends",
+        parse=_whole_number(256, 178_000_000),
+    )
     max_wait_s: int = _option(
         0,
         "longest forecast wait with which a task is still accepted, in seconds; 0: no limit",
         parse=_whole_number(0, 10**9),
     )
     max_body_bytes: int = _option(
-        1_000_000, "largest request body, in bytes", parse=_whole_number(1_000, 2**30)
+        50_000_000, "largest request body, in bytes", parse=_whole_number(1_000, 2**30)
     )
     keep_s: int = _option(
         24 * 3600,
@@ -130,6 +199,12 @@ class Settings:
         "seconds for which an image can be fetched again after it was fetched and removed, in "
         "case the connection broke; 0: it goes at once",
         parse=_whole_number(0, 10**9),
+    )
+    metadata: str = _option(
+        "on",
+        "write into image files how they were made, where a task does not say",
+        parse=str.lower,
+        choices=("on", "off"),
     )
     drain_s: int = _option(
         0,
@@ -168,7 +243,9 @@ class Settings:
         for option in fields(Settings):
             flag, variable = flag_of(option.name), variable_of(option.name)
             described = dict(option.metadata)
-            default = "" if option.default is None else f" (default: {option.default})"
+            default = f" (default: {option.default})"
+            if option.default in (None, (), ""):  # the help says what happens then
+                default = ""
             described["help"] = f"{described['help']}{default} [{variable}]"
             parser.add_argument(flag, dest=option.name, default=option.default, **described)
             if environ.get(variable):

@@ -1,21 +1,21 @@
-"""A task: one request for an image, from submit to fetch. Its words, its limits, its validation.
+"""A task: one request for images, from submit to fetch. Its words and its life.
 
-`GenerateRequest` is what a client may ask (the one text that validates and documents the body of
-POST /generate), `GenerationParams` is what will be done for it, `Task` is its life.
+`GenerationParams` is what is done for it (generate_request.py has what a client may ask), `Task` is
+its life.
 """
 
-import json
-import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from math import isqrt
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from errors import InvalidInput
-from model_catalog import Model
+from model_catalog import Lora, Weights
+from timing_model import Measured, Work
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 MAX_SEED = 2**64 - 1
 SIDE_STEP = 16
@@ -44,109 +44,14 @@ Report = Callable[[Phase, int, int], None]
 end the generation at this point."""
 
 
-def _digits_to_int(value: object) -> object:
-    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 20:
-        return int(value)
-    return value
+class InputImage(NamedTuple):
+    """A picture that the client gave, decoded, turned upright and kept as PNG in the task's folder
+    of inputs."""
 
-
-def _upper_jpeg(value: object) -> object:
-    if isinstance(value, str):
-        value = value.upper()
-        return "JPEG" if value == "JPG" else value
-    return value
-
-
-Seed = Annotated[
-    int,
-    Field(ge=0, le=MAX_SEED),
-    BeforeValidator(
-        _digits_to_int,
-        json_schema_input_type=Annotated[int, Field(ge=0, le=MAX_SEED)]
-        | Annotated[str, Field(pattern="^[0-9]{1,20}$")],
-    ),
-]
-ImageFormat = Annotated[Literal["JPEG", "PNG", "WEBP"], BeforeValidator(_upper_jpeg)]
-
-
-class GenerateRequest(BaseModel):
-    """The body of POST /generate."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-    prompt: str = Field(
-        min_length=1,
-        max_length=1_000_000,
-        pattern=r"\S",
-        description="What the image shows. Models read only the first few hundred words.",
-        examples=["A beautiful landscape"],
-    )
-    seed: Seed | None = Field(
-        None,
-        description="The noise to start from: the same seed, params and model give the same "
-        "image. A number or a string of digits, 0 to 2^64-1. Random when absent; every answer "
-        "tells it.",
-        examples=["1725311496"],
-    )
-    width: int = Field(
-        1024,
-        ge=SIDE_STEP,
-        le=8192,
-        description="Pixels; rounded down to a multiple of 16, the answer says the width used.",
-        examples=[1024],
-    )
-    height: int = Field(
-        1024,
-        ge=SIDE_STEP,
-        le=8192,
-        description="Pixels; rounded down to a multiple of 16, the answer says the height used.",
-        examples=[1024],
-    )
-    steps: int | None = Field(
-        None,
-        ge=1,
-        le=1000,
-        description="Denoising steps. The model's own default when absent.",
-        examples=[4],
-    )
-    guidance: float | None = Field(
-        None,
-        ge=0,
-        le=100,
-        allow_inf_nan=False,
-        description="How closely the image follows the prompt. The model's own default when "
-        "absent; distilled models have none and ignore it, the answer then lists it in "
-        "`ignored_fields`.",
-        examples=[3.5],
-    )
-    format: ImageFormat = Field("JPEG", description="File format of the image.", examples=["JPEG"])
-    quality: int = Field(
-        85,
-        ge=1,
-        le=100,
-        description="Quality of JPEG and WEBP in percent; PNG is lossless.",
-        examples=[85],
-    )
-    priority: bool | Annotated[int, Field(ge=0, le=1)] = Field(
-        False,
-        description="true (or 1): urgent, goes ahead of every normal task and behind the urgent "
-        "ones that came earlier.",
-        examples=[False],
-    )
-    client_task_id: str | None = Field(
-        None,
-        min_length=1,
-        max_length=200,
-        description="Makes submitting safe to repeat, like the header Idempotency-Key: the same "
-        "key answers with the same task, also after a restart of the server.",
-        examples=["chat-42-message-7"],
-    )
-    count: int | None = Field(
-        None,
-        description="Accepted for older clients and ignored: a task makes one image.",
-        deprecated=True,
-        exclude=True,
-    )
+    file: str
+    """Name of the file: the first 16 hexadecimal digits of the SHA-256 of its bytes."""
+    width: int
+    height: int
 
 
 class GenerationParams(BaseModel):
@@ -156,6 +61,7 @@ class GenerationParams(BaseModel):
 
     prompt: str
     seed: int = Field(ge=0, le=MAX_SEED)
+    """Of the first image; the next one has this plus 1, and so on, modulo 2^64."""
     width: int
     height: int
     steps: int
@@ -163,143 +69,57 @@ class GenerationParams(BaseModel):
     """None when the model has no guidance."""
     format: Literal["JPEG", "PNG", "WEBP"]
     quality: int
+    model: str = ""
+    """Empty in records from before tasks named one: the server's default."""
+    quantize: int | None = None
+    """Bits asked for."""
+    count: int = 1
+    """Images."""
+    negative_prompt: str | None = None
+    scheduler: str | None = None
+    init_image: InputImage | None = None
+    image_strength: float | None = None
+    """0 to 1, how much of init_image is kept (mflux's meaning)."""
+    images: tuple[InputImage, ...] = ()
+    mask: InputImage | None = None
+    control_image: InputImage | None = None
+    control_strength: float | None = None
+    control_type: str | None = None
+    loras: tuple[Lora, ...] = ()
+    upscale: float | None = None
+    """Factor by which the pictures (of an upscaler: init_image) are enlarged at the end; width and
+    height are those before."""
+    upscaler: str | None = None
+    """The model that does it, where that is not `model`."""
+    metadata: bool = True
+    """Whether the image files tell these params."""
 
     @property
     def tokens(self) -> int:
-        """Latent tokens of the image: one for each 16 x 16 pixels."""
+        """Latent tokens of an image: one for each 16 x 16 pixels."""
         return (self.width // SIDE_STEP) * (self.height // SIDE_STEP)
 
+    @property
+    def steps_run(self) -> int:
+        """Steps that really run: with an init_image mflux starts from one that is partly done."""
+        if self.init_image is None or not self.image_strength:
+            return self.steps
+        return self.steps - max(1, int(self.steps * self.image_strength))
 
-@dataclass(frozen=True)
-class Limits:
-    """What the operator allows, on top of what the request model allows."""
+    @property
+    def inputs(self) -> tuple[InputImage, ...]:
+        single = (self.init_image, self.mask, self.control_image)
+        return (*(image for image in single if image), *self.images)
 
-    max_pixels: int = 2048 * 2048
-    max_steps: int = 100
-    max_prompt_chars: int = 10_000
+    @property
+    def final_size(self) -> tuple[int, int]:
+        """Width and height of the finished images, in pixels."""
+        if not self.upscale:
+            return self.width, self.height
+        return round(self.width * self.upscale), round(self.height * self.upscale)
 
-
-def parse_request(body: bytes, limits: Limits) -> GenerateRequest:
-    """Validate the JSON body of a request.
-
-    Raises:
-        InvalidInput: names the first field at fault and what it allows.
-    """
-    try:
-        return GenerateRequest.model_validate_json(body)
-    except ValidationError as error:
-        raise _invalid_input(error, limits) from None
-
-
-def request_schema(limits: Limits) -> dict[str, Any]:
-    """JSON schema of the request body, with the operator's limits in place of the widest ones."""
-    schema = GenerateRequest.model_json_schema()
-    schema["properties"]["prompt"]["maxLength"] = limits.max_prompt_chars
-    for choice in schema["properties"]["steps"]["anyOf"]:
-        if choice["type"] == "integer":
-            choice["maximum"] = limits.max_steps
-    for side in ("width", "height"):
-        schema["properties"][side]["default"] = _default_side(limits)
-        schema["properties"][side]["maximum"] = min(8192, limits.max_pixels // SIDE_STEP)
-        schema["properties"][side]["description"] += (
-            f" width x height is at most {limits.max_pixels} pixels."
-        )
-    return schema
-
-
-def resolve(request: GenerateRequest, model: Model, limits: Limits) -> GenerationParams:
-    """Fill in the model's defaults and a random seed, round the size, check the limits.
-
-    Raises:
-        InvalidInput: a field is within the request model but not within the operator's limits.
-    """
-    if len(request.prompt) > limits.max_prompt_chars:
-        raise InvalidInput(_refusal("prompt", request.prompt, limits), field="prompt")
-    width, height = (
-        (side if name in request.model_fields_set else min(side, _default_side(limits)))
-        // SIDE_STEP
-        * SIDE_STEP
-        for name, side in (("width", request.width), ("height", request.height))
-    )
-    if width * height > limits.max_pixels:
-        raise InvalidInput(
-            f"width x height must be at most {limits.max_pixels} pixels on this server, "
-            f"not {width} x {height} = {width * height}.",
-            field="width",
-        )
-    steps = min(model.default_steps, limits.max_steps) if request.steps is None else request.steps
-    if steps > limits.max_steps:
-        raise InvalidInput(_refusal("steps", steps, limits), field="steps")
-    guidance = model.default_guidance
-    if guidance is not None and request.guidance is not None:
-        guidance = request.guidance
-    return GenerationParams(
-        prompt=request.prompt,
-        seed=secrets.randbits(64) if request.seed is None else request.seed,
-        width=width,
-        height=height,
-        steps=steps,
-        guidance=guidance,
-        format=request.format,
-        quality=request.quality,
-    )
-
-
-def _default_side(limits: Limits) -> int:
-    """Of a square picture that the operator allows."""
-    return min(1024, isqrt(limits.max_pixels) // SIDE_STEP * SIDE_STEP)
-
-
-def _invalid_input(error: ValidationError, limits: Limits) -> InvalidInput:
-    first = error.errors(include_url=False)[0]
-    if first["type"] == "json_invalid":
-        return InvalidInput(f"The body is not valid JSON: {first['ctx']['error']}.")
-    if not first["loc"]:
-        return InvalidInput("The body must be a JSON object with at least the field prompt.")
-    name = str(first["loc"][0])[:100]
-    if first["type"] == "extra_forbidden":
-        known = ", ".join(GenerateRequest.model_fields)
-        return InvalidInput(f"{name} is not a field of this server. Fields: {known}.", field=name)
-    if first["type"] == "missing":
-        return InvalidInput(f"{name} is required.", field=name)
-    return InvalidInput(_refusal(name, first["input"], limits), field=name)
-
-
-def _refusal(name: str, value: Any, limits: Limits) -> str:
-    allowed = _in_words(request_schema(limits)["properties"][name])
-    return f"{name} must be {allowed}, not {_shown(value)}."
-
-
-def _in_words(schema: dict[str, Any]) -> str:
-    """What a JSON schema allows, for people: "a whole number from 1 to 100"."""
-    if "anyOf" in schema:
-        choices = [_in_words(choice) for choice in schema["anyOf"]]
-        return " or ".join(choice for choice in choices if choice != "null")
-    if "enum" in schema:
-        return "one of " + ", ".join(schema["enum"])
-    nouns = {
-        "integer": "a whole number",
-        "number": "a number",
-        "boolean": "true or false",
-        "null": "null",
-        "string": "a string of digits" if "[0-9]" in schema.get("pattern", "") else "a string",
-    }
-    words = nouns[schema["type"]]
-    if "minimum" in schema:
-        words += (
-            f" from {schema['minimum']:g}"
-            if schema["type"] == "number"
-            else f" from {schema['minimum']}"
-        )
-        words += f" to {schema['maximum']}"
-    if "maxLength" in schema:
-        words += f" of {schema['minLength']} to {schema['maxLength']} characters that is not blank"
-    return words
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=repr)
-    return text if len(text) <= 80 else text[:77] + "..."
+    def seed_of(self, index: int) -> int:
+        return (self.seed + index) % (MAX_SEED + 1)
 
 
 @dataclass
@@ -317,6 +137,11 @@ class Progress:
     step_s: list[float] = field(default_factory=list)
     """Seconds of each step that has ended."""
     step_started_at: float = 0.0
+    stage: int = 0
+    images_done: int = 0
+    """Of this stage."""
+    measured: "list[tuple[Work, Measured]]" = field(default_factory=list)
+    """What each image before this one was, and took."""
     shown: float = 0.0
     """Part of its time that was told last, 0 to 1: what is told never goes back."""
 
@@ -342,6 +167,30 @@ class Told:
     """Model switches that were due before it."""
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A part of a task that one model does."""
+
+    weights: Weights
+    params: GenerationParams
+
+    def image(self, index: int) -> "Stage":
+        """The part of it that makes one of its images."""
+        seed = self.params.seed_of(index)
+        return Stage(self.weights, self.params.model_copy(update={"seed": seed, "count": 1}))
+
+    def starting_from(self, picture: InputImage) -> "Stage":
+        return Stage(self.weights, self.params.model_copy(update={"init_image": picture}))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A picture that was made, and what mflux writes about it into a file."""
+
+    picture: "Image"
+    metadata: Mapping[str, Any] | None = None
+
+
 @dataclass
 class Task:
     """A task that waits or runs. Owned by the QueueManager: only it changes one, under its lock.
@@ -352,7 +201,8 @@ class Task:
     task_id: str
     params: GenerationParams
     urgent: bool
-    model: Model
+    stages: tuple[Stage, ...]
+    """What is done for it, one after the other: drawing, and perhaps enlarging."""
     created_at: float
     """Unix seconds."""
     status: TaskStatus = TaskStatus.WAITING
@@ -364,6 +214,8 @@ class Task:
     """None while it waits."""
     submitted: "Promise | None" = None
     """What was forecast when it was submitted; None for tasks from before the start."""
+    patience_s: float = 0.0
+    """Seconds by which others may still delay it by joining the line ahead of it."""
     told: "Told | None" = None
     """What the latest answer about it said."""
 

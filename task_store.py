@@ -5,18 +5,20 @@ its call returns, so what a client was told survives kill -9 and, as far as fsyn
 a power cut (on macOS with fullfsync, which alone makes the drive write). That costs about half a
 millisecond a change on an SSD; pictures take seconds.
 
-Images are files, written beside, synced, then renamed: complete or not there. Files and not blobs,
-because deleting one gives its space back at once and needs none, even on a full disk.
+Images, and the pictures that tasks start from, are files beside it (file_store.py).
 
 A task whose image was removed, or that was pruned, leaves a row with the reason, so that its id is
 answered with 410; these rows go after TOMBSTONE_S.
 """
 
 import fcntl
+import json
 import logging
 import os
+import shutil
 import sqlite3
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from threading import RLock
 from typing import Any
 
 from errors import StorageUnavailable, StoreError
+from file_store import FileStore, image_name
 from task import GenerationParams, TaskStatus
 from timing_model import Measured, Outcome, Work
 
@@ -76,6 +79,10 @@ MIGRATIONS = (
         actual_s REAL NOT NULL
     );
     """,
+    """
+    ALTER TABLE tasks ADD COLUMN image_sizes TEXT; -- JSON: bytes of each of its image files
+    ALTER TABLE tasks ADD COLUMN fetched TEXT;     -- JSON: which of them were sent and shall go
+    """,
 )
 """Script n brings schema version n to n + 1 (PRAGMA user_version)."""
 
@@ -94,8 +101,10 @@ class StoredTask:
     started_at: float | None
     ended_at: float | None
     fetched_at: float | None
-    measured: Measured | None
-    image_bytes: int | None
+    measured: tuple[Measured, ...]
+    """Of each image."""
+    image_sizes: tuple[int, ...]
+    """Bytes of each image."""
     error_code: str | None
     error: str | None
 
@@ -122,17 +131,16 @@ class TaskStore:
                 that is damaged or was written by a newer version.
         """
         self._lock = RLock()
-        self._images = data_dir / "images" if data_dir else None
-        self._memory_images: dict[str, bytes] = {}
-        self._refused_bytes = 0
         self._open = ExitStack()
         with ExitStack() as opened:
             try:
                 if data_dir:
                     opened.callback(os.close, _own(data_dir))
-                if self._images:
-                    self._images.mkdir(exist_ok=True)
-                path = data_dir / "tasks.sqlite3" if data_dir else ":memory:"
+                    path = str(data_dir / "tasks.sqlite3")
+                else:
+                    path, data_dir = ":memory:", Path(tempfile.mkdtemp())
+                    opened.callback(shutil.rmtree, data_dir)
+                self._files = FileStore(data_dir)
                 self._database = sqlite3.connect(
                     path, check_same_thread=False, isolation_level=None
                 )
@@ -159,8 +167,27 @@ class TaskStore:
         urgent: bool,
         created_at: float,
         client_key: str | None = None,
+        inputs: Mapping[str, bytes] | None = None,
     ) -> None:
-        """Keep a new task, waiting. Raises sqlite3.IntegrityError if the id or key is taken."""
+        """Keep a new task, waiting, with the pictures it needs (PNG bytes by InputImage.file).
+
+        Raises sqlite3.IntegrityError if the id or key is taken.
+        """
+        with ExitStack() as unless_kept:
+            if inputs:
+                unless_kept.callback(_quietly, self._files.remove_inputs, task_id)
+                self._files.write_inputs(task_id, inputs)
+            self._insert(task_id, params, urgent, created_at, client_key)
+            unless_kept.pop_all()
+
+    def _insert(
+        self,
+        task_id: str,
+        params: GenerationParams,
+        urgent: bool,
+        created_at: float,
+        client_key: str | None,
+    ) -> None:
         with self._transaction() as database:
             database.execute(
                 "INSERT INTO tasks (task_id, client_key, urgent, status, params, created_at)"
@@ -241,13 +268,13 @@ class TaskStore:
     def finish(
         self,
         task_id: str,
-        image: bytes,
+        images: Sequence[bytes],
         *,
         ended_at: float,
-        work: Work,
-        measured: Measured,
+        samples: Sequence[tuple[Work, Measured]],
     ) -> bool:
-        """Keep the image, then say that the task is done, and keep its timings as a sample."""
+        """Keep the images, then say that the task is done, and keep its timings, one sample for
+        each picture that was made."""
         with self._reading() as database:
             row = database.execute(
                 "SELECT status FROM tasks WHERE task_id = ?", (task_id,)
@@ -255,35 +282,42 @@ class TaskStore:
         if row is None or row["status"] != TaskStatus.RUNNING:
             return False
         with ExitStack() as unless_done:
-            unless_done.callback(self._discard_image, task_id)
-            self._write_image(task_id, image)
-            moved = self._finish(task_id, len(image), ended_at, work, measured)
+            unless_done.callback(_quietly, self._files.remove_images, task_id, len(images))
+            self._files.write_images(task_id, images)
+            moved = self._finish(task_id, [len(image) for image in images], ended_at, samples)
             if moved:
                 unless_done.pop_all()
         return moved
 
     def _finish(
-        self, task_id: str, image_bytes: int, ended_at: float, work: Work, measured: Measured
+        self,
+        task_id: str,
+        image_sizes: list[int],
+        ended_at: float,
+        samples: Sequence[tuple[Work, Measured]],
     ) -> bool:
         with self._transaction() as database:
             moved = self._move(
                 task_id,
                 TaskStatus.RUNNING,
                 TaskStatus.DONE,
-                "ended_at = :ended_at, measured = :measured, image_bytes = :image_bytes",
+                "ended_at = :ended_at, measured = :measured, image_bytes = :image_bytes,"
+                " image_sizes = :image_sizes",
                 ended_at=ended_at,
-                measured=measured.to_json(),
-                image_bytes=image_bytes,
+                measured=json.dumps([json.loads(measured.to_json()) for _, measured in samples]),
+                image_bytes=sum(image_sizes),
+                image_sizes=json.dumps(image_sizes),
             )
-            if moved:
+            for work, measured in samples if moved else ():
                 database.execute(
                     "INSERT INTO samples (model, work, measured) VALUES (?, ?, ?)",
                     (work.model, work.to_json(), measured.to_json()),
                 )
+            for model in {work.model for work, _ in samples} if moved else ():
                 database.execute(
                     "DELETE FROM samples WHERE model = ? AND number <= (SELECT number FROM samples"
                     " WHERE model = ? ORDER BY number DESC LIMIT 1 OFFSET ?)",
-                    (work.model, work.model, SAMPLES_KEPT),
+                    (model, model, SAMPLES_KEPT),
                 )
         return moved
 
@@ -311,37 +345,51 @@ class TaskStore:
         The file goes first: should the process end in between, the next start finds the task
         without its image and drops it.
         """
-        self._remove_image(task_id)
-        with self._transaction() as database:
+        with self._reading() as database:
             row = database.execute(
-                "SELECT image_bytes FROM tasks WHERE task_id = ?", (task_id,)
+                "SELECT image_bytes, image_sizes FROM tasks WHERE task_id = ?", (task_id,)
             ).fetchone()
+        self._files.remove_images(task_id, _images_of(row) if row else 1)
+        self._files.remove_inputs(task_id)
+        with self._transaction() as database:
             database.execute(
                 "UPDATE tasks SET gone = ?, gone_at = ?, params = NULL, measured = NULL,"
-                " image_bytes = NULL WHERE task_id = ?",
+                " image_bytes = NULL, image_sizes = NULL WHERE task_id = ?",
                 (reason, gone_at, task_id),
             )
         return (row and row["image_bytes"]) or 0
 
-    def mark_fetched(self, task_id: str, fetched_at: float) -> None:
-        """The image was sent and shall go; the first time counts."""
+    def mark_fetched(self, task_id: str, fetched_at: float, index: int | None = None) -> bool:
+        """An image was sent and shall go (None: all of them); the first time counts.
+
+        Returns:
+            Whether all images of the task were fetched now.
+        """
         with self._transaction() as database:
+            row = database.execute(
+                "SELECT image_sizes, fetched FROM tasks WHERE task_id = ?", (task_id,)
+            ).fetchone()
+            if row is None:
+                return False
+            count = _images_of(row)
+            fetched = set(json.loads(row["fetched"] or "[]"))
+            fetched |= set(range(count)) if index is None else {index}
+            database.execute(
+                "UPDATE tasks SET fetched = ? WHERE task_id = ?",
+                (json.dumps(sorted(fetched)), task_id),
+            )
+            if len(fetched) < count:
+                return False
             database.execute(
                 "UPDATE tasks SET fetched_at = ? WHERE task_id = ? AND fetched_at IS NULL",
                 (fetched_at, task_id),
             )
+            return True
 
     # -- images ---------------------------------------------------------------------------------
 
-    def read_image(self, task_id: str) -> bytes | None:
-        if self._images is None:
-            return self._memory_images.get(task_id)
-        try:
-            return (self._images / task_id).read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise StorageUnavailable(f"The image cannot be read: {error}.") from error
+    def read_image(self, task_id: str, index: int = 0) -> bytes | None:
+        return self._files.read_image(task_id, index)
 
     def images(self) -> tuple[int, int]:
         """How many images are kept, and their bytes."""
@@ -351,6 +399,10 @@ class TaskStore:
                 " WHERE status = 'done' AND gone IS NULL"
             ).fetchone()
         return int(row[0]), int(row[1])
+
+    def inputs_of(self, task_id: str) -> Path:
+        """The folder with the pictures that a task needs, if it needs any."""
+        return self._files.inputs_of(task_id)
 
     # -- keeping and dropping -------------------------------------------------------------------
 
@@ -437,9 +489,7 @@ class TaskStore:
 
     def probe(self) -> None:
         """Write something, of the size of the image refused last: raises while the disk refuses."""
-        self._write_image("probe", bytes(self._refused_bytes or 1))
-        self._remove_image("probe")
-        self._refused_bytes = 0
+        self._files.probe()
         with self._transaction() as database:
             database.execute("INSERT OR REPLACE INTO loads VALUES ('', 0)")
             database.execute("DELETE FROM loads WHERE model = ''")
@@ -484,36 +534,6 @@ class TaskStore:
                 reason = str(error).split(" with text ")[0]
                 raise StorageUnavailable(f"The task database refuses: {reason}.") from error
 
-    def _write_image(self, task_id: str, image: bytes) -> None:
-        if self._images is None:
-            self._memory_images[task_id] = image
-            return
-        draft = self._images / f"{task_id}.part"
-        try:
-            with draft.open("wb") as file:
-                file.write(image)
-                file.flush()
-                _flush_to_disk(file.fileno())
-            draft.rename(self._images / task_id)
-            _sync_folder(self._images)
-        except OSError as error:
-            self._refused_bytes = len(image)
-            with suppress(OSError):
-                draft.unlink(missing_ok=True)
-            raise StorageUnavailable(f"The image cannot be written: {error}.") from error
-
-    def _discard_image(self, task_id: str) -> None:
-        with suppress(StorageUnavailable):
-            self._remove_image(task_id)
-
-    def _remove_image(self, task_id: str) -> None:
-        self._memory_images.pop(task_id, None)
-        if self._images is not None:
-            try:
-                (self._images / task_id).unlink(missing_ok=True)
-            except OSError as error:
-                raise StorageUnavailable(f"The image cannot be removed: {error}.") from error
-
     def _set_up(self) -> None:
         database = self._database
         database.execute("PRAGMA journal_mode = WAL")
@@ -537,18 +557,22 @@ class TaskStore:
 
     def _remove_strays(self) -> None:
         """After a crash: files without a finished task, and finished tasks without their file."""
-        if self._images is None:
-            return
-        files = {path.name for path in self._images.iterdir()}
+        files = self._files.names()
         with self._reading() as database:
             rows = database.execute(
-                "SELECT task_id FROM tasks WHERE status = 'done' AND gone IS NULL"
+                "SELECT task_id, image_sizes FROM tasks WHERE status = 'done' AND gone IS NULL"
             ).fetchall()
-        finished = {row["task_id"] for row in rows}
-        for name in files - finished:
-            (self._images / name).unlink()
-        for task_id in finished - files:
-            self.drop(task_id, "The image was removed.")
+            kept = database.execute("SELECT task_id FROM tasks WHERE gone IS NULL").fetchall()
+        finished = {
+            row["task_id"]: {image_name(row["task_id"], index) for index in range(_images_of(row))}
+            for row in rows
+        }
+        for name in files.difference(*finished.values()):
+            self._files.remove_image(name)
+        for task_id, names in finished.items():
+            if not names <= files:
+                self.drop(task_id, "The image was removed.")
+        self._files.keep_inputs_of(row["task_id"] for row in kept)
 
 
 def _own(data_dir: Path) -> int:
@@ -565,20 +589,25 @@ def _own(data_dir: Path) -> int:
     return lock
 
 
-def _flush_to_disk(descriptor: int) -> None:
-    full_sync = getattr(fcntl, "F_FULLFSYNC", None)
-    if full_sync is None:
-        os.fsync(descriptor)
-    else:  # macOS: fsync alone leaves the data in the drive's cache
-        fcntl.fcntl(descriptor, full_sync)
+def _quietly(change: Callable[..., None], *arguments: object) -> None:
+    with suppress(StorageUnavailable):
+        change(*arguments)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _image_sizes(row: sqlite3.Row) -> tuple[int, ...]:
+    if row["image_sizes"]:
+        return tuple(int(size) for size in json.loads(row["image_sizes"]))
+    return (row["image_bytes"],) if row["image_bytes"] is not None else ()
+
+
+def _images_of(row: sqlite3.Row) -> int:
+    """How many; a record from before a task could have several has one."""
+    return len(json.loads(row["image_sizes"])) if row["image_sizes"] else 1
+
+
+def _measured(text: str) -> tuple[Measured, ...]:
+    values = json.loads(text)
+    return tuple(Measured(**each) for each in (values if isinstance(values, list) else [values]))
 
 
 def _stored(row: sqlite3.Row) -> StoredTask:
@@ -594,8 +623,8 @@ def _stored(row: sqlite3.Row) -> StoredTask:
         started_at=row["started_at"],
         ended_at=row["ended_at"],
         fetched_at=row["fetched_at"],
-        measured=Measured.from_json(row["measured"]) if row["measured"] else None,
-        image_bytes=row["image_bytes"],
+        measured=_measured(row["measured"]) if row["measured"] else (),
+        image_sizes=_image_sizes(row),
         error_code=row["error_code"],
         error=row["error"],
     )

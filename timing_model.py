@@ -4,7 +4,7 @@ A task's time is a sum of phases, each linear in a few features of its work (x =
 4096, so x = 1 is 1024 x 1024 pixels; n = steps), and all of the GPU's phases share one scale s,
 the machine's drift (heat, other load):
 
-    text encoding     s a
+    text encoding     s a                           once, for all images of a task
     denoising         s n (b + c x + d x^2)         linear layers cost x, attention x^2
     its first step    s (g + h x + i x^2)           on top (graphs are compiled, memory is taken)
     decoding          s (e + f x)
@@ -65,9 +65,9 @@ LIVE_STEP_WEIGHT = 0.7
 """Of the pace of a running task's own steps, against the learned one, from its second step on."""
 OVERRUN = 0.1
 """What goes on for longer than forecast is forecast to go on for this part of its time so far."""
-FEATURES = 6
+FEATURES = 7
 """Length of Work.features."""
-TASKS_FEATURE = 3
+TASKS_FEATURE = 6
 """The one that is 1 for each task."""
 
 
@@ -87,7 +87,9 @@ class Work:
     """Billions of parameters, for the prior."""
     tokens: int
     steps: int
+    """Of each image."""
     format: str
+    images: int = 1
 
     @property
     def x(self) -> float:
@@ -95,9 +97,9 @@ class Work:
 
     @property
     def features(self) -> tuple[float, ...]:
-        """GPU seconds are linear in these: (n, n x, n x^2, 1, x, x^2)."""
-        n, x = float(self.steps), self.x
-        return (n, n * x, n * x * x, 1.0, x, x * x)
+        """GPU seconds are linear in these: k (n, n x, n x^2, 1, x, x^2) for k images, and 1."""
+        n, x, k = float(self.steps * self.images), self.x, float(self.images)
+        return (n, n * x, n * x * x, k, k * x, k * x * x, 1.0)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -112,24 +114,31 @@ class Forecast:
     """Predicted seconds of one task's own work, all >= 0."""
 
     text_encoding_s: float
+    """Once a task; all that follow: of each image."""
     first_step_extra_s: float
     step_s: float
-    """Of one step; the task has `steps` of them."""
+    """Of one step; an image has `steps` of them."""
     steps: int
     decoding_s: float
     image_encoding_s: float
     sigma: float
     """Spread of log(truth / forecast) of the whole."""
     confidence: Confidence
+    images: int = 1
 
     @property
     def denoising_s(self) -> float:
         return self.first_step_extra_s + self.steps * self.step_s
 
     @property
+    def image_gpu_s(self) -> float:
+        """Seconds of the GPU for one image, once the prompt is encoded."""
+        return self.denoising_s + self.decoding_s
+
+    @property
     def gpu_s(self) -> float:
         """Seconds for which the task keeps the GPU from the next one."""
-        return self.text_encoding_s + self.denoising_s + self.decoding_s
+        return self.text_encoding_s + self.images * self.image_gpu_s
 
     @property
     def total_s(self) -> float:
@@ -138,7 +147,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds that one finished task really took."""
+    """Seconds that one image of a finished task really took."""
 
     text_encoding_s: float
     step_s: Sequence[float]
@@ -169,6 +178,7 @@ class Live:
     steps_total: int = 0
     step_s: Sequence[float] = ()
     step_elapsed_s: float = 0.0
+    images_done: int = 0
 
 
 class TimingModel:
@@ -200,6 +210,7 @@ class TimingModel:
             image_encoding_s=self._image_encoding_law(work.format).predict((1.0, x)),
             sigma=law.sigma,
             confidence=law.confidence(x),
+            images=work.images,
         )
 
     def gpu_s(self, model: str, parameters_b: float, feature_sums: Sequence[float]) -> float:
@@ -208,20 +219,23 @@ class TimingModel:
         (text,) = law.text_encoding.coefficients
         first, first_x, first_xx = law.first_step.coefficients
         decoding, decoding_x = law.decoding.coefficients
-        once = (text + first + decoding, first_x + decoding_x, first_xx)
-        coefficients = (*law.step.coefficients, *once)
+        each = (first + decoding, first_x + decoding_x, first_xx)
+        coefficients = (*law.step.coefficients, *each, text)
         return law.scale * sum(c * f for c, f in zip(coefficients, feature_sums, strict=True))
 
     def learn(self, work: Work, measured: Measured) -> None:
-        """Take in a task that ran to its end.
+        """Take in an image that was made.
 
-        A task with a value that cannot be a duration (negative, NaN, LONGEST_S) teaches nothing.
+        One with a value that cannot be a duration (negative, NaN, LONGEST_S) teaches nothing.
         """
         seconds = [measured.text_encoding_s, *measured.step_s, measured.decoding_s]
         if not all(0.0 <= s < LONGEST_S for s in [*seconds, measured.image_encoding_s]):
             return
         if sum(seconds) > 0.0 and measured.step_s:
-            predicted = self.forecast(work).gpu_s
+            forecast = self.forecast(work)
+            predicted = forecast.image_gpu_s
+            if not _text_was_kept(measured.text_encoding_s, forecast.text_encoding_s):
+                predicted += forecast.text_encoding_s
             self._law(work.model, work.parameters_b).learn(work, measured, predicted)
         self._forecasts.clear()
         encoding = self._image_encoding_law(work.format)
@@ -234,9 +248,13 @@ class TimingModel:
         mostly (LIVE_STEP_WEIGHT) the median of its own, without the first. Decoding follows that
         pace where the law is well known: then it tells how fast the machine is now.
         """
+        images_after = forecast.images - live.images_done - 1
+        after_s = images_after * forecast.image_gpu_s
         if live.phase == "text_encoding":
-            left_s = _left(forecast.text_encoding_s, live.phase_elapsed_s)
-            return left_s + forecast.denoising_s + forecast.decoding_s
+            left_s = 0.0
+            if live.images_done == 0:
+                left_s = _left(forecast.text_encoding_s, live.phase_elapsed_s)
+            return left_s + forecast.image_gpu_s + after_s
         if live.phase == "denoising":
             own = list(live.step_s[1:])
             pace = 1.0
@@ -249,11 +267,11 @@ class TimingModel:
                 decoding_s *= pace
             steps_after = live.steps_total - live.steps_done - 1
             if steps_after < 0:
-                return decoding_s
+                return decoding_s + pace * after_s
             left_s = _left(now_s, live.step_elapsed_s)
-            return left_s + steps_after * step_s + decoding_s
+            return left_s + steps_after * step_s + decoding_s + pace * after_s
         if live.phase == "decoding":
-            return _left(forecast.decoding_s, live.phase_elapsed_s)
+            return _left(forecast.decoding_s, live.phase_elapsed_s) + after_s
         return 0.0
 
     def forecast_load_s(self, model: str, parameters_b: float) -> float:
@@ -326,7 +344,7 @@ class _Law:
             step_s = steps[0] / scale * step_s / max(step_s + extra_s, 1e-12)
         text_s = measured.text_encoding_s / scale
         seen = self.text_encoding.samples > 0
-        if not seen or text_s >= CACHED_TEXT * self.text_encoding.predict((1.0,)):
+        if not seen or not _text_was_kept(text_s, self.text_encoding.predict((1.0,))):
             self.text_encoding.learn((1.0,), text_s, sigma=self.sigma)
         self.step.learn(size, step_s, sigma=self.sigma)
         if self.first_step.samples == 0:
@@ -457,6 +475,11 @@ def _solve(matrix: list[list[float]], right: list[float]) -> list[float] | None:
         known = sum(rows[i][k] * solution[k] for k in range(i + 1, size))
         solution[i] = (rows[i][size] - known) / rows[i][i]
     return solution
+
+
+def _text_was_kept(text_s: float, forecast_s: float) -> bool:
+    """Whether the embeddings of a prompt were still there, so that nothing was encoded."""
+    return text_s < CACHED_TEXT * forecast_s
 
 
 def _left(forecast_s: float, elapsed_s: float) -> float:

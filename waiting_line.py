@@ -45,9 +45,13 @@ class WaitingLine:
         """Join the line behind all others of this level."""
         self._level(urgent).append(task_id, features)
 
-    def put_back(self, task_id: str, *, urgent: bool, features: Features) -> None:
-        """Join the line before all others of this level; O(n), for a task that was released."""
-        self._level(urgent).put_back(task_id, features)
+    def insert(self, task_id: str, *, urgent: bool, features: Features, before: str | None) -> None:
+        """Join the line before another of this level; O(n).
+
+        Args:
+            before: None: before all others.
+        """
+        self._level(urgent).insert(task_id, features, before)
 
     def remove(self, task_id: str) -> None:
         self._level(task_id in self._urgent).remove(task_id)
@@ -96,6 +100,7 @@ class _Level:
 
     def _clear(self) -> None:
         self._slots: dict[str, int] = {}
+        self._features: dict[str, Features] = {}
         self._before: dict[str, str | None] = {}
         self._after: dict[str, str | None] = {}
         self.first: str | None = None
@@ -114,9 +119,10 @@ class _Level:
 
     def append(self, task_id: str, features: Features) -> None:
         if self._used > 2 * len(self._slots) + 64:
-            self._rebuild([])
+            self._rebuild(list(self._features.items()))
         self._used += 1
         self._slots[task_id] = self._used
+        self._features[task_id] = features
         self._before[task_id], self._after[task_id] = self.last, None
         if self.last is None:
             self.first = task_id
@@ -130,11 +136,13 @@ class _Level:
             covered <<= 1
         self._tree.extend(node)
 
-    def put_back(self, task_id: str, features: Features) -> None:
-        self._rebuild([(task_id, features)])
+    def insert(self, task_id: str, features: Features, before: str | None) -> None:
+        tasks = list(self._features.items())
+        position = 0 if before is None else list(self._features).index(before)
+        self._rebuild([*tasks[:position], (task_id, features), *tasks[position:]])
 
     def remove(self, task_id: str) -> None:
-        self._change(task_id, [-value for value in self._features_of(task_id)])
+        self._change(task_id, [-1.0, *(-value for value in self._features.pop(task_id))])
         del self._slots[task_id]
         before, after = self._before.pop(task_id), self._after.pop(task_id)
         if before is None:
@@ -150,7 +158,7 @@ class _Level:
         return self._before[task_id], self._after[task_id]
 
     def replace(self, task_id: str, features: Features) -> None:
-        old = self._features_of(task_id)[1:]
+        old, self._features[task_id] = self._features[task_id], features
         self._change(task_id, [0.0, *(b - a for a, b in zip(old, features, strict=True))])
 
     def ahead_of(self, task_id: str) -> tuple[int, Features]:
@@ -175,18 +183,12 @@ class _Level:
             slot &= slot - 1
         return sums
 
-    def _features_of(self, task_id: str) -> Sequence[float]:
-        slot = self._slots[task_id]
-        upper, lower = self._sums_up_to(slot), self._sums_up_to(slot - 1)
-        return [a - b for a, b in zip(upper, lower, strict=True)]
-
     def _add_node(self, sums: list[float], slot: int) -> None:
         start = slot * self._stride
         for offset in range(self._stride):
             sums[offset] += self._tree[start + offset]
 
-    def _rebuild(self, first: list[tuple[str, Features]]) -> None:
-        kept = [(task_id, tuple(self._features_of(task_id)[1:])) for task_id in self._slots]
+    def _rebuild(self, tasks: list[tuple[str, Features]]) -> None:
         self._clear()
-        for task_id, features in first + kept:
+        for task_id, features in tasks:
             self.append(task_id, features)

@@ -1,19 +1,28 @@
 """The tasks that wait, with the sums of their work ahead of each.
 
 Lays the work of tasks out in the columns of a WaitingLine: for each timing key the features of its
-tasks, and one more column that counts the tasks before which their model has to be loaded, because
-the task before, in the same level, has another one.
+tasks, and one more column that counts the tasks before which its model has to be loaded, because
+it is none of those in memory at that moment.
+
+Memory holds the weights used last, so what a task finds there follows from the tasks before it: in
+its own level, as far as they have used as many weights as memory holds; the first few of a level
+("openers") also depend on what comes before the level, which LiveQueue knows.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from model_catalog import Model
+from model_catalog import Weights
 from task import Task
 from timing_model import FEATURES, TASKS_FEATURE, Work
 from waiting_line import Features, WaitingLine
 
 COLUMNS = FEATURES + 1
+OPENERS_AMONG = 200
+"""Tasks at the head of a level among which openers are looked for."""
+
+Recent = tuple[str, ...]
+"""Keys of weights in memory, the latest first."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +30,8 @@ class WorkOfKey:
     """Sums over tasks of one timing key."""
 
     key: str
-    model: Model
+    weights: Weights
+    """Those of one of the tasks."""
     features: Features
     loads: int
     """How often the model has to be loaded between them."""
@@ -31,13 +41,17 @@ class WorkLine:
     """Not thread-safe.
 
     Args:
-        work_of: the work of a task. When it changes, lay_out() has to be called.
+        works_of: the work of a task, one for each of its stages. When it changes, lay_out() has to
+            be called.
+        in_memory: weights that memory holds at a time.
     """
 
-    def __init__(self, work_of: Callable[[Task], Work]) -> None:
-        self._work_of = work_of
+    def __init__(self, works_of: Callable[[Task], list[Work]], in_memory: int = 1) -> None:
+        self._works_of = works_of
+        self._in_memory = in_memory
         self._tasks: dict[str, Task] = {}
-        self._keys: dict[str, tuple[int, Model]] = {}  # timing key: its first column, its model
+        self._recent: dict[str, Recent] = {}  # what its level has left in memory after a task
+        self._keys: dict[str, tuple[int, Weights]] = {}  # timing key: its first column, weights
         self._line = WaitingLine(0)
 
     def __len__(self) -> int:
@@ -72,18 +86,24 @@ class WorkLine:
         self._tasks[task.task_id] = task
         self._line.append(task.task_id, urgent=task.urgent, features=features)
 
-    def put_back(self, task: Task) -> None:
-        """Join the line before all others of this level."""
-        after = self.first(urgent=task.urgent)
-        features = self._columns_of(task, None)
+    def insert(self, task: Task, before: Task | None = None) -> None:
+        """Join the line before another task of this level, or before all of them."""
+        after = before or self.first(urgent=task.urgent)
+        features = self._columns_of(task, self.before(before) if before else None)
         self._tasks[task.task_id] = task
-        self._line.put_back(task.task_id, urgent=task.urgent, features=features)
+        self._line.insert(
+            task.task_id,
+            urgent=task.urgent,
+            features=features,
+            before=before.task_id if before else None,
+        )
         self._refresh(after, before=task)
 
     def remove(self, task: Task) -> None:
         before, after = map(self._task, self._line.neighbours(task.task_id))
         self._line.remove(task.task_id)
         del self._tasks[task.task_id]
+        del self._recent[task.task_id]
         self._refresh(after, before=before)
 
     def ahead_of(self, task: Task) -> tuple[int, list[WorkOfKey]]:
@@ -95,6 +115,38 @@ class WorkLine:
         """The work of all tasks, or of the urgent ones."""
         return self._by_key(self._line.total(urgent_only=urgent_only))
 
+    def recent(self, task: Task | None) -> Recent:
+        """What the tasks of a level have left in memory up to and with this one."""
+        return self._recent[task.task_id] if task else ()
+
+    def openers(self, *, urgent: bool, behind: Task | None) -> list[Weights]:
+        """Weights that a level's first tasks use for the first time, while memory may still hold
+        what was there before; only those before the task `behind`, if there is one."""
+        found: dict[str, Weights] = {}
+        task_id = self._line.first(urgent=urgent)
+        for _ in range(OPENERS_AMONG):
+            task = self._task(task_id)
+            if task is None or task is behind or len(found) >= self._in_memory:
+                break
+            for stage in task.stages:
+                if len(found) < self._in_memory:
+                    found.setdefault(stage.weights.key, stage.weights)
+            task_id = self._line.neighbours(task.task_id)[1]
+        return list(found.values())
+
+    def loads(self, task: Task, recent: Recent) -> tuple[list[Weights], Recent]:
+        """What has to be loaded for a task when memory holds these, and what it holds then."""
+        loads = []
+        for stage in task.stages:
+            if stage.weights.key not in recent:
+                loads.append(stage.weights)
+            recent = self.used(recent, stage.weights.key)
+        return loads, recent
+
+    def used(self, recent: Recent, key: str) -> Recent:
+        """What memory holds once these weights were used."""
+        return (key, *(other for other in recent if other != key))[: self._in_memory]
+
     def _task(self, task_id: str | None) -> Task | None:
         return None if task_id is None else self._tasks[task_id]
 
@@ -103,14 +155,24 @@ class WorkLine:
             self._line.replace(task.task_id, self._columns_of(task, before))
 
     def _columns_of(self, task: Task, before: Task | None) -> Features:
-        work = self._work_of(task)
-        if work.model not in self._keys:
-            self._keys[work.model] = (len(self._keys) * COLUMNS, task.model)
+        works = self._works_of(task)
+        known = len(self._keys)
+        for work, stage in zip(works, task.stages, strict=True):
+            if work.model not in self._keys:
+                self._keys[work.model] = (len(self._keys) * COLUMNS, stage.weights)
+        if len(self._keys) > known:
             self.lay_out()
-        column = self._keys[work.model][0]
-        switch = before is not None and before.model is not task.model
         values = [0.0] * (len(self._keys) * COLUMNS)
-        values[column : column + COLUMNS] = [*work.features, float(switch)]
+        recent = self.recent(before)
+        for work, stage in zip(works, task.stages, strict=True):
+            column = self._keys[work.model][0]
+            for offset, feature in enumerate(work.features):
+                values[column + offset] += feature
+            full = len(recent) >= self._in_memory  # else an opener, which LiveQueue counts
+            if full and stage.weights.key not in recent:
+                values[column + FEATURES] += 1.0
+            recent = self.used(recent, stage.weights.key)
+        self._recent[task.task_id] = recent
         return tuple(values)
 
     def lay_out(self) -> None:
@@ -123,8 +185,8 @@ class WorkLine:
 
     def _by_key(self, sums: Features) -> list[WorkOfKey]:
         works = []
-        for key, (column, model) in self._keys.items():
+        for key, (column, weights) in self._keys.items():
             features = sums[column : column + FEATURES]
             if round(features[TASKS_FEATURE]) > 0:
-                works.append(WorkOfKey(key, model, features, round(sums[column + FEATURES])))
+                works.append(WorkOfKey(key, weights, features, round(sums[column + FEATURES])))
         return works

@@ -1,4 +1,4 @@
-"""The thread that owns the GPU: load the model once, then claim, generate, finish, for ever.
+"""The thread that owns the GPU: claim, load what the task needs, generate, finish, for ever.
 
 It asks for two shapes and imports neither: a source of tasks (the QueueManager) and a generator.
 MLX ties arrays to the thread that made them, so loading and generating happen on this one thread.
@@ -9,17 +9,21 @@ another one is started, which loads the model anew.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Event, Semaphore, Thread
 from typing import Protocol
 
 from PIL import Image
 
 from errors import ModelLoadError, ServerError, StorageUnavailable
-from images import encode_image
-from task import GenerationParams, Memory, Phase, Report, Task
+from images import encode_image, to_png
+from model_catalog import Weights
+from task import Drawn, GenerationParams, InputImage, Memory, Phase, Report, Stage, Task
 
 log = logging.getLogger(__name__)
 
@@ -32,14 +36,26 @@ RETRY_S = 1.0
 
 
 class Generator(Protocol):
-    def load(self) -> int | None:
-        """Load the model; returns the bits its weights are quantized to, or None.
+    def load(self, weights: Weights) -> int | None:
+        """Load weights, making room first; returns the bits they are quantized to, or None.
 
         Raises:
             ModelLoadError: with what the operator can do.
         """
 
-    def generate(self, params: GenerationParams, report: Report) -> Image.Image: ...
+    def unload(self) -> None:
+        """Free all weights."""
+
+    def generate(self, stage: Stage, inputs: Path, report: Report) -> Drawn:
+        """Make one picture, with weights that are loaded.
+
+        Args:
+            inputs: folder of the pictures that the stage's params name.
+        """
+
+    @property
+    def resident(self) -> tuple[str, ...]:
+        """Keys of the weights in memory, the latest used first; any thread may ask."""
 
     @property
     def memory(self) -> Memory:
@@ -52,13 +68,25 @@ class Generator(Protocol):
 class TaskSource(Protocol):
     @property
     def stopping(self) -> bool: ...
-    def load_started(self) -> None: ...
-    def load_finished(self, quantize: int | None) -> None: ...
-    def load_failed(self, message: str) -> None: ...
+    @property
+    def first_weights(self) -> Weights: ...
+    def load_started(self, weights: Weights) -> None: ...
+    def load_finished(
+        self, weights: Weights, bits: int | None, resident: Sequence[str] | None = None
+    ) -> None: ...
+    def load_failed(self, message: str, *, fatal: bool) -> None: ...
+    def now_resident(self, resident: Sequence[str]) -> None: ...
+    def next_load_order(self) -> Weights | None: ...
     def claim(self, timeout_s: float | None = None) -> Task | None: ...
+    def inputs_of(self, task_id: str) -> Path: ...
     def report(self, task_id: str, phase: Phase, steps_done: int, steps_total: int) -> bool: ...
+    def next_image(self, task_id: str, stage: int, index: int) -> bool: ...
     def finish(
-        self, task_id: str, image: bytes, *, image_encoding_s: float | None = None
+        self,
+        task_id: str,
+        images: Sequence[bytes],
+        *,
+        image_encoding_s: Sequence[float] | None = None,
     ) -> bool: ...
     def fail(self, task_id: str, code: str, message: str) -> bool: ...
     def release(self, task_id: str, *, count_attempt: bool = False) -> bool: ...
@@ -70,11 +98,22 @@ class _StopTask(Exception):
     """Leaves a generation at a step boundary."""
 
 
+@dataclass
+class _Encoded:
+    """The images of one task, as they are encoded."""
+
+    task_id: str
+    params: GenerationParams
+    images: list[bytes] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+
 class Worker:
     """Owns the worker thread, its watch and the encoder thread.
 
     Args:
-        on_load_failure: called on the worker thread when the model cannot be loaded.
+        on_load_failure: called on the worker thread when the server's own model cannot be loaded.
+        unload_after_s: seconds without a task after which all weights are freed; 0: never.
     """
 
     def __init__(
@@ -82,12 +121,16 @@ class Worker:
         source: TaskSource,
         generator: Generator,
         on_load_failure: Callable[[ModelLoadError], None],
+        *,
+        unload_after_s: float = 0.0,
     ) -> None:
         self.restarts = 0
         """How often the worker thread died and was replaced."""
         self._source = source
         self._generator = generator
         self._on_load_failure = on_load_failure
+        self._unload_after_s = unload_after_s
+        self._idle_since = time.monotonic()
         self._died = False
         self._on_gpu: str | None = None
         self._stopping = Event()
@@ -115,57 +158,127 @@ class Worker:
         return not encoding.is_alive()
 
     def load(self) -> bool:
-        """Load the model; returns whether it is ready."""
-        self._source.load_started()
+        """Load what the server starts with; returns whether it is ready."""
         try:
-            quantize = self._generator.load()
+            self._load(self._source.first_weights, fatal=True)
         except ModelLoadError as error:
-            self._source.load_failed(str(error))
             self._on_load_failure(error)
             return False
-        self._source.load_finished(quantize)
         return True
 
     def run_once(self, timeout_s: float | None = None) -> bool:
-        """Claim one task and bring it to its end; returns whether there was one."""
-        task = self._source.claim(timeout_s)
-        if task is None:
+        """Claim one task and bring it to its end, or load what the operator ordered; returns
+        whether there was one."""
+        if weights := self._source.next_load_order():
+            with suppress(ModelLoadError):
+                self._make_ready(weights)
+        elif task := self._source.claim(timeout_s):
+            self._run_task(task)
+        else:
             return False
-        task_id, params = task.task_id, task.params
-        steps = params.steps
-        self._on_gpu = task_id
+        self._idle_since = time.monotonic()
+        return True
 
-        def report(phase: Phase, steps_done: int, steps_total: int) -> None:
-            nonlocal steps
-            steps = steps_total
-            if not self._source.report(task_id, phase, steps_done, steps_total):
-                raise _StopTask
+    def unload_if_idle(self) -> None:
+        """Free the weights when no task has come for unload_after_s."""
+        idle_s = time.monotonic() - self._idle_since
+        if 0.0 < self._unload_after_s <= idle_s and self._generator.resident:
+            log.info("no task for %.0f s: the weights are freed", idle_s)
+            self._generator.unload()
+            self._source.now_resident(())
 
+    def _run_task(self, task: Task) -> None:
+        task_id = self._on_gpu = task.task_id
         try:
-            picture = self._generator.generate(params, report)
+            self._draw(task)
         except _StopTask:
             self._insist(lambda: self._source.release(task_id))
         except ServerError as error:
             code, message = error.code, error.message
             self._insist(lambda: self._source.fail(task_id, code, message))
+        except ModelLoadError as error:
+            reason = str(error)
+            self._insist(lambda: self._source.fail(task_id, "model_load_failed", reason))
         except Exception as error:
             log.exception("task %s failed", task_id)
             self._fail(task_id, error)
-        else:
-            goes_on = self._source.report(task_id, Phase.IMAGE_ENCODING, steps, steps)
-            if goes_on or self._source.stopping:
-                self._room_to_encode.acquire()
-                with suppress(RuntimeError):  # the process ends: what still runs is released
-                    self._encoder.submit(self._encode, task_id, params, picture)
         self._on_gpu = None
-        return True
 
-    def _encode(self, task_id: str, params: GenerationParams, picture: Image.Image) -> None:
+    def _draw(self, task: Task) -> None:
+        """All pictures of a task: its stages one after the other, each of them for all pictures, so
+        that weights change as seldom as possible."""
+        inputs = self._source.inputs_of(task.task_id)
+        encoded = _Encoded(task.task_id, task.params)
+        pictures: list[Drawn] = []
+        with ExitStack() as until_drawn:
+            for number, stage in enumerate(task.stages):
+                self._make_ready(stage.weights)
+                drawn_before, pictures = pictures, []
+                if drawn_before:
+                    inputs = Path(until_drawn.enter_context(TemporaryDirectory()))
+                last_stage = number == len(task.stages) - 1
+                for index in range(stage.params.count):
+                    if number + index > 0:
+                        self._next_image(task.task_id, number, index)
+                    one = stage.image(index)
+                    if drawn_before:
+                        one = one.starting_from(_keep(drawn_before[index].picture, inputs))
+                    drawn = self._draw_one(task.task_id, one, inputs)
+                    if drawn_before:
+                        drawn = replace(drawn, metadata=drawn_before[index].metadata)
+                    if not last_stage:
+                        pictures.append(drawn)
+                    elif self._shall_encode(task, index):
+                        self._room_to_encode.acquire()
+                        with suppress(RuntimeError):  # the process ends: what runs is released
+                            self._encoder.submit(self._encode, encoded, drawn)
+
+    def _draw_one(self, task_id: str, stage: Stage, inputs: Path) -> Drawn:
+        def report(phase: Phase, steps_done: int, steps_total: int) -> None:
+            if not self._source.report(task_id, phase, steps_done, steps_total):
+                raise _StopTask
+
+        return self._generator.generate(stage, inputs, report)
+
+    def _next_image(self, task_id: str, stage: int, index: int) -> None:
+        if not self._source.next_image(task_id, stage, index):
+            raise _StopTask
+
+    def _shall_encode(self, task: Task, index: int) -> bool:
+        if index < task.params.count - 1:
+            return True
+        steps = task.stages[-1].params.steps_run
+        goes_on = self._source.report(task.task_id, Phase.IMAGE_ENCODING, steps, steps)
+        return goes_on or self._source.stopping
+
+    def _make_ready(self, weights: Weights) -> None:
+        if weights.key not in self._generator.resident:
+            self._load(weights, fatal=False)
+
+    def _load(self, weights: Weights, *, fatal: bool) -> None:
+        self._source.load_started(weights)
+        try:
+            bits = self._generator.load(weights)
+        except ModelLoadError as error:
+            self._source.now_resident(self._generator.resident)
+            self._source.load_failed(str(error), fatal=fatal)
+            raise
+        self._source.load_finished(weights, bits, self._generator.resident)
+
+    def _encode(self, encoded: _Encoded, drawn: Drawn) -> None:
+        task_id, params = encoded.task_id, encoded.params
         try:
             started_at = time.monotonic()
-            image = encode_image(picture, params.format, params.quality)
-            spent_s = time.monotonic() - started_at
-            self._insist(lambda: self._source.finish(task_id, image, image_encoding_s=spent_s))
+            metadata = drawn.metadata if params.metadata else None
+            image = encode_image(drawn.picture, params.format, params.quality, metadata)
+            encoded.images.append(image)
+            encoded.seconds.append(time.monotonic() - started_at)
+            if len(encoded.images) == params.count:
+                self._insist(
+                    lambda: self._source.finish(
+                        task_id, encoded.images, image_encoding_s=encoded.seconds
+                    )
+                )
         except Exception as error:
             log.exception("task %s failed while its image was encoded", task_id)
             self._fail(task_id, error)
@@ -203,11 +316,20 @@ class Worker:
             self._stopping.wait(RETRY_S)
 
     def _run(self) -> None:
+        self._generator.unload()
+        pause_s = min(IDLE_S, self._unload_after_s or IDLE_S)
         if self.load():
             while not self._source.stopping:
                 try:
-                    if not self.run_once(IDLE_S):
+                    if not self.run_once(pause_s):
                         self._source.prune()
+                        self.unload_if_idle()
                 except StorageUnavailable:
                     self._stopping.wait(RETRY_S)
         self._died = False
+
+
+def _keep(picture: Image.Image, folder: Path) -> InputImage:
+    """A picture as the input of the next stage."""
+    (folder / "drawn.png").write_bytes(to_png(picture))
+    return InputImage("drawn", picture.width, picture.height)

@@ -29,11 +29,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from PIL import Image
 
-from model_catalog import find_model
-from queue_manager import QueueManager, Rules
+from mflux_registry import find_model
+from model_catalog import Weights
+from offer import Offer
+from queue_manager import QueueManager
+from queue_state import Rules
 from server import Server
 from settings import Settings
-from task import GenerationParams, Memory, Report
+from task import Drawn, GenerationParams, Memory, Report, Stage
 from task_store import TaskStore
 from timing_model import TimingModel
 
@@ -43,7 +46,7 @@ SEED = 20240917
 """Of everything random here."""
 _model = find_model("tiny")
 assert _model
-TINY = _model
+OFFER = Offer(_model, (_model,))
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -64,11 +67,17 @@ class FakeGenerator:
         self.memory = Memory()
         self._draw = draw
 
-    def load(self) -> int | None:
+        self.resident: tuple[str, ...] = ()
+
+    def load(self, weights: Weights) -> int | None:
+        self.resident = (weights.key,)
         return None
 
-    def generate(self, params: GenerationParams, report: Report) -> Image.Image:
-        return self._draw(params, report)
+    def unload(self) -> None:
+        self.resident = ()
+
+    def generate(self, stage: Stage, inputs: Path, report: Report) -> Drawn:
+        return Drawn(self._draw(stage.params, report))
 
     def refusal(self, params: GenerationParams) -> str | None:
         return None
@@ -80,7 +89,7 @@ class FakeServer:
     def __init__(self, data_dir: Path, draw: Draw = small_picture) -> None:
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)
         settings = Settings(port=0, data_dir=data_dir, max_queue=MAX_QUEUE)
-        self._server = Server(settings, TINY, FakeGenerator(draw))
+        self._server = Server(settings, OFFER, FakeGenerator(draw))
         self.queue = self._server.queue
         self._server.start()
 
@@ -94,7 +103,7 @@ class FakeServer:
 
 def make_queue(store: TaskStore) -> QueueManager:
     """The rules alone, on this store, for as many tasks as a benchmark wants."""
-    return QueueManager(TINY, TimingModel(), store, Rules(max_queue=MAX_QUEUE))
+    return QueueManager(OFFER, TimingModel(), store, Rules(max_queue=MAX_QUEUE))
 
 
 def make_params(

@@ -24,8 +24,11 @@ from statistics import fmean, median
 
 from common import ROOT, Results
 
-from model_catalog import Model, find_model
-from queue_manager import QueueManager, Rules
+from mflux_registry import find_model
+from model_catalog import Model, Weights
+from offer import Offer
+from queue_manager import QueueManager
+from queue_state import Rules
 from task import GenerationParams, Phase
 from task_store import TaskStore
 from timing_model import TimingModel
@@ -153,7 +156,7 @@ class Replay:
         self.models = models
         self.loaded: Model = models[0]
         self.queue = QueueManager(
-            models[0],
+            Offer(models[0], tuple(models)),
             TimingModel(),
             TaskStore(None),
             Rules(max_queue=1000, keep_s=1e9),
@@ -172,28 +175,32 @@ class Replay:
         self.phase_started_at = self.at
 
     def run(self) -> list[Record]:
-        self.queue.load_started(self.loaded)
-        self.pass_s(self.scenario.load_s.get(self.loaded.name, 5.0))
-        self.queue.load_finished(None)
+        self.load(self.loaded, self.scenario.load_s.get(self.loaded.name, 5.0))
         while len(self.done) < self.tasks:
             while len(self.order) < DEPTH[0]:
                 self.submit()
             self.work()
         return self.done
 
+    def load(self, model: Model, seconds: float) -> None:
+        weights = Weights(model, model.pipelines[0], None)
+        self.queue.load_started(weights)
+        self.pass_s(seconds)
+        self.queue.load_finished(weights, None)
+
     # -- the clients -----------------------------------------------------------------------------
 
     def submit(self) -> None:
         side_w, side_h = self.dice.choice(SIDES), self.dice.choice(SIDES)
         steps = round(math.exp(self.dice.uniform(0, math.log(50.49))))
+        model = self.models[self.submitted % len(self.models)]
         params = GenerationParams(
             prompt="x", seed=0, width=side_w, height=side_h, steps=max(steps, 1), guidance=None,
-            format="JPEG", quality=85,
+            format="JPEG", quality=85, model=model.name,
         )  # fmt: skip
-        model = self.models[self.submitted % len(self.models)]
         urgent = self.dice.random() < self.urgent
         self.submitted += 1
-        view, _ = self.queue.submit(params, urgent=urgent, model=model)
+        view, _ = self.queue.submit(params, urgent=urgent)
         law = self.scenario.law(params, model, len(self.done) / self.tasks)
         poll = Poll(self.at, len(self.done), {}, view.wait.p90_s if view.wait else 0.0)
         record = Record(params, model, urgent, law, self.at, poll)
@@ -276,9 +283,7 @@ class Replay:
             load_s = self.scenario.load_s[record.model.name]
             law = record.law
             self.left = Seconds(load_s + law.text, law.steps, law.decode)
-            self.queue.load_started(record.model)
-            self.pass_s(load_s)
-            self.queue.load_finished(None)
+            self.load(record.model, load_s)
             self.left = law
             self.loaded = record.model
         begun_at = self.at
@@ -297,7 +302,7 @@ class Replay:
         self.queue.report(task.task_id, Phase.DECODING, n, n)
         self.pass_s(law.decode * factor)
         self.queue.report(task.task_id, Phase.IMAGE_ENCODING, n, n)
-        self.queue.finish(task.task_id, b"")
+        self.queue.finish(task.task_id, [b""])
         record.ended_at = self.at
         self.current = None
         self.left = Seconds(0.0, [], 0.0)

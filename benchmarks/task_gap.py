@@ -108,7 +108,7 @@ def run_reference(folder: Path, gpu: Gpu, image_format: ImageFormat, tasks: int)
     while task := queue.claim(0):
         picture = gpu.draw(task.params, report_to_nobody)
         image = encode_image(picture, task.params.format, task.params.quality)
-        queue.finish(task.task_id, image)
+        queue.finish(task.task_id, [image])
     store.close()
 
 

@@ -15,11 +15,24 @@ import pytest
 import requests
 from PIL import Image
 
-from task import GenerationParams, Memory, Report
+from mflux_registry import find_model
+from model_catalog import Weights
+from offer import Offer
+from task import Drawn, GenerationParams, Memory, Report, Stage
 
 ROOT = Path(__file__).parent.parent
 START_TIMEOUT_S = 120
 GIVE_UP_S = 120
+
+
+def offer_of(*names: str, **options: Any) -> Offer:
+    """What a server offers that was started with these models."""
+    models = []
+    for name in names:
+        model = find_model(name)
+        assert model, name
+        models.append(model)
+    return Offer(models[0], tuple(models), **options)
 
 
 def clean_environment() -> dict[str, str]:
@@ -104,11 +117,17 @@ class FakeGenerator:
         self.draw = draw or (lambda params, report: Image.new("RGB", (16, 16)))
         self.memory = Memory()
 
-    def load(self) -> int | None:
+        self.resident: tuple[str, ...] = ()
+
+    def load(self, weights: Weights) -> int | None:
+        self.resident = (weights.key,)
         return None
 
-    def generate(self, params: GenerationParams, report: Report) -> Image.Image:
-        return self.draw(params, report)
+    def unload(self) -> None:
+        self.resident = ()
+
+    def generate(self, stage: Stage, inputs: Path, report: Report) -> Drawn:
+        return Drawn(self.draw(stage.params, report))
 
     def refusal(self, params: GenerationParams) -> str | None:
         return None

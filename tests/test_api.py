@@ -147,7 +147,7 @@ def test_the_smallest_picture_and_a_strange_prompt_work(server: ServerProcess) -
         ({"prompt": " \n"}, "prompt", "not blank"),
         ({"prompt": "x" * 10_001}, "prompt", "1 to 10000 characters"),
         ({"prompt": 5}, "prompt", "a string"),
-        ({"prompt": None}, "prompt", "a string"),
+        ({"prompt": None}, "prompt", "required"),
         ({"prompt": ["x"]}, "prompt", "a string"),
         ({"seed": -1}, "seed", "from 0 to 18446744073709551615"),
         ({"seed": 2**64}, "seed", "from 0 to 18446744073709551615"),
@@ -176,8 +176,8 @@ def test_the_smallest_picture_and_a_strange_prompt_work(server: ServerProcess) -
         ({"priority": 2}, "priority", "true or false"),
         ({"priority": "yes"}, "priority", "true or false"),
         ({"stepz": 4}, "stepz", "steps"),
-        ({"model": "dev"}, "model", "not a field"),
-        ({"negative_prompt": "x"}, "negative_prompt", "not a field"),
+        ({"model": 1}, "model", "a string"),
+        ({"negative_prompt": ""}, "negative_prompt", "a string"),
     ],
 )
 def test_bad_input_is_a_400_that_names_the_field_and_what_it_allows(
@@ -207,7 +207,7 @@ def test_a_body_that_is_not_declared_as_json_is_a_415(server: ServerProcess) -> 
 
 
 def test_a_body_over_the_limit_is_a_413(server: ServerProcess) -> None:
-    body = json.dumps({"prompt": "x" * 2_000_000})
+    body = json.dumps({"prompt": "x" * 51_000_000})
     answer = requests.post(server.url + "/generate", data=body, headers=JSON, timeout=60)
     assert answer.status_code == 413
     assert error_of(answer)["message"]

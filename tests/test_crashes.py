@@ -23,22 +23,22 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import GIVE_UP_S, FakeGenerator, ServerProcess, StartServer
+from conftest import GIVE_UP_S, FakeGenerator, ServerProcess, StartServer, offer_of
 from PIL import Image
 
 import worker as worker_module
 from errors import ServerError, StoreError
-from model_catalog import find_model
+from generate_request import Limits
 from queue_manager import QueueManager
 from server import Server, create_app
 from settings import Settings
-from task import GenerationParams, Limits, Phase, Report, TaskStatus
+from submission import Submission
+from task import GenerationParams, Phase, Report, TaskStatus
 from task_store import TaskStore
 from timing_model import TimingModel
 from worker import Worker
 
-TINY = find_model("tiny")
-assert TINY
+OFFER = offer_of("tiny")
 LONG: dict[str, Any] = {"width": 2048, "height": 2048, "steps": 100}
 """Seconds of denoising, then seconds of decoding."""
 
@@ -461,9 +461,8 @@ def test_while_draining_a_submit_is_refused_and_health_says_so(start_server: Sta
 
 @pytest.fixture
 def queue(tmp_path: Path) -> Iterator[QueueManager]:
-    assert TINY
     store = TaskStore(tmp_path / "data")
-    yield QueueManager(TINY, TimingModel(), store)
+    yield QueueManager(OFFER, TimingModel(), store)
     store.close()
 
 
@@ -490,9 +489,8 @@ def test_a_worker_thread_that_dies_is_replaced_and_its_task_is_tried_once_more(
     ids = {name: queue.submit(params(name), urgent=False)[0].task_id for name in deaths}
     worker.start()
     until(lambda: not queue.queue(1, 0)[1])
-    app = create_app(
-        queue, worker, generator, data_dir=tmp_path, limits=Limits(), max_body_bytes=1000
-    )
+    submission = Submission(queue, OFFER, Limits(), generator.refusal)
+    app = create_app(queue, worker, generator, submission, data_dir=tmp_path, max_body_bytes=1000)
     assert app.test_client().get("/health").get_json()["worker_restarts"] == 3
     assert worker.stop(10)
     assert queue.status(ids["deadly once"]).status is TaskStatus.DONE
@@ -543,9 +541,8 @@ def refusal(server: ServerProcess) -> str:
 
 def fill_data_dir(data_dir: Path) -> list[str]:
     """What a killed server leaves: tasks that wait, one that runs, some that are done."""
-    assert TINY
     store = TaskStore(data_dir)
-    queue = QueueManager(TINY, TimingModel(), store)
+    queue = QueueManager(OFFER, TimingModel(), store)
     ids = [
         queue.submit(params(f"{n} " * 200), urgent=False, client_key=f"key {n}")[0].task_id
         for n in range(60)
@@ -554,7 +551,7 @@ def fill_data_dir(data_dir: Path) -> list[str]:
         task = queue.claim(0)
         assert task
         if n < 8:
-            assert queue.finish(task.task_id, b"image" * 1000)
+            assert queue.finish(task.task_id, [b"image" * 1000])
     store.close()
     return ids
 
@@ -619,7 +616,6 @@ def test_wherever_bytes_are_overwritten_the_start_is_refused_or_every_task_is_an
     tmp_path: Path,
 ) -> None:
     """In this process, for many places: nothing but the documented errors comes out."""
-    assert TINY
     pristine = tmp_path / "pristine"
     ids = fill_data_dir(pristine)
     refused = 0
@@ -635,7 +631,7 @@ def test_wherever_bytes_are_overwritten_the_start_is_refused_or_every_task_is_an
         (data_dir / "tasks.sqlite3").write_bytes(content)
         arguments = ["--model", "tiny", "--port", "0", "--data-dir", str(data_dir)]
         try:
-            server = Server(Settings.read(arguments, {}), TINY, FakeGenerator())
+            server = Server(Settings.read(arguments, {}), OFFER, FakeGenerator())
         except StoreError:
             refused += 1
             continue

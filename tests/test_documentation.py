@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, FakeGenerator, ServerProcess
+from conftest import ROOT, FakeGenerator, ServerProcess, offer_of
 from flask import Flask
 
 from answers import StatusAnswer
-from model_catalog import MODELS, find_model
+from generate_request import GenerateRequest, Limits
+from mflux_registry import read_catalog
 from queue_manager import QueueManager
 from server import create_app
 from settings import Settings, flag_of, variable_of
-from task import GenerateRequest, Limits
+from submission import Submission
 from task_store import TaskStore
 from timing_model import TimingModel
 from worker import Worker
@@ -29,16 +30,15 @@ PAGES = {"/", "/swagger", "/openapi.json", "/apidocs/index.html", "/oauth2-redir
 
 @pytest.fixture(scope="module")
 def app() -> Flask:
-    tiny = find_model("tiny")
-    assert tiny
-    queue = QueueManager(tiny, TimingModel(), TaskStore(None))
+    offer = offer_of("tiny")
+    queue = QueueManager(offer, TimingModel(), TaskStore(None))
     generator = FakeGenerator()
     return create_app(
         queue,
         Worker(queue, generator, lambda error: None),
         generator,
+        Submission(queue, offer, Limits(max_steps=42), generator.refusal),
         data_dir=ROOT,
-        limits=Limits(max_steps=42),
         max_body_bytes=1_000_000,
     )
 
@@ -52,7 +52,7 @@ def spec(app: Flask) -> dict[str, Any]:
 
 def routes_of(app: Flask) -> set[tuple[str, str]]:
     return {
-        (rule.rule, method)
+        (re.sub("<(.+?)>", "{\\1}", rule.rule), method)
         for rule in app.url_map.iter_rules()
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
         if rule.rule not in PAGES and not rule.rule.startswith("/flasgger_static")
@@ -122,7 +122,7 @@ def test_the_readme_names_every_option_with_its_variable() -> None:
 
 def test_the_readme_names_every_model_and_every_field() -> None:
     readme = (ROOT / "README.md").read_text()
-    for model in MODELS:
+    for model in read_catalog().models:
         assert f"`{model.name}`" in readme
     for name in GenerateRequest.model_fields:
         assert f"`{name}`" in readme
@@ -146,42 +146,103 @@ def test_help_lists_every_option_with_its_variable() -> None:
 OWN_MODULES = {path.stem for path in ROOT.glob("*.py")}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
-    "images": set(),
+    "images": {"errors"},
     "model_catalog": set(),
     "settings": set(),
-    "tiny_models": set(),
+    "tiny_models": {"tiny_recipes", "tiny_slimming"},
+    "tiny_slimming": {"tiny_recipes"},
+    "tiny_recipes": set(),
     "timing_model": set(),
     "waiting_line": set(),
-    "task": {"errors", "model_catalog"},
-    "generator": {"errors", "model_catalog", "task", "tiny_models"},
-    "task_store": {"errors", "task", "timing_model"},
+    "hub_cache": {"model_catalog"},
+    "mlx_setup": set(),
+    "prompt_cache": set(),
+    "task": {"model_catalog", "timing_model"},
+    "generate_request": {"errors", "images", "model_catalog", "task"},
+    "offer": {"errors", "model_catalog", "task"},
+    "mflux_registry": {"model_catalog", "tiny_models"},
+    "pipelines": {"errors", "model_catalog", "prompt_cache", "task", "tiny_models"},
+    "generator": {"errors", "model_catalog", "pipelines", "prompt_cache", "task"},
+    "file_store": {"errors"},
+    "task_store": {"errors", "file_store", "task", "timing_model"},
+    "work_forecast": {"model_catalog", "task", "timing_model"},
     "work_line": {"model_catalog", "task", "timing_model", "waiting_line"},
-    "live_queue": {"model_catalog", "task", "timing_model", "work_line"},
+    "task_view": {"task", "timing_model", "work_line"},
+    "live_queue": {
+        "model_catalog",
+        "task",
+        "task_view",
+        "timing_model",
+        "work_forecast",
+        "work_line",
+    },
+    "queue_state": {"model_catalog", "timing_model"},
     "queue_manager": {
         "errors",
         "live_queue",
         "model_catalog",
+        "offer",
+        "queue_state",
         "task",
         "task_store",
+        "task_view",
         "timing_model",
     },
-    "worker": {"errors", "images", "task"},
-    "answers": {"live_queue", "queue_manager", "task", "timing_model"},
-    "api_docs": {"answers", "errors", "task"},
-    "native_api": {"answers", "api_docs", "errors", "images", "queue_manager", "task", "worker"},
+    "worker": {"errors", "images", "model_catalog", "task"},
+    "submission": {
+        "errors",
+        "generate_request",
+        "images",
+        "model_catalog",
+        "offer",
+        "queue_manager",
+        "task",
+    },
+    "answers": {"model_catalog", "queue_state", "task", "task_view", "timing_model"},
+    "api_docs": {"answers", "errors", "generate_request"},
+    "models_api": {
+        "answers",
+        "api_docs",
+        "errors",
+        "hub_cache",
+        "model_catalog",
+        "offer",
+        "queue_manager",
+        "queue_state",
+    },
+    "server_api": {
+        "answers",
+        "api_docs",
+        "models_api",
+        "queue_manager",
+        "queue_state",
+        "worker",
+    },
+    "native_api": {
+        "answers",
+        "api_docs",
+        "errors",
+        "generate_request",
+        "images",
+        "models_api",
+        "queue_manager",
+        "queue_state",
+        "submission",
+        "task",
+    },
     "server": OWN_MODULES
     - {"server", "tiny_models", "images", "live_queue", "waiting_line", "work_line"},
 }
 HOMES: dict[str, set[str]] = {
-    "mlx": {"generator"},
-    "mflux": {"generator"},
+    "mlx": {"generator", "mlx_setup", "prompt_cache"},
+    "mflux": {"mflux_registry", "pipelines"},
     "flasgger": {"api_docs"},
-    "flask": {"server", "native_api", "api_docs"},
+    "flask": {"server", "native_api", "models_api", "server_api", "api_docs", "answers"},
     "waitress": {"server"},
     "sqlite3": {"task_store"},
-    "PIL": {"generator", "images", "worker"},
-    "numpy": {"tiny_models"},
-    "pydantic": {"task", "answers", "api_docs"},
+    "PIL": {"images", "submission", "task", "generator", "worker"},
+    "numpy": {"tiny_recipes"},
+    "pydantic": {"task", "generate_request", "answers", "api_docs"},
 }
 
 

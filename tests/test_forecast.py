@@ -6,20 +6,18 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import ServerProcess
+from conftest import ServerProcess, offer_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from answers import EstimateAnswer, StatsAnswer
-from live_queue import LiveQueue, Reason
-from model_catalog import MODELS
-from task import GenerationParams, Phase, Task
+from live_queue import LiveQueue
+from model_catalog import Model, Weights
+from task import GenerationParams, Phase, Stage, Task
+from task_view import Reason
 from timing_model import Measured, Spread, TimingModel
 
-SCHNELL, KLEIN, BASE = (
-    next(model for model in MODELS if model.name == name)
-    for name in ("schnell", "flux2-klein-4b", "flux2-klein-base-4b")
-)
+SCHNELL, KLEIN, BASE = offer_of("schnell", "flux2-klein-4b", "flux2-klein-base-4b").models
 LONG: dict[str, Any] = {"width": 2048, "height": 2048, "steps": 100}
 
 
@@ -43,17 +41,40 @@ def params(side: int = 1024, steps: int = 4, guidance: float | None = None) -> G
     )
 
 
+def weights_of(model: Model) -> Weights:
+    return Weights(model, model.pipelines[0], None)
+
+
+def stages_of(asked: GenerationParams, model: Model) -> tuple[Stage, ...]:
+    return (Stage(weights_of(model), asked),)
+
+
+def task_of(task_id: str, asked: GenerationParams, urgent: bool, model: Model) -> Task:
+    return Task(task_id, asked, urgent, stages_of(asked, model), created_at=0.0)
+
+
+def live_queue(timing: TimingModel, clock: Clock, **options: Any) -> LiveQueue:
+    return LiveQueue(timing, Spread(), clock, weights_of(SCHNELL), **options)
+
+
+def load(live: LiveQueue, model: Model, clock: Clock | None = None, seconds: float = 0.0) -> None:
+    live.load_started(weights_of(model))
+    if clock:
+        clock.at += seconds
+    live.load_finished(weights_of(model), None, [weights_of(model).key])
+
+
 def learned(*models: Any) -> TimingModel:
     """Each model with another law: loading too."""
     timing = TimingModel()
-    live = LiveQueue(timing, Spread(), Clock(), SCHNELL, None)
+    live = live_queue(timing, Clock())
     for number, model in enumerate(models, 1):
         for side, steps in ((512, 4), (1024, 10), (1536, 1)):
             asked = params(side, steps)
             x = asked.tokens / 4096
             measured = Measured(0.5, [number * (0.2 + x)] * steps, x, 0.01)
-            timing.learn(live.work(asked, model), measured)
-        timing.learn_load(live.timing_key(model), 7.0 * number)
+            timing.learn(live.work.work(stages_of(asked, model)[0]), measured)
+        timing.learn_load(live.work.load_key(weights_of(model)), 7.0 * number)
     return timing
 
 
@@ -76,13 +97,11 @@ def test_the_forecast_of_each_task_equals_a_plain_simulation_of_the_queue(
 ) -> None:
     clock, dice = Clock(), random.Random(seed)
     timing = learned(SCHNELL, KLEIN, BASE)
-    live = LiveQueue(timing, Spread(), clock, SCHNELL, None)
-    live.load_started(SCHNELL)
-    clock.at += 7.0
-    live.load_finished(None)
+    live = live_queue(timing, clock)
+    load(live, SCHNELL, clock, 7.0)
     for number, (urgent, model, side, steps) in enumerate(asked):
         guidance = 4.0 if model is BASE and steps % 2 else None
-        live.add(Task(str(number), params(side, steps, guidance), urgent, model, created_at=0.0))
+        live.add(task_of(str(number), params(side, steps, guidance), urgent, model))
     for _ in range(changes):  # the line is not only appended to
         first = live.first()
         if first is None:
@@ -99,10 +118,11 @@ def test_the_forecast_of_each_task_equals_a_plain_simulation_of_the_queue(
             assert task
             if task.urgent is not urgent:
                 continue
-            if task.model is not model:
-                at += timing.forecast_load_s(live.timing_key(task.model), 1.0)
-                model = task.model
-            forecast = timing.forecast(live.work(task.params, task.model))
+            (stage,) = task.stages
+            if stage.weights.model is not model:
+                at += live.work.load_s(stage.weights)
+                model = stage.weights.model
+            forecast = timing.forecast(live.work.work(stage))
             at += forecast.gpu_s
             expected.append((task.task_id, at + forecast.image_encoding_s))
 
@@ -119,8 +139,8 @@ def test_the_forecast_of_each_task_equals_a_plain_simulation_of_the_queue(
         waits = [wait_s for _, wait_s in one_pass[offset:]]
         assert [wait_s for _, wait_s in page] == pytest.approx(waits)
     for urgent in (True, False):
-        new = Task("new", params(512, 3), urgent, KLEIN, created_at=0.0)
-        estimate = live.wait_of_new(new.params, KLEIN, urgent=urgent)
+        new = task_of("new", params(512, 3), urgent, KLEIN)
+        estimate = live.wait_of_new(new.stages, urgent=urgent)
         live.add(new)
         assert live.wait_of(new).end_s == pytest.approx(estimate.end_s)
         assert live.wait_of(new).pos == estimate.pos
@@ -135,18 +155,17 @@ def start_running(live: LiveQueue, clock: Clock, task: Task) -> None:
 
 def test_a_wait_that_grows_says_why() -> None:
     clock = Clock()
-    live = LiveQueue(learned(SCHNELL, KLEIN), Spread(), clock, SCHNELL, None)
-    live.load_started(SCHNELL)
-    live.load_finished(None)
-    running = Task("running", params(1024, 10), False, SCHNELL, created_at=0.0)
-    waiting = Task("waiting", params(1024, 10), False, SCHNELL, created_at=0.0)
+    live = live_queue(learned(SCHNELL, KLEIN), clock)
+    load(live, SCHNELL)
+    running = task_of("running", params(1024, 10), False, SCHNELL)
+    waiting = task_of("waiting", params(1024, 10), False, SCHNELL)
     for task in (running, waiting):
         live.add(task)
         live.promise(task)
     start_running(live, clock, running)
     assert _reason(live, waiting) is None
 
-    live.add(Task("urgent", params(1024, 10), True, SCHNELL, created_at=0.0))
+    live.add(task_of("urgent", params(1024, 10), True, SCHNELL))
     assert _reason(live, waiting) is Reason.OVERTAKEN
     assert _reason(live, waiting) is None, "it is said once"
 
@@ -155,24 +174,20 @@ def test_a_wait_that_grows_says_why() -> None:
     assert _reason(live, running) is Reason.SLOWER
 
     live.remove(running)
-    live.load_started(KLEIN)
-    live.load_finished(None)
+    load(live, KLEIN)
     live.remove(live.get("urgent") or waiting)
     assert _reason(live, waiting) is None, "the urgent task has gone"
 
 
 def test_a_wait_that_grows_by_a_model_switch_says_so() -> None:
     clock = Clock()
-    live = LiveQueue(learned(SCHNELL, KLEIN), Spread(), clock, SCHNELL, None)
-    live.load_started(SCHNELL)
-    clock.at += 7.0
-    live.load_finished(None)
-    waiting = Task("waiting", params(512, 4), False, SCHNELL, created_at=0.0)
+    live = live_queue(learned(SCHNELL, KLEIN), clock)
+    load(live, SCHNELL, clock, 7.0)
+    waiting = task_of("waiting", params(512, 4), False, SCHNELL)
     live.add(waiting)
     live.promise(waiting)
     assert _reason(live, waiting) is None
-    live.load_started(KLEIN)
-    live.load_finished(None)
+    load(live, KLEIN)
     assert _reason(live, waiting) is Reason.MODEL_SWITCH
 
 
@@ -184,10 +199,9 @@ def _reason(live: LiveQueue, task: Task) -> Reason | None:
 
 def test_the_countdown_never_goes_back_without_a_reason_and_progress_never_at_all() -> None:
     clock, dice = Clock(), random.Random(7)
-    live = LiveQueue(learned(SCHNELL), Spread(), clock, SCHNELL, None)
-    live.load_started(SCHNELL)
-    live.load_finished(None)
-    task = Task("task", params(1024, 20), False, SCHNELL, created_at=0.0)
+    live = live_queue(learned(SCHNELL), clock)
+    load(live, SCHNELL)
+    task = task_of("task", params(1024, 20), False, SCHNELL)
     live.add(task)
     live.promise(task)
     start_running(live, clock, task)

@@ -4,18 +4,22 @@ import re
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 from PIL import Image, ImageChops
 
 import tiny_models
 from errors import DoesNotFit, ModelLoadError
-from generator import MfluxGenerator, PromptCache, prepare_mlx
-from model_catalog import Model, find_model
-from task import GenerationParams, Phase, Report
+from generator import MfluxGenerator
+from mflux_registry import find_model
+from mlx_setup import prepare_mlx
+from model_catalog import Model, Weights
+from prompt_cache import PromptCache
+from task import GenerationParams, Phase, Report, Stage
 
 Result = TypeVar("Result")
 
@@ -26,11 +30,23 @@ class OnItsThread:
     def __init__(self, name: str, data_dir: Path, quantize: int | None = None) -> None:
         prepare_mlx()
         self._thread = ThreadPoolExecutor(1)
-        self.generator = MfluxGenerator(model_of(name), quantize, None, data_dir)
-        self.bits = self._thread.submit(self.generator.load).result()
+        self.generator = MfluxGenerator(data_dir)
+        model = model_of(name)
+        self.weights = Weights(model, model.pipelines[0], quantize)
+        self.bits = self._thread.submit(self.generator.load, self.weights).result()
+        self.inputs = data_dir
 
     def generate(self, params: GenerationParams, report: Report = lambda *_: None) -> Image.Image:
-        return self._thread.submit(self.generator.generate, params, report).result()
+        stage = Stage(self.weights, params)
+        return (
+            self._thread.submit(self.generator.generate, stage, self.inputs, report)
+            .result()
+            .picture
+        )
+
+    @property
+    def loaded(self) -> Any:
+        return self.generator._loaded[self.weights.key]
 
 
 def model_of(name: str) -> Model:
@@ -116,9 +132,10 @@ def test_what_a_report_raises_comes_out_and_harms_no_later_picture(tiny: OnItsTh
 
         with pytest.raises(LeftEarly):
             tiny.generate(params_for(prompt="left early"), leave)
-        assert "left early" not in tiny.generator._hook.prompt_cache
     assert tiny.generate(params_for(prompt="reference")).tobytes() == reference
-    assert tiny.generate(params_for(prompt="left early")).size == (64, 64)
+    again = tiny.generate(params_for(prompt="left early")).tobytes()
+    tiny.loaded.hook.prompt_cache.clear()
+    assert tiny.generate(params_for(prompt="left early")).tobytes() == again
 
 
 @pytest.mark.parametrize("name", tiny_models.TINY_MODELS)
@@ -147,7 +164,7 @@ def test_the_text_embeddings_kept_are_those_used_last_up_to_a_size() -> None:
 def test_mflux_fills_and_reads_our_prompt_cache(data_dir: Path) -> None:
     tiny = OnItsThread("tiny", data_dir)
     first = tiny.generate(params_for(prompt="once"))
-    cache = tiny.generator._pipeline.prompt_cache
+    cache = tiny.loaded.pipeline.prompt_cache
     assert isinstance(cache, PromptCache)
     assert list(cache) == ["once"]
     assert cache.bytes > 0
@@ -178,7 +195,7 @@ def test_memory_is_measured_and_replaces_the_prior(data_dir: Path) -> None:
     assert 0 < weights < 10_000_000
     tiny.generate(params_for(width=512, height=512))
     assert tiny.generator.memory.peak_bytes > weights
-    assert 0 < (tiny.generator._bytes_per_pixel or 0) < 2048
+    assert 0 < tiny.generator._bytes_per_pixel["flux"] < 2048
 
 
 @pytest.mark.parametrize("name", tiny_models.TINY_MODELS)
@@ -193,6 +210,6 @@ def test_the_tiny_models_are_built_the_same_everywhere(name: str, tmp_path: Path
 
 def test_a_path_without_weights_is_one_clear_sentence(tmp_path: Path) -> None:
     prepare_mlx()
-    generator = MfluxGenerator(model_of("schnell"), None, str(tmp_path / "nothing"), tmp_path)
+    model = replace(model_of("schnell"), path=str(tmp_path / "nothing"))
     with pytest.raises(ModelLoadError, match=r"cannot be read from .*--path"):
-        generator.load()
+        MfluxGenerator(tmp_path).load(Weights(model, model.pipelines[0], None))

@@ -3,17 +3,17 @@
 from typing import Any
 
 import pytest
+from conftest import offer_of
 
 from answers import status_answer
 from errors import Gone, NoWorker, QueueFull, UnknownTask
-from model_catalog import find_model
-from queue_manager import QueueManager, Rules, ServerState
+from queue_manager import QueueManager
+from queue_state import Rules, ServerState
 from task import GenerationParams, Phase, Task, TaskStatus
 from task_store import TaskStore
 from timing_model import TimingModel
 
-TINY = find_model("tiny")
-assert TINY
+OFFER = offer_of("tiny")
 
 
 class Clock:
@@ -32,18 +32,17 @@ class Bench:
 
     def __init__(self, loaded: bool = True, store: TaskStore | None = None, **rules: Any) -> None:
         self.clock = Clock()
-        assert TINY
         self.queue = QueueManager(
-            TINY,
+            OFFER,
             TimingModel(),
             store or TaskStore(None),
             Rules(**rules),
             monotonic=self.clock,
             now=self.clock,
         )
-        self.queue.load_started()
+        self.queue.load_started(self.queue.first_weights)
         if loaded:
-            self.queue.load_finished(None)
+            self.queue.load_finished(self.queue.first_weights, None)
 
     def submit(self, urgent: bool = False, steps: int = 4) -> str:
         params = GenerationParams(
@@ -75,7 +74,7 @@ class Bench:
         self.queue.report(task.task_id, Phase.DECODING, steps, steps)
         self.clock.pass_s(3.0)
         self.queue.report(task.task_id, Phase.IMAGE_ENCODING, steps, steps)
-        assert self.queue.finish(task.task_id, image)
+        assert self.queue.finish(task.task_id, [image])
         return task.task_id
 
     def wait_of(self, task_id: str) -> float:
@@ -132,7 +131,7 @@ def test_loading_counts_into_the_wait_and_shows_in_the_state() -> None:
     while_loading = bench.wait_of(task_id)
     bench.clock.pass_s(1.0)
     assert bench.wait_of(task_id) == pytest.approx(while_loading - 1.0)
-    bench.queue.load_finished(8)
+    bench.queue.load_finished(bench.queue.first_weights, 8)
     assert bench.queue.state() is ServerState.READY
     assert bench.queue.health().quantize == 8
     assert bench.wait_of(task_id) < while_loading
@@ -158,7 +157,7 @@ def test_a_cancelled_running_task_is_told_at_its_next_report_and_stays_cancelled
     assert bench.queue.delete(running) is TaskStatus.RUNNING
     assert bench.wait_of(waiting) < before
     assert not bench.queue.report(running, Phase.DENOISING, 1, 4)
-    assert not bench.queue.finish(running, b"image")
+    assert not bench.queue.finish(running, [b"image"])
     assert not bench.queue.fail(running, "task_failed", "too late")
     assert not bench.queue.release(running)
     assert bench.queue.status(running).status is TaskStatus.CANCELLED

@@ -19,6 +19,7 @@ from threading import Barrier
 from typing import Any
 
 import pytest
+from conftest import offer_of
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -31,8 +32,7 @@ from hypothesis.stateful import (
 )
 
 from errors import Gone, NotReady, NoWorker, QueueFull, ServerError, StorageUnavailable, UnknownTask
-from live_queue import STEADY_PART, STEADY_S, TaskView
-from model_catalog import find_model
+from live_queue import STEADY_PART, STEADY_S
 from queue_manager import (
     DELETED,
     ENDED_TOO_OFTEN,
@@ -42,15 +42,15 @@ from queue_manager import (
     NO_ROOM,
     PRUNE_EVERY_S,
     QueueManager,
-    Rules,
-    ServerState,
 )
+from queue_state import Rules, ServerState
 from task import GenerationParams, Phase, TaskStatus
 from task_store import TOMBSTONE_S, TaskStore
+from task_view import TaskView
 from timing_model import Measured, TimingModel, Work
 
-TINY = find_model("tiny")
-assert TINY
+OFFER = offer_of("tiny")
+TINY = OFFER.default
 RULES = Rules(max_queue=8, keep_s=300.0, keep_bytes=150, refetch_s=50.0)
 RAM_DISK = "/dev/shm" if Path("/dev/shm").is_dir() else None
 """Where the folders are, if there is one: thousands of fsyncs say nothing about rules."""
@@ -98,7 +98,6 @@ class ModelTask:
 
     @property
     def work(self) -> Work:
-        assert TINY
         params = self.params
         return Work(TINY.name, TINY.parameters_b, params.tokens, params.steps, params.format)
 
@@ -152,10 +151,14 @@ class QueueRules(RuleBasedStateMachine):
 
     def start(self) -> None:
         """A new process on what the folder holds."""
-        assert TINY
         self.store = TaskStore(self.folder)
         self.queue = QueueManager(
-            TINY, TimingModel(), self.store, self.limits, monotonic=self.clock, now=self.clock
+            offer_of("tiny"),
+            TimingModel(),
+            self.store,
+            self.limits,
+            monotonic=self.clock,
+            now=self.clock,
         )
         self.prune_at, self.leaving = 0.0, None
         self.told: dict[str, float] = {}  # when each task was last said to be done
@@ -164,7 +167,7 @@ class QueueRules(RuleBasedStateMachine):
         self.begin_to_load()
 
     def begin_to_load(self) -> None:
-        self.queue.load_started()
+        self.queue.load_started(self.queue.first_weights)
         self.loaded, self.load_started_at = False, self.clock()
 
     def teardown(self) -> None:
@@ -211,7 +214,6 @@ class QueueRules(RuleBasedStateMachine):
         return next((task for task in self.tasks if key and task.key == key), None)
 
     def load_remaining_s(self) -> float:
-        assert TINY
         load_s = self.timing.forecast_load_s(TINY.name, TINY.parameters_b)
         return 0.0 if self.loaded else max(load_s - (self.clock() - self.load_started_at), 0.0)
 
@@ -337,8 +339,7 @@ class QueueRules(RuleBasedStateMachine):
     @precondition(lambda self: not self.loaded)
     @rule()
     def the_model_is_loaded(self) -> None:
-        assert TINY
-        self.queue.load_finished(None)
+        self.queue.load_finished(self.queue.first_weights, None)
         self.loaded = True
         self.timing.learn_load(TINY.name, self.clock() - self.load_started_at)
 
@@ -383,7 +384,9 @@ class QueueRules(RuleBasedStateMachine):
     def finish(self, choice: int, size: int, spent_s: float | None) -> None:
         task = self.encoding[choice % len(self.encoding)]
         image = (task.task_id.encode() * 4)[:size]
-        assert self.queue.finish(task.task_id, image, image_encoding_s=spent_s)
+        assert self.queue.finish(
+            task.task_id, [image], image_encoding_s=None if spent_s is None else [spent_s]
+        )
         task.image, now = image, self.clock()
         if spent_s is None:
             spent_s = now - task.began(Phase.IMAGE_ENCODING)
@@ -526,7 +529,7 @@ class QueueRules(RuleBasedStateMachine):
                 lambda: self.queue.fail(running, "task_failed", "no"),
                 lambda: self.queue.release(running),
                 lambda: self.queue.delete(running),
-                lambda: self.queue.finish(running, b"no room for it"),
+                lambda: self.queue.finish(running, [b"no room for it"]),
             ]
         if self.kept:
             fetched = self.kept[-1].task_id
@@ -625,7 +628,7 @@ class QueueRules(RuleBasedStateMachine):
             if task.status in ENDED:
                 assert view.ended_at == task.ended_at
                 assert (view.pos, view.wait_s, view.phase) == (None, None, None)
-                assert view.measured == task.measured
+                assert view.measured == ((task.measured,) if task.measured else ())
             if task.status is RUNNING:
                 assert (view.phase, view.steps_done) == (task.phase, task.steps_done)
 
@@ -657,7 +660,7 @@ class QueueRules(RuleBasedStateMachine):
             return  # that is one who comes in time
         for task_id in {task.task_id for task in self.tasks if task not in self.running}:
             assert not self.queue.report(task_id, Phase.DENOISING, 1, 2)
-            assert not self.queue.finish(task_id, b"too late")
+            assert not self.queue.finish(task_id, [b"too late"])
             assert not self.queue.fail(task_id, "task_failed", "too late")
             assert not self.queue.release(task_id)
 
@@ -850,7 +853,7 @@ def test_a_task_that_is_finished_and_deleted_at_once_is_cancelled_or_deleted(
     for _ in range(100):
         task_id = run_to_encoding(history)
         was, finished = at_once(
-            partial(queue.delete, task_id), partial(queue.finish, task_id, b"image" * 1000)
+            partial(queue.delete, task_id), partial(queue.finish, task_id, [b"image" * 1000])
         )
         if was is RUNNING:
             assert not finished
@@ -874,7 +877,7 @@ def test_a_task_that_is_finished_and_released_at_once_is_done_or_waits(
     for _ in range(100):
         task_id = run_to_encoding(history)
         released, finished = at_once(
-            partial(queue.release, task_id), partial(queue.finish, task_id, b"image" * 1000)
+            partial(queue.release, task_id), partial(queue.finish, task_id, [b"image" * 1000])
         )
         assert released is not finished
         assert queue.status(task_id).status is (DONE if finished else WAITING)
@@ -904,7 +907,7 @@ def test_many_threads_that_submit_claim_finish_and_delete_leave_nothing_behind(
             queue.report(task.task_id, Phase.DENOISING, 0, 1)
             queue.report(task.task_id, Phase.DENOISING, 1, 1)
             queue.report(task.task_id, Phase.IMAGE_ENCODING, 1, 1)
-            done += queue.finish(task.task_id, task.task_id.encode())
+            done += queue.finish(task.task_id, [task.task_id.encode()])
         return done
 
     with ThreadPoolExecutor(8) as threads:

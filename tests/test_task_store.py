@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, clean_environment
 
+import file_store
 import task_store
 from errors import StorageUnavailable, StoreError
 from task import GenerationParams, TaskStatus
@@ -105,7 +106,7 @@ class Bench:
         return task_id
 
     def finish(self, task_id: str, image: bytes = b"image", ended_at: float = 1002.5) -> bool:
-        return self.store.finish(task_id, image, ended_at=ended_at, work=WORK, measured=MEASURED)
+        return self.store.finish(task_id, [image], ended_at=ended_at, samples=[(WORK, MEASURED)])
 
     def fail(self, task_id: str, was: TaskStatus = RUNNING) -> bool:
         return self.store.fail(task_id, was, code="task_failed", message="no", ended_at=1002.5)
@@ -214,7 +215,8 @@ def test_a_new_task_is_on_disk_with_all_it_was_submitted_with(bench: Bench) -> N
     assert GenerationParams.model_validate_json(row["params"]) == params()
     task = bench.found("a")
     assert (task.params, task.urgent, task.status) == (params(), True, TaskStatus.WAITING)
-    assert (task.started_at, task.ended_at, task.image_bytes, task.measured) == (None,) * 4
+    assert (task.started_at, task.ended_at) == (None, None)
+    assert (task.image_sizes, task.measured) == ((), ())
 
 
 @pytest.mark.parametrize(
@@ -335,9 +337,12 @@ def test_a_finished_task_has_its_image_its_timings_and_one_sample(bench: Bench) 
     image = bytes(range(256)) * 1000
     bench.done(image=image, ended_at=1099.25)
     task = bench.found()
-    assert (task.status, task.ended_at, task.image_bytes) == (TaskStatus.DONE, 1099.25, len(image))
-    assert task.measured is not None
-    assert task.measured.to_json() == MEASURED.to_json()
+    assert (task.status, task.ended_at, task.image_sizes) == (
+        TaskStatus.DONE,
+        1099.25,
+        (len(image),),
+    )
+    assert [measured.to_json() for measured in task.measured] == [MEASURED.to_json()]
     assert bench.store.read_image("task") == image
     assert bench.files() == {"task": image}
     assert [(w, m.to_json()) for w, m in bench.store.samples()] == [(WORK, MEASURED.to_json())]
@@ -365,7 +370,7 @@ def test_only_the_latest_samples_are_kept(bench: Bench, monkeypatch: pytest.Monk
     for number in range(8):
         bench.running(str(number))
         measured = Measured(float(number), (), 0.0, 0.0)
-        assert bench.store.finish(str(number), b"x", ended_at=1.0, work=WORK, measured=measured)
+        assert bench.store.finish(str(number), [b"x"], ended_at=1.0, samples=[(WORK, measured)])
     assert [measured.text_encoding_s for _, measured in bench.store.samples()] == [5.0, 6.0, 7.0]
 
 
@@ -376,7 +381,7 @@ def test_the_samples_of_one_model_do_not_push_out_those_of_another(
     for number, model in enumerate(["rare", "tiny", "tiny", "rare", "tiny", "tiny"]):
         bench.running(str(number))
         work = replace(WORK, model=model, steps=number)
-        assert bench.store.finish(str(number), b"x", ended_at=1.0, work=work, measured=MEASURED)
+        assert bench.store.finish(str(number), [b"x"], ended_at=1.0, samples=[(work, MEASURED)])
     kept = [(work.model, work.steps) for work, _ in bench.store.samples()]
     assert kept == [("rare", 0), ("rare", 3), ("tiny", 4), ("tiny", 5)]
 
@@ -566,13 +571,13 @@ def test_every_change_is_written_through_to_the_disk(bench: Bench) -> None:
 
 def test_a_store_in_memory_does_the_same() -> None:
     store = TaskStore(None)
-    finish = partial(store.finish, ended_at=2.0, work=WORK, measured=MEASURED)
+    finish = partial(store.finish, ended_at=2.0, samples=[(WORK, MEASURED)])
     for task_id in ("done", "cancelled"):
         store.insert(task_id, params(), urgent=False, created_at=1.0)
         assert store.claim(task_id, started_at=1.5)
     assert store.cancel("cancelled", RUNNING, ended_at=2.0)
-    assert finish("done", b"image")
-    assert not finish("cancelled", b"image")
+    assert finish("done", [b"image"])
+    assert not finish("cancelled", [b"image"])
     assert store.read_image("done") == b"image"
     assert store.read_image("cancelled") is None
     assert store.images() == (1, 5)
@@ -589,7 +594,7 @@ def test_the_image_is_synced_and_renamed_and_its_folder_synced_before_the_task_i
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image, seen = b"x" * 100_000, []
-    flush, sync_folder = task_store._flush_to_disk, task_store._sync_folder
+    flush, sync_folder = file_store._flush_to_disk, file_store._sync_folder
 
     def see_flush(descriptor: int) -> None:
         flush(descriptor)
@@ -606,8 +611,8 @@ def test_the_image_is_synced_and_renamed_and_its_folder_synced_before_the_task_i
             seen.append("committed")
 
     bench.running()
-    monkeypatch.setattr(task_store, "_flush_to_disk", see_flush)
-    monkeypatch.setattr(task_store, "_sync_folder", see_sync)
+    monkeypatch.setattr(file_store, "_flush_to_disk", see_flush)
+    monkeypatch.setattr(file_store, "_sync_folder", see_sync)
     bench.store._database.set_trace_callback(see_statement)
     assert bench.finish("task", image)
     assert seen == ["file synced", "folder synced", "committed"]
@@ -641,7 +646,7 @@ def test_an_image_that_cannot_be_synced_leaves_its_task_running_and_no_file(
     bench.running()
     with monkeypatch.context() as patch:
         full = OSError(errno.ENOSPC, "No space left on device")
-        patch.setattr(task_store, "_flush_to_disk", lambda descriptor: raise_(full))
+        patch.setattr(file_store, "_flush_to_disk", lambda descriptor: raise_(full))
         with pytest.raises(StorageUnavailable, match="No space left"):
             bench.finish("task")
     assert_nothing_is_done(bench)
@@ -654,7 +659,7 @@ def test_an_image_whose_folder_cannot_be_synced_leaves_its_task_running_and_no_f
     bench.running()
     with monkeypatch.context() as patch:
         broken = OSError(errno.EIO, "Input/output error")
-        patch.setattr(task_store, "_sync_folder", lambda folder: raise_(broken))
+        patch.setattr(file_store, "_sync_folder", lambda folder: raise_(broken))
         with pytest.raises(StorageUnavailable, match="Input/output error"):
             bench.finish("task")
     assert_nothing_is_done(bench)

@@ -48,7 +48,7 @@ class Pair:
         self.submitted += 1
         task_id = f"task-{self.submitted}"
         if at_front:
-            self.line.put_back(task_id, urgent=urgent, features=features)
+            self.line.insert(task_id, urgent=urgent, features=features, before=None)
             self.plain.levels[urgent].insert(0, (task_id, features))
         else:
             self.line.append(task_id, urgent=urgent, features=features)
@@ -70,7 +70,7 @@ class Pair:
         """The first one leaves and comes back, as a released task does."""
         urgent = bool(self.plain.levels[True])
         task_id, features = self.leave(0)
-        self.line.put_back(task_id, urgent=urgent, features=features)
+        self.line.insert(task_id, urgent=urgent, features=features, before=None)
         self.plain.levels[urgent].insert(0, (task_id, features))
 
     def check_ends(self) -> None:
@@ -231,7 +231,7 @@ def test_each_level_knows_its_ends_and_who_stands_beside_whom() -> None:
         line.append(task_id, urgent=False, features=())
     line.append("urgent", urgent=True, features=())
     line.remove("b")
-    line.put_back("released", urgent=False, features=())
+    line.insert("released", urgent=False, features=(), before=None)
     assert line.urgent == 1
     assert (line.first(urgent=True), line.last(urgent=True)) == ("urgent", "urgent")
     assert (line.first(urgent=False), line.last(urgent=False)) == ("released", "c")
@@ -266,11 +266,11 @@ def test_a_task_that_is_put_back_stands_before_its_level_and_behind_the_urgent_o
     line = WaitingLine(1)
     line.append("urgent", urgent=True, features=(1.0,))
     line.append("normal", urgent=False, features=(2.0,))
-    line.put_back("released", urgent=False, features=(4.0,))
+    line.insert("released", urgent=False, features=(4.0,), before=None)
     assert list(line) == ["urgent", "released", "normal"]
     assert line.ahead_of("released") == (1, (1.0,))
     assert line.ahead_of("normal") == (2, (5.0,))
-    line.put_back("released and urgent", urgent=True, features=(8.0,))
+    line.insert("released and urgent", urgent=True, features=(8.0,), before=None)
     assert line.first() == "released and urgent"
     assert line.ahead_of("urgent") == (1, (8.0,))
 

@@ -4,20 +4,19 @@ from pathlib import Path
 from threading import Event
 
 import pytest
-from conftest import FakeGenerator
+from conftest import FakeGenerator, offer_of
 from PIL import Image
 
 from errors import ModelLoadError
-from generator import MfluxGenerator, prepare_mlx
-from model_catalog import find_model
-from queue_manager import QueueManager, ServerState
-from task import GenerationParams, Phase, Report, TaskStatus
+from generator import MfluxGenerator
+from mlx_setup import prepare_mlx
+from model_catalog import Weights
+from queue_manager import QueueManager
+from queue_state import ServerState
+from task import Drawn, GenerationParams, Phase, Report, Stage, TaskStatus
 from task_store import TaskStore
 from timing_model import TimingModel
 from worker import Worker
-
-TINY = find_model("tiny")
-assert TINY
 
 
 def params(prompt: str = "x") -> GenerationParams:
@@ -35,8 +34,7 @@ def params(prompt: str = "x") -> GenerationParams:
 
 @pytest.fixture
 def queue() -> QueueManager:
-    assert TINY
-    return QueueManager(TINY, TimingModel(), TaskStore(None))
+    return QueueManager(offer_of("tiny"), TimingModel(), TaskStore(None))
 
 
 def submit(queue: QueueManager, prompt: str = "x") -> str:
@@ -51,17 +49,16 @@ def test_a_failure_in_the_middle_of_real_mflux_costs_only_its_task(
     queue: QueueManager, data_dir: Path
 ) -> None:
     class FailsAtStep2(MfluxGenerator):
-        def generate(self, params: GenerationParams, report: Report) -> Image.Image:
+        def generate(self, stage: Stage, inputs: Path, report: Report) -> Drawn:
             def report_and_fail(phase: Phase, steps_done: int, steps_total: int) -> None:
                 report(phase, steps_done, steps_total)
-                if params.prompt == "bad" and steps_done == 2:
+                if stage.params.prompt == "bad" and steps_done == 2:
                     raise MemoryError("no room for step 3")
 
-            return super().generate(params, report_and_fail)
+            return super().generate(stage, inputs, report_and_fail)
 
     prepare_mlx()
-    assert TINY
-    worker = Worker(queue, FailsAtStep2(TINY, None, None, data_dir), fail_to_load)
+    worker = Worker(queue, FailsAtStep2(data_dir), fail_to_load)
     bad, good = submit(queue, "bad"), submit(queue, "good")
     worker.load()
     assert worker.run_once(0)
@@ -120,7 +117,7 @@ def test_a_model_that_cannot_be_loaded_is_told_once_and_ends_the_thread(
     queue: QueueManager,
 ) -> None:
     class Unloadable(FakeGenerator):
-        def load(self) -> int | None:
+        def load(self, weights: Weights) -> int | None:
             raise ModelLoadError("no weights")
 
     told: list[ModelLoadError] = []

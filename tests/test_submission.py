@@ -1,12 +1,23 @@
 import pytest
+from conftest import offer_of
 
 from errors import InvalidInput
-from model_catalog import MODELS, find_model
-from task import Limits, parse_request, request_schema, resolve
+from generate_request import GenerateRequest, Limits, parse_request, request_schema
+from mflux_registry import find_model, read_catalog
+from model_catalog import Model
+from queue_manager import QueueManager
+from submission import Submission
+from task import GenerationParams
+from task_store import TaskStore
+from timing_model import TimingModel
 
-SCHNELL, DEV = (
-    next(model for model in MODELS if model.name == name) for name in ("schnell", "dev")
-)
+SCHNELL, DEV = offer_of("schnell", "dev").models
+
+
+def resolve(request: GenerateRequest, model: Model, limits: Limits) -> GenerationParams:
+    offer = offer_of(model.name)
+    queue = QueueManager(offer, TimingModel(), TaskStore(None))
+    return Submission(queue, offer, limits, lambda params: None).prepare(request).params
 
 
 def test_what_is_absent_is_filled_in_from_the_model() -> None:
@@ -58,7 +69,7 @@ def test_a_long_value_is_cut_in_the_refusal() -> None:
 
 
 def test_no_name_or_alias_stands_for_two_models() -> None:
-    names = [name for model in MODELS for name in (model.name, *model.aliases)]
+    names = [name for model in read_catalog().models for name in (model.name, *model.aliases)]
     assert len(names) == len(set(names))
-    assert find_model("SCHNELL") is find_model("flux1-schnell")
+    assert find_model("SCHNELL") is find_model("schnell")
     assert find_model("devil") is None

@@ -1,0 +1,65 @@
+"""What the Hugging Face cache holds of a model: files alone, no library, no network."""
+
+import os
+from pathlib import Path
+
+from model_catalog import Model
+
+
+def cache_dir() -> Path:
+    """Where huggingface_hub keeps what it has downloaded (its documented variables)."""
+    if found := os.environ.get("HF_HUB_CACHE"):
+        return Path(found).expanduser()
+    home = os.environ.get("HF_HOME") or Path(
+        os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface"
+    )
+    return Path(home).expanduser() / "hub"
+
+
+def is_present(model: Model) -> bool:
+    """Whether the weights are on this machine: each repository has a snapshot, and none is half
+    downloaded."""
+    if model.tiny:
+        return True
+    folder = _folder(model)
+    if folder is not None:
+        return folder.is_dir()
+    return all(
+        any((_repository(name) / "snapshots").glob("*/*"))
+        and not any((_repository(name) / "blobs").glob("*.incomplete"))
+        for name in _names(model)
+    )
+
+
+def bytes_on_disk(model: Model) -> int:
+    """Size of what there is of its repositories, also while they are downloaded."""
+    folder = _folder(model)
+    folders = [folder] if folder else [_repository(name) / "blobs" for name in _names(model)]
+    return sum(_size(folder) for folder in folders)
+
+
+def _names(model: Model) -> tuple[str, ...]:
+    """With --path naming a repository, that one takes the place of the first."""
+    return (model.path, *model.repositories[1:]) if model.path else model.repositories
+
+
+def _folder(model: Model) -> Path | None:
+    """The local folder that the weights come from."""
+    if model.path is None:
+        return None
+    folder = Path(model.path).expanduser()
+    return folder if folder.exists() or model.path.count("/") != 1 else None
+
+
+def _repository(name: str) -> Path:
+    return cache_dir() / f"models--{name.replace('/', '--')}"
+
+
+def _size(folder: Path) -> int:
+    size = 0
+    for path in folder.rglob("*"):
+        try:
+            size += path.stat().st_size if path.is_file() else 0
+        except OSError:  # it was renamed this moment
+            continue
+    return size

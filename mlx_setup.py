@@ -1,0 +1,60 @@
+"""Getting MLX ready, before anything else imports it. One of the files that know mlx and mflux."""
+
+import ctypes
+import importlib.util
+import logging
+import os
+import sys
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+
+class MlxMissing(Exception):
+    """mlx cannot be imported; the message says what to install."""
+
+
+def prepare_mlx(*, quiet: bool = True) -> bool:
+    """Import mlx, once, before anything of mflux is used.
+
+    Args:
+        quiet: no progress bars.
+
+    Returns:
+        Whether MLX has a GPU here.
+
+    Raises:
+        MlxMissing: with the sentence for the operator.
+    """
+    if quiet:
+        os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    if sys.platform == "linux":
+        _preload_fast_blas()
+    try:
+        import mlx.core as mx
+    except ImportError as error:
+        raise MlxMissing(
+            f"mlx cannot be imported ({error}): run 'pip install --no-deps -r requirements.txt' "
+            "with Python 3.11 or newer on macOS with Apple Silicon or on Linux x86_64."
+        ) from None
+    return bool(mx.is_available(mx.gpu))
+
+
+def _preload_fast_blas() -> None:
+    """Let mlx's CPU build use the OpenBLAS that opencv (a package mflux needs) brings along.
+
+    mlx links the system's `cblas_*` functions, on most Linux machines the reference BLAS, 50 times
+    slower. What is loaded first wins the symbol lookup. On a Mac MLX has Metal and Accelerate.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    opencv = importlib.util.find_spec("cv2")
+    if opencv is None or opencv.origin is None:
+        return
+    libraries = Path(opencv.origin).parent.parent / "opencv_python.libs"
+    for pattern in ("libquadmath*.so*", "libgfortran*.so*", "libopenblas*.so*"):
+        for library in sorted(libraries.glob(pattern)):
+            try:
+                ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
+            except OSError as error:
+                log.debug("%s cannot be loaded: %s", library.name, error)
