@@ -42,6 +42,7 @@ ANSWERS = (
     ErrorAnswer,
 )
 SCHEMAS = "#/components/schemas/"
+ENCODED = "'format': 'byte'"
 SPEC_ROUTE = "/openapi.json"
 PAGE_ROUTE = "/swagger"
 
@@ -90,8 +91,8 @@ def documented(
     responses = {str(status): answer for status, answer in answers.items()}
     for error in errors:
         entry = responses.setdefault(str(error.http_status), _error_response())
-        example = {"error": {"code": error.code, "message": error.default_message}}
-        entry["content"]["application/json"]["examples"][error.code] = {"value": example}
+        answer = {"error": {"code": error.code, "message": error.default_message}}
+        entry["content"]["application/json"]["examples"][error.code] = {"value": answer}
         if issubclass(error, QueueFull):
             entry["headers"] = {"Retry-After": RETRY_AFTER}
         lines = [entry["description"], f"`{error.code}`: {error.default_message}"]
@@ -104,8 +105,10 @@ def documented(
         "responses": responses,
     }
     if body:
-        schema = {"schema": {"$ref": SCHEMAS + body}, "example": example}
-        content = {"application/json": schema, "multipart/form-data": schema}
+        content = {
+            "application/json": {"schema": {"$ref": SCHEMAS + body}, "example": example},
+            "multipart/form-data": {"schema": {"$ref": SCHEMAS + body + "Form"}},
+        }
         specification["requestBody"] = {"required": True, "content": content}
 
     def describe(view: View) -> View:
@@ -182,11 +185,29 @@ def _schemas(limits: Limits) -> dict[str, Any]:
     request = request_schema(limits, SCHEMAS + "{model}")
     schemas |= request.pop("$defs")
     schemas["GenerateRequest"] = request
+    schemas["GenerateRequestForm"] = _as_form(request)
     return {name: _openapi_3_0(schema) for name, schema in schemas.items()}
 
 
+def _as_form(request: dict[str, Any]) -> dict[str, Any]:
+    """The same fields as the parts of a form, in which pictures are files."""
+    form = {**request, "description": "The same as a form, with pictures as files."}
+    form["properties"] = {name: _as_part(field) for name, field in request["properties"].items()}
+    return form
+
+
+def _as_part(field: dict[str, Any]) -> dict[str, Any]:
+    if ENCODED not in str(field):
+        return field
+    file = {"type": "string", "format": "binary"}
+    if "array" in str(field):
+        return {"type": "array", "items": file, "description": field["description"]}
+    return {**file, "description": field["description"]}
+
+
 def _openapi_3_0(schema: Any) -> Any:
-    """pydantic writes JSON Schema 2020-12; OpenAPI 3.0 knows no type null and no `examples`."""
+    """pydantic writes JSON Schema 2020-12; OpenAPI 3.0 knows no type null, no `examples`, and an
+    exclusive bound as a flag beside the bound."""
     if isinstance(schema, list):
         return [_openapi_3_0(part) for part in schema]
     if not isinstance(schema, dict):
@@ -196,6 +217,9 @@ def _openapi_3_0(schema: Any) -> Any:
         schema["example"] = schema.pop("examples")[0]
     if schema.get("default", ...) is None:
         del schema["default"]
+    for exclusive, bound in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
+        if exclusive in schema:
+            schema[bound], schema[exclusive] = schema[exclusive], True
     if "const" in schema:
         schema["enum"] = [schema.pop("const")]
     if "$ref" in schema and len(schema) > 1:

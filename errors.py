@@ -46,6 +46,12 @@ class UnknownHost(ServerError):
     default_message = "This server does not answer under this host name; see --allowed-hosts."
 
 
+class ForeignPage(ServerError):
+    code = "foreign_page"
+    http_status = 403
+    default_message = "A page of another site may not change anything here."
+
+
 class UnknownTask(ServerError):
     code = "unknown_task"
     http_status = 404

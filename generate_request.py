@@ -91,7 +91,7 @@ Image = Annotated[
     BeforeValidator(
         _decoded,
         json_schema_input_type=Annotated[
-            str, Field(min_length=1, json_schema_extra={"format": "binary"})
+            str, Field(min_length=1, json_schema_extra={"format": "byte"})
         ]
         | ImageOf,
     ),
@@ -420,7 +420,7 @@ def _in_words(schema: dict[str, Any]) -> str:
     if schema["type"] == "array":
         items = _in_words(schema["items"])
         return f"a list of {schema['minItems']} to {schema['maxItems']}, each {items}"
-    if schema.get("format") == "binary":
+    if schema.get("format") == "byte":
         return "a picture as base64"
     words = "a string of digits" if "[0-9]" in schema.get("pattern", "") else NOUNS[schema["type"]]
     if "minimum" in schema:

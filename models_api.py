@@ -90,7 +90,6 @@ def model_routes(
             errors.UnknownModel,
             errors.ModelNotAllowed,
             errors.NoWorker,
-            errors.UnsupportedMediaType,
         ),
     )
     def load_model(name: str) -> Response:
@@ -103,9 +102,6 @@ def model_routes(
         return json_response(LoadAnswer(model=model.name, loaded=loaded))
 
     def check_operator() -> None:
-        # No web page may have a browser do this: it cannot send JSON to another host.
-        if not request.is_json:
-            raise errors.UnsupportedMediaType
         if operator_key is None:
             raise errors.OperatorOnly(
                 "Start the server with --operator-key to allow this from the network."

@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 from flask import Blueprint, Response, jsonify, request
 
@@ -281,24 +280,14 @@ def native_routes(
 
 
 def _read_request(limits: Limits) -> GenerateRequest:
-    """The body of this request, JSON or a form.
-
-    A browser lets no foreign page send JSON without this server's consent, which it does not give;
-    forms it does, but with the page's Origin. A page that got itself our host name is stopped by
-    --allowed-hosts.
-    """
+    """The body of this request, JSON or a form."""
     if request.is_json:
         return parse_request(request.get_data(), limits)
-    if request.mimetype != "multipart/form-data" or _from_a_foreign_page():
+    if request.mimetype != "multipart/form-data":
         raise errors.UnsupportedMediaType
     texts = {name: request.form.getlist(name) for name in request.form}
     files = {name: [file.read() for file in request.files.getlist(name)] for name in request.files}
     return parse_form(texts, files, limits)
-
-
-def _from_a_foreign_page() -> bool:
-    origin = request.headers.get("Origin")
-    return origin is not None and urlsplit(origin).netloc != request.headers.get("Host")
 
 
 def _bundle(

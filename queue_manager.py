@@ -31,6 +31,7 @@ from errors import (
     StorageUnavailable,
     UnknownTask,
 )
+from events import EventKind, EventLog
 from live_queue import LiveQueue
 from model_catalog import Weights
 from offer import Offer
@@ -78,6 +79,8 @@ class QueueManager:
         self._monotonic = monotonic
         self._now = now
 
+        self.events = EventLog(now)
+        """What happens to tasks; those that wait for something listen here."""
         self._writing = Lock()
         self._lock = Lock()
         self._wake_worker = Condition(self._lock)
@@ -146,7 +149,9 @@ class QueueManager:
                 self._live.add(task)
                 self._live.promise(task)
                 self._wake_worker.notify_all()
-                return self._live.view(task), others
+                view = self._live.view(task)
+            self.events.publish(EventKind.WAITING, task.task_id)
+            return view, others
 
     def estimate(self, params: GenerationParams, *, urgent: bool) -> tuple[Wait, int]:
         """What submit would answer now, and the number of tasks that are not finished."""
@@ -229,6 +234,7 @@ class QueueManager:
                 return was
             with self._lock:
                 self._live.cancel(task)
+            self.events.publish(EventKind.CANCELLED, task_id)
             log.info("task %s was cancelled", task_id)
             return was
 
@@ -352,6 +358,7 @@ class QueueManager:
             self._store.claim(task.task_id, started_at=started_at)
             with self._lock:
                 self._live.start(task, started_at=started_at)
+            self.events.publish(EventKind.RUNNING, task.task_id)
             log.info(
                 "task %s is running: %s, %d x %d, %d steps",
                 task.task_id,
@@ -374,6 +381,7 @@ class QueueManager:
                 self._live.gpu_is_free()
                 return False
             self._live.next_image(task, stage, index)
+            self.events.publish(EventKind.IMAGE, task_id)
             return self._may_go_on(task)
 
     def report(self, task_id: str, phase: Phase, steps_done: int, steps_total: int) -> bool:
@@ -388,6 +396,7 @@ class QueueManager:
                 self._live.gpu_is_free()
                 return False
             self._live.report(task, phase, steps_done, steps_total)
+            self.events.publish(EventKind.STEP, task_id)
             return self._may_go_on(task)
 
     def _may_go_on(self, task: Task) -> bool:
@@ -429,6 +438,7 @@ class QueueManager:
             for work, measured in samples:
                 self._live.timing.learn(work, measured)
             outcome = self._live.finish(task)
+        self.events.publish(EventKind.DONE, task_id)
         log.info("task %s is done", task_id)
         if outcome is not None:
             with suppress(StorageUnavailable):  # the task is done all the same
@@ -467,6 +477,7 @@ class QueueManager:
                 task.attempts -= 0 if count_attempt else 1
                 self._live.put_back(task)
                 self._wake_worker.notify_all()
+            self.events.publish(EventKind.WAITING, task_id)
             log.info("task %s waits again", task_id)
             return True
 
@@ -481,6 +492,7 @@ class QueueManager:
         with self._lock:
             self._drain_until = self._monotonic() + drain_s
             self._wake_worker.notify_all()
+        self.events.close()
 
     def prune(self) -> None:
         """Drop what was kept long enough, and the oldest images when there are too many."""
@@ -551,12 +563,14 @@ class QueueManager:
         with self._lock:
             self._last_error = f"task {task.task_id}: {message}"
             self._live.remove(task)
+        self.events.publish(EventKind.FAILED, task.task_id)
         log.warning("task %s failed: %s", task.task_id, message)
 
     def _drop(self, task_id: str, reason: str) -> None:
         dropped_bytes = self._store.drop(task_id, reason, gone_at=self._now())
         with self._lock:
             self._images_bytes -= dropped_bytes
+        self.events.publish(EventKind.REMOVED, task_id)
 
     def _finished(self, task_id: str) -> StoredTask:
         with self._lock:

@@ -82,12 +82,15 @@ def create_app(
 
     @app.before_request
     def check_host() -> None:
-        try:
-            name = urlsplit(f"//{request.headers.get('Host', '')}").hostname or ""
-        except ValueError:
-            raise errors.UnknownHost from None
-        if allowed_hosts is not None and name not in allowed_hosts:
+        name = _host_name(f"//{request.headers.get('Host', '')}")
+        if name is None or (allowed_hosts is not None and name not in allowed_hosts):
             raise errors.UnknownHost
+        # A browser says of which page a request is that may change something.
+        origin = request.headers.get("Origin")
+        if origin is not None and request.method not in ("GET", "HEAD", "OPTIONS"):
+            page = _host_name(origin)
+            if page is None or page not in {name, *(allowed_hosts or ())}:
+                raise errors.ForeignPage
 
     for routes in (
         native_routes(queue, submission),
@@ -100,6 +103,13 @@ def create_app(
     app.add_url_rule("/", "home", lambda: redirect(PAGE_ROUTE))
     install_docs(app, submission.limits)
     return app
+
+
+def _host_name(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return None
 
 
 def _answer_error(error: Exception) -> Response:

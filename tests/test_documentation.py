@@ -154,6 +154,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tiny_recipes": set(),
     "timing_model": set(),
     "waiting_line": set(),
+    "events": set(),
     "hub_cache": {"model_catalog"},
     "mlx_setup": set(),
     "prompt_cache": set(),
@@ -179,6 +180,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "queue_state": {"model_catalog", "timing_model"},
     "queue_manager": {
         "errors",
+        "events",
         "live_queue",
         "model_catalog",
         "offer",

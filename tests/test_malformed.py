@@ -50,6 +50,9 @@ OPERATIONS = {
     ("/delete", "POST"),
     ("/health", "GET"),
     ("/stats", "GET"),
+    ("/models", "GET"),
+    ("/models/{name}", "GET"),
+    ("/models/{name}/load", "POST"),
 }
 
 
@@ -96,7 +99,7 @@ def test_the_storm_knows_every_operation(small_server: ServerProcess) -> None:
 def test_every_answer_is_as_documented(
     small_server: ServerProcess, path: str, method: str, mode: GenerationMode
 ) -> None:
-    if path in ("/health", "/stats") and mode is GenerationMode.NEGATIVE:
+    if path in ("/health", "/stats", "/models") and mode is GenerationMode.NEGATIVE:
         pytest.skip("it takes no input")
     schema = schemathesis.openapi.from_url(small_server.url + "/openapi.json")
     operation = schema[path][method]
@@ -109,12 +112,16 @@ def test_every_answer_is_as_documented(
         small_server.wait_until_ended(known[-1] or "")
         requests.delete(small_server.url + "/delete", params={"task_id": known[-1]}, timeout=60)
         known.append(small_server.submit(width=256, height=256)["task_id"])
+    if mode is GenerationMode.POSITIVE and "{name}" in path:
+        known += ["tiny", "DEV", "nothing"]
     statuses: Counter[int] = Counter()
 
     @SETTINGS
     @given(case=operation.as_strategy(generation_mode=mode), task_id=st.sampled_from(known))
     def storm(case: schemathesis.Case[Any], task_id: str | None) -> None:
-        if task_id:
+        if task_id and "{name}" in path:
+            case.path_parameters["name"] = task_id
+        elif task_id:
             case.query["task_id"] = task_id
         answer = case.call(timeout=60)
         statuses[answer.status_code] += 1
@@ -126,7 +133,7 @@ def test_every_answer_is_as_documented(
     if mode is GenerationMode.POSITIVE:
         assert statuses[200]
     else:
-        assert statuses[400]
+        assert statuses[404 if "{name}" in path else 400]
     assert small_server.get("/health").status_code == 200
 
 
