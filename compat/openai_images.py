@@ -42,6 +42,7 @@ PARAMS = {"width": "size", "height": "size", "count": "n", "images": "image", "i
 """What our fields are called here, where they have another name."""
 FOLLOWED_RETRY_S = 60
 """SDKs wait for Retry-After up to so many seconds; above, they try again at once."""
+SIZE = re.compile(r"([0-9]{1,5})[xX]([0-9]{1,5})")
 IMAGE_NAME = re.compile(r"img-([0-9a-f]{1,64})_([0-9]{1,3})\.(png|jpg|webp)")
 SIGN_OF_LIFE_AFTER = 15
 """Looks at a quiet task, of a second each, after which a stream says that it is alive."""
@@ -156,12 +157,12 @@ def openai_routes(
         shape=OPENAI_ERRORS,
     )
     def edits() -> Response:
-        asked = read_body(OpenAIEdit, request.form.to_dict())
         files = [*request.files.getlist("image"), *request.files.getlist("image[]")]
         if not files:
             raise errors.InvalidInput(
                 "image is required: a file of a form (multipart/form-data).", field="image"
             )
+        asked = read_body(OpenAIEdit, request.form.to_dict())
         mask = request.files.get("mask")
         placed = place_pictures(
             calls,
@@ -283,8 +284,6 @@ def _names(calls: SyncCalls) -> list[str]:
 
 def _fields(asked: OpenAIGeneration, calls: SyncCalls) -> dict[str, Any]:
     """The fields of /generate."""
-    width, _, height = (asked.size or "auto").lower().partition("x")
-    sized = {"width": int(width), "height": int(height)} if height and width != "auto" else {}
     return {
         "prompt": asked.prompt,
         "count": asked.n,
@@ -293,8 +292,20 @@ def _fields(asked: OpenAIGeneration, calls: SyncCalls) -> dict[str, Any]:
         "seed": asked.seed,
         "guidance": asked.guidance,
         "negative_prompt": asked.negative_prompt,
-        **sized,
+        **_sides(asked.size),
     }
+
+
+def _sides(size: str | None) -> dict[str, int]:
+    if size is None or size.lower() == "auto":
+        return {}
+    found = SIZE.fullmatch(size)
+    if found is None:
+        raise errors.InvalidInput(
+            f"size must be WIDTHxHEIGHT in pixels, like 1024x1024, or auto, not {size[:50]!r}.",
+            field="size",
+        )
+    return {"width": int(found[1]), "height": int(found[2])}
 
 
 def _usual_form(model: str | None) -> str:

@@ -8,8 +8,6 @@ from answers import Answer
 from compat.bodies import Body
 from generate_request import Seed
 
-SIZE = r"^([0-9]{1,5}[xX][0-9]{1,5}|auto)$"
-
 
 def _lower(value: object) -> object:
     value = value.lower() if isinstance(value, str) else value
@@ -33,7 +31,6 @@ class OpenAIGeneration(Body):
     n: int = Field(1, ge=1, le=10, description="How many images.")
     size: str | None = Field(
         None,
-        pattern=SIZE,
         description="WIDTHxHEIGHT in pixels, rounded down to multiples of 16; auto or absent: the "
         "server's default.",
         examples=["1024x1024"],
@@ -97,7 +94,7 @@ class ImagesResponse(Answer):
     background: str = Field("opaque", description="Always opaque.")
     output_format: str = Field(description="png, jpeg or webp.", examples=["png"])
     size: str = Field(description="WIDTHxHEIGHT, as drawn.", examples=["1024x1024"])
-    usage: Usage = Field(Usage(), description="Nothing is billed here.")
+    usage: Usage = Field(Usage(), description="Always 0.")
 
 
 class ImageEvent(Answer):
