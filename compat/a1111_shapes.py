@@ -111,8 +111,14 @@ class A1111Progress(BaseModel):
     progress: float = Field(0.0, description="0 to 1; exactly 0 when idle.")
     eta_relative: float = Field(0.0, description="Forecast seconds until the images are ready.")
     state: A1111State = Field(A1111State(), description="Where the task is.")
-    current_image: str | None = Field(None, description="The picture so far, where there is one.")
-    textinfo: str | None = Field(None, description="In words.")
+    current_image: str | None = Field(
+        None,
+        description="The picture so far, where there is one.",
+        json_schema_extra={"nullable": True},
+    )
+    textinfo: str | None = Field(
+        None, description="In words.", json_schema_extra={"nullable": True}
+    )
 
 
 class A1111PngInfo(Answer):

@@ -97,7 +97,15 @@ DRAWN = {
     "description": "The images; with `stream`, events of one image each.",
     "content": {
         "application/json": {"schema": {"$ref": SCHEMAS + "ImagesResponse"}},
-        "text/event-stream": {"schema": {"type": "string"}},
+        "text/event-stream": {
+            "schema": {
+                "type": "object",
+                "properties": {
+                    "event": {"type": "string", "description": "As `type` in the data."},
+                    "data": {"type": "string", "description": "JSON: an ImageEvent."},
+                },
+            }
+        },
     },
 }
 EDIT_FORM = {

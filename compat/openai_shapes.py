@@ -127,8 +127,10 @@ class OpenAIModels(Answer):
 class OpenAIErrorBody(BaseModel):
     message: str = Field(description="One sentence.")
     type: str = Field(description="invalid_request_error, rate_limit_error or server_error.")
-    param: str | None = Field(description="The field at fault.")
-    code: str | None = Field(description="Stable, for programs.")
+    param: str | None = Field(
+        description="The field at fault.", json_schema_extra={"nullable": True}
+    )
+    code: str = Field(description="Stable, for programs.")
 
 
 class OpenAIError(BaseModel):
