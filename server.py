@@ -44,7 +44,7 @@ from settings import Settings
 from submission import Submission
 from task_store import TaskStore
 from timing_model import TimingModel
-from waiting_places import WaitingPlaces, places_of
+from waiting_places import WaitingPlaces
 from worker import Generator, Worker
 
 log = logging.getLogger("mflux-server")
@@ -53,6 +53,8 @@ LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 BACKLOG = 1024
 MOST_CONNECTIONS = 5000
 FILES_FOR_THE_REST = 100
+THREADS_FOR_THE_REST = 32
+"""That never wait for a task."""
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LOAD_FAILED = b"\xff"
 STOP_S = 2.0
@@ -117,7 +119,7 @@ def create_app(
         queue,
         submission,
         catalog,
-        places=places or WaitingPlaces(places_of(64)),
+        places=places or WaitingPlaces(THREADS_FOR_THE_REST),
         options=foreign or ForeignOptions(),
         memory=lambda: generator.memory,
         preview=lambda task_id: _preview(generator, task_id),
@@ -230,7 +232,7 @@ class Server:
                 max_body_bytes=settings.max_body_bytes,
                 allowed_hosts=_allowed_hosts(settings),
                 operator_key=settings.operator_key or ("" if settings.host in LOOPBACK else None),
-                places=WaitingPlaces(places_of(settings.threads)),
+                places=WaitingPlaces(max(settings.threads - THREADS_FOR_THE_REST, 1)),
                 foreign=ForeignOptions(
                     sync_max_wait_s=settings.sync_max_wait_s,
                     clamp=settings.clamp == "on",

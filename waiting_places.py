@@ -4,9 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import BoundedSemaphore
 
-KEPT_FREE = 32
-"""Threads for requests that are answered at once."""
-
 
 class WaitingPlaces:
     """Any thread may take a place; who gets none must not wait."""
@@ -23,8 +20,3 @@ class WaitingPlaces:
         finally:
             if free:
                 self._free.release()
-
-
-def places_of(threads: int) -> int:
-    """For so many HTTP threads in all."""
-    return max(threads - KEPT_FREE, threads // 2, 1)
