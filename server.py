@@ -1,5 +1,6 @@
 """The front door: the application, and main(), which builds, starts and stops everything."""
 
+import json
 import logging
 import os
 import resource
@@ -294,7 +295,11 @@ class _JsonErrorTask(ErrorTask):  # type: ignore[misc]
         code, message = error.reason.lower().replace(" ", "_"), error.body
         if error.code == errors.BodyTooLarge.http_status:
             code, message = errors.BodyTooLarge.code, errors.BodyTooLarge.default_message
-        body = ErrorAnswer(error=ErrorBody(code=code, message=message)).as_json()
+        problem = errors.Problem(error.code, code, message)
+        if told := foreign_error(getattr(self.request, "path", ""), problem):
+            body = json.dumps(told[0])
+        else:
+            body = ErrorAnswer(error=ErrorBody(code=code, message=message)).as_json()
         self.status = f"{error.code} {error.reason}"
         self.response_headers.append(("Content-Type", "application/json"))
         self.response_headers.append(("Connection", "close"))

@@ -206,7 +206,7 @@ def a1111_routes(
                     raise
                 finished = Finished([], prepared.params)
         answer = json_response(_images_answer(asked, finished))
-        if finished.images:
+        if finished.images and asked.send_images:
             answer.call_on_close(call.fetched)
         return answer
 
@@ -241,7 +241,7 @@ def a1111_routes(
         tag=TAG,
         description="The one that runs, or the first that waits; never another client's.",
         answers={200: NOTHING},
-        errors=(errors.UnknownTask, errors.Gone, errors.StorageUnavailable),
+        errors=(errors.StorageUnavailable,),
         shape=A1111_ERRORS,
     )
     def stop() -> Response:

@@ -1,7 +1,7 @@
 """Who waits for which task: AUTOMATIC1111's progress and interrupt name none."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Lock
 
 from errors import Gone, UnknownTask
@@ -43,9 +43,13 @@ class Callers:
     def interrupt(self, caller: Caller) -> None:
         """Stop the present task of this caller, and no other one."""
         view = self.present(caller)
-        if view is not None:
-            with self._lock:
-                self._interrupted.add(view.task_id)
+        if view is None:
+            return
+        with self._lock:
+            if view.task_id not in self._tasks.get(caller, ()):
+                return  # it has just been answered
+            self._interrupted.add(view.task_id)
+        with suppress(Gone, UnknownTask):
             self._queue.delete(view.task_id)
 
     def was_interrupted(self, task_id: str) -> bool:

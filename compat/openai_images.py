@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from typing import Any
 
 from flask import Blueprint, Response, request
@@ -43,7 +44,7 @@ PARAMS = {"width": "size", "height": "size", "count": "n", "images": "image", "i
 FOLLOWED_RETRY_S = 60
 """SDKs wait for Retry-After up to so many seconds; above, they try again at once."""
 SIZE = re.compile(r"([0-9]{1,5})[xX]([0-9]{1,5})")
-IMAGE_NAME = re.compile(r"img-([0-9a-f]{1,64})_([0-9]{1,3})\.(png|jpg|webp)")
+IMAGE_NAME = re.compile(r"([0-9a-f]{1,64})_([0-9]{1,3})\.(png|jpg|webp)")
 SIGN_OF_LIFE_AFTER = 15
 """Looks at a quiet task, of a second each, after which a stream says that it is alive."""
 
@@ -222,7 +223,7 @@ def openai_routes(
             ],
         )
 
-    @routes.get("/images/<name>")
+    @routes.get("/images/img-<name>")
     @documented(
         "Fetch an image by its URL",
         tag="OpenAI Images API",
@@ -328,7 +329,7 @@ def _size(params: GenerationParams) -> str:
 def _client_key() -> str | None:
     """Keys of this API are no keys of another."""
     key = request.headers.get("Idempotency-Key", "").strip()
-    return f"openai:{key[:180]}" if key else None
+    return f"openai:{sha256(key.encode()).hexdigest()}" if key else None
 
 
 def _streamed(

@@ -24,7 +24,11 @@ POSTS = {
     ("/sdapi/v1/options", "POST"),
     ("/sdapi/v1/png-info", "POST"),
 }
-GETS = {("/v1/images/{name}", "GET"), ("/v1/models/{name}", "GET"), ("/sdapi/v1/progress", "GET")}
+GETS = {
+    ("/v1/images/img-{name}", "GET"),
+    ("/v1/models/{name}", "GET"),
+    ("/sdapi/v1/progress", "GET"),
+}
 
 
 @pytest.fixture(scope="module")

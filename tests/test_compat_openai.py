@@ -22,8 +22,8 @@ SIZE: Any = "64x64"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    models = "tiny,tiny-flux2,tiny-fill"
-    process = ServerProcess(tmp_path_factory.mktemp("server"), "--models", models)
+    options = ("--models", "tiny,tiny-flux2,tiny-fill", "--max-body-bytes", "1000000")
+    process = ServerProcess(tmp_path_factory.mktemp("server"), *options)
     yield process
     process.stop()
 
@@ -192,7 +192,9 @@ def test_bad_json_unknown_paths_and_methods_have_openais_form(server: ServerProc
         (requests.post(url, data="{", timeout=60), 400),
         (requests.get(server.url + "/v1/chat/completions", timeout=60), 404),
         (requests.get(url + "/x", timeout=60), 404),
+        (requests.get(url, timeout=60), 405),
         (requests.put(url, timeout=60), 405),
+        (requests.post(url, data=b" " * 2_000_000, timeout=60), 413),
     ):
         assert answer.status_code == status
         assert answer.headers["Content-Type"] == "application/json"

@@ -30,6 +30,9 @@ class PreviewGenerator(FakeGenerator):
         self.go_on = [Event() for _ in range(5)]
         self.latest: bytes | None = None
 
+    def why_not(self, params: GenerationParams) -> str | None:
+        return self.refusal(params)
+
     def preview(self, task_id: str) -> bytes | None:
         return self.latest
 
@@ -55,7 +58,7 @@ def client(generator: PreviewGenerator) -> Iterator[FlaskClient]:
         queue,
         worker,
         generator,
-        Submission(queue, offer, Limits(), generator.refusal),
+        Submission(queue, offer, Limits(), generator.why_not),
         data_dir=ROOT,
         max_body_bytes=1_000_000,
     )
@@ -127,3 +130,22 @@ def test_progress_shows_the_picture_so_far_when_asked(
             event.set()
         assert drawn.result().status_code == 200
     assert client.get(url).get_json()["progress"] == 0
+
+
+@pytest.mark.parametrize("path", ["/v1/images/generations", "/sdapi/v1/txt2img"])
+def test_what_nobody_expected_is_a_500_in_the_form_of_the_api_and_not_tried_again(
+    client: FlaskClient, generator: PreviewGenerator, path: str
+) -> None:
+    def refusal(params: GenerationParams) -> str | None:
+        raise RuntimeError("nobody expected this")
+
+    generator.refusal = refusal  # type: ignore[method-assign]
+    answer = client.post(path, json={"prompt": "x"})
+    assert answer.status_code == 500
+    told = answer.get_json()
+    assert "nobody expected" not in answer.text
+    if path.startswith("/v1"):
+        assert told["error"]["code"] == "internal_error"
+        assert answer.headers["x-should-retry"] == "false"
+    else:
+        assert told["error"] == "internal_error"
