@@ -11,6 +11,9 @@ import requests
 from conftest import ROOT, ServerProcess
 from PIL import Image
 
+from compat.a1111_shapes import ImageToImage
+from compat.openai_shapes import OpenAIGeneration
+
 APPS: list[dict[str, Any]] = json.loads((ROOT / "tests/data/apps.json").read_text())
 
 
@@ -84,6 +87,25 @@ def bytes_of(image: dict[str, Any]) -> bytes:
 
 def test_the_document_tells_the_settings_of_every_app() -> None:
     told = (ROOT / "docs/compat.md").read_text()
-    for app in ("Open WebUI", "SillyTavern", "LibreChat", "n8n", "LobeChat", "KoboldAI Lite"):
+    for app in (
+        "OpenAI SDKs",
+        "Open WebUI",
+        "SillyTavern",
+        "LibreChat",
+        "n8n",
+        "LobeChat",
+        "KoboldAI Lite",
+    ):
         assert f"### {app}" in told
     assert "### Home Assistant" in told
+
+
+def test_the_document_tells_every_field_and_every_route(server: ServerProcess) -> None:
+    told = (ROOT / "docs/compat.md").read_text()
+    for name in (*OpenAIGeneration.model_fields, *ImageToImage.model_fields):
+        assert f"`{name}`" in told or f"`{name}." in told, name
+    for path in server.get("/openapi.json").json()["paths"]:
+        if path.startswith("/sdapi/v1/"):
+            assert path.removeprefix("/sdapi/v1/") in told, path
+    for flag in ("sync-max-wait-s", "clamp", "public-url", "sdapi-model-switch", "cors-origins"):
+        assert f"`--{flag}" in told

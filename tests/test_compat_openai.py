@@ -332,7 +332,14 @@ def test_a_failed_generation_tells_sdks_not_to_try_again(start_server: StartServ
     assert answer.headers["x-should-retry"] == "false"
     assert answer.json()["error"]["type"] == "server_error"
     assert answer.json()["error"]["code"] == "task_failed"
-    client = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=2)
+    sent: list[Any] = []
+    http_client = openai.DefaultHttpxClient(event_hooks={"request": [sent.append]})
+    client = openai.OpenAI(
+        base_url=server.url + "/v1", api_key="none", max_retries=2, http_client=http_client
+    )
+    with pytest.raises(openai.InternalServerError):
+        client.images.generate(model="schnell", prompt="x", size=SIZE)
+    assert len(sent) == 1
     with pytest.raises(openai.APIError, match="schnell"):
         list(client.images.generate(model="schnell", prompt="x", size=SIZE, stream=True))
 
