@@ -12,8 +12,9 @@ import requests
 import webuiapi
 from conftest import ServerProcess, StartServer
 from PIL import Image
-from safetensors.numpy import save_file
 from test_sync_calls import ENDLESS, connected, queued
+
+import tiny_models
 
 SIDES = {"width": 64, "height": 64}
 
@@ -263,11 +264,19 @@ def test_lora_tags_of_a_prompt_take_the_operators_adapters_alone(
     start_server: StartServer, tmp_path: Any
 ) -> None:
     (tmp_path / "loras").mkdir()
-    save_file({}, tmp_path / "loras" / "ink.safetensors")
+    tiny_models.write_lora(tmp_path / "loras" / "ink.safetensors", "tiny")
     server = start_server("--model", "tiny", "--lora-dir", str(tmp_path / "loras"))
     assert [lora["name"] for lora in server.get("/sdapi/v1/loras").json()] == ["ink"]
-    info = info_of(server, prompt="a fox <lora:../secret:1> <lora:evil/repo:0.5>")
-    assert info["prompt"].strip() == "a fox"
+
+    def drawn(tags: str) -> str:
+        answer = draw(server, prompt="a fox" + tags, seed=1).json()
+        assert json.loads(answer["info"])["prompt"] == "a fox"
+        image: str = answer["images"][0]
+        return image
+
+    plain = drawn("")
+    assert drawn("<lora:../secret:1><lora:evil/repo:0.5>") == plain
+    assert drawn("<lora:ink:0>") != drawn("<lora:ink:1>") != drawn("<lora:ink:0.5>")
 
 
 @pytest.mark.parametrize(

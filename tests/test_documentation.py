@@ -271,32 +271,6 @@ def test_imports_point_the_way_the_picture_shows(module: str) -> None:
             assert module in homes
 
 
-FOREIGN = sorted(path.stem for path in (ROOT / "compat").glob("[a-z]*.py"))
-FOREIGN_MAY_IMPORT = {
-    "answers",
-    "api_docs",
-    "compat",
-    "errors",
-    "generate_request",
-    "images",
-    "model_catalog",
-    "queue_manager",
-    "submission",
-    "task",
-    "task_view",
-    "waiting_places",
-}
-
-
-@pytest.mark.parametrize("module", FOREIGN)
-def test_foreign_apis_know_the_queue_and_no_heavy_library_but_flask_and_pydantic(
-    module: str,
-) -> None:
-    imports = imports_of(f"compat/{module}")
-    assert imports & OWN_MODULES <= FOREIGN_MAY_IMPORT
-    assert not imports & (set(HOMES) - {"flask", "pydantic"})
-
-
 def test_no_module_hides_one_of_the_standard_library() -> None:
     assert not OWN_MODULES & set(sys.stdlib_module_names)
 
