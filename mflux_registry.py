@@ -177,7 +177,8 @@ def _tiny(sources: "_Sources") -> Iterator[Model]:
             continue
         of = CLASSES.get(name) or (tiny_models.PIPELINES[name].rpartition(":")[2],)
         without = {Takes.GUIDANCE, Takes.NEGATIVE_PROMPT}
-        if tiny_models.TINY_CONFIGS[name]["supports_guidance"] and name not in TINY_DISTILLED:
+        config = tiny_models.TINY_CONFIGS[name]
+        if config["supports_guidance"] is not False and name not in TINY_DISTILLED:
             without = set()
         pipelines = tuple(_without(sources.pipeline(each), without) for each in of)
         if pipelines[0].module.split(".")[2] not in TINY_LORAS:
