@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import tiny_models
+from mlx_setup import prepare_mlx
 from model_catalog import (
     DISTILLED,
     FACTS,
@@ -125,6 +126,7 @@ ALSO_FROM: Mapping[str, tuple[str, ...]] = {
 @cache
 def read_catalog() -> Catalog:
     """All models of the installed mflux, in its order, and the tiny ones."""
+    prepare_mlx()
     from mflux.cli.defaults.defaults import model_inference_steps
     from mflux.models.common.config.model_config import AVAILABLE_MODELS
 

@@ -8,7 +8,6 @@ PAGE = ROOT / "docs" / "models.md"
 sys.path.insert(0, str(ROOT))
 
 from mflux_registry import read_catalog  # noqa: E402
-from mlx_setup import prepare_mlx  # noqa: E402
 from model_catalog import ALWAYS_TAKEN, Model, Takes  # noqa: E402
 
 HEAD = """\
@@ -52,5 +51,4 @@ def _row(model: Model) -> str:
 
 
 if __name__ == "__main__":
-    prepare_mlx()
     PAGE.write_text(page(), encoding="utf-8")

@@ -165,7 +165,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "task": {"model_catalog", "timing_model"},
     "generate_request": {"errors", "images", "model_catalog", "task"},
     "offer": {"errors", "model_catalog", "task"},
-    "mflux_registry": {"model_catalog", "tiny_models"},
+    "mflux_registry": {"mlx_setup", "model_catalog", "tiny_models"},
     "pipelines": {"errors", "model_catalog", "prompt_cache", "task", "tiny_models"},
     "generator": {"errors", "model_catalog", "pipelines", "prompt_cache", "task"},
     "file_store": {"errors"},
