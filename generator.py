@@ -10,15 +10,15 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from errors import DoesNotFit, ModelLoadError
-from model_catalog import Model, Weights
-from pipelines import arguments, build, explain, metadata, remember_prompts
+from model_catalog import Model, Pipeline, Weights
+from pipelines import arguments, build, explain, metadata, other_face, remember_prompts
 from prompt_cache import PromptCache
 from task import Drawn, GenerationParams, Memory, Phase, Report, Stage
 
@@ -37,9 +37,19 @@ SHARE_FOR_WEIGHTS = 0.75
 
 @dataclass
 class _Loaded:
-    weights: Weights
     pipeline: Any
     hook: "_Hook"
+    faces: dict[str, Any] = field(default_factory=dict)
+    """Other classes of mflux on the same modules, by name."""
+
+    def face(self, wanted: Pipeline) -> Any:
+        """The loaded pipeline as the class that is wanted."""
+        if type(self.pipeline).__name__ == wanted.name:
+            return self.pipeline
+        if wanted.name not in self.faces:
+            self.faces[wanted.name] = other_face(self.pipeline, wanted)
+            remember_prompts(self.faces[wanted.name], self.hook.prompt_cache)
+        return self.faces[wanted.name]
 
 
 class MfluxGenerator:
@@ -99,7 +109,7 @@ class MfluxGenerator:
         remember_prompts(pipeline, cache)
         hook.prompt_cache = cache
         pipeline.callbacks.register(hook)
-        self._loaded[weights.key] = _Loaded(weights, pipeline, hook)
+        self._loaded[weights.key] = _Loaded(pipeline, hook)
         self._note_resident()
         bits: int | None = getattr(pipeline, "bits", None)
         return bits
@@ -129,7 +139,7 @@ class MfluxGenerator:
         hook = loaded.hook
         hook.report = report
         try:
-            generated = loaded.pipeline.generate_image(**arguments(stage, inputs))
+            generated = loaded.face(weights.pipeline).generate_image(**arguments(stage, inputs))
         except BaseException:
             hook.prompt_cache.forget_fresh()
             raise

@@ -105,6 +105,11 @@ class Offer:
                 "negative_prompt": None,
                 "scheduler": None,
                 "image_strength": None,
+                "images": (),
+                "mask": None,
+                "control_image": None,
+                "control_strength": None,
+                "control_type": None,
                 "loras": (),
             }
         )
@@ -150,8 +155,9 @@ def not_supported(model: Model, given: frozenset[Takes]) -> NotSupported | Inval
     for name in Takes:
         if name in given and name not in model.takes:
             return NotSupported(f"{model.name} has no {name}.", field=name)
-    lacking = min((p.needs - given for p in model.pipelines), key=len)
-    if lacking:
+    able = [pipeline for pipeline in model.pipelines if given <= pipeline.takes]
+    if able:
+        lacking = min((pipeline.needs - given for pipeline in able), key=len)
         name = next(name for name in Takes if name in lacking)
         return InvalidInput(f"{model.name} needs {name}.", field=name)
     first, second = _at_odds(model, given)
@@ -193,14 +199,14 @@ def read_offer(
     models: list[Model] = []
     for entry in allowed:
         if entry == "all":
-            models += catalog.models
+            models += (model for model in catalog.models if model.pipelines)
         elif "@" in entry:
-            models.append(_local(catalog, entry))
+            models.append(_local(Catalog([*catalog.models, *models]), entry))
         else:
             models.append(_named(catalog, entry, "--models"))
     by_name = {model.name: model for model in models}
-    if default in by_name:
-        chosen = by_name[default]
+    if default and (found := Catalog(models).find(default)):
+        chosen = found
     elif default or not models:
         chosen = _named(catalog, default or fallback, "--model")
     else:
