@@ -6,6 +6,8 @@ A route reads, calls, answers; rules live in the QueueManager.
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
+from threading import Semaphore
 from typing import Any
 
 from flask import Blueprint, Response, jsonify, request
@@ -39,6 +41,9 @@ from task import GenerationParams, TaskStatus
 log = logging.getLogger(__name__)
 
 SEND_BYTES = 64 * 1024
+LARGE_BODY_BYTES = 1_000_000
+LARGE_BODIES = 4
+"""Larger bodies that are in memory at a time; others wait on disk, where waitress has put them."""
 EXAMPLE = {"prompt": "A beautiful landscape", "width": 1024, "height": 1024, "steps": 4}
 
 
@@ -48,9 +53,13 @@ def native_routes(
 ) -> Blueprint:
     routes = Blueprint("native", __name__)
 
+    large_bodies = Semaphore(LARGE_BODIES)
+
     def _asked() -> tuple[GenerateRequest, Prepared]:
-        asked = _read_request(submission.limits)
-        return asked, submission.prepare(asked)
+        is_large = (request.content_length or 0) > LARGE_BODY_BYTES
+        with large_bodies if is_large else nullcontext():
+            asked = _read_request(submission.limits)
+            return asked, submission.prepare(asked)
 
     @routes.post("/generate")
     @documented(
@@ -286,7 +295,10 @@ def _read_request(limits: Limits) -> GenerateRequest:
     if request.mimetype != "multipart/form-data":
         raise errors.UnsupportedMediaType
     texts = {name: request.form.getlist(name) for name in request.form}
-    files = {name: [file.read() for file in request.files.getlist(name)] for name in request.files}
+    files = {
+        name: [file.read() for file in request.files.getlist(name) if file.filename]
+        for name in request.files
+    }
     return parse_form(texts, files, limits)
 
 

@@ -212,20 +212,25 @@ class Worker:
         pictures: list[Drawn] = []
         with ExitStack() as until_drawn:
             for number, stage in enumerate(task.stages):
+                if number > 0:
+                    self._next_image(task.task_id, number, 0)
                 self._make_ready(stage.weights)
                 drawn_before, pictures = pictures, []
                 if drawn_before:
                     inputs = Path(until_drawn.enter_context(TemporaryDirectory()))
                 last_stage = number == len(task.stages) - 1
                 for index in range(stage.params.count):
-                    if number + index > 0:
+                    if index > 0:
                         self._next_image(task.task_id, number, index)
                     one = stage.image(index)
                     if drawn_before:
                         one = one.starting_from(_keep(drawn_before[index].picture, inputs))
                     drawn = self._draw_one(task.task_id, one, inputs)
                     if drawn_before:
-                        drawn = replace(drawn, metadata=drawn_before[index].metadata)
+                        enlarged = {"upscale": stage.params.upscale}
+                        drawn = replace(
+                            drawn, metadata={**(drawn_before[index].metadata or {}), **enlarged}
+                        )
                     if not last_stage:
                         pictures.append(drawn)
                     elif self._shall_encode(task, index):
