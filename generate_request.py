@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from errors import InvalidInput
-from images import decode_base64
+from images import UPLOAD_FORMATS, decode_base64
 from model_catalog import CONTROL_TYPES, SCHEDULERS, Takes
 from task import MAX_SEED, SIDE_STEP
 
@@ -104,7 +104,7 @@ LoraInput = Annotated[
 ]
 IMAGE_HELP = (
     " base64, a data URL, a file of a form, or `{task_id, index}` of an earlier result; "
-    "PNG, JPEG, WebP, GIF, BMP. URLs are not fetched."
+    f"{UPLOAD_FORMATS}. URLs are not fetched."
 )
 
 

@@ -109,6 +109,10 @@ def _remembering(
             if argument != "config"  # of one picture, and nothing that the embeddings depend on
         )
         key = (owner, name, *values, *named)
+        try:
+            hash(key)
+        except TypeError:  # it reads pictures, which cannot be told apart
+            return encode(*values, **arguments)
         if key not in cache:
             cache[key] = encode(*values, **arguments)
             cache.evaluate()
@@ -135,7 +139,7 @@ def arguments(stage: Stage, inputs: Path) -> dict[str, Any]:
         "mask": path_of(params.mask),
         "control_image": path_of(params.control_image),
         "images": (images[0] if pipeline.one_image else images) if images else None,
-        "upscale": min(params.final_size) if params.upscale else None,
+        "upscale": params.shorter_side if params.upscale else None,
     }
     call = {
         parameter: values[field]

@@ -290,8 +290,14 @@ class QueueManager:
         return self._own
 
     def order_load(self, weights: Weights) -> None:
-        """The operator wants these loaded, between the task that runs and the next one."""
+        """The operator wants these loaded, between the task that runs and the next one.
+
+        Raises:
+            NoWorker: the server is stopping.
+        """
         with self._lock:
+            if self.stopping or self._load_failed:
+                raise NoWorker
             if all(weights.key != ordered.key for ordered in self._load_orders):
                 self._load_orders.append(weights)
             self._wake_worker.notify_all()
@@ -309,8 +315,9 @@ class QueueManager:
             resident: keys of all that is in memory now; None: these alone.
         """
         with self._lock:
-            self._loaded[weights.key] = weights
             now = (weights.key,) if resident is None else resident
+            known = {**self._loaded, weights.key: weights}
+            self._loaded = {key: known[key] for key in now if key in known}
             seconds = self._live.load_finished(weights, bits, now)
             key = self._live.work.load_key(weights)
         log.info("%s is ready after %.1f s", weights.key, seconds)
@@ -608,7 +615,8 @@ class QueueManager:
 
     def _latest(self) -> Weights:
         """The weights used last, or those that will be."""
-        return next((self._loaded[key] for key in self._live.resident), self._own)
+        known = (self._loaded[key] for key in self._live.resident if key in self._loaded)
+        return next(known, self._own)
 
     def _check_room(self, stages: tuple[Stage, ...], urgent: bool) -> None:
         if self.stopping or self._load_failed:

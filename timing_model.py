@@ -238,6 +238,8 @@ class TimingModel:
                 predicted += forecast.text_encoding_s
             self._law(work.model, work.parameters_b).learn(work, measured, predicted)
         self._forecasts.clear()
+        if measured.image_encoding_s <= 0.0:
+            return  # a picture that was drawn to be enlarged: it was not encoded
         encoding = self._image_encoding_law(work.format)
         encoding.learn((1.0, work.x), measured.image_encoding_s, sigma=1.0)
 
