@@ -216,7 +216,8 @@ def explain(error: Exception, model: Model) -> str:
     if isinstance(
         error, hub.LocalEntryNotFoundError | hub.HfHubHTTPError | httpx.HTTPError | OSError
     ):
-        if isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError):
+        on_disk = isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError)
+        if on_disk and not isinstance(error, hub.LocalEntryNotFoundError):
             return (
                 f"The weights of {model.name} cannot be read from {source} ({error}): {otherwise}."
             )
