@@ -381,10 +381,11 @@ def _invalid_input(error: ValidationError, limits: Limits) -> InvalidInput:
     if not first["loc"]:
         return InvalidInput("The body must be a JSON object with at least the field prompt.")
     name = str(first["loc"][0])[:100]
-    if first["type"] == "extra_forbidden":
+    of_the_body = len(first["loc"]) == 1
+    if first["type"] == "extra_forbidden" and of_the_body:
         known = ", ".join(GenerateRequest.model_fields)
         return InvalidInput(f"{name} is not a field of this server. Fields: {known}.", field=name)
-    if first["type"] == "missing":
+    if first["type"] == "missing" and of_the_body:
         return InvalidInput(f"{name} is required.", field=name)
     return InvalidInput(refusal(name, first["input"], limits), field=name)
 

@@ -13,7 +13,8 @@ from errors import BadOption, InvalidInput, ModelNotAllowed, NotSupported
 from model_catalog import Catalog, Model, Takes, Weights
 from task import GenerationParams, Stage
 
-LORA_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(:[\w./-]+\.safetensors)?")
+_NAME = r"\w[\w.-]*"
+LORA_REPOSITORY = re.compile(rf"{_NAME}/{_NAME}(:{_NAME}(/{_NAME})*\.safetensors)?")
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,8 @@ class Offer:
         loras = self.loras()
         if name in loras:
             return str(loras[name])
-        if self.allow_lora_repos and LORA_REPOSITORY.fullmatch(name):
+        is_repository = LORA_REPOSITORY.fullmatch(name) and not Path(name).exists()
+        if self.allow_lora_repos and is_repository:  # mflux would take a file in its place
             return name
         known = ", ".join(loras) or "none"
         raise NotSupported(

@@ -222,7 +222,7 @@ def simulated(live: LiveQueue, in_memory: int) -> dict[str, tuple[float, int]]:
     mixed_tasks,
     st.integers(1, 3),
     st.sampled_from([0.0, 30.0, 300.0, 3000.0]),
-    st.lists(st.tuples(st.sampled_from("runs leaves ends idle".split()), st.integers(0, 24))),
+    st.lists(st.tuples(st.sampled_from(["runs", "leaves", "ends", "idle"]), st.integers(0, 24))),
 )
 def test_with_affinity_several_models_stages_and_images_it_equals_a_plain_simulation_too(
     asked: list[Asked], in_memory: int, affinity_s: float, changes: list[tuple[str, int]]
@@ -336,7 +336,7 @@ def test_the_second_stage_of_a_running_task_is_forecast_with_its_loading_once() 
     live = live_queue(learned(SCHNELL), clock)
     load(live, SCHNELL)
     task = Asked(False, "schnell", 512, 2, 2, 2.0).task("two")
-    draw, enlarge = task.stages
+    _, enlarge = task.stages
     timing, work = live.timing, live.work
     timing.learn_load(work.load_key(enlarge.weights), 40.0)
     live.add(task)

@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 
 import httpx
 import pytest
+from conftest import offer_of
 from huggingface_hub import errors as hub
 from PIL import Image, ImageDraw
 
 import pipelines
 import tiny_models
-from conftest import offer_of
 from errors import ModelLoadError
 from generator import MfluxGenerator
 from images import to_png
@@ -286,11 +286,7 @@ def test_the_images_of_a_task_encode_its_prompt_once(
     weights = Weights(model, model.pipelines[0], None)
     on_thread.load(weights)
     pipeline = on_thread.pipeline(weights)
-    part = (
-        "t5_text_encoder"
-        if name.split("-")[-1] != "image" and hasattr(pipeline, "t5_text_encoder")
-        else "text_encoder"
-    )
+    part = "t5_text_encoder" if hasattr(pipeline, "t5_text_encoder") else "text_encoder"
     encoder = type(getattr(pipeline, part))
     calls = []
     encode = next(
@@ -391,7 +387,9 @@ def test_fifty_switches_between_models_leave_no_memory_behind(data_dir: Path) ->
             generating.draw(weights, params(steps=1, width=32, height=32))
             active.append(generating.run(mx.get_active_memory))
         gc.collect()
-        held = subprocess.run(["ps", "-o", "rss=", "-p", str(os.getpid())], capture_output=True)
+        held = subprocess.run(
+            ["ps", "-o", "rss=", "-p", str(os.getpid())], check=True, capture_output=True
+        )
         return active, int(held.stdout)
 
     one_round()
