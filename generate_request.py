@@ -327,9 +327,9 @@ def parse_form(
         if kept:
             fields[name] = kept if name in LISTS else kept[-1]
     for name, contents in files.items():
-        if name in LISTS:
+        if name in LISTS and contents:
             fields[name] = [*fields.get(name, []), *contents]
-        else:
+        elif contents:
             fields[name] = contents[-1]
     try:
         return GenerateRequest.model_validate(fields, strict=False)
