@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import pty
+import signal
 import socket
 import struct
 import subprocess
@@ -192,7 +193,7 @@ def command(*arguments: str, environment: dict[str, str] | None = None, **option
 
 
 class Terminal:
-    """`python3 -m client` on a pseudo terminal."""
+    """`python3 -m client` on a pseudo terminal; it ends with the block."""
 
     def __init__(self, *arguments: str, environment: dict[str, str], **options: Any) -> None:
         ours, theirs = pty.openpty()
@@ -232,14 +233,21 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._ours, text.encode())
 
-    def interrupt(self, number: int) -> None:
-        self.process.send_signal(number)
+    def interrupt(self) -> None:
+        self.process.send_signal(signal.SIGINT)
 
     def exit_code(self) -> int:
         code = self.process.wait(GIVE_UP_S)
         self._reader.join(GIVE_UP_S)
-        os.close(self._ours)
         return code
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.exit_code()
+        os.close(self._ours)
 
     def _read(self) -> None:
         data = b""

@@ -1,6 +1,5 @@
 """The client, against the real server, and against far ends that break what can break."""
 
-import ast
 import base64
 import io
 import signal
@@ -498,17 +497,3 @@ def test_the_client_is_one_file_that_needs_requests_alone(tmp_path: Path) -> Non
     )
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
     assert not loaded & {"PIL", "tqdm", "client", "flask", "pydantic"}
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "client").glob("*.py")), ids=lambda p: p.name)
-def test_the_client_knows_http_only_and_old_pythons(path: Path) -> None:
-    own = {module.stem for module in ROOT.glob("*.py")} | {"compat", "cluster", "benchmarks"}
-    tree = ast.parse(path.read_text(), feature_version=(3, 9))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            imported = {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            imported = {(node.module or "").split(".")[0]}
-        else:
-            continue
-        assert not imported & own, (path.name, node.lineno)
