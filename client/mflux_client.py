@@ -549,23 +549,22 @@ class Client:
     def events(self, *task_ids: str, last_event_id: int | None = None) -> Iterator[Event]:
         """What happens, as it happens, across broken connections and restarts of the server.
 
-        Of the whole queue: without end. Of some tasks: until all of them have ended; of one that
-        had before, this is told at once. Ending the loop ends the connection.
+        Of some tasks: first each as it stands, then what happens until all of them have ended. Of
+        the whole queue: without end. Leaving the loop closes the connection.
 
         Args:
-            last_event_id: go on after this one: the server keeps the latest thousands.
+            last_event_id: go on after this one; the server keeps the latest thousands.
         """
         open_tasks = dict.fromkeys(task_ids)
         while True:
             stream = _EventStream(last_event_id)
             with closing(self._listen(open_tasks, last_event_id)) as answer:
+                if answer.status_code == 204:  # there is nothing to come
+                    return
                 for event in stream.read(answer):
-                    if event is None:
-                        yield from self._ended(open_tasks)
-                    elif not task_ids or event.task_id in open_tasks:
-                        if event.kind in LAST_KINDS:
-                            open_tasks.pop(event.task_id or "", None)
-                        yield event
+                    if event.kind in LAST_KINDS:
+                        open_tasks.pop(event.task_id or "", None)
+                    yield event
                     if task_ids and not open_tasks:
                         return
             last_event_id = stream.last_id
@@ -579,21 +578,6 @@ class Client:
         return self._call(
             "GET", "/events", params=query, headers=headers, read_s=SILENCE_S, stream=True
         )
-
-    def _ended(self, open_tasks: dict[str, None]) -> Iterator[Event]:
-        """The last events of those that ended unseen: before the first event, or in a gap."""
-        for task_id in list(open_tasks):
-            try:
-                status = self.status(task_id)
-            except MfluxError as error:
-                if error.http_status != 410:
-                    raise
-                open_tasks.pop(task_id)
-                yield Event(None, "removed", {"task_id": task_id})
-                continue
-            if status.ended:
-                open_tasks.pop(task_id)
-                yield Event(status.version, status.status, status.raw)
 
     def _json(self, method: str, path: str, **request: Any) -> dict[str, Any]:
         try:
@@ -614,7 +598,7 @@ class Client:
         before_retry: Callable[[], None] | None = None,
         **request: Any,
     ) -> requests.Response:
-        """The answer, once it is 200.
+        """The answer, once it is 200 or 204.
 
         Args:
             read_s: seconds of silence, if not timeout_s.
@@ -632,7 +616,7 @@ class Client:
                     allow_redirects=False,  # they would make a GET of a POST
                     **request,
                 )
-                if answer.status_code == 200:
+                if answer.status_code in (200, 204):
                     return answer
                 failure = _refusal(answer)
                 if answer.status_code not in RETRIED:
@@ -692,11 +676,8 @@ class _EventStream:
         self._data: list[str] = []
         self._id: int | None = None
 
-    def read(self, answer: requests.Response) -> Iterator[Event | None]:
-        """The events until the connection ends; None when there may be others that will never
-        come: before the first one, and whenever the server says that all is quiet."""
-        if self.last_id is None:
-            yield None
+    def read(self, answer: requests.Response) -> Iterator[Event]:
+        """The events until the connection ends."""
         line = bytearray()
         try:
             for byte in answer.iter_content(1):
@@ -705,9 +686,7 @@ class _EventStream:
                     continue
                 text = line.decode("utf-8", "replace").rstrip("\r")
                 line.clear()
-                if text.startswith(":"):
-                    yield None
-                elif text:
+                if text:
                     self._take(text)
                 elif event := self._dispatch():
                     yield event

@@ -198,6 +198,8 @@ class Terminal:
     def __init__(self, *arguments: str, environment: dict[str, str], **options: Any) -> None:
         ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+        # A child ignores Ctrl-C if we do, as programs in the background of a shell do.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "client", *arguments],
             stdin=theirs,
@@ -205,6 +207,7 @@ class Terminal:
             stderr=theirs,
             **_place({"TERM": "xterm-256color", **environment}, options),
         )
+        signal.signal(signal.SIGINT, before)
         os.close(theirs)
         self._ours = ours
         self._shown = ""

@@ -393,49 +393,45 @@ def sse(number: int, kind: str, data: str) -> bytes:
 class Streams:
     """A far end of which each connection to /events sends one of these, then breaks."""
 
-    def __init__(self, *streams: bytes, status: str = "running", version: int = 1) -> None:
+    def __init__(self, *streams: bytes, then: int = 503) -> None:
         self.streams = list(streams)
+        self.then = then
         self.asked: list[tuple[str | None, str]] = []
-        self.statuses = 0
-        self.task = FakeTask(status=status, version=version)
 
     def answer(self, asked: Asked) -> None:
-        if asked.route != "/events":
-            self.statuses += 1
-            self.task.answer(asked)
-            return
         query = asked.path.partition("?")[2]
         self.asked.append((asked.headers.get("Last-Event-ID"), query))
-        if not self.streams:
+        if self.streams:
+            asked.begin(200, {"Content-Type": "text/event-stream", "Connection": "close"})
+            asked.wfile.write(self.streams.pop(0))
+            asked.hang_up()
+        elif self.then == 204:
+            asked.begin(204, {})
+        else:
             full = {"error": {"code": "too_many_listeners", "message": "full"}}
             asked.answer(503, full, {"Retry-After": "99"})
-            return
-        asked.begin(200, {"Content-Type": "text/event-stream", "Connection": "close"})
-        asked.wfile.write(self.streams.pop(0))
-        asked.hang_up()
 
 
 def test_events_go_on_where_the_connection_broke() -> None:
-    one = '{"task_id": "abc123",\ndata: "status": "running"}'
+    one = '{"task_id": "abc",\ndata: "status": "running"}'
     streams = Streams(
-        b"retry: 1500\r\n\r\n: hello\r\n\r\n" + sse(7, "running", one) + b"id: 8\nevent: step\nda",
-        sse(8, "step", '{"task_id": "abc123", "steps_done": 1}')
-        + sse(9, "step", '{"task_id": "another"}')
-        + sse(10, "done", '{"task_id": "abc123", "name": "\u00e4"}')
+        b"retry: 1500\r\n\r\n: hello\r\n\r\n"
+        + sse(7, "running", one)
+        + sse(8, "cancelled", '{"task_id": "def"}')
+        + b"id: 9\nevent: step\nda",
+        sse(9, "step", '{"task_id": "abc", "steps_done": 1}')
+        + sse(10, "done", '{"task_id": "abc", "name": "\u00e4"}')
         + sse(11, "queue", '{"length": 0}'),
     )
     time = Time()
     with FarEnd(streams.answer) as far_end:
         client = Client(far_end.url, sleep=time.sleep, clock=time.clock)
-        events = list(client.events("abc123"))
-    assert [(event.id, event.kind) for event in events] == [
-        (7, "running"),
-        (8, "step"),
-        (10, "done"),
-    ]
-    assert events[0].data == {"task_id": "abc123", "status": "running"}
-    assert events[2].data["name"] == "\u00e4"
-    assert streams.asked == [(None, "task_id=abc123"), ("7", "task_id=abc123")]
+        events = list(client.events("abc", "def"))
+    assert [event.id for event in events] == [7, 8, 9, 10]
+    assert [event.kind for event in events] == ["running", "cancelled", "step", "done"]
+    assert events[0].data == {"task_id": "abc", "status": "running"}
+    assert (events[3].task_id, events[3].data["name"]) == ("abc", "\u00e4")
+    assert streams.asked == [(None, "task_id=abc&task_id=def"), ("8", "task_id=abc")]
     assert time.slept == [1.5]
 
 
@@ -449,18 +445,28 @@ def test_events_of_the_whole_queue_have_no_end() -> None:
             next(events)
     assert error.value.code == "too_many_listeners"
     assert streams.asked == [("4", ""), ("6", "")]
-    assert streams.statuses == 0
 
 
-def test_the_end_of_a_task_is_told_even_if_its_event_is_lost() -> None:
-    ended_before = Streams(b"retry: 1\n\n", status="failed", version=3)
-    with FarEnd(ended_before.answer) as far_end:
-        events = list(Client(far_end.url).events("abc123"))
-    assert [(event.id, event.kind) for event in events] == [(3, "failed")]
-    in_a_gap = Streams(sse(2, "step", '{"task_id": "abc123"}') + b": \n\n", status="done")
-    with FarEnd(in_a_gap.answer) as far_end:
-        events = list(Client(far_end.url).events("abc123", last_event_id=1))
-    assert [event.kind for event in events] == ["step", "done"]
+def test_events_end_where_there_is_nothing_to_come() -> None:
+    with FarEnd(Streams(then=204).answer) as far_end:
+        assert list(Client(far_end.url).events("abc", last_event_id=4)) == []
+
+
+def test_what_is_no_event_is_told() -> None:
+    with FarEnd(Streams(b"data: {\n\n").answer) as far_end, pytest.raises(MfluxError) as error:
+        next(Client(far_end.url).events())
+    assert error.value.code == "not_mflux"
+
+
+def test_events_of_the_real_server(server: ServerProcess, client: Client) -> None:
+    if "/events" not in server.get("/openapi.json").json()["paths"]:
+        pytest.skip("this server has no /events yet")
+    task = client.submit("a lighthouse", **SMALL)
+    kinds = [event.kind for event in client.events(task.task_id)]
+    assert kinds[-1] == "done"
+    again = list(client.events(task.task_id))
+    assert [event.kind for event in again] == ["done"]
+    assert list(client.events(task.task_id, last_event_id=again[-1].id)) == []
 
 
 # -- keys, rooms --------------------------------------------------------------------------------
