@@ -240,6 +240,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     - {"server", "tiny_models", "images", "live_queue", "waiting_line", "work_line"},
 }
 HOMES: dict[str, set[str]] = {
+    "client": set(),
+    "requests": set(),
     "mlx": {"generator", "mlx_setup", "prompt_cache"},
     "mflux": {"mflux_registry", "pipelines"},
     "flasgger": {"api_docs"},
@@ -270,6 +272,12 @@ def test_imports_point_the_way_the_picture_shows(module: str) -> None:
     for library, homes in HOMES.items():
         if library in imports:
             assert module in homes
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "client").glob("*.py")), ids=lambda p: p.name)
+def test_the_client_knows_http_only(path: Path) -> None:
+    assert not imports_of(f"client/{path.stem}") & OWN_MODULES
+    ast.parse(path.read_text(), feature_version=(3, 9))  # it shall run where the server does not
 
 
 def test_no_module_hides_one_of_the_standard_library() -> None:
