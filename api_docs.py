@@ -142,6 +142,11 @@ TASK_ID = query(
     required=True,
 )
 
+WAIT = query(
+    "wait",
+    "Seconds for which the answer may wait (long-poll); at once when too many wait already.",
+    {"type": "integer", "default": 0, "minimum": 0, "maximum": 300},
+)
 
 IDEMPOTENCY_KEY = {
     **query(

@@ -492,7 +492,6 @@ class QueueManager:
         with self._lock:
             self._drain_until = self._monotonic() + drain_s
             self._wake_worker.notify_all()
-        self.events.close()
 
     def prune(self) -> None:
         """Drop what was kept long enough, and the oldest images when there are too many."""

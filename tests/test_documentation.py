@@ -23,6 +23,7 @@ from settings import Settings, flag_of, variable_of
 from submission import Submission
 from task_store import TaskStore
 from timing_model import TimingModel
+from waiting_places import WaitingPlaces
 from worker import Worker
 
 PAGES = {"/", "/swagger", "/openapi.json", "/apidocs/index.html", "/oauth2-redirect.html"}
@@ -38,6 +39,7 @@ def app() -> Flask:
         Worker(queue, generator, lambda error: None),
         generator,
         Submission(queue, offer, Limits(max_steps=42), generator.refusal),
+        places=WaitingPlaces(1),
         data_dir=ROOT,
         max_body_bytes=1_000_000,
     )
@@ -155,6 +157,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "timing_model": set(),
     "waiting_line": set(),
     "events": set(),
+    "waiting_places": set(),
+    "query_values": {"errors"},
+    "long_poll": {"queue_manager", "task_view", "waiting_places"},
     "hub_cache": {"model_catalog"},
     "mlx_setup": set(),
     "prompt_cache": set(),
@@ -226,11 +231,15 @@ MAY_IMPORT: dict[str, set[str]] = {
         "errors",
         "generate_request",
         "images",
+        "long_poll",
         "models_api",
+        "query_values",
         "queue_manager",
         "queue_state",
         "submission",
         "task",
+        "task_view",
+        "waiting_places",
     },
     "server": OWN_MODULES
     - {"server", "tiny_models", "images", "live_queue", "waiting_line", "work_line"},
@@ -239,7 +248,15 @@ HOMES: dict[str, set[str]] = {
     "mlx": {"generator", "mlx_setup", "prompt_cache"},
     "mflux": {"mflux_registry", "pipelines"},
     "flasgger": {"api_docs"},
-    "flask": {"server", "native_api", "models_api", "server_api", "api_docs", "answers"},
+    "flask": {
+        "query_values",
+        "server",
+        "native_api",
+        "models_api",
+        "server_api",
+        "api_docs",
+        "answers",
+    },
     "waitress": {"server"},
     "sqlite3": {"task_store"},
     "PIL": {"images", "submission", "task", "generator", "worker"},
