@@ -176,6 +176,12 @@ class QueueManager:
         with self._lock:
             return list(islice(self._live.views_in_order(offset), limit)), len(self._live)
 
+    @property
+    def length(self) -> int:
+        """Tasks that are not finished."""
+        with self._lock:
+            return len(self._live)
+
     def image(self, task_id: str, index: int = 0) -> tuple[bytes, GenerationParams]:
         """One image of a finished task.
 

@@ -28,6 +28,7 @@ from answers import ErrorAnswer, ErrorBody
 from api_docs import PAGE_ROUTE, install_docs
 from generate_request import Limits
 from generator import MfluxGenerator
+from live_api import live_routes
 from mflux_registry import read_catalog
 from mlx_setup import MlxMissing, prepare_mlx
 from model_catalog import DEFAULT_MODEL, DEFAULT_MODEL_WITHOUT_GPU, Weights
@@ -100,6 +101,7 @@ def create_app(
 
     for routes in (
         native_routes(queue, submission, places),
+        live_routes(queue, places),
         server_routes(queue, worker, generator, data_dir),
         model_routes(queue, submission.offer, read_catalog(), operator_key),
     ):
@@ -123,7 +125,7 @@ def _answer_error(error: Exception) -> Response:
         error = errors.BodyTooLarge()
     if isinstance(error, errors.ServerError):
         answer = error_answer(error.http_status, error.code, error.message, error.field)
-        if isinstance(error, errors.QueueFull):
+        if isinstance(error, errors.TryLater):
             answer.headers["Retry-After"] = str(error.retry_after_s)
         return answer
     if isinstance(error, HTTPException) and error.code is not None:
