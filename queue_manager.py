@@ -405,6 +405,12 @@ class QueueManager:
             self.events.publish(EventKind.STEP, task_id)
             return self._may_go_on(task)
 
+    def preview_made(self, task_id: str) -> None:
+        """There is a newer picture so far of a running task."""
+        with self._lock:
+            if self._live.get_running(task_id):
+                self.events.publish(EventKind.PREVIEW, task_id)
+
     def _may_go_on(self, task: Task) -> bool:
         if self._drain_until is None:
             return True

@@ -36,6 +36,7 @@ from models_api import model_routes
 from native_api import error_answer, native_routes
 from offer import Offer, read_offer
 from pipelines import build
+from previews import Previews
 from queue_manager import QueueManager
 from queue_state import Rules
 from server_api import server_routes
@@ -69,6 +70,7 @@ def create_app(
     submission: Submission,
     *,
     places: WaitingPlaces,
+    previews: Previews,
     data_dir: Path,
     max_body_bytes: int,
     allowed_hosts: frozenset[str] | None = None,
@@ -101,7 +103,7 @@ def create_app(
 
     for routes in (
         native_routes(queue, submission, places),
-        live_routes(queue, places),
+        live_routes(queue, places, previews),
         server_routes(queue, worker, generator, data_dir),
         model_routes(queue, submission.offer, read_catalog(), operator_key),
     ):
@@ -146,8 +148,17 @@ def _answer_error(error: Exception) -> Response:
 class Server:
     """Everything that runs, connected: queue, worker, HTTP. Nothing starts before start()."""
 
-    def __init__(self, settings: Settings, offer: Offer, generator: Generator) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        offer: Offer,
+        generator: Generator,
+        previews: Previews | None = None,
+    ) -> None:
         """Opens the store and binds the port.
+
+        Args:
+            previews: what the generator gives its latents to; None: it does not.
 
         Raises:
             StoreError: the data dir cannot be used.
@@ -181,11 +192,14 @@ class Server:
         self._end, self.end_fd = os.pipe()
         """Who wants the server to end writes a byte here: a signal its number, we LOAD_FAILED."""
         os.set_blocking(self.end_fd, False)
+        previews = previews or Previews(on=False)
+        previews.on_new = self.queue.preview_made
         self._worker = Worker(
             self.queue,
             generator,
             on_load_failure=self._load_failed,
             unload_after_s=settings.unload_after_s,
+            turn_to=previews.turn_to,
         )
         submission = Submission(
             self.queue, offer, limits, generator.refusal, metadata=settings.metadata == "on"
@@ -197,6 +211,7 @@ class Server:
                 generator,
                 submission,
                 places=WaitingPlaces(max(settings.threads - THREADS_FOR_THE_REST, 1)),
+                previews=previews,
                 data_dir=settings.data_dir,
                 max_body_bytes=settings.max_body_bytes,
                 allowed_hosts=_allowed_hosts(settings),
@@ -347,14 +362,16 @@ def main(argv: list[str]) -> int:
         if settings.download is not None:
             return download(settings)
         offer = offer_of(settings, has_gpu)
+        previews = Previews(on=settings.previews == "on")
         generator = MfluxGenerator(
             settings.data_dir,
             models_in_memory=settings.models_in_memory,
             lora_path=offer.lora,
             cache_limit_bytes=settings.cache_limit,
             check_memory=settings.memory_check == "on",
+            previews=previews,
         )
-        server = Server(settings, offer, generator)
+        server = Server(settings, offer, generator, previews)
     except (MlxMissing, errors.StoreError, errors.ModelLoadError) as error:
         print(f"server.py: {error}", file=sys.stderr)
         return 1

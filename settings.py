@@ -207,6 +207,12 @@ class Settings:
         parse=str.lower,
         choices=("on", "off"),
     )
+    previews: str = _option(
+        "on",
+        "let clients see the picture so far of a running task; made only while somebody looks",
+        parse=str.lower,
+        choices=("on", "off"),
+    )
     drain_s: int = _option(
         0,
         "seconds that the running task gets to finish when the server stops; if they do not "
