@@ -109,6 +109,7 @@ def native_routes(
             urgent=bool(asked.priority),
             client_key=client_key,
             inputs=prepared.inputs,
+            callback_url=asked.callback_url,
         )
         return json_response(
             GenerateAnswer(

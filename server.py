@@ -45,6 +45,7 @@ from submission import Submission
 from task_store import TaskStore
 from timing_model import TimingModel
 from waiting_places import WaitingPlaces
+from webhooks import Webhooks
 from worker import Generator, Worker
 
 log = logging.getLogger("mflux-server")
@@ -170,6 +171,7 @@ class Server:
             max_prompt_chars=settings.max_prompt_chars,
             max_count=settings.max_count,
             max_input_pixels=settings.max_input_pixels,
+            callback_hosts=frozenset(name.lower() for name in settings.callback_hosts),
         )
         rules = Rules(
             max_queue=settings.max_queue,
@@ -201,6 +203,7 @@ class Server:
             unload_after_s=settings.unload_after_s,
             turn_to=previews.turn_to,
         )
+        self._webhooks = Webhooks(self.queue, self._store, limits, settings.callback_key)
         submission = Submission(
             self.queue, offer, limits, generator.refusal, metadata=settings.metadata == "on"
         )
@@ -236,6 +239,7 @@ class Server:
     def start(self) -> None:
         self._http_thread.start()
         self._worker.start()
+        self._webhooks.start()
 
     def wait(self) -> int:
         """Until the server shall end; returns the exit code."""
@@ -253,6 +257,7 @@ class Server:
         except errors.StorageUnavailable as error:
             log.error("%s The running task counts this end as an attempt.", error)
         self.queue.events.close()
+        self._webhooks.stop(0.5)
         self._http.task_dispatcher.shutdown(timeout=0.5)
         self._http.close()
         self._store.close()
