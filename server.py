@@ -194,6 +194,9 @@ class Server:
         self._end, self.end_fd = os.pipe()
         """Who wants the server to end writes a byte here: a signal its number, we LOAD_FAILED."""
         os.set_blocking(self.end_fd, False)
+        connections = _most_connections()
+        places = min(max(settings.threads - THREADS_FOR_THE_REST, 1), connections // 2)
+        self.places = WaitingPlaces(places)
         previews = previews or Previews(on=False)
         previews.on_new = self.queue.preview_made
         self._worker = Worker(
@@ -213,7 +216,7 @@ class Server:
                 self._worker,
                 generator,
                 submission,
-                places=WaitingPlaces(max(settings.threads - THREADS_FOR_THE_REST, 1)),
+                places=self.places,
                 previews=previews,
                 data_dir=settings.data_dir,
                 max_body_bytes=settings.max_body_bytes,
@@ -222,7 +225,7 @@ class Server:
             ),
             sockets=[_listen(settings.host, settings.port)],
             threads=settings.threads,
-            connection_limit=_most_connections(),
+            connection_limit=connections - places,  # it does not count those that are parked
             outbuf_high_watermark=2**30,  # else a reader that stalls holds a thread
             backlog=BACKLOG,
             asyncore_use_poll=True,
