@@ -361,9 +361,7 @@ class LiveQueue:
             image_encoding_s=seconds.get(Phase.IMAGE_ENCODING, 0.0),
         )
 
-    def _overtaken_by(
-        self, stages: tuple[Stage, ...], *, urgent: bool
-    ) -> list[tuple[Task, float]]:
+    def _overtaken_by(self, stages: tuple[Stage, ...], *, urgent: bool) -> list[tuple[Task, float]]:
         """The tasks that a new one goes ahead of, because one before them has its weights, and the
         seconds by which it delays each; the last of the line first."""
         if self._affinity_s <= 0.0:

@@ -16,12 +16,14 @@ from flask import Flask
 
 from answers import StatusAnswer
 from generate_request import GenerateRequest, Limits
+from previews import Previews
 from queue_manager import QueueManager
 from server import create_app
 from settings import Settings, flag_of, variable_of
 from submission import Submission
 from task_store import TaskStore
 from timing_model import TimingModel
+from waiting_places import WaitingPlaces
 from worker import Worker
 
 PAGES = {"/", "/swagger", "/openapi.json", "/apidocs/index.html", "/oauth2-redirect.html"}
@@ -37,6 +39,8 @@ def app() -> Flask:
         Worker(queue, generator, lambda error: None),
         generator,
         Submission(queue, offer, Limits(max_steps=42), generator.refusal),
+        places=WaitingPlaces(1),
+        previews=Previews(on=False),
         data_dir=ROOT,
         max_body_bytes=1_000_000,
     )
@@ -159,6 +163,32 @@ MAY_IMPORT: dict[str, set[str]] = {
     "timing_model": set(),
     "waiting_line": set(),
     "events": set(),
+    "previews": {"images"},
+    "webhooks": {
+        "answers",
+        "errors",
+        "events",
+        "generate_request",
+        "queue_manager",
+        "task_store",
+    },
+    "waiting_places": set(),
+    "query_values": {"errors"},
+    "event_texts": {"answers", "errors", "events", "queue_manager"},
+    "live_api": {
+        "answers",
+        "api_docs",
+        "errors",
+        "event_texts",
+        "events",
+        "images",
+        "previews",
+        "query_values",
+        "queue_manager",
+        "task",
+        "waiting_places",
+    },
+    "long_poll": {"queue_manager", "task_view", "waiting_places"},
     "hub_cache": {"model_catalog"},
     "mlx_setup": set(),
     "prompt_cache": set(),
@@ -167,7 +197,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "offer": {"errors", "model_catalog", "task"},
     "mflux_registry": {"mlx_setup", "model_catalog", "tiny_models"},
     "pipelines": {"errors", "model_catalog", "prompt_cache", "task", "tiny_models"},
-    "generator": {"errors", "model_catalog", "pipelines", "prompt_cache", "task"},
+    "generator": {"errors", "model_catalog", "pipelines", "previews", "prompt_cache", "task"},
     "file_store": {"errors"},
     "task_store": {"errors", "file_store", "task", "timing_model"},
     "work_forecast": {"model_catalog", "task", "timing_model"},
@@ -230,11 +260,15 @@ MAY_IMPORT: dict[str, set[str]] = {
         "errors",
         "generate_request",
         "images",
+        "long_poll",
         "models_api",
+        "query_values",
         "queue_manager",
         "queue_state",
         "submission",
         "task",
+        "task_view",
+        "waiting_places",
     },
     "server": OWN_MODULES
     - {"server", "tiny_models", "images", "live_queue", "waiting_line", "work_line"},
@@ -245,11 +279,21 @@ HOMES: dict[str, set[str]] = {
     "mlx": {"generator", "mlx_setup", "prompt_cache"},
     "mflux": {"mflux_registry", "pipelines"},
     "flasgger": {"api_docs"},
-    "flask": {"server", "native_api", "models_api", "server_api", "api_docs", "answers"},
+    "flask": {
+        "answers",
+        "api_docs",
+        "live_api",
+        "models_api",
+        "native_api",
+        "query_values",
+        "server",
+        "server_api",
+    },
     "waitress": {"server"},
+    "requests": {"webhooks"},
     "sqlite3": {"task_store"},
-    "PIL": {"images", "submission", "task", "generator", "worker"},
-    "numpy": {"tiny_recipes"},
+    "PIL": {"images", "previews", "submission", "task", "generator", "worker"},
+    "numpy": {"previews", "tiny_recipes"},
     "pydantic": {"task", "generate_request", "answers", "api_docs"},
 }
 
