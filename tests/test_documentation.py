@@ -275,7 +275,6 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 HOMES: dict[str, set[str]] = {
     "client": set(),
-    "requests": set(),
     "mlx": {"generator", "mlx_setup", "prompt_cache"},
     "mflux": {"mflux_registry", "pipelines"},
     "flasgger": {"api_docs"},
