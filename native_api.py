@@ -1,4 +1,4 @@
-"""The native API: the routes of the original README and what grew around them.
+"""The native API: asking for images and fetching them.
 
 A route reads, calls, answers; rules live in the QueueManager.
 """
@@ -14,19 +14,16 @@ from flask import Blueprint, Response, jsonify, request
 
 import errors
 from answers import (
-    DeleteAnswer,
     ErrorAnswer,
     ErrorBody,
     EstimateAnswer,
     GenerateAnswer,
     ImageAnswer,
     ImagesAnswer,
-    QueueAnswer,
     StatusAnswer,
     estimate_fields,
     json_response,
     params_answer,
-    queue_answer,
     status_answer,
 )
 from api_docs import (
@@ -58,7 +55,7 @@ from query_values import (
 from queue_manager import QueueManager
 from queue_state import ServerState
 from submission import Prepared, Submission
-from task import GenerationParams, TaskStatus
+from task import GenerationParams
 from task_view import TaskView
 from waiting_places import WaitingPlaces
 
@@ -288,52 +285,6 @@ def native_routes(
         answer.headers["Content-Disposition"] = f'inline; filename="{name}"'
         answer.headers["Cache-Control"] = "no-store"
         return answer
-
-    @routes.get("/queue")
-    @documented(
-        "List the queue",
-        tag="queue",
-        description="The tasks that are not finished, in the order in which they run.",
-        parameters=[
-            query(
-                "limit",
-                "Most tasks in the answer.",
-                {"type": "integer", "default": 100, "minimum": 1, "maximum": 1000},
-            ),
-            query(
-                "offset",
-                "Tasks to pass over.",
-                {"type": "integer", "default": 0, "minimum": 0, "maximum": 10_000_000},
-            ),
-        ],
-        answers={200: json_answer(QueueAnswer, "The queue.")},
-        errors=(errors.InvalidInput,),
-    )
-    def list_queue() -> Response:
-        limit = number_value("limit", 100, 1, 1000)
-        offset = number_value("offset", 0, 0, 10_000_000)
-        return json_response(queue_answer(*queue.queue(limit, offset)))
-
-    @routes.delete("/delete")
-    @routes.post("/delete")
-    @documented(
-        "Cancel or remove a task",
-        tag="queue",
-        description="Takes a waiting task out of the queue, stops a running one at its next step, "
-        "removes a finished one with its image.",
-        parameters=[TASK_ID],
-        answers={200: json_answer(DeleteAnswer, "What happened.")},
-        errors=(errors.InvalidInput, errors.UnknownTask, errors.Gone, errors.StorageUnavailable),
-    )
-    def delete() -> Response:
-        task_id = task_id_value()
-        was = queue.delete(task_id)
-        message = {
-            TaskStatus.WAITING: "The task was taken out of the queue.",
-            TaskStatus.RUNNING: "The task was cancelled; its generation ends at the next step.",
-            TaskStatus.DONE: "The image was removed.",
-        }.get(was, "The record of the task was removed.")
-        return json_response(DeleteAnswer(task_id=task_id, was=was, message=message))
 
     return routes
 

@@ -37,6 +37,7 @@ from native_api import error_answer, native_routes
 from offer import Offer, read_offer
 from pipelines import build
 from previews import Previews
+from queue_api import queue_routes
 from queue_manager import QueueManager
 from queue_state import Rules
 from server_api import server_routes
@@ -104,6 +105,7 @@ def create_app(
 
     for routes in (
         native_routes(queue, submission, places),
+        queue_routes(queue),
         live_routes(queue, places, previews),
         server_routes(queue, worker, generator, data_dir),
         model_routes(queue, submission.offer, read_catalog(), operator_key),

@@ -236,6 +236,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "answers": {"model_catalog", "queue_state", "task", "task_view", "timing_model"},
     "api_docs": {"answers", "errors", "generate_request"},
+    "queue_api": {"answers", "api_docs", "errors", "query_values", "queue_manager", "task"},
     "models_api": {
         "answers",
         "api_docs",
@@ -285,6 +286,7 @@ HOMES: dict[str, set[str]] = {
         "models_api",
         "native_api",
         "query_values",
+        "queue_api",
         "server",
         "server_api",
     },
