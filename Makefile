@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format bench pins clean
+.PHONY: help serve test lint format bench models pins clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -13,7 +13,7 @@ help: ## list the targets
 serve: $(VENV)/.serves ## install what is missing, then serve on http://127.0.0.1:4030
 	@exec $(BIN)/python server.py $(ARGS)
 
-test: $(VENV)/.tests ## run the tests; some of them: make test ARGS="tests/test_task.py"
+test: $(VENV)/.tests ## run the tests; some of them: make test ARGS="tests/test_worker.py"
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/.tests ## ruff and mypy
@@ -26,9 +26,12 @@ format: $(VENV)/.tests ## let ruff put the code in shape
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.tests ## run the benchmarks, some minutes each; a smoke run: make bench ARGS=--quick
-	@for script in submit idle_to_start task_gap throughput memory forecast_error forecast_live; do \
+	@for script in submit idle_to_start task_gap generator_speed throughput memory forecast_error forecast_live; do \
 		echo; echo "== $$script"; $(BIN)/python benchmarks/$$script.py $(ARGS) || exit 1; \
 	done
+
+models: $(VENV)/.serves ## write docs/models.md anew, after an update of mflux
+	$(BIN)/python docs/make_models_page.py
 
 pins: $(VENV)/.serves ## resolve requirements*.in anew into requirements*.txt
 	$(BIN)/pip install -q uv

@@ -26,7 +26,7 @@ from answers import (
     StatsAnswer,
     StatusAnswer,
 )
-from errors import Problem, QueueFull, ServerError
+from errors import Problem, ServerError, TryLater
 from generate_request import Limits, request_schema
 
 ANSWERS = (
@@ -119,7 +119,7 @@ def documented(
         entry = responses.setdefault(status, _error_response(shape.schema))
         told = shape.body(Problem(error.http_status, error.code, error.default_message))
         entry["content"]["application/json"]["examples"][error.code] = {"value": told}
-        if issubclass(error, QueueFull):
+        if issubclass(error, TryLater):
             entry["headers"] = {"Retry-After": RETRY_AFTER}
         lines = [entry["description"], f"`{error.code}`: {error.default_message}"]
         entry["description"] = "\n\n".join(line for line in lines if line)
@@ -150,6 +150,11 @@ def json_answer(answer: type[BaseModel], description: str) -> dict[str, Any]:
     return {"description": description, "content": content}
 
 
+def jpeg_answer(description: str) -> dict[str, Any]:
+    content = {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}
+    return {"description": description, "content": content}
+
+
 def query(
     name: str, description: str, schema: dict[str, Any], *, required: bool = False
 ) -> dict[str, Any]:
@@ -169,6 +174,11 @@ TASK_ID = query(
     required=True,
 )
 
+WAIT = query(
+    "wait",
+    "Seconds for which the answer may wait (long-poll); at once when too many wait already.",
+    {"type": "integer", "default": 0, "minimum": 0, "maximum": 300},
+)
 
 IDEMPOTENCY_KEY = {
     **query(

@@ -95,9 +95,11 @@ class FileStore:
     def keep_inputs_of(self, task_ids: Iterable[str]) -> None:
         """Remove those of all other tasks."""
         known = set(task_ids)
-        for folder in self._inputs.iterdir():
-            if folder.name not in known:
-                shutil.rmtree(folder)
+        for path in self._inputs.iterdir():
+            if path.is_symlink() or not path.is_dir():
+                path.unlink()  # nothing of ours
+            elif path.name not in known:
+                shutil.rmtree(path)
 
     def probe(self) -> None:
         """Write something, of the size of the image refused last: raises while the disk refuses."""

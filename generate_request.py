@@ -5,6 +5,7 @@ the pictures. submission.py makes GenerationParams of it.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isqrt
@@ -20,10 +21,11 @@ from pydantic import (
 )
 
 from errors import InvalidInput
-from images import decode_base64
+from images import UPLOAD_FORMATS, decode_base64
 from model_catalog import CONTROL_TYPES, SCHEDULERS, Takes
 from task import MAX_SEED, SIDE_STEP
 
+CALLBACK_URL = re.compile(r"https?://([A-Za-z0-9._-]+)(?::[0-9]{1,5})?(?:[/?][!-\[\]-~]*)?")
 MOST_IMAGES = 8
 """Pictures in `images`, and adapters in `loras`."""
 
@@ -104,7 +106,7 @@ LoraInput = Annotated[
 ]
 IMAGE_HELP = (
     " base64, a data URL, a file of a form, or `{task_id, index}` of an earlier result; "
-    "PNG, JPEG, WebP, GIF, BMP. URLs are not fetched."
+    f"{UPLOAD_FORMATS}. URLs are not fetched."
 )
 
 
@@ -279,6 +281,14 @@ class GenerateRequest(BaseModel):
         "absent.",
         examples=[True],
     )
+    callback_url: str | None = Field(
+        None,
+        min_length=1,
+        max_length=2000,
+        description="Where the answer of GET /status is sent (POST, JSON) once the task has ended: "
+        "http or https, and a host that the operator allows. No answer tells it.",
+        examples=["https://chat.example.org/pictures"],
+    )
 
     def given(self) -> frozenset[Takes]:
         """The fields of this request that only some models can honour."""
@@ -296,6 +306,14 @@ class Limits:
     """Images of one task."""
     max_input_pixels: int = 50_000_000
     """Of a picture that a client sends."""
+    callback_hosts: frozenset[str] = frozenset()
+    """Names of hosts that may be called back, in lower case."""
+
+    def may_call(self, url: str) -> bool:
+        """Whether this is an address of one of the callback hosts, and nothing else: no user, no
+        address that two readers may read in two ways."""
+        found = CALLBACK_URL.fullmatch(url)
+        return found is not None and found[1].lower() in self.callback_hosts
 
 
 def parse_request(body: bytes, limits: Limits) -> GenerateRequest:
@@ -327,9 +345,9 @@ def parse_form(
         if kept:
             fields[name] = kept if name in LISTS else kept[-1]
     for name, contents in files.items():
-        if name in LISTS:
+        if name in LISTS and contents:
             fields[name] = [*fields.get(name, []), *contents]
-        else:
+        elif contents:
             fields[name] = contents[-1]
     return check_request(fields, limits)
 
@@ -390,10 +408,11 @@ def _invalid_input(error: ValidationError, limits: Limits) -> InvalidInput:
     if not first["loc"]:
         return InvalidInput("The body must be a JSON object with at least the field prompt.")
     name = str(first["loc"][0])[:100]
-    if first["type"] == "extra_forbidden":
+    of_the_body = len(first["loc"]) == 1
+    if first["type"] == "extra_forbidden" and of_the_body:
         known = ", ".join(GenerateRequest.model_fields)
         return InvalidInput(f"{name} is not a field of this server. Fields: {known}.", field=name)
-    if first["type"] == "missing":
+    if first["type"] == "missing" and of_the_body:
         return InvalidInput(f"{name} is required.", field=name)
     return InvalidInput(refusal(name, first["input"], limits), field=name)
 

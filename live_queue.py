@@ -115,10 +115,9 @@ class LiveQueue:
         if not overtaken:
             self._line.append(task)
             return
-        work_s = self.work.forecast_of(task.stages).gpu_s
-        for other in overtaken:
-            other.patience_s -= work_s
-        self._line.insert(task, before=overtaken[-1])
+        for other, delay_s in overtaken:
+            other.patience_s -= delay_s
+        self._line.insert(task, before=overtaken[-1][0])
 
     def start(self, task: Task, *, started_at: float) -> None:
         self._leaving = None
@@ -234,7 +233,8 @@ class LiveQueue:
         new = Task("", stages[0].params, urgent, stages, 0.0)
         overtaken = self._overtaken_by(stages, urgent=urgent)
         if overtaken:
-            ahead = self._ahead(new, self._line.before(overtaken[-1]), overtaken[-1])
+            behind = overtaken[-1][0]
+            ahead = self._ahead(new, self._line.before(behind), behind)
         else:
             ahead = self._ahead(new, self._line.last(urgent=urgent), None)
         return self._wait(self.work.forecast_of(stages), ahead, urgent=urgent)
@@ -255,13 +255,12 @@ class LiveQueue:
         progress, at = _progress_of(task), self._monotonic()
         if progress.phase is Phase.IMAGE_ENCODING:
             return 0.0
-        stage = task.stages[progress.stage]
-        forecast = self.timing.forecast(self.work.work(stage))
-        load_s = 0.0
+        forecast = self.timing.forecast(self.work.work(task.stages[progress.stage]))
+        recent = self.resident
         if self.loading is not None:
             at = progress.phase_started_at  # loading is on: the task itself has not begun
-        elif stage.weights.key not in self.resident:
-            load_s = self.work.load_s(stage.weights)
+            recent = self._line.used(recent, self.loading.key)
+        needed, _ = self._line.loads(task.stages[progress.stage :], recent)
         live = Live(
             phase=progress.phase,
             phase_elapsed_s=at - progress.phase_started_at,
@@ -273,11 +272,7 @@ class LiveQueue:
         )
         later = task.stages[progress.stage + 1 :]
         later_s = sum(self.timing.forecast(self.work.work(after)).gpu_s for after in later)
-        later_s += sum(
-            self.work.load_s(after.weights)
-            for after in later
-            if after.weights.key not in self.resident
-        )
+        load_s = sum(map(self.work.load_s, needed))
         return load_s + self.timing.remaining_s(forecast, live) + later_s
 
     def view(self, task: Task, *, telling: bool = False) -> TaskView:
@@ -302,7 +297,7 @@ class LiveQueue:
                 before = self._wait(self.work.forecast_of(task.stages), ahead, urgent=task.urgent)
                 start_s, switches = before.start_s, before.switches
                 recent = self._boundary(task.urgent, self._line.before(task), task)[2]
-            loads, recent = self._line.loads(task, recent)
+            loads, recent = self._line.loads(task.stages, recent)
             load_s = sum(map(self.work.load_s, loads))
             switches += len(loads)
             forecast = self.work.forecast_of(task.stages)
@@ -366,9 +361,9 @@ class LiveQueue:
             image_encoding_s=seconds.get(Phase.IMAGE_ENCODING, 0.0),
         )
 
-    def _overtaken_by(self, stages: tuple[Stage, ...], *, urgent: bool) -> list[Task]:
-        """The tasks that a new one goes ahead of, because one before them has its weights; the last
-        of the line first."""
+    def _overtaken_by(self, stages: tuple[Stage, ...], *, urgent: bool) -> list[tuple[Task, float]]:
+        """The tasks that a new one goes ahead of, because one before them has its weights, and the
+        seconds by which it delays each; the last of the line first."""
         if self._affinity_s <= 0.0:
             return []
         key, work_s = stages[0].weights.key, self.work.forecast_of(stages).gpu_s
@@ -385,7 +380,29 @@ class LiveQueue:
             others_first = not urgent and self._line.urgent > 0
             if others_first or key not in self._recent_after_running():
                 return []
-        return overtaken
+        delays = self._delays(stages, work_s, overtaken, urgent=urgent)
+        if any(other.patience_s < delay_s for other, delay_s in delays):
+            return []
+        return delays
+
+    def _delays(
+        self, stages: tuple[Stage, ...], work_s: float, overtaken: list[Task], *, urgent: bool
+    ) -> list[tuple[Task, float]]:
+        """Seconds by which each of these would be delayed by a new task that goes ahead of them:
+        its work, its loading, and theirs as far as it leaves them other weights in memory."""
+        if not overtaken:
+            return []
+        first = overtaken[-1]
+        _, _, recent = self._boundary(urgent, self._line.before(first), first)
+        loads, recent_with = self._line.loads(stages, recent)
+        delay_s = work_s + sum(map(self.work.load_s, loads))
+        delays = []
+        for task in reversed(overtaken):
+            without, recent = self._line.loads(task.stages, recent)
+            loads, recent_with = self._line.loads(task.stages, recent_with)
+            delay_s += sum(map(self.work.load_s, loads)) - sum(map(self.work.load_s, without))
+            delays.append((task, max(delay_s, 0.0)))
+        return delays[::-1]
 
     def _load_remaining_s(self) -> float:
         """Of the loading that is on, or due before anything can run."""
@@ -418,7 +435,7 @@ class LiveQueue:
             recent = self._line.used(recent, self.loading.key)
         for task in self._running.values():
             if _progress_of(task).phase is not Phase.IMAGE_ENCODING:
-                _, recent = self._line.loads(task, recent)
+                _, recent = self._line.loads(task.stages[_progress_of(task).stage :], recent)
         return recent
 
     def _boundary(
@@ -460,7 +477,7 @@ class LiveQueue:
         else:
             pos, works = self._line.ahead_of(behind)
         seconds, loads, recent = self._boundary(task.urgent, before, behind)
-        needed, _ = self._line.loads(task, recent) if own else ([], recent)
+        needed, _ = self._line.loads(task.stages, recent) if own else ([], recent)
         own_load_s = sum(map(self.work.load_s, needed))
         return Ahead(pos, works, seconds, loads, own_load_s, len(needed))
 
@@ -555,8 +572,15 @@ class LiveQueue:
             progress=shown,
             error_code=None,
             error=None,
-            images_done=progress.images_done if progress else 0,
+            images_done=_images_done(task),
         )
+
+
+def _images_done(task: Task) -> int:
+    """Images to which nothing more is done than to encode them."""
+    progress = task.progress
+    last_stage = progress is not None and progress.stage == len(task.stages) - 1
+    return progress.images_done if progress and last_stage else 0
 
 
 def _progress_of(task: Task) -> Progress:

@@ -7,13 +7,14 @@ Together with generator.py and pipelines.py this is all that knows mflux.
 
 import ast
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import tiny_models
+from mlx_setup import prepare_mlx
 from model_catalog import (
     DISTILLED,
     FACTS,
@@ -125,6 +126,7 @@ ALSO_FROM: Mapping[str, tuple[str, ...]] = {
 @cache
 def read_catalog() -> Catalog:
     """All models of the installed mflux, in its order, and the tiny ones."""
+    prepare_mlx()
     from mflux.cli.defaults.defaults import model_inference_steps
     from mflux.models.common.config.model_config import AVAILABLE_MODELS
 
@@ -155,7 +157,7 @@ def _model(key: str, config: Any, steps: int, sources: "_Sources") -> Model:
         without.add(Takes.STEPS)
     names = CLASSES.get(key) or sources.saved_with(key)
     repositories = (config.model_name, config.controlnet_model, config.custom_transformer_model)
-    pipelines = tuple(_without(sources.pipeline(name), without) for name in names)
+    pipelines = tuple(_without(pipeline, without) for pipeline in sources.pipelines(names))
     return Model(
         name=key,
         family=pipelines[0].module.split(".")[2] if pipelines else "unknown",
@@ -177,9 +179,10 @@ def _tiny(sources: "_Sources") -> Iterator[Model]:
             continue
         of = CLASSES.get(name) or (tiny_models.PIPELINES[name].rpartition(":")[2],)
         without = {Takes.GUIDANCE, Takes.NEGATIVE_PROMPT}
-        if tiny_models.TINY_CONFIGS[name]["supports_guidance"] and name not in TINY_DISTILLED:
+        config = tiny_models.TINY_CONFIGS[name]
+        if config["supports_guidance"] is not False and name not in TINY_DISTILLED:
             without = set()
-        pipelines = tuple(_without(sources.pipeline(each), without) for each in of)
+        pipelines = tuple(_without(pipeline, without) for pipeline in sources.pipelines(of))
         if pipelines[0].module.split(".")[2] not in TINY_LORAS:
             pipelines = tuple(replace(pipeline, loras=False) for pipeline in pipelines)
         facts = Facts(TINY_TITLES.get(name, f"tiny {of[0]}") + TINY_TITLE, 0.001)
@@ -235,6 +238,18 @@ class _Sources:
         name = self._saved_with.get(key)
         return (name,) if name in self._classes else ()
 
+    def pipelines(self, names: Sequence[str]) -> Iterator[Pipeline]:
+        """Those of a model. One that is constructed as the first one is shares its modules."""
+        for name in names:
+            pipeline = self.pipeline(name)
+            if name != names[0] and self._constructor(name) == self._constructor(names[0]):
+                pipeline = replace(pipeline, loaded_as=names[0])
+            yield pipeline
+
+    def _constructor(self, name: str) -> str | None:
+        method = self._method(self._classes[name][1], "__init__")
+        return ast.dump(method) if method else None
+
     def pipeline(self, name: str) -> Pipeline:
         module, node = self._classes[name]
         required, optional = self._parameters(node, "generate_image")
@@ -266,21 +281,28 @@ class _Sources:
         )
 
     def _parameters(self, node: ast.ClassDef, method: str) -> tuple[list[str], list[str]]:
-        """Those without and those with a default; inherited where the class has no such method."""
+        """Those without and those with a default."""
+        found = self._method(node, method)
+        if found is None:
+            return [], []
+        arguments = found.args
+        positional = [a.arg for a in arguments.args[1:]]
+        split = len(positional) - len(arguments.defaults)
+        keywords = list(zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True))
+        return (
+            positional[:split] + [a.arg for a, default in keywords if default is None],
+            positional[split:] + [a.arg for a, default in keywords if default is not None],
+        )
+
+    def _method(self, node: ast.ClassDef, name: str) -> ast.FunctionDef | None:
+        """A method of a class, or the one that it inherits."""
         for part in node.body:
-            if isinstance(part, ast.FunctionDef) and part.name == method:
-                arguments = part.args
-                positional = [a.arg for a in arguments.args[1:]]
-                split = len(positional) - len(arguments.defaults)
-                keywords = list(zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True))
-                return (
-                    positional[:split] + [a.arg for a, default in keywords if default is None],
-                    positional[split:] + [a.arg for a, default in keywords if default is not None],
-                )
+            if isinstance(part, ast.FunctionDef) and part.name == name:
+                return part
         for base in node.bases:
             if isinstance(base, ast.Name) and base.id in self._classes:
-                return self._parameters(self._classes[base.id][1], method)
-        return [], []
+                return self._method(self._classes[base.id][1], name)
+        return None
 
 
 def _dict_of_names(tree: ast.Module, variable: str) -> dict[str, str]:

@@ -15,7 +15,7 @@ class MlxMissing(Exception):
 
 
 def prepare_mlx(*, quiet: bool = True) -> bool:
-    """Import mlx, once, before anything of mflux is used.
+    """Import mlx before anything of mflux is used; the first call decides.
 
     Args:
         quiet: no progress bars.
@@ -26,6 +26,10 @@ def prepare_mlx(*, quiet: bool = True) -> bool:
     Raises:
         MlxMissing: with the sentence for the operator.
     """
+    if "mlx.core" in sys.modules:
+        import mlx.core as mx
+
+        return bool(mx.is_available(mx.gpu))
     if quiet:
         os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

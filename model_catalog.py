@@ -50,6 +50,8 @@ class Pipeline:
     needs: frozenset[Takes] = frozenset()
     """Fields without which it cannot draw."""
     loras: bool = False
+    loaded_as: str = ""
+    """Another pipeline of the model whose modules it shares; empty: it is loaded for itself."""
     one_image: bool = False
     """Whether it takes just one of `images`."""
     right_half: bool = False
@@ -135,8 +137,9 @@ class Weights:
         key = self.model.name
         if self.quantize:
             key += f"/q{self.quantize}"
-        if self.pipeline is not self.model.pipelines[0]:
-            key += f"/{self.pipeline.name}"
+        loaded_as = self.pipeline.loaded_as or self.pipeline.name
+        if loaded_as != self.model.pipelines[0].name:
+            key += f"/{loaded_as}"
         for lora in self.loras:
             key += f"+{lora.name}:{lora.scale:g}"
         object.__setattr__(self, "key", key)

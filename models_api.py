@@ -107,7 +107,8 @@ def model_routes(
                 "Start the server with --operator-key to allow this from the network."
             )
         sent = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        if operator_key and not hmac.compare_digest(sent.encode(), operator_key.encode()):
+        raw = sent.encode("latin-1")  # as WSGI hands on the bytes of a header
+        if operator_key and not hmac.compare_digest(raw, operator_key.encode()):
             raise errors.OperatorOnly
 
     return routes

@@ -1,4 +1,4 @@
-"""The native API: the routes of the original README and what grew around them.
+"""The native API: asking for images and fetching them.
 
 A route reads, calls, answers; rules live in the QueueManager.
 """
@@ -6,51 +6,82 @@ A route reads, calls, answers; rules live in the QueueManager.
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
+from threading import Semaphore
 from typing import Any
 
 from flask import Blueprint, Response, jsonify, request
 
 import errors
 from answers import (
-    DeleteAnswer,
     ErrorAnswer,
     ErrorBody,
     EstimateAnswer,
     GenerateAnswer,
     ImageAnswer,
     ImagesAnswer,
-    QueueAnswer,
     StatusAnswer,
     estimate_fields,
     json_response,
     params_answer,
-    queue_answer,
     status_answer,
 )
-from api_docs import IDEMPOTENCY_KEY, TASK_ID, documented, json_answer, query
+from api_docs import (
+    IDEMPOTENCY_KEY,
+    TASK_ID,
+    WAIT,
+    documented,
+    json_answer,
+    query,
+)
 from generate_request import GenerateRequest, Limits, parse_form, parse_request
-from images import CONTENT_TYPES, EXTENSIONS, read_metadata, to_base64, zip_of
+from images import (
+    CONTENT_TYPES,
+    EXTENSIONS,
+    read_metadata,
+    to_base64,
+    zip_of,
+)
+from long_poll import watch
 from models_api import download_answer
+from query_values import (
+    MAX_ID,
+    MOST_WAIT_S,
+    flag_value,
+    gone_check,
+    number_value,
+    task_id_value,
+)
 from queue_manager import QueueManager
 from queue_state import ServerState
 from submission import Prepared, Submission
-from task import GenerationParams, TaskStatus
+from task import GenerationParams
+from task_view import TaskView
+from waiting_places import WaitingPlaces
 
 log = logging.getLogger(__name__)
 
 SEND_BYTES = 64 * 1024
+LARGE_BODY_BYTES = 1_000_000
+LARGE_BODIES = 4
+"""Larger bodies that are in memory at a time; others wait on disk, where waitress has put them."""
 EXAMPLE = {"prompt": "A beautiful landscape", "width": 1024, "height": 1024, "steps": 4}
 
 
 def native_routes(
     queue: QueueManager,
     submission: Submission,
+    places: WaitingPlaces,
 ) -> Blueprint:
     routes = Blueprint("native", __name__)
 
+    large_bodies = Semaphore(LARGE_BODIES)
+
     def _asked() -> tuple[GenerateRequest, Prepared]:
-        asked = _read_request(submission.limits)
-        return asked, submission.prepare(asked)
+        is_large = (request.content_length or 0) > LARGE_BODY_BYTES
+        with large_bodies if is_large else nullcontext():
+            asked = _read_request(submission.limits)
+            return asked, submission.prepare(asked)
 
     @routes.post("/generate")
     @documented(
@@ -84,6 +115,7 @@ def native_routes(
             urgent=bool(asked.priority),
             client_key=client_key,
             inputs=prepared.inputs,
+            callback_url=asked.callback_url,
         )
         return json_response(
             GenerateAnswer(
@@ -134,25 +166,46 @@ def native_routes(
         "How far a task is",
         tag="images",
         description="Good enough to drive a progress bar. Ask again after `poll_after_s`, or each "
-        "second.",
-        parameters=[TASK_ID],
+        "second; or let the answer wait for something new: `wait=60`, and from then on "
+        "`wait=60&since=` with the `version` of the answer before, so that nothing is missed.",
+        parameters=[
+            TASK_ID,
+            WAIT,
+            query(
+                "since",
+                "With `wait`: answer once `version` is above this. The present version when "
+                "absent.",
+                {"type": "integer", "minimum": 0},
+            ),
+        ],
         answers={200: json_answer(StatusAnswer, "The task as it stands.")},
         errors=(errors.InvalidInput, errors.UnknownTask, errors.Gone, errors.StorageUnavailable),
     )
     def status() -> Response:
-        view = queue.status(_task_id())
+        task_id, wait_s = task_id_value(), number_value("wait", 0, 0, MOST_WAIT_S)
+        since = number_value("since", queue.events.version(task_id), 0, MAX_ID)
+        view, version = watch(
+            queue,
+            places,
+            task_id,
+            wait_s=wait_s,
+            enough=lambda view, version: version > since,
+            is_gone=gone_check(),
+        )
         state = queue.state()
         download = download_answer(queue.health()) if state is ServerState.LOADING else None
-        return json_response(status_answer(view, state, time.time(), download))
+        return json_response(status_answer(view, state, time.time(), download, version=version))
 
     @routes.get("/image")
     @documented(
         "Fetch an image",
         tag="images",
         description="By default this removes the image, once its bytes were sent. Several images "
-        "of a task are fetched one by one (`index`), or all at once (`all`).",
+        "of a task are fetched one by one (`index`), or all at once (`all`). With `wait` the "
+        "answer comes when the task has ended.",
         parameters=[
             TASK_ID,
+            WAIT,
             query(
                 "index",
                 "Which image of the task, from 0.",
@@ -202,12 +255,14 @@ def native_routes(
         ),
     )
     def image() -> Response:
-        task_id, index = _task_id(), _number("index", 0, 0, 999)
-        as_base64, delete = _flag("base64", False), _flag("delete", True)
-        if _flag("metadata", False):
+        task_id, index = task_id_value(), number_value("index", 0, 0, 999)
+        as_base64, delete = flag_value("base64", False), flag_value("delete", True)
+        if wait_s := number_value("wait", 0, 0, MOST_WAIT_S):
+            watch(queue, places, task_id, wait_s=wait_s, enough=_never, is_gone=gone_check())
+        if flag_value("metadata", False):
             image, params = queue.image(task_id, index)
             return jsonify(read_metadata(image) or _metadata_of(params, index))
-        if _flag("all", False):
+        if flag_value("all", False):
             images, params = queue.all_images(task_id)
             data, content_type, name = _bundle(task_id, images, params, as_base64)
             fetched = None
@@ -231,52 +286,12 @@ def native_routes(
         answer.headers["Cache-Control"] = "no-store"
         return answer
 
-    @routes.get("/queue")
-    @documented(
-        "List the queue",
-        tag="queue",
-        description="The tasks that are not finished, in the order in which they run.",
-        parameters=[
-            query(
-                "limit",
-                "Most tasks in the answer.",
-                {"type": "integer", "default": 100, "minimum": 1, "maximum": 1000},
-            ),
-            query(
-                "offset",
-                "Tasks to pass over.",
-                {"type": "integer", "default": 0, "minimum": 0, "maximum": 10_000_000},
-            ),
-        ],
-        answers={200: json_answer(QueueAnswer, "The queue.")},
-        errors=(errors.InvalidInput,),
-    )
-    def list_queue() -> Response:
-        limit, offset = _number("limit", 100, 1, 1000), _number("offset", 0, 0, 10_000_000)
-        return json_response(queue_answer(*queue.queue(limit, offset)))
-
-    @routes.delete("/delete")
-    @routes.post("/delete")
-    @documented(
-        "Cancel or remove a task",
-        tag="queue",
-        description="Takes a waiting task out of the queue, stops a running one at its next step, "
-        "removes a finished one with its image.",
-        parameters=[TASK_ID],
-        answers={200: json_answer(DeleteAnswer, "What happened.")},
-        errors=(errors.InvalidInput, errors.UnknownTask, errors.Gone, errors.StorageUnavailable),
-    )
-    def delete() -> Response:
-        task_id = _task_id()
-        was = queue.delete(task_id)
-        message = {
-            TaskStatus.WAITING: "The task was taken out of the queue.",
-            TaskStatus.RUNNING: "The task was cancelled; its generation ends at the next step.",
-            TaskStatus.DONE: "The image was removed.",
-        }.get(was, "The record of the task was removed.")
-        return json_response(DeleteAnswer(task_id=task_id, was=was, message=message))
-
     return routes
+
+
+def _never(view: TaskView, version: int) -> bool:
+    """Only the end is enough."""
+    return False
 
 
 def _read_request(limits: Limits) -> GenerateRequest:
@@ -286,7 +301,10 @@ def _read_request(limits: Limits) -> GenerateRequest:
     if request.mimetype != "multipart/form-data":
         raise errors.UnsupportedMediaType
     texts = {name: request.form.getlist(name) for name in request.form}
-    files = {name: [file.read() for file in request.files.getlist(name)] for name in request.files}
+    files = {
+        name: [file.read() for file in request.files.getlist(name) if file.filename]
+        for name in request.files
+    }
     return parse_form(texts, files, limits)
 
 
@@ -325,16 +343,6 @@ def _metadata_of(params: GenerationParams, index: int) -> dict[str, Any]:
     return {**told, "seed": params.seed_of(index)}
 
 
-def _task_id() -> str:
-    task_id = request.args.get("task_id", "").strip()
-    if not 1 <= len(task_id) <= 64:
-        raise errors.InvalidInput(
-            "task_id is required in the query: the id that /generate gave, 1 to 64 characters.",
-            field="task_id",
-        )
-    return task_id
-
-
 def _idempotency_key() -> str | None:
     key = request.headers.get("Idempotency-Key")
     if key is not None and not 1 <= len(key) <= 200:
@@ -344,31 +352,11 @@ def _idempotency_key() -> str | None:
     return key
 
 
-def _number(name: str, default: int, minimum: int, maximum: int) -> int:
-    text = request.args.get(name, "")
-    if text == "":
-        return default
-    if not (text.isascii() and text.isdigit() and minimum <= int(text[:20]) <= maximum):
-        raise errors.InvalidInput(
-            f"{name} must be a whole number from {minimum} to {maximum}.", field=name
-        )
-    return int(text)
-
-
 def _after_sending(queue: QueueManager, task_id: str, index: int | None) -> None:
     try:
         queue.fetched(task_id, index)
     except errors.StorageUnavailable:
         log.warning("the fetched image of task %s stays: the disk refuses", task_id)
-
-
-def _flag(name: str, default: bool) -> bool:
-    text = request.args.get(name, "").lower()
-    if text == "":
-        return default
-    if text not in ("true", "1", "false", "0"):
-        raise errors.InvalidInput(f"{name} must be true or false.", field=name)
-    return text in ("true", "1")
 
 
 def error_answer(status: int, code: str, message: str, field: str | None = None) -> Response:

@@ -13,7 +13,8 @@ from errors import BadOption, InvalidInput, ModelNotAllowed, NotSupported
 from model_catalog import Catalog, Model, Takes, Weights
 from task import GenerationParams, Stage
 
-LORA_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(:[\w./-]+\.safetensors)?")
+_NAME = r"\w[\w.-]*"
+LORA_REPOSITORY = re.compile(rf"{_NAME}/{_NAME}(:{_NAME}(/{_NAME})*\.safetensors)?")
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,11 @@ class Offer:
                 "negative_prompt": None,
                 "scheduler": None,
                 "image_strength": None,
+                "images": (),
+                "mask": None,
+                "control_image": None,
+                "control_strength": None,
+                "control_type": None,
                 "loras": (),
             }
         )
@@ -131,7 +137,8 @@ class Offer:
         loras = self.loras()
         if name in loras:
             return str(loras[name])
-        if self.allow_lora_repos and LORA_REPOSITORY.fullmatch(name):
+        is_repository = LORA_REPOSITORY.fullmatch(name) and not Path(name).exists()
+        if self.allow_lora_repos and is_repository:  # mflux would take a file in its place
             return name
         known = ", ".join(loras) or "none"
         raise NotSupported(
@@ -150,8 +157,9 @@ def not_supported(model: Model, given: frozenset[Takes]) -> NotSupported | Inval
     for name in Takes:
         if name in given and name not in model.takes:
             return NotSupported(f"{model.name} has no {name}.", field=name)
-    lacking = min((p.needs - given for p in model.pipelines), key=len)
-    if lacking:
+    able = [pipeline for pipeline in model.pipelines if given <= pipeline.takes]
+    if able:
+        lacking = min((pipeline.needs - given for pipeline in able), key=len)
         name = next(name for name in Takes if name in lacking)
         return InvalidInput(f"{model.name} needs {name}.", field=name)
     first, second = _at_odds(model, given)
@@ -193,14 +201,14 @@ def read_offer(
     models: list[Model] = []
     for entry in allowed:
         if entry == "all":
-            models += catalog.models
+            models += (model for model in catalog.models if model.pipelines)
         elif "@" in entry:
-            models.append(_local(catalog, entry))
+            models.append(_local(Catalog([*catalog.models, *models]), entry))
         else:
             models.append(_named(catalog, entry, "--models"))
     by_name = {model.name: model for model in models}
-    if default in by_name:
-        chosen = by_name[default]
+    if default and (found := Catalog(models).find(default)):
+        chosen = found
     elif default or not models:
         chosen = _named(catalog, default or fallback, "--model")
     else:

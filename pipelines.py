@@ -4,6 +4,7 @@ One of the files that know mflux and mlx.
 """
 
 import importlib
+import inspect
 import logging
 import re
 from collections.abc import Callable
@@ -12,13 +13,18 @@ from typing import Any
 
 import tiny_models
 from errors import ModelLoadError
-from model_catalog import Model, Weights
+from model_catalog import Model, Pipeline, Weights
 from prompt_cache import PromptCache
 from task import GenerationParams, InputImage, Stage
 
 log = logging.getLogger(__name__)
 
-ENCODERS = ("_encode_prompt_pair", "_encode_prompts")
+ENCODERS = (
+    "_encode_prompt_pair",
+    "_encode_prompts",
+    "_encode_prompts_with_images",
+    "_encode_instruction",
+)
 """Methods that encode a prompt, in the classes that would do it anew for each picture."""
 NOT_OF_THE_PARAMS = ("generation_time_seconds", "created_at", "model_path")
 """What mflux writes about a picture that is not the same when it is made again, or tells a path of
@@ -57,13 +63,25 @@ def _build(weights: Weights, data_dir: Path, lora_path: Callable[[str], str]) ->
     if weights.loras:
         adapters["lora_paths"] = [lora_path(lora.name) for lora in weights.loras]
         adapters["lora_scales"] = [lora.scale for lora in weights.loras]
-    module = importlib.import_module(weights.pipeline.module)
-    pipeline = getattr(module, weights.pipeline.name)(
+    pipeline = _class_of(weights.pipeline)(
         quantize=weights.quantize, model_path=path, model_config=config, **adapters
     )
     if model.tiny:
         tiny_models.slim(pipeline)
     return pipeline
+
+
+def other_face(pipeline: Any, wanted: Pipeline) -> Any:
+    """Another of mflux's classes on the modules of a loaded one, which is constructed alike."""
+    other = _class_of(wanted).__new__(_class_of(wanted))
+    kept = {name: value for name, value in vars(pipeline).items() if name not in ENCODERS}
+    vars(other).update(kept)
+    dict.update(other, pipeline)  # MLX keeps the modules and arrays of a module as its items
+    return other
+
+
+def _class_of(pipeline: Pipeline) -> Any:
+    return getattr(importlib.import_module(pipeline.module), pipeline.name)
 
 
 def remember_prompts(pipeline: Any, cache: PromptCache) -> None:
@@ -75,15 +93,28 @@ def remember_prompts(pipeline: Any, cache: PromptCache) -> None:
     if getattr(pipeline, "prompt_cache", None) is not None:
         pipeline.prompt_cache = cache
     for name in ENCODERS:
-        if encode := getattr(pipeline, name, None):
-            setattr(pipeline, name, _remembering(encode, name, cache))
+        encode = getattr(pipeline, name, None)
+        if encode and "prompt_cache" not in inspect.getsource(encode):
+            owner = type(pipeline).__name__
+            setattr(pipeline, name, _remembering(encode, owner, name, cache))
 
 
-def _remembering(encode: Callable[..., Any], name: str, cache: PromptCache) -> Callable[..., Any]:
-    def remembered(**arguments: Any) -> Any:
-        key = (name, *sorted(arguments.items()))
+def _remembering(
+    encode: Callable[..., Any], owner: str, name: str, cache: PromptCache
+) -> Callable[..., Any]:
+    def remembered(*values: Any, **arguments: Any) -> Any:
+        named = (
+            (argument, tuple(value) if isinstance(value, list) else value)
+            for argument, value in sorted(arguments.items())
+            if argument != "config"  # of one picture, and nothing that the embeddings depend on
+        )
+        key = (owner, name, *values, *named)
+        try:
+            hash(key)
+        except TypeError:  # it reads pictures, which cannot be told apart
+            return encode(*values, **arguments)
         if key not in cache:
-            cache[key] = encode(**arguments)
+            cache[key] = encode(*values, **arguments)
             cache.evaluate()
         return cache[key]
 
@@ -108,7 +139,7 @@ def arguments(stage: Stage, inputs: Path) -> dict[str, Any]:
         "mask": path_of(params.mask),
         "control_image": path_of(params.control_image),
         "images": (images[0] if pipeline.one_image else images) if images else None,
-        "upscale": min(params.final_size) if params.upscale else None,
+        "upscale": params.shorter_side if params.upscale else None,
     }
     call = {
         parameter: values[field]
@@ -185,7 +216,8 @@ def explain(error: Exception, model: Model) -> str:
     if isinstance(
         error, hub.LocalEntryNotFoundError | hub.HfHubHTTPError | httpx.HTTPError | OSError
     ):
-        if isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError):
+        on_disk = isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError)
+        if on_disk and not isinstance(error, hub.LocalEntryNotFoundError):
             return (
                 f"The weights of {model.name} cannot be read from {source} ({error}): {otherwise}."
             )

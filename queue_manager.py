@@ -113,12 +113,14 @@ class QueueManager:
         urgent: bool,
         client_key: str | None = None,
         inputs: Mapping[str, bytes] | None = None,
+        callback_url: str | None = None,
     ) -> tuple[TaskView, int]:
         """Put a task into the queue; on return it is on disk.
 
         Args:
             client_key: with the same key comes the same task.
             inputs: the pictures that the params name, as PNG, by InputImage.file.
+            callback_url: who is told that the task has ended (webhooks.py).
 
         Returns:
             The task as it stands, and the number of other tasks that are not finished.
@@ -143,6 +145,7 @@ class QueueManager:
                 created_at=task.created_at,
                 client_key=client_key,
                 inputs=inputs,
+                callback_url=callback_url,
             )
             with self._lock:
                 others = len(self._live)
@@ -175,6 +178,12 @@ class QueueManager:
         """Tasks that are not finished, in the order in which they run, and how many there are."""
         with self._lock:
             return list(islice(self._live.views_in_order(offset), limit)), len(self._live)
+
+    @property
+    def length(self) -> int:
+        """Tasks that are not finished."""
+        with self._lock:
+            return len(self._live)
 
     def image(self, task_id: str, index: int = 0) -> tuple[bytes, GenerationParams]:
         """One image of a finished task.
@@ -290,8 +299,14 @@ class QueueManager:
         return self._own
 
     def order_load(self, weights: Weights) -> None:
-        """The operator wants these loaded, between the task that runs and the next one."""
+        """The operator wants these loaded, between the task that runs and the next one.
+
+        Raises:
+            NoWorker: the server is stopping.
+        """
         with self._lock:
+            if self.stopping or self._load_failed:
+                raise NoWorker
             if all(weights.key != ordered.key for ordered in self._load_orders):
                 self._load_orders.append(weights)
             self._wake_worker.notify_all()
@@ -309,8 +324,9 @@ class QueueManager:
             resident: keys of all that is in memory now; None: these alone.
         """
         with self._lock:
-            self._loaded[weights.key] = weights
             now = (weights.key,) if resident is None else resident
+            known = {**self._loaded, weights.key: weights}
+            self._loaded = {key: known[key] for key in now if key in known}
             seconds = self._live.load_finished(weights, bits, now)
             key = self._live.work.load_key(weights)
         log.info("%s is ready after %.1f s", weights.key, seconds)
@@ -398,6 +414,12 @@ class QueueManager:
             self._live.report(task, phase, steps_done, steps_total)
             self.events.publish(EventKind.STEP, task_id)
             return self._may_go_on(task)
+
+    def preview_made(self, task_id: str) -> None:
+        """There is a newer picture so far of a running task."""
+        with self._lock:
+            if self._live.get_running(task_id):
+                self.events.publish(EventKind.PREVIEW, task_id)
 
     def _may_go_on(self, task: Task) -> bool:
         if self._drain_until is None:
@@ -492,7 +514,6 @@ class QueueManager:
         with self._lock:
             self._drain_until = self._monotonic() + drain_s
             self._wake_worker.notify_all()
-        self.events.close()
 
     def prune(self) -> None:
         """Drop what was kept long enough, and the oldest images when there are too many."""
@@ -608,7 +629,8 @@ class QueueManager:
 
     def _latest(self) -> Weights:
         """The weights used last, or those that will be."""
-        return next((self._loaded[key] for key in self._live.resident), self._own)
+        known = (self._loaded[key] for key in self._live.resident if key in self._loaded)
+        return next(known, self._own)
 
     def _check_room(self, stages: tuple[Stage, ...], urgent: bool) -> None:
         if self.stopping or self._load_failed:

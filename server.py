@@ -31,6 +31,7 @@ from compat.install import ForeignOptions, foreign_error, install_foreign_apis
 from cors import Cors
 from generate_request import Limits
 from generator import MfluxGenerator
+from live_api import live_routes
 from mflux_registry import read_catalog
 from mlx_setup import MlxMissing, prepare_mlx
 from model_catalog import DEFAULT_MODEL, DEFAULT_MODEL_WITHOUT_GPU, Weights
@@ -38,6 +39,8 @@ from models_api import model_routes
 from native_api import error_answer, native_routes
 from offer import Offer, read_offer
 from pipelines import build
+from previews import Previews
+from queue_api import queue_routes
 from queue_manager import QueueManager
 from queue_state import Rules
 from server_api import server_routes
@@ -46,6 +49,7 @@ from submission import Submission
 from task_store import TaskStore
 from timing_model import TimingModel
 from waiting_places import WaitingPlaces
+from webhooks import Webhooks
 from worker import Generator, Worker
 
 log = logging.getLogger("mflux-server")
@@ -54,10 +58,12 @@ LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 BACKLOG = 1024
 MOST_CONNECTIONS = 5000
 FILES_FOR_THE_REST = 100
-THREADS_FOR_THE_REST = 32
-"""That never wait for a task."""
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LOAD_FAILED = b"\xff"
+THREADS_FOR_THE_REST = 32
+"""Threads that nobody may hold for long."""
+MOST_UNREAD_BYTES = 1_000_000
+"""A client that leaves more of its answer unread while more comes counts as gone."""
 STOP_S = 2.0
 """Seconds that a running step gets when the server stops."""
 
@@ -68,11 +74,12 @@ def create_app(
     generator: Generator,
     submission: Submission,
     *,
+    places: WaitingPlaces,
+    previews: Previews,
     data_dir: Path,
     max_body_bytes: int,
     allowed_hosts: frozenset[str] | None = None,
     operator_key: str | None = "",
-    places: WaitingPlaces | None = None,
     foreign: ForeignOptions | None = None,
     cors_origins: tuple[str, ...] = (),
 ) -> Flask:
@@ -83,7 +90,6 @@ def create_app(
         allowed_hosts: names under which clients may address it; None: any. A web page whose own
             name leads to this machine (DNS rebinding) thus gets nothing.
         operator_key: what the operator's routes ask for; empty: nothing; None: they are closed.
-        places: for requests that hold a thread for long.
         cors_origins: of pages that may use it from elsewhere.
     """
     cors = Cors(cors_origins)
@@ -109,7 +115,9 @@ def create_app(
     cors.install(app)
     catalog = read_catalog()
     for routes in (
-        native_routes(queue, submission),
+        native_routes(queue, submission, places),
+        queue_routes(queue),
+        live_routes(queue, places, previews),
         server_routes(queue, worker, generator, data_dir),
         model_routes(queue, submission.offer, catalog, operator_key),
     ):
@@ -120,22 +128,15 @@ def create_app(
         queue,
         submission,
         catalog,
-        places=places or WaitingPlaces(THREADS_FOR_THE_REST),
+        places=places,
         options=foreign or ForeignOptions(),
         memory=lambda: generator.memory,
-        preview=lambda task_id: _preview(generator, task_id),
+        preview=previews.look,
     )
     app.register_error_handler(Exception, _answer_error)
     app.add_url_rule("/", "home", lambda: redirect(PAGE_ROUTE))
     install_docs(app, submission.limits, schemas)
     return app
-
-
-def _preview(generator: Generator, task_id: str) -> bytes | None:
-    """The picture of a running task so far, of generators that keep one."""
-    preview = getattr(generator, "preview", None)
-    picture = preview(task_id) if callable(preview) else None
-    return picture if isinstance(picture, bytes) else None
 
 
 def _host_name(url: str) -> str | None:
@@ -150,7 +151,7 @@ def _answer_error(error: Exception) -> Response:
         error = errors.BodyTooLarge()
     headers: list[tuple[str, str]] = []
     if isinstance(error, errors.ServerError):
-        wait_s = error.retry_after_s if isinstance(error, errors.QueueFull) else None
+        wait_s = error.retry_after_s if isinstance(error, errors.TryLater) else None
         problem = errors.Problem(error.http_status, error.code, error.message, error.field, wait_s)
     elif isinstance(error, HTTPException) and error.code is not None:
         if error.code < 400:
@@ -179,8 +180,17 @@ def _answer_error(error: Exception) -> Response:
 class Server:
     """Everything that runs, connected: queue, worker, HTTP. Nothing starts before start()."""
 
-    def __init__(self, settings: Settings, offer: Offer, generator: Generator) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        offer: Offer,
+        generator: Generator,
+        previews: Previews | None = None,
+    ) -> None:
         """Opens the store and binds the port.
+
+        Args:
+            previews: what the generator gives its latents to; None: it does not.
 
         Raises:
             StoreError: the data dir cannot be used.
@@ -192,6 +202,7 @@ class Server:
             max_prompt_chars=settings.max_prompt_chars,
             max_count=settings.max_count,
             max_input_pixels=settings.max_input_pixels,
+            callback_hosts=frozenset(name.lower() for name in settings.callback_hosts),
         )
         rules = Rules(
             max_queue=settings.max_queue,
@@ -214,12 +225,19 @@ class Server:
         self._end, self.end_fd = os.pipe()
         """Who wants the server to end writes a byte here: a signal its number, we LOAD_FAILED."""
         os.set_blocking(self.end_fd, False)
+        connections = _most_connections()
+        places = min(max(settings.threads - THREADS_FOR_THE_REST, 1), connections // 2)
+        self.places = WaitingPlaces(places)
+        previews = previews or Previews(on=False)
+        previews.on_new = self.queue.preview_made
         self._worker = Worker(
             self.queue,
             generator,
             on_load_failure=self._load_failed,
             unload_after_s=settings.unload_after_s,
+            turn_to=previews.turn_to,
         )
+        self._webhooks = Webhooks(self.queue, self._store, limits, settings.callback_key)
         submission = Submission(
             self.queue, offer, limits, generator.refusal, metadata=settings.metadata == "on"
         )
@@ -229,11 +247,12 @@ class Server:
                 self._worker,
                 generator,
                 submission,
+                places=self.places,
+                previews=previews,
                 data_dir=settings.data_dir,
                 max_body_bytes=settings.max_body_bytes,
                 allowed_hosts=_allowed_hosts(settings),
                 operator_key=settings.operator_key or ("" if settings.host in LOOPBACK else None),
-                places=WaitingPlaces(max(settings.threads - THREADS_FOR_THE_REST, 1)),
                 foreign=ForeignOptions(
                     sync_max_wait_s=settings.sync_max_wait_s,
                     clamp=settings.clamp == "on",
@@ -244,7 +263,7 @@ class Server:
             ),
             sockets=[_listen(settings.host, settings.port)],
             threads=settings.threads,
-            connection_limit=_most_connections(),
+            connection_limit=connections - places,  # it does not count those that are parked
             outbuf_high_watermark=2**30,  # else a reader that stalls holds a thread
             backlog=BACKLOG,
             asyncore_use_poll=True,
@@ -261,6 +280,7 @@ class Server:
     def start(self) -> None:
         self._http_thread.start()
         self._worker.start()
+        self._webhooks.start()
 
     def wait(self) -> int:
         """Until the server shall end; returns the exit code."""
@@ -277,6 +297,8 @@ class Server:
             self.queue.release_running()
         except errors.StorageUnavailable as error:
             log.error("%s The running task counts this end as an attempt.", error)
+        self.queue.events.close()
+        self._webhooks.stop(0.5)
         self._http.task_dispatcher.shutdown(timeout=0.5)
         self._http.close()
         self._store.close()
@@ -309,18 +331,46 @@ class _JsonErrorTask(ErrorTask):  # type: ignore[misc]
 
 
 class _Channel(HTTPChannel):  # type: ignore[misc]
+    """A connection. Waitress's loop goes over all of them each time anything happens, so one whose
+    request waits for long is taken out of it ("parked"): 200 listeners would halve /status."""
+
     error_task_class = _JsonErrorTask
+    parked = False
 
     def check_client_disconnected(self) -> bool:
-        """What a request's environ has as waitress.client_disconnected. waitress itself looks at a
-        connection again only after the answer, so look at the socket: its end is seen, not read.
+        """Whether nobody waits for the rest of an answer; asked by who holds a thread for long.
+
+        Waitress itself looks only where it reads ahead, and would then leave a client without its
+        answer that has closed its own half of the connection.
         """
+        if not (self.parked or self.total_outbufs_len):
+            self.parked = True
+            self._map.pop(self._fileno, None)
+        if not self.connected or self.total_outbufs_len > MOST_UNREAD_BYTES:
+            return True
         try:
-            return not self.connected or self.socket.recv(1, socket.MSG_PEEK) == b""
+            return not self.socket.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
             return False
         except OSError:
             return True
+
+    def write_soon(self, data: bytes) -> int:
+        written: int = super().write_soon(data)
+        if self.total_outbufs_len or self.will_close:
+            self._unpark()
+        return written
+
+    def service(self) -> None:
+        super().service()
+        self._unpark()
+
+    def _unpark(self) -> None:
+        fileno = self._fileno
+        if self.parked and fileno is not None:
+            self.parked = False
+            self._map[fileno] = self
+            self.server.pull_trigger()
 
 
 def offer_of(settings: Settings, has_gpu: bool) -> Offer:
@@ -362,14 +412,16 @@ def main(argv: list[str]) -> int:
         if settings.download is not None:
             return download(settings)
         offer = offer_of(settings, has_gpu)
+        previews = Previews(on=settings.previews == "on")
         generator = MfluxGenerator(
             settings.data_dir,
             models_in_memory=settings.models_in_memory,
             lora_path=offer.lora,
             cache_limit_bytes=settings.cache_limit,
             check_memory=settings.memory_check == "on",
+            previews=previews,
         )
-        server = Server(settings, offer, generator)
+        server = Server(settings, offer, generator, previews)
     except (MlxMissing, errors.StoreError, errors.ModelLoadError) as error:
         print(f"server.py: {error}", file=sys.stderr)
         return 1

@@ -173,8 +173,9 @@ class Settings:
         choices=("debug", "info", "warning", "error"),
     )
     threads: int = _option(
-        64,
-        "threads that answer requests",
+        512,
+        "threads that answer requests; all but 32 of them may wait for something: requests with "
+        "wait=, streams of events",
         parse=_whole_number(1, 1024),
     )
     max_queue: int = _option(
@@ -253,6 +254,24 @@ class Settings:
     metadata: str = _option(
         "on",
         "write into image files how they were made, where a task does not say",
+        parse=str.lower,
+        choices=("on", "off"),
+    )
+    callback_hosts: tuple[str, ...] = _option(
+        (),
+        "names of hosts, separated by commas, that tasks may have called when they have ended "
+        "(callback_url; default: none)",
+        parse=_names,
+        metavar="NAMES",
+    )
+    callback_key: str = _option(
+        "",
+        "key with which these calls are signed (X-Mflux-Signature; default: they are not)",
+        metavar="KEY",
+    )
+    previews: str = _option(
+        "on",
+        "let clients see the picture so far of a running task; made only while somebody looks",
         parse=str.lower,
         choices=("on", "off"),
     )

@@ -69,6 +69,12 @@ class Submission:
         model = self.offer.model(request.model)
         ignored = self._check_fields(request, model)
         self._check_limits(request, model)
+        if request.callback_url is not None and not self.limits.may_call(request.callback_url):
+            raise errors.NotSupported(
+                "callback_url must be an http or https address of a host that the operator allows "
+                "(--callback-hosts).",
+                field="callback_url",
+            )
         prepared = Prepared(self._without_pictures(request, model), ignored_fields=ignored)
         self._add_pictures(request, prepared)
         params = self._sized(request, model, prepared.params)
@@ -88,11 +94,13 @@ class Submission:
             ignored.append("guidance")
         if not model.upscaler:
             given.discard(Takes.UPSCALE)
-            if request.prompt is None:
-                raise errors.InvalidInput("prompt is required.", field="prompt")
+        if not given <= model.takes:
+            raise not_supported(model, frozenset(given))
+        if request.prompt is None and not model.upscaler:
+            raise errors.InvalidInput("prompt is required.", field="prompt")
         if request.image_strength is not None and request.init_image is None:
             raise errors.InvalidInput("image_strength needs init_image.", field="image_strength")
-        if request.control_image is None and (request.control_strength or request.control_type):
+        if request.control_image is None and {Takes.CONTROL_STRENGTH, Takes.CONTROL_TYPE} & given:
             raise errors.InvalidInput(
                 "control_strength and control_type need control_image.", field="control_image"
             )

@@ -116,7 +116,13 @@ class GenerationParams(BaseModel):
         """Width and height of the finished images, in pixels."""
         if not self.upscale:
             return self.width, self.height
-        return round(self.width * self.upscale), round(self.height * self.upscale)
+        scale = self.shorter_side / min(self.width, self.height)
+        return int(self.width * scale) // 2 * 2, int(self.height * scale) // 2 * 2  # as mflux does
+
+    @property
+    def shorter_side(self) -> int:
+        """Of the finished images, in pixels, as an upscaler is asked for it."""
+        return round(min(self.width, self.height) * (self.upscale or 1.0))
 
     def seed_of(self, index: int) -> int:
         return (self.seed + index) % (MAX_SEED + 1)

@@ -4,7 +4,8 @@ A task's time is a sum of phases, each linear in a few features of its work (x =
 4096, so x = 1 is 1024 x 1024 pixels; n = steps), and all of the GPU's phases share one scale s,
 the machine's drift (heat, other load):
 
-    text encoding     s a                           once, for all images of a task
+    text encoding     s a                           once for all images of a task; for each, where
+                                                    pictures are encoded with it
     denoising         s n (b + c x + d x^2)         linear layers cost x, attention x^2
     its first step    s (g + h x + i x^2)           on top (graphs are compiled, memory is taken)
     decoding          s (e + f x)
@@ -68,7 +69,7 @@ OVERRUN = 0.1
 FEATURES = 7
 """Length of Work.features."""
 TASKS_FEATURE = 6
-"""The one that is 1 for each task."""
+"""The one that is 1 or more for each task."""
 
 
 class Confidence(StrEnum):
@@ -90,6 +91,8 @@ class Work:
     """Of each image."""
     format: str
     images: int = 1
+    text_each: bool = False
+    """Whether each image begins with what counts as text encoding: pictures are encoded there."""
 
     @property
     def x(self) -> float:
@@ -97,9 +100,10 @@ class Work:
 
     @property
     def features(self) -> tuple[float, ...]:
-        """GPU seconds are linear in these: k (n, n x, n x^2, 1, x, x^2) for k images, and 1."""
+        """GPU seconds are linear in these: k (n, n x, n x^2, 1, x, x^2) for k images, and the times
+        that text is encoded."""
         n, x, k = float(self.steps * self.images), self.x, float(self.images)
-        return (n, n * x, n * x * x, k, k * x, k * x * x, 1.0)
+        return (n, n * x, n * x * x, k, k * x, k * x * x, k if self.text_each else 1.0)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -114,7 +118,7 @@ class Forecast:
     """Predicted seconds of one task's own work, all >= 0."""
 
     text_encoding_s: float
-    """Once a task; all that follow: of each image."""
+    """Once a task, or with text_each of each image, like all that follow."""
     first_step_extra_s: float
     step_s: float
     """Of one step; an image has `steps` of them."""
@@ -125,6 +129,9 @@ class Forecast:
     """Spread of log(truth / forecast) of the whole."""
     confidence: Confidence
     images: int = 1
+    text_each: bool = False
+    before_s: float = 0.0
+    """Of the stages before this one."""
 
     @property
     def denoising_s(self) -> float:
@@ -138,7 +145,8 @@ class Forecast:
     @property
     def gpu_s(self) -> float:
         """Seconds for which the task keeps the GPU from the next one."""
-        return self.text_encoding_s + self.images * self.image_gpu_s
+        texts = self.images if self.text_each else 1
+        return self.before_s + texts * self.text_encoding_s + self.images * self.image_gpu_s
 
     @property
     def total_s(self) -> float:
@@ -211,6 +219,7 @@ class TimingModel:
             sigma=law.sigma,
             confidence=law.confidence(x),
             images=work.images,
+            text_each=work.text_each,
         )
 
     def gpu_s(self, model: str, parameters_b: float, feature_sums: Sequence[float]) -> float:
@@ -238,6 +247,8 @@ class TimingModel:
                 predicted += forecast.text_encoding_s
             self._law(work.model, work.parameters_b).learn(work, measured, predicted)
         self._forecasts.clear()
+        if measured.image_encoding_s <= 0.0:
+            return  # a picture that was drawn to be enlarged: it was not encoded
         encoding = self._image_encoding_law(work.format)
         encoding.learn((1.0, work.x), measured.image_encoding_s, sigma=1.0)
 
@@ -250,9 +261,11 @@ class TimingModel:
         """
         images_after = forecast.images - live.images_done - 1
         after_s = images_after * forecast.image_gpu_s
+        if forecast.text_each:
+            after_s += images_after * forecast.text_encoding_s
         if live.phase == "text_encoding":
             left_s = 0.0
-            if live.images_done == 0:
+            if live.images_done == 0 or forecast.text_each:
                 left_s = _left(forecast.text_encoding_s, live.phase_elapsed_s)
             return left_s + forecast.image_gpu_s + after_s
         if live.phase == "denoising":

@@ -70,6 +70,10 @@ class WaitingLine:
         """The tasks right before and right behind this one in its level."""
         return self._level(task_id in self._urgent).neighbours(task_id)
 
+    def slot(self, task_id: str) -> int:
+        """A number that grows along the level, until one joins it that is not the last."""
+        return self._level(task_id in self._urgent).slot(task_id)
+
     def replace(self, task_id: str, features: Features) -> None:
         """Give a task other features; it keeps its place."""
         self._level(task_id in self._urgent).replace(task_id, features)
@@ -156,6 +160,9 @@ class _Level:
 
     def neighbours(self, task_id: str) -> tuple[str | None, str | None]:
         return self._before[task_id], self._after[task_id]
+
+    def slot(self, task_id: str) -> int:
+        return self._slots[task_id]
 
     def replace(self, task_id: str, features: Features) -> None:
         old, self._features[task_id] = self._features[task_id], features

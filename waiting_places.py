@@ -1,22 +1,31 @@
-"""How many requests may hold an HTTP thread for long, so that others always find one."""
+"""How many requests may wait for something at a time, so that threads are left for the others."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import BoundedSemaphore
+from threading import Lock
 
 
 class WaitingPlaces:
-    """Any thread may take a place; who gets none must not wait."""
+    """Whoever holds an HTTP thread for long takes a place first: a long-poll, a stream of events,
+    a call that answers with the finished picture."""
 
     def __init__(self, places: int) -> None:
-        self._free = BoundedSemaphore(places)
+        self.places = places
+        self._taken = 0
+        self._lock = Lock()
+
+    @property
+    def taken(self) -> int:
+        return self._taken
 
     @contextmanager
     def take(self) -> Iterator[bool]:
-        """Holds a place; yields whether there was one."""
-        free = self._free.acquire(blocking=False)
+        """Whether a place was free, which is then held until the block ends."""
+        with self._lock:
+            free = self._taken < self.places
+            self._taken += free
         try:
             yield free
         finally:
-            if free:
-                self._free.release()
+            with self._lock:
+                self._taken -= free

@@ -62,10 +62,11 @@ class WorkForecast:
             steps=params.steps_run,
             format=params.format,
             images=params.count,
+            text_each=bool(params.inputs) or stage.weights.model.upscaler,
         )
 
     def forecast_of(self, stages: tuple[Stage, ...]) -> Forecast:
-        """Of all stages: as if those before the last one were part of its text encoding."""
+        """Of all stages."""
         forecasts = [self.timing.forecast(self.work(stage)) for stage in stages]
         last = forecasts[-1]
         if len(forecasts) == 1:
@@ -73,7 +74,7 @@ class WorkForecast:
         order = list(Confidence)
         return replace(
             last,
-            text_encoding_s=last.text_encoding_s + sum(f.gpu_s for f in forecasts[:-1]),
+            before_s=sum(f.gpu_s for f in forecasts[:-1]),
             sigma=max(f.sigma for f in forecasts),
             confidence=min((f.confidence for f in forecasts), key=order.index),
         )

@@ -9,17 +9,16 @@ its own level, as far as they have used as many weights as memory holds; the fir
 ("openers") also depend on what comes before the level, which LiveQueue knows.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 
 from model_catalog import Weights
-from task import Task
+from task import Stage, Task
 from timing_model import FEATURES, TASKS_FEATURE, Work
 from waiting_line import Features, WaitingLine
 
 COLUMNS = FEATURES + 1
-OPENERS_AMONG = 200
-"""Tasks at the head of a level among which openers are looked for."""
 
 Recent = tuple[str, ...]
 """Keys of weights in memory, the latest first."""
@@ -51,6 +50,7 @@ class WorkLine:
         self._in_memory = in_memory
         self._tasks: dict[str, Task] = {}
         self._recent: dict[str, Recent] = {}  # what its level has left in memory after a task
+        self._opened: dict[str, list[Weights]] = {}  # by the first tasks of the levels
         self._keys: dict[str, tuple[int, Weights]] = {}  # timing key: its first column, weights
         self._line = WaitingLine(0)
 
@@ -104,6 +104,7 @@ class WorkLine:
         self._line.remove(task.task_id)
         del self._tasks[task.task_id]
         del self._recent[task.task_id]
+        self._opened.pop(task.task_id, None)
         self._refresh(after, before=before)
 
     def ahead_of(self, task: Task) -> tuple[int, list[WorkOfKey]]:
@@ -122,22 +123,21 @@ class WorkLine:
     def openers(self, *, urgent: bool, behind: Task | None) -> list[Weights]:
         """Weights that a level's first tasks use for the first time, while memory may still hold
         what was there before; only those before the task `behind`, if there is one."""
-        found: dict[str, Weights] = {}
-        task_id = self._line.first(urgent=urgent)
-        for _ in range(OPENERS_AMONG):
-            task = self._task(task_id)
-            if task is None or task is behind or len(found) >= self._in_memory:
-                break
-            for stage in task.stages:
-                if len(found) < self._in_memory:
-                    found.setdefault(stage.weights.key, stage.weights)
-            task_id = self._line.neighbours(task.task_id)[1]
-        return list(found.values())
+        found = sorted(
+            (
+                (self._line.slot(task_id), opened)
+                for task_id, opened in self._opened.items()
+                if self._tasks[task_id].urgent is urgent
+            ),
+            key=itemgetter(0),
+        )
+        end = self._line.slot(behind.task_id) if behind else float("inf")
+        return [weights for slot, opened in found if slot < end for weights in opened]
 
-    def loads(self, task: Task, recent: Recent) -> tuple[list[Weights], Recent]:
-        """What has to be loaded for a task when memory holds these, and what it holds then."""
+    def loads(self, stages: Iterable[Stage], recent: Recent) -> tuple[list[Weights], Recent]:
+        """What has to be loaded for stages when memory holds these, and what it holds then."""
         loads = []
-        for stage in task.stages:
+        for stage in stages:
             if stage.weights.key not in recent:
                 loads.append(stage.weights)
             recent = self.used(recent, stage.weights.key)
@@ -151,28 +151,40 @@ class WorkLine:
         return None if task_id is None else self._tasks[task_id]
 
     def _refresh(self, task: Task | None, *, before: Task | None) -> None:
-        if task is not None:
+        """Count anew what is loaded for a task that has another one before it, and for those behind
+        it, as far as they find other weights in memory than before."""
+        while task is not None:
+            left = self._recent[task.task_id]
             self._line.replace(task.task_id, self._columns_of(task, before))
+            if self._recent[task.task_id] == left:
+                return
+            before, task = task, self._task(self._line.neighbours(task.task_id)[1])
 
     def _columns_of(self, task: Task, before: Task | None) -> Features:
         works = self._works_of(task)
         known = len(self._keys)
         for work, stage in zip(works, task.stages, strict=True):
-            if work.model not in self._keys:
-                self._keys[work.model] = (len(self._keys) * COLUMNS, stage.weights)
+            column, _ = self._keys.get(work.model, (len(self._keys) * COLUMNS, None))
+            self._keys[work.model] = (column, stage.weights)
         if len(self._keys) > known:
             self.lay_out()
         values = [0.0] * (len(self._keys) * COLUMNS)
         recent = self.recent(before)
+        opened: list[Weights] = []
         for work, stage in zip(works, task.stages, strict=True):
             column = self._keys[work.model][0]
             for offset, feature in enumerate(work.features):
                 values[column + offset] += feature
-            full = len(recent) >= self._in_memory  # else an opener, which LiveQueue counts
-            if full and stage.weights.key not in recent:
-                values[column + FEATURES] += 1.0
+            if stage.weights.key not in recent:
+                if len(recent) >= self._in_memory:
+                    values[column + FEATURES] += 1.0
+                else:  # LiveQueue counts it
+                    opened.append(stage.weights)
             recent = self.used(recent, stage.weights.key)
         self._recent[task.task_id] = recent
+        self._opened.pop(task.task_id, None)
+        if opened:
+            self._opened[task.task_id] = opened
         return tuple(values)
 
     def lay_out(self) -> None:

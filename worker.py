@@ -114,6 +114,7 @@ class Worker:
     Args:
         on_load_failure: called on the worker thread when the server's own model cannot be loaded.
         unload_after_s: seconds without a task after which all weights are freed; 0: never.
+        turn_to: told whose picture is drawn next, on the worker thread.
     """
 
     def __init__(
@@ -123,6 +124,7 @@ class Worker:
         on_load_failure: Callable[[ModelLoadError], None],
         *,
         unload_after_s: float = 0.0,
+        turn_to: Callable[[str], None] = lambda task_id: None,
     ) -> None:
         self.restarts = 0
         """How often the worker thread died and was replaced."""
@@ -130,6 +132,7 @@ class Worker:
         self._generator = generator
         self._on_load_failure = on_load_failure
         self._unload_after_s = unload_after_s
+        self._turn_to = turn_to
         self._idle_since = time.monotonic()
         self._died = False
         self._on_gpu: str | None = None
@@ -212,20 +215,25 @@ class Worker:
         pictures: list[Drawn] = []
         with ExitStack() as until_drawn:
             for number, stage in enumerate(task.stages):
+                if number > 0:
+                    self._next_image(task.task_id, number, 0)
                 self._make_ready(stage.weights)
                 drawn_before, pictures = pictures, []
                 if drawn_before:
                     inputs = Path(until_drawn.enter_context(TemporaryDirectory()))
                 last_stage = number == len(task.stages) - 1
                 for index in range(stage.params.count):
-                    if number + index > 0:
+                    if index > 0:
                         self._next_image(task.task_id, number, index)
                     one = stage.image(index)
                     if drawn_before:
                         one = one.starting_from(_keep(drawn_before[index].picture, inputs))
                     drawn = self._draw_one(task.task_id, one, inputs)
                     if drawn_before:
-                        drawn = replace(drawn, metadata=drawn_before[index].metadata)
+                        enlarged = {"upscale": stage.params.upscale}
+                        drawn = replace(
+                            drawn, metadata={**(drawn_before[index].metadata or {}), **enlarged}
+                        )
                     if not last_stage:
                         pictures.append(drawn)
                     elif self._shall_encode(task, index):
@@ -238,6 +246,7 @@ class Worker:
             if not self._source.report(task_id, phase, steps_done, steps_total):
                 raise _StopTask
 
+        self._turn_to(task_id)
         return self._generator.generate(stage, inputs, report)
 
     def _next_image(self, task_id: str, stage: int, index: int) -> None:

@@ -13,12 +13,14 @@ from flask.testing import FlaskClient
 from PIL import Image
 
 from generate_request import Limits
+from previews import Previews
 from queue_manager import QueueManager
 from server import create_app
 from submission import Submission
 from task import GenerationParams, Phase, Report
 from task_store import TaskStore
 from timing_model import TimingModel
+from waiting_places import WaitingPlaces
 from worker import Worker
 
 
@@ -33,15 +35,21 @@ class PreviewGenerator(FakeGenerator):
     def why_not(self, params: GenerationParams) -> str | None:
         return self.refusal(params)
 
-    def preview(self, task_id: str) -> bytes | None:
-        return self.latest
-
     def _steps(self, params: GenerationParams, report: Report) -> Image.Image:
         for step in range(4):
             self.latest = b"step %d" % step if step else None
             report(Phase.DENOISING, step, 4)
             assert self.go_on[step].wait(60)
         return Image.new("RGB", (16, 16))
+
+
+class LatestPreview(Previews):
+    def __init__(self, generator: PreviewGenerator) -> None:
+        super().__init__(on=False)
+        self._generator = generator
+
+    def look(self, task_id: str) -> bytes | None:
+        return self._generator.latest
 
 
 @pytest.fixture
@@ -59,6 +67,8 @@ def client(generator: PreviewGenerator) -> Iterator[FlaskClient]:
         worker,
         generator,
         Submission(queue, offer, Limits(), generator.why_not),
+        places=WaitingPlaces(10),
+        previews=LatestPreview(generator),
         data_dir=ROOT,
         max_body_bytes=1_000_000,
     )

@@ -16,13 +16,14 @@ from flask import Flask
 
 from answers import StatusAnswer
 from generate_request import GenerateRequest, Limits
-from mflux_registry import read_catalog
+from previews import Previews
 from queue_manager import QueueManager
 from server import create_app
 from settings import Settings, flag_of, variable_of
 from submission import Submission
 from task_store import TaskStore
 from timing_model import TimingModel
+from waiting_places import WaitingPlaces
 from worker import Worker
 
 PAGES = {"/", "/swagger", "/openapi.json", "/apidocs/index.html", "/oauth2-redirect.html"}
@@ -38,6 +39,8 @@ def app() -> Flask:
         Worker(queue, generator, lambda error: None),
         generator,
         Submission(queue, offer, Limits(max_steps=42), generator.refusal),
+        places=WaitingPlaces(1),
+        previews=Previews(on=False),
         data_dir=ROOT,
         max_body_bytes=1_000_000,
     )
@@ -121,10 +124,15 @@ def test_the_readme_names_every_option_with_its_variable() -> None:
         assert f"`{variable_of(option.name)}`" in readme
 
 
-def test_the_readme_names_every_model_and_every_field() -> None:
+def test_the_page_of_models_is_what_the_catalog_says() -> None:
+    sys.path.insert(0, str(ROOT / "docs"))
+    from make_models_page import PAGE, page
+
+    assert PAGE.read_text(encoding="utf-8") == page(), "run make models"
+
+
+def test_the_readme_names_every_field() -> None:
     readme = (ROOT / "README.md").read_text()
-    for model in read_catalog().models:
-        assert f"`{model.name}`" in readme
     for name in GenerateRequest.model_fields:
         assert f"`{name}`" in readme
 
@@ -156,17 +164,42 @@ MAY_IMPORT: dict[str, set[str]] = {
     "timing_model": set(),
     "waiting_line": set(),
     "events": set(),
-    "waiting_places": set(),
     "cors": set(),
+    "previews": {"images"},
+    "webhooks": {
+        "answers",
+        "errors",
+        "events",
+        "generate_request",
+        "queue_manager",
+        "task_store",
+    },
+    "waiting_places": set(),
+    "query_values": {"errors"},
+    "event_texts": {"answers", "errors", "events", "queue_manager"},
+    "live_api": {
+        "answers",
+        "api_docs",
+        "errors",
+        "event_texts",
+        "events",
+        "images",
+        "previews",
+        "query_values",
+        "queue_manager",
+        "task",
+        "waiting_places",
+    },
+    "long_poll": {"queue_manager", "task_view", "waiting_places"},
     "hub_cache": {"model_catalog"},
     "mlx_setup": set(),
     "prompt_cache": set(),
     "task": {"model_catalog", "timing_model"},
     "generate_request": {"errors", "images", "model_catalog", "task"},
     "offer": {"errors", "model_catalog", "task"},
-    "mflux_registry": {"model_catalog", "tiny_models"},
+    "mflux_registry": {"mlx_setup", "model_catalog", "tiny_models"},
     "pipelines": {"errors", "model_catalog", "prompt_cache", "task", "tiny_models"},
-    "generator": {"errors", "model_catalog", "pipelines", "prompt_cache", "task"},
+    "generator": {"errors", "model_catalog", "pipelines", "previews", "prompt_cache", "task"},
     "file_store": {"errors"},
     "task_store": {"errors", "file_store", "task", "timing_model"},
     "work_forecast": {"model_catalog", "task", "timing_model"},
@@ -205,6 +238,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "answers": {"model_catalog", "queue_state", "task", "task_view", "timing_model"},
     "api_docs": {"answers", "errors", "generate_request"},
+    "queue_api": {"answers", "api_docs", "errors", "query_values", "queue_manager", "task"},
     "models_api": {
         "answers",
         "api_docs",
@@ -229,24 +263,41 @@ MAY_IMPORT: dict[str, set[str]] = {
         "errors",
         "generate_request",
         "images",
+        "long_poll",
         "models_api",
+        "query_values",
         "queue_manager",
         "queue_state",
         "submission",
         "task",
+        "task_view",
+        "waiting_places",
     },
     "server": OWN_MODULES
     - {"server", "tiny_models", "images", "live_queue", "waiting_line", "work_line"},
 }
 HOMES: dict[str, set[str]] = {
+    "client": set(),
     "mlx": {"generator", "mlx_setup", "prompt_cache"},
     "mflux": {"mflux_registry", "pipelines"},
     "flasgger": {"api_docs"},
-    "flask": {"server", "native_api", "models_api", "server_api", "api_docs", "answers", "cors"},
+    "flask": {
+        "answers",
+        "api_docs",
+        "cors",
+        "live_api",
+        "models_api",
+        "native_api",
+        "query_values",
+        "queue_api",
+        "server",
+        "server_api",
+    },
     "waitress": {"server"},
+    "requests": {"webhooks"},
     "sqlite3": {"task_store"},
-    "PIL": {"images", "submission", "task", "generator", "worker"},
-    "numpy": {"tiny_recipes"},
+    "PIL": {"images", "previews", "submission", "task", "generator", "worker"},
+    "numpy": {"previews", "tiny_recipes"},
     "pydantic": {"task", "generate_request", "answers", "api_docs"},
 }
 
@@ -269,6 +320,12 @@ def test_imports_point_the_way_the_picture_shows(module: str) -> None:
     for library, homes in HOMES.items():
         if library in imports:
             assert module in homes
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "client").glob("*.py")), ids=lambda p: p.name)
+def test_the_client_knows_http_only(path: Path) -> None:
+    assert not imports_of(f"client/{path.stem}") & OWN_MODULES
+    ast.parse(path.read_text(), feature_version=(3, 9))  # it shall run where the server does not
 
 
 def test_no_module_hides_one_of_the_standard_library() -> None:

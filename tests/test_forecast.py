@@ -2,6 +2,7 @@
 
 import random
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -18,6 +19,8 @@ from task_view import Reason
 from timing_model import Measured, Spread, TimingModel
 
 SCHNELL, KLEIN, BASE = offer_of("schnell", "flux2-klein-4b", "flux2-klein-base-4b").models
+MIXED = offer_of("schnell", "flux2-klein-4b", "flux2-klein-base-4b", "z-image", "seedvr2-3b")
+"""Models of which one enlarges the pictures of the others."""
 LONG: dict[str, Any] = {"width": 2048, "height": 2048, "steps": 100}
 
 
@@ -145,6 +148,258 @@ def test_the_forecast_of_each_task_equals_a_plain_simulation_of_the_queue(
         assert live.wait_of(new).end_s == pytest.approx(estimate.end_s)
         assert live.wait_of(new).pos == estimate.pos
         live.remove(new)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A task of the tests that follow; kwargs of `params`, and how its stages are chosen."""
+
+    urgent: bool
+    model: str
+    side: int
+    steps: int
+    count: int
+    upscale: float | None
+
+    def task(self, task_id: str) -> Task:
+        wanted = params(self.side, self.steps).model_copy(
+            update={
+                "model": self.model,
+                "count": self.count,
+                "upscale": self.upscale,
+                "upscaler": "seedvr2-3b" if self.upscale else None,
+            }
+        )
+        return Task(task_id, wanted, self.urgent, MIXED.stages(wanted), created_at=0.0)
+
+
+mixed_tasks = st.lists(
+    st.builds(
+        Asked,
+        urgent=st.sampled_from([False, False, True]),
+        model=st.sampled_from(["schnell", "flux2-klein-4b", "flux2-klein-base-4b", "z-image"]),
+        side=st.sampled_from([256, 512, 1024]),
+        steps=st.integers(1, 20),
+        count=st.integers(1, 4),
+        upscale=st.sampled_from([None, None, None, 2.0]),
+    ),
+    min_size=1,
+    max_size=25,
+)
+
+
+def memory_after(
+    memory: tuple[str, ...], task: Task, in_memory: int
+) -> tuple[list[Weights], tuple[str, ...]]:
+    """What a task loads, and what is in memory then, the latest used first."""
+    loads = []
+    for stage in task.stages:
+        key = stage.weights.key
+        if key not in memory:
+            loads.append(stage.weights)
+        memory = (key, *(other for other in memory if other != key))[:in_memory]
+    return loads, memory
+
+
+def simulated(live: LiveQueue, in_memory: int) -> dict[str, tuple[float, int]]:
+    """By id, when each waiting task ends, and the switches up to then, one after the other; the GPU
+    is free and the memory as it stands."""
+    at, switches, memory, expected = 0.0, 0, live.resident, {}
+    for view in live.views_in_order():
+        task = live.get(view.task_id)
+        assert task
+        loads, memory = memory_after(memory, task, in_memory)
+        switches += len(loads)
+        at += sum(map(live.work.load_s, loads))
+        forecasts = [live.timing.forecast(live.work.work(stage)) for stage in task.stages]
+        at += sum(forecast.gpu_s for forecast in forecasts)
+        expected[task.task_id] = (at + forecasts[-1].image_encoding_s, switches)
+    return expected
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    mixed_tasks,
+    st.integers(1, 3),
+    st.sampled_from([0.0, 30.0, 300.0, 3000.0]),
+    st.lists(st.tuples(st.sampled_from(["runs", "leaves", "ends", "idle"]), st.integers(0, 24))),
+)
+def test_with_affinity_several_models_stages_and_images_it_equals_a_plain_simulation_too(
+    asked: list[Asked], in_memory: int, affinity_s: float, changes: list[tuple[str, int]]
+) -> None:
+    live = live_queue(
+        learned(SCHNELL, KLEIN, BASE), Clock(), in_memory=in_memory, affinity_s=affinity_s
+    )
+    load(live, SCHNELL)
+    for number, wanted in enumerate(asked):
+        task = wanted.task(str(number))
+        estimate = live.wait_of_new(task.stages, urgent=task.urgent)
+        live.add(task)
+        assert live.wait_of(task).end_s == pytest.approx(estimate.end_s)
+        assert live.wait_of(task).pos == estimate.pos
+        assert live.wait_of(task).switches == estimate.switches
+    for change, number in changes:
+        task_ = live.get(str(number))
+        if change == "idle":
+            live.now_resident(())
+        elif change == "leaves" and task_:
+            live.remove(task_)
+        elif first := live.first():
+            live.start(first, started_at=0.0)
+            if change == "ends":
+                live.now_resident(memory_after(live.resident, first, in_memory)[1])
+                live.remove(first)
+            else:
+                live.put_back(first)
+    expected = simulated(live, in_memory)
+    views = list(live.views_in_order())
+    assert [view.task_id for view in views] == list(expected)
+    for pos, view in enumerate(views):
+        assert view.wait
+        end_s, switches = expected[view.task_id]
+        task_ = live.get(view.task_id)
+        assert task_
+        for wait in (view.wait, live.wait_of(task_)):
+            assert (wait.pos, wait.switches) == (pos, switches)
+            assert wait.end_s == pytest.approx(end_s)
+    for offset in range(len(views)):
+        page = [view.wait for view in live.views_in_order(offset)]
+        assert [wait and wait.end_s for wait in page] == pytest.approx(
+            [view.wait and view.wait.end_s for view in views[offset:]]
+        )
+        assert [wait and wait.switches for wait in page] == [
+            view.wait and view.wait.switches for view in views[offset:]
+        ]
+
+
+@settings(deadline=None, max_examples=300)
+@given(mixed_tasks, st.integers(1, 3), st.sampled_from([0.0, 30.0, 300.0]))
+def test_nobody_is_delayed_by_those_that_join_ahead_by_more_than_the_affinity_allows(
+    asked: list[Asked], in_memory: int, affinity_s: float
+) -> None:
+    live = live_queue(
+        learned(SCHNELL, KLEIN, BASE), Clock(), in_memory=in_memory, affinity_s=affinity_s
+    )
+    load(live, SCHNELL)
+    delayed: dict[str, float] = {}
+    for number, wanted in enumerate(asked):
+        before = {view.task_id: view.wait_s or 0.0 for view in live.views_in_order()}
+        live.add(wanted.task(str(number)))
+        delayed[str(number)] = 0.0
+        urgent_first = []
+        for view in live.views_in_order():
+            urgent_first.append(view.urgent)
+            if view.task_id in before and view.urgent == wanted.urgent:
+                later_s = (view.wait_s or 0.0) - before[view.task_id]
+                delayed[view.task_id] += max(later_s, 0.0)
+        assert urgent_first == sorted(urgent_first, reverse=True)
+    assert max(delayed.values()) <= affinity_s + 1e-6
+    if affinity_s == 0.0:
+        order = [view.task_id for view in live.views_in_order()]
+        first_come = sorted(range(len(asked)), key=lambda number: not asked[number].urgent)
+        assert order == [str(number) for number in first_come]
+
+
+def test_two_clients_that_alternate_between_models_are_grouped() -> None:
+    models = ["schnell", "flux2-klein-4b"] * 5
+    for affinity_s, switches in ((0.0, 9), (1e6, 1)):
+        live = live_queue(learned(SCHNELL, KLEIN), Clock(), affinity_s=affinity_s)
+        load(live, SCHNELL)
+        for number, model in enumerate(models):
+            live.add(Asked(False, model, 512, 4, 1, None).task(str(number)))
+        views = list(live.views_in_order())
+        assert views[-1].wait
+        assert views[-1].wait.switches == switches
+        if affinity_s:
+            assert [view.params.model for view in views] == sorted(models, reverse=True)
+            for model in set(models):
+                own = [int(view.task_id) for view in views if view.params.model == model]
+                assert own == sorted(own), "first come, first served among its own"
+
+
+def test_a_group_at_the_head_grows_while_its_model_is_loaded_until_patience_ends() -> None:
+    live = live_queue(learned(SCHNELL, KLEIN), Clock(), affinity_s=20.0)
+    load(live, SCHNELL)
+    asked = Asked(False, "schnell", 512, 4, 1, None)
+    one_s = live.work.forecast_of(asked.task("x").stages).gpu_s
+    live.add(Asked(False, "flux2-klein-4b", 512, 4, 1, None).task("klein"))
+    for number in range(40):
+        live.add(asked.task(str(number)))
+    order = [view.task_id for view in live.views_in_order()]
+    ahead = order.index("klein")
+    assert ahead == int(20.0 / one_s) > 0
+    assert order[ahead + 1 :] == [str(number) for number in range(ahead, 40)]
+
+
+def test_the_second_stage_of_a_running_task_is_forecast_with_its_loading_once() -> None:
+    clock = Clock()
+    live = live_queue(learned(SCHNELL), clock)
+    load(live, SCHNELL)
+    task = Asked(False, "schnell", 512, 2, 2, 2.0).task("two")
+    _, enlarge = task.stages
+    timing, work = live.timing, live.work
+    timing.learn_load(work.load_key(enlarge.weights), 40.0)
+    live.add(task)
+    whole_s = sum(timing.forecast(work.work(stage)).gpu_s for stage in task.stages)
+    assert live.wait_of(task).end_s == pytest.approx(
+        whole_s + 40.0 + timing.forecast(work.work(enlarge)).image_encoding_s
+    )
+    live.start(task, started_at=0.0)
+    assert live.gpu_remaining_s(task) == pytest.approx(whole_s + 40.0)
+    live.report(task, Phase.DENOISING, 0, 2)
+    live.next_image(task, 0, 1)
+    live.next_image(task, 1, 0)
+    enlarging_s = timing.forecast(work.work(enlarge)).gpu_s
+    assert live.gpu_remaining_s(task) == pytest.approx(enlarging_s + 40.0)
+    live.load_started(enlarge.weights)
+    clock.at += 30.0
+    assert live.next_start_s() == pytest.approx(enlarging_s + 10.0)
+    assert live.view(task).images_done == 0
+    clock.at += 10.0
+    live.load_finished(enlarge.weights, None, [enlarge.weights.key])
+    assert live.next_start_s() == pytest.approx(enlarging_s)
+    live.next_image(task, 1, 1)
+    assert live.view(task).images_done == 1
+
+
+def test_loading_that_makes_the_upscaler_leave_memory_is_seen_ahead() -> None:
+    live = live_queue(learned(SCHNELL), Clock(), in_memory=2)
+    load(live, SCHNELL)
+    task = Asked(False, "z-image", 512, 2, 1, 2.0).task("two")
+    draw, enlarge = task.stages
+    live.now_resident(["schnell", enlarge.weights.key])
+    live.add(task)
+    live.start(task, started_at=0.0)
+    live.load_started(draw.weights)
+    works = sum(live.timing.forecast(live.work.work(stage)).gpu_s for stage in task.stages)
+    loads = live.work.load_s(draw.weights) + live.work.load_s(enlarge.weights)
+    assert live.next_start_s() == pytest.approx(works + loads)
+
+
+def test_a_picture_that_is_drawn_to_be_enlarged_teaches_nothing_about_encoding() -> None:
+    timing = learned(SCHNELL)
+    live = live_queue(timing, Clock())
+    stages = Asked(False, "schnell", 1024, 10, 1, 2.0).task("x").stages
+    before = timing.forecast(live.work.work(stages[-1])).image_encoding_s
+    assert before > 0
+    for _ in range(20):
+        timing.learn(live.work.work(stages[0]), Measured(0.5, [1.0] * 10, 1.0, 0.0))
+    assert timing.forecast(live.work.work(stages[-1])).image_encoding_s == before
+
+
+def test_weights_stored_quantized_are_forecast_under_their_own_key_from_then_on() -> None:
+    live = live_queue(learned(SCHNELL, KLEIN), Clock())
+    load(live, SCHNELL)
+    for number, model in enumerate(("schnell", "flux2-klein-4b", "schnell")):
+        live.add(Asked(False, model, 512, 4, 1, None).task(str(number)))
+    live.timing.learn_load("schnell/q8", 3.0)
+    live.load_finished(weights_of(SCHNELL), 8, [weights_of(SCHNELL).key])
+    ends = simulated(live, 1)
+    for view in live.views_in_order():
+        assert view.wait_s == pytest.approx(ends[view.task_id][0])
+        task = live.get(view.task_id)
+        assert task
+        assert live.wait_of(task).end_s == pytest.approx(view.wait_s)
 
 
 def start_running(live: LiveQueue, clock: Clock, task: Task) -> None:

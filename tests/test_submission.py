@@ -1,12 +1,20 @@
+import json
+import zlib
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
 import pytest
 from conftest import offer_of
+from PIL import Image
 
-from errors import InvalidInput
+from errors import InvalidInput, ServerError
 from generate_request import GenerateRequest, Limits, parse_request, request_schema
+from images import to_base64, to_png
 from mflux_registry import find_model, read_catalog
-from model_catalog import Model
+from model_catalog import Model, Takes
 from queue_manager import QueueManager
-from submission import Submission
+from submission import Prepared, Submission
 from task import GenerationParams
 from task_store import TaskStore
 from timing_model import TimingModel
@@ -73,3 +81,365 @@ def test_no_name_or_alias_stands_for_two_models() -> None:
     assert len(names) == len(set(names))
     assert find_model("SCHNELL") is find_model("schnell")
     assert find_model("devil") is None
+
+
+# -- what is refused, and why ----------------------------------------------------------------------
+
+
+def picture_of(width: int = 64, height: int = 64, colour: str = "navy") -> bytes:
+    return to_png(Image.new("RGB", (width, height), colour))
+
+
+PICTURE = to_base64(picture_of())
+
+
+class Desk:
+    """What a server would say to a request, without the server."""
+
+    def __init__(self, *names: str, limits: Limits | None = None, **options: Any) -> None:
+        self.limits = limits or Limits()
+        self.offer = offer_of(*names, **options)
+        self.queue = QueueManager(self.offer, TimingModel(), TaskStore(None))
+        self._desk = Submission(self.queue, self.offer, self.limits, lambda params: None)
+
+    def prepare(self, **fields: Any) -> Prepared:
+        body = json.dumps({"prompt": "x", **fields}).encode()
+        return self._desk.prepare(parse_request(body, self.limits))
+
+    def params(self, **fields: Any) -> GenerationParams:
+        return self.prepare(**fields).params
+
+    def refusal(self, **fields: Any) -> tuple[str, str | None, str]:
+        with pytest.raises(ServerError) as caught:
+            self.prepare(**fields)
+        error = caught.value
+        assert error.http_status in (400, 422)
+        assert (error.http_status == 400) is isinstance(error, InvalidInput)
+        return error.code, error.field, error.message
+
+    def refusal_of_task(self, task_id: str, index: int) -> tuple[int, str, str | None]:
+        with pytest.raises(ServerError) as caught:
+            self.prepare(init_image={"task_id": task_id, "index": index})
+        return caught.value.http_status, caught.value.code, caught.value.field
+
+    def submit(self, **fields: Any) -> str:
+        prepared = self.prepare(**fields)
+        return self.queue.submit(prepared.params, urgent=False, inputs=prepared.inputs)[0].task_id
+
+    def finish(self, task_id: str, *images: bytes) -> None:
+        assert self.queue.claim(0)
+        assert self.queue.finish(task_id, images)
+
+
+VALUES: dict[Takes, Any] = {
+    Takes.GUIDANCE: 3.5,
+    Takes.NEGATIVE_PROMPT: "blurry",
+    Takes.SCHEDULER: "linear",
+    Takes.INIT_IMAGE: PICTURE,
+    Takes.IMAGE_STRENGTH: 0.5,
+    Takes.IMAGES: [PICTURE],
+    Takes.MASK: PICTURE,
+    Takes.CONTROL_IMAGE: PICTURE,
+    Takes.CONTROL_STRENGTH: 0.5,
+    Takes.CONTROL_TYPE: "canny",
+    Takes.LORAS: ["a"],
+    Takes.UPSCALE: 2,
+    Takes.STEPS: 4,
+    Takes.PROMPT: "a lighthouse",
+}
+
+
+def test_there_is_a_value_for_each_field_that_not_every_model_takes() -> None:
+    assert set(VALUES) == set(Takes)
+
+
+@pytest.mark.parametrize("name", list(Takes))
+def test_a_field_that_a_model_lacks_is_refused_by_the_names_of_both(name: Takes) -> None:
+    refused = 0
+    for model in read_catalog().models:
+        if name in model.takes or model.name == "iris-3b":
+            continue
+        needs = {field: VALUES[field] for field in model.pipelines[0].needs}
+        prompt = {} if Takes.PROMPT in model.takes else {"prompt": None}
+        desk = Desk(model.name)
+        fields = {**prompt, **needs, name: VALUES[name]}
+        if name is Takes.GUIDANCE:
+            assert desk.prepare(**fields).ignored_fields == ["guidance"]
+        elif name is Takes.UPSCALE:
+            assert desk.refusal(**fields)[:2] == ("not_supported", "upscale")
+        else:
+            code, field, message = desk.refusal(**fields)
+            assert (code, field) == ("not_supported", name)
+            assert message == f"{model.name} has no {name}."
+        refused += 1
+    assert refused > 0
+
+
+def test_a_model_of_a_fixed_number_of_steps_takes_no_other() -> None:
+    code, field, message = Desk("iris-3b").refusal(steps=4)
+    assert (code, field, message) == ("not_supported", "steps", "iris-3b has no steps.")
+    assert Desk("iris-3b").params().steps == 4
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "field"),
+    [
+        ("dev-kontext", {}, "images"),
+        ("dev-fill", {"init_image": PICTURE}, "mask"),
+        ("dev-fill", {"mask": PICTURE}, "init_image"),
+        ("dev-redux", {}, "images"),
+        ("dev-depth", {}, "control_image"),
+        ("dev-fill-catvton", {"images": [PICTURE], "mask": PICTURE}, "init_image"),
+        ("qwen-image-edit", {}, "images"),
+        ("fibo-edit", {"mask": PICTURE}, "images"),
+        ("z-image-controlnet", {}, "control_image"),
+        ("z-image-controlnet", {"control_strength": 0.0}, "control_image"),
+        ("z-image-controlnet", {"control_type": "pose"}, "control_image"),
+        ("seedvr2-3b", {"prompt": None, "upscale": 2}, "init_image"),
+        ("seedvr2-3b", {"prompt": None, "init_image": PICTURE}, "upscale"),
+        ("z-image", {"prompt": None}, "prompt"),
+        ("z-image", {"image_strength": 0.5}, "image_strength"),
+    ],
+)
+def test_a_field_that_a_model_needs_is_named(
+    model: str, fields: dict[str, Any], field: str
+) -> None:
+    code, named, message = Desk(model).refusal(**fields)
+    assert (code, named) == ("invalid_input", field)
+    assert field in message
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "field", "words"),
+    [
+        ("dev", {"init_image": PICTURE, "images": [PICTURE]}, "images", "not both"),
+        ("dev-kontext", {"images": [PICTURE, PICTURE]}, "images", "one picture"),
+        ("seedvr2-3b", {"prompt": "x", "init_image": PICTURE, "upscale": 2}, "prompt", "prompt"),
+        (
+            "seedvr2-3b",
+            {"prompt": None, "init_image": PICTURE, "upscale": 2, "width": 64},
+            "width",
+            "upscale, not width",
+        ),
+        (
+            "seedvr2-3b",
+            {"prompt": None, "init_image": PICTURE, "upscale": 2, "steps": 4},
+            "steps",
+            "no steps",
+        ),
+        ("krea-2", {"negative_prompt": "red"}, "negative_prompt", "guidance 1: "),
+        ("z-image", {"negative_prompt": "red", "guidance": 1}, "negative_prompt", "above 1"),
+        ("z-image", {"negative_prompt": "red", "guidance": 0}, "negative_prompt", "above 1"),
+        ("z-image", {"quantize": 4}, "quantize", "Allowed: none"),
+        ("z-image", {"upscale": 2}, "upscale", "needs an upscaler"),
+        ("z-image", {"loras": ["a"]}, "loras", "no adapter 'a'"),
+        ("z-image", {"loras": ["../a"]}, "loras", "no adapter"),
+        ("z-image", {"loras": ["/etc/passwd"]}, "loras", "no adapter"),
+        ("z-image", {"loras": ["org/name"]}, "loras", "no adapter"),
+        ("z-image", {"loras": ["org/name:file.safetensors"]}, "loras", "no adapter"),
+    ],
+)
+def test_what_a_model_or_the_operator_does_not_allow_is_refused(
+    model: str, fields: dict[str, Any], field: str, words: str
+) -> None:
+    code, named, message = Desk(model).refusal(**fields)
+    assert (code, named) == ("not_supported", field)
+    assert words in message
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "words"),
+    [
+        ({"scheduler": "os.path"}, "scheduler", "one of linear, flow_match_euler_discrete"),
+        ({"scheduler": "ddim"}, "scheduler", "one of"),
+        ({"control_type": "cat"}, "control_type", "one of canny"),
+        ({"count": 2, "n": 3}, "n", "mean the same"),
+        ({"count": 11}, "count", "from 1 to 10"),
+        ({"n": 11}, "n", "from 1 to 10"),
+        ({"count": 101}, "count", "from 1 to 10"),
+        ({"count": 0}, "count", "from 1 to 10"),
+        ({"steps": 101}, "steps", "from 1 to 100"),
+        ({"image_strength": 0}, "image_strength", "above 0 and below 1"),
+        ({"image_strength": 1}, "image_strength", "above 0 and below 1"),
+        ({"init_image": PICTURE, "steps": 1}, "steps", "leave none"),
+        ({"init_image": PICTURE, "steps": 1, "image_strength": 0.9}, "steps", "leave none"),
+        ({"upscale": 1}, "upscale", "above 1 and up to 4"),
+        ({"upscale": 4.1}, "upscale", "above 1 and up to 4"),
+        ({"negative_prompt": " "}, "negative_prompt", "not blank"),
+        ({"negative_prompt": "x" * 10_001}, "negative_prompt", "1 to 10000 characters"),
+        ({"images": []}, "images", "a list of 1 to 8"),
+        ({"images": [PICTURE] * 9}, "images", "a list of 1 to 8"),
+        ({"images": PICTURE}, "images", "a list of 1 to 8"),
+        ({"images": [{"index": 0}]}, "images", "{task_id, index}"),
+        ({"init_image": {"task_id": "x", "path": "/"}}, "init_image", "{task_id, index}"),
+        ({"init_image": {"task_id": "x", "index": -1}}, "init_image", "{task_id, index}"),
+        ({"init_image": 7}, "init_image", "base64"),
+        ({"init_image": "http://example.org/a.png"}, "init_image", "URLs are not fetched"),
+        ({"mask": "file:///etc/passwd"}, "mask", "URLs are not fetched"),
+        ({"images": ["https://example.org/a.png"]}, "images", "URLs are not fetched"),
+        ({"init_image": "data:text/html;base64,AAAA"}, "init_image", "data URL"),
+        ({"init_image": to_base64(b"hello, I am a text")}, "init_image", "not a picture"),
+        ({"init_image": to_base64(picture_of()[:60])}, "init_image", "broken or incomplete"),
+        ({"init_image": to_base64(picture_of(8, 64))}, "init_image", "at least 16"),
+        ({"loras": [{"scale": 1}]}, "loras", "{name, scale}"),
+        ({"loras": [{"name": "a", "scale": 11}]}, "loras", "{name, scale}"),
+        ({"loras": [{"name": "a", "path": "/"}]}, "loras", "{name, scale}"),
+        ({"loras": ["a"] * 9}, "loras", "a list of 1 to 8"),
+        ({"quantize": 2}, "quantize", "from 3 to 8"),
+        ({"control_strength": 3}, "control_strength", "from 0 to 2"),
+        ({"metadata": "yes"}, "metadata", "true or false"),
+    ],
+)
+def test_a_value_that_no_model_takes_is_refused_by_the_name_of_its_field(
+    fields: dict[str, Any], field: str, words: str
+) -> None:
+    code, named, message = Desk("z-image", "seedvr2-3b").refusal(**fields)
+    assert (code, named) == ("invalid_input", field)
+    assert words in message
+    assert len(message) < 1000
+
+
+def test_a_picture_of_a_bomb_is_refused_by_its_size_alone() -> None:
+    small = picture_of()
+    header = small[12:16] + (30_000).to_bytes(4, "big") * 2 + small[24:29]
+    bomb = small[:12] + header + zlib.crc32(header).to_bytes(4, "big") + small[33:]
+    code, field, message = Desk("z-image").refusal(init_image=to_base64(bomb))
+    assert (code, field) == ("invalid_input", "init_image")
+    assert "30000 x 30000 = 900000000 pixels" in message or "too many pixels" in message
+
+
+def test_a_picture_is_named_by_task_and_index_and_its_errors_by_the_field() -> None:
+    desk = Desk("z-image")
+    task_id = desk.submit(count=2)
+    assert desk.refusal_of_task(task_id, 0) == (409, "not_ready", "init_image")
+    desk.finish(task_id, picture_of(64, 64), picture_of(96, 64))
+    for index, width in ((0, 64), (1, 96)):
+        params = desk.params(init_image={"task_id": task_id, "index": index})
+        assert params.init_image
+        assert (params.init_image.width, params.width, params.height) == (width, width, 64)
+    assert desk.refusal_of_task(task_id, 2) == (400, "invalid_input", "init_image")
+    assert desk.refusal_of_task("never", 0) == (404, "unknown_task", "init_image")
+    desk.queue.delete(task_id)
+    assert desk.refusal_of_task(task_id, 0) == (410, "gone", "init_image")
+
+
+def test_equal_pictures_are_kept_once_and_named_by_their_bytes() -> None:
+    prepared = Desk("flux2-klein-4b").prepare(images=[PICTURE, PICTURE, to_base64(picture_of(80))])
+    first, second, third = prepared.params.images
+    assert first == second != third
+    assert set(prepared.inputs) == {first.file, third.file}
+    assert prepared.inputs[first.file] == picture_of()
+
+
+def test_the_size_is_that_of_the_picture_where_none_is_asked_for() -> None:
+    desk = Desk("z-image", "flux2-klein-4b")
+
+    def size(source: tuple[int, int], **fields: Any) -> tuple[int, int]:
+        params = desk.params(init_image=to_base64(picture_of(*source)), **fields)
+        return params.width, params.height
+
+    assert size((100, 70)) == (96, 64)
+    assert size((4096, 1024)) == (2048, 512)
+    assert size((3000, 16)) == (3008 - 16, 16)
+    assert size((100, 70), width=64) == (64, 1024)
+    assert size((100, 70), width=64, height=80) == (64, 80)
+    edit = desk.params(model="flux2-klein-4b", images=[to_base64(picture_of(200, 100)), PICTURE])
+    assert (edit.width, edit.height) == (192, 96)
+
+
+def test_the_mask_is_grey_and_the_others_are_in_colour() -> None:
+    prepared = Desk("dev-fill").prepare(init_image=PICTURE, mask=PICTURE)
+    assert prepared.params.init_image
+    assert prepared.params.mask
+    modes = [
+        Image.open(BytesIO(prepared.inputs[image.file])).mode
+        for image in (prepared.params.init_image, prepared.params.mask)
+    ]
+    assert modes == ["RGB", "L"]
+    assert prepared.params.image_strength is None
+
+
+def test_what_an_upscaler_makes_is_bounded() -> None:
+    desk = Desk("seedvr2-3b", limits=Limits(max_pixels=256 * 256))
+
+    def enlarged(side: int, factor: float) -> GenerationParams:
+        source = to_base64(picture_of(side, side))
+        return desk.params(prompt=None, init_image=source, upscale=factor)
+
+    assert enlarged(128, 4).final_size == (512, 512)
+    assert enlarged(300, 1.5).final_size == (450, 450)
+    with pytest.raises(InvalidInput, match="at most 262144 are allowed") as caught:
+        enlarged(200, 4)
+    assert caught.value.field == "upscale"
+
+
+def test_a_task_of_another_model_is_enlarged_by_the_upscaler_without_what_only_drawing_takes() -> (
+    None
+):
+    desk = Desk("flux2-klein-4b", "seedvr2-3b", quantize_choices=(4,))
+    params = desk.params(images=[PICTURE], upscale=2, quantize=4, count=3, width=64, height=96)
+    draw, enlarge = desk.offer.stages(params)
+    assert [stage.weights.key for stage in (draw, enlarge)] == ["flux2-klein-4b/q4", "seedvr2-3b"]
+    assert (draw.params.upscale, draw.params.count, enlarge.params.count) == (None, 3, 3)
+    assert enlarge.params.final_size == params.final_size == (128, 192)
+    assert draw.params.final_size == (64, 96)
+    assert enlarge.params.inputs == ()
+    assert enlarge.params.steps == 1
+
+
+def test_adapters_are_named_by_their_path_below_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "style").mkdir()
+    for name in ("one.safetensors", "style/two.safetensors", "notes.txt"):
+        (tmp_path / name).touch()
+    desk = Desk("z-image", lora_dir=tmp_path)
+    assert list(desk.offer.loras()) == ["one", "style/two"]
+    params = desk.params(loras=["one", {"name": "style/two", "scale": 0.5}])
+    assert params.loras == (("one", 1.0), ("style/two", 0.5))
+    for name in (
+        "two",
+        "one.safetensors",
+        "../one",
+        "style/../one",
+        "notes",
+        str(tmp_path / "one"),
+    ):
+        code, field, message = desk.refusal(loras=[name])
+        assert (code, field) == ("not_supported", "loras")
+        assert "Adapters: one, style/two." in message
+        assert str(tmp_path) not in message.replace(repr(name), "")
+
+
+def test_adapters_of_hugging_face_are_taken_where_the_operator_allows_them() -> None:
+    desk = Desk("z-image", allow_lora_repos=True)
+    for name in ("org/name", "org/name:file.safetensors", "org/name:a/b.safetensors"):
+        assert desk.params(loras=[name]).loras == ((name, 1.0),)
+        assert desk.offer.lora(name) == name
+    for name in (
+        "name",
+        "../name",
+        "./name",
+        "/org/name",
+        "a/b/c",
+        "org/..",
+        "org/name:file.bin",
+        "org/name:../file.safetensors",
+        "tests/conftest.py",
+    ):
+        assert desk.refusal(loras=[name])[:2] == ("not_supported", "loras")
+
+
+def test_count_and_n_are_the_same_and_bits_are_those_that_are_allowed() -> None:
+    desk = Desk("z-image", quantize=8, quantize_choices=(4,))
+    for fields in ({"count": 3}, {"n": 3}, {"count": 3, "n": 3}):
+        assert desk.params(**fields).count == 3
+    assert desk.params().count == 1
+    assert [desk.params(quantize=bits).quantize for bits in (None, 8, 4)] == [8, 8, 4]
+    assert "Allowed: 4, 8." in desk.refusal(quantize=6)[2]
+
+
+def test_a_model_that_is_not_allowed_is_refused_with_those_that_are() -> None:
+    code, field, message = Desk("z-image", "dev").refusal(model="schnell")
+    assert (code, field) == ("model_not_allowed", "model")
+    assert message.endswith("Allowed: z-image, dev.")
+    assert Desk("z-image", "dev").params(model="DEV").model == "dev"
+    assert Desk("flux2-klein-4b").params(model="klein-4b").model == "flux2-klein-4b"

@@ -1,0 +1,852 @@
+"""A client for mflux-server, in one file: copy it. It needs Python 3.9 or newer, and requests.
+
+    client = Client("http://localhost:4030")
+    task = client.submit("a lighthouse", steps=4)
+    status = client.wait(task.task_id)
+    if status.status == "done":
+        client.image(task.task_id).save("lighthouse.jpg")
+
+What it promises:
+
+- It never submits twice. Each submit has a key of its own (Idempotency-Key), under which the server
+  accepts one task, however often the request has to be sent.
+- It goes on after what passes: a broken connection, a server that restarts, a full queue. All calls
+  are repeated, with growing pauses, for `retry_s` seconds after the first failure.
+- It never loses a picture. Fetching one leaves it on the server, so that a lost answer costs
+  nothing; `cancel` removes it when you have saved it, else the server does in time (--keep-s).
+
+Everything that fails raises MfluxError. Answers keep what the server sent in `raw`, fields that
+this version does not know included.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import random
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field, fields
+from email.utils import parsedate_to_datetime
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable, TypedDict, TypeVar, Union, cast
+
+import requests
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PillowImage
+    from typing_extensions import Unpack
+
+__all__ = [
+    "Client",
+    "Estimate",
+    "Event",
+    "Fields",
+    "Image",
+    "ImageOf",
+    "Lora",
+    "MfluxError",
+    "Model",
+    "Models",
+    "Params",
+    "Queue",
+    "QueuedTask",
+    "Status",
+    "Task",
+    "TimedOut",
+    "Unreachable",
+]
+
+DEFAULT_URL = "http://localhost:4030"
+CONNECT_S = 10.0
+LONG_POLL_S = 30
+"""Proxies often end what is silent for 60 s."""
+SILENCE_S = 45.0
+"""A stream of events without a word for so long is dead: the server speaks every 15 s."""
+RETRIED = (429, 502, 503, 504)
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 8.0
+ENDED = ("done", "failed", "cancelled")
+LAST_KINDS = (*ENDED, "removed")
+"""Events after which no more come of a task."""
+
+
+class MfluxError(Exception):
+    """What went wrong.
+
+    code: for programs: the server's (invalid_input, unknown_task, gone, queue_full, ...), or
+        unreachable, timed_out, not_mflux, cannot_ask.
+    message: for people.
+    field: the field of the request at fault, where there is one.
+    http_status: of the server's answer; None if there was none.
+    retry_after_s: seconds after which the server said that trying again makes sense.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        field: str | None = None,
+        http_status: int | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.field = field
+        self.http_status = http_status
+        self.retry_after_s = retry_after_s
+
+
+class Unreachable(MfluxError):
+    """No answer came, for `retry_s` seconds."""
+
+
+class TimedOut(MfluxError):
+    """The task had not ended when the time of `wait` was up; it goes on."""
+
+
+# -- what is asked ------------------------------------------------------------------------------
+
+
+class ImageOf(TypedDict, total=False):
+    """A picture that the server made: `task_id`, and `index` if it made several."""
+
+    task_id: str
+    index: int
+
+
+class Lora(TypedDict, total=False):
+    """An adapter, and how strongly it acts (1: as it was trained)."""
+
+    name: str
+    scale: float
+
+
+Picture = Union[str, "os.PathLike[str]", bytes, "Image", "PillowImage", ImageOf]
+"""A path, a data URL, the bytes of a file, what `image` returned, a Pillow image, or ImageOf."""
+
+
+class Fields(TypedDict, total=False):
+    """Fields of a request, besides the prompt. Absent ones are the server's to choose; its README
+    and /swagger tell what they mean."""
+
+    seed: int | str
+    width: int
+    height: int
+    steps: int
+    guidance: float
+    format: str
+    quality: int
+    priority: bool | int
+    model: str
+    quantize: int
+    negative_prompt: str
+    scheduler: str
+    count: int
+    init_image: Picture
+    image_strength: float
+    images: list[Picture]
+    mask: Picture
+    control_image: Picture
+    control_strength: float
+    control_type: str
+    loras: list[str | Lora]
+    upscale: float
+    metadata: bool
+    callback_url: str
+
+
+# -- what is answered ---------------------------------------------------------------------------
+
+
+class Params(TypedDict, total=False):
+    """What is done for a task: defaults filled in, size rounded."""
+
+    model: str
+    quantize: int
+    prompt: str
+    negative_prompt: str
+    count: int
+    seed: str
+    scheduler: str
+    width: int
+    height: int
+    steps: int
+    guidance: float
+    format: str
+    quality: int
+    image_strength: float
+    upscale: float
+    metadata: bool
+    priority: bool
+
+
+class ErrorBody(TypedDict, total=False):
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The forecast for a request."""
+
+    task_length: int
+    """Tasks not yet finished, without this one."""
+    expected_time_seconds: float
+    """Until the image is ready: as likely earlier as later."""
+    wait_p90_s: float
+    """Within so many seconds it is ready nine times out of ten."""
+    expected_start_at: float
+    """Unix seconds."""
+    expected_end_at: float
+    """Unix seconds."""
+    confidence: str
+    """none, low or high."""
+    pos: int
+    """Tasks waiting before it."""
+    params: Params
+    ignored_fields: list[str]
+    raw: dict[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Task(Estimate):
+    """A task that the server has accepted."""
+
+    task_id: str
+    status: str
+    """waiting; or further on, for a key that was sent before."""
+    idempotency_key: str = ""
+    """Under which it was submitted: submitting with it again answers this task."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a task is. What does not apply (any more) is None."""
+
+    task_id: str
+    status: str
+    """waiting, running, done, failed or cancelled."""
+    progress: float
+    """Part of a running task's time that is over, 0 to 1."""
+    steps_done: int
+    steps_total: int
+    images_done: int
+    params: Params
+    server: str
+    """State of the server: loading, ready, busy, draining, failed."""
+    raw: dict[str, Any] = field(repr=False)
+    pos: int | None = None
+    """Tasks waiting before it."""
+    wait_remaining: int | None = None
+    """Forecast seconds until the image is ready."""
+    wait_p90_s: float | None = None
+    expected_start_at: float | None = None
+    expected_end_at: float | None = None
+    confidence: str | None = None
+    reason: str | None = None
+    """Why it is done later than the answer before said."""
+    poll_after_s: float | None = None
+    phase: str | None = None
+    created_at: float | None = None
+    started_at: float | None = None
+    ended_at: float | None = None
+    error: ErrorBody | None = None
+    version: int | None = None
+    """Grows with each change. None: the server cannot wait for changes."""
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ENDED
+
+
+@dataclass(frozen=True)
+class Image:
+    """A picture that the server made."""
+
+    data: bytes = field(repr=False)
+    content_type: str
+    task_id: str
+    index: int
+
+    @property
+    def extension(self) -> str:
+        """jpg, png or webp."""
+        return {"image/jpeg": "jpg"}.get(self.content_type, self.content_type.rpartition("/")[2])
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the bytes as they are."""
+        path = Path(path)
+        path.write_bytes(self.data)
+        return path
+
+    def pil(self) -> PillowImage:
+        """As a Pillow image; needs Pillow."""
+        from PIL import Image as pillow
+
+        return pillow.open(BytesIO(self.data))
+
+
+@dataclass(frozen=True)
+class QueuedTask:
+    task_id: str
+    status: str
+    pos: int
+    wait_remaining: int
+    created_at: float
+    params: Params
+    raw: dict[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Queue:
+    """The tasks that are not finished, in the order in which they run."""
+
+    length: int
+    """How many there are, also beyond `tasks`."""
+    tasks: list[QueuedTask]
+    raw: dict[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Model:
+    name: str
+    title: str
+    default_steps: int
+    takes: list[str]
+    """Fields that not every model honours, and this one does."""
+    needs: list[str]
+    """Those it cannot do without."""
+    allowed: bool
+    """Whether tasks may name it."""
+    loaded: bool
+    present: bool
+    """Whether its weights are on the server's disk."""
+    raw: dict[str, Any] = field(repr=False)
+    default_guidance: float | None = None
+
+
+@dataclass(frozen=True)
+class Models:
+    default: str
+    """The model of tasks that name none."""
+    models: list[Model]
+    loras: list[str]
+    raw: dict[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something happened to a task, or to the queue."""
+
+    id: int | None
+    """Grows; None if the server gave none."""
+    kind: str
+    """waiting, running, step, image, preview, done, failed, cancelled, removed; queue."""
+    data: dict[str, Any]
+    """Of a task: as in Status. Of the queue: its length."""
+
+    @property
+    def task_id(self) -> str | None:
+        return self.data.get("task_id")
+
+
+# -- the client ---------------------------------------------------------------------------------
+
+
+class Client:
+    """Talks to one server. For one thread at a time.
+
+    Args:
+        url: of the server; absent: MFLUX_SERVER_URL, or http://localhost:4030.
+        key: sent as `Authorization: Bearer KEY`.
+        timeout_s: seconds for which one answer may be silent.
+        retry_s: seconds for which a call that failed is tried again; 0: not at all.
+        on_retry: told the failure and the seconds until the next try.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        key: str | None = None,
+        timeout_s: float = 60.0,
+        retry_s: float = 60.0,
+        on_retry: Callable[[MfluxError, float], object] | None = None,
+        sleep: Callable[[float], object] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        url = (url or os.environ.get("MFLUX_SERVER_URL") or DEFAULT_URL).strip().rstrip("/")
+        self.url = url if "://" in url else f"http://{url}"
+        self.timeout_s = timeout_s
+        self.retry_s = retry_s
+        self._on_retry = on_retry
+        self._sleep = sleep
+        self._clock = clock
+        self._session = requests.Session()
+        self._session.auth = _Bearer(key)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._session.close()
+
+    def submit(
+        self,
+        prompt: str | None = None,
+        *,
+        idempotency_key: str | None = None,
+        **fields: Unpack[Fields],
+    ) -> Task:
+        """Put a task into the queue, once.
+
+        Pictures are paths, bytes, Pillow images, or results of the server; they travel as files of
+        a form, or, next to such results, as base64.
+
+        Args:
+            prompt: what the picture shows; only upscalers do without.
+            idempotency_key: yours, 1 to 200 characters, if this shall be safe to repeat even after
+                your own program has ended. Absent: a random one.
+        """
+        given: dict[str, Any] = {"prompt": prompt, **fields}
+        key = idempotency_key or given.pop("client_task_id", None) or uuid.uuid4().hex
+        headers = {"Idempotency-Key": key}
+        answer = self._json("POST", "/generate", headers=headers, **_body(given))
+        return _built(Task, {**answer, "idempotency_key": key})
+
+    def estimate(self, prompt: str | None = None, **fields: Unpack[Fields]) -> Estimate:
+        """The forecast that `submit` would give, without submitting."""
+        given: dict[str, Any] = {"prompt": prompt, **fields}
+        return _built(Estimate, self._json("POST", "/estimate", **_body(given)))
+
+    def status(
+        self, task_id: str, *, wait_s: int | None = None, since: int | None = None
+    ) -> Status:
+        """How far a task is.
+
+        Args:
+            wait_s: answer only when something has changed, or after so many seconds (to 300). A
+                server that cannot do so answers at once.
+            since: the `version` after which a change counts; absent: the version now.
+        """
+        query: dict[str, Any] = {"task_id": task_id}
+        if wait_s is not None:
+            query["wait"] = wait_s
+        if since is not None:
+            query["since"] = since
+        read_s = self.timeout_s + (wait_s or 0)
+        return _built(Status, self._json("GET", "/status", params=query, read_s=read_s))
+
+    def wait(
+        self,
+        task_id: str,
+        *,
+        timeout_s: float | None = None,
+        on_status: Callable[[Status], object] | None = None,
+    ) -> Status:
+        """Wait until a task is done, failed or cancelled; its last status tells which.
+
+        A restart of the server in the middle is waited for too, for `retry_s` seconds.
+
+        Args:
+            on_status: called with each status that comes in between, and the last.
+
+        Raises:
+            TimedOut: after timeout_s seconds.
+        """
+        ends_at = None if timeout_s is None else self._clock() + timeout_s
+
+        def left(seconds: float) -> float:
+            return seconds if ends_at is None else min(seconds, ends_at - self._clock())
+
+        status = self.status(task_id)
+        while True:
+            if on_status:
+                on_status(status)
+            if status.ended:
+                return status
+            if left(1) <= 0:
+                raise TimedOut("timed_out", f"Task {task_id} is {status.status} still.")
+            version, poll_after_s = status.version, status.poll_after_s or 1
+            if version is not None:
+                asked_at, wait_s = self._clock(), max(int(left(LONG_POLL_S)), 0)
+                status = self.status(task_id, wait_s=wait_s, since=version)
+                waited_s = self._clock() - asked_at
+                if status.ended or status.version != version or waited_s * 2 > wait_s > 0:
+                    continue
+                # It answered at once: as many wait there as it can bear.
+            self._sleep(max(left(poll_after_s), 0))
+            status = self.status(task_id)
+
+    def image(self, task_id: str, index: int = 0) -> Image:
+        """One picture of a task that is done. It stays on the server (see above)."""
+        query = {"task_id": task_id, "index": index, "delete": "false"}
+        answer = self._call("GET", "/image", params=query)
+        content_type = answer.headers.get("Content-Type", "")
+        if not content_type.startswith("image/"):
+            raise _not_mflux(f"{self.url} answers /image, but not with an image.")
+        return Image(answer.content, content_type, task_id, index)
+
+    def images(self, task_id: str) -> list[Image]:
+        """All pictures of a task that is done, fetched one by one."""
+        count = self.status(task_id).params.get("count", 1)
+        return [self.image(task_id, index) for index in range(count)]
+
+    def archive(self, task_id: str) -> bytes:
+        """All pictures of a task that is done, as a zip file."""
+        query = {"task_id": task_id, "all": "true", "delete": "false"}
+        return self._call("GET", "/image", params=query).content
+
+    def cancel(self, task_id: str) -> str:
+        """Take a waiting task out of the queue, stop a running one, remove an ended one with its
+        pictures.
+
+        Returns:
+            The status that the task had before.
+        """
+        was = self.status(task_id).status
+
+        def look() -> None:
+            """Did the try work whose answer was lost? Another one would remove the record."""
+            try:
+                status = self.status(task_id).status
+            except MfluxError as error:
+                if error.http_status != 410:
+                    raise
+                raise _ItWorked from None
+            if status == "cancelled" != was:
+                raise _ItWorked
+
+        try:
+            answer = self._json("DELETE", "/delete", params={"task_id": task_id}, before_retry=look)
+        except _ItWorked:
+            return was
+        return str(answer.get("was", was))
+
+    def queue(self, limit: int = 100, offset: int = 0) -> Queue:
+        """The tasks that are not finished."""
+        query = {"limit": limit, "offset": offset}
+        answer = self._json("GET", "/queue", params=query)
+        tasks = [_built(QueuedTask, task) for task in _list(answer, "tasks")]
+        return _built(Queue, {**answer, "tasks": tasks}, answer)
+
+    def models(self) -> Models:
+        """What mflux has; those that tasks may name (`allowed`) first."""
+        answer = self._json("GET", "/models")
+        models = [_built(Model, model) for model in _list(answer, "models")]
+        loras = [str(lora.get("name")) for lora in _list(answer, "loras")]
+        return _built(Models, {**answer, "models": models, "loras": loras}, answer)
+
+    def events(self, *task_ids: str, last_event_id: int | None = None) -> Iterator[Event]:
+        """What happens, as it happens, across broken connections and restarts of the server.
+
+        Of some tasks: first each as it stands, then what happens until all of them have ended. Of
+        the whole queue: without end. Leaving the loop closes the connection.
+
+        Args:
+            last_event_id: go on after this one; the server keeps the latest thousands.
+        """
+        open_tasks = dict.fromkeys(task_ids)
+        while True:
+            stream = _EventStream(last_event_id)
+            with closing(self._listen(open_tasks, last_event_id)) as answer:
+                if answer.status_code == 204:  # there is nothing to come
+                    return
+                for event in stream.read(answer):
+                    if event.kind in LAST_KINDS:
+                        open_tasks.pop(event.task_id or "", None)
+                    yield event
+                    if task_ids and not open_tasks:
+                        return
+            last_event_id = stream.last_id
+            self._sleep(stream.retry_s)
+
+    def _listen(self, task_ids: Iterable[str], last_event_id: int | None) -> requests.Response:
+        headers = {"Accept": "text/event-stream"}
+        if last_event_id is not None:
+            headers["Last-Event-ID"] = str(last_event_id)
+        query = [("task_id", task_id) for task_id in task_ids]
+        return self._call(
+            "GET", "/events", params=query, headers=headers, read_s=SILENCE_S, stream=True
+        )
+
+    def _json(self, method: str, path: str, **request: Any) -> dict[str, Any]:
+        try:
+            body = self._call(method, path, **request).json()
+        except ValueError:
+            body = None
+        if not isinstance(body, dict):
+            raise _not_mflux(f"{self.url} answers {path}, but not as mflux-server does.")
+        return body
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        read_s: float | None = None,
+        before_retry: Callable[[], None] | None = None,
+        **request: Any,
+    ) -> requests.Response:
+        """The answer, once it is 200 or 204.
+
+        Args:
+            read_s: seconds of silence, if not timeout_s.
+            before_retry: called after each failure; may end the tries by raising.
+        """
+        give_up_at: float | None = None
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                answer = self._session.request(
+                    method,
+                    self.url + path,
+                    headers=headers,
+                    timeout=(CONNECT_S, read_s or self.timeout_s),
+                    allow_redirects=False,  # they would make a GET of a POST
+                    **request,
+                )
+                if answer.status_code in (200, 204):
+                    return answer
+                failure = _refusal(answer)
+                if answer.status_code not in RETRIED:
+                    raise failure
+            except (requests.ConnectionError, requests.Timeout, *_BROKEN) as error:
+                failure = Unreachable(
+                    "unreachable", f"No answer from {self.url}: {_reason_of(error)}."
+                )
+                if isinstance(error, requests.exceptions.SSLError):
+                    raise failure from error
+            except (requests.RequestException, ValueError) as error:
+                raise MfluxError("cannot_ask", f"{self.url} cannot be asked: {error}") from error
+            now = self._clock()
+            give_up_at = now + self.retry_s if give_up_at is None else give_up_at
+            this_pause_s = max(
+                pause_s * random.uniform(0.5, 1.0),  # many clients shall not come back at once
+                failure.retry_after_s or 0.0,
+            )
+            if now + this_pause_s > give_up_at:
+                raise failure
+            if self._on_retry:
+                self._on_retry(failure, this_pause_s)
+            self._sleep(this_pause_s)
+            pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+            if before_retry:
+                before_retry()
+
+
+_BROKEN = (requests.exceptions.ChunkedEncodingError, requests.exceptions.ContentDecodingError)
+"""The answer began to come."""
+
+
+class _ItWorked(Exception):
+    """The try did whose answer was lost."""
+
+
+class _Bearer(requests.auth.AuthBase):
+    """Set also without a key, because requests else sends what ~/.netrc holds."""
+
+    def __init__(self, key: str | None) -> None:
+        self.key = key
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if self.key:
+            request.headers["Authorization"] = f"Bearer {self.key}"
+        return request
+
+
+class _EventStream:
+    """Takes server-sent events apart, byte by byte."""
+
+    def __init__(self, last_id: int | None) -> None:
+        self.last_id = last_id
+        self.retry_s = 2.0
+        """Seconds after which to connect again."""
+        self._kind = ""
+        self._data: list[str] = []
+        self._id: int | None = None
+
+    def read(self, answer: requests.Response) -> Iterator[Event]:
+        """The events until the connection ends."""
+        line = bytearray()
+        try:
+            for byte in answer.iter_content(1):
+                if byte != b"\n":
+                    line += byte
+                    continue
+                text = line.decode("utf-8", "replace").rstrip("\r")
+                line.clear()
+                if text:
+                    self._take(text)
+                elif event := self._dispatch():
+                    yield event
+        except requests.RequestException:
+            return  # the caller connects again
+
+    def _take(self, line: str) -> None:
+        name, _, value = line.partition(":")
+        value = value[1:] if value.startswith(" ") else value
+        if name == "data":
+            self._data.append(value)
+        elif name == "event":
+            self._kind = value
+        elif name == "id" and value.isdigit():
+            self._id = int(value)
+        elif name == "retry" and value.isdigit():
+            self.retry_s = int(value) / 1000
+
+    def _dispatch(self) -> Event | None:
+        kind, text, number = self._kind, "\n".join(self._data), self._id
+        self._kind, self._data, self._id = "", [], None
+        if number is not None:
+            self.last_id = number
+        if not text:
+            return None
+        try:
+            data = json.loads(text)
+        except ValueError:
+            data = None
+        if not isinstance(data, dict):
+            raise _not_mflux(f"This is no event of mflux-server: {text[:100]}")
+        return Event(number, kind or "message", data)
+
+
+# -- requests and answers -----------------------------------------------------------------------
+
+PICTURES = ("init_image", "mask", "control_image")
+_T = TypeVar("_T")
+
+
+def _body(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The body of a request, as arguments for requests.
+
+    A form if there are pictures and all of them are files, else JSON: lists of a form put texts
+    before files, which would change the order of pictures.
+    """
+    texts = {name: value for name, value in given.items() if value is not None}
+    pictures: dict[str, list[Any]] = {}
+    for name in PICTURES:
+        if name in texts:
+            pictures[name] = [_file(texts.pop(name))]
+    if texts.get("images"):
+        pictures["images"] = [_file(picture) for picture in texts.pop("images")]
+    flat = [(name, picture) for name, listed in pictures.items() for picture in listed]
+    if flat and all(isinstance(picture, bytes) for _, picture in flat):
+        return {"data": _form(texts), "files": [(name, (name, data)) for name, data in flat]}
+    for name, listed in pictures.items():
+        encoded = [
+            base64.b64encode(picture).decode("ascii") if isinstance(picture, bytes) else picture
+            for picture in listed
+        ]
+        texts[name] = encoded if name == "images" else encoded[0]
+    return {"json": texts}
+
+
+def _form(texts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (name, one if isinstance(one, str) else json.dumps(one))
+        for name, value in texts.items()
+        for one in (value if isinstance(value, (list, tuple)) else [value])
+    ]
+
+
+def _file(picture: Any) -> Any:
+    """The bytes of a picture, or what names it to the server."""
+    if isinstance(picture, Image):
+        return picture.data
+    if isinstance(picture, (bytes, bytearray, memoryview)):
+        return bytes(picture)
+    if isinstance(picture, Mapping):
+        return dict(picture)
+    if isinstance(picture, str) and picture.startswith("data:"):
+        return picture
+    if isinstance(picture, (str, os.PathLike)):
+        return Path(picture).read_bytes()
+    if hasattr(picture, "save") and hasattr(picture, "mode"):
+        if picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
+            picture = picture.convert("RGB")
+        buffer = BytesIO()
+        picture.save(buffer, format="PNG")
+        return buffer.getvalue()
+    raise TypeError(
+        "a picture is a path, bytes, a Pillow image, an Image of this client or "
+        f"{{'task_id': ...}}, not {type(picture).__name__}"
+    )
+
+
+def _built(cls: type[_T], answer: Mapping[str, Any], raw: Mapping[str, Any] | None = None) -> _T:
+    """An answer as its dataclass, without the fields that this does not know."""
+    build = cast("Any", cls)
+    known = {one.name for one in fields(build)} - {"raw"}
+    values = {name: value for name, value in answer.items() if name in known}
+    try:
+        return cast("_T", build(**values, raw=dict(answer if raw is None else raw)))
+    except TypeError as error:
+        raise _not_mflux(f"The answer is not mflux-server's: {error}") from None
+
+
+def _list(answer: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    found = answer.get(name, [])
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
+def _not_mflux(message: str) -> MfluxError:
+    return MfluxError("not_mflux", message)
+
+
+def _refusal(answer: requests.Response) -> MfluxError:
+    """What an answer other than 200 says, whoever wrote it: the server or a proxy before it."""
+    status = answer.status_code
+    try:
+        error = answer.json()["error"]
+        code, message, at = str(error["code"]), str(error["message"]), error.get("field")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        code, message, at = (
+            f"http_{status}",
+            f"{answer.url} answers {status} {answer.reason}.",
+            None,
+        )
+        if 300 <= status < 400:
+            message += f" It leads to {answer.headers.get('Location')}: use that as the URL."
+    return MfluxError(
+        code,
+        message,
+        field=at,
+        http_status=status,
+        retry_after_s=_retry_after_s(answer.headers.get("Retry-After", "")),
+    )
+
+
+def _retry_after_s(text: str) -> float | None:
+    """Seconds, or a date."""
+    if text.strip().isdigit():
+        return float(text)
+    try:
+        return max(parsedate_to_datetime(text).timestamp() - time.time(), 0.0)
+    except (TypeError, ValueError, IndexError):
+        return None
+
+
+def _reason_of(error: BaseException) -> str:
+    """The words of the system, which requests wraps several times."""
+    if isinstance(error, requests.Timeout):
+        return "it takes too long"
+    inner: Any = error
+    for _ in range(10):
+        if isinstance(inner, OSError) and inner.strerror:
+            return inner.strerror[:1].lower() + inner.strerror[1:]
+        wrapped = next((one for one in inner.args if isinstance(one, BaseException)), None)
+        inner = getattr(inner, "reason", None) or wrapped or inner.__cause__ or inner.__context__
+        if not isinstance(inner, BaseException):
+            break
+    return "the connection broke"

@@ -1,0 +1,54 @@
+"""Writes docs/models.md from the catalog: run it (make models) after an update of mflux."""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "models.md"
+sys.path.insert(0, str(ROOT))
+
+from mflux_registry import read_catalog  # noqa: E402
+from model_catalog import ALWAYS_TAKEN, Model, Takes  # noqa: E402
+
+HEAD = """\
+# Models
+
+All models of the pinned mflux, and the built-in tiny ones. `GET /models` tells the same, and which
+are allowed, loaded and on disk. Names in any case of letters; in small print the aliases. "Takes"
+lists the fields of `/generate` that not every model honours; a field that a model does not take is
+refused with 422 and its name. In bold: what it cannot do without. Two lists mean that the model
+draws in two ways, with the fields of one or of the other.
+
+| model | what it is | steps | guidance | takes | download |
+|---|---|---|---|---|---|
+"""
+
+
+def page() -> str:
+    return HEAD + "".join(_row(model) for model in read_catalog().models)
+
+
+def _row(model: Model) -> str:
+    aliases = ", ".join(f"`{alias}`" for alias in model.aliases)
+    ways = [
+        " ".join(
+            f"**{name}**" if name in pipeline.needs else name
+            for name in Takes
+            if name in pipeline.takes - ALWAYS_TAKEN
+        )
+        for pipeline in model.pipelines
+    ]
+    size = f"{model.weights_gb:g} GB" if model.weights_gb else ""
+    cells = (
+        f"`{model.name}`" + (f"<br><sub>{aliases}</sub>" if aliases else ""),
+        model.title,
+        str(model.default_steps),
+        "" if model.default_guidance is None else f"{model.default_guidance:g}",
+        ", or<br>".join(ways),
+        ", ".join(filter(None, (size, "gated" if model.gated else ""))),
+    )
+    return "| " + " | ".join(cells) + " |\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

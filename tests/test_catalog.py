@@ -1,0 +1,273 @@
+"""The catalog against the installed mflux: nothing is missing, nothing is made up."""
+
+import ast
+import importlib
+import inspect
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mflux_registry
+from errors import BadOption, InvalidInput, ModelNotAllowed, NotSupported
+from mflux_registry import find_model, read_catalog
+from model_catalog import FACTS, Catalog, Model, Pipeline, Takes, Weights
+from offer import Offer, not_supported, read_offer
+from settings import Settings
+
+DELIBERATELY_LEFT_OUT = {
+    "Flux1Concept": "makes a heat map of one word of the prompt beside the picture of Flux1",
+    "Flux1ConceptFromImage": "makes a heat map of one word over a picture, and no new picture",
+}
+"""Classes of mflux that draw, and that no model of the catalog uses."""
+REAL = [model for model in read_catalog().models if not model.tiny]
+PIPELINES = [(model, pipeline) for model in read_catalog().models for pipeline in model.pipelines]
+
+
+@cache
+def class_of(pipeline_module: str, name: str) -> Any:
+    return getattr(importlib.import_module(pipeline_module), name)
+
+
+def test_every_model_of_mflux_is_in_the_catalog_with_its_aliases_and_steps() -> None:
+    from mflux.cli.defaults.defaults import model_inference_steps
+    from mflux.models.common.config.model_config import AVAILABLE_MODELS
+
+    assert [model.name for model in REAL] == list(AVAILABLE_MODELS)
+    for key, config in AVAILABLE_MODELS.items():
+        model = find_model(key)
+        assert model, key
+        for alias in config.aliases:
+            assert find_model(alias) is model, alias
+        assert config.model_name in model.repositories
+        assert model.pipelines, key
+        if not model.upscaler:
+            assert model.default_steps == model_inference_steps(key), key
+
+
+def test_somebody_has_described_every_model_and_no_other() -> None:
+    assert mflux_registry.undecided() == []
+    assert set(FACTS) == {model.name for model in REAL}
+    assert set(mflux_registry.CLASSES) <= {model.name for model in read_catalog().models}
+
+
+def test_no_name_or_alias_stands_for_two_models_in_any_case_of_letters() -> None:
+    owner: dict[str, Model] = {}
+    for model in read_catalog().models:
+        for name in (model.name, *model.aliases):
+            assert owner.setdefault(name.lower(), model) is model, name
+            assert find_model(name.upper()) is model
+
+
+def test_an_unknown_model_of_a_new_mflux_release_is_served_with_what_its_source_says() -> None:
+    class Config:
+        model_name, aliases = "org/new", ["brand-new", "new"]
+        controlnet_model = custom_transformer_model = None
+        supports_guidance = True
+
+    sources = mflux_registry._Sources()
+    model = mflux_registry._model("brand-new", Config, 12, sources)
+    assert (model.title, model.default_steps, model.pipelines) == ("not described yet", 12, ())
+    assert (model.aliases, model.repositories) == (("new",), ("org/new",))
+
+
+def test_what_is_read_from_the_source_is_what_the_imported_classes_say() -> None:
+    """Of all classes that the catalog uses; imports every family of mflux, which takes a while."""
+    sources = mflux_registry._Sources()
+    for name in {pipeline.name for _, pipeline in PIPELINES}:
+        module, node = sources._classes[name]
+        real = class_of(module, name)
+        for method in ("generate_image", "__init__"):
+            required, optional = sources._parameters(node, method)
+            known = {
+                parameter.name: parameter.default is inspect.Parameter.empty
+                for parameter in inspect.signature(getattr(real, method)).parameters.values()
+                if parameter.name != "self"
+                and parameter.kind
+                in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+            }
+            assert set(required) == {n for n, needed in known.items() if needed}, (name, method)
+            assert set(optional) == {n for n, needed in known.items() if not needed}, name
+
+
+def test_every_class_of_mflux_that_draws_is_used_or_left_out_for_a_reason() -> None:
+    root = mflux_registry._Sources()._root
+    drawing = set()
+    for path in root.glob("models/*/variants/**/*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and "generate_image" in {
+                part.name for part in node.body if isinstance(part, ast.FunctionDef)
+            }:
+                drawing.add(node.name)
+    used = {pipeline.name for _, pipeline in PIPELINES}
+    inherited = drawing - used - set(DELIBERATELY_LEFT_OUT)
+    assert inherited == set()
+    assert not used & set(DELIBERATELY_LEFT_OUT)
+    assert set(DELIBERATELY_LEFT_OUT) <= drawing
+    assert used <= drawing
+
+
+@pytest.mark.parametrize(
+    ("model", "pipeline"), PIPELINES, ids=[f"{m.name}-{p.name}" for m, p in PIPELINES]
+)
+def test_every_parameter_that_must_be_filled_is_filled_by_what_the_pipeline_needs(
+    model: Model, pipeline: Pipeline
+) -> None:
+    real = class_of(pipeline.module, pipeline.name)
+    filled_always = {"seed", "prompt", "steps", "width", "height"}
+    for parameter in inspect.signature(real.generate_image).parameters.values():
+        if parameter.name == "self" or parameter.default is not inspect.Parameter.empty:
+            continue
+        field = pipeline.parameters[parameter.name]
+        assert field in filled_always or field in pipeline.needs, parameter.name
+    assert pipeline.needs <= pipeline.takes
+
+
+def test_no_pipeline_hides_another_one_of_its_model() -> None:
+    for model in read_catalog().models:
+        for pipeline in model.pipelines:
+            least = pipeline.needs | ({Takes.PROMPT} & pipeline.takes)
+            assert model.pipeline_for(least) is pipeline, (model.name, pipeline.name)
+
+
+# -- the operator's choice ---------------------------------------------------------------------
+
+
+def offer_for(*arguments: str, fallback: str = "tiny") -> Offer:
+    settings = Settings.read(list(arguments), {})
+    return read_offer(
+        read_catalog(),
+        default=settings.model,
+        allowed=settings.models,
+        path=settings.path,
+        fallback=fallback,
+        quantize=settings.quantize,
+        quantize_choices=settings.quantize_choices,
+        lora_dir=settings.lora_dir,
+        allow_lora_repos=False,
+    )
+
+
+def names_of(offer: Offer) -> list[str]:
+    return [model.name for model in offer.models]
+
+
+def test_the_default_model_is_the_one_named_else_the_first_allowed_else_the_fallback() -> None:
+    assert names_of(offer_for()) == ["tiny"]
+    assert names_of(offer_for("--models", "tiny-flux2,tiny")) == ["tiny-flux2", "tiny"]
+    assert names_of(offer_for("--models", "tiny,schnell", "--model", "SCHNELL")) == [
+        "schnell",
+        "tiny",
+    ]
+    assert names_of(offer_for("--models", "tiny,tiny", "--model", "dev")) == ["dev", "tiny"]
+    assert len(names_of(offer_for("--models", "all"))) == len(read_catalog().models)
+
+
+def test_all_leaves_out_what_nothing_draws_with() -> None:
+    bare = Model("bare", "x", "x", 4, None, 1.0, repositories=("a/b",))
+    tiny = find_model("tiny")
+    assert tiny
+    offer = read_offer(
+        Catalog([bare, tiny]),
+        default=None,
+        allowed=("all",),
+        path=None,
+        fallback="tiny",
+        quantize=None,
+        quantize_choices=(),
+        lora_dir=None,
+        allow_lora_repos=False,
+    )
+    assert names_of(offer) == ["tiny"]
+
+
+def test_a_folder_of_weights_is_allowed_under_a_name_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for entry, name in ((f"{tmp_path}/mine@dev", "mine"), (f"x={tmp_path}/mine@dev", "x")):
+        offer = offer_for("--models", f"{entry},tiny")
+        model = offer.default
+        assert (model.name, model.key, model.path) == (name, "dev", f"{tmp_path}/mine")
+        assert model.aliases == ()
+        assert offer.model(name.upper()) is model
+        assert Weights(model, model.pipelines[0], None).key == name
+    assert names_of(offer_for("--models", f"tiny,x={tmp_path}/mine@dev", "--model", "X")) == [
+        "x",
+        "tiny",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("entry", "sentence"),
+    [
+        ("x=/no/such/folder@dev", "there is no folder /no/such/folder"),
+        ("x={folder}@devil", "there is no model 'devil'"),
+        ("dev={folder}@dev", "NAME of its own"),
+        ("klein-4b={folder}@dev", "NAME of its own"),
+        ("a b={folder}@dev", "NAME of its own"),
+        ("../x={folder}@dev", "NAME of its own"),
+        ("x={folder}@tiny", "a BASE with real weights"),
+        ("x={folder}@dev,x={folder}@schnell", "NAME of its own"),
+        ("devil", "there is no model 'devil'"),
+    ],
+)
+def test_a_bad_entry_of_models_is_refused_with_a_sentence(
+    entry: str, sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BadOption, match="argument --models: ") as caught:
+        offer_for("--models", entry.format(folder=tmp_path))
+    assert sentence in str(caught.value)
+
+
+def test_a_path_for_a_tiny_model_and_a_missing_lora_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadOption, match="builds its own weights"):
+        offer_for("--path", str(tmp_path))
+    with pytest.raises(BadOption, match="there is no folder"):
+        offer_for("--lora-dir", str(tmp_path / "none"))
+
+
+# -- what is said to a client that asks for too much ----------------------------------------------
+
+
+@pytest.mark.parametrize("model", read_catalog().models, ids=lambda model: model.name)
+def test_each_field_that_a_model_lacks_is_named_with_the_model(model: Model) -> None:
+    needs = frozenset().union(*(pipeline.needs for pipeline in model.pipelines[:1]))
+    for name in set(Takes) - model.takes:
+        given = frozenset({name, *needs})
+        assert model.pipeline_for(given) is None
+        error = not_supported(model, given)
+        assert isinstance(error, NotSupported)
+        assert (error.field, error.message) == (name, f"{model.name} has no {name}.")
+
+
+@pytest.mark.parametrize("model", read_catalog().models, ids=lambda model: model.name)
+def test_each_field_that_a_model_needs_is_named(model: Model) -> None:
+    for pipeline in model.pipelines:
+        for name in pipeline.needs:
+            given = pipeline.takes - {name}
+            if model.pipeline_for(given) is None:
+                error = not_supported(model, given)
+                assert isinstance(error, InvalidInput)
+                assert (error.field, error.message) == (name, f"{model.name} needs {name}.")
+
+
+def test_fields_that_no_pipeline_takes_together_are_named_both() -> None:
+    dev = find_model("dev")
+    assert dev
+    error = not_supported(dev, frozenset({Takes.PROMPT, Takes.INIT_IMAGE, Takes.IMAGES}))
+    assert error.message == "dev takes init_image or images, not both."
+
+
+def test_a_mask_without_the_picture_it_belongs_to_is_told_what_lacks() -> None:
+    model = find_model("qwen-image-2.1")
+    assert model
+    error = not_supported(model, frozenset({Takes.PROMPT, Takes.MASK}))
+    assert error.message == "qwen-image-2.1 needs images."
+
+
+def test_a_model_that_is_not_allowed_is_answered_with_those_that_are() -> None:
+    offer = offer_for("--models", "tiny,tiny-flux2")
+    with pytest.raises(ModelNotAllowed, match="Allowed: tiny, tiny-flux2") as caught:
+        offer.model("schnell")
+    assert caught.value.field == "model"
+    assert offer.model("") is offer.model(None) is offer.default

@@ -1,0 +1,467 @@
+"""`python3 -m client`, as people and scripts run it: in a process, on a pseudo terminal."""
+
+import base64
+import io
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, ServerProcess, clean_environment
+from far_ends import FakeTask, FarEnd, Terminal, command
+from PIL import Image as pillow
+
+from client.command import FIELDS
+from client.mflux_client import Client, Fields, MfluxError, Status
+from client.terminal import Waiting, duration, in_words, ordinal, picture_escape, picture_protocol
+
+SMALL = ("--width", "64", "--height", "64", "--steps", "2")
+LONG = ("--width", "2048", "--height", "2048", "--steps", "100")
+
+
+def png(side: int = 64) -> bytes:
+    buffer = io.BytesIO()
+    pillow.effect_noise((side, side), 50).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def fake() -> Iterator[tuple[FakeTask, str]]:
+    """A task that is the third in line until the test moves it on, and where it is."""
+    task = FakeTask(pos=2, wait_remaining=40)
+    task.picture = png(1024)
+    with FarEnd(task.answer) as far_end:
+        yield task, far_end.url
+
+
+def at(url: str) -> dict[str, str]:
+    return {"MFLUX_SERVER_URL": url}
+
+
+# -- files --------------------------------------------------------------------------------------
+
+
+def test_it_writes_the_picture_and_says_where(server: ServerProcess, tmp_path: Path) -> None:
+    done = command(
+        "a lighthouse", "-o", "out.png", *SMALL, environment=at(server.url), cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == b"out.png\n"
+    with pillow.open(tmp_path / "out.png") as picture:
+        assert (picture.format, picture.size) == ("PNG", (64, 64))
+    assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
+    done = command("a lighthouse", *SMALL, "--url", server.url, cwd=tmp_path)
+    path = tmp_path / done.stdout.decode().strip()
+    assert re.fullmatch(r"[0-9a-f]{16}\.jpg", path.name)
+    with pillow.open(path) as picture:
+        assert picture.format == "JPEG"
+
+
+def test_several_images_get_numbers_and_a_zip_takes_all(
+    server: ServerProcess, tmp_path: Path
+) -> None:
+    arguments = ("x", "--count", "2", *SMALL)
+    done = command(*arguments, "-o", "a.webp", environment=at(server.url), cwd=tmp_path)
+    assert done.stdout == b"a-0.webp\na-1.webp\n", done.stderr
+    for name in ("a-0.webp", "a-1.webp"):
+        with pillow.open(tmp_path / name) as picture:
+            assert picture.format == "WEBP"
+    command(*arguments, "-o", "a.zip", environment=at(server.url), cwd=tmp_path)
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        assert len(archive.namelist()) == 2
+
+
+def test_a_dash_writes_the_bytes_to_stdout(server: ServerProcess) -> None:
+    done = command("x", "-o", "-", *SMALL, environment=at(server.url))
+    assert done.returncode == 0, done.stderr
+    with pillow.open(io.BytesIO(done.stdout)) as picture:
+        assert picture.format == "JPEG"
+
+
+def test_the_options_reach_the_server(server: ServerProcess, tmp_path: Path) -> None:
+    (tmp_path / "in.png").write_bytes(png())
+    options = ["--seed", "7", "--init-image", "in.png", "--strength", "0.25", "--quality", "50"]
+    options += ["--model", "tiny", "--priority", "--json", "--remove", "-o", "out.jpeg"]
+    options += ["--scheduler", "linear"]
+    done = command("x", *options, *SMALL, environment=at(server.url), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    status = json.loads(done.stdout)
+    assert status["status"] == "done"
+    told = {"seed": "7", "image_strength": 0.25, "quality": 50, "priority": True, "steps": 2}
+    assert told.items() <= status["params"].items()
+    assert status["params"]["init_image"]["width"] == 64
+    assert b"out.jpeg" in done.stderr
+    with Client(server.url) as client, pytest.raises(MfluxError, match="deleted"):
+        client.status(status["task_id"])
+
+
+def test_there_is_an_option_for_each_field_but_a_few() -> None:
+    assert set(FIELDS) <= set(Fields.__annotations__)
+    not_there = {"format", "metadata", "callback_url"}  # the ending; for programs
+    assert set(Fields.__annotations__) - set(FIELDS) == not_there
+
+
+def test_adapters_have_a_scale(tmp_path: Path, fake: tuple[FakeTask, str]) -> None:
+    task, url = fake
+    task.set(status="done")
+    done = command("x", "--lora", "a", "--lora", "b:0.5", "-o", "o.png", "--url", url, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(task.submitted) == {
+        "prompt": "x",
+        "loras": ["a", {"name": "b", "scale": 0.5}],
+        "format": "PNG",
+    }
+
+
+# -- exit codes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "a prompt is needed"),
+        (["x", "--steps", "many"], "--steps"),
+        (["x", "--queue"], "--queue stands alone"),
+        (["--task", "1", "--cancel", "1"], "--task stands alone"),
+        (["x", "-o", "out.gif"], "the ending must be one of .jpg, .jpeg, .png, .webp, .zip"),
+        (["x", "-o", "no/where.png"], "no such folder"),
+        (["x", "-o", "x" * 300 + ".png"], "File name too long"),
+        (["x", "-o", ".png/"], "the ending"),
+        (["x", "-o", "-", "--count", "2"], "several images"),
+        (["x", "-o", "-", "--json"], "both want stdout"),
+        (["x", "--init-image", "missing.png"], "cannot read missing.png: No such file"),
+        (["x", "--url", "http://["], "cannot be asked"),
+    ],
+)
+def test_bad_usage_is_2(arguments: list[str], says: str, tmp_path: Path) -> None:
+    done = command(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert says in done.stderr.decode()
+    assert done.stdout == b""
+
+
+def test_a_server_that_is_not_there_is_3(fake: tuple[FakeTask, str]) -> None:
+    done = command("x", "--url", "http://127.0.0.1:9", "--retry-s", "0")
+    assert done.returncode == 3
+    assert done.stderr.decode() == (
+        "mflux: No answer from http://127.0.0.1:9: connection refused. Is the server running? "
+        "--url or MFLUX_SERVER_URL says where it is.\n"
+    )
+
+
+def test_a_refusal_is_4_and_a_failed_task_is_1(
+    server: ServerProcess, fake: tuple[FakeTask, str]
+) -> None:
+    done = command("x", "--steps", "0", environment=at(server.url))
+    assert done.returncode == 4
+    assert b"steps must be a whole number" in done.stderr
+    assert command("--status", "nobody", environment=at(server.url)).returncode == 4
+    task, url = fake
+    task.set(status="failed", error={"code": "out_of_memory", "message": "No memory."})
+    done = command("x", "--json", "--url", url)
+    assert done.returncode == 1
+    assert done.stderr.decode() == "mflux: task abc123 failed. No memory.\n"
+    assert json.loads(done.stdout)["status"] == "failed"
+    task.set(status="cancelled", error=None)
+    assert b"task abc123 was cancelled" in command("x", "--url", url).stderr
+
+
+def test_a_picture_that_cannot_be_written_is_1_and_not_lost(
+    fake: tuple[FakeTask, str], tmp_path: Path
+) -> None:
+    task, url = fake
+    task.set(status="done")
+    (tmp_path / "folder").mkdir()
+    task.before_image = (tmp_path / "folder").rmdir
+    done = command("x", "-o", "folder/o.png", "--remove", environment=at(url), cwd=tmp_path)
+    assert done.returncode == 1
+    where = b"It stays on the server. Fetch its picture: python3 -m client --task abc123"
+    assert where in done.stderr
+    assert not task.deleted.is_set()
+
+
+def test_without_requests_it_says_what_to_install() -> None:
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "client", "x"],
+        cwd=ROOT,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("The client needs requests: pip install requests")
+
+
+# -- other actions ------------------------------------------------------------------------------
+
+
+def test_queue_status_cancel_models_and_fetching_later(
+    server: ServerProcess, tmp_path: Path
+) -> None:
+    def run(*arguments: str) -> str:
+        done = command(*arguments, environment=at(server.url), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return str(done.stdout.decode())
+
+    with Client(server.url) as client:
+        task_id = client.submit("a\nlighthouse", width=2048, height=2048, steps=100).task_id
+        assert re.fullmatch(rf"{task_id}  \w+ +about .* s +a lighthouse\n", run("--queue"))
+        assert json.loads(run("--queue", "--json"))["length"] == 1
+        assert json.loads(run("--status", task_id, "--json"))["task_id"] == task_id
+        assert "was" in run("--cancel", task_id)
+        assert run("--status", task_id) == "cancelled\n"
+        assert run("--queue") == ""
+        assert "* tiny " in run("--models")
+        assert json.loads(run("--models", "--json"))["default"] == "tiny"
+        task_id = client.submit("x", width=64, height=64, steps=2).task_id
+    assert run("--task", task_id) == f"{task_id}.jpg\n"
+    assert run("--task", task_id, "-o", "again.jpg") == "again.jpg\n"
+
+
+# -- on a terminal ------------------------------------------------------------------------------
+
+
+def test_a_bar_moves_in_time_until_the_picture_is_there(
+    fake: tuple[FakeTask, str], tmp_path: Path
+) -> None:
+    task, url = fake
+    with Terminal("x", "-o", "out.png", environment=at(url), cwd=tmp_path) as terminal:
+        terminal.expect("3rd in line, about 3")  # less than it was told: time goes on by itself
+        task.set(pos=0, wait_remaining=20)
+        terminal.expect("next in line, about ")
+        task.set(status="running", steps_done=1, wait_remaining=10, phase="denoising")
+        terminal.expect("step 2 of 4, about ")
+        terminal.expect("█")
+        task.set(status="done", wait_remaining=None)
+        terminal.expect("out.png")
+        assert terminal.exit_code() == 0
+        assert (tmp_path / "out.png").read_bytes() == task.picture
+        assert "\x1b_G" not in terminal.shown
+        assert "\x1b]1337" not in terminal.shown
+
+
+def test_the_real_server_on_a_terminal(server: ServerProcess, tmp_path: Path) -> None:
+    def terminal(*arguments: str) -> Terminal:
+        return Terminal("x", "-o", "out.png", *arguments, environment=at(server.url), cwd=tmp_path)
+
+    with terminal(*SMALL) as drawn:
+        assert drawn.exit_code() == 0
+        assert drawn.shown.rstrip().endswith("out.png")
+    with terminal(*LONG) as cancelled:
+        cancelled.expect(", about ")
+        cancelled.interrupt()
+        cancelled.expect("Cancel task ")
+        cancelled.type("y\n")
+        cancelled.expect("is cancelled")
+        assert cancelled.exit_code() == 130
+    assert server.get("/queue").json()["length"] == 0
+
+
+def test_ctrl_c_asks_and_yes_cancels(fake: tuple[FakeTask, str]) -> None:
+    task, url = fake
+    with Terminal("x", environment=at(url)) as terminal:
+        terminal.expect("3rd in line")
+        terminal.interrupt()
+        terminal.expect(
+            "Cancel task abc123? y: cancel it; n: wait on; Ctrl-C: leave it running [n] "
+        )
+        terminal.type("y\n")
+        terminal.expect("task abc123 is cancelled")
+        assert terminal.exit_code() == 130
+    assert task.deleted.is_set()
+
+
+def test_ctrl_c_and_no_waits_on(fake: tuple[FakeTask, str], tmp_path: Path) -> None:
+    task, url = fake
+    with Terminal("x", "-o", "out.png", environment=at(url), cwd=tmp_path) as terminal:
+        terminal.expect("3rd in line")
+        terminal.interrupt()
+        terminal.expect("Cancel task abc123?")
+        terminal.type("\n")
+        terminal.expect("3rd in line")
+        task.set(status="done")
+        terminal.expect("out.png")
+        assert terminal.exit_code() == 0
+    assert not task.deleted.is_set()
+
+
+def test_a_second_ctrl_c_leaves_the_task_to_the_server(fake: tuple[FakeTask, str]) -> None:
+    task, url = fake
+    with Terminal("x", environment=at(url)) as terminal:
+        terminal.expect("3rd in line")
+        terminal.interrupt()
+        terminal.expect("Cancel task abc123?")
+        terminal.interrupt()
+        terminal.expect("task abc123 goes on. Fetch its picture: python3 -m client --task abc123")
+        assert terminal.exit_code() == 130
+    assert not task.deleted.is_set()
+
+
+def test_the_picture_appears_in_terminals_that_can(
+    fake: tuple[FakeTask, str], tmp_path: Path
+) -> None:
+    task, url = fake
+    task.set(status="done")
+
+    def shown(environment: dict[str, str], *arguments: str) -> str:
+        place: dict[str, Any] = {"environment": at(url) | environment, "cwd": tmp_path}
+        with Terminal("x", "-o", "o.png", *arguments, **place) as terminal:
+            assert terminal.exit_code() == 0
+            return terminal.shown
+
+    iterm = shown({"TERM_PROGRAM": "iTerm.app"})
+    sent = re.search(r"\x1b\]1337;File=size=(\d+);inline=1;preserveAspectRatio=1:(\S+)\x07", iterm)
+    assert sent
+    assert base64.b64decode(sent[2]) == task.picture
+    assert int(sent[1]) == len(task.picture)
+    kitty = shown({"TERM": "xterm-kitty"})
+    assert unkitty(kitty) == task.picture
+    assert ",c=120," in kitty
+    assert "\x1b_G" not in shown({"TERM": "xterm-kitty"}, "--no-show")
+    piped = command("x", "-o", "o.png", environment=at(url) | {"TERM": "xterm-kitty"}, cwd=tmp_path)
+    assert piped.stdout == b"o.png\n"
+
+
+def unkitty(text: str) -> bytes:
+    """The picture of kitty's escapes, after a look at their form."""
+    parts = re.findall(r"\x1b_G([^;]*);([^\x1b]*)\x1b\\", text)
+    assert parts[0][0].startswith("a=T,f=100,q=2,")
+    assert [head[-3:] for head, _ in parts] == ["m=1"] * (len(parts) - 1) + ["m=0"]
+    assert all(len(chunk) <= 4096 for _, chunk in parts)
+    return base64.b64decode("".join(chunk for _, chunk in parts))
+
+
+def test_kitty_gets_png_whatever_the_format() -> None:
+    buffer = io.BytesIO()
+    pillow.new("RGB", (64, 64), "red").save(buffer, format="JPEG")
+    text = picture_escape(buffer.getvalue(), "kitty", 100)
+    with pillow.open(io.BytesIO(unkitty(text))) as picture:
+        assert (picture.format, picture.size) == ("PNG", (64, 64))
+    assert ",c=" not in text
+
+
+@pytest.mark.parametrize(
+    ("environment", "protocol"),
+    [
+        ({}, None),
+        ({"TERM": "xterm-256color", "TERM_PROGRAM": "Apple_Terminal"}, None),
+        ({"TERM": "xterm-kitty"}, "kitty"),
+        ({"TERM": "xterm-ghostty", "TERM_PROGRAM": "ghostty"}, "kitty"),
+        ({"TERM_PROGRAM": "iTerm.app"}, "iterm2"),
+        ({"TERM_PROGRAM": "WezTerm"}, "iterm2"),
+        ({"TERM": "screen-256color", "KITTY_WINDOW_ID": "1"}, None),
+        ({"TERM_PROGRAM": "iTerm.app", "TMUX": "/tmp/tmux"}, None),
+    ],
+)
+def test_the_terminal_is_known_by_its_environment(
+    environment: dict[str, str], protocol: str | None
+) -> None:
+    assert picture_protocol(environment) == protocol
+
+
+# -- words --------------------------------------------------------------------------------------
+
+
+def status(**fields: Any) -> Status:
+    told = {k: v for k, v in {**FakeTask().fields, **fields}.items() if k != "download"}
+    return Status(**told, raw=fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"pos": 0, "wait_remaining": 5}, "next in line, about 5 s"),
+        ({"pos": 10, "wait_remaining": 600}, "11th in line, about 10 min"),
+        (
+            {"pos": 1, "server": "loading", "wait_remaining": 9},
+            "2nd in line, the model is being loaded, about 9 s",
+        ),
+        (
+            {"download": {"model": "dev", "bytes_done": 12, "bytes_total": 48}},
+            "the server downloads dev, 25%",
+        ),
+        ({"download": {"model": "dev", "bytes_done": 12}}, "the server downloads dev"),
+        ({"status": "running", "phase": "text_encoding"}, "reading the prompt"),
+        (
+            {"status": "running", "phase": "denoising", "steps_done": 4, "wait_remaining": 1},
+            "step 4 of 4, about 1 s",
+        ),
+        (
+            {"status": "running", "images_done": 1, "params": {"count": 3}},
+            "image 2 of 3, step 1 of 4",
+        ),
+        ({"status": "cancelled"}, "cancelled"),
+    ],
+)
+def test_how_far_a_task_is_in_words(fields: dict[str, Any], words: str) -> None:
+    assert in_words(status(**fields)) == words
+
+
+def test_numbers_in_words() -> None:
+    assert [ordinal(number) for number in (1, 2, 3, 4, 11, 12, 13, 21, 102, 111)] == (
+        ["1st", "2nd", "3rd", "4th", "11th", "12th", "13th", "21st", "102nd", "111th"]
+    )
+    assert [duration(s) for s in (0, 99, 130, 7200)] == ["0 s", "99 s", "2 min", "2.0 h"]
+
+
+def test_without_a_terminal_each_change_is_a_line() -> None:
+    stream = io.StringIO()
+    shown = Waiting(stream)
+    shown.tick()
+    for fields in (
+        {"pos": 2, "wait_remaining": 40},
+        {"pos": 1, "wait_remaining": 30},
+        {"status": "running", "phase": "denoising"},
+        {"status": "running", "phase": "decoding"},
+    ):
+        shown.told(status(**fields))
+        shown.tick()
+    shown.trouble(MfluxError("unreachable", "No answer from x."), 1)
+    shown.tick()
+    shown.tick()
+    shown.close()
+    assert stream.getvalue().splitlines() == [
+        "task abc123: 3rd in line, about 40 s",
+        "task abc123: step 1 of 4",
+        "No answer from x; trying again",
+    ]
+
+
+# -- documents ----------------------------------------------------------------------------------
+
+
+def test_the_clients_readme_and_help_name_every_option_and_exit_code() -> None:
+    shown = command("--help").stdout.decode()
+    readme = (ROOT / "client" / "README.md").read_text()
+    options = set(re.findall(r"--[a-z][a-z-]+", shown)) - {"--help", "--output"}
+    assert len(options) > 25
+    for option in options:
+        assert f"`{option}" in readme, option
+    for code in ("0", "1", "2", "3", "4", "130"):
+        assert re.search(rf"^  {code} ", shown, re.MULTILINE)
+        assert f"| {code} |" in readme
+    for variable in ("MFLUX_SERVER_URL", "MFLUX_SERVER_KEY"):
+        assert variable in shown
+        assert variable in readme
+
+
+def test_the_example_of_the_clients_readme_runs(server: ServerProcess, tmp_path: Path) -> None:
+    readme = (ROOT / "client" / "README.md").read_text()
+    code = "\n".join(re.findall(r"```python\n(.*?)```", readme, re.DOTALL))
+    (tmp_path / "mflux_client.py").write_text((ROOT / "client" / "mflux_client.py").read_text())
+    (tmp_path / "photo.jpg").write_bytes(png())
+    (tmp_path / "example.py").write_text(code)
+    subprocess.run(
+        [sys.executable, "example.py"],
+        cwd=tmp_path,
+        env=clean_environment() | at(server.url),
+        check=True,
+        timeout=120,
+    )
+    assert (tmp_path / "lighthouse.jpg").exists()

@@ -1,0 +1,495 @@
+"""mflux's classes as they are called: every one by its signature, the tiny ones for real."""
+
+import gc
+import importlib
+import inspect
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import pytest
+from conftest import offer_of
+from huggingface_hub import errors as hub
+from PIL import Image, ImageDraw
+
+import pipelines
+import tiny_models
+from errors import ModelLoadError
+from generator import MfluxGenerator
+from images import to_png
+from mflux_registry import read_catalog
+from mlx_setup import prepare_mlx
+from model_catalog import CONTROL_TYPES, SCHEDULERS, Lora, Model, Pipeline, Takes, Weights
+from pipelines import arguments, explain, remember_prompts
+from prompt_cache import PromptCache
+from task import GenerationParams, InputImage, Stage
+
+Result = TypeVar("Result")
+EACH_PIPELINE = pytest.mark.parametrize(
+    ("model", "pipeline"),
+    [(model, pipeline) for model in read_catalog().models for pipeline in model.pipelines],
+    ids=lambda value: value.name,
+)
+INPUTS = Path("/inputs")
+FILES = {name: InputImage(name, 64, 64) for name in ("start", "mask", "control", "first", "second")}
+
+
+def params(**changes: Any) -> GenerationParams:
+    usual: dict[str, Any] = {
+        "prompt": "a lighthouse",
+        "seed": 1,
+        "width": 64,
+        "height": 64,
+        "steps": 4,
+        "guidance": None,
+        "format": "PNG",
+        "quality": 85,
+    }
+    return GenerationParams(**{**usual, **changes})
+
+
+def full_params(pipeline: Pipeline) -> GenerationParams:
+    """Params that hold everything that a pipeline takes."""
+    everything: dict[Takes, dict[str, Any]] = {
+        Takes.GUIDANCE: {"guidance": 3.0},
+        Takes.NEGATIVE_PROMPT: {"negative_prompt": "blurry"},
+        Takes.SCHEDULER: {"scheduler": SCHEDULERS[0]},
+        Takes.INIT_IMAGE: {"init_image": FILES["start"]},
+        Takes.IMAGE_STRENGTH: {"image_strength": 0.4},
+        Takes.IMAGES: {"images": (FILES["first"], FILES["second"])},
+        Takes.MASK: {"mask": FILES["mask"]},
+        Takes.CONTROL_IMAGE: {"control_image": FILES["control"]},
+        Takes.CONTROL_STRENGTH: {"control_strength": 0.5},
+        Takes.CONTROL_TYPE: {"control_type": CONTROL_TYPES[1]},
+        Takes.UPSCALE: {"upscale": 2.0},
+        Takes.LORAS: {"loras": (Lora("a", 0.5),)},
+    }
+    changes: dict[str, Any] = {}
+    for field in pipeline.takes:
+        changes |= everything.get(field, {})
+    return params(**changes)
+
+
+def class_of(pipeline: Pipeline) -> Any:
+    return getattr(importlib.import_module(pipeline.module), pipeline.name)
+
+
+@EACH_PIPELINE
+def test_what_the_params_hold_binds_to_the_signature_of_the_class(
+    model: Model, pipeline: Pipeline
+) -> None:
+    """Families that have no tiny model (FLUX.3, FIBO, Qwen 2.1, Krea 2, ERNIE, Ideogram, Iris,
+    MOSS, Lens, Anima, Boogu, Ming; of FLUX.1 Depth and in-context; the controls of Z-Image) are
+    tested only this way: nothing here draws with them."""
+    stage = Stage(Weights(model, pipeline, None), full_params(pipeline))
+    call = arguments(stage, INPUTS)
+    signature = inspect.signature(class_of(pipeline).generate_image)
+    bound = signature.bind(object(), **call)
+    taken = set(pipeline.parameters) - {"control_type"}
+    assert set(bound.arguments) == taken | {"self"}
+    assert set(bound.arguments) <= set(signature.parameters), "nothing lands in **kwargs"
+    for parameter, value in call.items():
+        annotation = str(signature.parameters[parameter].annotation)
+        if isinstance(value, list):
+            assert "list" in annotation, (parameter, annotation)
+        elif isinstance(value, str) and "path" in parameter:
+            assert "list" not in annotation.replace("| list", ""), (parameter, annotation)
+
+
+@EACH_PIPELINE
+def test_the_least_that_a_pipeline_needs_binds_too(model: Model, pipeline: Pipeline) -> None:
+    full = full_params(pipeline).model_dump()
+    least = {field: full[field] for field in pipeline.needs}
+    stage = Stage(Weights(model, pipeline, None), params(**least))
+    call = arguments(stage, INPUTS)
+    inspect.signature(class_of(pipeline).generate_image).bind(object(), **call)
+    assert None not in call.values()
+
+
+@EACH_PIPELINE
+def test_what_loads_a_pipeline_binds_to_its_constructor(model: Model, pipeline: Pipeline) -> None:
+    call: dict[str, Any] = {"quantize": 8, "model_path": "folder", "model_config": object()}
+    if pipeline.loras:
+        call |= {"lora_paths": ["a"], "lora_scales": [1.0]}
+    signature = inspect.signature(class_of(pipeline).__init__)
+    bound = signature.bind(object(), **call)
+    assert set(bound.arguments) == {"self", *call}
+
+
+def test_pictures_are_passed_as_files_of_the_inputs_and_one_alone_where_one_is_taken() -> None:
+    kontext, klein, seedvr2 = offer_of("tiny-kontext", "tiny-flux2", "tiny-seedvr2").models
+    pair = params(images=(FILES["first"], FILES["second"]))
+    call = arguments(Stage(Weights(klein, klein.pipelines[1], None), pair), INPUTS)
+    assert call["image_paths"] == ["/inputs/first.png", "/inputs/second.png"]
+    one = params(images=(FILES["first"],))
+    call = arguments(Stage(Weights(kontext, kontext.pipelines[0], None), one), INPUTS)
+    assert call["image_path"] == "/inputs/first.png"
+    enlarge = params(init_image=FILES["start"], upscale=1.5, width=80, height=64)
+    call = arguments(Stage(Weights(seedvr2, seedvr2.pipelines[0], None), enlarge), INPUTS)
+    assert call == {"seed": 1, "image_path": "/inputs/start.png", "resolution": 96}
+
+
+def test_a_control_becomes_what_mflux_calls_one() -> None:
+    model = offer_of("z-image-controlnet").default
+    weights = Weights(model, model.pipelines[0], None)
+    for kind in (*CONTROL_TYPES, None):
+        asked = params(control_image=FILES["control"], control_type=kind)
+        (control,) = arguments(Stage(weights, asked), INPUTS)["controls"]
+        assert (control.type, control.image_path) == (kind or "canny", "/inputs/control.png")
+
+
+def test_the_size_of_what_is_enlarged_is_foretold_as_mflux_computes_it() -> None:
+    from mflux.models.seedvr2.variants.upscale.seedvr2_util import SeedVR2Util
+
+    prepare_mlx()
+    for width, height in ((64, 64), (80, 64), (37, 61), (101, 16), (17, 90)):
+        for factor in (1.01, 1.3, 1.5, 2.0, 3.7, 4.0):
+            asked = params(width=width, height=height, upscale=factor)
+            file = Path("/dev/shm") / f"mflux-server-{width}x{height}.png"
+            file.write_bytes(to_png(Image.new("RGB", (width, height))))
+            _, true_h, true_w = SeedVR2Util.preprocess_image(str(file), asked.shorter_side)
+            file.unlink()
+            assert asked.final_size == (true_w, true_h)
+
+
+# -- the prompt ------------------------------------------------------------------------------------
+
+
+class Embeddings:
+    nbytes = 10
+
+
+class Encoder:
+    """Of a class of mflux that encodes each prompt anew."""
+
+    calls = 0
+
+    def _encode_prompts(self, prompt: str, *others: Any, **named: Any) -> Embeddings:
+        self.calls += 1
+        return Embeddings()
+
+
+@pytest.fixture
+def remembering(monkeypatch: pytest.MonkeyPatch) -> Encoder:
+    encoder = Encoder()
+    monkeypatch.setattr(PromptCache, "evaluate", lambda cache: None)
+    remember_prompts(encoder, PromptCache(1000))
+    return encoder
+
+
+def test_a_prompt_that_was_encoded_is_not_encoded_again(remembering: Encoder) -> None:
+    first = remembering._encode_prompts("a", negative="b", images=["x", "y"], config=object())
+    again = remembering._encode_prompts("a", images=["x", "y"], negative="b", config=object())
+    assert again is first
+    assert remembering.calls == 1
+    remembering._encode_prompts("a", negative="b", images=["x"], config=object())
+    remembering._encode_prompts("b", negative="b", images=["x"])
+    assert remembering.calls == 3
+
+
+def test_a_prompt_that_is_encoded_with_pictures_is_encoded_each_time(remembering: Encoder) -> None:
+    """Fibo2Edit encodes it with lists of pictures, by position."""
+    picture = Image.new("RGB", (16, 16))
+    for _ in range(2):
+        remembering._encode_prompts("a", [picture], [picture], False)
+        remembering._encode_prompts("a", images=[picture])
+    assert remembering.calls == 4
+
+
+@EACH_PIPELINE
+def test_no_encoder_of_a_prompt_is_left_that_would_work_for_each_picture(
+    model: Model, pipeline: Pipeline
+) -> None:
+    """But for those of mflux's classes that call a function of their module: FIBO, Lens, and the
+    controls of Z-Image encode a prompt for each picture of a task."""
+    real = class_of(pipeline)
+    source = "".join(
+        inspect.getsource(importlib.import_module(base.__module__))
+        for base in real.__mro__
+        if base.__module__.startswith("mflux.models") and ".variants." in base.__module__
+    )
+    remembered = any(getattr(real, name, None) for name in pipelines.ENCODERS)
+    if real.__name__ in ("FIBO", "FIBOEdit", "LensImage", "ZImageTurboControlnet", "SeedVR2"):
+        assert not remembered
+        assert "prompt_cache" not in source
+    else:
+        assert remembered or "prompt_cache" in source
+
+
+# -- for real --------------------------------------------------------------------------------------
+
+
+class OnItsThread:
+    """A generator on one thread of its own, as MLX wants it."""
+
+    def __init__(self, data_dir: Path, **options: Any) -> None:
+        prepare_mlx()
+        self._thread = ThreadPoolExecutor(1)
+        self.generator = MfluxGenerator(data_dir, **options)
+        self.inputs = data_dir
+
+    def run(self, function: Callable[..., Result], *values: Any) -> Result:
+        return self._thread.submit(function, *values).result()
+
+    def load(self, weights: Weights) -> int | None:
+        return self.run(self.generator.load, weights)
+
+    def draw(self, weights: Weights, asked: GenerationParams) -> Image.Image:
+        if weights.key not in self.generator.resident:
+            self.load(weights)
+        stage = Stage(weights, asked)
+        return self.run(self.generator.generate, stage, self.inputs, lambda *_: None).picture
+
+    def pipeline(self, weights: Weights) -> Any:
+        return self.generator._loaded[weights.key].pipeline
+
+
+@pytest.fixture
+def on_thread(data_dir: Path) -> Iterator[OnItsThread]:
+    generating = OnItsThread(data_dir, models_in_memory=2)
+    yield generating
+    generating.run(generating.generator.unload)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def pictures(data_dir: Path) -> None:
+    circle = Image.new("RGB", (64, 64), "white")
+    ImageDraw.Draw(circle).ellipse((8, 8, 40, 40), fill="black")
+    mask = Image.new("L", (64, 64), 0)
+    mask.paste(255, (0, 0, 64, 32))
+    for name, picture in (("first", circle), ("second", circle.rotate(90)), ("mask", mask)):
+        (data_dir / f"{name}.png").write_bytes(to_png(picture))
+
+
+PROMPTED: dict[str, dict[str, Any]] = {
+    "tiny": {},
+    "tiny-flux2": {},
+    "tiny-kontext": {"images": (FILES["first"],)},
+    "tiny-redux": {"images": (FILES["first"], FILES["second"])},
+    "tiny-controlnet": {"control_image": FILES["first"]},
+    "tiny-fill": {"init_image": FILES["first"], "mask": FILES["mask"]},
+    "tiny-z-image": {"guidance": 3.0, "negative_prompt": "red"},
+    "tiny-qwen": {"guidance": 3.0, "negative_prompt": "red"},
+}
+
+
+@pytest.mark.parametrize("name", PROMPTED)
+def test_the_images_of_a_task_encode_its_prompt_once(
+    name: str, on_thread: OnItsThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = offer_of(name).default
+    weights = Weights(model, model.pipelines[0], None)
+    on_thread.load(weights)
+    pipeline = on_thread.pipeline(weights)
+    part = "t5_text_encoder" if hasattr(pipeline, "t5_text_encoder") else "text_encoder"
+    encoder = type(getattr(pipeline, part))
+    calls = []
+    encode = next(
+        method for method in ("get_prompt_embeds", "__call__") if hasattr(encoder, method)
+    )
+    original = getattr(encoder, encode)
+
+    def counting(*values: Any, **named: Any) -> Any:
+        calls.append(1)
+        return original(*values, **named)
+
+    monkeypatch.setattr(encoder, encode, counting)
+    asked = params(steps=2, **PROMPTED[name])
+    first = on_thread.draw(weights, asked)
+    once = len(calls)
+    assert once == (2 if "negative_prompt" in PROMPTED[name] else 1)
+    second = on_thread.draw(weights, asked.model_copy(update={"seed": 2}))
+    assert len(calls) == once
+    assert first.tobytes() != second.tobytes()
+    again = on_thread.draw(weights, asked)
+    assert again.tobytes() == first.tobytes()
+    assert len(calls) == once
+    on_thread.draw(weights, asked.model_copy(update={"prompt": "a fox"}))
+    assert len(calls) > once
+
+
+def test_the_edits_of_klein_share_its_weights_and_draw_as_if_loaded_alone(
+    on_thread: OnItsThread,
+) -> None:
+    import mlx.core as mx
+    from mflux.models.common.config.model_config import ModelConfig
+
+    klein = offer_of("tiny-flux2").default
+    text, edit = (Weights(klein, pipeline, None) for pipeline in klein.pipelines)
+    assert text.key == edit.key
+    edited = params(images=(FILES["first"],))
+    plain = on_thread.draw(text, params())
+    picture = on_thread.draw(edit, edited)
+    assert on_thread.draw(text, params()).tobytes() == plain.tobytes()
+    assert on_thread.draw(edit, edited).tobytes() == picture.tobytes()
+    assert plain.tobytes() != picture.tobytes()
+    assert on_thread.generator.resident == (text.key,)
+
+    def alone() -> Image.Image:
+        module, name = tiny_models.PIPELINES["tiny-flux2-edit"].split(":")
+        pipeline = getattr(importlib.import_module(module), name)(
+            quantize=None,
+            model_path=str(tiny_models.ensure_checkpoint("tiny-flux2-edit", on_thread.inputs)),
+            model_config=ModelConfig(**tiny_models.TINY_CONFIGS["tiny-flux2-edit"]),
+        )
+        tiny_models.slim(pipeline)
+        mx.eval(pipeline.parameters())
+        call = arguments(Stage(edit, edited), on_thread.inputs)
+        drawn: Image.Image = pipeline.generate_image(**call).image
+        return drawn
+
+    assert on_thread.run(alone).tobytes() == picture.tobytes()
+
+
+def test_an_edit_may_be_the_first_task_after_loading(on_thread: OnItsThread) -> None:
+    klein = offer_of("tiny-flux2").default
+    edit = Weights(klein, klein.pipelines[1], None)
+    edited = on_thread.draw(edit, params(images=(FILES["first"], FILES["second"])))
+    assert edited.size == (64, 64)
+    assert on_thread.generator.resident == ("tiny-flux2",)
+
+
+def test_two_models_in_memory_are_those_used_last(on_thread: OnItsThread) -> None:
+    keys = {}
+    for name in ("tiny", "tiny-flux2", "tiny-qwen"):
+        model = offer_of(name).default
+        keys[name] = Weights(model, model.pipelines[0], None)
+    for name, resident in (
+        ("tiny", ("tiny",)),
+        ("tiny-flux2", ("tiny-flux2", "tiny")),
+        ("tiny", ("tiny", "tiny-flux2")),
+        ("tiny-qwen", ("tiny-qwen", "tiny")),
+        ("tiny-flux2", ("tiny-flux2", "tiny-qwen")),
+    ):
+        on_thread.draw(keys[name], params(steps=2))
+        assert on_thread.generator.resident == resident
+    on_thread.run(on_thread.generator.unload)
+    assert on_thread.generator.resident == ()
+    assert on_thread.generator.memory.weights_bytes == 0
+
+
+def test_fifty_switches_between_models_leave_no_memory_behind(data_dir: Path) -> None:
+    import mlx.core as mx
+
+    generating = OnItsThread(data_dir)
+    models = offer_of("tiny", "tiny-flux2", "tiny-z-image").models
+    all_weights = [Weights(model, model.pipelines[0], None) for model in models]
+
+    def one_round() -> tuple[list[int], int]:
+        """MLX's active memory after each model, and the kilobytes that the process holds."""
+        active = []
+        for weights in all_weights:
+            generating.draw(weights, params(steps=1, width=32, height=32))
+            active.append(generating.run(mx.get_active_memory))
+        gc.collect()
+        held = subprocess.run(
+            ["ps", "-o", "rss=", "-p", str(os.getpid())], check=True, capture_output=True
+        )
+        return active, int(held.stdout)
+
+    one_round()
+    active, rss = one_round()
+    for _ in range(15):
+        now, rss_now = one_round()
+        assert now == pytest.approx(active, abs=1000), "a few bytes of scalars come and go"
+    assert rss_now - rss < 60_000
+    generating.run(generating.generator.unload)
+
+
+def test_a_lora_acts_as_strongly_as_it_is_asked_to_and_is_loaded_anew_for_each_choice(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    for name in ("one", "two"):
+        tiny_models.write_lora(tmp_path / f"{name}.safetensors", "tiny")
+    offer = offer_of("tiny", lora_dir=tmp_path)
+    generating = OnItsThread(data_dir, models_in_memory=1, lora_path=offer.lora)
+
+    def drawn(*loras: Lora) -> bytes:
+        (stage,) = offer.stages(params(model="tiny", loras=loras))
+        picture = generating.draw(stage.weights, stage.params)
+        assert generating.generator.resident == (stage.weights.key,)
+        return picture.tobytes()
+
+    plain, full = drawn(), drawn(Lora("one"))
+    assert full != plain
+    assert drawn(Lora("one", 0.0)) == plain
+    assert drawn(Lora("one", 0.5)) not in (plain, full)
+    assert drawn(Lora("one"), Lora("two", 0.7)) not in (plain, full)
+    assert drawn(Lora("one")) == full
+    assert drawn() == plain
+    generating.run(generating.generator.unload)
+
+
+def test_what_cannot_be_loaded_leaves_the_others_in_memory_and_the_thread_alive(
+    on_thread: OnItsThread, tmp_path: Path
+) -> None:
+    tiny, flux2 = (
+        Weights(model, model.pipelines[0], None) for model in offer_of("tiny", "tiny-flux2").models
+    )
+    before = on_thread.draw(tiny, params())
+    broken = Weights(tiny.model, tiny.pipeline, None, (Lora("/no/such/file.safetensors"),))
+    with pytest.raises(ModelLoadError, match="tiny"):
+        on_thread.load(broken)
+    assert on_thread.draw(tiny, params()).tobytes() == before.tobytes()
+    on_thread.draw(flux2, params())
+    assert on_thread.generator.resident == ("tiny-flux2", "tiny")
+
+
+# -- what goes into the file, and what goes wrong --------------------------------------------------
+
+
+def test_what_a_file_tells_names_no_path_of_this_machine_and_is_the_same_again(
+    on_thread: OnItsThread, tmp_path: Path
+) -> None:
+    for name, more in PROMPTED.items():
+        model = offer_of(name).default
+        (stage,) = offer_of(name).stages(params(model=name, steps=2, scheduler="linear", **more))
+        if stage.weights.key not in on_thread.generator.resident:
+            on_thread.load(stage.weights)
+        told = [
+            on_thread.run(
+                on_thread.generator.generate, stage, on_thread.inputs, lambda *_: None
+            ).metadata
+            for _ in range(2)
+        ]
+        assert told[0] == told[1]
+        assert told[0] is not None
+        assert str(on_thread.inputs) not in json.dumps(told[0])
+        assert "/" not in json.dumps({k: v for k, v in told[0].items() if "path" in k})
+        assert (told[0]["model"], told[0]["seed"], told[0]["steps"]) == (model.name, 1, 2)
+        assert told[0]["scheduler"] == "linear"
+
+
+def answered(status: int) -> httpx.Response:
+    return httpx.Response(status, request=httpx.Request("GET", "https://huggingface.co/x"))
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (hub.GatedRepoError("x", response=answered(403)), ["only for those who log in", "licence"]),
+        (hub.HfHubHTTPError("x", response=answered(401)), ["only for those who log in"]),
+        (hub.RepositoryNotFoundError("x", response=answered(404)), ["There is no repository"]),
+        (hub.HfHubHTTPError("x", response=answered(500)), ["cannot be downloaded", "connection"]),
+        (hub.LocalEntryNotFoundError("x"), ["cannot be downloaded", "connection"]),
+        (httpx.ConnectError("no route"), ["cannot be downloaded", "no route"]),
+        (FileNotFoundError("nothing there"), ["cannot be read", "nothing there"]),
+        (OSError(28, "No space left on device"), ["No space left"]),
+        (ValueError("a\nb"), ["cannot be loaded", "ValueError: a)"]),
+        (RuntimeError(), ["cannot be loaded", "RuntimeError"]),
+    ],
+)
+def test_what_fails_while_loading_is_told_in_one_sentence_with_a_way_out(
+    error: Exception, words: list[str]
+) -> None:
+    told = explain(error, offer_of("dev").default)
+    assert "\n" not in told
+    assert "dev" in told
+    assert "--path" in told
+    for word in words:
+        assert word in told
