@@ -5,14 +5,15 @@ from the models that validate requests and shape answers, errors from errors.py.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
 from flasgger import Swagger, swag_from
 from flask import Flask
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from answers import (
-    Answer,
     DeleteAnswer,
     ErrorAnswer,
     EstimateAnswer,
@@ -25,7 +26,7 @@ from answers import (
     StatsAnswer,
     StatusAnswer,
 )
-from errors import ServerError, TryLater
+from errors import Problem, ServerError, TryLater
 from generate_request import Limits, request_schema
 
 ANSWERS = (
@@ -65,8 +66,28 @@ Queues image generation on one GPU and forecasts when each image is done.
 The usual way: **POST /generate** gives a `task_id`; **GET /status** tells position and remaining
 seconds until its `status` is `done`; **GET /image** returns the image and removes it.
 
-Every route is also there under `/api`. Errors are JSON: `{"error": {"code", "message", "field"}}`.
+Every route is also there under `/api`, but for those of the foreign APIs under `/v1` (OpenAI) and
+`/sdapi/v1` (AUTOMATIC1111). Errors are JSON: `{"error": {"code", "message", "field"}}`.
 """
+
+
+@dataclass(frozen=True)
+class ErrorShape:
+    """How an API tells errors."""
+
+    schema: str
+    """Of the body."""
+    body: Callable[[Problem], dict[str, Any]]
+    status: Callable[[int], int]
+    """HTTP status of an error that the native API answers with this one."""
+
+
+NATIVE_ERRORS = ErrorShape(
+    "ErrorAnswer",
+    lambda problem: {"error": {"code": problem.code, "message": problem.message}},
+    status=int,
+)
+ForeignSchemas = Iterable[tuple[type[BaseModel], Literal["validation", "serialization"]]]
 
 
 def documented(
@@ -79,6 +100,8 @@ def documented(
     example: dict[str, Any] | None = None,
     answers: dict[int, dict[str, Any]],
     errors: Iterable[type[ServerError]],
+    shape: ErrorShape = NATIVE_ERRORS,
+    content: dict[str, Any] | None = None,
 ) -> Callable[[View], View]:
     """Describe a route.
 
@@ -87,12 +110,15 @@ def documented(
         body: name of the request body's schema.
         example: of a request body.
         answers: HTTP status -> OpenAPI response.
+        shape: of the errors.
+        content: of the request body by media type, in place of `body`.
     """
     responses = {str(status): answer for status, answer in answers.items()}
     for error in errors:
-        entry = responses.setdefault(str(error.http_status), _error_response())
-        answer = {"error": {"code": error.code, "message": error.default_message}}
-        entry["content"]["application/json"]["examples"][error.code] = {"value": answer}
+        status = str(shape.status(error.http_status))
+        entry = responses.setdefault(status, _error_response(shape.schema))
+        told = shape.body(Problem(error.http_status, error.code, error.default_message))
+        entry["content"]["application/json"]["examples"][error.code] = {"value": told}
         if issubclass(error, TryLater):
             entry["headers"] = {"Retry-After": RETRY_AFTER}
         lines = [entry["description"], f"`{error.code}`: {error.default_message}"]
@@ -109,6 +135,7 @@ def documented(
             "application/json": {"schema": {"$ref": SCHEMAS + body}, "example": example},
             "multipart/form-data": {"schema": {"$ref": SCHEMAS + body + "Form"}},
         }
+    if content:
         specification["requestBody"] = {"required": True, "content": content}
 
     def describe(view: View) -> View:
@@ -118,7 +145,7 @@ def documented(
     return describe
 
 
-def json_answer(answer: type[Answer], description: str) -> dict[str, Any]:
+def json_answer(answer: type[BaseModel], description: str) -> dict[str, Any]:
     content = {"application/json": {"schema": {"$ref": SCHEMAS + answer.__name__}}}
     return {"description": description, "content": content}
 
@@ -163,8 +190,12 @@ IDEMPOTENCY_KEY = {
 }
 
 
-def install_docs(app: Flask, limits: Limits) -> None:
-    """Serve the specification and the page. Call it after the routes are registered."""
+def install_docs(app: Flask, limits: Limits, foreign: ForeignSchemas = ()) -> None:
+    """Serve the specification and the page. Call it after the routes are registered.
+
+    Args:
+        foreign: the models that the foreign APIs name.
+    """
     page = {
         "openapi": "3.0.3",
         "uiversion": 3,
@@ -182,14 +213,15 @@ def install_docs(app: Flask, limits: Limits) -> None:
     }
     template = {
         "info": {"title": "mflux-server", "version": "1", "description": DESCRIPTION},
-        "components": {"schemas": _schemas(limits)},
+        "components": {"schemas": _schemas(limits, foreign)},
     }
     Swagger(app, config=page, template=template)
 
 
-def _schemas(limits: Limits) -> dict[str, Any]:
+def _schemas(limits: Limits, foreign: ForeignSchemas) -> dict[str, Any]:
     _, generated = models_json_schema(
-        [(answer, "serialization") for answer in ANSWERS], ref_template=SCHEMAS + "{model}"
+        [*((answer, "serialization") for answer in ANSWERS), *foreign],
+        ref_template=SCHEMAS + "{model}",
     )
     schemas: dict[str, Any] = generated["$defs"]
     request = request_schema(limits, SCHEMAS + "{model}")
@@ -244,6 +276,6 @@ def _openapi_3_0(schema: Any) -> Any:
     return schema
 
 
-def _error_response() -> dict[str, Any]:
-    schema = {"$ref": SCHEMAS + "ErrorAnswer"}
+def _error_response(name: str) -> dict[str, Any]:
+    schema = {"$ref": SCHEMAS + name}
     return {"description": "", "content": {"application/json": {"schema": schema, "examples": {}}}}

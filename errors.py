@@ -4,6 +4,7 @@
 query parameter or body field at fault, where there is one.
 """
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 
@@ -18,6 +19,17 @@ class ServerError(Exception):
         self.message = message or self.default_message
         self.field = field
         super().__init__(self.message)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An error as it is told: each API gives it its own form."""
+
+    http_status: int
+    code: str
+    message: str
+    field: str | None = None
+    retry_after_s: int | None = None
 
 
 class InvalidInput(ServerError):
@@ -76,6 +88,12 @@ class TryLater(ServerError):
     def __init__(self, message: str | None = None, *, retry_after_s: int) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class TaskFailed(ServerError):
+    code = "task_failed"
+    http_status = 500
+    default_message = "The image could not be made; the message says why."
 
 
 class QueueFull(TryLater):

@@ -349,6 +349,15 @@ def parse_form(
             fields[name] = [*fields.get(name, []), *contents]
         elif contents:
             fields[name] = contents[-1]
+    return check_request(fields, limits)
+
+
+def check_request(fields: Mapping[str, Any], limits: Limits) -> GenerateRequest:
+    """A request of fields that may be texts.
+
+    Raises:
+        InvalidInput: names the first field at fault and what it allows.
+    """
     try:
         return GenerateRequest.model_validate(fields, strict=False)
     except ValidationError as error:

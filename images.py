@@ -14,13 +14,14 @@ import re
 import struct
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from io import BytesIO
 from threading import Lock
 from typing import Any, Literal
 
-from PIL import Image
+from PIL import Image, ImageChops
 
 from errors import InvalidInput
 
@@ -38,6 +39,8 @@ SHORTENED = " [shortened]"
 
 _PNG_START, _EXIF_START, _COMMENT_START = b"\x89PNG\r\n\x1a\n", b"Exif\0\0", b"ASCII\0\0\0"
 _ORIENTATION, _EXIF_DIRECTORY, _USER_COMMENT = 0x0112, 0x8769, 0x9286
+_AFTER_HEADER = len(_PNG_START) + 25
+"""Where the chunk that follows IHDR starts."""
 _JPEG_EXIF_ROOM = 65533 - 54
 """Bytes of JSON: what a segment holds, less what `_exif` puts in front of the text."""
 _TURNS = {
@@ -152,14 +155,15 @@ def decode_base64(text: str, field: str) -> bytes:
 
 
 def open_upload(
-    data: bytes, field: str, *, max_pixels: int, mode: Literal["RGB", "L"] = "RGB"
+    data: bytes, field: str, *, max_pixels: int, mode: Literal["RGB", "L", "A"] = "RGB"
 ) -> Image.Image:
     """The first frame of somebody's picture, upright, at its own size, with nothing but pixels.
 
     Args:
         max_pixels: width times height; Pillow itself ends at 178 million.
         mode: RGB puts what is transparent on white. L is for masks and looks through
-            transparency at the colour below, as mflux does with masks.
+            transparency at the colour below, as mflux does with masks. A is white where the
+            picture is transparent; of one without transparency it is the same as L.
 
     Raises:
         InvalidInput: not one of `UPLOAD_FORMATS`, broken, cut off, too small or too large. The
@@ -185,6 +189,47 @@ def open_upload(
         raise _refusal(field, f" is a broken or incomplete {format} file.") from error
     turn = _TURNS.get(_orientation(_exif_of(data, format)))
     return picture if turn is None else picture.transpose(turn)
+
+
+def mask_of_transparency(data: bytes, field: str, *, max_pixels: int) -> bytes:
+    """A mask as PNG, white where the given one is transparent; without transparency as it is.
+
+    Raises:
+        InvalidInput: see `open_upload`.
+    """
+    return to_png(open_upload(data, field, max_pixels=max_pixels, mode="A"))
+
+
+def inverted_mask(data: bytes, field: str, *, max_pixels: int) -> bytes:
+    """A mask as PNG, white where the given one is black.
+
+    Raises:
+        InvalidInput: see `open_upload`.
+    """
+    mask = open_upload(data, field, max_pixels=max_pixels, mode="L")
+    return to_png(ImageChops.invert(mask))
+
+
+def with_png_text(data: bytes, keyword: str, text: str) -> bytes:
+    """A PNG that also holds a text, where AUTOMATIC1111 puts its parameters."""
+    payload = keyword.encode("latin-1") + b"\0\0\0\0\0" + text.encode("utf-8", "backslashreplace")
+    chunk = struct.pack(">I", len(payload)) + b"iTXt" + payload
+    chunk += struct.pack(">I", zlib.crc32(chunk[4:]))
+    return data[:_AFTER_HEADER] + chunk + data[_AFTER_HEADER:]
+
+
+def read_png_texts(data: bytes) -> dict[str, str]:
+    """The texts in a PNG that are not compressed, by keyword."""
+    texts: dict[str, str] = {}
+    if _format_of(data) == "PNG":
+        for name, payload, _ in _chunks(data, "PNG"):
+            keyword, _, rest = bytes(payload).partition(b"\0")
+            if name == b"tEXt":
+                texts[keyword.decode("latin-1")] = rest.decode("latin-1")
+            elif name == b"iTXt" and rest[:1] == b"\0":
+                text = rest[2:].split(b"\0", 2)[-1]
+                texts[keyword.decode("latin-1")] = text.decode("utf-8", "replace")
+    return texts
 
 
 def read_metadata(data: bytes) -> dict[str, Any] | None:
@@ -244,7 +289,7 @@ def _check_size(size: tuple[int, int], field: str, max_pixels: int) -> None:
         raise _refusal(field, f"{told}each side must have at least {MIN_SIDE}.")
 
 
-def _flat(image: Image.Image, mode: Literal["RGB", "L"]) -> Image.Image:
+def _flat(image: Image.Image, mode: Literal["RGB", "L", "A"]) -> Image.Image:
     if image.mode == "I;16":
         image.info.pop("transparency", None)
         image = image.point(lambda grey: grey * (1 / 256)).convert("L")  # Pillow alone would clip
@@ -252,7 +297,9 @@ def _flat(image: Image.Image, mode: Literal["RGB", "L"]) -> Image.Image:
         image = image.convert("RGBA")
         if mode == "RGB":
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    flat = image.convert(mode)
+        if mode == "A":
+            return ImageChops.invert(image.getchannel("A"))
+    flat = image.convert("RGB" if mode == "RGB" else "L")
     flat.info.clear()
     return flat
 

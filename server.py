@@ -1,5 +1,6 @@
 """The front door: the application, and main(), which builds, starts and stops everything."""
 
+import json
 import logging
 import os
 import resource
@@ -12,7 +13,7 @@ from threading import Thread
 from urllib.parse import urlsplit
 
 try:
-    from flask import Flask, Response, redirect, request
+    from flask import Flask, Response, jsonify, redirect, request
 except ModuleNotFoundError:
     sys.exit(
         "server.py: the packages it needs are not installed for this Python: run 'make serve', or "
@@ -26,6 +27,8 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 import errors
 from answers import ErrorAnswer, ErrorBody
 from api_docs import PAGE_ROUTE, install_docs
+from compat.install import ForeignOptions, foreign_error, install_foreign_apis
+from cors import Cors
 from generate_request import Limits
 from generator import MfluxGenerator
 from live_api import live_routes
@@ -77,14 +80,20 @@ def create_app(
     max_body_bytes: int,
     allowed_hosts: frozenset[str] | None = None,
     operator_key: str | None = "",
+    foreign: ForeignOptions | None = None,
+    cors_origins: tuple[str, ...] = (),
 ) -> Flask:
-    """The WSGI application: every route at the root and under /api.
+    """The WSGI application: every route at the root and under /api, the foreign APIs at their own
+    prefixes.
 
     Args:
+        places: for requests that hold a thread for long.
         allowed_hosts: names under which clients may address it; None: any. A web page whose own
             name leads to this machine (DNS rebinding) thus gets nothing.
         operator_key: what the operator's routes ask for; empty: nothing; None: they are closed.
+        cors_origins: of pages that may use it from elsewhere.
     """
+    cors = Cors(cors_origins)
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
     app.config["MAX_FORM_MEMORY_SIZE"] = max_body_bytes
@@ -98,23 +107,36 @@ def create_app(
             raise errors.UnknownHost
         # A browser says of which page a request is that may change something.
         origin = request.headers.get("Origin")
-        if origin is not None and request.method not in ("GET", "HEAD", "OPTIONS"):
+        changes = request.method not in ("GET", "HEAD", "OPTIONS")
+        if origin is not None and changes and not cors.allows(origin):
             page = _host_name(origin)
             if page is None or page not in {name, *(allowed_hosts or ())}:
                 raise errors.ForeignPage
 
+    cors.install(app)
+    catalog = read_catalog()
     for routes in (
         native_routes(queue, submission, places),
         queue_routes(queue),
         live_routes(queue, places, previews),
         server_routes(queue, worker, generator, data_dir),
-        model_routes(queue, submission.offer, read_catalog(), operator_key),
+        model_routes(queue, submission.offer, catalog, operator_key),
     ):
         app.register_blueprint(routes)
         app.register_blueprint(routes, url_prefix="/api", name=f"api_{routes.name}")
+    schemas = install_foreign_apis(
+        app,
+        queue,
+        submission,
+        catalog,
+        places=places,
+        options=foreign or ForeignOptions(),
+        memory=lambda: generator.memory,
+        preview=previews.look,
+    )
     app.register_error_handler(Exception, _answer_error)
     app.add_url_rule("/", "home", lambda: redirect(PAGE_ROUTE))
-    install_docs(app, submission.limits)
+    install_docs(app, submission.limits, schemas)
     return app
 
 
@@ -128,24 +150,32 @@ def _host_name(url: str) -> str | None:
 def _answer_error(error: Exception) -> Response:
     if isinstance(error, RequestEntityTooLarge):
         error = errors.BodyTooLarge()
+    headers: list[tuple[str, str]] = []
     if isinstance(error, errors.ServerError):
-        answer = error_answer(error.http_status, error.code, error.message, error.field)
-        if isinstance(error, errors.TryLater):
-            answer.headers["Retry-After"] = str(error.retry_after_s)
-        return answer
-    if isinstance(error, HTTPException) and error.code is not None:
+        wait_s = error.retry_after_s if isinstance(error, errors.TryLater) else None
+        problem = errors.Problem(error.http_status, error.code, error.message, error.field, wait_s)
+    elif isinstance(error, HTTPException) and error.code is not None:
         if error.code < 400:
             return error.get_response()  # type: ignore[return-value]  # a redirect
         code = error.name.lower().replace(" ", "_")
         message = f"{request.method} {request.path[:200]}: {error.name}. See {PAGE_ROUTE}."
-        answer = error_answer(error.code, code, message)
-        for name, value in error.get_headers():
-            if name == "Allow":
-                answer.headers[name] = value
-        return answer
-    log.error("%s %s failed", request.method, request.path, exc_info=error)
-    unexpected = errors.ServerError()
-    return error_answer(unexpected.http_status, unexpected.code, unexpected.message)
+        problem = errors.Problem(error.code, code, message)
+        headers = [header for header in error.get_headers() if header[0] == "Allow"]
+    else:
+        log.error("%s %s failed", request.method, request.path, exc_info=error)
+        unexpected = errors.ServerError()
+        problem = errors.Problem(unexpected.http_status, unexpected.code, unexpected.message)
+    if told := foreign_error(request.path, problem):
+        body, status, own_headers = told
+        answer = jsonify(body)
+        answer.status_code = status
+        answer.headers.update(own_headers)
+    else:
+        answer = error_answer(problem.http_status, problem.code, problem.message, problem.field)
+        if problem.retry_after_s is not None:
+            answer.headers["Retry-After"] = str(problem.retry_after_s)
+    answer.headers.extend(headers)
+    return answer
 
 
 class Server:
@@ -224,6 +254,13 @@ class Server:
                 max_body_bytes=settings.max_body_bytes,
                 allowed_hosts=_allowed_hosts(settings),
                 operator_key=settings.operator_key or ("" if settings.host in LOOPBACK else None),
+                foreign=ForeignOptions(
+                    sync_max_wait_s=settings.sync_max_wait_s,
+                    clamp=settings.clamp == "on",
+                    public_url=settings.public_url,
+                    model_switch=settings.sdapi_model_switch == "on",
+                ),
+                cors_origins=settings.cors_origins,
             ),
             sockets=[_listen(settings.host, settings.port)],
             threads=settings.threads,
@@ -281,7 +318,11 @@ class _JsonErrorTask(ErrorTask):  # type: ignore[misc]
         code, message = error.reason.lower().replace(" ", "_"), error.body
         if error.code == errors.BodyTooLarge.http_status:
             code, message = errors.BodyTooLarge.code, errors.BodyTooLarge.default_message
-        body = ErrorAnswer(error=ErrorBody(code=code, message=message)).as_json()
+        problem = errors.Problem(error.code, code, message)
+        if told := foreign_error(getattr(self.request, "path", ""), problem):
+            body = json.dumps(told[0])
+        else:
+            body = ErrorAnswer(error=ErrorBody(code=code, message=message)).as_json()
         self.status = f"{error.code} {error.reason}"
         self.response_headers.append(("Content-Type", "application/json"))
         self.response_headers.append(("Connection", "close"))

@@ -5,6 +5,7 @@ precedence: the defaults, the environment (`MFLUX_SERVER_<NAME>`), the command l
 """
 
 import argparse
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -45,6 +46,22 @@ def _bits(text: str) -> tuple[int, ...]:
     if not set(bits) <= set(QUANTIZE):
         raise argparse.ArgumentTypeError(f"must be some of {QUANTIZE}, not {text!r}")
     return bits
+
+
+def _url(text: str) -> str:
+    if text and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", text):
+        raise argparse.ArgumentTypeError(f"must be like https://pictures.example, not {text!r}")
+    return text.rstrip("/")
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    origins = _names(text)
+    for origin in origins:
+        if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s/?#@]+/?", origin.lower()):
+            raise argparse.ArgumentTypeError(
+                f"must be * or origins like https://app.example, not {origin!r}"
+            )
+    return origins
 
 
 def _option(
@@ -181,6 +198,39 @@ class Settings:
         0,
         "longest forecast wait with which a task is still accepted, in seconds; 0: no limit",
         parse=_whole_number(0, 10**9),
+    )
+    sync_max_wait_s: int = _option(
+        280,
+        "longest forecast wait, in seconds, with which a call of the OpenAI and AUTOMATIC1111 APIs "
+        "is taken, whose callers hang up if it takes longer; above: 429; 0: no limit",
+        parse=_whole_number(0, 10**9),
+    )
+    clamp: str = _option(
+        "on",
+        "cut the steps and the CFG that callers of these two APIs ask for out of habit to what "
+        "makes sense for the model: at most twice its default steps",
+        parse=str.lower,
+        choices=("on", "off"),
+    )
+    public_url: str = _option(
+        "",
+        "URL under which clients reach this server, for the image URLs of the OpenAI API (default: "
+        "http:// and the Host of the request)",
+        parse=_url,
+        metavar="URL",
+    )
+    sdapi_model_switch: str = _option(
+        "off",
+        "let clients of the AUTOMATIC1111 API switch the model of all its requests that name none",
+        parse=str.lower,
+        choices=("on", "off"),
+    )
+    cors_origins: tuple[str, ...] = _option(
+        (),
+        "origins (https://app.example), separated by commas, whose pages may use this server; *: "
+        "any (default: none)",
+        parse=_origins,
+        metavar="ORIGINS",
     )
     max_body_bytes: int = _option(
         50_000_000, "largest request body, in bytes", parse=_whole_number(1_000, 2**30)

@@ -1,0 +1,64 @@
+"""Who waits for which task: AUTOMATIC1111's progress and interrupt name none."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from threading import Lock
+
+from errors import Gone, UnknownTask
+from queue_manager import QueueManager
+from task_view import TaskView
+
+Caller = tuple[str, ...]
+
+
+class Callers:
+    """Any thread may call."""
+
+    def __init__(self, queue: QueueManager) -> None:
+        self._queue = queue
+        self._lock = Lock()
+        self._tasks: dict[Caller, list[str]] = {}
+        self._interrupted: set[str] = set()
+
+    @contextmanager
+    def waiting(self, caller: Caller, task_id: str) -> Iterator[None]:
+        with self._lock:
+            self._tasks.setdefault(caller, []).append(task_id)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._tasks[caller].remove(task_id)
+                if not self._tasks[caller]:
+                    del self._tasks[caller]
+                self._interrupted.discard(task_id)
+
+    def present(self, caller: Caller) -> TaskView | None:
+        """The task of this caller that is furthest: it runs, or is the first of those that wait."""
+        with self._lock:
+            task_ids = list(self._tasks.get(caller, ()))
+        views = [view for task_id in task_ids if (view := self._unfinished(task_id))]
+        return min(views, key=lambda view: view.wait.end_s if view.wait else 0.0, default=None)
+
+    def interrupt(self, caller: Caller) -> None:
+        """Stop the present task of this caller, and no other one."""
+        view = self.present(caller)
+        if view is None:
+            return
+        with self._lock:
+            if view.task_id not in self._tasks.get(caller, ()):
+                return  # it has just been answered
+            self._interrupted.add(view.task_id)
+        with suppress(Gone, UnknownTask):
+            self._queue.delete(view.task_id)
+
+    def was_interrupted(self, task_id: str) -> bool:
+        with self._lock:
+            return task_id in self._interrupted
+
+    def _unfinished(self, task_id: str) -> TaskView | None:
+        try:
+            view = self._queue.status(task_id)
+        except (UnknownTask, Gone):
+            return None
+        return view if view.wait is not None else None

@@ -1,0 +1,400 @@
+"""The OpenAI Images API under /v1: what its clients send becomes a task like any other."""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from typing import Any
+
+from flask import Blueprint, Response, request
+
+import errors
+from answers import json_response
+from api_docs import IDEMPOTENCY_KEY, SCHEMAS, ErrorShape, ForeignSchemas, documented, json_answer
+from compat.bodies import read_body
+from compat.openai_shapes import (
+    ImageData,
+    ImageEvent,
+    ImagesResponse,
+    OpenAIEdit,
+    OpenAIError,
+    OpenAIErrorBody,
+    OpenAIGeneration,
+    OpenAIModel,
+    OpenAIModels,
+    Usage,
+)
+from compat.pictures import EDIT, START, place_pictures
+from compat.sync_calls import Call, Finished, SyncCalls
+from images import CONTENT_TYPES, EXTENSIONS, mask_of_transparency, to_base64
+from model_catalog import Catalog
+from submission import Prepared
+from task import GenerationParams
+
+PREFIX = "/v1/"
+SCHEMAS_OF_OPENAI: ForeignSchemas = (
+    (OpenAIGeneration, "validation"),
+    (ImagesResponse, "serialization"),
+    (ImageEvent, "serialization"),
+    (OpenAIModels, "serialization"),
+    (OpenAIError, "serialization"),
+)
+PARAMS = {"width": "size", "height": "size", "count": "n", "images": "image", "init_image": "image"}
+"""What our fields are called here, where they have another name."""
+FOLLOWED_RETRY_S = 60
+"""SDKs wait for Retry-After up to so many seconds; above, they try again at once."""
+SIZE = re.compile(r"([0-9]{1,5})[xX]([0-9]{1,5})")
+IMAGE_NAME = re.compile(r"([0-9a-f]{1,64})_([0-9]{1,3})\.(png|jpg|webp)")
+SIGN_OF_LIFE_AFTER = 15
+"""Looks at a quiet task, of a second each, after which a stream says that it is alive."""
+
+Preview = Callable[[str], bytes | None]
+"""The picture of a running task so far, by task_id, where there is one."""
+
+
+def openai_status(http_status: int) -> int:
+    return 400 if http_status in (409, 415, 422) else http_status
+
+
+def openai_error_body(problem: errors.Problem) -> dict[str, Any]:
+    status = openai_status(problem.http_status)
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    body = OpenAIErrorBody(
+        message=problem.message,
+        type="rate_limit_error" if status == 429 else kind,
+        param=PARAMS.get(problem.field, problem.field) if problem.field else None,
+        code=problem.code,
+    )
+    return OpenAIError(error=body).model_dump()
+
+
+def openai_error(problem: errors.Problem) -> tuple[dict[str, Any], int, dict[str, str]]:
+    """The body, the status and the headers of an answer."""
+    headers = {}
+    if problem.retry_after_s is not None:
+        headers["Retry-After"] = str(problem.retry_after_s)
+    pointless = problem.http_status in (409, 410, 500) or (
+        (problem.retry_after_s or 0) > FOLLOWED_RETRY_S
+    )
+    if pointless:
+        headers["x-should-retry"] = "false"  # else SDKs submit the same again, twice
+    return openai_error_body(problem), openai_status(problem.http_status), headers
+
+
+OPENAI_ERRORS = ErrorShape("OpenAIError", openai_error_body, openai_status)
+DRAWING_ERRORS = (
+    errors.InvalidInput,
+    errors.BodyTooLarge,
+    errors.ModelNotAllowed,
+    errors.NotSupported,
+    errors.DoesNotFit,
+    errors.Gone,
+    errors.QueueFull,
+    errors.TaskFailed,
+    errors.StorageUnavailable,
+    errors.NoWorker,
+)
+DRAWN = {
+    "description": "The images; with `stream`, events of one image each.",
+    "content": {
+        "application/json": {"schema": {"$ref": SCHEMAS + "ImagesResponse"}},
+        "text/event-stream": {
+            "schema": {
+                "type": "object",
+                "properties": {
+                    "event": {"type": "string", "description": "As `type` in the data."},
+                    "data": {"type": "string", "description": "JSON: an ImageEvent."},
+                },
+            }
+        },
+    },
+}
+EDIT_FORM = {
+    "type": "object",
+    "description": "The fields of a generation, and files.",
+    "required": ["prompt", "image"],
+    "properties": {
+        "prompt": {"type": "string", "minLength": 1, "description": "What shall be there."},
+        "image": {
+            "type": "array",
+            "items": {"type": "string", "format": "binary"},
+            "description": "The picture, or several; also called image[].",
+        },
+        "mask": {
+            "type": "string",
+            "format": "binary",
+            "description": "Transparent where to repaint; without transparency, white there.",
+        },
+    },
+}
+
+
+def openai_routes(
+    calls: SyncCalls, preview: Preview, *, public_url: str = "", started_at: float = 0.0
+) -> Blueprint:
+    """Args:
+    public_url: under which clients reach this server; empty: the Host of each request.
+    started_at: unix seconds.
+    """
+    routes = Blueprint("openai", __name__, url_prefix="/v1")
+
+    @routes.post("/images/generations")
+    @documented(
+        "Draw images, and wait for them",
+        tag="OpenAI Images API",
+        parameters=[IDEMPOTENCY_KEY],
+        content={"application/json": {"schema": {"$ref": SCHEMAS + "OpenAIGeneration"}}},
+        answers={200: DRAWN},
+        errors=DRAWING_ERRORS,
+        shape=OPENAI_ERRORS,
+    )
+    def generations() -> Response:
+        asked = read_body(OpenAIGeneration, request.get_data())
+        fields = _fields(asked, calls) | {"model": calls.known_name(asked.model)}
+        return _draw(asked, fields, "image_generation")
+
+    @routes.post("/images/edits")
+    @documented(
+        "Draw images from others, and wait for them",
+        tag="OpenAI Images API",
+        description="An edit model draws where the operator allows one; else drawing starts from "
+        "the picture.",
+        parameters=[IDEMPOTENCY_KEY],
+        content={"multipart/form-data": {"schema": EDIT_FORM}},
+        answers={200: DRAWN},
+        errors=DRAWING_ERRORS,
+        shape=OPENAI_ERRORS,
+    )
+    def edits() -> Response:
+        files = [*request.files.getlist("image"), *request.files.getlist("image[]")]
+        if not files:
+            raise errors.InvalidInput(
+                "image is required: a file of a form (multipart/form-data).", field="image"
+            )
+        asked = read_body(OpenAIEdit, request.form.to_dict())
+        mask = request.files.get("mask")
+        placed = place_pictures(
+            calls,
+            calls.known_name(asked.model),
+            [file.read() for file in files],
+            mask
+            and mask_of_transparency(mask.read(), "mask", max_pixels=calls.limits.max_input_pixels),
+            ways=(START, EDIT) if mask else (EDIT, START),
+            field="image",
+        )
+        return _draw(asked, _fields(asked, calls) | placed, "image_edit")
+
+    def _draw(asked: OpenAIGeneration, fields: dict[str, Any], kind: str) -> Response:
+        model = calls.offer.model(fields["model"])
+        fields["steps"] = calls.steps(model, asked.steps)
+        _, prepared = calls.prepare(fields)
+        call = calls.start(
+            prepared,
+            urgent=asked.priority,
+            client_key=_client_key(),
+            hung_up=request.environ.get("waitress.client_disconnected", lambda: False),
+        )
+        if asked.stream:
+            return _streamed(call, asked, prepared, kind, preview)
+        with call:
+            finished = call.result()
+        as_url = (asked.response_format or _usual_form(asked.model)) == "url"
+        answer = json_response(_images_response(finished, call.task_id if as_url else None))
+        if not as_url:
+            answer.call_on_close(call.fetched)
+        return answer
+
+    def _images_response(finished: Finished, task_id: str | None) -> ImagesResponse:
+        """task_id: tell URLs, and not the images themselves."""
+        params = finished.params
+        base = (public_url or request.host_url).rstrip("/")
+        name = f"{base}/v1/images/img-{task_id}_{{}}.{EXTENSIONS[params.format]}"
+        return ImagesResponse(
+            created=int(time.time()),
+            output_format=params.format.lower(),
+            size=_size(params),
+            data=[
+                ImageData(
+                    url=name.format(index) if task_id else None,
+                    b64_json=None if task_id else to_base64(image),
+                    seed=str(params.seed_of(index)),
+                )
+                for index, image in enumerate(finished.images)
+            ],
+        )
+
+    @routes.get("/images/img-<name>")
+    @documented(
+        "Fetch an image by its URL",
+        tag="OpenAI Images API",
+        description="As answered with `response_format` url; removes nothing.",
+        parameters=[_in_path("name")],
+        answers={
+            200: {
+                "description": "The image.",
+                "content": {
+                    kind: {"schema": {"type": "string", "format": "binary"}}
+                    for kind in CONTENT_TYPES.values()
+                },
+            }
+        },
+        errors=(errors.InvalidInput, errors.UnknownTask, errors.NotReady, errors.Gone),
+        shape=OPENAI_ERRORS,
+    )
+    def image(name: str) -> Response:
+        found = IMAGE_NAME.fullmatch(name)
+        if found is None:
+            raise errors.UnknownTask("There is no image of this name.")
+        data, params = calls.queue.image(found[1], int(found[2]))
+        if EXTENSIONS[params.format] != found[3]:
+            raise errors.UnknownTask("There is no image of this name.")
+        answer = Response(data, mimetype=CONTENT_TYPES[params.format])
+        answer.headers["Cache-Control"] = "private, max-age=3600"
+        answer.headers["X-Content-Type-Options"] = "nosniff"
+        return answer
+
+    @routes.get("/models")
+    @documented(
+        "List the models that may be named",
+        tag="OpenAI Images API",
+        answers={200: json_answer(OpenAIModels, "The models.")},
+        errors=(),
+        shape=OPENAI_ERRORS,
+    )
+    def models() -> Response:
+        return json_response(
+            OpenAIModels(data=[one(name) for name in _names(calls)]),
+        )
+
+    @routes.get("/models/<name>")
+    @documented(
+        "One model",
+        tag="OpenAI Images API",
+        parameters=[_in_path("name")],
+        answers={200: json_answer(OpenAIModel, "The model.")},
+        errors=(errors.UnknownModel,),
+        shape=OPENAI_ERRORS,
+    )
+    def model(name: str) -> Response:
+        if Catalog(calls.offer.models).find(name) is None:
+            raise errors.UnknownModel(f"There is no model {name[:100]!r}.", field="model")
+        return json_response(one(name))
+
+    def one(name: str) -> OpenAIModel:
+        model = calls.offer.model(name)
+        return OpenAIModel(id=model.name, created=int(started_at), owned_by=model.family)
+
+    return routes
+
+
+def _names(calls: SyncCalls) -> list[str]:
+    return [model.name for model in calls.offer.models if not model.upscaler]
+
+
+def _fields(asked: OpenAIGeneration, calls: SyncCalls) -> dict[str, Any]:
+    """The fields of /generate."""
+    return {
+        "prompt": asked.prompt,
+        "count": asked.n,
+        "format": asked.output_format,
+        "quality": max(asked.output_compression, 1),
+        "seed": asked.seed,
+        "guidance": asked.guidance,
+        "negative_prompt": asked.negative_prompt,
+        **_sides(asked.size),
+    }
+
+
+def _sides(size: str | None) -> dict[str, int]:
+    if size is None or size.lower() == "auto":
+        return {}
+    found = SIZE.fullmatch(size)
+    if found is None:
+        raise errors.InvalidInput(
+            f"size must be WIDTHxHEIGHT in pixels, like 1024x1024, or auto, not {size[:50]!r}.",
+            field="size",
+        )
+    return {"width": int(found[1]), "height": int(found[2])}
+
+
+def _usual_form(model: str | None) -> str:
+    return "url" if (model or "").lower().startswith("dall-e") else "b64_json"
+
+
+def _size(params: GenerationParams) -> str:
+    width, height = params.final_size
+    return f"{width}x{height}"
+
+
+def _client_key() -> str | None:
+    """Keys of this API are no keys of another."""
+    key = request.headers.get("Idempotency-Key", "").strip()
+    return f"openai:{sha256(key.encode()).hexdigest()}" if key else None
+
+
+def _streamed(
+    call: Call, asked: OpenAIGeneration, prepared: Prepared, kind: str, preview: Preview
+) -> Response:
+    def events() -> Iterator[str]:
+        try:
+            yield from _partial_images(call, asked.partial_images, prepared.params, kind, preview)
+            finished = call.result()
+            for index, image in enumerate(finished.images):
+                yield _event(
+                    _image_event(f"{kind}.completed", image, finished.params).model_copy(
+                        update={"usage": Usage(), "seed": str(finished.params.seed_of(index))}
+                    )
+                )
+            call.fetched()
+        except errors.ServerError as error:
+            problem = errors.Problem(error.http_status, error.code, error.message, error.field)
+            body = OpenAIError.model_validate(openai_error_body(problem))
+            yield f"event: error\ndata: {body.model_dump_json()}\n\n"
+
+    answer = Response(events(), mimetype="text/event-stream")
+    answer.headers["Cache-Control"] = "no-store"
+    answer.headers["X-Accel-Buffering"] = "no"
+    answer.call_on_close(call.close)
+    return answer
+
+
+def _partial_images(
+    call: Call, most: int, params: GenerationParams, kind: str, preview: Preview
+) -> Iterator[str]:
+    """Previews at even distances, as far as there are any, until the task has ended."""
+    sent, quiet, latest = 0, 0, None
+    for view in call.views():
+        quiet += 1
+        due = view.steps_total * (sent + 1) / (most + 1)
+        picture = preview(call.task_id) if sent < most and view.steps_done >= due else None
+        if picture is not None and picture != latest:
+            event = _image_event(f"{kind}.partial_image", picture, params)
+            yield _event(event.model_copy(update={"partial_image_index": sent}))
+            sent, quiet, latest = sent + 1, 0, picture
+        elif quiet >= SIGN_OF_LIFE_AFTER:
+            yield ":\n\n"
+            quiet = 0
+
+
+def _image_event(kind: str, image: bytes, params: GenerationParams) -> ImageEvent:
+    return ImageEvent(
+        type=kind,
+        b64_json=to_base64(image),
+        created_at=int(time.time()),
+        size=_size(params),
+        output_format="jpeg" if kind.endswith("partial_image") else params.format.lower(),
+    )
+
+
+def _event(event: ImageEvent) -> str:
+    return f"event: {event.type}\ndata: {event.model_dump_json(exclude_none=True)}\n\n"
+
+
+def _in_path(name: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "in": "path",
+        "description": "As other answers of this API tell it.",
+        "required": True,
+        "schema": {"type": "string", "minLength": 1, "maxLength": 200},
+    }

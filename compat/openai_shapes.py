@@ -1,0 +1,139 @@
+"""What goes in and out of the OpenAI Images API, as far as this server knows it."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field
+
+from answers import Answer
+from compat.bodies import Body
+from generate_request import Seed
+
+
+def _lower(value: object) -> object:
+    value = value.lower() if isinstance(value, str) else value
+    return "jpeg" if value == "jpg" else value
+
+
+OutputFormat = Annotated[Literal["png", "jpeg", "webp"], BeforeValidator(_lower)]
+
+
+class OpenAIGeneration(Body):
+    """The body of POST /v1/images/generations. Other fields are ignored, and so is what is null or
+    empty."""
+
+    prompt: str = Field(min_length=1, description="What the image shows.")
+    model: str | None = Field(
+        None,
+        description="One of GET /v1/models. Any other name (dall-e-3, gpt-image-1, ...) means the "
+        "server's own model.",
+        examples=["gpt-image-1"],
+    )
+    n: int = Field(1, ge=1, le=10, description="How many images.")
+    size: str | None = Field(
+        None,
+        description="WIDTHxHEIGHT in pixels, rounded down to multiples of 16; auto or absent: the "
+        "server's default.",
+        examples=["1024x1024"],
+    )
+    response_format: Annotated[Literal["url", "b64_json"], BeforeValidator(_lower)] | None = Field(
+        None, description="url or b64_json. Absent: url for models named dall-e..., else b64_json."
+    )
+    output_format: OutputFormat = Field("png", description="png, jpeg or webp.")
+    output_compression: int = Field(
+        100, ge=0, le=100, description="Quality of jpeg and webp in percent."
+    )
+    quality: str | None = Field(None, description="Accepted and ignored.")
+    background: str | None = Field(None, description="Accepted and ignored: it is opaque.")
+    user: str | None = Field(None, description="Accepted and ignored.")
+    stream: bool = Field(False, description="Answer server-sent events.")
+    partial_images: int = Field(
+        0, ge=0, le=3, description="With stream: most pictures on the way, where there are some."
+    )
+    seed: Seed | None = Field(None, description="Our own: the noise to start from.")
+    steps: int | None = Field(None, ge=1, le=1000, description="Our own: denoising steps.")
+    guidance: float | None = Field(
+        None, ge=0, le=100, allow_inf_nan=False, description="Our own: how closely to follow."
+    )
+    negative_prompt: str | None = Field(
+        None, description="Our own: what the image shall not show, for models that know it."
+    )
+    priority: bool = Field(False, description="Our own: goes ahead of every normal task.")
+
+
+class OpenAIEdit(OpenAIGeneration):
+    """The form of POST /v1/images/edits, beside its files."""
+
+
+class ImageData(Answer):
+    b64_json: str | None = Field(None, description="The image. Either this or url is there.")
+    url: str | None = Field(
+        None, description="Where the image can be fetched, without a key, for an hour and more."
+    )
+    seed: str = Field(description="Our own: digits. With it the same image can be made again.")
+
+
+class TokenDetails(Answer):
+    text_tokens: int = Field(0, description="Not counted here.")
+    image_tokens: int = Field(0, description="Not counted here.")
+
+
+class Usage(Answer):
+    """Nothing is billed here."""
+
+    input_tokens: int = Field(0, description="Not counted here.")
+    output_tokens: int = Field(0, description="Not counted here.")
+    total_tokens: int = Field(0, description="Not counted here.")
+    input_tokens_details: TokenDetails = Field(
+        TokenDetails(), description="Not counted here, either."
+    )
+
+
+class ImagesResponse(Answer):
+    created: int = Field(description="Unix seconds.", examples=[1725311496])
+    data: list[ImageData] = Field(description="The images.")
+    background: str = Field("opaque", description="Always opaque.")
+    output_format: str = Field(description="png, jpeg or webp.", examples=["png"])
+    size: str = Field(description="WIDTHxHEIGHT, as drawn.", examples=["1024x1024"])
+    usage: Usage = Field(Usage(), description="Always 0.")
+
+
+class ImageEvent(Answer):
+    """An event of a stream."""
+
+    type: str = Field(description="image_generation or image_edit, .partial_image or .completed.")
+    b64_json: str = Field(description="The image.")
+    created_at: int = Field(description="Unix seconds.")
+    size: str = Field(description="WIDTHxHEIGHT.")
+    quality: str = Field("auto", description="Always auto.")
+    background: str = Field("opaque", description="Always opaque.")
+    output_format: str = Field(description="png, jpeg or webp.")
+    partial_image_index: int | None = Field(None, description="From 0; of partial images.")
+    usage: Usage | None = Field(None, description="Of completed images.")
+    seed: str | None = Field(None, description="Our own: of completed images.")
+
+
+class OpenAIModel(Answer):
+    id: str = Field(description="Its name.", examples=["schnell"])
+    object: str = Field("model", description="Always model.")
+    created: int = Field(description="Unix seconds: the start of the server.")
+    owned_by: str = Field(description="mflux's family of the model.", examples=["flux"])
+
+
+class OpenAIModels(Answer):
+    object: str = Field("list", description="Always list.")
+    data: list[OpenAIModel] = Field(description="The models, the default first.")
+
+
+class OpenAIErrorBody(BaseModel):
+    message: str = Field(description="One sentence.")
+    type: str = Field(description="invalid_request_error, rate_limit_error or server_error.")
+    param: str | None = Field(
+        description="The field at fault.", json_schema_extra={"nullable": True}
+    )
+    code: str = Field(description="Stable, for programs.")
+
+
+class OpenAIError(BaseModel):
+    """Every error of this API."""
+
+    error: OpenAIErrorBody = Field(description="What went wrong.")

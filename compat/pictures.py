@@ -1,0 +1,69 @@
+"""Which of our fields the pictures of a foreign request go into, and with which model."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from compat.sync_calls import SyncCalls
+from errors import InvalidInput
+from model_catalog import Model, Takes
+
+START, EDIT = Takes.INIT_IMAGE, Takes.IMAGES
+
+
+def place_pictures(
+    calls: SyncCalls,
+    named: str | None,
+    pictures: Sequence[object],
+    mask: object | None,
+    *,
+    ways: Sequence[Takes],
+    field: str,
+) -> dict[str, Any]:
+    """The fields `model`, `mask`, and `init_image` or `images` of a request.
+
+    The model that was named (or the server's default) draws if it can in one of these ways, the
+    first of them preferred; without a name another allowed model does where the default cannot.
+
+    Args:
+        mask: white where to repaint.
+        field: name of the pictures in the foreign request.
+
+    Raises:
+        InvalidInput: no model can, and which the operator may allow.
+    """
+    for way in ways:
+        for model in _candidates(calls, named):
+            if _can(model, way, len(pictures), mask is not None):
+                placed = pictures[0] if way is START else list(pictures)
+                return {"model": model.name, "mask": mask, way.value: placed}
+    if len(pictures) > 1 and any(
+        _can(model, way, 1, mask is not None) for way in ways for model in _candidates(calls, named)
+    ):
+        raise InvalidInput("The model takes one picture at a time.", field=field)
+    able = [
+        model.name
+        for model in calls.catalog.models
+        if not model.tiny and any(_can(model, way, len(pictures), mask is not None) for way in ways)
+    ]
+    what = "repaints what a mask shows" if mask is not None else "starts from pictures"
+    who = named or "No model of this server"
+    raise InvalidInput(
+        f"{who} {'does not do this' if named else what}: the operator can allow a model that "
+        f"{what} with --models: {', '.join(able)}.",
+        field="mask" if mask is not None else field,
+    )
+
+
+def _candidates(calls: SyncCalls, named: str | None) -> Iterator[Model]:
+    chosen = calls.offer.model(named)
+    yield chosen
+    if named is None:
+        yield from (model for model in calls.offer.models if model is not chosen)
+
+
+def _can(model: Model, way: Takes, pictures: int, masked: bool) -> bool:
+    given = {Takes.PROMPT, way} | ({Takes.MASK} if masked else set())
+    pipeline = model.pipeline_for(frozenset(given))
+    if pipeline is None:
+        return False
+    return pictures == 1 or (way is EDIT and not pipeline.one_image)

@@ -1,0 +1,208 @@
+"""Calls that answer with the picture: a task in the queue, and a caller who waits for it."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from math import ceil
+from threading import Lock
+from types import TracebackType
+from typing import Any
+
+from errors import Gone, NoWorker, QueueFull, ServerError, StorageUnavailable, TaskFailed
+from generate_request import GenerateRequest, check_request
+from model_catalog import Catalog, Model
+from queue_manager import QueueManager
+from submission import Prepared, Submission
+from task import GenerationParams, TaskStatus
+from task_view import TaskView
+from waiting_places import WaitingPlaces
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 1.0
+"""After so many seconds without news, see whether the caller is still there."""
+CLAMPED_TO = 2
+"""More steps than so many times the model's default do not make a better picture."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    images: list[bytes]
+    params: GenerationParams
+
+
+class SyncCalls:
+    """What the foreign APIs share. Any thread may call.
+
+    Args:
+        max_wait_s: longest forecast wait with which a call is taken; 0: no limit.
+        clamp: whether what apps ask for out of habit is cut to what makes sense for the model.
+    """
+
+    def __init__(
+        self,
+        queue: QueueManager,
+        submission: Submission,
+        catalog: Catalog,
+        places: WaitingPlaces,
+        *,
+        max_wait_s: float = 280.0,
+        clamp: bool = True,
+    ) -> None:
+        self.queue = queue
+        self.offer = submission.offer
+        self.limits = submission.limits
+        self.catalog = catalog
+        self.clamp = clamp
+        self._submission = submission
+        self._places = places
+        self._max_wait_s = max_wait_s
+        self._lock = Lock()
+        self._callers: Counter[str] = Counter()
+
+    def known_name(self, name: str | None) -> str | None:
+        """The name of a model if there is one of it, allowed or not; None: the default is meant."""
+        if name and (Catalog(self.offer.models).find(name) or self.catalog.find(name)):
+            return name
+        return None
+
+    def steps(self, model: Model, asked: int | None) -> int | None:
+        if asked is None or not self.clamp:
+            return asked
+        return min(asked, model.default_steps * CLAMPED_TO, self.limits.max_steps)
+
+    def prepare(self, fields: dict[str, Any]) -> tuple[GenerateRequest, Prepared]:
+        """From the fields of /generate, those that are None left out."""
+        given = {name: value for name, value in fields.items() if value is not None}
+        asked = check_request(given, self.limits)
+        return asked, self._submission.prepare(asked)
+
+    def start(
+        self,
+        prepared: Prepared,
+        *,
+        urgent: bool = False,
+        client_key: str | None = None,
+        hung_up: Callable[[], bool],
+    ) -> "Call":
+        """Put the task into the queue. Close the call when it is over.
+
+        Raises:
+            QueueFull: its caller would wait longer than such callers can.
+        """
+        with ExitStack() as until_closed:
+            if not until_closed.enter_context(self._places.take()):
+                raise QueueFull(
+                    "Too many callers wait here for their pictures: try again in 10 s, or use "
+                    "POST /generate, which does not wait.",
+                    retry_after_s=10,
+                )
+            self._check_wait(prepared.params, urgent)
+            after = self.queue.events.last_id
+            with self._lock:
+                view, _ = self.queue.submit(
+                    prepared.params, urgent=urgent, client_key=client_key, inputs=prepared.inputs
+                )
+                self._callers[view.task_id] += 1
+            until_closed.callback(self._leave, view.task_id)
+            return Call(self.queue, view.task_id, after, hung_up, until_closed.pop_all())
+
+    def _check_wait(self, params: GenerationParams, urgent: bool) -> None:
+        if self._max_wait_s <= 0:
+            return
+        wait, _ = self.queue.estimate(params, urgent=urgent)
+        over_s = ceil(wait.end_s - self._max_wait_s)
+        if over_s > 0:
+            raise QueueFull(
+                f"This would be ready in about {wait.end_s:.0f} s, and a call that waits may take "
+                f"{self._max_wait_s:.0f} s: try again in {over_s} s, or use POST /generate, which "
+                "does not wait.",
+                retry_after_s=over_s,
+            )
+
+    def _leave(self, task_id: str) -> None:
+        """A caller goes; the last one cancels what has not ended, for nobody wants it."""
+        with self._lock:
+            self._callers[task_id] -= 1
+            if self._callers[task_id] > 0:
+                return
+            del self._callers[task_id]
+            with suppress(ServerError):  # it is gone, or the disk refuses
+                ended = self.queue.status(task_id).wait is None
+                if not ended and not self.queue.events.closed:
+                    self.queue.delete(task_id)
+                    log.info("task %s has no caller any more", task_id)
+
+
+class Call:
+    """One caller who waits for one task."""
+
+    def __init__(
+        self,
+        queue: QueueManager,
+        task_id: str,
+        after: int,
+        hung_up: Callable[[], bool],
+        until_closed: ExitStack,
+    ) -> None:
+        self.task_id = task_id
+        self._queue = queue
+        self._after = after
+        self._hung_up = hung_up
+        self._until_closed = until_closed
+
+    def views(self) -> Iterator[TaskView]:
+        """The task as it stands, whenever something has happened and at least each LOOK_S; ends
+        with the task.
+
+        Raises:
+            Gone: the caller has hung up, or the task's record has gone.
+            NoWorker: the server stops; the task goes on after its next start.
+        """
+        while (view := self._queue.status(self.task_id)).wait is not None:
+            yield view
+            if self._hung_up():
+                raise Gone("The caller has hung up.")
+            if self._queue.events.closed:
+                raise NoWorker("The server is stopping; the task goes on after its next start.")
+            events = self._queue.events.wait(self._after, LOOK_S, (self.task_id,))
+            if events:
+                self._after = events[-1].id
+
+    def result(self) -> Finished:
+        """Waits until the task has ended.
+
+        Raises:
+            TaskFailed: it failed.
+            Gone: it was cancelled.
+        """
+        for _ in self.views():
+            pass
+        view = self._queue.status(self.task_id)
+        if view.status is TaskStatus.FAILED:
+            raise TaskFailed(view.error)
+        images, params = self._queue.all_images(self.task_id)
+        return Finished(images, params)
+
+    def fetched(self) -> None:
+        """The images were handed over and may go."""
+        try:
+            self._queue.fetched(self.task_id)
+        except StorageUnavailable:
+            log.warning("the fetched images of task %s stay: the disk refuses", self.task_id)
+
+    def close(self) -> None:
+        self._until_closed.close()
+
+    def __enter__(self) -> "Call":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

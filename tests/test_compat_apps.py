@@ -1,0 +1,138 @@
+"""What real apps send, written down from their public code, answered with what they read."""
+
+import base64
+import json
+from collections.abc import Iterator
+from io import BytesIO
+from typing import Any
+
+import pytest
+import requests
+from conftest import ROOT, ServerProcess
+from PIL import Image
+from test_documentation import HOMES, OWN_MODULES, imports_of
+
+from compat.a1111_shapes import ImageToImage
+from compat.openai_shapes import OpenAIGeneration
+
+APPS: list[dict[str, Any]] = json.loads((ROOT / "tests/data/apps.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    process = ServerProcess(tmp_path_factory.mktemp("server"), "--models", "tiny,tiny-flux2")
+    yield process
+    process.stop()
+
+
+def png() -> bytes:
+    buffer = BytesIO()
+    Image.new("RGB", (64, 48), "red").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def send(server: ServerProcess, call: dict[str, Any]) -> requests.Response:
+    files = [(name, ("upload.png", png(), "image/png")) for name in call.get("files", ())]
+    return requests.request(
+        call["method"],
+        server.url + call["path"],
+        json=call.get("json"),
+        data=call.get("form"),
+        files=files or None,
+        headers=call.get("headers"),
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("app", APPS, ids=lambda app: app["app"])
+def test_every_call_of_an_app_is_answered_with_what_it_reads(
+    server: ServerProcess, app: dict[str, Any]
+) -> None:
+    for call in app["calls"]:
+        answer = send(server, call)
+        assert answer.status_code == 200, (call, answer.text)
+        asked, told = call.get("json") or call.get("form") or {}, answer.json()
+        if call["path"].startswith("/v1/images/"):
+            assert len(told["data"]) == int(asked.get("n") or 1)
+            for image in told["data"]:
+                as_url = asked.get("response_format") == "url" or (
+                    "response_format" not in asked and asked["model"].startswith("dall-e")
+                )
+                assert ("url" in image) == as_url
+                assert ("b64_json" in image) != as_url
+                shown = Image.open(BytesIO(bytes_of(image)))
+                assert shown.format == asked.get("output_format", "png").upper()
+                if "x" in asked.get("size", ""):
+                    assert "{}x{}".format(*shown.size) == asked["size"]
+        elif call["path"].endswith("txt2img"):
+            [image] = told["images"]
+            shown = Image.open(BytesIO(base64.b64decode(image, validate=True)))
+            assert shown.size == (asked["width"], asked["height"])
+            info = json.loads(told["info"])
+            assert info["steps"] == min(asked["steps"], 8)
+            assert info["seed"] >= 0
+            assert info["infotexts"][0].split("\n")[-1].startswith("Steps: ")
+        elif call["path"].endswith("options") and call["method"] == "GET":
+            assert told["sd_model_checkpoint"] == "tiny"
+        elif call["path"].endswith("sd-models"):
+            assert [model["title"] for model in told] == ["tiny", "tiny-flux2"]
+        elif call["path"].endswith("progress"):
+            assert (told["progress"], told["state"]["job_count"]) == (0, 0)
+
+
+def bytes_of(image: dict[str, Any]) -> bytes:
+    if "url" in image:
+        return requests.get(image["url"], timeout=60).content
+    return base64.b64decode(image["b64_json"], validate=True)
+
+
+def test_the_document_tells_the_settings_of_every_app() -> None:
+    told = (ROOT / "docs/compat.md").read_text()
+    for app in (
+        "OpenAI SDKs",
+        "Open WebUI",
+        "SillyTavern",
+        "LibreChat",
+        "n8n",
+        "LobeChat",
+        "KoboldAI Lite",
+    ):
+        assert f"### {app}" in told
+    assert "### Home Assistant" in told
+
+
+def test_the_document_tells_every_field_and_every_route(server: ServerProcess) -> None:
+    told = (ROOT / "docs/compat.md").read_text()
+    for name in (*OpenAIGeneration.model_fields, *ImageToImage.model_fields):
+        assert f"`{name}`" in told or f"`{name}." in told, name
+    for path in server.get("/openapi.json").json()["paths"]:
+        if path.startswith("/sdapi/v1/"):
+            assert path.removeprefix("/sdapi/v1/") in told, path
+    for flag in ("sync-max-wait-s", "clamp", "public-url", "sdapi-model-switch", "cors-origins"):
+        assert f"`--{flag}" in told
+
+
+FOREIGN = sorted(path.stem for path in (ROOT / "compat").glob("[a-z]*.py"))
+FOREIGN_MAY_IMPORT = {
+    "answers",
+    "api_docs",
+    "compat",
+    "errors",
+    "generate_request",
+    "images",
+    "model_catalog",
+    "queue_manager",
+    "submission",
+    "task",
+    "task_view",
+    "waiting_places",
+}
+
+
+@pytest.mark.parametrize("module", FOREIGN)
+def test_foreign_apis_know_the_queue_and_no_heavy_library_but_flask_and_pydantic(
+    module: str,
+) -> None:
+    imports = imports_of(f"compat/{module}")
+    assert imports & OWN_MODULES <= FOREIGN_MAY_IMPORT
+    assert not imports & (set(HOMES) - {"flask", "pydantic"})

@@ -1,0 +1,112 @@
+"""The storm of test_malformed.py over the foreign APIs: nothing but documented answers."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+import schemathesis
+from conftest import ServerProcess
+from hypothesis import given
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+from test_malformed import AS_DOCUMENTED, JSON_VALUES, SETTINGS
+
+from compat.a1111_shapes import ImageToImage
+from compat.openai_shapes import OpenAIGeneration
+
+POSTS = {
+    ("/v1/images/generations", "POST"),
+    ("/v1/images/edits", "POST"),
+    ("/sdapi/v1/txt2img", "POST"),
+    ("/sdapi/v1/img2img", "POST"),
+    ("/sdapi/v1/options", "POST"),
+    ("/sdapi/v1/png-info", "POST"),
+}
+GETS = {
+    ("/v1/images/img-{name}", "GET"),
+    ("/v1/models/{name}", "GET"),
+    ("/sdapi/v1/progress", "GET"),
+}
+
+
+@pytest.fixture(scope="module")
+def small_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server whose pictures are small and quick."""
+    limits = ("--max-pixels", "65536", "--max-steps", "2", "--max-count", "2")
+    server = ServerProcess(tmp_path_factory.mktemp("server"), "--model", "tiny", *limits)
+    yield server
+    assert server.wait_until_ended(server.submit()["task_id"])["status"] == "done"
+    assert server.stop() == 0
+    assert "Traceback" not in "".join(server.log)
+
+
+def check_error(answer: Any, path: str) -> None:
+    assert 400 <= answer.status_code < 500
+    body = answer.json()
+    if path.startswith("/v1/"):
+        assert answer.status_code != 422
+        assert set(body) == {"error"}
+        assert set(body["error"]) == {"message", "type", "param", "code"}
+    else:
+        assert set(body) == {"error", "detail", "body", "errors"}
+
+
+@pytest.mark.parametrize("mode", GenerationMode)
+@pytest.mark.parametrize(("path", "method"), sorted(POSTS | GETS))
+def test_every_answer_of_the_foreign_apis_is_as_documented(
+    small_server: ServerProcess, path: str, method: str, mode: GenerationMode
+) -> None:
+    schema = schemathesis.openapi.from_url(small_server.url + "/openapi.json")
+    operation = schema[path][method]
+
+    @SETTINGS
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def storm(case: schemathesis.Case[Any]) -> None:
+        answer = case.call(timeout=60)
+        case.validate_response(answer, checks=AS_DOCUMENTED)
+        if answer.status_code != 200:
+            check_error(answer, path)
+
+    storm()
+    assert small_server.get("/health").status_code == 200
+
+
+def test_every_route_that_takes_nothing_answers_as_documented(small_server: ServerProcess) -> None:
+    schema = schemathesis.openapi.from_url(small_server.url + "/openapi.json")
+    paths = small_server.get("/openapi.json").json()["paths"]
+    known = {(path, method.upper()) for path in paths for method in paths[path]}
+    quiet = {one for one in known if one[0].startswith(("/v1/", "/sdapi/"))} - POSTS - GETS
+    assert len(quiet) == 18
+    for path, method in sorted(quiet):
+        case = schema[path][method].Case()
+        answer = case.call(timeout=60)
+        assert answer.status_code == 200
+        case.validate_response(answer, checks=AS_DOCUMENTED)
+        other = requests.request("PATCH", small_server.url + path, timeout=60)
+        assert other.status_code == 405
+        check_error(other, path)
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/images/generations", sorted(OpenAIGeneration.model_fields)),
+        ("/sdapi/v1/txt2img", sorted(ImageToImage.model_fields)),
+        ("/sdapi/v1/img2img", sorted(ImageToImage.model_fields)),
+    ],
+)
+def test_fields_of_any_kind_are_taken_or_refused(
+    small_server: ServerProcess, path: str, fields: list[str]
+) -> None:
+    @SETTINGS
+    @given(body=st.dictionaries(st.sampled_from(fields), JSON_VALUES))
+    def storm(body: dict[str, Any]) -> None:
+        whole = {"prompt": "x", "size": "64x64", "width": 64, "height": 64, "steps": 1, **body}
+        content = json.dumps(whole)  # NaN and all
+        answer = requests.post(small_server.url + path, data=content, timeout=60)
+        if answer.status_code != 200:
+            check_error(answer, path)
+
+    storm()

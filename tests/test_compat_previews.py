@@ -1,0 +1,166 @@
+"""Pictures on the way, with a generator that keeps its latest one."""
+
+import base64
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from typing import Any
+
+import pytest
+from conftest import ROOT, FakeGenerator, offer_of
+from flask.testing import FlaskClient
+from PIL import Image
+
+from generate_request import Limits
+from previews import Previews
+from queue_manager import QueueManager
+from server import create_app
+from submission import Submission
+from task import GenerationParams, Phase, Report
+from task_store import TaskStore
+from timing_model import TimingModel
+from waiting_places import WaitingPlaces
+from worker import Worker
+
+
+class PreviewGenerator(FakeGenerator):
+    """Makes each of its four steps when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__(self._steps)
+        self.go_on = [Event() for _ in range(5)]
+        self.latest: bytes | None = None
+
+    def why_not(self, params: GenerationParams) -> str | None:
+        return self.refusal(params)
+
+    def preview(self, task_id: str) -> bytes | None:
+        return self.latest
+
+    def _steps(self, params: GenerationParams, report: Report) -> Image.Image:
+        for step in range(4):
+            self.latest = b"step %d" % step if step else None
+            report(Phase.DENOISING, step, 4)
+            assert self.go_on[step].wait(60)
+        return Image.new("RGB", (16, 16))
+
+
+class LatestOf(Previews):
+    """Shows what the generator above has."""
+
+    def __init__(self, generator: PreviewGenerator) -> None:
+        super().__init__(on=False)
+        self._generator = generator
+
+    def look(self, task_id: str) -> bytes | None:
+        return self._generator.preview(task_id)
+
+
+@pytest.fixture
+def generator() -> PreviewGenerator:
+    return PreviewGenerator()
+
+
+@pytest.fixture
+def client(generator: PreviewGenerator) -> Iterator[FlaskClient]:
+    offer = offer_of("tiny")
+    queue = QueueManager(offer, TimingModel(), TaskStore(None))
+    worker = Worker(queue, generator, lambda error: None)
+    app = create_app(
+        queue,
+        worker,
+        generator,
+        Submission(queue, offer, Limits(), generator.why_not),
+        places=WaitingPlaces(10),
+        previews=LatestOf(generator),
+        data_dir=ROOT,
+        max_body_bytes=1_000_000,
+    )
+    worker.start()
+    yield app.test_client()
+    worker.stop(10, 0)
+
+
+Told = tuple[str, dict[str, Any]]
+
+
+def events_of(client: FlaskClient, partial_images: int, after: Callable[[Told], None]) -> list[str]:
+    """Kinds of all events of a stream; `after` sees each before the next one is read."""
+    body = {"prompt": "x", "size": "16x16", "stream": True, "partial_images": partial_images}
+    answer = client.post("/v1/images/generations", json=body, buffered=False)
+    kinds = []
+    for event in answer.iter_encoded():
+        if not event.startswith(b":"):
+            first, second = event.decode().strip().split("\n")
+            kinds.append(first.removeprefix("event: "))
+            after((kinds[-1], json.loads(second.removeprefix("data: "))))
+    answer.close()
+    return kinds
+
+
+def test_partial_images_come_one_by_one_and_never_more_than_asked_for(
+    client: FlaskClient, generator: PreviewGenerator
+) -> None:
+    pictures: list[bytes] = []
+
+    def after(told: Told) -> None:
+        kind, data = told
+        if kind == "image_generation.partial_image":
+            assert data["partial_image_index"] == len(pictures)
+            pictures.append(base64.b64decode(data["b64_json"]))
+            generator.go_on[len(pictures) + 1].set()
+
+    for event in generator.go_on[:2]:
+        event.set()
+    kinds = events_of(client, 2, after)
+    assert kinds == ["image_generation.partial_image"] * 2 + ["image_generation.completed"]
+    assert pictures == [b"step 2", b"step 3"]
+
+
+def test_without_partial_images_there_is_only_the_end(
+    client: FlaskClient, generator: PreviewGenerator
+) -> None:
+    for event in generator.go_on:
+        event.set()
+    assert events_of(client, 0, lambda told: None) == ["image_generation.completed"]
+
+
+def test_progress_shows_the_picture_so_far_when_asked(
+    client: FlaskClient, generator: PreviewGenerator
+) -> None:
+    url, body = "/sdapi/v1/progress", {"prompt": "x", "width": 16, "height": 16}
+    for event in generator.go_on[:2]:
+        event.set()
+    with ThreadPoolExecutor(1) as other:
+        drawn = other.submit(client.application.test_client().post, "/sdapi/v1/txt2img", json=body)
+        shown = None
+        while shown is None or base64.b64decode(shown) != b"step 2":
+            assert not drawn.done()
+            shown = client.get(url).get_json()["current_image"]
+        told = client.get(url, query_string={"skip_current_image": "true"}).get_json()
+        assert told["current_image"] is None
+        assert 0 < told["progress"] < 1
+        for event in generator.go_on:
+            event.set()
+        assert drawn.result().status_code == 200
+    assert client.get(url).get_json()["progress"] == 0
+
+
+@pytest.mark.parametrize("path", ["/v1/images/generations", "/sdapi/v1/txt2img"])
+def test_what_nobody_expected_is_a_500_in_the_form_of_the_api_and_not_tried_again(
+    client: FlaskClient, generator: PreviewGenerator, path: str
+) -> None:
+    def refusal(params: GenerationParams) -> str | None:
+        raise RuntimeError("nobody expected this")
+
+    generator.refusal = refusal  # type: ignore[method-assign]
+    answer = client.post(path, json={"prompt": "x"})
+    assert answer.status_code == 500
+    told = answer.get_json()
+    assert "nobody expected" not in answer.text
+    if path.startswith("/v1"):
+        assert told["error"]["code"] == "internal_error"
+        assert answer.headers["x-should-retry"] == "false"
+    else:
+        assert told["error"] == "internal_error"

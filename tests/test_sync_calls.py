@@ -1,0 +1,198 @@
+"""Callers who wait for their picture: who leaves, who stays, who is sent away at once."""
+
+import json
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+from conftest import ServerProcess, StartServer, offer_of
+
+from compat.sync_calls import Call, SyncCalls
+from errors import Gone, NoWorker, QueueFull, TaskFailed, UnknownTask
+from generate_request import Limits
+from mflux_registry import read_catalog
+from queue_manager import QueueManager
+from submission import Submission
+from task import TaskStatus
+from task_store import TaskStore
+from timing_model import TimingModel
+from waiting_places import WaitingPlaces
+
+FIELDS = {"prompt": "x", "width": 64, "height": 64}
+
+
+@pytest.fixture
+def queue() -> QueueManager:
+    return QueueManager(offer_of("tiny"), TimingModel(), TaskStore(None))
+
+
+def calls_of(queue: QueueManager, places: int = 10, **options: Any) -> SyncCalls:
+    submission = Submission(queue, queue.offer, Limits(), lambda params: None)
+    return SyncCalls(queue, submission, read_catalog(), WaitingPlaces(places), **options)
+
+
+def start(calls: SyncCalls, hung_up: Callable[[], bool] = lambda: False, **how: Any) -> Call:
+    return calls.start(calls.prepare(FIELDS)[1], hung_up=hung_up, **how)
+
+
+def test_a_call_ends_with_the_images_of_its_task(queue: QueueManager) -> None:
+    with start(calls_of(queue)) as call:
+        task = queue.claim()
+        assert task
+        queue.finish(task.task_id, [b"image"])
+        assert call.result().images == [b"image"]
+        call.fetched()
+    assert queue.status(call.task_id).status is TaskStatus.DONE
+
+
+def test_a_caller_who_hangs_up_takes_the_waiting_task_along(queue: QueueManager) -> None:
+    with pytest.raises(Gone, match="hung up"), start(calls_of(queue), lambda: True) as call:
+        call.result()
+    assert queue.status(call.task_id).status is TaskStatus.CANCELLED
+
+
+def test_a_running_task_whose_caller_hangs_up_is_stopped_at_its_next_step(
+    queue: QueueManager,
+) -> None:
+    with start(calls_of(queue), lambda: True) as call:
+        assert queue.claim()
+        with pytest.raises(Gone):
+            call.result()
+    assert not queue.next_image(call.task_id, 0, 0)
+
+
+def test_a_task_that_somebody_else_waits_for_goes_on(queue: QueueManager) -> None:
+    calls = calls_of(queue)
+    first, second = (start(calls, client_key="same") for _ in range(2))
+    assert first.task_id == second.task_id
+    first.close()
+    first.close()  # which counts once
+    assert queue.status(second.task_id).status is TaskStatus.WAITING
+    second.close()
+    assert queue.status(second.task_id).status is TaskStatus.CANCELLED
+
+
+def test_a_failed_and_a_cancelled_task_are_told_apart(queue: QueueManager) -> None:
+    calls = calls_of(queue)
+    with start(calls) as call:
+        assert queue.claim()
+        queue.fail(call.task_id, "task_failed", "out of paint")
+        with pytest.raises(TaskFailed, match="out of paint"):
+            call.result()
+    with start(calls) as call:
+        queue.delete(call.task_id)
+        with pytest.raises(Gone, match="cancelled"):
+            call.result()
+        queue.delete(call.task_id)  # and now its record
+    with pytest.raises((Gone, UnknownTask)):
+        queue.status(call.task_id)
+
+
+def test_a_server_that_stops_keeps_the_task_for_its_next_start(queue: QueueManager) -> None:
+    with start(calls_of(queue)) as call:
+        queue.stop()
+        with pytest.raises(NoWorker, match="next start"):
+            call.result()
+    assert queue.status(call.task_id).status is TaskStatus.WAITING
+
+
+def test_who_would_wait_too_long_is_told_so_at_once_in_words(queue: QueueManager) -> None:
+    with pytest.raises(QueueFull, match="and a call that waits may take") as caught:
+        start(calls_of(queue, max_wait_s=1e-9))
+    assert caught.value.retry_after_s >= 1
+    assert queue.queue(10, 0) == ([], 0)
+    start(calls_of(queue, max_wait_s=0)).close()
+
+
+def test_without_a_free_place_a_call_is_refused_and_a_closed_one_gives_its_place_back(
+    queue: QueueManager,
+) -> None:
+    calls = calls_of(queue, places=1)
+    first = start(calls)
+    with pytest.raises(QueueFull, match="Too many callers"):
+        start(calls)
+    first.close()
+    start(calls).close()
+    with pytest.raises(QueueFull):
+        start(calls_of(queue, places=1, max_wait_s=1e-9))
+
+
+ENDLESS = ("--model", "tiny", "--clamp", "off", "--max-steps", "1000", "--sync-max-wait-s", "0")
+"""Options of a server with which a task takes minutes, if nobody stops it."""
+LONG = {"size": "1024x1024", "width": 1024, "height": 1024, "steps": 1000}
+
+
+@contextmanager
+def connected(server: ServerProcess, path: str, body: dict[str, Any]) -> Iterator[socket.socket]:
+    """A caller who has asked for something and waits for the answer."""
+    address, content = urlsplit(server.url), json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
+    with socket.create_connection((address.hostname, address.port or 0)) as connection:
+        connection.sendall(head.encode() + content)
+        yield connection
+
+
+def queued(server: ServerProcess, prompt: str) -> str:
+    """The id of the task of this prompt, once it is in the queue."""
+    while True:
+        for task in server.get("/queue").json()["tasks"]:
+            if task["params"]["prompt"] == prompt:
+                return str(task["task_id"])
+
+
+@pytest.mark.parametrize("path", ["/v1/images/generations", "/sdapi/v1/txt2img"])
+def test_a_connection_that_closes_cancels_its_waiting_and_its_running_task(
+    start_server: StartServer, path: str
+) -> None:
+    server = start_server(*ENDLESS)
+    with connected(server, path, {"prompt": "runs", **LONG}):
+        running = queued(server, "runs")
+        server.wait_for(running, lambda status: status["status"] == "running")
+        with connected(server, path, {"prompt": "waits", **LONG}):
+            waiting = queued(server, "waits")
+        assert server.wait_until_ended(waiting)["status"] == "cancelled"
+        assert server.get("/status", task_id=running).json()["status"] == "running"
+    assert server.wait_until_ended(running)["status"] == "cancelled"
+
+
+def test_a_stream_whose_reader_leaves_is_cancelled(start_server: StartServer) -> None:
+    server = start_server(*ENDLESS)
+    body = {"prompt": "streams", "stream": True, **LONG}
+    with connected(server, "/v1/images/generations", body):
+        task_id = queued(server, "streams")
+    assert server.wait_until_ended(task_id)["status"] == "cancelled"
+
+
+def test_blocked_callers_leave_threads_for_all_others(start_server: StartServer) -> None:
+    server = start_server(*ENDLESS, "--threads", "34")
+    body = {"prompt": "blocks", **LONG}
+    path = "/v1/images/generations"
+    with connected(server, path, body), connected(server, path, body):
+        task_id = queued(server, "blocks")
+        while server.get("/queue").json()["length"] < 2:
+            pass
+        refused = requests.post(server.url + path, json=body, timeout=60)
+        assert refused.status_code == 429
+        assert refused.json()["error"]["type"] == "rate_limit_error"
+        assert refused.headers["Retry-After"] == "10"
+        assert server.get("/status", task_id=task_id).status_code == 200
+        assert server.submit()["task_id"]
+        refused = requests.post(server.url + "/sdapi/v1/txt2img", json={"prompt": "x"}, timeout=60)
+        assert refused.status_code == 429
+        assert refused.json()["error"] == "queue_full"
+
+
+def test_a_long_queue_is_answered_with_429_and_the_wait(start_server: StartServer) -> None:
+    server = start_server("--model", "tiny", "--sync-max-wait-s", "1")
+    for _ in range(5):
+        server.submit(width=1024, height=1024, steps=100)
+    for path in ("/v1/images/generations", "/sdapi/v1/txt2img"):
+        answer = requests.post(server.url + path, json={"prompt": "x"}, timeout=60)
+        assert answer.status_code == 429
+        assert int(answer.headers["Retry-After"]) >= 1
+        assert "This would be ready in about" in answer.text
+    assert server.get("/queue").json()["length"] == 5
