@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from flasgger import Swagger, swag_from
-from flask import Flask
+from flask import Flask, Response
 from pydantic.json_schema import models_json_schema
 
 from answers import (
@@ -161,7 +161,7 @@ def install_docs(app: Flask, limits: Limits) -> None:
         "title": "mflux-server",
         "specs_route": PAGE_ROUTE,
         "static_url_path": "/flasgger_static",
-        "headers": [("Content-Security-Policy", POLICY), ("X-Content-Type-Options", "nosniff")],
+        "headers": [],
         "specs": [
             {
                 "endpoint": "openapi",
@@ -175,6 +175,12 @@ def install_docs(app: Flask, limits: Limits) -> None:
         "components": {"schemas": _schemas(limits)},
     }
     Swagger(app, config=page, template=template)
+
+    @app.after_request
+    def add_headers(answer: Response) -> Response:
+        answer.headers.setdefault("Content-Security-Policy", POLICY)  # the page has a stricter one
+        answer.headers.setdefault("X-Content-Type-Options", "nosniff")
+        return answer
 
 
 def _schemas(limits: Limits) -> dict[str, Any]:

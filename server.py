@@ -12,7 +12,7 @@ from threading import Thread
 from urllib.parse import urlsplit
 
 try:
-    from flask import Flask, Response, redirect, request
+    from flask import Flask, Response, request
 except ModuleNotFoundError:
     sys.exit(
         "server.py: the packages it needs are not installed for this Python: run 'make serve', or "
@@ -42,6 +42,7 @@ from settings import Settings
 from submission import Submission
 from task_store import TaskStore
 from timing_model import TimingModel
+from web_page import page_routes
 from worker import Generator, Worker
 
 log = logging.getLogger("mflux-server")
@@ -100,7 +101,7 @@ def create_app(
         app.register_blueprint(routes)
         app.register_blueprint(routes, url_prefix="/api", name=f"api_{routes.name}")
     app.register_error_handler(Exception, _answer_error)
-    app.add_url_rule("/", "home", lambda: redirect(PAGE_ROUTE))
+    app.register_blueprint(page_routes())
     install_docs(app, submission.limits)
     return app
 

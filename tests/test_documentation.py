@@ -25,7 +25,7 @@ from task_store import TaskStore
 from timing_model import TimingModel
 from worker import Worker
 
-PAGES = {"/", "/swagger", "/openapi.json", "/apidocs/index.html", "/oauth2-redirect.html"}
+PAGES = {"/", "/web/<name>", "/swagger", "/openapi.json", "/apidocs/index.html", "/oauth2-redirect.html"}
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +232,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "submission",
         "task",
     },
+    "web_page": set(),
     "server": OWN_MODULES
     - {"server", "tiny_models", "images", "live_queue", "waiting_line", "work_line"},
 }
@@ -239,7 +240,15 @@ HOMES: dict[str, set[str]] = {
     "mlx": {"generator", "mlx_setup", "prompt_cache"},
     "mflux": {"mflux_registry", "pipelines"},
     "flasgger": {"api_docs"},
-    "flask": {"server", "native_api", "models_api", "server_api", "api_docs", "answers"},
+    "flask": {
+        "server",
+        "native_api",
+        "models_api",
+        "server_api",
+        "api_docs",
+        "answers",
+        "web_page",
+    },
     "waitress": {"server"},
     "sqlite3": {"task_store"},
     "PIL": {"images", "submission", "task", "generator", "worker"},
