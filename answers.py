@@ -228,6 +228,11 @@ class StatusAnswer(Answer):
     params: Params = Field(description="What is done for it.")
     timings: Timings | None = Field(None, description="Of a task that is done.")
     error: ErrorBody | None = Field(None, description="Why it failed.")
+    version: int = Field(
+        description="The number of the latest event of this task, or of the server's start; it "
+        "only grows. Send it as `since`, or as Last-Event-ID to /events.",
+        examples=[1725311497004],
+    )
     server: ServerState = Field(
         description="loading: the model is not ready yet, tasks are accepted and wait."
     )
@@ -466,9 +471,17 @@ def stats_answer(stats: Stats) -> StatsAnswer:
 
 
 def status_answer(
-    view: TaskView, server: ServerState, now: float, download: DownloadAnswer | None = None
+    view: TaskView,
+    server: ServerState,
+    now: float,
+    download: DownloadAnswer | None = None,
+    *,
+    version: int,
 ) -> StatusAnswer:
-    """now: unix seconds."""
+    """Args:
+    now: unix seconds.
+    version: of the task, from before it was looked at.
+    """
     error = ErrorBody(code=view.error_code, message=view.error or "") if view.error_code else None
     return StatusAnswer(
         task_id=view.task_id,
@@ -486,6 +499,7 @@ def status_answer(
         params=params_answer(view.params, view.urgent),
         timings=_timings(view.measured) if view.measured else None,
         error=error,
+        version=version,
         server=server,
     )
 

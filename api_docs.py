@@ -25,7 +25,7 @@ from answers import (
     StatsAnswer,
     StatusAnswer,
 )
-from errors import QueueFull, ServerError
+from errors import ServerError, TryLater
 from generate_request import Limits, request_schema
 
 ANSWERS = (
@@ -93,7 +93,7 @@ def documented(
         entry = responses.setdefault(str(error.http_status), _error_response())
         answer = {"error": {"code": error.code, "message": error.default_message}}
         entry["content"]["application/json"]["examples"][error.code] = {"value": answer}
-        if issubclass(error, QueueFull):
+        if issubclass(error, TryLater):
             entry["headers"] = {"Retry-After": RETRY_AFTER}
         lines = [entry["description"], f"`{error.code}`: {error.default_message}"]
         entry["description"] = "\n\n".join(line for line in lines if line)
@@ -142,6 +142,11 @@ TASK_ID = query(
     required=True,
 )
 
+WAIT = query(
+    "wait",
+    "Seconds for which the answer may wait (long-poll); at once when too many wait already.",
+    {"type": "integer", "default": 0, "minimum": 0, "maximum": 300},
+)
 
 IDEMPOTENCY_KEY = {
     **query(

@@ -70,14 +70,27 @@ class Gone(ServerError):
     default_message = "The image was there once and is no more."
 
 
-class QueueFull(ServerError):
+class TryLater(ServerError):
+    """Answered with Retry-After."""
+
+    def __init__(self, message: str | None = None, *, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class QueueFull(TryLater):
     code = "queue_full"
     http_status = 429
     default_message = "The queue is full: try again later."
 
-    def __init__(self, message: str, *, retry_after_s: int) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
+
+class TooManyListeners(TryLater):
+    code = "too_many_listeners"
+    http_status = 503
+    default_message = (
+        "As many clients wait or listen as this server has places for: try again later, or ask "
+        "/status now and then."
+    )
 
 
 class DoesNotFit(ServerError):

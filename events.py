@@ -2,16 +2,27 @@
 
 The latest events are kept, so that a listener who was away for a moment misses nothing. Their ids
 grow for ever, also over a restart of the server: they start at the time of the start.
+
+Who publishes is often the worker, between two steps, so publishing only notes the event. A thread
+of its own ("events", started with the first listener) wakes those whom it concerns, and then pauses
+for a while that grows with their number: however fast events come and however many listen, waking
+them takes but a part of the processor, and who is woken finds all that came meanwhile.
 """
 
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import StrEnum
-from threading import Condition
+from itertools import count
+from threading import Condition, Thread
+from threading import Event as Flag
 
 KEPT = 10_000
+"""Events, and tasks whose latest event is known."""
+PAUSE_S = 0.001
+"""Between two rounds of waking, for each listener that was woken: about ten times what it costs to
+wake one and to send it something."""
 
 
 class EventKind(StrEnum):
@@ -19,10 +30,14 @@ class EventKind(StrEnum):
     RUNNING = "running"  # claimed
     STEP = "step"  # a phase was reached or a step has ended
     IMAGE = "image"  # one of several images is drawn
+    PREVIEW = "preview"  # there is a newer picture so far
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"
     REMOVED = "removed"  # the record of an ended task has gone
+
+
+ENDS = frozenset({EventKind.DONE, EventKind.FAILED, EventKind.CANCELLED})
 
 
 @dataclass(frozen=True)
@@ -37,12 +52,20 @@ class Event:
 class EventLog:
     """Any thread may publish and wait."""
 
-    def __init__(self, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, now: Callable[[], float] = time.time, *, pause_s: float = PAUSE_S) -> None:
         self._now = now
-        self._events: deque[Event] = deque(maxlen=KEPT)
-        self._last_id = int(now() * 1000)
-        self._published = Condition()
+        self._pause_s = pause_s
+        self._lock = Condition()
+        """Guards all that follows; notified when there is news for those who listen."""
+        self._events: deque[Event] = deque()
+        self._last_id = self._forgotten = int(now() * 1000)
+        self._latest: OrderedDict[str, int] = OrderedDict()  # by task, the latest at the end
+        self._latest_forgotten = self._last_id
+        self._listeners: dict[int, tuple[Flag, Collection[str] | None]] = {}
+        self._numbers = count()
+        self._news: set[str] = set()
         self._closed = False
+        self._waker: Thread | None = None
 
     @property
     def last_id(self) -> int:
@@ -53,11 +76,33 @@ class EventLog:
     def closed(self) -> bool:
         return self._closed
 
+    @property
+    def listeners(self) -> int:
+        """How many wait at this moment."""
+        return len(self._listeners)
+
+    def version(self, task_id: str) -> int:
+        """The id of the latest event of a task, or of the server's start; never falls."""
+        with self._lock:
+            return self._version(task_id)
+
+    def reaches_back(self, after: int) -> bool:
+        """Whether all events that came after this id are still kept."""
+        return self._forgotten <= after <= self._last_id
+
     def publish(self, kind: EventKind, task_id: str) -> None:
-        with self._published:
+        with self._lock:
             self._last_id += 1
             self._events.append(Event(self._last_id, kind, task_id, self._now()))
-            self._published.notify_all()
+            self._latest[task_id] = self._last_id
+            self._latest.move_to_end(task_id)
+            if len(self._events) > KEPT:
+                self._forgotten = self._events.popleft().id
+            if len(self._latest) > KEPT:
+                self._latest_forgotten = self._latest.popitem(last=False)[1]
+            if self._listeners:
+                self._news.add(task_id)
+                self._lock.notify()
 
     def wait(
         self, after: int, timeout_s: float, task_ids: Collection[str] | None = None
@@ -68,24 +113,56 @@ class EventLog:
         Args:
             task_ids: only those of these tasks; None: all.
         """
-        found: list[Event] = []
-
-        def look() -> bool:
-            nonlocal found
+        until = time.monotonic() + timeout_s
+        flag, number = Flag(), next(self._numbers)
+        with self._lock:
             found = self._after(after, task_ids)
-            return bool(found) or self._closed
-
-        with self._published:
-            self._published.wait_for(look, timeout_s)
+            if found or self._closed or timeout_s <= 0:
+                return found
+            self._listeners[number] = flag, task_ids
+            if self._waker is None:
+                self._waker = Thread(target=self._wake_listeners, name="events", daemon=True)
+                self._waker.start()
+        try:
+            while not found and not self._closed and flag.wait(until - time.monotonic()):
+                flag.clear()
+                with self._lock:
+                    found = self._after(after, task_ids)
+        finally:
+            with self._lock:
+                del self._listeners[number]
         return found
 
     def close(self) -> None:
         """The server stops: nobody waits any longer."""
-        with self._published:
+        with self._lock:
             self._closed = True
-            self._published.notify_all()
+            self._lock.notify()
+            for flag, _ in self._listeners.values():
+                flag.set()
+
+    def _wake_listeners(self) -> None:
+        while True:
+            with self._lock:
+                self._lock.wait_for(lambda: self._news or self._closed)
+                if self._closed:
+                    return
+                news, self._news = self._news, set()
+                concerned = [
+                    flag
+                    for flag, task_ids in self._listeners.values()
+                    if task_ids is None or not news.isdisjoint(task_ids)
+                ]
+            for flag in concerned:
+                flag.set()
+            time.sleep(self._pause_s * len(concerned))
+
+    def _version(self, task_id: str) -> int:
+        return self._latest.get(task_id, self._latest_forgotten)
 
     def _after(self, after: int, task_ids: Collection[str] | None) -> list[Event]:
+        if task_ids is not None and all(self._version(task_id) <= after for task_id in task_ids):
+            return []
         found: list[Event] = []
         for event in reversed(self._events):  # what is new is at the end
             if event.id <= after:

@@ -27,14 +27,25 @@ from answers import (
     queue_answer,
     status_answer,
 )
-from api_docs import IDEMPOTENCY_KEY, TASK_ID, documented, json_answer, query
+from api_docs import IDEMPOTENCY_KEY, TASK_ID, WAIT, documented, json_answer, query
 from generate_request import GenerateRequest, Limits, parse_form, parse_request
 from images import CONTENT_TYPES, EXTENSIONS, read_metadata, to_base64, zip_of
+from long_poll import watch
 from models_api import download_answer
+from query_values import (
+    MAX_ID,
+    MOST_WAIT_S,
+    flag_value,
+    gone_check,
+    number_value,
+    task_id_value,
+)
 from queue_manager import QueueManager
 from queue_state import ServerState
 from submission import Prepared, Submission
 from task import GenerationParams, TaskStatus
+from task_view import TaskView
+from waiting_places import WaitingPlaces
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +56,7 @@ EXAMPLE = {"prompt": "A beautiful landscape", "width": 1024, "height": 1024, "st
 def native_routes(
     queue: QueueManager,
     submission: Submission,
+    places: WaitingPlaces,
 ) -> Blueprint:
     routes = Blueprint("native", __name__)
 
@@ -134,25 +146,46 @@ def native_routes(
         "How far a task is",
         tag="images",
         description="Good enough to drive a progress bar. Ask again after `poll_after_s`, or each "
-        "second.",
-        parameters=[TASK_ID],
+        "second; or let the answer wait for something new: `wait=60`, and from then on "
+        "`wait=60&since=` with the `version` of the answer before, so that nothing is missed.",
+        parameters=[
+            TASK_ID,
+            WAIT,
+            query(
+                "since",
+                "With `wait`: answer once `version` is above this. The present version when "
+                "absent.",
+                {"type": "integer", "minimum": 0},
+            ),
+        ],
         answers={200: json_answer(StatusAnswer, "The task as it stands.")},
         errors=(errors.InvalidInput, errors.UnknownTask, errors.Gone, errors.StorageUnavailable),
     )
     def status() -> Response:
-        view = queue.status(_task_id())
+        task_id, wait_s = task_id_value(), number_value("wait", 0, 0, MOST_WAIT_S)
+        since = number_value("since", queue.events.version(task_id), 0, MAX_ID)
+        view, version = watch(
+            queue,
+            places,
+            task_id,
+            wait_s=wait_s,
+            enough=lambda view, version: version > since,
+            is_gone=gone_check(),
+        )
         state = queue.state()
         download = download_answer(queue.health()) if state is ServerState.LOADING else None
-        return json_response(status_answer(view, state, time.time(), download))
+        return json_response(status_answer(view, state, time.time(), download, version=version))
 
     @routes.get("/image")
     @documented(
         "Fetch an image",
         tag="images",
         description="By default this removes the image, once its bytes were sent. Several images "
-        "of a task are fetched one by one (`index`), or all at once (`all`).",
+        "of a task are fetched one by one (`index`), or all at once (`all`). With `wait` the "
+        "answer comes when the task has ended.",
         parameters=[
             TASK_ID,
+            WAIT,
             query(
                 "index",
                 "Which image of the task, from 0.",
@@ -202,12 +235,14 @@ def native_routes(
         ),
     )
     def image() -> Response:
-        task_id, index = _task_id(), _number("index", 0, 0, 999)
-        as_base64, delete = _flag("base64", False), _flag("delete", True)
-        if _flag("metadata", False):
+        task_id, index = task_id_value(), number_value("index", 0, 0, 999)
+        as_base64, delete = flag_value("base64", False), flag_value("delete", True)
+        if wait_s := number_value("wait", 0, 0, MOST_WAIT_S):
+            watch(queue, places, task_id, wait_s=wait_s, enough=_never, is_gone=gone_check())
+        if flag_value("metadata", False):
             image, params = queue.image(task_id, index)
             return jsonify(read_metadata(image) or _metadata_of(params, index))
-        if _flag("all", False):
+        if flag_value("all", False):
             images, params = queue.all_images(task_id)
             data, content_type, name = _bundle(task_id, images, params, as_base64)
             fetched = None
@@ -252,7 +287,8 @@ def native_routes(
         errors=(errors.InvalidInput,),
     )
     def list_queue() -> Response:
-        limit, offset = _number("limit", 100, 1, 1000), _number("offset", 0, 0, 10_000_000)
+        limit = number_value("limit", 100, 1, 1000)
+        offset = number_value("offset", 0, 0, 10_000_000)
         return json_response(queue_answer(*queue.queue(limit, offset)))
 
     @routes.delete("/delete")
@@ -267,7 +303,7 @@ def native_routes(
         errors=(errors.InvalidInput, errors.UnknownTask, errors.Gone, errors.StorageUnavailable),
     )
     def delete() -> Response:
-        task_id = _task_id()
+        task_id = task_id_value()
         was = queue.delete(task_id)
         message = {
             TaskStatus.WAITING: "The task was taken out of the queue.",
@@ -277,6 +313,11 @@ def native_routes(
         return json_response(DeleteAnswer(task_id=task_id, was=was, message=message))
 
     return routes
+
+
+def _never(view: TaskView, version: int) -> bool:
+    """Only the end is enough."""
+    return False
 
 
 def _read_request(limits: Limits) -> GenerateRequest:
@@ -325,16 +366,6 @@ def _metadata_of(params: GenerationParams, index: int) -> dict[str, Any]:
     return {**told, "seed": params.seed_of(index)}
 
 
-def _task_id() -> str:
-    task_id = request.args.get("task_id", "").strip()
-    if not 1 <= len(task_id) <= 64:
-        raise errors.InvalidInput(
-            "task_id is required in the query: the id that /generate gave, 1 to 64 characters.",
-            field="task_id",
-        )
-    return task_id
-
-
 def _idempotency_key() -> str | None:
     key = request.headers.get("Idempotency-Key")
     if key is not None and not 1 <= len(key) <= 200:
@@ -344,31 +375,11 @@ def _idempotency_key() -> str | None:
     return key
 
 
-def _number(name: str, default: int, minimum: int, maximum: int) -> int:
-    text = request.args.get(name, "")
-    if text == "":
-        return default
-    if not (text.isascii() and text.isdigit() and minimum <= int(text[:20]) <= maximum):
-        raise errors.InvalidInput(
-            f"{name} must be a whole number from {minimum} to {maximum}.", field=name
-        )
-    return int(text)
-
-
 def _after_sending(queue: QueueManager, task_id: str, index: int | None) -> None:
     try:
         queue.fetched(task_id, index)
     except errors.StorageUnavailable:
         log.warning("the fetched image of task %s stays: the disk refuses", task_id)
-
-
-def _flag(name: str, default: bool) -> bool:
-    text = request.args.get(name, "").lower()
-    if text == "":
-        return default
-    if text not in ("true", "1", "false", "0"):
-        raise errors.InvalidInput(f"{name} must be true or false.", field=name)
-    return text in ("true", "1")
 
 
 def error_answer(status: int, code: str, message: str, field: str | None = None) -> Response:

@@ -176,6 +176,12 @@ class QueueManager:
         with self._lock:
             return list(islice(self._live.views_in_order(offset), limit)), len(self._live)
 
+    @property
+    def length(self) -> int:
+        """Tasks that are not finished."""
+        with self._lock:
+            return len(self._live)
+
     def image(self, task_id: str, index: int = 0) -> tuple[bytes, GenerationParams]:
         """One image of a finished task.
 
@@ -492,7 +498,6 @@ class QueueManager:
         with self._lock:
             self._drain_until = self._monotonic() + drain_s
             self._wake_worker.notify_all()
-        self.events.close()
 
     def prune(self) -> None:
         """Drop what was kept long enough, and the oldest images when there are too many."""

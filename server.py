@@ -28,6 +28,7 @@ from answers import ErrorAnswer, ErrorBody
 from api_docs import PAGE_ROUTE, install_docs
 from generate_request import Limits
 from generator import MfluxGenerator
+from live_api import live_routes
 from mflux_registry import read_catalog
 from mlx_setup import MlxMissing, prepare_mlx
 from model_catalog import DEFAULT_MODEL, DEFAULT_MODEL_WITHOUT_GPU, Weights
@@ -42,6 +43,7 @@ from settings import Settings
 from submission import Submission
 from task_store import TaskStore
 from timing_model import TimingModel
+from waiting_places import WaitingPlaces
 from web_page import page_routes
 from worker import Generator, Worker
 
@@ -53,6 +55,10 @@ MOST_CONNECTIONS = 5000
 FILES_FOR_THE_REST = 100
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LOAD_FAILED = b"\xff"
+THREADS_FOR_THE_REST = 32
+"""Threads that nobody may hold for long."""
+MOST_UNREAD_BYTES = 1_000_000
+"""A client that leaves more of its answer unread while more comes counts as gone."""
 STOP_S = 2.0
 """Seconds that a running step gets when the server stops."""
 
@@ -63,6 +69,7 @@ def create_app(
     generator: Generator,
     submission: Submission,
     *,
+    places: WaitingPlaces,
     data_dir: Path,
     max_body_bytes: int,
     allowed_hosts: frozenset[str] | None = None,
@@ -94,7 +101,8 @@ def create_app(
                 raise errors.ForeignPage
 
     for routes in (
-        native_routes(queue, submission),
+        native_routes(queue, submission, places),
+        live_routes(queue, places),
         server_routes(queue, worker, generator, data_dir),
         model_routes(queue, submission.offer, read_catalog(), operator_key),
     ):
@@ -118,7 +126,7 @@ def _answer_error(error: Exception) -> Response:
         error = errors.BodyTooLarge()
     if isinstance(error, errors.ServerError):
         answer = error_answer(error.http_status, error.code, error.message, error.field)
-        if isinstance(error, errors.QueueFull):
+        if isinstance(error, errors.TryLater):
             answer.headers["Retry-After"] = str(error.retry_after_s)
         return answer
     if isinstance(error, HTTPException) and error.code is not None:
@@ -189,6 +197,7 @@ class Server:
                 self._worker,
                 generator,
                 submission,
+                places=WaitingPlaces(max(settings.threads - THREADS_FOR_THE_REST, 1)),
                 data_dir=settings.data_dir,
                 max_body_bytes=settings.max_body_bytes,
                 allowed_hosts=_allowed_hosts(settings),
@@ -203,7 +212,7 @@ class Server:
             max_request_body_size=settings.max_body_bytes,
             ident="mflux-server",
         )
-        self._http.channel_class = _JsonErrorChannel
+        self._http.channel_class = _Channel
         self._http_thread = Thread(target=self._http.run, name="http", daemon=True)
 
     @property
@@ -229,6 +238,7 @@ class Server:
             self.queue.release_running()
         except errors.StorageUnavailable as error:
             log.error("%s The running task counts this end as an attempt.", error)
+        self.queue.events.close()
         self._http.task_dispatcher.shutdown(timeout=0.5)
         self._http.close()
         self._store.close()
@@ -256,8 +266,23 @@ class _JsonErrorTask(ErrorTask):  # type: ignore[misc]
         self.write(body.encode())
 
 
-class _JsonErrorChannel(HTTPChannel):  # type: ignore[misc]
+class _Channel(HTTPChannel):  # type: ignore[misc]
     error_task_class = _JsonErrorTask
+
+    def check_client_disconnected(self) -> bool:
+        """Whether nobody waits for the rest of an answer; asked by who holds a thread for long.
+
+        Waitress itself looks only where it reads ahead, and would then leave a client without its
+        answer that has closed its own half of the connection.
+        """
+        if not self.connected or self.total_outbufs_len > MOST_UNREAD_BYTES:
+            return True
+        try:
+            return not self.socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
 
 def offer_of(settings: Settings, has_gpu: bool) -> Offer:

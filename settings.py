@@ -156,8 +156,9 @@ class Settings:
         choices=("debug", "info", "warning", "error"),
     )
     threads: int = _option(
-        64,
-        "threads that answer requests",
+        512,
+        "threads that answer requests; all but 32 of them may wait for something: requests with "
+        "wait=, streams of events",
         parse=_whole_number(1, 1024),
     )
     max_queue: int = _option(

@@ -47,6 +47,7 @@ def page_routes() -> Blueprint:
         answer = Response(files[name], headers=HEADERS)
         answer.content_type = CONTENT_TYPES[Path(name).suffix]
         answer.set_etag(tags[name])
-        return answer.make_conditional(request.environ)
+        answer.make_conditional(request.environ)
+        return answer
 
     return routes

@@ -36,6 +36,7 @@ from submission import Submission
 from task import GenerationParams, Phase, Report, TaskStatus
 from task_store import TaskStore
 from timing_model import TimingModel
+from waiting_places import WaitingPlaces
 from worker import Worker
 
 OFFER = offer_of("tiny")
@@ -490,7 +491,15 @@ def test_a_worker_thread_that_dies_is_replaced_and_its_task_is_tried_once_more(
     worker.start()
     until(lambda: not queue.queue(1, 0)[1])
     submission = Submission(queue, OFFER, Limits(), generator.refusal)
-    app = create_app(queue, worker, generator, submission, data_dir=tmp_path, max_body_bytes=1000)
+    app = create_app(
+        queue,
+        worker,
+        generator,
+        submission,
+        places=WaitingPlaces(1),
+        data_dir=tmp_path,
+        max_body_bytes=1000,
+    )
     assert app.test_client().get("/health").get_json()["worker_restarts"] == 3
     assert worker.stop(10)
     assert queue.status(ids["deadly once"]).status is TaskStatus.DONE

@@ -21,6 +21,7 @@ from settings import Settings, flag_of, variable_of
 from submission import Submission
 from task_store import TaskStore
 from timing_model import TimingModel
+from waiting_places import WaitingPlaces
 from worker import Worker
 
 PAGES = {
@@ -43,6 +44,7 @@ def app() -> Flask:
         Worker(queue, generator, lambda error: None),
         generator,
         Submission(queue, offer, Limits(max_steps=42), generator.refusal),
+        places=WaitingPlaces(1),
         data_dir=ROOT,
         max_body_bytes=1_000_000,
     )
@@ -160,6 +162,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "timing_model": set(),
     "waiting_line": set(),
     "events": set(),
+    "waiting_places": set(),
+    "query_values": {"errors"},
+    "event_texts": {"answers", "errors", "events", "queue_manager"},
+    "live_api": {
+        "api_docs",
+        "errors",
+        "event_texts",
+        "events",
+        "query_values",
+        "queue_manager",
+        "task",
+        "waiting_places",
+    },
+    "long_poll": {"queue_manager", "task_view", "waiting_places"},
     "hub_cache": {"model_catalog"},
     "mlx_setup": set(),
     "prompt_cache": set(),
@@ -231,11 +247,15 @@ MAY_IMPORT: dict[str, set[str]] = {
         "errors",
         "generate_request",
         "images",
+        "long_poll",
         "models_api",
+        "query_values",
         "queue_manager",
         "queue_state",
         "submission",
         "task",
+        "task_view",
+        "waiting_places",
     },
     "web_page": set(),
     "server": OWN_MODULES
@@ -246,12 +266,14 @@ HOMES: dict[str, set[str]] = {
     "mflux": {"mflux_registry", "pipelines"},
     "flasgger": {"api_docs"},
     "flask": {
-        "server",
-        "native_api",
-        "models_api",
-        "server_api",
-        "api_docs",
         "answers",
+        "api_docs",
+        "live_api",
+        "models_api",
+        "native_api",
+        "query_values",
+        "server",
+        "server_api",
         "web_page",
     },
     "waitress": {"server"},

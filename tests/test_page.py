@@ -5,10 +5,9 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from importlib.resources import files
 from typing import Any, Literal
 
-import axe_playwright_python
 import pytest
 import requests
 from conftest import CHROMIUM, ROOT, ServerProcess, StartServer, needs_chromium
@@ -28,7 +27,7 @@ from playwright.sync_api import (
 
 pytestmark = needs_chromium
 
-AXE = Path(axe_playwright_python.__file__).parent / "axe.min.js"
+AXE = files("axe_playwright_python") / "axe.min.js"
 SCREENSHOTS = ROOT / "screenshots"
 SOMEONE = "Someone else\N{RIGHT SINGLE QUOTATION MARK}s picture"
 LONG = 100

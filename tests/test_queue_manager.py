@@ -101,7 +101,7 @@ def test_after_one_task_the_forecast_of_its_like_is_right_and_counts_steps() -> 
     assert bench.wait_of(first) == pytest.approx(12.0, rel=0.02)
     assert bench.wait_of(second) == pytest.approx(12.0 + 24.0, rel=0.02)
     assert bench.wait_of(third) == pytest.approx(12.0 + 24.0 + 12.0, rel=0.02)
-    told = status_answer(bench.queue.status(third), ServerState.READY, now=0.0)
+    told = status_answer(bench.queue.status(third), ServerState.READY, now=0.0, version=1)
     assert told.wait_remaining == pytest.approx(48, abs=1)
 
 

@@ -98,8 +98,10 @@ export class Live extends EventTarget {
     const unknown = [];
     for (const task of this.#tasks.live()) {
       const found = listed.get(task.id);
-      if (found) this.#tasks.follow(task.id, found);
-      if (!found || (found.status === "running" && !this.#streaming)) unknown.push(task.id);
+      // The list has no version: it may be older than what an event told.
+      const older = found?.status === "waiting" && task.status === "running";
+      if (found && !older) this.#tasks.follow(task.id, found);
+      if (!found || older || (found.status === "running" && !this.#streaming)) unknown.push(task.id);
     }
     this.#tell("queue", queue);
     this.#tell("health", health);

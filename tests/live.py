@@ -1,0 +1,149 @@
+"""For tests of what waits: the real server in this process, with a generator that takes a step only
+when it is told to, and clients that hold many connections."""
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Semaphore
+from typing import Any
+
+import requests
+from conftest import GIVE_UP_S, FakeGenerator, offer_of
+from PIL import Image
+
+from server import Server
+from settings import Settings
+from task import GenerationParams, Phase, Report
+
+PICTURE = Image.new("RGB", (64, 64), "teal")
+
+
+class SteppedServer:
+    """Its tasks take a step for each step(); end() lets all tasks end at once."""
+
+    def __init__(self, data_dir: Path, **settings: Any) -> None:
+        self._steps, self._ended = Semaphore(0), False
+        chosen = {"port": 0, "data_dir": data_dir, **settings}
+        self.server = Server(Settings(**chosen), offer_of("tiny"), FakeGenerator(self._draw))
+        self.queue = self.server.queue
+        self.url = f"http://127.0.0.1:{self.server.port}"
+        self.server.start()
+
+    def _draw(self, params: GenerationParams, report: Report) -> Image.Image:
+        for step in range(params.steps + 1):
+            if not self._ended:
+                self._steps.acquire()
+            report(Phase.DENOISING, step, params.steps)
+        return PICTURE
+
+    def step(self, steps: int = 1) -> None:
+        self._steps.release(steps)
+
+    def end(self) -> None:
+        self._ended = True
+        self._steps.release(1000)
+
+    def submit(self, steps: int = 2, **fields: Any) -> str:
+        body = {"prompt": "a lighthouse", "width": 64, "height": 64, "steps": steps, **fields}
+        answer = requests.post(self.url + "/generate", json=body, timeout=GIVE_UP_S)
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["task_id"])
+
+    def get(self, path: str, **params: Any) -> requests.Response:
+        return requests.get(self.url + path, params=params, timeout=GIVE_UP_S)
+
+    def status(self, task_id: str, **params: Any) -> dict[str, Any]:
+        answer = self.get("/status", task_id=task_id, **params)
+        assert answer.status_code == 200, answer.text
+        told: dict[str, Any] = answer.json()
+        return told
+
+    def running(self, steps: int = 2, **fields: Any) -> str:
+        """A new task, once it runs."""
+        task_id = self.submit(steps, **fields)
+        told = self.status(task_id)
+        while told["status"] == "waiting":
+            told = self.status(task_id, wait=60, since=told["version"])
+        return task_id
+
+    def close(self) -> None:
+        self.end()
+        self.server.stop()
+
+
+class Connection:
+    """One GET that is sent, and whose answer is read when it is wanted."""
+
+    def __init__(self, server: SteppedServer, target: str, *headers: str) -> None:
+        address = ("127.0.0.1", server.server.port)
+        self.socket = socket.create_connection(address, timeout=GIVE_UP_S)
+        lines = [f"GET {target} HTTP/1.1", "Host: localhost", "Connection: close", *headers]
+        self.socket.sendall("\r\n".join([*lines, "", ""]).encode())
+        self._file = self.socket.makefile("rb")
+
+    def head(self) -> tuple[int, dict[str, str]]:
+        """Status and headers, names in lower case."""
+        status = int(self._file.readline().split()[1])
+        headers = {}
+        while line := self._file.readline().strip():
+            name, _, value = line.decode().partition(": ")
+            headers[name.lower()] = value
+        return status, headers
+
+    def chunks(self) -> Iterator[bytes]:
+        while size := int(self._file.readline() or b"0", 16):
+            yield self._file.read(size)
+            self._file.readline()
+
+    def json(self) -> dict[str, Any]:
+        """The body of an answer that came with its length."""
+        status, headers = self.head()
+        assert status == 200, status
+        told: dict[str, Any] = json.loads(self._file.read(int(headers["content-length"])))
+        return told
+
+    def close(self) -> None:
+        self._file.close()
+        self.socket.close()
+
+
+class EventStream(Connection):
+    """GET /events: iterating gives (kind, id, data)."""
+
+    def __init__(self, server: SteppedServer, query: str = "", *headers: str) -> None:
+        super().__init__(server, f"/events{query}", *headers)
+        self.comments = 0
+        self.retry: str | None = None
+        status, self.headers = self.head()
+        assert status == 200, status
+        self._lines = self._read_lines()
+
+    def _read_lines(self) -> Iterator[str]:
+        rest = b""
+        for chunk in self.chunks():
+            *lines, rest = (rest + chunk).split(b"\n")
+            yield from (line.decode() for line in lines)
+
+    def __iter__(self) -> Iterator[tuple[str, int, dict[str, Any]]]:
+        fields: dict[str, str] = {}
+        for line in self._lines:
+            name, _, value = line.partition(": ")
+            if line.startswith(":"):
+                self.comments += 1
+            elif name == "retry":
+                self.retry = value
+            elif line:
+                fields[name] = value
+            elif fields:
+                yield fields["event"], int(fields["id"]), json.loads(fields["data"])
+                fields = {}
+
+    def until(self, kind: str) -> list[tuple[str, int, dict[str, Any]]]:
+        """The events up to the first of this kind."""
+        seen = []
+        for event in self:
+            seen.append(event)
+            if event[0] == kind:
+                return seen
+        raise AssertionError(f"the stream ended without {kind}: {seen}")
