@@ -371,6 +371,7 @@ export class Form extends EventTarget {
     const request = this.request();
     const missing = this.#missingPicture(request);
     if (missing) return this.#showForecast(`needs ${missing.short}`);
+    if (this.#outOfRange()) return this.#showForecast("");
     if (this.takes("prompt")) request.fields.prompt ??= "a";
     try {
       const told = await estimate(request, asking.signal);
@@ -393,6 +394,20 @@ export class Form extends EventTarget {
     return SLOTS.find(({ name }) => this.model.needs.includes(name) && !inputs[name]);
   }
 
+  /** The first number that cannot be sent; says so beside it. */
+  #outOfRange() {
+    const numbers = [...this.#form.querySelectorAll("input[type=number]")];
+    const wrong = numbers.find((node) => {
+      const { badInput, rangeUnderflow, rangeOverflow } = node.validity;
+      return node.checkVisibility() && (badInput || rangeUnderflow || rangeOverflow);
+    });
+    if (wrong) {
+      const field = wrong.closest("[data-field]").dataset.field;
+      this.#fail(field, `A number from ${wrong.min} to ${wrong.max}, please.`);
+    }
+    return wrong;
+  }
+
   #showForecast(words, title = "") {
     setText(find("forecast"), words);
     find("draw").title = title;
@@ -410,6 +425,8 @@ export class Form extends EventTarget {
     } else if (this.takes("prompt") && !request.fields.prompt) {
       this.#fail("prompt", "Say what the picture shall show.");
       find("prompt").focus();
+    } else if (this.#outOfRange()) {
+      this.#outOfRange().focus();
     } else {
       this.dispatchEvent(new CustomEvent("submit", { detail: request }));
     }
