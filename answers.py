@@ -33,6 +33,12 @@ def json_response(answer: Answer, status: int = 200) -> Response:
     return Response(answer.as_json(), status, mimetype="application/json")
 
 
+def jpeg_response(picture: bytes) -> Response:
+    answer = Response(picture, mimetype="image/jpeg")
+    answer.headers["Cache-Control"] = "no-store"
+    return answer
+
+
 class Picture(Answer):
     """A picture that the client gave."""
 

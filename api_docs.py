@@ -123,6 +123,11 @@ def json_answer(answer: type[Answer], description: str) -> dict[str, Any]:
     return {"description": description, "content": content}
 
 
+def jpeg_answer(description: str) -> dict[str, Any]:
+    content = {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}
+    return {"description": description, "content": content}
+
+
 def query(
     name: str, description: str, schema: dict[str, Any], *, required: bool = False
 ) -> dict[str, Any]:

@@ -4,9 +4,10 @@ The latest events are kept, so that a listener who was away for a moment misses 
 grow for ever, also over a restart of the server: they start at the time of the start.
 
 Who publishes is often the worker, between two steps, so publishing only notes the event. A thread
-of its own ("events", started with the first listener) wakes those whom it concerns, and then pauses
-for a while that grows with their number: however fast events come and however many listen, waking
-them takes but a part of the processor, and who is woken finds all that came meanwhile.
+of its own ("events", started with the first listener) wakes those whom it concerns, a few at a
+time: hundreds of threads that wake at once would make the worker and /status wait for the
+interpreter. However fast events come and however many listen, only so many are woken in a second,
+and who is woken finds all that came meanwhile.
 """
 
 import time
@@ -20,9 +21,10 @@ from threading import Event as Flag
 
 KEPT = 10_000
 """Events, and tasks whose latest event is known."""
-PAUSE_S = 0.001
-"""Between two rounds of waking, for each listener that was woken: about ten times what it costs to
-wake one and to send it something."""
+AT_ONCE = 4
+"""Listeners that are woken together."""
+PAUSE_S = 0.01
+"""After that: several times what it costs to wake them and to send them something."""
 
 
 class EventKind(StrEnum):
@@ -153,9 +155,10 @@ class EventLog:
                     for flag, task_ids in self._listeners.values()
                     if task_ids is None or not news.isdisjoint(task_ids)
                 ]
-            for flag in concerned:
-                flag.set()
-            time.sleep(self._pause_s * len(concerned))
+            for start in range(0, len(concerned), AT_ONCE):
+                for flag in concerned[start : start + AT_ONCE]:
+                    flag.set()
+                time.sleep(self._pause_s)
 
     def _version(self, task_id: str) -> int:
         return self._latest.get(task_id, self._latest_forgotten)

@@ -139,8 +139,12 @@ class _Stream:
         yield RETRY
         if self._starts:
             yield from self._beginning()
-        events, queue_changed = self._queue.events, False
-        while not (events.closed or self._is_gone() or (self._named and not self._open)):
+        events, queue_changed, look_at = self._queue.events, False, 0.0
+        while not (events.closed or (self._named and not self._open)):
+            if time.monotonic() >= look_at:
+                look_at = time.monotonic() + LOOK_S
+                if self._is_gone():
+                    return
             wait_s = LOOK_S
             if queue_changed:
                 wait_s = max(self._queue_told_at + QUEUE_EVERY_S - time.monotonic(), 0.0)

@@ -267,7 +267,11 @@ class _JsonErrorTask(ErrorTask):  # type: ignore[misc]
 
 
 class _Channel(HTTPChannel):  # type: ignore[misc]
+    """A connection. Waitress's loop goes over all of them each time anything happens, so one whose
+    request waits for long is taken out of it ("parked"): 200 listeners would halve /status."""
+
     error_task_class = _JsonErrorTask
+    parked = False
 
     def check_client_disconnected(self) -> bool:
         """Whether nobody waits for the rest of an answer; asked by who holds a thread for long.
@@ -275,6 +279,9 @@ class _Channel(HTTPChannel):  # type: ignore[misc]
         Waitress itself looks only where it reads ahead, and would then leave a client without its
         answer that has closed its own half of the connection.
         """
+        if not (self.parked or self.total_outbufs_len):
+            self.parked = True
+            self._map.pop(self._fileno, None)
         if not self.connected or self.total_outbufs_len > MOST_UNREAD_BYTES:
             return True
         try:
@@ -283,6 +290,23 @@ class _Channel(HTTPChannel):  # type: ignore[misc]
             return False
         except OSError:
             return True
+
+    def write_soon(self, data: bytes) -> int:
+        written: int = super().write_soon(data)
+        if self.total_outbufs_len or self.will_close:
+            self._unpark()
+        return written
+
+    def service(self) -> None:
+        super().service()
+        self._unpark()
+
+    def _unpark(self) -> None:
+        fileno = self._fileno
+        if self.parked and fileno is not None:
+            self.parked = False
+            self._map[fileno] = self
+            self.server.pull_trigger()
 
 
 def offer_of(settings: Settings, has_gpu: bool) -> Offer:

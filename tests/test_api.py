@@ -410,3 +410,22 @@ def test_health_tells_the_model_and_the_queue(server: ServerProcess) -> None:
     body = health.json()
     assert (body["model"], body["status"] in ("ready", "busy")) == ("tiny", True)
     assert "random weights" in body["model_title"]
+
+
+def test_a_thumbnail_is_a_small_jpeg_of_any_image_and_removes_nothing(
+    server: ServerProcess,
+) -> None:
+    task_id = server.submit(width=256, height=128, format="PNG", n=2)["task_id"]
+    assert server.get("/thumbnail", task_id=task_id).status_code in (200, 409)
+    server.wait_until_ended(task_id)
+    sizes = []
+    for query in ({}, {"size": 64}, {"size": 1024, "index": 1}):
+        answer = server.get("/thumbnail", task_id=task_id, **query)
+        assert answer.headers["Content-Type"] == "image/jpeg"
+        sizes.append(Image.open(BytesIO(answer.content)).size)
+    assert sizes == [(256, 128), (64, 32), (256, 128)]
+    for query, field in (({"size": 63}, "size"), ({"size": 1025}, "size"), ({"index": 2}, "index")):
+        answer = server.get("/thumbnail", task_id=task_id, **query)
+        assert (answer.status_code, error_of(answer)["field"]) == (400, field)
+    fetch(server, task_id)
+    assert server.get("/thumbnail", task_id="nothing").status_code == 404
