@@ -31,8 +31,6 @@ pytestmark = needs_chromium
 AXE = files("axe_playwright_python") / "axe.min.js"
 SCREENSHOTS = ROOT / "screenshots"
 SOMEONE = "Someone else\N{RIGHT SINGLE QUOTATION MARK}s picture"
-LONG = 100
-"""Steps of a picture that is not finished before a test has looked at it."""
 WAIT_MS = 30_000
 NO_EVENTS = """
 window.EventSource = class extends EventTarget {
@@ -88,6 +86,12 @@ class Visitor:
 
     def __getitem__(self, selector: str) -> Locator:
         return self.page.locator(selector)
+
+    def draw_for_long(self, prompt: str) -> None:
+        """What is not finished before a test has looked at it."""
+        self["#n"].fill("10")
+        self.draw(prompt, size=1536, steps=100)
+        self["#n"].fill("1")
 
     def draw(self, prompt: str, *, size: int = 64, steps: int = 2) -> None:
         self["#prompt"].fill(prompt)
@@ -262,9 +266,9 @@ def test_everything_from_the_prompt_to_the_removed_picture(  # noqa: PLR0915
 
 def test_two_people_see_each_others_place_but_not_each_others_prompts(visit: Visit) -> None:
     one, other = visit().open(), visit().open()
-    one.draw("the secret of the one", size=1024, steps=LONG)
+    one.draw_for_long("the secret of the one")
     expect(one["#queue .row"]).to_have_count(1)
-    other.draw("what the other wants", steps=LONG)
+    other.draw_for_long("what the other wants")
     for person in (one, other):
         expect(person["#queue .row"]).to_have_count(2)
         expect(person["#queue .number"].first).to_have_text("now")
@@ -283,8 +287,8 @@ def test_two_people_see_each_others_place_but_not_each_others_prompts(visit: Vis
 
 def test_cancel_ends_a_waiting_and_a_running_task(visit: Visit, served: ServerProcess) -> None:
     me = visit().open()
-    me.draw("first", size=1024, steps=LONG)
-    me.draw("second", steps=LONG)
+    me.draw_for_long("first")
+    me.draw("second")
     second, first = me.task_ids()
     expect(me.card("first").locator(".bar[aria-valuenow]")).to_be_visible()
     for name in ("second", "first"):
@@ -296,7 +300,7 @@ def test_cancel_ends_a_waiting_and_a_running_task(visit: Visit, served: ServerPr
     ]
     me.card("first").get_by_role("button", name="Again").click()
     expect(me["#prompt"]).to_have_value("first")
-    expect(me["#steps"]).to_have_value(str(LONG))
+    expect(me["#steps"]).to_have_value("100")
 
 
 def test_a_reload_in_the_middle_loses_nothing(visit: Visit) -> None:
@@ -513,8 +517,8 @@ def test_axe_finds_nothing_serious(visit: Visit, scheme: str) -> None:
     me.draw("a picture that fails")
     expect(me.card("a picture that fails")).to_contain_text("It failed.")
     me["#model"].select_option("tiny-z-image")
-    me.draw("a picture that runs", size=1024, steps=LONG)
-    me.draw("a picture that waits", steps=LONG)
+    me.draw_for_long("a picture that runs")
+    me.draw("a picture that waits")
     expect(me[".developing.running"]).to_have_count(1)
     expect(me["#toasts"]).to_be_empty()
     me["#prompt"].fill(" ")
@@ -533,7 +537,7 @@ def test_the_server_goes_and_comes_back_while_the_page_is_open(
     server = start_server("--models", MODELS)
     me = visit(server).open()
     me.away_is_fine = True
-    me.draw("interrupted", size=1024, steps=12)
+    me.draw("interrupted", size=1024, steps=60)
     expect(me[".developing.running"]).to_have_count(1)
     server.stop(signal.SIGKILL)
     expect(me["#away"]).to_contain_text("The server is away")

@@ -11,7 +11,7 @@ import { forgetPictures } from "./store.js";
 import { Tasks, isLive } from "./tasks.js";
 import { say, toast } from "./toasts.js";
 import { Viewer } from "./viewer.js";
-import { place, plain, some } from "./words.js";
+import { place, plain, short, some } from "./words.js";
 
 const TICK_MS = 500;
 const FORECAST_EVERY_MS = 3_000;
@@ -128,7 +128,7 @@ async function lost({ task }) {
 tasks.addEventListener("change", () => gallery.show());
 tasks.addEventListener("ended", ({ detail: task }) => {
   if (task.status === "done") say("Your picture is ready.");
-  if (task.status === "failed") toast(`It failed: ${plain(task.error)}`, { bad: true });
+  if (task.status === "failed") toast(`It failed: ${short(task.error)}`, { bad: true });
 });
 
 let length = null;
@@ -143,8 +143,16 @@ live.addEventListener("queue", ({ detail }) => {
   }
 });
 
+live.addEventListener("step", ({ detail }) => {
+  if (queue.step(detail)) live.refresh();
+});
+
+let loaded = "";
+
 live.addEventListener("health", ({ detail: health }) => {
-  if (!health) return;
+  const now = String(health.loaded_models);
+  if (now !== loaded && form.model) api.models().then((models) => form.refresh(models), () => {});
+  loaded = now;
   const words = {
     ready: "Ready",
     busy: `${some(length, "task", "tasks")} in the queue`,
@@ -185,7 +193,7 @@ live.addEventListener("back", () => {
 
 setInterval(() => {
   if (document.hidden) return;
-  queue.tick();
+  if (queue.tick() && !live.away) live.refresh();
   gallery.tick();
 }, TICK_MS);
 

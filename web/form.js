@@ -101,6 +101,12 @@ export class Form extends EventTarget {
     this.forecastSoon();
   }
 
+  /** What is loaded and what is on disk changes. */
+  refresh(answer) {
+    this.#models = answer.models.filter((model) => model.allowed);
+    this.show(document.activeElement);
+  }
+
   #default = null;
 
   get model() {

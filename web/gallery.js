@@ -3,7 +3,7 @@
 import { imageUrl, previewUrl, thumbnailUrl } from "./api.js";
 import { el, find, follow, icon, iconButton, setText } from "./dom.js";
 import { isLive, progress, remaining } from "./tasks.js";
-import { PHASES, REASONS, countdown, place, plain, size, some } from "./words.js";
+import { PHASES, REASONS, countdown, place, plain, short, size, some } from "./words.js";
 
 const AT_FIRST = 48;
 
@@ -179,7 +179,7 @@ export class Gallery {
 
   #ended({ task }) {
     const told = {
-      failed: ["It failed.", plain(task.error)],
+      failed: ["It failed.", short(task.error)],
       cancelled: ["Cancelled.", ""],
       gone: ["No longer on the server.", "Finished pictures are kept for a while only."],
     }[task.status] ?? ["It has ended.", ""];
@@ -187,7 +187,7 @@ export class Gallery {
     return el(
       "li",
       { class: `card ended ${task.status}` },
-      el("div", { class: "frame" }, icon("trouble"), el("p", { class: "end" }, told[0]), el("p", { class: "hint" }, told[1])),
+      el("div", { class: "frame" }, icon("trouble"), el("p", { class: "end" }, told[0]), el("p", { class: "hint", title: task.error ? plain(task.error) : "" }, told[1])),
       el("p", { class: "words" }, titleOf(task)),
       el(
         "div",

@@ -2,16 +2,17 @@
 
 import * as api from "./api.js";
 
-const WITH_EVENTS_MS = { busy: 10_000, idle: 20_000 };
+const WITH_EVENTS_MS = { busy: 5_000, idle: 20_000 };
 const BY_ASKING_MS = { busy: 1_000, idle: 4_000 };
 const HIDDEN_MS = 10_000;
 const AWAY_MS = 2_000;
 const EVENTS_AGAIN_MS = 30_000;
 const HEALTH_EVERY_MS = 10_000;
+const REFRESH_MS = 1_000;
 const KINDS = ["waiting", "running", "step", "image", "done", "failed", "cancelled"];
 const MOST_ASKED = 20;
 
-/** Dispatches "queue" (detail: QueueAnswer), "health" (HealthAnswer), "away", "back". */
+/** Dispatches "queue" (detail: QueueAnswer), "health" (HealthAnswer), "step", "away", "back". */
 export class Live extends EventTarget {
   #tasks;
   #timer = null;
@@ -24,6 +25,7 @@ export class Live extends EventTarget {
   #healthAt = -Infinity;
   #busy = false;
   #soonTimer = null;
+  #askedAt = 0;
   away = false;
 
   constructor(tasks) {
@@ -46,6 +48,7 @@ export class Live extends EventTarget {
     }
     clearTimeout(this.#timer);
     this.#asking = true;
+    this.#askedAt = performance.now();
     try {
       await this.#ask();
       this.#open();
@@ -65,6 +68,11 @@ export class Live extends EventTarget {
     const again = this.#again;
     this.#again = false;
     this.#timer = setTimeout(() => this.now(), again ? 0 : this.#pause());
+  }
+
+  /** A countdown is over or was wrong: the others may be, too. At most once a second. */
+  refresh() {
+    if (performance.now() - this.#askedAt > REFRESH_MS) this.soon();
   }
 
   /** Soon, and not once for each of many reasons. */
@@ -142,8 +150,8 @@ export class Live extends EventTarget {
       stream.addEventListener(kind, (event) => {
         const told = JSON.parse(event.data);
         this.#tasks.follow(told.task_id, told);
-        if (kind !== "step") this.soon();
-        else this.dispatchEvent(new CustomEvent("step", { detail: told }));
+        if (kind === "step") this.#tell("step", told);
+        else this.soon();
       });
     }
     stream.addEventListener("preview", (event) => {

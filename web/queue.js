@@ -5,6 +5,9 @@ import { countdown, duration, size, some } from "./words.js";
 
 const MOST_ROWS = 12;
 
+/** Forecast seconds that remain of a row. */
+const left = (row) => row.wait_remaining - (performance.now() - row.now) / 1000;
+
 export class Queue {
   #list = find("queue");
   #words = find("queue-words");
@@ -27,13 +30,23 @@ export class Queue {
     this.tick();
   }
 
-  /** Countdowns go on between two answers. */
+  /** told: of a running task. Returns whether the queue was told something else before. */
+  step(told) {
+    const row = this.#rows.find((one) => one.task_id === told.task_id);
+    if (!row || told.wait_remaining === undefined) return false;
+    const wrong = Math.abs(left(row) - told.wait_remaining) > 1 + told.wait_remaining / 10;
+    Object.assign(row, { wait_remaining: told.wait_remaining, now: performance.now() });
+    return wrong;
+  }
+
+  /** Countdowns go on between two answers. Returns whether one is over. */
   tick() {
-    const lefts = this.#rows.map((row) => row.wait_remaining - (performance.now() - row.now) / 1000);
+    const lefts = this.#rows.map(left);
     this.#rows.forEach((row, index) => {
       if (row.left) setText(row.left, countdown(lefts[index]));
     });
     setText(this.#words, this.#summary(lefts));
+    return lefts.some((seconds) => seconds < 0);
   }
 
   #summary(lefts) {
@@ -58,7 +71,7 @@ export class Queue {
     const running = row.status === "running";
     node.classList.toggle("own", Boolean(own));
     node.classList.toggle("running", running);
-    const [number, what, left] = node.children;
+    const [number, what, seconds] = node.children;
     setText(number, running ? "now" : String(row.pos + 1));
     setText(what.children[0], own ? row.params.prompt || "Enlarging a picture" : "Someone else’s picture");
     const { count, width, height, model } = row.params;
@@ -66,6 +79,6 @@ export class Queue {
     const mine = own ? "yours · " : "";
     const urgent = row.params.priority ? " · urgent" : "";
     setText(what.children[1], `${mine}${size(width, height)} · ${model}${many}${urgent}`);
-    row.left = left;
+    row.left = seconds;
   }
 }

@@ -44,6 +44,9 @@ export const PHASES = {
   image_encoding: "writing the file",
 };
 
+/** Without what stands in brackets for the operator: "(ConnectionError: ...)". */
+export const short = (error) => plain(error).replace(/ \(\w+: .*\)(?=[:.])/, "");
+
 export function plain(error) {
   return error?.message || "Something went wrong on the server.";
 }
