@@ -71,8 +71,6 @@ class Visitor:
             return
         if self.away_is_fine and "Failed to load resource: net::ERR" in message.text:
             return
-        if re.search("/(thumbnail|preview)[?]", message.location["url"]):
-            return  # TODO until they are there
         self.wrong.append(f"{message.text} {message.location}")
 
     def _asked(self, request: Request) -> None:

@@ -86,8 +86,9 @@ export class Live extends EventTarget {
   #pause() {
     if (this.away) return AWAY_MS;
     if (document.hidden) return HIDDEN_MS;
+    if (this.#health?.status === "loading") return BY_ASKING_MS.busy;
     const pauses = this.#streaming ? WITH_EVENTS_MS : BY_ASKING_MS;
-    return this.#busy || this.#health?.status === "loading" ? pauses.busy : pauses.idle;
+    return this.#busy ? pauses.busy : pauses.idle;
   }
 
   async #ask() {
