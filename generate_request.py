@@ -5,6 +5,7 @@ the pictures. submission.py makes GenerationParams of it.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isqrt
@@ -24,6 +25,7 @@ from images import decode_base64
 from model_catalog import CONTROL_TYPES, SCHEDULERS, Takes
 from task import MAX_SEED, SIDE_STEP
 
+CALLBACK_URL = re.compile(r"https?://([A-Za-z0-9._-]+)(?::[0-9]{1,5})?(?:[/?][!-\[\]-~]*)?")
 MOST_IMAGES = 8
 """Pictures in `images`, and adapters in `loras`."""
 
@@ -279,6 +281,14 @@ class GenerateRequest(BaseModel):
         "absent.",
         examples=[True],
     )
+    callback_url: str | None = Field(
+        None,
+        min_length=1,
+        max_length=2000,
+        description="Where the answer of GET /status is sent (POST, JSON) once the task has ended: "
+        "http or https, and a host that the operator allows. No answer tells it.",
+        examples=["https://chat.example.org/pictures"],
+    )
 
     def given(self) -> frozenset[Takes]:
         """The fields of this request that only some models can honour."""
@@ -296,6 +306,14 @@ class Limits:
     """Images of one task."""
     max_input_pixels: int = 50_000_000
     """Of a picture that a client sends."""
+    callback_hosts: frozenset[str] = frozenset()
+    """Names of hosts that may be called back, in lower case."""
+
+    def may_call(self, url: str) -> bool:
+        """Whether this is an address of one of the callback hosts, and nothing else: no user, no
+        address that two readers may read in two ways."""
+        found = CALLBACK_URL.fullmatch(url)
+        return found is not None and found[1].lower() in self.callback_hosts
 
 
 def parse_request(body: bytes, limits: Limits) -> GenerateRequest:

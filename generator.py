@@ -19,6 +19,7 @@ from PIL import Image
 from errors import DoesNotFit, ModelLoadError
 from model_catalog import Model, Weights
 from pipelines import arguments, build, explain, metadata, remember_prompts
+from previews import Previews
 from prompt_cache import PromptCache
 from task import Drawn, GenerationParams, Memory, Phase, Report, Stage
 
@@ -51,6 +52,7 @@ class MfluxGenerator:
         lora_path: what mflux loads an adapter of this name from.
         cache_limit_bytes: most freed memory that MLX keeps for reuse; None: MLX's own limit.
         check_memory: refuse pictures that would not fit into memory.
+        previews: is given the latents of pictures while they are drawn.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class MfluxGenerator:
         lora_path: Callable[[str], str] = str,
         cache_limit_bytes: int | None = None,
         check_memory: bool = True,
+        previews: Previews | None = None,
     ) -> None:
         self.memory = Memory()
         """MLX's memory after the latest step; any thread may read it."""
@@ -71,6 +74,7 @@ class MfluxGenerator:
         self._lora_path = lora_path
         self._cache_limit_bytes = cache_limit_bytes
         self._check_memory = check_memory
+        self._previews = previews or Previews(on=False)
         self._loaded: OrderedDict[str, _Loaded] = OrderedDict()  # the latest used last
         self._bytes_per_pixel: dict[str, float] = {}  # of a family, the most that was measured
         self._last_size: tuple[int, int] | None = None
@@ -95,7 +99,7 @@ class MfluxGenerator:
             mx.eval(pipeline.parameters())
         except Exception as error:
             raise ModelLoadError(explain(error, weights.model)) from error
-        cache, hook = PromptCache(PROMPT_CACHE_BYTES), _Hook(self._note_memory)
+        cache, hook = PromptCache(PROMPT_CACHE_BYTES), _Hook(self._note_memory, self._previews)
         remember_prompts(pipeline, cache)
         hook.prompt_cache = cache
         pipeline.callbacks.register(hook)
@@ -128,6 +132,10 @@ class MfluxGenerator:
         self._prepare_memory(params)
         hook = loaded.hook
         hook.report = report
+        own_decoder = weights.model.tiny or weights.model.path is not None
+        self._previews.begin(
+            weights.model.family, weights.model.name if own_decoder else weights.model.family
+        )
         try:
             generated = loaded.pipeline.generate_image(**arguments(stage, inputs))
         except BaseException:
@@ -136,6 +144,7 @@ class MfluxGenerator:
         finally:
             hook.report = _report_to_nobody
         self._learn_memory(weights.model, params)
+        self._previews.learn(generated.image)
         if weights.pipeline.right_half:
             generated = generated.get_right_half()
         picture: Image.Image = generated.image
@@ -235,10 +244,13 @@ class _Hook:
     would be booked on the next one.
     """
 
-    def __init__(self, note_memory: Callable[[], None]) -> None:
+    def __init__(self, note_memory: Callable[[], None], previews: Previews) -> None:
         self.report: Report = _report_to_nobody
         self.prompt_cache = PromptCache(0)
         self._note_memory = note_memory
+        self._previews = previews
+        self._latents: Any = None
+        """Those before the present step."""
         self._steps_done = 0
         self._steps_total = 0
 
@@ -247,20 +259,44 @@ class _Hook:
 
         self.prompt_cache.evaluate()
         mx.eval(latents)
+        self._latents = latents
         self._steps_done = 0
         self._steps_total = config.num_inference_steps - config.init_time_step
         self.report(Phase.DENOISING, 0, self._steps_total)
 
-    def call_in_loop(self, *, latents: Any, **_: Any) -> None:
+    def call_in_loop(
+        self, *, t: int, latents: Any, config: Any, denoised: Any = None, **_: Any
+    ) -> None:
         import mlx.core as mx
 
         mx.eval(latents)
         self._note_memory()
+        if self._previews.shall_draw():
+            clean = denoised
+            if clean is None:
+                clean = _without_noise(t, self._latents, latents, config)
+            self._previews.draw(clean.astype(mx.float32), config.width, config.height)
+        self._latents = latents
         self._steps_done += 1
         self.report(Phase.DENOISING, self._steps_done, self._steps_total)
 
-    def call_after_loop(self, *, latents: Any, **_: Any) -> None:
+    def call_after_loop(self, *, latents: Any, config: Any, **_: Any) -> None:
         import mlx.core as mx
 
         mx.eval(latents)
+        self._latents = None
+        if self._previews.shall_learn():
+            self._previews.keep(latents.astype(mx.float32), config.width, config.height)
         self.report(Phase.DECODING, self._steps_done, self._steps_total)
+
+
+def _without_noise(t: int, before: Any, after: Any, config: Any) -> Any:
+    """Where step t leads: what is noise moves along a line, x = (1 - sigma) clean + sigma noise, so
+    two points of it, at sigma of t and of t + 1, tell where it meets sigma = 0."""
+    sigmas = getattr(config.scheduler, "sigmas", None)
+    if before is None or sigmas is None or len(sigmas) <= t + 1:
+        return after
+    was, now = float(sigmas[t]), float(sigmas[t + 1])
+    if was <= now or before.shape != after.shape:
+        return after
+    return after + (after - before) * (now / (was - now))

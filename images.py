@@ -92,6 +92,14 @@ def thumbnail(data: bytes, max_side: int) -> bytes:
     return buffer.getvalue()
 
 
+def jpeg_of(pixels: bytes, width: int, height: int) -> bytes:
+    """A JPEG of RGB pixels, three bytes each, that shows each of them: few, to be enlarged."""
+    buffer = BytesIO()
+    image = Image.frombytes("RGB", (width, height), pixels)
+    image.save(buffer, format="JPEG", quality=90, subsampling=0)
+    return buffer.getvalue()
+
+
 def zip_of(files: Sequence[tuple[str, bytes]]) -> bytes:
     """An archive of (name, content): equal files give equal bytes.
 

@@ -1,4 +1,4 @@
-"""The routes for those who watch: the stream of events."""
+"""The routes for those who watch: the stream of events, the picture so far, small copies."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -7,10 +7,13 @@ from contextlib import ExitStack, suppress
 from flask import Blueprint, Response, request
 
 import errors
-from api_docs import documented, query
+from answers import jpeg_response
+from api_docs import TASK_ID, documented, jpeg_answer, query
 from event_texts import HEARTBEAT, RETRY, EventTexts, worth_telling
 from events import ENDS, EventKind
-from query_values import MAX_ID, gone_check, whole_number
+from images import thumbnail
+from previews import FAMILIES, Previews
+from query_values import MAX_ID, gone_check, number_value, task_id_value, whole_number
 from queue_manager import QueueManager
 from task import TaskStatus
 from waiting_places import WaitingPlaces
@@ -22,6 +25,7 @@ QUEUE_EVERY_S = 1.0
 MOST_TASKS = 100
 """That one stream may name."""
 PLACES_FREE_AFTER_S = 10
+THUMBNAIL_SIDE = 256
 MOVES = frozenset({EventKind.WAITING, EventKind.RUNNING, *ENDS})
 """What changes the order or the length of the queue."""
 
@@ -34,7 +38,7 @@ EXAMPLE = (
 )
 
 
-def live_routes(queue: QueueManager, places: WaitingPlaces) -> Blueprint:
+def live_routes(queue: QueueManager, places: WaitingPlaces, previews: Previews) -> Blueprint:
     routes = Blueprint("live", __name__)
     texts = EventTexts(queue)
 
@@ -98,6 +102,74 @@ def live_routes(queue: QueueManager, places: WaitingPlaces) -> Blueprint:
         answer.headers["Cache-Control"] = "no-store"
         answer.headers["X-Accel-Buffering"] = "no"  # else nginx holds it back
         return answer
+
+    @routes.get("/preview")
+    @documented(
+        "See the picture so far",
+        tag="images",
+        description="A small JPEG of what a running task will show, as far as can be seen yet: "
+        "an eighth of its width and height, in colours that are near the real ones once the server "
+        "has made some pictures. The first request has previews made, with the next step, and for "
+        "as long as somebody asks; /events tells of each new one (`preview`). Of a finished task: "
+        "its thumbnail.",
+        parameters=[TASK_ID],
+        answers={200: jpeg_answer("The picture so far.")},
+        errors=(
+            errors.InvalidInput,
+            errors.UnknownTask,
+            errors.NotReady,
+            errors.Gone,
+            errors.StorageUnavailable,
+        ),
+    )
+    def preview() -> Response:
+        task_id = task_id_value()
+        view = queue.status(task_id)
+        if view.wait is None:
+            image, _ = queue.image(task_id)
+            return jpeg_response(thumbnail(image, THUMBNAIL_SIDE))
+        if not previews.on:
+            raise errors.NotReady("This server makes no previews (--previews off).")
+        family = queue.offer.model(view.params.model).family
+        if family not in FAMILIES:
+            raise errors.NotReady(f"There are no previews for the models of the family {family}.")
+        jpeg = previews.look(task_id)
+        if jpeg is None:
+            when = "once it runs" if view.status is TaskStatus.WAITING else "with its next step"
+            raise errors.NotReady(f"There is no preview of this task yet: it comes {when}.")
+        return jpeg_response(jpeg)
+
+    @routes.get("/thumbnail")
+    @documented(
+        "A small copy of an image",
+        tag="images",
+        description="A JPEG of a finished image; removes nothing.",
+        parameters=[
+            TASK_ID,
+            query(
+                "index",
+                "Which image of the task, from 0.",
+                {"type": "integer", "default": 0, "minimum": 0, "maximum": 999},
+            ),
+            query(
+                "size",
+                "Pixels of its longest side, if the image has as many.",
+                {"type": "integer", "default": THUMBNAIL_SIDE, "minimum": 64, "maximum": 1024},
+            ),
+        ],
+        answers={200: jpeg_answer("The small copy.")},
+        errors=(
+            errors.InvalidInput,
+            errors.UnknownTask,
+            errors.NotReady,
+            errors.Gone,
+            errors.StorageUnavailable,
+        ),
+    )
+    def show_thumbnail() -> Response:
+        task_id, index = task_id_value(), number_value("index", 0, 0, 999)
+        image, _ = queue.image(task_id, index)
+        return jpeg_response(thumbnail(image, number_value("size", THUMBNAIL_SIDE, 64, 1024)))
 
     return routes
 

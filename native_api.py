@@ -22,7 +22,6 @@ from answers import (
     QueueAnswer,
     StatusAnswer,
     estimate_fields,
-    jpeg_response,
     json_response,
     params_answer,
     queue_answer,
@@ -33,7 +32,6 @@ from api_docs import (
     TASK_ID,
     WAIT,
     documented,
-    jpeg_answer,
     json_answer,
     query,
 )
@@ -42,7 +40,6 @@ from images import (
     CONTENT_TYPES,
     EXTENSIONS,
     read_metadata,
-    thumbnail,
     to_base64,
     zip_of,
 )
@@ -112,6 +109,7 @@ def native_routes(
             urgent=bool(asked.priority),
             client_key=client_key,
             inputs=prepared.inputs,
+            callback_url=asked.callback_url,
         )
         return json_response(
             GenerateAnswer(
@@ -281,38 +279,6 @@ def native_routes(
         answer.headers["Content-Disposition"] = f'inline; filename="{name}"'
         answer.headers["Cache-Control"] = "no-store"
         return answer
-
-    @routes.get("/thumbnail")
-    @documented(
-        "A small copy of an image",
-        tag="images",
-        description="A JPEG of a finished image; removes nothing.",
-        parameters=[
-            TASK_ID,
-            query(
-                "index",
-                "Which image of the task, from 0.",
-                {"type": "integer", "default": 0, "minimum": 0, "maximum": 999},
-            ),
-            query(
-                "size",
-                "Pixels of its longest side, if the image has as many.",
-                {"type": "integer", "default": 256, "minimum": 64, "maximum": 1024},
-            ),
-        ],
-        answers={200: jpeg_answer("The small copy.")},
-        errors=(
-            errors.InvalidInput,
-            errors.UnknownTask,
-            errors.NotReady,
-            errors.Gone,
-            errors.StorageUnavailable,
-        ),
-    )
-    def show_thumbnail() -> Response:
-        task_id, index = task_id_value(), number_value("index", 0, 0, 999)
-        image, _ = queue.image(task_id, index)
-        return jpeg_response(thumbnail(image, number_value("size", 256, 64, 1024)))
 
     @routes.get("/queue")
     @documented(

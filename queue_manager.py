@@ -113,12 +113,14 @@ class QueueManager:
         urgent: bool,
         client_key: str | None = None,
         inputs: Mapping[str, bytes] | None = None,
+        callback_url: str | None = None,
     ) -> tuple[TaskView, int]:
         """Put a task into the queue; on return it is on disk.
 
         Args:
             client_key: with the same key comes the same task.
             inputs: the pictures that the params name, as PNG, by InputImage.file.
+            callback_url: who is told that the task has ended (webhooks.py).
 
         Returns:
             The task as it stands, and the number of other tasks that are not finished.
@@ -143,6 +145,7 @@ class QueueManager:
                 created_at=task.created_at,
                 client_key=client_key,
                 inputs=inputs,
+                callback_url=callback_url,
             )
             with self._lock:
                 others = len(self._live)
@@ -404,6 +407,12 @@ class QueueManager:
             self._live.report(task, phase, steps_done, steps_total)
             self.events.publish(EventKind.STEP, task_id)
             return self._may_go_on(task)
+
+    def preview_made(self, task_id: str) -> None:
+        """There is a newer picture so far of a running task."""
+        with self._lock:
+            if self._live.get_running(task_id):
+                self.events.publish(EventKind.PREVIEW, task_id)
 
     def _may_go_on(self, task: Task) -> bool:
         if self._drain_until is None:

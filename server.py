@@ -36,6 +36,7 @@ from models_api import model_routes
 from native_api import error_answer, native_routes
 from offer import Offer, read_offer
 from pipelines import build
+from previews import Previews
 from queue_manager import QueueManager
 from queue_state import Rules
 from server_api import server_routes
@@ -45,6 +46,7 @@ from task_store import TaskStore
 from timing_model import TimingModel
 from waiting_places import WaitingPlaces
 from web_page import page_routes
+from webhooks import Webhooks
 from worker import Generator, Worker
 
 log = logging.getLogger("mflux-server")
@@ -70,6 +72,7 @@ def create_app(
     submission: Submission,
     *,
     places: WaitingPlaces,
+    previews: Previews,
     data_dir: Path,
     max_body_bytes: int,
     allowed_hosts: frozenset[str] | None = None,
@@ -102,7 +105,7 @@ def create_app(
 
     for routes in (
         native_routes(queue, submission, places),
-        live_routes(queue, places),
+        live_routes(queue, places, previews),
         server_routes(queue, worker, generator, data_dir),
         model_routes(queue, submission.offer, read_catalog(), operator_key),
     ):
@@ -147,8 +150,17 @@ def _answer_error(error: Exception) -> Response:
 class Server:
     """Everything that runs, connected: queue, worker, HTTP. Nothing starts before start()."""
 
-    def __init__(self, settings: Settings, offer: Offer, generator: Generator) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        offer: Offer,
+        generator: Generator,
+        previews: Previews | None = None,
+    ) -> None:
         """Opens the store and binds the port.
+
+        Args:
+            previews: what the generator gives its latents to; None: it does not.
 
         Raises:
             StoreError: the data dir cannot be used.
@@ -160,6 +172,7 @@ class Server:
             max_prompt_chars=settings.max_prompt_chars,
             max_count=settings.max_count,
             max_input_pixels=settings.max_input_pixels,
+            callback_hosts=frozenset(name.lower() for name in settings.callback_hosts),
         )
         rules = Rules(
             max_queue=settings.max_queue,
@@ -182,12 +195,19 @@ class Server:
         self._end, self.end_fd = os.pipe()
         """Who wants the server to end writes a byte here: a signal its number, we LOAD_FAILED."""
         os.set_blocking(self.end_fd, False)
+        connections = _most_connections()
+        places = min(max(settings.threads - THREADS_FOR_THE_REST, 1), connections // 2)
+        self.places = WaitingPlaces(places)
+        previews = previews or Previews(on=False)
+        previews.on_new = self.queue.preview_made
         self._worker = Worker(
             self.queue,
             generator,
             on_load_failure=self._load_failed,
             unload_after_s=settings.unload_after_s,
+            turn_to=previews.turn_to,
         )
+        self._webhooks = Webhooks(self.queue, self._store, limits, settings.callback_key)
         submission = Submission(
             self.queue, offer, limits, generator.refusal, metadata=settings.metadata == "on"
         )
@@ -197,7 +217,8 @@ class Server:
                 self._worker,
                 generator,
                 submission,
-                places=WaitingPlaces(max(settings.threads - THREADS_FOR_THE_REST, 1)),
+                places=self.places,
+                previews=previews,
                 data_dir=settings.data_dir,
                 max_body_bytes=settings.max_body_bytes,
                 allowed_hosts=_allowed_hosts(settings),
@@ -205,7 +226,7 @@ class Server:
             ),
             sockets=[_listen(settings.host, settings.port)],
             threads=settings.threads,
-            connection_limit=_most_connections(),
+            connection_limit=connections - places,  # it does not count those that are parked
             outbuf_high_watermark=2**30,  # else a reader that stalls holds a thread
             backlog=BACKLOG,
             asyncore_use_poll=True,
@@ -222,6 +243,7 @@ class Server:
     def start(self) -> None:
         self._http_thread.start()
         self._worker.start()
+        self._webhooks.start()
 
     def wait(self) -> int:
         """Until the server shall end; returns the exit code."""
@@ -239,6 +261,7 @@ class Server:
         except errors.StorageUnavailable as error:
             log.error("%s The running task counts this end as an attempt.", error)
         self.queue.events.close()
+        self._webhooks.stop(0.5)
         self._http.task_dispatcher.shutdown(timeout=0.5)
         self._http.close()
         self._store.close()
@@ -348,14 +371,16 @@ def main(argv: list[str]) -> int:
         if settings.download is not None:
             return download(settings)
         offer = offer_of(settings, has_gpu)
+        previews = Previews(on=settings.previews == "on")
         generator = MfluxGenerator(
             settings.data_dir,
             models_in_memory=settings.models_in_memory,
             lora_path=offer.lora,
             cache_limit_bytes=settings.cache_limit,
             check_memory=settings.memory_check == "on",
+            previews=previews,
         )
-        server = Server(settings, offer, generator)
+        server = Server(settings, offer, generator, previews)
     except (MlxMissing, errors.StoreError, errors.ModelLoadError) as error:
         print(f"server.py: {error}", file=sys.stderr)
         return 1

@@ -207,6 +207,24 @@ class Settings:
         parse=str.lower,
         choices=("on", "off"),
     )
+    callback_hosts: tuple[str, ...] = _option(
+        (),
+        "names of hosts, separated by commas, that tasks may have called when they have ended "
+        "(callback_url; default: none)",
+        parse=_names,
+        metavar="NAMES",
+    )
+    callback_key: str = _option(
+        "",
+        "key with which these calls are signed (X-Mflux-Signature; default: they are not)",
+        metavar="KEY",
+    )
+    previews: str = _option(
+        "on",
+        "let clients see the picture so far of a running task; made only while somebody looks",
+        parse=str.lower,
+        choices=("on", "off"),
+    )
     drain_s: int = _option(
         0,
         "seconds that the running task gets to finish when the server stops; if they do not "

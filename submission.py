@@ -69,6 +69,12 @@ class Submission:
         model = self.offer.model(request.model)
         ignored = self._check_fields(request, model)
         self._check_limits(request, model)
+        if request.callback_url is not None and not self.limits.may_call(request.callback_url):
+            raise errors.NotSupported(
+                "callback_url must be an http or https address of a host that the operator allows "
+                "(--callback-hosts).",
+                field="callback_url",
+            )
         prepared = Prepared(self._without_pictures(request, model), ignored_fields=ignored)
         self._add_pictures(request, prepared)
         params = self._sized(request, model, prepared.params)

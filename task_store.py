@@ -83,6 +83,14 @@ MIGRATIONS = (
     ALTER TABLE tasks ADD COLUMN image_sizes TEXT; -- JSON: bytes of each of its image files
     ALTER TABLE tasks ADD COLUMN fetched TEXT;     -- JSON: which of them were sent and shall go
     """,
+    """
+    CREATE TABLE callbacks (                       -- who has to be told yet that a task has ended
+        task_id TEXT PRIMARY KEY,
+        url TEXT NOT NULL,
+        tries INTEGER NOT NULL DEFAULT 0,          -- that failed
+        due_at REAL NOT NULL DEFAULT 0             -- not before
+    );
+    """,
 )
 """Script n brings schema version n to n + 1 (PRAGMA user_version)."""
 
@@ -107,6 +115,18 @@ class StoredTask:
     """Bytes of each image."""
     error_code: str | None
     error: str | None
+
+
+@dataclass(frozen=True)
+class Callback:
+    """Somebody who has to be told that a task has ended."""
+
+    task_id: str
+    url: str
+    tries: int
+    """Those that failed."""
+    due_at: float
+    """Unix seconds."""
 
 
 class Tombstone(str):
@@ -168,6 +188,7 @@ class TaskStore:
         created_at: float,
         client_key: str | None = None,
         inputs: Mapping[str, bytes] | None = None,
+        callback_url: str | None = None,
     ) -> None:
         """Keep a new task, waiting, with the pictures it needs (PNG bytes by InputImage.file).
 
@@ -177,7 +198,13 @@ class TaskStore:
             if inputs:
                 unless_kept.callback(_quietly, self._files.remove_inputs, task_id)
                 self._files.write_inputs(task_id, inputs)
-            self._insert(task_id, params, urgent, created_at, client_key)
+            with self._transaction() as database:
+                self._insert(task_id, params, urgent, created_at, client_key)
+                if callback_url is not None:
+                    database.execute(
+                        "INSERT INTO callbacks (task_id, url) VALUES (?, ?)",
+                        (task_id, callback_url),
+                    )
             unless_kept.pop_all()
 
     def _insert(
@@ -357,6 +384,7 @@ class TaskStore:
                 " image_bytes = NULL, image_sizes = NULL WHERE task_id = ?",
                 (reason, gone_at, task_id),
             )
+            database.execute("DELETE FROM callbacks WHERE task_id = ?", (task_id,))
         return (row and row["image_bytes"]) or 0
 
     def mark_fetched(self, task_id: str, fetched_at: float, index: int | None = None) -> bool:
@@ -385,6 +413,30 @@ class TaskStore:
                 (fetched_at, task_id),
             )
             return True
+
+    # -- callbacks ------------------------------------------------------------------------------
+
+    def next_callback(self) -> Callback | None:
+        """Of the tasks that have ended, the one that is due first."""
+        with self._reading() as database:
+            row = database.execute(
+                "SELECT callbacks.* FROM callbacks JOIN tasks USING (task_id)"
+                " WHERE status IN ('done', 'failed', 'cancelled') AND gone IS NULL"
+                " ORDER BY due_at LIMIT 1"
+            ).fetchone()
+        return row and Callback(**row)
+
+    def put_off_callback(self, task_id: str, due_at: float) -> None:
+        with self._transaction() as database:
+            database.execute(
+                "UPDATE callbacks SET tries = tries + 1, due_at = ? WHERE task_id = ?",
+                (due_at, task_id),
+            )
+
+    def end_callback(self, task_id: str) -> None:
+        """It was told, or will not be."""
+        with self._transaction() as database:
+            database.execute("DELETE FROM callbacks WHERE task_id = ?", (task_id,))
 
     # -- images ---------------------------------------------------------------------------------
 

@@ -114,6 +114,7 @@ class Worker:
     Args:
         on_load_failure: called on the worker thread when the server's own model cannot be loaded.
         unload_after_s: seconds without a task after which all weights are freed; 0: never.
+        turn_to: told whose picture is drawn next, on the worker thread.
     """
 
     def __init__(
@@ -123,6 +124,7 @@ class Worker:
         on_load_failure: Callable[[ModelLoadError], None],
         *,
         unload_after_s: float = 0.0,
+        turn_to: Callable[[str], None] = lambda task_id: None,
     ) -> None:
         self.restarts = 0
         """How often the worker thread died and was replaced."""
@@ -130,6 +132,7 @@ class Worker:
         self._generator = generator
         self._on_load_failure = on_load_failure
         self._unload_after_s = unload_after_s
+        self._turn_to = turn_to
         self._idle_since = time.monotonic()
         self._died = False
         self._on_gpu: str | None = None
@@ -238,6 +241,7 @@ class Worker:
             if not self._source.report(task_id, phase, steps_done, steps_total):
                 raise _StopTask
 
+        self._turn_to(task_id)
         return self._generator.generate(stage, inputs, report)
 
     def _next_image(self, task_id: str, stage: int, index: int) -> None:

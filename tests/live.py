@@ -12,6 +12,7 @@ import requests
 from conftest import GIVE_UP_S, FakeGenerator, offer_of
 from PIL import Image
 
+from previews import Previews
 from server import Server
 from settings import Settings
 from task import GenerationParams, Phase, Report
@@ -25,7 +26,9 @@ class SteppedServer:
     def __init__(self, data_dir: Path, **settings: Any) -> None:
         self._steps, self._ended = Semaphore(0), False
         chosen = {"port": 0, "data_dir": data_dir, **settings}
-        self.server = Server(Settings(**chosen), offer_of("tiny"), FakeGenerator(self._draw))
+        self.server = Server(
+            Settings(**chosen), offer_of("tiny"), FakeGenerator(self._draw), Previews()
+        )
         self.queue = self.server.queue
         self.url = f"http://127.0.0.1:{self.server.port}"
         self.server.start()

@@ -29,6 +29,7 @@ from PIL import Image
 import worker as worker_module
 from errors import ServerError, StoreError
 from generate_request import Limits
+from previews import Previews
 from queue_manager import QueueManager
 from server import Server, create_app
 from settings import Settings
@@ -497,6 +498,7 @@ def test_a_worker_thread_that_dies_is_replaced_and_its_task_is_tried_once_more(
         generator,
         submission,
         places=WaitingPlaces(1),
+        previews=Previews(on=False),
         data_dir=tmp_path,
         max_body_bytes=1000,
     )

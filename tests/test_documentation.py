@@ -15,6 +15,7 @@ from flask import Flask
 from answers import StatusAnswer
 from generate_request import GenerateRequest, Limits
 from mflux_registry import read_catalog
+from previews import Previews
 from queue_manager import QueueManager
 from server import create_app
 from settings import Settings, flag_of, variable_of
@@ -45,6 +46,7 @@ def app() -> Flask:
         generator,
         Submission(queue, offer, Limits(max_steps=42), generator.refusal),
         places=WaitingPlaces(1),
+        previews=Previews(on=False),
         data_dir=ROOT,
         max_body_bytes=1_000_000,
     )
@@ -162,14 +164,26 @@ MAY_IMPORT: dict[str, set[str]] = {
     "timing_model": set(),
     "waiting_line": set(),
     "events": set(),
+    "previews": {"images"},
+    "webhooks": {
+        "answers",
+        "errors",
+        "events",
+        "generate_request",
+        "queue_manager",
+        "task_store",
+    },
     "waiting_places": set(),
     "query_values": {"errors"},
     "event_texts": {"answers", "errors", "events", "queue_manager"},
     "live_api": {
+        "answers",
         "api_docs",
         "errors",
         "event_texts",
         "events",
+        "images",
+        "previews",
         "query_values",
         "queue_manager",
         "task",
@@ -184,7 +198,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "offer": {"errors", "model_catalog", "task"},
     "mflux_registry": {"model_catalog", "tiny_models"},
     "pipelines": {"errors", "model_catalog", "prompt_cache", "task", "tiny_models"},
-    "generator": {"errors", "model_catalog", "pipelines", "prompt_cache", "task"},
+    "generator": {"errors", "model_catalog", "pipelines", "previews", "prompt_cache", "task"},
     "file_store": {"errors"},
     "task_store": {"errors", "file_store", "task", "timing_model"},
     "work_forecast": {"model_catalog", "task", "timing_model"},
@@ -277,9 +291,10 @@ HOMES: dict[str, set[str]] = {
         "web_page",
     },
     "waitress": {"server"},
+    "requests": {"webhooks"},
     "sqlite3": {"task_store"},
-    "PIL": {"images", "submission", "task", "generator", "worker"},
-    "numpy": {"tiny_recipes"},
+    "PIL": {"images", "previews", "submission", "task", "generator", "worker"},
+    "numpy": {"previews", "tiny_recipes"},
     "pydantic": {"task", "generate_request", "answers", "api_docs"},
 }
 

@@ -178,10 +178,23 @@ def test_who_hangs_up_gives_the_place_back(
     streams = [EventStream(server, f"?task_id={task_id}" if named else "") for _ in range(10)]
     for stream in streams:
         next(iter(stream))
-    until(lambda: server.queue.events.listeners == 10)
+    assert server.server.places.taken == 10
     for stream in streams:
         stream.close()
-    until(lambda: server.queue.events.listeners == 0)
+    until(lambda: server.server.places.taken == 0)
+
+
+def test_who_reads_nothing_is_left_when_too_much_waits_for_it(
+    server: SteppedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_api, "LOOK_S", 0.01)
+    monkeypatch.setattr("server.MOST_UNREAD_BYTES", 1000)
+    stream = EventStream(server)
+    number = 0
+    while server.server.places.taken:  # until the buffers of both systems are full
+        number += 1
+        server.queue.events.publish(EventKind.IMAGE, f"{number}" * 10_000)
+    stream.close()
 
 
 def test_without_a_free_place_a_stream_is_refused_and_everything_else_goes_on(
@@ -243,7 +256,7 @@ def test_hundreds_listen_and_wait_while_the_server_works(server: SteppedServer) 
         for number in range(LISTENERS)
     ]
     polls = [Connection(server, f"/image?task_id={task_id}&wait=300") for _ in range(LISTENERS)]
-    until(lambda: server.queue.events.listeners == 2 * LISTENERS)
+    until(lambda: server.server.places.taken == 2 * LISTENERS)
     for _ in range(3):
         server.step()
         assert server.status(task_id)["status"] == "running"
@@ -255,8 +268,7 @@ def test_hundreds_listen_and_wait_while_the_server_works(server: SteppedServer) 
         assert {poll.head()[0] for poll in polls} == {200}
     for connection in (*streams, *polls):
         connection.close()
-    server.queue.events.publish(EventKind.STEP, "nothing")  # who is gone is found out
-    until(lambda: server.queue.events.listeners == 0)
+    until(lambda: server.server.places.taken == 0)
     with ThreadPoolExecutor(50) as threads:  # all threads are there for others
         answers = threads.map(lambda _: server.get("/health"), range(500))
         assert {answer.status_code for answer in answers} == {200}

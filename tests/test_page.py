@@ -71,6 +71,8 @@ class Visitor:
             return
         if self.away_is_fine and "Failed to load resource: net::ERR" in message.text:
             return
+        if "/preview?" in message.location["url"] and "status of 409" in message.text:
+            return  # asking for what is not there yet is how previews begin
         self.wrong.append(f"{message.text} {message.location}")
 
     def _asked(self, request: Request) -> None:

@@ -58,6 +58,12 @@ export const remove = (id) => ask(`delete?${query({ task_id: id })}`, { method: 
 export const removeOne = (id, index) =>
   fetch(`image?${query({ task_id: id, index, delete: true })}`).then((answer) => answer.blob());
 
+/** The picture so far, or null. Asking is what makes the server prepare the next one. */
+export async function preview(id) {
+  const answer = await fetch(`preview?${query({ task_id: id })}`, { cache: "no-store" });
+  return answer.ok ? answer.blob() : null;
+}
+
 /** Also when it says that it cannot work, which it does with 503. */
 export async function health() {
   try {
@@ -85,5 +91,4 @@ function post(path, body, headers, signal) {
 export const imageUrl = (id, index) => `image?${query({ task_id: id, index, delete: false })}`;
 export const thumbnailUrl = (id, index, size = 512) =>
   `thumbnail?${query({ task_id: id, index, size })}`;
-export const previewUrl = (id, version) => `preview?${query({ task_id: id, v: version })}`;
 export const events = () => new EventSource("events");

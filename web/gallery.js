@@ -1,6 +1,7 @@
 // The pictures that were asked for here: those that develop, and those that are finished.
 
-import { imageUrl, previewUrl, thumbnailUrl } from "./api.js";
+import * as api from "./api.js";
+import { imageUrl, thumbnailUrl } from "./api.js";
 import { el, find, follow, icon, iconButton, setText } from "./dom.js";
 import { isLive, progress, remaining } from "./tasks.js";
 import { PHASES, REASONS, countdown, place, plain, short, size, some } from "./words.js";
@@ -127,7 +128,10 @@ export class Gallery {
 
   #developing({ task }) {
     const preview = el("img", { alt: "", class: "preview", hidden: true });
-    preview.addEventListener("load", () => (preview.hidden = false));
+    preview.addEventListener("load", () => {
+      preview.hidden = false;
+      URL.revokeObjectURL(preview.src);
+    });
     const bar = el("div", {
       class: "bar",
       role: "progressbar",
@@ -168,11 +172,18 @@ export class Gallery {
     card.refresh = () => {
       const now = this.tasks.get(task.id);
       card.classList.toggle("running", now.status === "running");
-      if (now.preview !== undefined && now.preview !== shown) {
-        shown = now.preview;
-        preview.src = previewUrl(task.id, shown);
-      }
+      look(now);
       card.tick();
+    };
+    let looking = false;
+    /** Once when it begins to run, which asks for previews, then at each newer one. */
+    const look = async (now) => {
+      const version = now.preview ?? 0;
+      if (looking || now.status !== "running" || version === shown) return;
+      [shown, looking] = [version, true];
+      const blob = await api.preview(task.id).catch(() => null);
+      looking = false;
+      if (blob && card.isConnected) preview.src = URL.createObjectURL(blob);
     };
     return card;
   }

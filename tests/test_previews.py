@@ -1,0 +1,284 @@
+"""Previews: they resemble the picture, come only to those who look, and cost next to nothing."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+from conftest import GIVE_UP_S, StartServer
+from live import EventStream, SteppedServer
+from PIL import Image
+
+from generator import MfluxGenerator
+from mflux_registry import find_model
+from mlx_setup import prepare_mlx
+from model_catalog import Weights
+from previews import LEARN_FROM, SHARE, WATCHED_S, Previews
+from task import GenerationParams, Phase, Stage
+
+
+class Drawing:
+    """A generator with previews, on the thread that MLX wants."""
+
+    def __init__(self, name: str, data_dir: Path, previews: Previews) -> None:
+        prepare_mlx()
+        self.previews = previews
+        model = find_model(name)
+        assert model
+        self._weights = Weights(model, model.pipelines[0], None)
+        self._data_dir = data_dir
+        self._thread = ThreadPoolExecutor(1)
+        self._generator = MfluxGenerator(data_dir, previews=previews)
+        self._thread.submit(self._generator.load, self._weights).result()
+
+    def draw(
+        self, seed: int, after_step: Callable[[int], None] = lambda step: None, steps: int = 4
+    ) -> Image.Image:
+        params = GenerationParams(
+            prompt="a lighthouse",
+            seed=seed,
+            width=128,
+            height=96,
+            steps=steps,
+            guidance=None,
+            format="PNG",
+            quality=85,
+        )
+
+        def report(phase: Phase, steps_done: int, steps_total: int) -> None:
+            self.settle()
+            if phase is Phase.DENOISING:
+                after_step(steps_done)
+
+        def draw() -> Image.Image:
+            self.previews.turn_to(f"task-{seed}")
+            stage = Stage(self._weights, params)
+            return self._generator.generate(stage, self._data_dir, report).picture
+
+        picture = self._thread.submit(draw).result()
+        self.settle()
+        return picture
+
+    def look(self, step: int) -> None:
+        self.previews.look("task-1")
+
+    def settle(self) -> None:
+        """Until the previews' own thread has done all."""
+        self.previews._thread.submit(lambda: None).result()
+
+
+class Clock:
+    """Costs of the worker's time are what the test says."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def likeness(jpeg: bytes, picture: Image.Image) -> float:
+    """Correlation of a preview with the picture averaged to its size, apart from its tint."""
+    preview = Image.open(BytesIO(jpeg))
+    assert preview.format == "JPEG"
+    assert preview.size == (picture.width // 8, picture.height // 8)
+    seen, small = (
+        np.asarray(each, dtype=float) - np.asarray(each, dtype=float).mean(axis=(0, 1))
+        for each in (preview, picture.convert("RGB").reduce(8))
+    )
+    return float(np.corrcoef(seen.ravel(), small.ravel())[0, 1])
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-flux2"])
+def test_previews_come_to_resemble_the_picture_that_is_drawn(name: str, data_dir: Path) -> None:
+    drawing = Drawing(name, data_dir, Previews())
+    others = [drawing.draw(seed) for seed in range(LEARN_FROM)]
+    seen: list[bytes] = []
+
+    def look(step: int) -> None:
+        if jpeg := drawing.previews.look("task-99"):
+            seen.append(jpeg)
+
+    drawing.previews._rest_until = float("-inf")
+    clock = Clock()
+    drawing.previews._monotonic = clock
+    picture = drawing.draw(99, look)
+    assert len(seen) == 4
+    last = likeness(seen[-1], picture)
+    assert last > 0.7  # decoders of random weights are less linear than real ones
+    assert last > likeness(seen[0], picture)
+    assert last > 0.3 + max(likeness(seen[-1], other) for other in others)
+
+
+def test_before_anything_was_learned_a_preview_shows_shapes(data_dir: Path) -> None:
+    clock = Clock()
+    drawing = Drawing("tiny", data_dir, Previews(monotonic=clock))
+    drawing.draw(1, drawing.look)
+    jpeg = drawing.previews.look("task-1")
+    assert jpeg
+    assert np.asarray(Image.open(BytesIO(jpeg)).convert("L")).std() > 20
+
+
+def test_nothing_is_made_when_nobody_looks_and_all_pictures_are_the_same(data_dir: Path) -> None:
+    drawing = Drawing("tiny", data_dir, Previews())
+    reference = drawing.draw(1).tobytes()
+    drawing.previews.look("another task")
+    assert drawing.draw(1).tobytes() == reference
+    assert drawing.previews.made == 0
+    assert drawing.draw(1, drawing.look).tobytes() == reference
+    assert 1 <= drawing.previews.made <= 4
+
+
+def test_off_means_that_nothing_is_made_or_learned(data_dir: Path) -> None:
+    drawing = Drawing("tiny", data_dir, Previews(on=False))
+    drawing.draw(1, drawing.look)
+    assert drawing.previews.made == 0
+    assert drawing.previews._maps == {}
+
+
+class Pretend:
+    """Previews of latents that are made up, under a clock of the test's own."""
+
+    def __init__(self, family: str = "flux") -> None:
+        self.clock = Clock()
+        self.previews = Previews(monotonic=self.clock)
+        self.previews.turn_to("a")
+        self.previews.begin(family, family)
+
+    def step(self, step_s: float, cost_s: float = 0.0) -> bool:
+        """Whether a preview was made after a step that took so long."""
+        self.clock.now += step_s
+        if not self.previews.shall_draw():
+            return False
+        self.clock.now += cost_s
+        self.previews.draw(np.zeros((1, 16, 64), np.float32), 64, 64)
+        self.previews._thread.submit(lambda: None).result()
+        return True
+
+
+def test_steps_are_left_out_where_previews_would_take_more_than_their_share() -> None:
+    pretend = Pretend()
+    cost_s, step_s, made = 0.1, 1.0, 0
+    for _ in range(300):
+        pretend.previews.look("a")
+        made += pretend.step(step_s, cost_s)
+    assert made * cost_s <= SHARE * (300 * step_s + made * cost_s) + cost_s
+    assert made >= 60
+
+
+def test_previews_end_a_while_after_the_last_look_but_outlast_slow_steps() -> None:
+    pretend = Pretend()
+    pretend.previews.look("a")
+    made = [pretend.step(1.0) for _ in range(20)]
+    assert made == [step + 1 <= WATCHED_S for step in range(20)]
+    slow = Pretend()
+    slow.previews.look("a")
+    assert [slow.step(60.0) for _ in range(4)] == [True, True, False, False]
+    slow.previews.look("a")
+    assert slow.step(60.0)
+
+
+def test_latents_in_an_unknown_arrangement_make_no_preview() -> None:
+    for family in ("flux", "z_image", "ideogram4"):
+        pretend = Pretend(family)
+        pretend.previews.look("a")
+        pretend.clock.now += 1
+        if pretend.previews.shall_draw():
+            pretend.previews.draw(np.zeros((1, 3, 7), np.float32), 64, 64)
+        pretend.previews._thread.submit(lambda: None).result()
+        assert pretend.previews.made == 0
+
+
+def test_packed_and_plain_latents_are_arranged_as_the_picture_is() -> None:
+    rows, columns = 6, 8  # of 8 x 8 pixels
+    picture = np.random.default_rng(1).integers(0, 255, (rows, columns, 3))
+    plain = np.zeros((rows, columns, 16), np.float32)
+    plain[:, :, 3:6] = picture / 255
+    packed = plain.reshape(rows // 2, 2, columns // 2, 2, 16).transpose(0, 2, 4, 1, 3)
+    size = (columns * 8, rows * 8)
+    large = Image.fromarray(picture.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+    for family, latents in (
+        ("qwen", packed.reshape(1, rows * columns // 4, 64)),
+        ("z_image", plain.transpose(2, 0, 1)[:, None]),
+    ):
+        pretend = Pretend(family)
+        pretend.previews.keep(latents, *size)
+        pretend.previews.learn(large)
+        pretend.previews.look("a")
+        assert pretend.previews.shall_draw()
+        pretend.previews.draw(latents, *size)
+        pretend.previews._thread.submit(lambda: None).result()
+        assert likeness(pretend.previews.look("a") or b"", large) > 0.8
+
+
+# -- over HTTP ----------------------------------------------------------------------------------
+
+
+def preview(server: Any, task_id: str) -> requests.Response:
+    return requests.get(server.url + "/preview", params={"task_id": task_id}, timeout=GIVE_UP_S)
+
+
+def test_a_running_task_is_watched_to_its_end_and_then_has_a_thumbnail(
+    start_server: StartServer,
+) -> None:
+    server = start_server("--model", "tiny", "--max-steps", "1000")
+    task_id = server.submit(width=512, height=512, steps=300)["task_id"]
+    answer = preview(server, task_id)
+    while answer.status_code == 409:
+        assert answer.json()["error"]["code"] == "not_ready"
+        server.wait_for(task_id, lambda status: True)
+        answer = preview(server, task_id)
+    assert answer.status_code == 200
+    assert answer.headers["Content-Type"] == "image/jpeg"
+    assert Image.open(BytesIO(answer.content)).size == (64, 64)
+    stream = requests.get(
+        server.url + "/events", params={"task_id": task_id}, stream=True, timeout=GIVE_UP_S
+    )
+    for line in stream.iter_lines():
+        if line == b"event: preview":
+            break
+        preview(server, task_id)
+    stream.close()
+    requests.delete(server.url + "/delete", params={"task_id": task_id}, timeout=GIVE_UP_S)
+    assert preview(server, task_id).status_code == 410
+    done = server.submit(width=512, height=512, steps=1)["task_id"]
+    server.wait_until_ended(done)
+    assert Image.open(BytesIO(preview(server, done).content)).size == (256, 256)
+    assert preview(server, "nothing").status_code == 404
+
+
+def test_a_server_without_previews_says_so(start_server: StartServer) -> None:
+    server = start_server("--model", "tiny", "--previews", "off")
+    task_id = server.submit(width=2048, height=2048, steps=100)["task_id"]
+    answer = preview(server, task_id)
+    assert answer.status_code == 409
+    assert "--previews off" in answer.json()["error"]["message"]
+    requests.delete(server.url + "/delete", params={"task_id": task_id}, timeout=GIVE_UP_S)
+
+
+def test_a_preview_is_no_news_of_a_task_that_has_ended(tmp_path: Path) -> None:
+    server = SteppedServer(tmp_path)
+    task_id = server.running()
+    stream = EventStream(server, f"?task_id={task_id}")
+    server.queue.preview_made(task_id)
+    assert stream.until("preview")[-1][2]["status"] == "running"
+    server.end()
+    kinds = [kind for kind, _, _ in stream]
+    version = server.status(task_id)["version"]
+    server.queue.preview_made(task_id)
+    assert kinds[-1] == "done"
+    assert server.status(task_id)["version"] == version
+    server.close()
+
+
+def test_a_family_without_previews_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("live_api.FAMILIES", frozenset())
+    server = SteppedServer(tmp_path)
+    answer = preview(server, server.running())
+    assert answer.status_code == 409
+    assert "family flux" in answer.json()["error"]["message"]
+    server.close()

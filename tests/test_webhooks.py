@@ -1,0 +1,269 @@
+"""Callbacks at the end of a task, to a receiver of our own on 127.0.0.1."""
+
+import hashlib
+import hmac
+import json
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+import pytest
+import requests
+from conftest import GIVE_UP_S, StartServer
+from live import SteppedServer
+
+import webhooks
+from answers import StatusAnswer
+from generate_request import Limits
+
+KEY = "between you and me"
+
+
+class Receiver:
+    """Answers with what is planned, then with 200; keeps what it got."""
+
+    def __init__(self) -> None:
+        self.calls: Queue[tuple[str, dict[str, str], bytes]] = Queue()
+        self.planned: list[int] = []
+        self.go_on = threading.Event()
+        self.go_on.set()
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                receiver.calls.put((self.path, dict(self.headers), body))
+                receiver.go_on.wait(GIVE_UP_S)
+                self.send_response(receiver.planned.pop(0) if receiver.planned else 200)
+                self.send_header("Location", "/elsewhere")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            do_GET = do_POST
+
+            def handle(self) -> None:
+                with suppress(ConnectionError):  # who called has gone
+                    super().handle()
+
+            def log_message(self, format: str, *arguments: Any) -> None:
+                pass
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._http.server_port}/hook?chat=42"
+        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+
+    def next(self) -> dict[str, Any]:
+        """The body of the next call."""
+        told: dict[str, Any] = json.loads(self.calls.get(timeout=GIVE_UP_S)[2])
+        return told
+
+    def close(self) -> None:
+        self.go_on.set()
+        self._http.shutdown()
+        self._http.server_close()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    receiver = Receiver()
+    yield receiver
+    receiver.close()
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SteppedServer]:
+    monkeypatch.setattr(webhooks, "RETRY_AFTER_S", (0.0, 0.0, 0.0, 0.0))
+    server = SteppedServer(tmp_path, callback_hosts=("127.0.0.1",), callback_key=KEY)
+    yield server
+    server.close()
+
+
+def delete(server: SteppedServer, task_id: str) -> None:
+    requests.delete(server.url + "/delete", params={"task_id": task_id}, timeout=GIVE_UP_S)
+
+
+def until_all_are_told(server: SteppedServer) -> None:
+    pause = threading.Event()
+    for _ in range(GIVE_UP_S * 100):
+        if server.server._store.next_callback() is None:
+            return
+        pause.wait(0.01)
+    raise AssertionError("a callback is still there")
+
+
+def test_the_status_is_sent_when_a_task_is_done_and_signed(
+    server: SteppedServer, receiver: Receiver
+) -> None:
+    task_id = server.submit(callback_url=receiver.url)
+    server.end()
+    path, headers, body = receiver.calls.get(timeout=GIVE_UP_S)
+    assert path == "/hook?chat=42"
+    assert headers["Content-Type"] == "application/json"
+    digest = hmac.new(KEY.encode(), body, hashlib.sha256).hexdigest()
+    assert headers["X-Mflux-Signature"] == f"sha256={digest}"
+    told = StatusAnswer.model_validate_json(body)
+    assert (told.task_id, told.status) == (task_id, "done")
+    until_all_are_told(server)
+    assert receiver.calls.empty()
+
+
+def test_failed_and_cancelled_tasks_are_told_too(server: SteppedServer, receiver: Receiver) -> None:
+    running = server.running(callback_url=receiver.url)
+    waiting = server.submit(callback_url=receiver.url)
+    delete(server, waiting)
+    told = receiver.next()
+    assert (told["task_id"], told["status"]) == (waiting, "cancelled")
+    server.queue.fail(running, "task_failed", "It was the test.")
+    told = receiver.next()
+    assert (told["task_id"], told["error"]["message"]) == (running, "It was the test.")
+
+
+def test_a_receiver_that_fails_is_called_again_five_times_in_all(
+    server: SteppedServer, receiver: Receiver
+) -> None:
+    receiver.planned = [500, 503]
+    first = server.submit(callback_url=receiver.url)
+    server.end()
+    assert [receiver.next()["task_id"] for _ in range(3)] == [first] * 3
+    until_all_are_told(server)
+    receiver.planned = [500] * 10
+    second = server.submit(callback_url=receiver.url)
+    assert [receiver.next()["task_id"] for _ in range(5)] == [second] * 5
+    until_all_are_told(server)
+    assert receiver.calls.empty()
+
+
+def test_a_receiver_that_is_not_there_harms_nobody(
+    server: SteppedServer, receiver: Receiver
+) -> None:
+    receiver.close()
+    task_id = server.submit(callback_url=receiver.url)
+    server.end()
+    assert server.get("/image", task_id=task_id, wait=60).status_code == 200
+    until_all_are_told(server)
+
+
+def test_a_redirect_is_not_followed(server: SteppedServer, receiver: Receiver) -> None:
+    receiver.planned = [307, 302]
+    server.submit(callback_url=receiver.url)
+    server.end()
+    paths = [receiver.calls.get(timeout=GIVE_UP_S)[0] for _ in range(3)]
+    assert paths == ["/hook?chat=42"] * 3
+    until_all_are_told(server)
+    assert receiver.calls.empty()
+
+
+def test_a_receiver_that_hangs_delays_no_task(server: SteppedServer, receiver: Receiver) -> None:
+    receiver.go_on.clear()
+    server.end()
+    server.submit(callback_url=receiver.url)
+    receiver.next()
+    for _ in range(3):
+        task_id = server.submit(callback_url=receiver.url)
+        assert server.get("/image", task_id=task_id, wait=60).status_code == 200
+
+
+def test_no_answer_tells_the_address(server: SteppedServer, receiver: Receiver) -> None:
+    server.running()
+    task_id = server.submit(callback_url=receiver.url)
+    for answer in (
+        server.get("/status", task_id=task_id),
+        server.get("/queue"),
+        server.get("/stats"),
+    ):
+        assert "hook" not in answer.text
+        assert "callback" not in answer.text
+    server.end()
+    assert "hook" not in json.dumps(receiver.next())
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://example.org/",
+        "http://127.0.0.1.example.org/",
+        "http://127.0.0.1@example.org/",
+        "http://user:word@127.0.0.1/",
+        "http://example.org\\@127.0.0.1/",
+        "http://127.0.0.1\\@example.org/",
+        "http://127.0.0.1\n.example.org/",
+        "http://[::1]/",
+        "http:///hook",
+        "file://127.0.0.1/etc/passwd",
+        "ftp://127.0.0.1/",
+        "//127.0.0.1/",
+        "127.0.0.1",
+        "http://127.0.0.1:port/",
+        "http://127.0.0.1:99999999/",
+    ],
+)
+def test_other_addresses_are_refused(server: SteppedServer, url: str) -> None:
+    body = {"prompt": "x", "callback_url": url}
+    for path in ("/generate", "/estimate"):
+        answer = requests.post(server.url + path, json=body, timeout=GIVE_UP_S)
+        assert answer.status_code == 422
+        error = answer.json()["error"]
+        assert (error["code"], error["field"]) == ("not_supported", "callback_url")
+
+
+def test_names_are_compared_without_case_and_without_hosts_nobody_is_called(
+    tmp_path: Path,
+) -> None:
+    limits = Limits(callback_hosts=frozenset({"chat.example.org"}))
+    assert limits.may_call("https://Chat.Example.org:8443/a?b=%20#c")
+    assert limits.may_call("http://chat.example.org")
+    assert not Limits().may_call("http://chat.example.org")
+    server = SteppedServer(tmp_path)
+    body = {"prompt": "x", "callback_url": "http://127.0.0.1/"}
+    answer = requests.post(server.url + "/generate", json=body, timeout=GIVE_UP_S)
+    assert answer.status_code == 422
+    server.close()
+
+
+def test_a_task_that_is_gone_calls_nobody(server: SteppedServer, receiver: Receiver) -> None:
+    receiver.go_on.clear()
+    server.end()
+    server.submit(callback_url=receiver.url)
+    receiver.next()  # the thread is busy
+    gone = server.submit(callback_url=receiver.url)
+    server.get("/image", task_id=gone, wait=60, delete="false")
+    delete(server, gone)
+    last = server.submit(callback_url=receiver.url)
+    server.get("/image", task_id=last, wait=60, delete="false")
+    receiver.go_on.set()
+    assert receiver.next()["task_id"] == last
+
+
+def test_a_callback_that_is_not_allowed_any_more_is_dropped(
+    tmp_path: Path, receiver: Receiver
+) -> None:
+    first = SteppedServer(tmp_path, callback_hosts=("127.0.0.1",))
+    first.submit(callback_url=receiver.url)
+    first.server.stop()
+    second = SteppedServer(tmp_path, callback_hosts=("example.org",))
+    second.end()
+    until_all_are_told(second)
+    assert receiver.calls.empty()
+    second.close()
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def test_what_was_not_told_is_told_after_a_restart(
+    start_server: StartServer, receiver: Receiver, end: signal.Signals
+) -> None:
+    options = ("--model", "tiny", "--callback-hosts", "127.0.0.1")
+    receiver.go_on.clear()
+    first = start_server(*options)
+    ended = first.submit(callback_url=receiver.url)["task_id"]
+    assert receiver.next()["task_id"] == ended  # and is not answered
+    unfinished = first.submit(width=2048, height=2048, steps=1, callback_url=receiver.url)
+    first.stop(end)
+    receiver.go_on.set()
+    start_server(*options)
+    told = {receiver.next()["task_id"] for _ in range(2)}
+    assert told == {ended, unfinished["task_id"]}
