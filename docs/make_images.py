@@ -28,8 +28,9 @@ from playwright.sync_api import Page, ViewportSize, expect, sync_playwright
 ROOT = Path(__file__).parent.parent
 SIZE: ViewportSize = {"width": 1360, "height": 880}
 GIF_WIDTH = 850
-COLOURS = 160
+COLOURS = 240
 FRAME_S = 0.12
+LONGEST_FRAME_S = 0.5
 LAST_FRAME_S = 2.5
 PROMPTS = (
     "Sunrise over a quiet harbour, pastel colours",
@@ -106,7 +107,9 @@ def still(page: Page, url: str, path: Path) -> None:
     expect(page.locator(".stand").last).to_contain_text("picture 3 of 8")
     page.mouse.move(5, 5)
     page.evaluate("document.activeElement.blur(), scrollTo(0, 0)")
-    Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(256).save(path, optimize=True)
+    shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    palette = shot.quantize(256)
+    shot.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
 
 
 class Film:
@@ -135,7 +138,7 @@ class Film:
         pictures = [self._small(data) for _, data in self._frames]
         palette = self._palette(pictures)
         frames = [one.quantize(palette=palette, dither=Image.Dither.NONE) for one in pictures]
-        lasts = [later - earlier for earlier, later in pairwise(moments)]
+        lasts = [min(later - earlier, LONGEST_FRAME_S) for earlier, later in pairwise(moments)]
         frames[0].save(
             path,
             save_all=True,
@@ -163,6 +166,9 @@ class Film:
 
 
 def film(page: Page, url: str, path: Path) -> None:
+    for _ in range(4):  # the colours of previews are learned from finished pictures
+        someone_draws(url, steps=20)
+    expect(page.locator("#state-words")).to_have_text("4 tasks in the queue")
     expect(page.locator("#state-words")).to_have_text("Ready")
     page.fill("#steps", "200")  # takes its time
     page.mouse.move(5, 5)
@@ -170,11 +176,14 @@ def film(page: Page, url: str, path: Path) -> None:
     reel.roll(0.5)
     for prompt in PROMPTS[:2]:
         page.fill("#prompt", "")
-        page.locator("#prompt").press_sequentially(prompt, delay=25)
-        reel.roll(0.3)
+        page.focus("#prompt")
+        for end in range(4, len(prompt) + 4, 4):
+            page.keyboard.insert_text(prompt[end - 4 : end])
+            reel.roll(0.04)
         page.keyboard.press("Control+Enter")
-        someone_draws(url, steps=100)
-        reel.roll(0.7)
+        reel.roll(0.8)
+        if prompt == PROMPTS[0]:
+            someone_draws(url, steps=60)
     expect(page.locator(".card.loaded")).to_have_count(2)
     reel.roll(0.8)
     page.locator(".card .open").first.hover()

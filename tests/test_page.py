@@ -71,8 +71,8 @@ class Visitor:
             return
         if self.away_is_fine and "Failed to load resource: net::ERR" in message.text:
             return
-        if "/preview?" in message.location["url"] and "status of 409" in message.text:
-            return  # asking for what is not there yet is how previews begin
+        if "/preview?" in message.location["url"] and re.search("status of 4(09|10)", message.text):
+            return  # asking for what is not there yet is how previews begin, and it may end before
         self.wrong.append(f"{message.text} {message.location}")
 
     def _asked(self, request: Request) -> None:

@@ -46,13 +46,13 @@ export function setText(node, text) {
 /** Children of `parent` follow `items`; what stays is kept, with its focus and its motion. */
 export function follow(parent, items, keyOf, create, update) {
   const old = new Map([...parent.children].map((child) => [child.dataset.key, child]));
+  const keys = new Set(items.map(keyOf));
+  for (const [key, node] of old) if (!keys.has(key)) node.remove(); // first: nothing need move
   let place = parent.firstElementChild;
   for (const item of items) {
     const key = keyOf(item);
     let node = old.get(key);
-    if (node) {
-      old.delete(key);
-    } else {
+    if (!node) {
       node = create(item);
       node.dataset.key = key;
     }
@@ -63,5 +63,4 @@ export function follow(parent, items, keyOf, create, update) {
       parent.insertBefore(node, place);
     }
   }
-  for (const node of old.values()) node.remove();
 }
