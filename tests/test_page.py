@@ -349,6 +349,21 @@ def test_what_was_sent_by_a_page_that_closed_too_early_is_found_again(
     assert me.task_ids() == answered
 
 
+def test_a_double_click_is_one_picture_and_two_quick_wishes_are_two(visit: Visit) -> None:
+    me = visit().open()
+    me.choose("scale", "Small")
+    me["#prompt"].fill("clicked twice")
+    me["#draw"].dblclick()
+    me["#prompt"].fill("right behind it")
+    me.page.keyboard.press("Control+Enter")
+    me["#prompt"].fill("and one more")
+    me.page.keyboard.press("Control+Enter")
+    expect(me.shown("and one more")).to_have_count(1)
+    expect(me.shown("right behind it")).to_have_count(1)
+    expect(me.shown("clicked twice")).to_have_count(1)
+    assert len(me.task_ids()) == 3
+
+
 def test_a_task_that_fails_says_why_in_words(visit: Visit) -> None:
     me = visit().open()
     me["#model"].select_option("dev")

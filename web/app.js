@@ -14,6 +14,7 @@ import { Viewer } from "./viewer.js";
 import { place, plain, short, some } from "./words.js";
 
 const TICK_MS = 500;
+const DOUBLE_CLICK_MS = 500;
 const FORECAST_EVERY_MS = 3_000;
 
 const tasks = new Tasks();
@@ -26,11 +27,13 @@ const viewer = new Viewer(() => gallery.pictures(), act);
 
 // Asking for pictures
 
-let sending = false;
+const sending = new Set(); // what a double click sends twice is meant once
 
 async function draw(request) {
-  if (sending) return;
-  sending = form.sending = true;
+  const what = JSON.stringify(request);
+  if (sending.has(what)) return;
+  sending.add(what);
+  form.sending = true;
   try {
     const answer = await submit(request);
     tasks.add(answer, request);
@@ -43,7 +46,8 @@ async function draw(request) {
       form.fail(new Error("The server is away. Nothing is lost: press Draw again when it is back."));
     } else form.fail(error);
   } finally {
-    sending = form.sending = false;
+    form.sending = false;
+    setTimeout(() => sending.delete(what), DOUBLE_CLICK_MS);
   }
 }
 
@@ -188,6 +192,7 @@ live.addEventListener("back", () => {
   setText(find("away"), "");
   toast("The server is back.");
   if (!form.model) begin();
+  gallery.loadAgain();
   form.forecastSoon();
 });
 

@@ -88,6 +88,11 @@ export class Gallery {
     for (const card of this.#grid.children) card.tick?.();
   }
 
+  /** What could not be shown while the server was away. */
+  loadAgain() {
+    for (const card of this.#grid.querySelectorAll(".picture:not(.loaded)")) card.load();
+  }
+
   #card(item) {
     if (item.index !== null) return this.#picture(item);
     return isLive(item.task) ? this.#developing(item) : this.#ended(item);
@@ -104,7 +109,11 @@ export class Gallery {
       if (tries === 1) image.src = imageUrl(task.id, index); // no thumbnail: the picture itself
       else this.act.lost(item);
     });
-    image.src = thumbnailUrl(task.id, index);
+    card.load = () => {
+      tries = 0;
+      image.src = thumbnailUrl(task.id, index);
+    };
+    card.load();
     const open = el(
       "button",
       { type: "button", class: "open", "aria-label": `Large view: ${titleOf(task)}`, on: { click: () => this.act.open(item) } },
