@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from flasgger import Swagger, swag_from
-from flask import Flask
+from flask import Flask, Response
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
@@ -202,7 +202,7 @@ def install_docs(app: Flask, limits: Limits, foreign: ForeignSchemas = ()) -> No
         "title": "mflux-server",
         "specs_route": PAGE_ROUTE,
         "static_url_path": "/flasgger_static",
-        "headers": [("Content-Security-Policy", POLICY), ("X-Content-Type-Options", "nosniff")],
+        "headers": [],
         "specs": [
             {
                 "endpoint": "openapi",
@@ -216,6 +216,12 @@ def install_docs(app: Flask, limits: Limits, foreign: ForeignSchemas = ()) -> No
         "components": {"schemas": _schemas(limits, foreign)},
     }
     Swagger(app, config=page, template=template)
+
+    @app.after_request
+    def add_headers(answer: Response) -> Response:
+        answer.headers.setdefault("Content-Security-Policy", POLICY)  # the page has a stricter one
+        answer.headers.setdefault("X-Content-Type-Options", "nosniff")
+        return answer
 
 
 def _schemas(limits: Limits, foreign: ForeignSchemas) -> dict[str, Any]:

@@ -82,18 +82,18 @@ class Gone(ServerError):
     default_message = "The image was there once and is no more."
 
 
-class TaskFailed(ServerError):
-    code = "task_failed"
-    http_status = 500
-    default_message = "The image could not be made; the message says why."
-
-
 class TryLater(ServerError):
     """Answered with Retry-After."""
 
     def __init__(self, message: str | None = None, *, retry_after_s: int) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class TaskFailed(ServerError):
+    code = "task_failed"
+    http_status = 500
+    default_message = "The image could not be made; the message says why."
 
 
 class QueueFull(TryLater):

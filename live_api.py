@@ -38,6 +38,17 @@ EXAMPLE = (
 )
 
 
+EVENT = {
+    "type": "object",
+    "description": "One server-sent event.",
+    "properties": {
+        "id": {"type": "string", "description": "Of this event: to send as Last-Event-ID."},
+        "event": {"type": "string", "enum": [*EventKind, "queue"], "description": "Its kind."},
+        "data": {"type": "string", "description": "JSON."},
+    },
+}
+
+
 def live_routes(queue: QueueManager, places: WaitingPlaces, previews: Previews) -> Blueprint:
     routes = Blueprint("live", __name__)
     texts = EventTexts(queue)
@@ -76,9 +87,7 @@ def live_routes(queue: QueueManager, places: WaitingPlaces, previews: Previews) 
         answers={
             200: {
                 "description": "The stream.",
-                "content": {
-                    "text/event-stream": {"schema": {"type": "string"}, "example": EXAMPLE}
-                },
+                "content": {"text/event-stream": {"schema": EVENT, "example": EXAMPLE}},
             },
             204: {"description": "All named tasks have ended, and the client knows it."},
         },

@@ -6,7 +6,7 @@ A route reads, calls, answers; rules live in the QueueManager.
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from threading import Semaphore
 from typing import Any
 
@@ -54,7 +54,7 @@ from query_values import (
 )
 from queue_manager import QueueManager
 from queue_state import ServerState
-from submission import Prepared, Submission
+from submission import Submission, ignored_fields
 from task import GenerationParams
 from task_view import TaskView
 from waiting_places import WaitingPlaces
@@ -77,11 +77,9 @@ def native_routes(
 
     large_bodies = Semaphore(LARGE_BODIES)
 
-    def _asked() -> tuple[GenerateRequest, Prepared]:
+    def room_for_the_body() -> AbstractContextManager[Any]:
         is_large = (request.content_length or 0) > LARGE_BODY_BYTES
-        with large_bodies if is_large else nullcontext():
-            asked = _read_request(submission.limits)
-            return asked, submission.prepare(asked)
+        return large_bodies if is_large else nullcontext()
 
     @routes.post("/generate")
     @documented(
@@ -108,22 +106,16 @@ def native_routes(
         ),
     )
     def generate() -> Response:
-        asked, prepared = _asked()
-        client_key = _idempotency_key() or asked.client_task_id
-        task, others = queue.submit(
-            prepared.params,
-            urgent=bool(asked.priority),
-            client_key=client_key,
-            inputs=prepared.inputs,
-            callback_url=asked.callback_url,
-        )
+        with room_for_the_body():
+            asked = _read_request(submission.limits)
+            task, others = _submitted(asked, queue, submission)
         return json_response(
             GenerateAnswer(
                 task_id=task.task_id,
                 status=task.status,
                 **estimate_fields(task.wait, others, time.time()),
                 params=params_answer(task.params, task.urgent),
-                ignored_fields=prepared.ignored_fields,
+                ignored_fields=ignored_fields(asked, task.params),
                 server=queue.state(),
             )
         )
@@ -150,7 +142,9 @@ def native_routes(
         ),
     )
     def estimate() -> Response:
-        asked, prepared = _asked()
+        with room_for_the_body():
+            asked = _read_request(submission.limits)
+            prepared = submission.prepare(asked)
         wait, others = queue.estimate(prepared.params, urgent=bool(asked.priority))
         return json_response(
             EstimateAnswer(
@@ -292,6 +286,23 @@ def native_routes(
 def _never(view: TaskView, version: int) -> bool:
     """Only the end is enough."""
     return False
+
+
+def _submitted(
+    asked: GenerateRequest, queue: QueueManager, submission: Submission
+) -> tuple[TaskView, int]:
+    """What QueueManager.submit answers. A submit that is repeated needs its pictures no more."""
+    client_key = _idempotency_key() or asked.client_task_id
+    if client_key and (known := queue.submitted_as(client_key)):
+        return known
+    prepared = submission.prepare(asked)
+    return queue.submit(
+        prepared.params,
+        urgent=bool(asked.priority),
+        client_key=client_key,
+        inputs=prepared.inputs,
+        callback_url=asked.callback_url,
+    )
 
 
 def _read_request(limits: Limits) -> GenerateRequest:

@@ -133,8 +133,8 @@ class QueueManager:
         """
         stages = self.offer.stages(params)
         with self._writing, self._noting_storage():
-            if client_key and (known := self._store.find_by_key(client_key)):
-                return self.status(known), self._unfinished_beside(known)
+            if client_key and (known := self.submitted_as(client_key)):
+                return known
             with self._lock:
                 self._check_room(stages, urgent)
             task = Task(secrets.token_hex(8), params, urgent, stages, created_at=self._now())
@@ -155,6 +155,16 @@ class QueueManager:
                 view = self._live.view(task)
             self.events.publish(EventKind.WAITING, task.task_id)
             return view, others
+
+    def submitted_as(self, client_key: str) -> tuple[TaskView, int] | None:
+        """What submit answered with to this key, as it stands; None: the key is new.
+
+        Raises:
+            Gone: the task of this client_key is no more.
+        """
+        with self._noting_storage():
+            known = self._store.find_by_key(client_key)
+        return (self.status(known), self._unfinished_beside(known)) if known else None
 
     def estimate(self, params: GenerationParams, *, urgent: bool) -> tuple[Wait, int]:
         """What submit would answer now, and the number of tasks that are not finished."""

@@ -13,7 +13,7 @@ from threading import Thread
 from urllib.parse import urlsplit
 
 try:
-    from flask import Flask, Response, jsonify, redirect, request
+    from flask import Flask, Response, jsonify, request
 except ModuleNotFoundError:
     sys.exit(
         "server.py: the packages it needs are not installed for this Python: run 'make serve', or "
@@ -49,6 +49,7 @@ from submission import Submission
 from task_store import TaskStore
 from timing_model import TimingModel
 from waiting_places import WaitingPlaces
+from web_page import page_routes
 from webhooks import Webhooks
 from worker import Generator, Worker
 
@@ -87,6 +88,7 @@ def create_app(
     prefixes.
 
     Args:
+        places: for requests that hold a thread for long.
         allowed_hosts: names under which clients may address it; None: any. A web page whose own
             name leads to this machine (DNS rebinding) thus gets nothing.
         operator_key: what the operator's routes ask for; empty: nothing; None: they are closed.
@@ -134,7 +136,7 @@ def create_app(
         preview=previews.look,
     )
     app.register_error_handler(Exception, _answer_error)
-    app.add_url_rule("/", "home", lambda: redirect(PAGE_ROUTE))
+    app.register_blueprint(page_routes())
     install_docs(app, submission.limits, schemas)
     return app
 

@@ -67,7 +67,7 @@ class Submission:
             UnknownTask, NotReady, Gone: of a task whose picture is asked for.
         """
         model = self.offer.model(request.model)
-        ignored = self._check_fields(request, model)
+        self._check_fields(request, model)
         self._check_limits(request, model)
         if request.callback_url is not None and not self.limits.may_call(request.callback_url):
             raise errors.NotSupported(
@@ -75,23 +75,22 @@ class Submission:
                 "(--callback-hosts).",
                 field="callback_url",
             )
-        prepared = Prepared(self._without_pictures(request, model), ignored_fields=ignored)
+        prepared = Prepared(self._without_pictures(request, model))
         self._add_pictures(request, prepared)
         params = self._sized(request, model, prepared.params)
         self.offer.stages(params)
         if why := self._fits(params):
             raise errors.DoesNotFit(why, field="width")
         prepared.params = params
+        prepared.ignored_fields = ignored_fields(request, params)
         return prepared
 
-    def _check_fields(self, request: GenerateRequest, model: Model) -> list[str]:
+    def _check_fields(self, request: GenerateRequest, model: Model) -> None:
         """What the model cannot honour is refused, but for guidance, which clients send to every
-        model; returns the fields that are ignored."""
+        model."""
         given = set(request.given())
-        ignored = []
-        if Takes.GUIDANCE in given and Takes.GUIDANCE not in model.takes:
-            given.remove(Takes.GUIDANCE)
-            ignored.append("guidance")
+        if Takes.GUIDANCE not in model.takes:
+            given.discard(Takes.GUIDANCE)
         if not model.upscaler:
             given.discard(Takes.UPSCALE)
         if not given <= model.takes:
@@ -109,7 +108,6 @@ class Submission:
         for side in ("width", "height"):
             if model.upscaler and side in request.model_fields_set:
                 raise errors.NotSupported(f"{model.name} takes upscale, not {side}.", field=side)
-        return ignored
 
     def _check_limits(self, request: GenerateRequest, model: Model) -> None:
         limits = self.limits
@@ -248,3 +246,8 @@ class Submission:
                 field="upscale",
             )
         return params
+
+
+def ignored_fields(request: GenerateRequest, params: GenerationParams) -> list[str]:
+    """What a client sent and the model has no use for."""
+    return ["guidance"] if request.guidance is not None and params.guidance is None else []

@@ -166,6 +166,8 @@ class _Level:
 
     def replace(self, task_id: str, features: Features) -> None:
         old, self._features[task_id] = self._features[task_id], features
+        if old == features:
+            return
         self._change(task_id, [0.0, *(b - a for a, b in zip(old, features, strict=True))])
 
     def ahead_of(self, task_id: str) -> tuple[int, Features]:

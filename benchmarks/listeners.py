@@ -12,6 +12,7 @@ in the same round. Goal: the worker is not slowed (late below 1 % of a step in t
 
 import time
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
 from socket import SHUT_RDWR, create_connection, socket
@@ -83,7 +84,9 @@ class Listeners:
             left = len(self._sockets)
             while left:
                 for key, _ in selector.select():
-                    data = key.data.recv(1 << 16)
+                    data = b""
+                    with suppress(ConnectionError):  # closed with something unread
+                        data = key.data.recv(1 << 16)
                     self._received += data.count(b"event: step")
                     if not data:
                         selector.unregister(key.data)

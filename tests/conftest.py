@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,12 @@ from task import Drawn, GenerationParams, Memory, Report, Stage
 ROOT = Path(__file__).parent.parent
 START_TIMEOUT_S = 120
 GIVE_UP_S = 120
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+needs_chromium = pytest.mark.skipif(
+    not CHROMIUM and not os.environ.get("CI"), reason="there is no Chromium here"
+)
 
 
 def offer_of(*names: str, **options: Any) -> Offer:

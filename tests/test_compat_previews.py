@@ -35,6 +35,9 @@ class PreviewGenerator(FakeGenerator):
     def why_not(self, params: GenerationParams) -> str | None:
         return self.refusal(params)
 
+    def preview(self, task_id: str) -> bytes | None:
+        return self.latest
+
     def _steps(self, params: GenerationParams, report: Report) -> Image.Image:
         for step in range(4):
             self.latest = b"step %d" % step if step else None
@@ -43,13 +46,15 @@ class PreviewGenerator(FakeGenerator):
         return Image.new("RGB", (16, 16))
 
 
-class LatestPreview(Previews):
+class LatestOf(Previews):
+    """Shows what the generator above has."""
+
     def __init__(self, generator: PreviewGenerator) -> None:
         super().__init__(on=False)
         self._generator = generator
 
     def look(self, task_id: str) -> bytes | None:
-        return self._generator.latest
+        return self._generator.preview(task_id)
 
 
 @pytest.fixture
@@ -68,7 +73,7 @@ def client(generator: PreviewGenerator) -> Iterator[FlaskClient]:
         generator,
         Submission(queue, offer, Limits(), generator.why_not),
         places=WaitingPlaces(10),
-        previews=LatestPreview(generator),
+        previews=LatestOf(generator),
         data_dir=ROOT,
         max_body_bytes=1_000_000,
     )

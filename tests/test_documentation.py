@@ -1,9 +1,7 @@
 """What is promised is checked: specification, page, README, the picture of the rooms."""
 
 import ast
-import os
 import re
-import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -11,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, FakeGenerator, ServerProcess, offer_of
+from conftest import CHROMIUM, ROOT, FakeGenerator, ServerProcess, needs_chromium, offer_of
 from flask import Flask
 
 from answers import StatusAnswer
@@ -26,7 +24,14 @@ from timing_model import TimingModel
 from waiting_places import WaitingPlaces
 from worker import Worker
 
-PAGES = {"/", "/swagger", "/openapi.json", "/apidocs/index.html", "/oauth2-redirect.html"}
+PAGES = {
+    "/",
+    "/web/<name>",
+    "/swagger",
+    "/openapi.json",
+    "/apidocs/index.html",
+    "/oauth2-redirect.html",
+}
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +169,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "timing_model": set(),
     "waiting_line": set(),
     "events": set(),
-    "cors": set(),
     "previews": {"images"},
     "webhooks": {
         "answers",
@@ -191,6 +195,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "waiting_places",
     },
     "long_poll": {"queue_manager", "task_view", "waiting_places"},
+    "cors": set(),
     "hub_cache": {"model_catalog"},
     "mlx_setup": set(),
     "prompt_cache": set(),
@@ -273,6 +278,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "task_view",
         "waiting_places",
     },
+    "web_page": set(),
     "server": OWN_MODULES
     - {"server", "tiny_models", "images", "live_queue", "waiting_line", "work_line"},
 }
@@ -292,6 +298,7 @@ HOMES: dict[str, set[str]] = {
         "queue_api",
         "server",
         "server_api",
+        "web_page",
     },
     "waitress": {"server"},
     "requests": {"webhooks"},
@@ -332,12 +339,7 @@ def test_no_module_hides_one_of_the_standard_library() -> None:
     assert not OWN_MODULES & set(sys.stdlib_module_names)
 
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-
-
-@pytest.mark.skipif(not CHROMIUM and not os.environ.get("CI"), reason="there is no Chromium here")
+@needs_chromium
 def test_try_it_out_works_for_the_whole_flow_in_a_real_browser(
     server: ServerProcess, tmp_path: Path
 ) -> None:

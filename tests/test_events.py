@@ -52,10 +52,11 @@ def test_the_stream_of_a_task_tells_each_step_and_ends_with_the_task(server: Ste
     delete(server, other)
     server.step()  # at which the other one is left
     assert stream.until("running")[-1][2]["pos"] == 0
-    for step in range(4):
+    for step in range(3):
         server.step()
         kind, _, data = stream.until("step")[-1]
         assert (data["steps_done"], data["steps_total"]) == (step, 3)
+    server.step()  # the last one may be passed over, for the end follows
     rest = list(stream)
     assert rest[-1][0] == "done"
     assert set(rest[-1][2]) >= {"task_id", "status", "progress", "version"}

@@ -136,6 +136,22 @@ def test_the_result_of_another_task_is_sent_by_its_name(desk: ServerProcess) -> 
     assert refusal(post(desk, init_image={"task_id": running})) == (410, "gone", "init_image")
 
 
+def test_a_submit_that_is_repeated_needs_its_pictures_no_more(desk: ServerProcess) -> None:
+    source = post(desk)
+    image_of(desk, source)
+    name = {"task_id": source.json()["task_id"]}
+    asked = {"init_image": name, "guidance": 3, "client_task_id": "key of an edit"}
+    first = post(desk, **asked)
+    edited = image_of(desk, first)
+    requests.delete(desk.url + "/delete", params=name, timeout=60)
+    again = post(desk, **asked)
+    assert again.json()["task_id"] == first.json()["task_id"]
+    assert again.json()["params"] == first.json()["params"]
+    assert again.json()["ignored_fields"] == first.json()["ignored_fields"] == ["guidance"]
+    assert image_of(desk, again) == edited
+    assert refusal(post(desk, **{**asked, "client_task_id": "other"}))[:2] == (410, "gone")
+
+
 def test_a_form_holds_lists_and_what_is_left_empty_counts_as_absent(desk: ServerProcess) -> None:
     first, second = PNG, to_png(drawing().rotate(90))
     text = [to_base64(first), to_base64(second)]

@@ -1,0 +1,225 @@
+"""The pictures of the page for the README, from a real server with the tiny model.
+
+    python docs/make_images.py [FOLDER]        writes docs/images/page.png and page.gif
+
+Chromium is needed. Where the fonts Inter and Charis SIL are installed, they stand in for those of
+macOS, which look much alike.
+"""
+
+import base64
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import requests
+from PIL import Image
+from playwright.sync_api import Page, ViewportSize, expect, sync_playwright
+
+ROOT = Path(__file__).parent.parent
+SIZE: ViewportSize = {"width": 1360, "height": 880}
+GIF_WIDTH = 850
+COLOURS = 240
+FRAME_S = 0.12
+LONGEST_FRAME_S = 0.5
+LAST_FRAME_S = 2.5
+PROMPTS = (
+    "Sunrise over a quiet harbour, pastel colours",
+    "Still life with quinces and a blue jug",
+    "A fox asleep under birch trees",
+    "The library of a very old city, seen from above",
+    "Northern lights above a mountain hut",
+    "Poppies in a field, impressionist",
+)
+FONTS = """<?xml version="1.0"?><!DOCTYPE fontconfig SYSTEM "fonts.dtd">
+<fontconfig><include>/etc/fonts/fonts.conf</include>{}</fontconfig>"""
+FONT = """<match target="pattern"><test name="family"><string>{}</string></test>
+<edit name="family" mode="assign" binding="strong"><string>{}</string></edit></match>"""
+STAND_IN = {
+    "system-ui": "Inter",
+    "sans-serif": "Inter",
+    "ui-serif": "Charis SIL",
+    "serif": "Charis SIL",
+}
+
+
+@contextmanager
+def server(*arguments: str) -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "server.py", "--model", "tiny", "--port", "0"]
+        with subprocess.Popen(
+            [*command, "--data-dir", folder, *arguments],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stderr is not None
+            for line in process.stderr:
+                if found := re.search(r"serving .* on (http://\S+)", line):
+                    break
+            else:
+                sys.exit("the server did not start")
+            yield found[1]
+            process.terminate()
+            process.stderr.close()
+
+
+def draw(page: Page, prompt: str) -> None:
+    page.fill("#prompt", prompt)
+    page.click("#draw")
+    expect(page.locator(".card .words").filter(has_text=prompt)).not_to_have_count(0)
+
+
+def someone_draws(url: str, **params: int) -> None:
+    requests.post(url + "/generate", json={"prompt": "theirs", **params}, timeout=10)
+
+
+def still(page: Page, url: str, path: Path) -> None:
+    """Pictures in the making, someone else's between them, and a gallery."""
+    choose = page.locator("label").filter
+    choose(has=page.locator("[value=custom]")).click()
+    page.fill("#width", "64")  # small pictures are soft clouds of the tiny model
+    page.fill("#height", "64")
+    for number, prompt in enumerate(PROMPTS[2:]):
+        draw(page, prompt)
+        expect(page.locator(".card.loaded")).to_have_count(number + 1)
+    choose(has=page.locator("[value='1:1']")).click()
+    page.fill("#steps", "100")
+    page.fill("#n", "8")
+    draw(page, PROMPTS[0])
+    expect(page.locator(".developing.running")).to_have_count(1)
+    someone_draws(url, steps=100, n=4)
+    page.fill("#n", "1")
+    page.fill("#steps", "4")
+    draw(page, PROMPTS[1])
+    page.fill("#prompt", "A lighthouse in the fog, early morning")
+    expect(page.locator("#queue .row")).to_have_count(3)
+    expect(page.locator("#forecast")).to_contain_text("3 others")
+    expect(page.locator(".stand").last).to_contain_text("picture 3 of 8")
+    page.mouse.move(5, 5)
+    page.evaluate("document.activeElement.blur(), scrollTo(0, 0)")
+    shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    palette = shot.quantize(256)
+    shot.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
+
+
+class Film:
+    """What a page shows from now on."""
+
+    def __init__(self, page: Page) -> None:
+        self._page = page
+        self._frames: list[tuple[float, bytes]] = []
+        self._devtools = page.context.new_cdp_session(page)
+        self._devtools.on("Page.screencastFrame", self._came)
+        self._devtools.send("Page.startScreencast", {"format": "png"})
+
+    def _came(self, frame: dict[str, Any]) -> None:
+        self._devtools.send("Page.screencastFrameAck", {"sessionId": frame["sessionId"]})
+        at = frame["metadata"]["timestamp"]
+        if not self._frames or at - self._frames[-1][0] >= FRAME_S:
+            self._frames.append((at, base64.b64decode(frame["data"])))
+
+    def roll(self, seconds: float) -> None:
+        self._page.wait_for_timeout(seconds * 1000)
+
+    def save(self, path: Path) -> None:
+        self._devtools.send("Page.stopScreencast")
+        self._frames.append((time.time(), self._page.screenshot()))
+        moments = [moment for moment, _ in self._frames]
+        pictures = [self._small(data) for _, data in self._frames]
+        palette = self._palette(pictures)
+        frames = [one.quantize(palette=palette, dither=Image.Dither.NONE) for one in pictures]
+        lasts = [min(later - earlier, LONGEST_FRAME_S) for earlier, later in pairwise(moments)]
+        frames[0].save(
+            path,
+            save_all=True,
+            append_images=frames[1:],
+            duration=[round(seconds * 1000) for seconds in (*lasts, LAST_FRAME_S)],
+            loop=0,
+            optimize=True,
+        )
+
+    @staticmethod
+    def _small(data: bytes) -> Image.Image:
+        shot = Image.open(io.BytesIO(data)).convert("RGB")
+        size = GIF_WIDTH, GIF_WIDTH * SIZE["height"] // SIZE["width"]
+        return shot.resize(size, Image.Resampling.LANCZOS)
+
+    @staticmethod
+    def _palette(pictures: list[Image.Image]) -> Image.Image:
+        """One for all frames, so that what stands still costs nothing."""
+        some = [*pictures[:: max(len(pictures) // 8, 1)], pictures[-1]]
+        width, height = some[0].size
+        sheet = Image.new("RGB", (width, height * len(some)))
+        for number, picture in enumerate(some):
+            sheet.paste(picture, (0, number * height))
+        return sheet.quantize(COLOURS)
+
+
+def film(page: Page, url: str, path: Path) -> None:
+    for _ in range(4):  # the colours of previews are learned from finished pictures
+        someone_draws(url, steps=20)
+    expect(page.locator("#state-words")).to_have_text("4 tasks in the queue")
+    expect(page.locator("#state-words")).to_have_text("Ready")
+    page.fill("#steps", "200")  # takes its time
+    page.mouse.move(5, 5)
+    reel = Film(page)
+    reel.roll(0.5)
+    for prompt in PROMPTS[:2]:
+        page.fill("#prompt", "")
+        page.focus("#prompt")
+        for end in range(4, len(prompt) + 4, 4):
+            page.keyboard.insert_text(prompt[end - 4 : end])
+            reel.roll(0.04)
+        page.keyboard.press("Control+Enter")
+        reel.roll(0.8)
+        if prompt == PROMPTS[0]:
+            someone_draws(url, steps=60)
+    expect(page.locator(".card.loaded")).to_have_count(2)
+    reel.roll(0.8)
+    page.locator(".card .open").first.hover()
+    reel.roll(0.7)
+    page.locator(".card").first.get_by_role("button", name="Vary").click()
+    page.mouse.move(5, 5)
+    expect(page.locator(".card.loaded")).to_have_count(3)
+    reel.roll(0.8)
+    page.click("#theme")
+    page.mouse.move(5, 5)
+    reel.roll(0.8)
+    reel.save(path)
+
+
+def main(folder: Path) -> None:
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
+        fonts = Path(temporary) / "fonts.conf"
+        fonts.write_text(FONTS.format("".join(FONT.format(*pair) for pair in STAND_IN.items())))
+        browser = playwright.chromium.launch(
+            executable_path=chromium,
+            args=["--no-sandbox", "--disable-gpu"],
+            env={**os.environ, "FONTCONFIG_FILE": str(fonts)},
+        )
+        clouds = ("--model", "tiny-flux2", "--max-pixels", "4096", "--max-steps", "200")
+        for take, name, limits in ((still, "page.png", ()), (film, "page.gif", clouds)):
+            with server(*limits) as url:
+                page = browser.new_page(viewport=SIZE)
+                page.set_default_timeout(60_000)
+                page.goto(url)
+                expect(page.locator("#forecast")).not_to_be_empty()
+                take(page, url, folder / name)
+                page.close()
+            print(folder / name, (folder / name).stat().st_size, "bytes")
+        browser.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "images")

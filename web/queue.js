@@ -1,0 +1,84 @@
+// The queue: everyone's tasks in the order in which they run. Other people's prompts are theirs.
+
+import { el, find, follow, setText } from "./dom.js";
+import { countdown, duration, size, some } from "./words.js";
+
+const MOST_ROWS = 12;
+
+/** Forecast seconds that remain of a row. */
+const left = (row) => row.wait_remaining - (performance.now() - row.now) / 1000;
+
+export class Queue {
+  #list = find("queue");
+  #words = find("queue-words");
+  #rows = [];
+  #length = 0;
+
+  constructor(tasks) {
+    this.tasks = tasks;
+  }
+
+  /** answer: of GET /queue. */
+  show(answer) {
+    const now = performance.now();
+    this.#length = answer.length;
+    this.#rows = answer.tasks.map((task) => ({ ...task, now }));
+    const shown = this.#rows.filter((row, index) => index < MOST_ROWS || this.tasks.get(row.task_id));
+    follow(this.#list, shown, (row) => row.task_id, () => this.#row(), (node, row) => this.#fill(node, row));
+    const hidden = answer.length - shown.length;
+    this.#list.dataset.more = hidden > 0 ? `and ${hidden} more` : "";
+    this.tick();
+  }
+
+  /** told: of a running task. Returns whether the queue was told something else before. */
+  step(told) {
+    const row = this.#rows.find((one) => one.task_id === told.task_id);
+    if (!row || told.wait_remaining === undefined) return false;
+    const wrong = Math.abs(left(row) - told.wait_remaining) > 1 + told.wait_remaining / 10;
+    Object.assign(row, { wait_remaining: told.wait_remaining, now: performance.now() });
+    return wrong;
+  }
+
+  /** Countdowns go on between two answers. Returns whether one is over. */
+  tick() {
+    const lefts = this.#rows.map(left);
+    this.#rows.forEach((row, index) => {
+      if (row.left) setText(row.left, countdown(lefts[index]));
+    });
+    setText(this.#words, this.#summary(lefts));
+    return lefts.some((seconds) => seconds < 0);
+  }
+
+  #summary(lefts) {
+    if (this.#length === 0) return "Empty: the next picture starts at once.";
+    const all = Math.max(...lefts, 1);
+    const more = this.#length > lefts.length ? "more than " : "about ";
+    return `${some(this.#length, "task", "tasks")}, ${more}${duration(all)} in all`;
+  }
+
+  #row() {
+    return el(
+      "li",
+      { class: "row" },
+      el("span", { class: "number" }),
+      el("span", { class: "what" }, el("span", { class: "who" }), el("span", { class: "hint" })),
+      el("span", { class: "left" }),
+    );
+  }
+
+  #fill(node, row) {
+    const own = this.tasks.get(row.task_id);
+    const running = row.status === "running";
+    node.classList.toggle("own", Boolean(own));
+    node.classList.toggle("running", running);
+    const [number, what, seconds] = node.children;
+    setText(number, running ? "now" : String(row.pos + 1));
+    setText(what.children[0], own ? row.params.prompt || "Enlarging a picture" : "Someone else’s picture");
+    const { count, width, height, model } = row.params;
+    const many = count > 1 ? ` · ${count} pictures` : "";
+    const mine = own ? "yours · " : "";
+    const urgent = row.params.priority ? " · urgent" : "";
+    setText(what.children[1], `${mine}${size(width, height)} · ${model}${many}${urgent}`);
+    row.left = seconds;
+  }
+}

@@ -1,0 +1,28 @@
+// Before anything is painted: the theme that was chosen here, or the system's.
+(() => {
+  const root = document.documentElement;
+  const system = matchMedia("(prefers-color-scheme: dark)");
+  const key = `mflux:${location.pathname}:theme`;
+  const chosen = () => {
+    try {
+      return localStorage.getItem(key);
+    } catch {
+      return null;
+    }
+  };
+  const show = () => {
+    root.dataset.theme = chosen() ?? (system.matches ? "dark" : "light");
+    root.dispatchEvent(new Event("theme"));
+  };
+  system.addEventListener("change", show);
+  addEventListener("storage", show);
+  root.addEventListener("theme-chosen", (event) => {
+    try {
+      localStorage.setItem(key, event.detail);
+    } catch {
+      root.dataset.theme = event.detail; // until the page is left
+    }
+    show();
+  });
+  show();
+})();
