@@ -366,8 +366,8 @@ def _partial_images(
     for view in call.views():
         quiet += 1
         due = view.steps_total * (sent + 1) / (most + 1)
-        picture = preview(call.task_id) if sent < most and view.steps_done >= due else None
-        if picture is not None and picture != latest:
+        picture = preview(call.task_id) if sent < most else None  # made for those who look
+        if view.steps_done >= due and picture is not None and picture != latest:
             event = _image_event(f"{kind}.partial_image", picture, params)
             yield _event(event.model_copy(update={"partial_image_index": sent}))
             sent, quiet, latest = sent + 1, 0, picture

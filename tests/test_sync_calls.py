@@ -94,7 +94,7 @@ def test_a_failed_and_a_cancelled_task_are_told_apart(queue: QueueManager) -> No
 
 def test_a_server_that_stops_keeps_the_task_for_its_next_start(queue: QueueManager) -> None:
     with start(calls_of(queue)) as call:
-        queue.stop()
+        queue.events.close()
         with pytest.raises(NoWorker, match="next start"):
             call.result()
     assert queue.status(call.task_id).status is TaskStatus.WAITING
