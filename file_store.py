@@ -43,7 +43,7 @@ class FileStore:
             self.refused_bytes = len(image)
             with suppress(OSError):
                 draft.unlink(missing_ok=True)
-            raise StorageUnavailable(f"The image cannot be written: {error}.") from error
+            raise StorageUnavailable(f"The image cannot be written: {error.strerror}.") from error
 
     def read_image(self, task_id: str, index: int) -> bytes | None:
         try:
@@ -51,7 +51,7 @@ class FileStore:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise StorageUnavailable(f"The image cannot be read: {error}.") from error
+            raise StorageUnavailable(f"The image cannot be read: {error.strerror}.") from error
 
     def remove_images(self, task_id: str, count: int) -> None:
         for index in range(count):
@@ -61,7 +61,7 @@ class FileStore:
         try:
             (self._images / name).unlink(missing_ok=True)
         except OSError as error:
-            raise StorageUnavailable(f"The image cannot be removed: {error}.") from error
+            raise StorageUnavailable(f"The image cannot be removed: {error.strerror}.") from error
 
     def inputs_of(self, task_id: str) -> Path:
         """The folder with the pictures that a task starts from, if there are any."""
@@ -79,14 +79,16 @@ class FileStore:
             _sync_folder(folder)
             _sync_folder(self._inputs)
         except OSError as error:
-            raise StorageUnavailable(f"The pictures cannot be kept: {error}.") from error
+            raise StorageUnavailable(f"The pictures cannot be kept: {error.strerror}.") from error
 
     def remove_inputs(self, task_id: str) -> None:
         try:
             with suppress(FileNotFoundError):
                 shutil.rmtree(self.inputs_of(task_id))
         except OSError as error:
-            raise StorageUnavailable(f"The pictures cannot be removed: {error}.") from error
+            raise StorageUnavailable(
+                f"The pictures cannot be removed: {error.strerror}."
+            ) from error
 
     def names(self) -> set[str]:
         """Of all image files, whatever they are."""

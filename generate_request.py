@@ -372,7 +372,7 @@ def _from_form(name: str, value: str) -> object:
     if name in OBJECTS and value.lstrip().startswith("{"):
         try:
             return json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise InvalidInput(f"{name} is not valid JSON.", field=name) from None
     return value
 
@@ -474,4 +474,5 @@ def _shown(value: Any) -> str:
     if isinstance(value, bytes):
         return "a file"
     text = json.dumps(value, ensure_ascii=False, default=lambda other: type(other).__name__)
+    text = text.encode(errors="backslashreplace").decode()
     return text if len(text) <= 80 else text[:77] + "..."

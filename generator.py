@@ -17,6 +17,7 @@ from typing import Any
 from PIL import Image
 
 from errors import DoesNotFit, ModelLoadError
+from hub_cache import is_present
 from model_catalog import Model, Pipeline, Weights
 from pipelines import arguments, build, explain, metadata, other_face, remember_prompts
 from previews import Previews
@@ -86,7 +87,8 @@ class MfluxGenerator:
         self._check_memory = check_memory
         self._previews = previews or Previews(on=False)
         self._loaded: OrderedDict[str, _Loaded] = OrderedDict()  # the latest used last
-        self._bytes_per_pixel: dict[str, float] = {}  # of a family, the most that was measured
+        self._bytes_per_pixel: dict[str, float] = {}  # of a model, the most that was measured
+        self._weights_bytes: dict[str, int] = {}  # of a model, when it was loaded last
         self._last_size: tuple[int, int] | None = None
 
     def load(self, weights: Weights) -> int | None:
@@ -99,16 +101,27 @@ class MfluxGenerator:
         Raises:
             ModelLoadError: with what the operator can do.
         """
+        try:
+            return self._load(weights)
+        except ModelLoadError:
+            raise
+        except Exception as error:
+            log.debug("loading failed", exc_info=True)
+            raise ModelLoadError(explain(error, weights.model)) from error
+
+    def _load(self, weights: Weights) -> int | None:
         import mlx.core as mx
 
         if self._cache_limit_bytes is not None:
             mx.set_cache_limit(self._cache_limit_bytes)
+        pipeline = None
+        if not is_present(weights.model):  # what cannot be had shall not cost what is loaded
+            pipeline = build(weights, self._data_dir, self._lora_path)  # lazy: takes no memory yet
         self._make_room(weights.model)
-        pipeline = build(weights, self._data_dir, self._lora_path)
-        try:
-            mx.eval(pipeline.parameters())
-        except Exception as error:
-            raise ModelLoadError(explain(error, weights.model)) from error
+        active_before = mx.get_active_memory()
+        pipeline = pipeline or build(weights, self._data_dir, self._lora_path)
+        mx.eval(pipeline.parameters())
+        self._weights_bytes[weights.model.name] = mx.get_active_memory() - active_before
         cache, hook = PromptCache(PROMPT_CACHE_BYTES), _Hook(self._note_memory, self._previews)
         remember_prompts(pipeline, cache)
         hook.prompt_cache = cache
@@ -153,7 +166,7 @@ class MfluxGenerator:
             raise
         finally:
             hook.report = _report_to_nobody
-        self._learn_memory(weights.model, params)
+        self._learn_memory(params)
         self._previews.learn(generated.image)
         if weights.pipeline.right_half:
             generated = generated.get_right_half()
@@ -161,17 +174,24 @@ class MfluxGenerator:
         return Drawn(picture, metadata(generated, params, weights.model))
 
     def refusal(self, params: GenerationParams) -> str | None:
-        """Why a picture of this size would not fit into memory; None: it fits, or nobody asks.
+        """Why a picture of this size would not fit into memory; None: it fits, or nobody asks, or
+        its model was never loaded.
 
-        Estimate: the weights, and for each pixel PRIOR_BYTES_PER_PIXEL; once pictures were made,
-        the most that one of them took for each pixel; and a margin. Any thread may call.
+        Estimate: the weights of its model, and for each pixel PRIOR_BYTES_PER_PIXEL; once pictures
+        were made with it, the most that one of them took for each pixel; and a margin. Any thread
+        may call.
         """
-        if not self._check_memory or not self.memory.weights_bytes:
+        weights_bytes = self._weights_bytes.get(params.model, 0)
+        if not params.model:
+            weights_bytes = self.memory.weights_bytes
+        if not self._check_memory or not weights_bytes:
             return None
         width, height = params.final_size
-        per_pixel = max(self._bytes_per_pixel.values(), default=PRIOR_BYTES_PER_PIXEL)
+        if params.upscaler:  # looked at again when it is enlarged
+            width, height = params.width, params.height
+        per_pixel = self._bytes_per_pixel.get(params.model, PRIOR_BYTES_PER_PIXEL)
         picture = width * height * per_pixel * MEMORY_MARGIN
-        needed = self.memory.weights_bytes + picture
+        needed = weights_bytes + picture
         if needed <= self.memory.total_bytes:
             return None
         return (
@@ -218,14 +238,16 @@ class MfluxGenerator:
         self._last_size = size
         mx.reset_peak_memory()
 
-    def _learn_memory(self, model: Model, params: GenerationParams) -> None:
+    def _learn_memory(self, params: GenerationParams) -> None:
         self._note_memory()
+        if params.images or params.control_image:  # their share says nothing about other pictures
+            return
         width, height = params.final_size
         pixels = width * height
         if pixels >= 512 * 512:  # smaller ones say little about larger ones
             taken = max(self.memory.peak_bytes - self.memory.weights_bytes, 0)
-            known = self._bytes_per_pixel.get(model.family, 0.0)
-            self._bytes_per_pixel[model.family] = max(known, taken / pixels)
+            known = self._bytes_per_pixel.get(params.model, 0.0)
+            self._bytes_per_pixel[params.model] = max(known, taken / pixels)
 
     def _note_memory(self) -> None:
         import mlx.core as mx

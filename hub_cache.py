@@ -1,14 +1,18 @@
 """What the Hugging Face cache holds of a model: files alone, no library, no network."""
 
 import os
+import time
 from pathlib import Path
 
 from model_catalog import Model
 
+WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")
+STALE_S = 600.0
+
 
 def cache_dir() -> Path:
     """Where huggingface_hub keeps what it has downloaded (its documented variables)."""
-    if found := os.environ.get("HF_HUB_CACHE"):
+    if found := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
         return Path(found).expanduser()
     home = os.environ.get("HF_HOME") or Path(
         os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface"
@@ -24,11 +28,24 @@ def is_present(model: Model) -> bool:
     folder = _folder(model)
     if folder is not None:
         return folder.is_dir()
-    return all(
-        any((_repository(name) / "snapshots").glob("*/*"))
-        and not any((_repository(name) / "blobs").glob("*.incomplete"))
-        for name in _names(model)
+    return all(_is_complete(_repository(name)) for name in _names(model))
+
+
+def _is_complete(repository: Path) -> bool:
+    weights = (
+        path
+        for path in (repository / "snapshots").glob("*/**/*")
+        if path.suffix in WEIGHTS and path.exists()
     )
+    return any(weights) and not any(map(_is_growing, (repository / "blobs").glob("*.incomplete")))
+
+
+def _is_growing(part: Path) -> bool:
+    """Whether a download goes on there; what an earlier one has left stays for ever."""
+    try:
+        return time.time() - part.stat().st_mtime < STALE_S
+    except OSError:  # it was renamed this moment
+        return True
 
 
 def bytes_on_disk(model: Model) -> int:

@@ -200,7 +200,14 @@ class LiveQueue:
         self.loading = weights
         self._load_started_at = self._monotonic()
 
-    def load_finished(self, weights: Weights, bits: int | None, resident: Sequence[str]) -> float:
+    def load_finished(
+        self,
+        weights: Weights,
+        bits: int | None,
+        resident: Sequence[str],
+        *,
+        downloaded: bool = False,
+    ) -> float:
         """Weights are ready; returns the seconds it took to load them.
 
         A task that was claimed before has lost no time of its own by it.
@@ -209,12 +216,16 @@ class LiveQueue:
             bits: what they are quantized to: what is stored wins over what was asked for.
             resident: keys of all that is in memory now.
         """
+        expected = self._line.used(self.resident, weights.key)
         at = self._monotonic()
         seconds = at - (self._load_started_at if self._load_started_at is not None else at)
         if self.work.learn_bits(weights, bits):
             self._line.lay_out()
         self.now_resident(resident)
-        self.timing.learn_load(self.work.load_key(weights), seconds)
+        if len(resident) < len(expected):  # memory does not hold as many as the operator allows
+            self._line.hold(len(resident))
+        if not downloaded:
+            self.timing.learn_load(self.work.load_key(weights), seconds)
         for task in self._running.values():
             progress = _progress_of(task)
             if progress.phase is Phase.TEXT_ENCODING:

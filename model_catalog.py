@@ -32,7 +32,8 @@ class Takes(StrEnum):
 SCHEDULERS = ("linear", "flow_match_euler_discrete")
 """Names that mflux's registry of schedulers knows for drawing. Others are never passed on: mflux
 imports whatever a dotted name leads to."""
-CONTROL_TYPES = ("canny", "depth", "hed", "mlsd", "pose")
+CONTROL_TYPES = ("canny", "mlsd")
+"""What mflux finds in a picture by itself; for the other kinds it would fetch more models."""
 INPUT_IMAGES = (Takes.INIT_IMAGE, Takes.IMAGES, Takes.MASK, Takes.CONTROL_IMAGE)
 ALWAYS_TAKEN = frozenset({Takes.PROMPT, Takes.STEPS})
 """By all but the upscalers."""

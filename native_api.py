@@ -6,8 +6,6 @@ A route reads, calls, answers; rules live in the QueueManager.
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
-from threading import Semaphore
 from typing import Any
 
 from flask import Blueprint, Response, jsonify, request
@@ -62,9 +60,6 @@ from waiting_places import WaitingPlaces
 log = logging.getLogger(__name__)
 
 SEND_BYTES = 64 * 1024
-LARGE_BODY_BYTES = 1_000_000
-LARGE_BODIES = 4
-"""Larger bodies that are in memory at a time; others wait on disk, where waitress has put them."""
 EXAMPLE = {"prompt": "A beautiful landscape", "width": 1024, "height": 1024, "steps": 4}
 
 
@@ -74,12 +69,6 @@ def native_routes(
     places: WaitingPlaces,
 ) -> Blueprint:
     routes = Blueprint("native", __name__)
-
-    large_bodies = Semaphore(LARGE_BODIES)
-
-    def room_for_the_body() -> AbstractContextManager[Any]:
-        is_large = (request.content_length or 0) > LARGE_BODY_BYTES
-        return large_bodies if is_large else nullcontext()
 
     @routes.post("/generate")
     @documented(
@@ -106,7 +95,7 @@ def native_routes(
         ),
     )
     def generate() -> Response:
-        with room_for_the_body():
+        with submission.room_for_the_body(request.content_length):
             asked = _read_request(submission.limits)
             task, others = _submitted(asked, queue, submission)
         return json_response(
@@ -142,7 +131,7 @@ def native_routes(
         ),
     )
     def estimate() -> Response:
-        with room_for_the_body():
+        with submission.room_for_the_body(request.content_length):
             asked = _read_request(submission.limits)
             prepared = submission.prepare(asked)
         wait, others = queue.estimate(prepared.params, urgent=bool(asked.priority))

@@ -13,7 +13,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from itertools import islice
 from math import ceil
@@ -132,19 +132,31 @@ class QueueManager:
             ModelNotAllowed, NotSupported: the params ask for what the operator does not allow.
         """
         stages = self.offer.stages(params)
+        task = Task(secrets.token_hex(8), params, urgent, stages, created_at=self._now())
+        with ExitStack() as unless_submitted:
+            if inputs:  # before others have to wait for this: it may take long
+                unless_submitted.callback(self._store.discard_inputs, task.task_id)
+                with self._noting_storage():
+                    self._store.keep_inputs(task.task_id, inputs)
+            submitted = self._submit(task, client_key, callback_url)
+            if submitted[0].task_id == task.task_id:
+                unless_submitted.pop_all()
+            return submitted
+
+    def _submit(
+        self, task: Task, client_key: str | None, callback_url: str | None
+    ) -> tuple[TaskView, int]:
         with self._writing, self._noting_storage():
             if client_key and (known := self.submitted_as(client_key)):
                 return known
             with self._lock:
-                self._check_room(stages, urgent)
-            task = Task(secrets.token_hex(8), params, urgent, stages, created_at=self._now())
+                self._check_room(task.stages, task.urgent)
             self._store.insert(
                 task.task_id,
-                params,
-                urgent=urgent,
+                task.params,
+                urgent=task.urgent,
                 created_at=task.created_at,
                 client_key=client_key,
-                inputs=inputs,
                 callback_url=callback_url,
             )
             with self._lock:
@@ -253,6 +265,8 @@ class QueueManager:
                 return was
             with self._lock:
                 self._live.cancel(task)
+            if was is TaskStatus.WAITING:  # of a running one the worker may be reading them
+                self._store.discard_inputs(task_id)
             self.events.publish(EventKind.CANCELLED, task_id)
             log.info("task %s was cancelled", task_id)
             return was
@@ -326,20 +340,28 @@ class QueueManager:
             self._live.load_started(weights)
 
     def load_finished(
-        self, weights: Weights, bits: int | None, resident: Sequence[str] | None = None
+        self,
+        weights: Weights,
+        bits: int | None,
+        resident: Sequence[str] | None = None,
+        *,
+        downloaded: bool = False,
     ) -> None:
         """Weights are ready, quantized to so many bits (None: not quantized).
 
         Args:
+            downloaded: they had to be fetched first, so the time says nothing of the next load.
             resident: keys of all that is in memory now; None: these alone.
         """
         with self._lock:
             now = (weights.key,) if resident is None else resident
             known = {**self._loaded, weights.key: weights}
             self._loaded = {key: known[key] for key in now if key in known}
-            seconds = self._live.load_finished(weights, bits, now)
+            seconds = self._live.load_finished(weights, bits, now, downloaded=downloaded)
             key = self._live.work.load_key(weights)
         log.info("%s is ready after %.1f s", weights.key, seconds)
+        if downloaded:
+            return
         with suppress(StorageUnavailable), self._noting_storage():
             self._store.keep_load(key, seconds)
 
@@ -470,6 +492,7 @@ class QueueManager:
             for work, measured in samples:
                 self._live.timing.learn(work, measured)
             outcome = self._live.finish(task)
+        self._store.discard_inputs(task_id)
         self.events.publish(EventKind.DONE, task_id)
         log.info("task %s is done", task_id)
         if outcome is not None:
@@ -477,6 +500,13 @@ class QueueManager:
                 self._store.keep_outcome(outcome)
         self.prune()
         return True
+
+    def left(self, task_id: str) -> None:
+        """The worker has nothing more to do with this task: if it has ended, its pictures go."""
+        with self._lock:
+            ended = task_id not in self._live
+        if ended:
+            self._store.discard_inputs(task_id)
 
     def fail(self, task_id: str, code: str, message: str) -> bool:
         with self._writing, self._noting_storage():

@@ -6,8 +6,10 @@ Every API, native or foreign, submits through here.
 import hashlib
 import secrets
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from threading import Semaphore
+from typing import Any
 
 from PIL import Image
 
@@ -21,8 +23,14 @@ from task import MAX_SEED, SIDE_STEP, GenerationParams, InputImage
 
 DECODED_AT_A_TIME = 2
 """Pictures of clients; each may take a few hundred megabytes while it is decoded."""
+LARGE_BODY_BYTES = 1_000_000
+LARGE_BODIES = 4
+"""Larger bodies that are in memory at a time; others wait on disk, where waitress has put them."""
 IMAGE_STRENGTH = 0.4
 """mflux's own default."""
+MOST_SIDE = 8192
+"""Pixels, also where the size comes from a picture."""
+MOST_WEBP_SIDE = 16383
 MOST_OUTPUT_PIXELS_FACTOR = 4
 """An enlarged picture may have so many times the pixels that the operator allows to draw."""
 
@@ -58,6 +66,12 @@ class Submission:
         self._fits = fits
         self._metadata = metadata
         self._decoding = Semaphore(DECODED_AT_A_TIME)
+        self._large_bodies = Semaphore(LARGE_BODIES)
+
+    def room_for_the_body(self, content_length: int | None) -> AbstractContextManager[Any]:
+        """Hold this from reading a body until its task is submitted."""
+        is_large = (content_length or 0) > LARGE_BODY_BYTES
+        return self._large_bodies if is_large else nullcontext()
 
     def prepare(self, request: GenerateRequest) -> Prepared:
         """Fill in defaults and a random seed, decode pictures, round the size, check everything.
@@ -237,8 +251,19 @@ class Submission:
                 f"not {width} x {height} = {width * height}.",
                 field="width",
             )
+        if max(width, height) > MOST_SIDE:
+            raise errors.InvalidInput(
+                f"width and height must be at most {MOST_SIDE} pixels, not {width} x {height}.",
+                field="width",
+            )
         params = params.model_copy(update={"width": width, "height": height})
         final_width, final_height = params.final_size
+        if max(final_width, final_height) > MOST_WEBP_SIDE and params.format == "WEBP":
+            raise errors.InvalidInput(
+                f"WEBP holds up to {MOST_WEBP_SIDE} pixels a side, not {final_width} x "
+                f"{final_height}: choose another format.",
+                field="format",
+            )
         if params.upscale and final_width * final_height > most * MOST_OUTPUT_PIXELS_FACTOR:
             raise errors.InvalidInput(
                 f"upscale {params.upscale:g} makes {final_width} x {final_height} pixels of "

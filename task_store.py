@@ -187,34 +187,9 @@ class TaskStore:
         urgent: bool,
         created_at: float,
         client_key: str | None = None,
-        inputs: Mapping[str, bytes] | None = None,
         callback_url: str | None = None,
     ) -> None:
-        """Keep a new task, waiting, with the pictures it needs (PNG bytes by InputImage.file).
-
-        Raises sqlite3.IntegrityError if the id or key is taken.
-        """
-        with ExitStack() as unless_kept:
-            if inputs:
-                unless_kept.callback(_quietly, self._files.remove_inputs, task_id)
-                self._files.write_inputs(task_id, inputs)
-            with self._transaction() as database:
-                self._insert(task_id, params, urgent, created_at, client_key)
-                if callback_url is not None:
-                    database.execute(
-                        "INSERT INTO callbacks (task_id, url) VALUES (?, ?)",
-                        (task_id, callback_url),
-                    )
-            unless_kept.pop_all()
-
-    def _insert(
-        self,
-        task_id: str,
-        params: GenerationParams,
-        urgent: bool,
-        created_at: float,
-        client_key: str | None,
-    ) -> None:
+        """Keep a new task, waiting. Raises sqlite3.IntegrityError if the id or key is taken."""
         with self._transaction() as database:
             database.execute(
                 "INSERT INTO tasks (task_id, client_key, urgent, status, params, created_at)"
@@ -228,6 +203,22 @@ class TaskStore:
                     created_at,
                 ),
             )
+            if callback_url is not None:
+                database.execute(
+                    "INSERT INTO callbacks (task_id, url) VALUES (?, ?)", (task_id, callback_url)
+                )
+
+    def keep_inputs(self, task_id: str, inputs: Mapping[str, bytes]) -> None:
+        """The pictures that a task starts from, before it is inserted: PNG bytes by
+        InputImage.file. Those of tasks that never were go with the next start."""
+        with ExitStack() as unless_kept:
+            unless_kept.callback(_quietly, self._files.remove_inputs, task_id)
+            self._files.write_inputs(task_id, inputs)
+            unless_kept.pop_all()
+
+    def discard_inputs(self, task_id: str) -> None:
+        """They are of no use any more; what cannot be removed now goes with the next start."""
+        _quietly(self._files.remove_inputs, task_id)
 
     def find(self, task_id: str) -> StoredTask | Tombstone | None:
         """A task, or why it is gone, or None if it was never known."""
@@ -614,7 +605,9 @@ class TaskStore:
             rows = database.execute(
                 "SELECT task_id, image_sizes FROM tasks WHERE status = 'done' AND gone IS NULL"
             ).fetchall()
-            kept = database.execute("SELECT task_id FROM tasks WHERE gone IS NULL").fetchall()
+            unfinished = database.execute(
+                "SELECT task_id FROM tasks WHERE status IN ('waiting', 'running')"
+            ).fetchall()
         finished = {
             row["task_id"]: {image_name(row["task_id"], index) for index in range(_images_of(row))}
             for row in rows
@@ -624,7 +617,7 @@ class TaskStore:
         for task_id, names in finished.items():
             if not names <= files:
                 self.drop(task_id, "The image was removed.")
-        self._files.keep_inputs_of(row["task_id"] for row in kept)
+        self._files.keep_inputs_of(row["task_id"] for row in unfinished)
 
 
 def _own(data_dir: Path) -> int:

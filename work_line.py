@@ -187,6 +187,11 @@ class WorkLine:
             self._opened[task.task_id] = opened
         return tuple(values)
 
+    def hold(self, in_memory: int) -> None:
+        """Memory holds so many weights at a time, it has turned out."""
+        self._in_memory = max(in_memory, 1)
+        self.lay_out()
+
     def lay_out(self) -> None:
         """Anew, because there are other timing keys than before. Rare, O(n)."""
         tasks = list(self)

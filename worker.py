@@ -8,6 +8,7 @@ another one is started, which loads the model anew.
 """
 
 import logging
+import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from typing import Protocol
 from PIL import Image
 
 from errors import ModelLoadError, ServerError, StorageUnavailable
+from hub_cache import is_present
 from images import encode_image, to_png
 from model_catalog import Weights
 from task import Drawn, GenerationParams, InputImage, Memory, Phase, Report, Stage, Task
@@ -72,8 +74,14 @@ class TaskSource(Protocol):
     def first_weights(self) -> Weights: ...
     def load_started(self, weights: Weights) -> None: ...
     def load_finished(
-        self, weights: Weights, bits: int | None, resident: Sequence[str] | None = None
+        self,
+        weights: Weights,
+        bits: int | None,
+        resident: Sequence[str] | None = None,
+        *,
+        downloaded: bool = False,
     ) -> None: ...
+    def left(self, task_id: str) -> None: ...
     def load_failed(self, message: str, *, fatal: bool) -> None: ...
     def now_resident(self, resident: Sequence[str]) -> None: ...
     def next_load_order(self) -> Weights | None: ...
@@ -200,11 +208,12 @@ class Worker:
             code, message = error.code, error.message
             self._insist(lambda: self._source.fail(task_id, code, message))
         except ModelLoadError as error:
-            reason = str(error)
+            reason = _without_folders(str(error))
             self._insist(lambda: self._source.fail(task_id, "model_load_failed", reason))
         except Exception as error:
             log.exception("task %s failed", task_id)
             self._fail(task_id, error)
+        self._source.left(task_id)
         self._on_gpu = None
 
     def _draw(self, task: Task) -> None:
@@ -266,13 +275,14 @@ class Worker:
 
     def _load(self, weights: Weights, *, fatal: bool) -> None:
         self._source.load_started(weights)
+        downloads = not is_present(weights.model)
         try:
             bits = self._generator.load(weights)
         except ModelLoadError as error:
             self._source.now_resident(self._generator.resident)
             self._source.load_failed(str(error), fatal=fatal)
             raise
-        self._source.load_finished(weights, bits, self._generator.resident)
+        self._source.load_finished(weights, bits, self._generator.resident, downloaded=downloads)
 
     def _encode(self, encoded: _Encoded, drawn: Drawn) -> None:
         task_id, params = encoded.task_id, encoded.params
@@ -295,7 +305,7 @@ class Worker:
             self._room_to_encode.release()
 
     def _fail(self, task_id: str, error: Exception) -> None:
-        message = f"{type(error).__name__}: {error}"
+        message = _without_folders(f"{type(error).__name__}: {error}")
         self._insist(lambda: self._source.fail(task_id, "task_failed", message))
 
     def _insist(self, change: Callable[[], object]) -> None:
@@ -336,6 +346,11 @@ class Worker:
                 except StorageUnavailable:
                     self._stopping.wait(RETRY_S)
         self._died = False
+
+
+def _without_folders(text: str) -> str:
+    """What clients are told tells no folder of this machine; the log does."""
+    return re.sub(r"(?<!\w)~?(?:/[\w.@+~ -]+)+/([\w.@+~-]+)", r"\1", text)
 
 
 def _keep(picture: Image.Image, folder: Path) -> InputImage:

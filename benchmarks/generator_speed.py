@@ -45,7 +45,7 @@ class Batch:
     """Different ones."""
     count: int = 1
     """Images of each task."""
-    side: int = 1024
+    side: int = 512
 
 
 BATCHES = (
@@ -54,9 +54,9 @@ BATCHES = (
     Batch("repeated prompt, JPEG", "JPEG"),
     Batch("repeated prompt, PNG", "PNG"),
     Batch("new prompts, JPEG", "JPEG", prompts=50),
-    Batch("FLUX.2, repeated prompt, JPEG", "JPEG", models=("tiny-flux2",), side=512),
-    Batch("FLUX.2, new prompts, JPEG", "JPEG", models=("tiny-flux2",), prompts=50, side=512),
-    Batch("alternating models, JPEG", "JPEG", models=("tiny", "tiny-flux2"), side=512),
+    Batch("FLUX.2, repeated prompt, JPEG", "JPEG", models=("tiny-flux2",)),
+    Batch("FLUX.2, new prompts, JPEG", "JPEG", models=("tiny-flux2",), prompts=50),
+    Batch("alternating models, JPEG", "JPEG", models=("tiny", "tiny-flux2")),
 )
 
 

@@ -28,7 +28,7 @@ from compat.a1111_shapes import (
 )
 from compat.bodies import read_body
 from compat.pictures import EDIT, START, place_pictures
-from compat.sync_calls import Finished, SyncCalls
+from compat.sync_calls import Call, Finished, SyncCalls
 from images import (
     decode_base64,
     inverted_mask,
@@ -154,8 +154,10 @@ def a1111_routes(
         shape=A1111_ERRORS,
     )
     def txt2img() -> Response:
-        asked = read_body(TextToImage, request.get_data())
-        return _draw(asked, {"model": _model_of(asked).name})
+        with calls.room_for_the_body(request.content_length):
+            asked = read_body(TextToImage, request.get_data(cache=False))
+            started = _start(asked, {"model": _model_of(asked).name})
+        return _wait(asked, *started)
 
     @routes.post("/img2img")
     @documented(
@@ -167,44 +169,33 @@ def a1111_routes(
         shape=A1111_ERRORS,
     )
     def img2img() -> Response:
-        asked = read_body(ImageToImage, request.get_data())
-        pictures = [decode_base64(text, "init_images") for text in asked.init_images]
-        mask = decode_base64(asked.mask, "mask") if asked.mask else None
-        if mask and asked.inpainting_mask_invert:
-            mask = inverted_mask(mask, "mask", max_pixels=calls.limits.max_input_pixels)
-        named = checkpoint.named(asked.override_settings.get("sd_model_checkpoint"))
-        if named is None and checkpoint.model is not calls.offer.default:
-            named = checkpoint.model.name
-        placed = place_pictures(
-            calls, named, pictures, mask, ways=(START, EDIT), field="init_images"
-        )
-        model = calls.offer.model(placed["model"])
-        pipeline = model.pipeline_for(frozenset({Takes.PROMPT, Takes.INIT_IMAGE}))
-        if START in placed and not mask and pipeline and Takes.IMAGE_STRENGTH in pipeline.takes:
-            placed["image_strength"] = min(max(1 - asked.denoising_strength, 0.01), 0.99)
-        return _draw(asked, placed)
+        with calls.room_for_the_body(request.content_length):
+            asked = read_body(ImageToImage, request.get_data(cache=False))
+            started = _start(asked, _placed(asked, calls, checkpoint))
+        # Its pictures are not held while the caller waits.
+        asked = asked.model_copy(
+            update={"init_images": [], "mask": None}
+        )  # not held while it waits
+        return _wait(asked, *started)
 
     def _model_of(asked: TextToImage) -> Model:
         named = checkpoint.named(asked.override_settings.get("sd_model_checkpoint"))
         return calls.offer.model(named) if named else checkpoint.model
 
-    def _draw(asked: TextToImage, placed: dict[str, Any]) -> Response:
+    def _start(asked: TextToImage, placed: dict[str, Any]) -> tuple[Call, GenerationParams]:
         model = calls.offer.model(placed["model"])
         _, prepared = calls.prepare(_fields(asked, model, calls) | placed)
-        caller = _caller()
-        with (
-            calls.start(
-                prepared,
-                hung_up=request.environ.get("waitress.client_disconnected", lambda: False),
-            ) as call,
-            callers.waiting(caller, call.task_id),
-        ):
+        hung_up = request.environ.get("waitress.client_disconnected", lambda: False)
+        return calls.start(prepared, hung_up=hung_up), prepared.params
+
+    def _wait(asked: TextToImage, started: Call, params: GenerationParams) -> Response:
+        with started as call, callers.waiting(_caller(), call.task_id):
             try:
                 finished = call.result()
             except errors.Gone:
                 if not callers.was_interrupted(call.task_id):
                     raise
-                finished = Finished([], prepared.params)
+                finished = Finished([], params)
         answer = json_response(_images_answer(asked, finished))
         if finished.images and asked.send_images:
             answer.call_on_close(call.fetched)
@@ -258,12 +249,29 @@ def a1111_routes(
         shape=A1111_ERRORS,
     )
     def png_info() -> Response:
-        data = decode_base64(read_body(PngInfo, request.get_data()).image, "image")
+        data = decode_base64(read_body(PngInfo, request.get_data(cache=False)).image, "image")
         texts, made = read_png_texts(data), read_metadata(data) or {}
         info = texts.get("parameters") or str(made.get("prompt") or "")
         return json_response(A1111PngInfo(info=info, items={**texts}, parameters=made))
 
     return routes
+
+
+def _placed(asked: ImageToImage, calls: SyncCalls, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The fields of /generate that the pictures of a request go to, and the model."""
+    pictures = [decode_base64(text, "init_images") for text in asked.init_images]
+    mask = decode_base64(asked.mask, "mask") if asked.mask else None
+    if mask and asked.inpainting_mask_invert:
+        mask = inverted_mask(mask, "mask", max_pixels=calls.limits.max_input_pixels)
+    named = checkpoint.named(asked.override_settings.get("sd_model_checkpoint"))
+    if named is None and checkpoint.model is not calls.offer.default:
+        named = checkpoint.model.name
+    placed = place_pictures(calls, named, pictures, mask, ways=(START, EDIT), field="init_images")
+    model = calls.offer.model(placed["model"])
+    pipeline = model.pipeline_for(frozenset({Takes.PROMPT, Takes.INIT_IMAGE}))
+    if START in placed and not mask and pipeline and Takes.IMAGE_STRENGTH in pipeline.takes:
+        placed["image_strength"] = min(max(1 - asked.denoising_strength, 0.01), 0.99)
+    return placed
 
 
 def _caller() -> Caller:

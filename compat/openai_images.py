@@ -149,9 +149,11 @@ def openai_routes(
         shape=OPENAI_ERRORS,
     )
     def generations() -> Response:
-        asked = read_body(OpenAIGeneration, request.get_data())
-        fields = _fields(asked, calls) | {"model": calls.known_name(asked.model)}
-        return _draw(asked, fields, "image_generation")
+        with calls.room_for_the_body(request.content_length):
+            asked = read_body(OpenAIGeneration, request.get_data(cache=False))
+            fields = _fields(asked, calls) | {"model": calls.known_name(asked.model)}
+            started = _start(asked, fields)
+        return _wait(asked, *started, "image_generation")
 
     @routes.post("/images/edits")
     @documented(
@@ -166,25 +168,12 @@ def openai_routes(
         shape=OPENAI_ERRORS,
     )
     def edits() -> Response:
-        files = [*request.files.getlist("image"), *request.files.getlist("image[]")]
-        if not files:
-            raise errors.InvalidInput(
-                "image is required: a file of a form (multipart/form-data).", field="image"
-            )
-        asked = read_body(OpenAIEdit, request.form.to_dict())
-        mask = request.files.get("mask")
-        placed = place_pictures(
-            calls,
-            calls.known_name(asked.model),
-            [file.read() for file in files],
-            mask
-            and mask_of_transparency(mask.read(), "mask", max_pixels=calls.limits.max_input_pixels),
-            ways=(START, EDIT) if mask else (EDIT, START),
-            field="image",
-        )
-        return _draw(asked, _fields(asked, calls) | placed, "image_edit")
+        with calls.room_for_the_body(request.content_length):
+            asked, fields = _edit(calls)
+            started = _start(asked, fields)
+        return _wait(asked, *started, "image_edit")
 
-    def _draw(asked: OpenAIGeneration, fields: dict[str, Any], kind: str) -> Response:
+    def _start(asked: OpenAIGeneration, fields: dict[str, Any]) -> tuple[Call, Prepared]:
         model = calls.offer.model(fields["model"])
         fields["steps"] = calls.steps(model, asked.steps)
         _, prepared = calls.prepare(fields)
@@ -194,6 +183,10 @@ def openai_routes(
             client_key=_client_key(),
             hung_up=request.environ.get("waitress.client_disconnected", lambda: False),
         )
+        fields.clear()  # its pictures are not held while the caller waits
+        return call, prepared
+
+    def _wait(asked: OpenAIGeneration, call: Call, prepared: Prepared, kind: str) -> Response:
         if asked.stream:
             return _streamed(call, asked, prepared, kind, preview)
         with call:
@@ -285,6 +278,27 @@ def openai_routes(
         return OpenAIModel(id=model.name, created=int(started_at), owned_by=model.family)
 
     return routes
+
+
+def _edit(calls: SyncCalls) -> tuple[OpenAIEdit, dict[str, Any]]:
+    """The body of an edit, and the fields of /generate that it means."""
+    files = [*request.files.getlist("image"), *request.files.getlist("image[]")]
+    if not files:
+        raise errors.InvalidInput(
+            "image is required: a file of a form (multipart/form-data).", field="image"
+        )
+    asked = read_body(OpenAIEdit, request.form.to_dict())
+    mask = request.files.get("mask")
+    placed = place_pictures(
+        calls,
+        calls.known_name(asked.model),
+        [file.read() for file in files],
+        mask
+        and mask_of_transparency(mask.read(), "mask", max_pixels=calls.limits.max_input_pixels),
+        ways=(START, EDIT) if mask else (EDIT, START),
+        field="image",
+    )
+    return asked, _fields(asked, calls) | placed
 
 
 def _names(calls: SyncCalls) -> list[str]:

@@ -57,6 +57,7 @@ class SyncCalls:
         self.catalog = catalog
         self.clamp = clamp
         self._submission = submission
+        self.room_for_the_body = submission.room_for_the_body
         self._places = places
         self._max_wait_s = max_wait_s
         self._lock = Lock()
@@ -99,13 +100,15 @@ class SyncCalls:
                     "POST /generate, which does not wait.",
                     retry_after_s=10,
                 )
-            self._check_wait(prepared.params, urgent)
+            if not (client_key and self.queue.submitted_as(client_key)):
+                self._check_wait(prepared.params, urgent)
             after = self.queue.events.last_id
             with self._lock:
                 view, _ = self.queue.submit(
                     prepared.params, urgent=urgent, client_key=client_key, inputs=prepared.inputs
                 )
                 self._callers[view.task_id] += 1
+            prepared.inputs.clear()
             until_closed.callback(self._leave, view.task_id)
             return Call(self.queue, view.task_id, after, hung_up, until_closed.pop_all())
 

@@ -195,7 +195,7 @@ def test_memory_is_measured_and_replaces_the_prior(data_dir: Path) -> None:
     assert 0 < weights < 10_000_000
     tiny.generate(params_for(width=512, height=512))
     assert tiny.generator.memory.peak_bytes > weights
-    assert 0 < tiny.generator._bytes_per_pixel["flux"] < 2048
+    assert 0 < tiny.generator._bytes_per_pixel[""] < 2048
 
 
 @pytest.mark.parametrize("name", tiny_models.TINY_MODELS)

@@ -113,7 +113,12 @@ def test_every_answer_is_as_documented(
         pytest.skip("it takes no input")
     if path == "/events":
         pytest.skip("it has no end; test_events.py asks for it in wrong ways")
-    schema = schemathesis.openapi.from_url(small_server.url + "/openapi.json")
+    specification = small_server.get("/openapi.json").json()
+    if mode is GenerationMode.NEGATIVE:  # schemathesis knows no wrong value for a file of a form
+        body = specification["paths"][path][method.lower()].get("requestBody", {})
+        body.get("content", {}).pop("multipart/form-data", None)
+    schema = schemathesis.openapi.from_dict(specification)
+    schema.config.update(base_url=small_server.url)
     operation = schema[path][method]
     checks = list(AS_DOCUMENTED)
     if path in ("/generate", "/estimate"):  # elsewhere an empty value counts as absent, on purpose

@@ -194,7 +194,7 @@ def test_a_model_of_a_fixed_number_of_steps_takes_no_other() -> None:
         ("fibo-edit", {"mask": PICTURE}, "images"),
         ("z-image-controlnet", {}, "control_image"),
         ("z-image-controlnet", {"control_strength": 0.0}, "control_image"),
-        ("z-image-controlnet", {"control_type": "pose"}, "control_image"),
+        ("z-image-controlnet", {"control_type": "mlsd"}, "control_image"),
         ("seedvr2-3b", {"prompt": None, "upscale": 2}, "init_image"),
         ("seedvr2-3b", {"prompt": None, "init_image": PICTURE}, "upscale"),
         ("z-image", {"prompt": None}, "prompt"),

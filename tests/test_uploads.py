@@ -17,10 +17,13 @@ from conftest import ServerProcess, StartServer, offer_of
 from PIL import Image, ImageDraw, ImageOps
 
 import file_store
-from errors import StorageUnavailable, StoreError
+from errors import QueueFull, StorageUnavailable, StoreError
 from images import to_base64, to_png
+from queue_manager import QueueManager
+from queue_state import Rules
 from task import GenerationParams, InputImage
 from task_store import TaskStore
+from timing_model import TimingModel
 
 LONG: dict[str, Any] = {"width": 2048, "height": 2048, "steps": 100}
 
@@ -314,10 +317,7 @@ def test_pictures_survive_kill_9_and_go_with_their_task(
     data_dir = tmp_path / "server"
     server = start_server("--models", "tiny,tiny-flux2", "--refetch-s", "0")
     expected = image_of(server, post(server, init_image=to_base64(PNG)))
-    (first,) = inputs_in(data_dir)
-    server.get("/image", task_id=first)
-    while inputs_in(data_dir):  # they go once the image was sent
-        pass
+    assert inputs_in(data_dir) == set(), "they go with the end of their task"
     running = server.submit(**LONG)["task_id"]
     server.wait_for(running, lambda status: status["steps_done"] >= 1)
     waiting = post(server, init_image=to_base64(PNG)).json()["task_id"]
@@ -369,10 +369,9 @@ def test_a_disk_that_fills_while_pictures_are_written_keeps_nothing_of_the_task(
     monkeypatch.setattr(file_store, "_flush_to_disk", flush)
     inputs = {"one": PNG, "two": PNG, "three": PNG}
     with pytest.raises(StorageUnavailable, match="No space left"):
-        store.insert("a", params_with("one"), urgent=False, created_at=1.0, inputs=inputs)
-    assert store.find("a") is None
+        store.keep_inputs("a", inputs)
     assert inputs_in(tmp_path) == set()
-    store.insert("a", params_with("one"), urgent=False, created_at=1.0, inputs=inputs)
+    store.keep_inputs("a", inputs)
     assert {file.name for file in store.inputs_of("a").iterdir()} == {
         "one.png",
         "two.png",
@@ -381,34 +380,45 @@ def test_a_disk_that_fills_while_pictures_are_written_keeps_nothing_of_the_task(
     store.close()
 
 
-def test_a_database_that_refuses_keeps_no_pictures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_submit_that_is_refused_keeps_no_pictures(tmp_path: Path) -> None:
     store = TaskStore(tmp_path)
+    queue = QueueManager(offer_of("tiny"), TimingModel(), store, Rules(max_queue=1))
+    queue.submit(params_with("a"), urgent=False, inputs={"a": PNG})
+    kept = inputs_in(tmp_path)
+    with pytest.raises(QueueFull):
+        queue.submit(params_with("a"), urgent=False, inputs={"a": PNG})
+    assert inputs_in(tmp_path) == kept
+    store.close()
 
-    def refuse(*_: object) -> None:
-        raise StorageUnavailable("The task database refuses: disk full.")
 
-    monkeypatch.setattr(store, "_insert", refuse)
-    with pytest.raises(StorageUnavailable):
-        store.insert("a", params_with("a"), urgent=False, created_at=1.0, inputs={"a": PNG})
+@pytest.mark.parametrize("leave", ["done", "failed", "cancelled"])
+def test_pictures_go_when_their_task_has_ended(tmp_path: Path, leave: str) -> None:
+    store = TaskStore(tmp_path)
+    queue = QueueManager(offer_of("tiny"), TimingModel(), store)
+    task_id = queue.submit(params_with("a"), urgent=False, inputs={"a": PNG})[0].task_id
+    assert inputs_in(tmp_path) == {task_id}
+    if leave == "cancelled":
+        queue.delete(task_id)
+    else:
+        assert queue.claim(0)
+        assert inputs_in(tmp_path) == {task_id}
+        if leave == "done":
+            assert queue.finish(task_id, [PNG])
+        else:
+            assert queue.fail(task_id, "task_failed", "no")
+        queue.left(task_id)
     assert inputs_in(tmp_path) == set()
     store.close()
 
 
-@pytest.mark.parametrize("leave", ["finished and dropped", "cancelled and dropped"])
-def test_pictures_go_with_the_record_of_their_task(tmp_path: Path, leave: str) -> None:
-    from task import TaskStatus
-
+def test_pictures_of_a_running_task_stay_until_the_worker_has_left_it(tmp_path: Path) -> None:
     store = TaskStore(tmp_path)
-    store.insert("a", params_with("a"), urgent=False, created_at=1.0, inputs={"a": PNG})
-    if leave.startswith("finished"):
-        store.claim("a", started_at=2.0)
-        assert store.finish("a", [PNG], ended_at=3.0, samples=[])
-    else:
-        assert store.cancel("a", TaskStatus.WAITING, ended_at=3.0)
-    assert inputs_in(tmp_path) == {"a"}
-    store.drop("a", "It was deleted.")
+    queue = QueueManager(offer_of("tiny"), TimingModel(), store)
+    task_id = queue.submit(params_with("a"), urgent=False, inputs={"a": PNG})[0].task_id
+    assert queue.claim(0)
+    queue.delete(task_id)
+    assert inputs_in(tmp_path) == {task_id}, "the worker may be reading them"
+    queue.left(task_id)
     assert inputs_in(tmp_path) == set()
     store.close()
 
