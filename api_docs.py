@@ -199,6 +199,7 @@ def install_docs(app: Flask, limits: Limits, foreign: ForeignSchemas = ()) -> No
     page = {
         "openapi": "3.0.3",
         "uiversion": 3,
+        "auth": {},  # else flasgger's page writes Python's None into its script
         "title": "mflux-server",
         "specs_route": PAGE_ROUTE,
         "static_url_path": "/flasgger_static",

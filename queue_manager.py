@@ -584,6 +584,7 @@ class QueueManager:
             self._live.timing.learn_load(model, seconds)
         for work, measured in self._store.samples():
             self._live.timing.learn(work, measured)
+        levels: set[bool] = set()
         for stored in self._store.unfinished():
             task = Task(
                 stored.task_id,
@@ -606,6 +607,9 @@ class QueueManager:
                 self._store.release(task.task_id, count_attempt=True)
                 task.status = TaskStatus.WAITING
             self._live.add(task)
+            if task.urgent not in levels:  # it ran, or was next: nobody goes ahead of it
+                levels.add(task.urgent)
+                task.patience_s = 0.0
         if len(self._live):
             log.info("%d tasks from before the start wait", len(self._live))
 
@@ -734,7 +738,7 @@ def _view_of_stored(task: StoredTask) -> TaskView:
         ended_at=task.ended_at,
         wait=None,
         phase=None,
-        steps_done=len(task.measured[-1].step_s) if task.measured else 0,
+        steps_done=task.params.steps_run if task.status is TaskStatus.DONE else 0,
         steps_total=task.params.steps_run,
         progress=1.0 if task.status is TaskStatus.DONE else 0.0,
         error_code=task.error_code,

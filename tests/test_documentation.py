@@ -359,6 +359,8 @@ def test_try_it_out_works_for_the_whole_flow_in_a_real_browser(
         )
         page = browser.new_page()
         asked_elsewhere: list[str] = []
+        broken: list[str] = []
+        page.on("pageerror", lambda error: broken.append(str(error)))
         page.on(
             "request",
             lambda request: (
@@ -398,3 +400,4 @@ def test_try_it_out_works_for_the_whole_flow_in_a_real_browser(
                 )
         browser.close()
     assert asked_elsewhere == []
+    assert broken == []
