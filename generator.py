@@ -216,6 +216,7 @@ class MfluxGenerator:
         key, dropped = self._loaded.popitem(last=False)
         log.info("%s makes room", key)
         del dropped
+        mx.synchronize()  # MLX's own thread may still hold what it computed last
         gc.collect()  # the modules of a model refer to each other
         mx.clear_cache()
         self._note_resident()

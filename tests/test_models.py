@@ -379,10 +379,12 @@ def test_a_model_that_cannot_be_loaded_fails_only_its_tasks(start_server: StartS
 def test_models_are_freed_when_nothing_comes_and_loaded_again(start_server: StartServer) -> None:
     server = start_server("--model", "tiny-flux2", "--unload-after-s", "1")
     first = drawn(server, prompt="x")
+    weights_bytes = health_of(server).memory.active_bytes
     while health_of(server).loaded_models:  # ends, or the test run gives up on it
         pass
     health = health_of(server)
-    assert (health.status, health.memory.active_bytes < 200_000) == ("ready", True)
+    assert health.status == "ready"
+    assert health.memory.active_bytes < 0.5 * weights_bytes
     assert not server.get("/models/tiny-flux2").json()["loaded"]
     answer = post(server, prompt="x").json()
     assert fetched(server, answer["task_id"]) == first

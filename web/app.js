@@ -29,8 +29,7 @@ const viewer = new Viewer(() => gallery.pictures(), act);
 
 const sending = new Set(); // what a double click sends twice is meant once
 
-async function draw(request) {
-  const what = JSON.stringify(request);
+async function draw(request, what = JSON.stringify(request)) {
   if (sending.has(what)) return;
   sending.add(what);
   form.sending = true;
@@ -69,7 +68,7 @@ function again(item) {
 
 function vary({ task }) {
   const { n, seed, ...fields } = task.fields;
-  draw({ fields, inputs: task.inputs });
+  draw({ fields, inputs: task.inputs }, `vary ${task.id}`);
 }
 
 function use({ task, index }) {
