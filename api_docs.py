@@ -26,7 +26,16 @@ from answers import (
     StatsAnswer,
     StatusAnswer,
 )
-from errors import Problem, ServerError, TryLater
+from errors import (
+    Gone,
+    InvalidInput,
+    NotReady,
+    Problem,
+    ServerError,
+    StorageUnavailable,
+    TryLater,
+    UnknownTask,
+)
 from generate_request import Limits, request_schema
 
 ANSWERS = (
@@ -173,6 +182,13 @@ TASK_ID = query(
     {"type": "string", "minLength": 1, "maxLength": 64},
     required=True,
 )
+INDEX = query(
+    "index",
+    "Which image of the task, from 0.",
+    {"type": "integer", "default": 0, "minimum": 0, "maximum": 999},
+)
+READING_ERRORS = (InvalidInput, UnknownTask, NotReady, Gone, StorageUnavailable)
+"""Of routes that show an image."""
 
 WAIT = query(
     "wait",

@@ -8,7 +8,7 @@ from flask import Blueprint, Response, request
 
 import errors
 from answers import jpeg_response
-from api_docs import TASK_ID, documented, jpeg_answer, query
+from api_docs import INDEX, READING_ERRORS, TASK_ID, documented, jpeg_answer, query
 from event_texts import HEARTBEAT, RETRY, EventTexts, worth_telling
 from events import ENDS, EventKind
 from images import thumbnail
@@ -123,13 +123,7 @@ def live_routes(queue: QueueManager, places: WaitingPlaces, previews: Previews) 
         "its thumbnail.",
         parameters=[TASK_ID],
         answers={200: jpeg_answer("The picture so far.")},
-        errors=(
-            errors.InvalidInput,
-            errors.UnknownTask,
-            errors.NotReady,
-            errors.Gone,
-            errors.StorageUnavailable,
-        ),
+        errors=READING_ERRORS,
     )
     def preview() -> Response:
         task_id = task_id_value()
@@ -155,11 +149,7 @@ def live_routes(queue: QueueManager, places: WaitingPlaces, previews: Previews) 
         description="A JPEG of a finished image; removes nothing.",
         parameters=[
             TASK_ID,
-            query(
-                "index",
-                "Which image of the task, from 0.",
-                {"type": "integer", "default": 0, "minimum": 0, "maximum": 999},
-            ),
+            INDEX,
             query(
                 "size",
                 "Pixels of its longest side, if the image has as many.",
@@ -167,13 +157,7 @@ def live_routes(queue: QueueManager, places: WaitingPlaces, previews: Previews) 
             ),
         ],
         answers={200: jpeg_answer("The small copy.")},
-        errors=(
-            errors.InvalidInput,
-            errors.UnknownTask,
-            errors.NotReady,
-            errors.Gone,
-            errors.StorageUnavailable,
-        ),
+        errors=READING_ERRORS,
     )
     def show_thumbnail() -> Response:
         task_id, index = task_id_value(), number_value("index", 0, 0, 999)

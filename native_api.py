@@ -26,6 +26,8 @@ from answers import (
 )
 from api_docs import (
     IDEMPOTENCY_KEY,
+    INDEX,
+    READING_ERRORS,
     TASK_ID,
     WAIT,
     documented,
@@ -189,11 +191,7 @@ def native_routes(
         parameters=[
             TASK_ID,
             WAIT,
-            query(
-                "index",
-                "Which image of the task, from 0.",
-                {"type": "integer", "default": 0, "minimum": 0, "maximum": 999},
-            ),
+            INDEX,
             query(
                 "all",
                 "Answer all images of the task: a zip archive, or with base64=true JSON.",
@@ -229,13 +227,7 @@ def native_routes(
                 },
             }
         },
-        errors=(
-            errors.InvalidInput,
-            errors.UnknownTask,
-            errors.NotReady,
-            errors.Gone,
-            errors.StorageUnavailable,
-        ),
+        errors=READING_ERRORS,
     )
     def image() -> Response:
         task_id, index = task_id_value(), number_value("index", 0, 0, 999)
