@@ -19,7 +19,7 @@ from PIL import Image
 from errors import DoesNotFit, ModelLoadError
 from hub_cache import is_present
 from model_catalog import Model, Pipeline, Weights
-from pipelines import arguments, build, explain, metadata, other_face, remember_prompts
+from pipelines import arguments, build, explain, keep_between_pictures, metadata, other_face
 from previews import Previews
 from prompt_cache import PromptCache
 from task import Drawn, GenerationParams, Memory, Phase, Report, Stage
@@ -41,6 +41,7 @@ SHARE_FOR_WEIGHTS = 0.75
 class _Loaded:
     pipeline: Any
     hook: "_Hook"
+    weights_bytes: int
     faces: dict[str, Any] = field(default_factory=dict)
     """Other classes of mflux on the same modules, by name."""
 
@@ -50,7 +51,7 @@ class _Loaded:
             return self.pipeline
         if wanted.name not in self.faces:
             self.faces[wanted.name] = other_face(self.pipeline, wanted)
-            remember_prompts(self.faces[wanted.name], self.hook.prompt_cache)
+            keep_between_pictures(self.faces[wanted.name], self.hook.prompt_cache)
         return self.faces[wanted.name]
 
 
@@ -118,15 +119,15 @@ class MfluxGenerator:
         if not is_present(weights.model):  # what cannot be had shall not cost what is loaded
             pipeline = build(weights, self._data_dir, self._lora_path)  # lazy: takes no memory yet
         self._make_room(weights.model)
-        active_before = mx.get_active_memory()
         pipeline = pipeline or build(weights, self._data_dir, self._lora_path)
-        mx.eval(pipeline.parameters())
-        self._weights_bytes[weights.model.name] = mx.get_active_memory() - active_before
+        mx.eval(pipeline.parameters(), mx.random.state)  # its modules drew from it, to no purpose:
+        # left lazy, all these draws would be kept, about 1 MB for each model ever loaded
         cache, hook = PromptCache(PROMPT_CACHE_BYTES), _Hook(self._note_memory, self._previews)
-        remember_prompts(pipeline, cache)
+        keep_between_pictures(pipeline, cache)
         hook.prompt_cache = cache
         pipeline.callbacks.register(hook)
-        self._loaded[weights.key] = _Loaded(pipeline, hook)
+        self._loaded[weights.key] = loaded = _Loaded(pipeline, hook, _bytes_of(pipeline))
+        self._weights_bytes[weights.model.name] = loaded.weights_bytes
         self._note_resident()
         bits: int | None = getattr(pipeline, "bits", None)
         return bits
@@ -222,10 +223,9 @@ class MfluxGenerator:
         self._note_resident()
 
     def _note_resident(self) -> None:
-        import mlx.core as mx
 
         self.resident = tuple(reversed(self._loaded))
-        weights_bytes = mx.get_active_memory() if self._loaded else 0
+        weights_bytes = sum(loaded.weights_bytes for loaded in self._loaded.values())
         self.memory = replace(self.memory, weights_bytes=weights_bytes, total_bytes=_total_memory())
         self._note_memory()
 
@@ -259,6 +259,14 @@ class MfluxGenerator:
             peak_bytes=mx.get_peak_memory(),
             cache_bytes=mx.get_cache_memory(),
         )
+
+
+def _bytes_of(pipeline: Any) -> int:
+    """Bytes of a pipeline's weights; those that several of its modules share count once."""
+    from mlx.utils import tree_flatten
+
+    arrays = {id(array): array.nbytes for _, array in tree_flatten(pipeline.parameters())}
+    return sum(arrays.values())
 
 
 def _report_to_nobody(phase: Phase, steps_done: int, steps_total: int) -> None:

@@ -236,6 +236,6 @@ class Memory:
     cache_bytes: int = 0
     """Freed, and kept for reuse."""
     weights_bytes: int = 0
-    """Active once the model was loaded; 0: it is not."""
+    """Of the loaded models; 0: none is."""
     total_bytes: int = 0
     """Of the machine."""

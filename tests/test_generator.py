@@ -191,8 +191,9 @@ def test_a_picture_that_does_not_fit_is_refused_with_the_figure(data_dir: Path) 
 
 def test_memory_is_measured_and_replaces_the_prior(data_dir: Path) -> None:
     tiny = OnItsThread("tiny", data_dir)
-    weights = tiny.generator._weights_bytes["tiny"]  # other tests' models may be in memory, too
-    assert 0 < weights < 10_000_000
+    weights = tiny.generator.memory.weights_bytes
+    files = tiny_models.ensure_checkpoint("tiny", data_dir).rglob("*.safetensors")
+    assert weights == pytest.approx(sum(file.stat().st_size for file in files), rel=0.3)
     tiny.generate(params_for(width=512, height=512))
     assert tiny.generator.memory.peak_bytes > weights
     assert 0 < tiny.generator._bytes_per_pixel[""] < 2048
