@@ -1,4 +1,4 @@
-"""The rules of the queue: submit, order, position, forecast, cancel, keep and drop.
+"""The rules of the queue: submit, order, position, forecast, cancel.
 
 Tasks that wait or run are in memory and on disk, those that have ended on disk alone. Every change
 is made on disk first, then in memory. Two locks, always taken in this order: `_writing` (one change
@@ -12,8 +12,8 @@ others of their model (live_queue.py).
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from itertools import islice
 from math import ceil
@@ -21,7 +21,6 @@ from pathlib import Path
 from threading import Condition, Lock
 
 from errors import (
-    Gone,
     InvalidInput,
     ModelNotAllowed,
     NotReady,
@@ -29,17 +28,18 @@ from errors import (
     NoWorker,
     QueueFull,
     StorageUnavailable,
-    UnknownTask,
 )
 from events import EventKind, EventLog
+from kept_tasks import DELETED, KeptTasks
 from live_queue import LiveQueue
 from model_catalog import Weights
 from offer import Offer
 from queue_state import QueueHealth, Rules, ServerState, Stats
 from task import SIDE_STEP, GenerationParams, Phase, Stage, Task, TaskStatus
-from task_store import TOMBSTONE_S, StoredTask, TaskStore, Tombstone
+from task_store import TaskStore
 from task_view import TaskView, Wait
 from timing_model import Spread, TimingModel, Work
+from troubles import Troubles
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +47,6 @@ MAX_ATTEMPTS = 2
 """A task during which the process ended so many times is failed instead of tried again."""
 PRUNE_EVERY_S = 10.0
 STATS_SIDES = (512, 768, 1024, 1536)
-EXPIRED = "It was kept for its time and has expired."
-NO_ROOM = "It made room for newer images."
-FETCHED = "The image was fetched and removed."
-DELETED = "The task was deleted."
 
 
 class QueueManager:
@@ -96,12 +92,10 @@ class QueueManager:
             in_memory=self._rules.models_in_memory,
             affinity_s=self._rules.affinity_s,
         )
-        self._images_bytes = store.images()[1]
+        self._troubles = Troubles()
+        self._kept = KeptTasks(store, self._rules, self.events, self._troubles, now)
         self._prune_at = 0.0
         self._drain_until: float | None = None
-        self._load_failed = False
-        self._storage_failed = False
-        self._last_error: str | None = None
         self._restore()
 
     # -- clients ------------------------------------------------------------------------------
@@ -136,7 +130,7 @@ class QueueManager:
         with ExitStack() as unless_submitted:
             if inputs:  # before others have to wait for this: it may take long
                 unless_submitted.callback(self._store.discard_inputs, task.task_id)
-                with self._noting_storage():
+                with self._troubles.noting_storage():
                     self._store.keep_inputs(task.task_id, inputs)
             submitted = self._submit(task, client_key, callback_url)
             if submitted[0].task_id == task.task_id:
@@ -146,7 +140,7 @@ class QueueManager:
     def _submit(
         self, task: Task, client_key: str | None, callback_url: str | None
     ) -> tuple[TaskView, int]:
-        with self._writing, self._noting_storage():
+        with self._writing, self._troubles.noting_storage():
             if client_key and (known := self.submitted_as(client_key)):
                 return known
             with self._lock:
@@ -174,7 +168,7 @@ class QueueManager:
         Raises:
             Gone: the task of this client_key is no more.
         """
-        with self._noting_storage():
+        with self._troubles.noting_storage():
             known = self._store.find_by_key(client_key)
         return (self.status(known), self._unfinished_beside(known)) if known else None
 
@@ -194,7 +188,7 @@ class QueueManager:
             task = self._live.get(task_id)
             if task is not None:
                 return self._live.view(task, telling=True)
-        return _view_of_stored(self._find_ended(task_id))
+        return self._kept.view(task_id)
 
     def queue(self, limit: int, offset: int) -> tuple[list[TaskView], int]:
         """Tasks that are not finished, in the order in which they run, and how many there are."""
@@ -215,31 +209,18 @@ class QueueManager:
             InvalidInput: it has no image of this index.
             Gone: also when the task failed or was cancelled.
         """
-        task = self._finished(task_id)
-        if index >= task.params.count:
-            raise InvalidInput(
-                f"index must be a whole number from 0 to {task.params.count - 1} for this task.",
-                field="index",
-            )
-        return self._image_of(task, index), task.params
+        self._check_ended(task_id)
+        return self._kept.image(task_id, index)
 
     def all_images(self, task_id: str) -> tuple[list[bytes], GenerationParams]:
         """All images of a finished task. Raises what image() raises."""
-        task = self._finished(task_id)
-        return [self._image_of(task, index) for index in range(task.params.count)], task.params
+        self._check_ended(task_id)
+        return self._kept.all_images(task_id)
 
     def fetched(self, task_id: str, index: int | None = None) -> None:
-        """An image (None: all of them) was sent and shall go. Once all were, the task goes with
-        them: at once, or after the time to fetch them again."""
-        with self._writing, self._noting_storage():
-            task = self._store.find(task_id)
-            if (
-                isinstance(task, StoredTask)
-                and task.status is TaskStatus.DONE
-                and self._store.mark_fetched(task_id, self._now(), index)
-                and self._rules.refetch_s <= 0
-            ):
-                self._drop(task_id, FETCHED)
+        """An image (None: all of them) was sent and shall go, as KeptTasks.mark_fetched says."""
+        with self._writing, self._troubles.noting_storage():
+            self._kept.mark_fetched(task_id, index)
 
     def inputs_of(self, task_id: str) -> Path:
         """The folder with the pictures that a task starts from."""
@@ -256,12 +237,12 @@ class QueueManager:
         Raises:
             UnknownTask, Gone.
         """
-        with self._writing, self._noting_storage():
+        with self._writing, self._troubles.noting_storage():
             task = self._live.get(task_id)
             was = task.status if task else None
             if not (task and was and self._store.cancel(task_id, was, ended_at=self._now())):
-                was = self._find_ended(task_id).status  # it has ended, perhaps this moment
-                self._drop(task_id, DELETED)
+                was = self._kept.find(task_id).status  # it has ended, perhaps this moment
+                self._kept.drop(task_id, DELETED)
                 return was
             with self._lock:
                 self._live.cancel(task)
@@ -272,7 +253,7 @@ class QueueManager:
             return was
 
     def health(self) -> QueueHealth:
-        if self._storage_failed:
+        if self._troubles.storage_failed:
             with suppress(StorageUnavailable):
                 self._probe_storage()
         with self._lock:
@@ -285,7 +266,7 @@ class QueueManager:
                 ),
                 loading=self._live.loading,
                 quantize=self._live.work.bits(self._latest()),
-                last_error=self._last_error,
+                last_error=self._troubles.last_error,
             )
 
     def state(self) -> ServerState:
@@ -329,7 +310,7 @@ class QueueManager:
             NoWorker: the server is stopping.
         """
         with self._lock:
-            if self.stopping or self._load_failed:
+            if self.stopping or self._troubles.load_failed:
                 raise NoWorker
             if all(weights.key != ordered.key for ordered in self._load_orders):
                 self._load_orders.append(weights)
@@ -362,7 +343,7 @@ class QueueManager:
         log.info("%s is ready after %.1f s", weights.key, seconds)
         if downloaded:
             return
-        with suppress(StorageUnavailable), self._noting_storage():
+        with suppress(StorageUnavailable), self._troubles.noting_storage():
             self._store.keep_load(key, seconds)
 
     def now_resident(self, resident: Sequence[str]) -> None:
@@ -377,8 +358,8 @@ class QueueManager:
             fatal: the server ends; else only what needs them fails.
         """
         with self._lock:
-            self._load_failed = fatal
-            self._last_error = message
+            self._troubles.load_failed = fatal
+            self._troubles.last_error = message
 
     @property
     def stopping(self) -> bool:
@@ -398,7 +379,7 @@ class QueueManager:
             )
             if self._load_orders:
                 return None
-        with self._writing, self._noting_storage():
+        with self._writing, self._troubles.noting_storage():
             task = self._live.first()
             if self.stopping or task is None:
                 return None
@@ -483,15 +464,15 @@ class QueueManager:
                 (work, replace(measured, image_encoding_s=seconds))
                 for (work, measured), seconds in zip(encoded, image_encoding_s, strict=True)
             ]
-        with self._noting_storage():
+        with self._troubles.noting_storage():
             done = self._store.finish(task_id, images, ended_at=self._now(), samples=samples)
         if not done:
             return False
         with self._lock:
-            self._images_bytes += sum(map(len, images))
             for work, measured in samples:
                 self._live.timing.learn(work, measured)
             outcome = self._live.finish(task)
+        self._kept.added(sum(map(len, images)))
         self._store.discard_inputs(task_id)
         self.events.publish(EventKind.DONE, task_id)
         log.info("task %s is done", task_id)
@@ -509,7 +490,7 @@ class QueueManager:
             self._store.discard_inputs(task_id)
 
     def fail(self, task_id: str, code: str, message: str) -> bool:
-        with self._writing, self._noting_storage():
+        with self._writing, self._troubles.noting_storage():
             task = self._live.get_running(task_id)
             if task is None:
                 with self._lock:
@@ -524,7 +505,7 @@ class QueueManager:
         Args:
             count_attempt: the task may have been at fault; after MAX_ATTEMPTS it is failed.
         """
-        with self._writing, self._noting_storage():
+        with self._writing, self._troubles.noting_storage():
             task = self._live.get_running(task_id)
             if task is None:
                 with self._lock:
@@ -557,23 +538,14 @@ class QueueManager:
 
     def prune(self) -> None:
         """Drop what was kept long enough, and the oldest images when there are too many."""
-        over = self._images_bytes > self._rules.keep_bytes
-        if not over and self._monotonic() < self._prune_at:
+        if not self._kept.too_many and self._monotonic() < self._prune_at:
             return
         self._prune_at = self._monotonic() + PRUNE_EVERY_S
-        now, rules = self._now(), self._rules
         try:
-            if self._storage_failed:
+            if self._troubles.storage_failed:
                 self._probe_storage()
-            with self._writing, self._noting_storage():
-                for task_id in self._store.fetched_before(now - rules.refetch_s):
-                    self._drop(task_id, FETCHED)
-                for task_id in self._store.ended_before(now - rules.keep_s):
-                    self._drop(task_id, EXPIRED)
-                if over:
-                    for task_id in self._store.oldest_images_over(rules.keep_bytes):
-                        self._drop(task_id, NO_ROOM)
-                self._store.remove_tombstones(now - TOMBSTONE_S)
+            with self._writing, self._troubles.noting_storage():
+                self._kept.prune()
         except StorageUnavailable as error:
             log.warning("pruning is put off: %s", error)
 
@@ -614,10 +586,9 @@ class QueueManager:
             log.info("%d tasks from before the start wait", len(self._live))
 
     def _probe_storage(self) -> None:
-        with self._writing, self._noting_storage():
+        with self._writing, self._troubles.noting_storage():
             self._store.probe()
-            self._storage_failed = False
-            log.info("the data dir can be written to again")
+            self._troubles.storage_works()
 
     def _fail(self, task: Task, code: str, message: str) -> None:
         ended_at = self._now()
@@ -626,44 +597,10 @@ class QueueManager:
         ):
             return  # it has finished, this moment
         with self._lock:
-            self._last_error = f"task {task.task_id}: {message}"
+            self._troubles.last_error = f"task {task.task_id}: {message}"
             self._live.remove(task)
         self.events.publish(EventKind.FAILED, task.task_id)
         log.warning("task %s failed: %s", task.task_id, message)
-
-    def _drop(self, task_id: str, reason: str) -> None:
-        dropped_bytes = self._store.drop(task_id, reason, gone_at=self._now())
-        with self._lock:
-            self._images_bytes -= dropped_bytes
-        self.events.publish(EventKind.REMOVED, task_id)
-
-    def _finished(self, task_id: str) -> StoredTask:
-        with self._lock:
-            if task_id in self._live:
-                raise NotReady
-        task = self._find_ended(task_id)
-        if task.status is TaskStatus.FAILED:
-            raise Gone(f"There is no image: the task failed. {task.error}")
-        if task.status is TaskStatus.CANCELLED:
-            raise Gone("There is no image: the task was cancelled.")
-        return task
-
-    def _image_of(self, task: StoredTask, index: int) -> bytes:
-        image = self._store.read_image(task.task_id, index)
-        if image is None:
-            raise Gone("The image was removed.")
-        return image
-
-    def _find_ended(self, task_id: str) -> StoredTask:
-        with self._noting_storage():
-            found = self._store.find(task_id)
-        if found is None:
-            raise UnknownTask
-        if isinstance(found, Tombstone):
-            raise Gone(found)
-        if found.fetched_at is not None and found.fetched_at + self._rules.refetch_s <= self._now():
-            raise Gone(FETCHED)
-        return found
 
     def _square(self, key: str, side: int) -> Work:
         tokens, steps = (side // SIDE_STEP) ** 2, self.model.default_steps
@@ -677,7 +614,7 @@ class QueueManager:
         return next(known, self._own)
 
     def _check_room(self, stages: tuple[Stage, ...], urgent: bool) -> None:
-        if self.stopping or self._load_failed:
+        if self.stopping or self._troubles.load_failed:
             raise NoWorker
         if self._live.waiting >= self._rules.max_queue:
             retry_after_s = max(ceil(self._live.next_start_s()), 1)
@@ -700,7 +637,7 @@ class QueueManager:
             return len(self._live) - (task_id in self._live)
 
     def _state(self) -> ServerState:
-        if self._load_failed or self._storage_failed:
+        if self._troubles.load_failed or self._troubles.storage_failed:
             return ServerState.FAILED
         if self.stopping:
             return ServerState.DRAINING
@@ -708,42 +645,13 @@ class QueueManager:
             return ServerState.LOADING
         return ServerState.BUSY if self._live.busy else ServerState.READY
 
-    @contextmanager
-    def _noting_storage(self) -> Iterator[None]:
-        """Remember for /health that the disk refused; only _probe_storage forgets it."""
-        try:
-            yield
-        except StorageUnavailable as error:
-            if not self._storage_failed:
-                log.error("%s", error)
-            self._storage_failed = True
-            self._last_error = error.message
-            raise
+    def _check_ended(self, task_id: str) -> None:
+        with self._lock:
+            if task_id in self._live:
+                raise NotReady
 
 
 ENDED_TOO_OFTEN = (
     "ended_too_often",
     f"The server's worker ended {MAX_ATTEMPTS} times while this task ran; it is not tried again.",
 )
-
-
-def _view_of_stored(task: StoredTask) -> TaskView:
-    return TaskView(
-        task_id=task.task_id,
-        status=task.status,
-        params=task.params,
-        urgent=task.urgent,
-        created_at=task.created_at,
-        started_at=task.started_at,
-        ended_at=task.ended_at,
-        wait=None,
-        phase=None,
-        steps_done=task.params.steps_run if task.status is TaskStatus.DONE else 0,
-        steps_total=task.params.steps_run,
-        progress=1.0 if task.status is TaskStatus.DONE else 0.0,
-        error_code=task.error_code,
-        error=task.error,
-        measured=task.measured,
-        images_done=len(task.image_sizes),
-        image_sizes=task.image_sizes,
-    )

@@ -227,9 +227,20 @@ MAY_IMPORT: dict[str, set[str]] = {
         "work_line",
     },
     "queue_state": {"model_catalog", "timing_model"},
+    "troubles": {"errors"},
+    "kept_tasks": {
+        "errors",
+        "events",
+        "queue_state",
+        "task",
+        "task_store",
+        "task_view",
+        "troubles",
+    },
     "queue_manager": {
         "errors",
         "events",
+        "kept_tasks",
         "live_queue",
         "model_catalog",
         "offer",
@@ -238,6 +249,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "task_store",
         "task_view",
         "timing_model",
+        "troubles",
     },
     "worker": {"errors", "hub_cache", "images", "model_catalog", "task"},
     "submission": {
