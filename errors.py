@@ -4,6 +4,7 @@
 query parameter or body field at fault, where there is one.
 """
 
+import re
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -166,3 +167,10 @@ class StoreError(Exception):
 
 class ModelLoadError(Exception):
     """The model cannot be loaded; the message says in one sentence what the operator can do."""
+
+    code: ClassVar[str] = "model_load_failed"
+
+
+def without_folders(text: str) -> str:
+    """What clients are told tells no folder of this machine; the log does."""
+    return re.sub(r"(?<!\w)~?(?:/[\w.@+~ -]+)+/([\w.@+~-]+)", r"\1", text)

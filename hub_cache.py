@@ -31,6 +31,11 @@ def is_present(model: Model) -> bool:
     return all(_is_complete(_repository(name)) for name in _names(model))
 
 
+def needs_download(model: Model) -> bool:
+    """Whether the weights have to come from Hugging Face before anything can be drawn."""
+    return not model.tiny and _folder(model) is None and not is_present(model)
+
+
 def _is_complete(repository: Path) -> bool:
     weights = (
         path

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
+from held_tasks import HeldTasks
 from model_catalog import Weights
 from task import Phase, Progress, Promise, Stage, Task, TaskStatus, Told
 from task_view import Ahead, Lanes, Reason, TaskView, Wait
@@ -37,6 +38,8 @@ HOUR_S = 3600.0
 P90_SIGMAS = 1.2816
 """The 90 % quantile of the standard normal distribution."""
 P90_WITHOUT_KNOWLEDGE = 3.0
+P90_OF_DOWNLOADS = 1.5
+"""A download's 90 % quantile as a multiple of its forecast: networks keep no promises."""
 STEADY_S, STEADY_PART = 1.0, 0.02
 """A forecast that moved back by no more than this is not told: the countdown goes on."""
 
@@ -74,6 +77,7 @@ class LiveQueue:
         self._leaving: Task | None = None
         """Cancelled, but the worker is still at its step."""
         self._line = WorkLine(self.work.works, in_memory)
+        self.held = HeldTasks(monotonic)
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -88,7 +92,7 @@ class LiveQueue:
 
     @property
     def waiting(self) -> int:
-        return len(self._line)
+        return len(self._line) + len(self.held)
 
     @property
     def running(self) -> list[Task]:
@@ -119,6 +123,18 @@ class LiveQueue:
             other.patience_s -= delay_s
         self._line.insert(task, before=overtaken[-1][0])
 
+    def hold(self, task: Task, missing: tuple[Weights, ...]) -> None:
+        """A task waits until these weights are on this machine."""
+        self._tasks[task.task_id] = task
+        self.held.add(task, missing)
+
+    def download_ended(self, weights: Weights) -> list[Task]:
+        """Weights are on this machine: the tasks that lacked only these join the line now."""
+        ready = self.held.end(weights.model)
+        for task in ready:
+            self.add(task)
+        return ready
+
     def start(self, task: Task, *, started_at: float) -> None:
         self._leaving = None
         self._line.remove(task)
@@ -145,6 +161,7 @@ class LiveQueue:
         self._leave_gpu(task)
         self._tasks.pop(task.task_id, None)
         self._running.pop(task.task_id, None)
+        self.held.remove(task)
         if task in self._line:
             self._line.remove(task)
 
@@ -239,9 +256,23 @@ class LiveQueue:
 
     # -- forecasts ------------------------------------------------------------------------------
 
-    def wait_of_new(self, stages: tuple[Stage, ...], *, urgent: bool) -> Wait:
-        """The forecast of a task that would be submitted now."""
+    def wait_of_new(
+        self, stages: tuple[Stage, ...], *, urgent: bool, missing: tuple[Weights, ...] = ()
+    ) -> Wait:
+        """The forecast of a task that would be submitted now.
+
+        Args:
+            missing: the weights that it would have to wait for.
+        """
         new = Task("", stages[0].params, urgent, stages, 0.0)
+        if missing:
+            waits = self._held_waits(self.held.waits((new, missing)))
+            return next(wait for task, wait in waits if task is new)
+        return self._wait_in_line(new)
+
+    def _wait_in_line(self, new: Task) -> Wait:
+        """The forecast of a task that would join the line now."""
+        stages, urgent = new.stages, new.urgent
         overtaken = self._overtaken_by(stages, urgent=urgent)
         if overtaken:
             behind = overtaken[-1][0]
@@ -254,6 +285,9 @@ class LiveQueue:
         """The forecast of a task that waits or runs."""
         if task.task_id in self._running:
             return next(wait for running, wait in self._lanes().waits if running is task)
+        if task in self.held:
+            waits = self._held_waits(self.held.waits())
+            return next(wait for held, wait in waits if held is task)
         ahead = self._ahead(task, self._line.before(task), task)
         return self._wait(self.work.forecast_of(task.stages), ahead, urgent=task.urgent)
 
@@ -324,15 +358,21 @@ class LiveQueue:
             )
             yield self._view(task, wait)
             start_s = gpu_done_s
+        held_before = max(offset - len(self._running) - len(self._line), 0)
+        if held_before < len(self.held):
+            for task, wait in islice(self._held_waits(self.held.waits()), held_before, None):
+                yield self._view(task, wait)
 
     def measured(self, task: Task) -> list[tuple[Work, Measured]]:
         """The seconds of each image of a task that ends now, and the work that each was."""
         return [*_progress_of(task).measured, (self._work_of_image(task), self._measured(task))]
 
     def promise(self, task: Task) -> Wait:
-        """The forecast of a task just added; kept, to learn how good it was."""
+        """The forecast of a task just added; kept, to learn how good it was. Of one that waits for
+        a download it would say more of the network."""
         wait = self.wait_of(task)
-        task.submitted = Promise(self._monotonic(), wait.end_s, wait.p90_s)
+        if task not in self.held:
+            task.submitted = Promise(self._monotonic(), wait.end_s, wait.p90_s)
         return self._tell(task, wait)
 
     def last_hour(self) -> tuple[int, float]:
@@ -512,6 +552,33 @@ class LiveQueue:
             switches=switches,
         )
 
+    def _held_waits(self, held: list[tuple[Task, float]]) -> Iterator[tuple[Task, Wait]]:
+        """The forecasts of tasks that join the line in this order, each after so many seconds at
+        the earliest, behind what is in it by then."""
+        ahead_s, known = 0.0, self.held.pace_known
+        loaded: Weights | None = None
+        for pos, (task, ready_s) in enumerate(held):
+            wait = self._wait_in_line(task)
+            own_s = wait.end_s - wait.start_s
+            if loaded and loaded.key == task.stages[0].weights.key:
+                own_s = max(own_s - self.work.load_s(loaded), 0.0)
+            loaded = task.stages[-1].weights
+            delay_s = max(ready_s - wait.start_s, 0.0) + ahead_s
+            end_s = wait.start_s + delay_s + own_s
+            p90_s = end_s * (P90_OF_DOWNLOADS if known else P90_WITHOUT_KNOWLEDGE)
+            yield (
+                task,
+                Wait(
+                    pos=wait.pos + pos,
+                    start_s=wait.start_s + delay_s,
+                    end_s=end_s,
+                    p90_s=p90_s,
+                    confidence=Confidence.LOW if known else Confidence.NONE,
+                    switches=wait.switches,
+                ),
+            )
+            ahead_s += own_s
+
     def _lanes(self) -> Lanes:
         """GPU and encoder, each one task at a time: the running tasks, first the one that is
         furthest, are one on the GPU, and those before it at the encoder."""
@@ -584,6 +651,7 @@ class LiveQueue:
             error_code=None,
             error=None,
             images_done=_images_done(task),
+            held=task in self.held,
         )
 
 

@@ -141,13 +141,17 @@ def _always(name: Takes, offer: Offer) -> bool:
 
 
 def download_answer(health: QueueHealth) -> DownloadAnswer | None:
-    """How far the weights are that are being fetched; None when nothing is missing on disk."""
-    weights = health.loading
-    if weights is None or is_present(weights.model):
+    """How far the weights are that come from Hugging Face: for tasks that wait, or for the worker,
+    which fetches what the server starts with itself. None: nothing comes."""
+    if health.download is not None:
+        weights, bytes_done = health.download.weights, health.download.bytes_done
+    elif health.loading is not None and not is_present(health.loading.model):
+        weights, bytes_done = health.loading, bytes_on_disk(health.loading.model)
+    else:
         return None
     total = weights.model.weights_gb
     return DownloadAnswer(
         model=weights.model.name,
-        bytes_done=bytes_on_disk(weights.model),
+        bytes_done=bytes_done,
         bytes_total=None if total is None else round(total * 1e9),
     )

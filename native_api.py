@@ -178,7 +178,8 @@ def native_routes(
             is_gone=gone_check(),
         )
         state = queue.state()
-        download = download_answer(queue.health()) if state is ServerState.LOADING else None
+        may_wait_for_it = view.held or state is ServerState.LOADING
+        download = download_answer(queue.health()) if may_wait_for_it else None
         return json_response(status_answer(view, state, time.time(), download, version=version))
 
     @routes.get("/image")

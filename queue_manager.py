@@ -14,6 +14,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from copy import copy
 from dataclasses import replace
 from itertools import islice
 from math import ceil
@@ -22,6 +23,7 @@ from threading import Condition, Lock
 
 from errors import (
     InvalidInput,
+    ModelLoadError,
     ModelNotAllowed,
     NotReady,
     NotSupported,
@@ -32,7 +34,7 @@ from errors import (
 from events import EventKind, EventLog
 from kept_tasks import DELETED, KeptTasks
 from live_queue import LiveQueue
-from model_catalog import Weights
+from model_catalog import Model, Weights
 from offer import Offer
 from queue_state import QueueHealth, Rules, ServerState, Stats
 from task import SIDE_STEP, GenerationParams, Phase, Stage, Task, TaskStatus
@@ -60,6 +62,7 @@ class QueueManager:
         store: TaskStore,
         rules: Rules | None = None,
         *,
+        needs_download: Callable[[Model], bool] = lambda model: False,
         monotonic: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -67,10 +70,12 @@ class QueueManager:
 
         Args:
             offer: the models that tasks may use; the first of them is loaded at the start.
+            needs_download: whether a model's weights are not on this machine; called by any thread.
         """
         self.offer = offer
         self.model = offer.default
         self._store = store
+        self._needs_download = needs_download
         self._rules = rules or Rules()
         self._monotonic = monotonic
         self._now = now
@@ -80,10 +85,12 @@ class QueueManager:
         self._writing = Lock()
         self._lock = Lock()
         self._wake_worker = Condition(self._lock)
+        self._wake_downloads = Condition(self._lock)
         self._spread = Spread(store.outcomes())
         self._own = Weights(self.model, self.model.pipelines[0], offer.quantize)
         self._loaded: dict[str, Weights] = {}
         self._load_orders: list[Weights] = []
+        self._here = {self.model.name}  # of these the weights need no download
         self._live = LiveQueue(
             timing,
             self._spread,
@@ -143,8 +150,9 @@ class QueueManager:
         with self._writing, self._troubles.noting_storage():
             if client_key and (known := self.submitted_as(client_key)):
                 return known
+            missing = self._missing(*(stage.weights for stage in task.stages))
             with self._lock:
-                self._check_room(task.stages, task.urgent)
+                self._check_room(task.stages, task.urgent, missing)
             self._store.insert(
                 task.task_id,
                 task.params,
@@ -155,9 +163,8 @@ class QueueManager:
             )
             with self._lock:
                 others = len(self._live)
-                self._live.add(task)
+                self._join(task, missing)
                 self._live.promise(task)
-                self._wake_worker.notify_all()
                 view = self._live.view(task)
             self.events.publish(EventKind.WAITING, task.task_id)
             return view, others
@@ -175,8 +182,10 @@ class QueueManager:
     def estimate(self, params: GenerationParams, *, urgent: bool) -> tuple[Wait, int]:
         """What submit would answer now, and the number of tasks that are not finished."""
         stages = self.offer.stages(params)
+        missing = self._missing(*(stage.weights for stage in stages))
         with self._lock:
-            return self._live.wait_of_new(stages, urgent=urgent), len(self._live)
+            wait = self._live.wait_of_new(stages, urgent=urgent, missing=missing)
+            return wait, len(self._live)
 
     def status(self, task_id: str) -> TaskView:
         """One task as it stands.
@@ -265,6 +274,7 @@ class QueueManager:
                     self._loaded[key] for key in self._live.resident if key in self._loaded
                 ),
                 loading=self._live.loading,
+                download=copy(self._live.held.download),
                 quantize=self._live.work.bits(self._latest()),
                 last_error=self._troubles.last_error,
             )
@@ -304,17 +314,20 @@ class QueueManager:
         return self._own
 
     def order_load(self, weights: Weights) -> None:
-        """The operator wants these loaded, between the task that runs and the next one.
+        """The operator wants these loaded, between the task that runs and the next one; what is not
+        on this machine is downloaded before.
 
         Raises:
             NoWorker: the server is stopping.
         """
+        self._missing(weights)
         with self._lock:
             if self.stopping or self._troubles.load_failed:
                 raise NoWorker
             if all(weights.key != ordered.key for ordered in self._load_orders):
                 self._load_orders.append(weights)
             self._wake_worker.notify_all()
+            self._wake_downloads.notify_all()
 
     def load_started(self, weights: Weights) -> None:
         with self._lock:
@@ -368,16 +381,19 @@ class QueueManager:
     def next_load_order(self) -> Weights | None:
         """What the operator wants loaded, the first that was ordered; it is ordered no more."""
         with self._lock:
-            return self._load_orders.pop(0) if self._load_orders else None
+            ordered = self._next_load_order()
+            if ordered:
+                self._load_orders.remove(ordered)
+            return ordered
 
     def claim(self, timeout_s: float | None = None) -> Task | None:
         """The next task to run, now running; waits for one. None: time is up, a load was ordered,
         or stop() came."""
         with self._lock:
             self._wake_worker.wait_for(
-                lambda: self.stopping or self._live.waiting or self._load_orders, timeout_s
+                lambda: self.stopping or self._live.first() or self._next_load_order(), timeout_s
             )
-            if self._load_orders:
+            if self._next_load_order():
                 return None
         with self._writing, self._troubles.noting_storage():
             task = self._live.first()
@@ -535,6 +551,7 @@ class QueueManager:
         with self._lock:
             self._drain_until = self._monotonic() + drain_s
             self._wake_worker.notify_all()
+            self._wake_downloads.notify_all()
 
     def prune(self) -> None:
         """Drop what was kept long enough, and the oldest images when there are too many."""
@@ -548,6 +565,49 @@ class QueueManager:
                 self._kept.prune()
         except StorageUnavailable as error:
             log.warning("pruning is put off: %s", error)
+
+    # -- downloads ------------------------------------------------------------------------------
+
+    def next_download(self) -> Weights | None:
+        """Weights that a task, or the operator, waits for; waits until there are some. None: stop()
+        came."""
+        with self._lock:
+            self._wake_downloads.wait_for(lambda: self.stopping or self._next_download())
+            return None if self.stopping else self._next_download()
+
+    def download_began(self, weights: Weights, bytes_before: int) -> None:
+        """Args:
+        bytes_before: what an earlier download has left on disk.
+        """
+        with self._lock:
+            self._live.held.begin(weights, bytes_before)
+
+    def download_progress(self, bytes_done: int) -> None:
+        """So many bytes of the weights are on disk."""
+        with self._lock:
+            self._live.held.progress(bytes_done)
+
+    def download_ended(self, weights: Weights, error: str | None) -> None:
+        """Weights are on this machine, and the tasks that waited for them join the line; or they
+        cannot be had, and those tasks fail."""
+        with self._writing, self._troubles.noting_storage():
+            if error is not None:
+                with self._lock:
+                    self._troubles.last_error = error
+                    self._load_orders = [o for o in self._load_orders if o.key != weights.key]
+                    lost = self._live.held.needing(weights.model)
+                for task in lost:
+                    self._fail(task, ModelLoadError.code, error)
+                with self._lock:
+                    self._live.held.download = None
+                return
+            with self._lock:
+                self._here.add(weights.model.name)
+                ready = self._live.download_ended(weights)
+                self._wake_worker.notify_all()
+        log.info("the weights of %s are here", weights.model.name)
+        for task in ready:
+            self.events.publish(EventKind.WAITING, task.task_id)
 
     # -- inside, under _writing -------------------------------------------------------------------
 
@@ -578,6 +638,9 @@ class QueueManager:
                     continue
                 self._store.release(task.task_id, count_attempt=True)
                 task.status = TaskStatus.WAITING
+            if missing := self._missing(*(stage.weights for stage in task.stages)):
+                self._live.hold(task, missing)
+                continue
             self._live.add(task)
             if task.urgent not in levels:  # it ran, or was next: nobody goes ahead of it
                 levels.add(task.urgent)
@@ -606,6 +669,18 @@ class QueueManager:
         tokens, steps = (side // SIDE_STEP) ** 2, self.model.default_steps
         return Work(key, self.model.parameters_b, tokens, steps, "JPEG")
 
+    def _missing(self, *wanted: Weights) -> tuple[Weights, ...]:
+        """Those of them that have to be downloaded before. What the server starts with is never
+        among them: the worker itself fetches that, before anything else."""
+        missing = []
+        for weights in wanted:
+            model = weights.model
+            if model.name not in self._here and self._needs_download(model):
+                missing.append(weights)
+            else:
+                self._here.add(model.name)
+        return tuple(missing)
+
     # -- inside, under _lock ----------------------------------------------------------------------
 
     def _latest(self) -> Weights:
@@ -613,7 +688,24 @@ class QueueManager:
         known = (self._loaded[key] for key in self._live.resident if key in self._loaded)
         return next(known, self._own)
 
-    def _check_room(self, stages: tuple[Stage, ...], urgent: bool) -> None:
+    def _join(self, task: Task, missing: tuple[Weights, ...]) -> None:
+        if missing:
+            self._live.hold(task, missing)
+            self._wake_downloads.notify_all()
+        else:
+            self._live.add(task)
+            self._wake_worker.notify_all()
+
+    def _next_load_order(self) -> Weights | None:
+        return next((w for w in self._load_orders if w.model.name in self._here), None)
+
+    def _next_download(self) -> Weights | None:
+        ordered = (w for w in self._load_orders if w.model.name not in self._here)
+        return self._live.held.next_missing() or next(ordered, None)
+
+    def _check_room(
+        self, stages: tuple[Stage, ...], urgent: bool, missing: tuple[Weights, ...]
+    ) -> None:
         if self.stopping or self._troubles.load_failed:
             raise NoWorker
         if self._live.waiting >= self._rules.max_queue:
@@ -623,7 +715,7 @@ class QueueManager:
                 retry_after_s=retry_after_s,
             )
         if self._rules.max_wait_s > 0:
-            wait_s = self._live.wait_of_new(stages, urgent=urgent).end_s
+            wait_s = self._live.wait_of_new(stages, urgent=urgent, missing=missing).end_s
             if wait_s > self._rules.max_wait_s:
                 retry_after_s = max(ceil(wait_s - self._rules.max_wait_s), 1)
                 raise QueueFull(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from held_tasks import Download
 from model_catalog import Weights
 from timing_model import Forecast
 
@@ -39,6 +40,8 @@ class QueueHealth:
     loaded: tuple[Weights, ...]
     """In memory, the latest used first."""
     loading: Weights | None
+    download: Download | None
+    """What comes from Hugging Face, for tasks that wait for it."""
     quantize: int | None
     """Bits that the latest of them are quantized to."""
     last_error: str | None

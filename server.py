@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from urllib.parse import urlsplit
@@ -29,8 +30,10 @@ from answers import ErrorAnswer, ErrorBody
 from api_docs import PAGE_ROUTE, install_docs
 from compat.install import ForeignOptions, foreign_error, install_foreign_apis
 from cors import Cors
+from downloads import Downloads
 from generate_request import Limits
 from generator import MfluxGenerator
+from hub_cache import needs_download
 from live_api import live_routes
 from mflux_registry import read_catalog
 from mlx_setup import MlxMissing, prepare_mlx
@@ -218,7 +221,9 @@ class Server:
         self._drain_s = settings.drain_s
         self._store = TaskStore(settings.data_dir)
         try:
-            self.queue = QueueManager(offer, TimingModel(), self._store, rules)
+            self.queue = QueueManager(
+                offer, TimingModel(), self._store, rules, needs_download=needs_download
+            )
         except errors.StorageUnavailable as error:
             self._store.close()
             raise errors.StoreError(
@@ -239,6 +244,7 @@ class Server:
             unload_after_s=settings.unload_after_s,
             turn_to=previews.turn_to,
         )
+        self._downloads = Downloads(self.queue, partial(download_command, settings.data_dir))
         self._webhooks = Webhooks(self.queue, self._store, limits, settings.callback_key)
         submission = Submission(
             self.queue, offer, limits, generator.refusal, metadata=settings.metadata == "on"
@@ -282,6 +288,7 @@ class Server:
     def start(self) -> None:
         self._http_thread.start()
         self._worker.start()
+        self._downloads.start()
         self._webhooks.start()
 
     def wait(self) -> int:
@@ -300,6 +307,7 @@ class Server:
         except errors.StorageUnavailable as error:
             log.error("%s The running task counts this end as an attempt.", error)
         self.queue.events.close()
+        self._downloads.stop(0.5)
         self._webhooks.stop(0.5)
         self._http.task_dispatcher.shutdown(timeout=0.5)
         self._http.close()
@@ -392,6 +400,13 @@ def offer_of(settings: Settings, has_gpu: bool) -> Offer:
         lora_dir=settings.lora_dir,
         allow_lora_repos=settings.allow_lora_repos == "on",
     )
+
+
+def download_command(data_dir: Path, weights: Weights) -> list[str]:
+    """What fetches weights, in a process of its own."""
+    model = weights.model
+    command = [sys.executable, __file__, "--download", model.name, "--data-dir", str(data_dir)]
+    return [*command, "--path", model.path or "", "--log-level", "error"]
 
 
 def download(settings: Settings) -> int:

@@ -107,7 +107,7 @@ class Settings:
         (),
         "models that tasks may name, separated by commas: names; all; or [NAME=]FOLDER@BASE for "
         "local weights that mflux-save wrote (default: --model alone). They are downloaded when a "
-        "task first needs them",
+        "task first needs them, while others are drawn",
         parse=_names,
         metavar="NAMES",
     )

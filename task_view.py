@@ -81,6 +81,8 @@ class TaskView:
     """Of each image that is done."""
     images_done: int = 0
     image_sizes: tuple[int, ...] = ()
+    held: bool = False
+    """Whether it waits for a download."""
 
     @property
     def pos(self) -> int | None:

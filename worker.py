@@ -8,7 +8,6 @@ another one is started, which loads the model anew.
 """
 
 import logging
-import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ from typing import Protocol
 
 from PIL import Image
 
-from errors import ModelLoadError, ServerError, StorageUnavailable
+from errors import ModelLoadError, ServerError, StorageUnavailable, without_folders
 from hub_cache import is_present
 from images import encode_image, to_png
 from model_catalog import Weights
@@ -208,8 +207,8 @@ class Worker:
             code, message = error.code, error.message
             self._insist(lambda: self._source.fail(task_id, code, message))
         except ModelLoadError as error:
-            reason = _without_folders(str(error))
-            self._insist(lambda: self._source.fail(task_id, "model_load_failed", reason))
+            reason = without_folders(str(error))
+            self._insist(lambda: self._source.fail(task_id, ModelLoadError.code, reason))
         except Exception as error:
             log.exception("task %s failed", task_id)
             self._fail(task_id, error)
@@ -305,7 +304,7 @@ class Worker:
             self._room_to_encode.release()
 
     def _fail(self, task_id: str, error: Exception) -> None:
-        message = _without_folders(f"{type(error).__name__}: {error}")
+        message = without_folders(f"{type(error).__name__}: {error}")
         self._insist(lambda: self._source.fail(task_id, "task_failed", message))
 
     def _insist(self, change: Callable[[], object]) -> None:
@@ -346,11 +345,6 @@ class Worker:
                 except StorageUnavailable:
                     self._stopping.wait(RETRY_S)
         self._died = False
-
-
-def _without_folders(text: str) -> str:
-    """What clients are told tells no folder of this machine; the log does."""
-    return re.sub(r"(?<!\w)~?(?:/[\w.@+~ -]+)+/([\w.@+~-]+)", r"\1", text)
 
 
 def _keep(picture: Image.Image, folder: Path) -> InputImage:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +52,18 @@ def clean_environment() -> dict[str, str]:
 class ServerProcess:
     """`python3 server.py` on a free port, with a client for its JSON routes."""
 
-    def __init__(self, data_dir: Path, *arguments: str, wait: bool = True) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        *arguments: str,
+        wait: bool = True,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         command = [sys.executable, "server.py", "--port", "0", "--data-dir", str(data_dir)]
         self.process = subprocess.Popen(
             [*command, *arguments],
             cwd=ROOT,
-            env=clean_environment(),
+            env={**clean_environment(), **(environment or {})},
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -164,8 +170,8 @@ def start_server(tmp_path: Path) -> Iterator[StartServer]:
     """Starts servers that end with the test, all on one data dir: one after the other."""
     started: list[ServerProcess] = []
 
-    def start(*arguments: str, wait: bool = True) -> ServerProcess:
-        started.append(ServerProcess(tmp_path / "server", *arguments, wait=wait))
+    def start(*arguments: str, **options: Any) -> ServerProcess:
+        started.append(ServerProcess(tmp_path / "server", *arguments, **options))
         return started[-1]
 
     yield start

@@ -218,7 +218,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "work_forecast": {"model_catalog", "task", "timing_model"},
     "work_line": {"model_catalog", "task", "timing_model", "waiting_line"},
     "task_view": {"task", "timing_model", "work_line"},
+    "held_tasks": {"model_catalog", "task"},
+    "downloads": {"errors", "hub_cache", "model_catalog"},
     "live_queue": {
+        "held_tasks",
         "model_catalog",
         "task",
         "task_view",
@@ -226,7 +229,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "work_forecast",
         "work_line",
     },
-    "queue_state": {"model_catalog", "timing_model"},
+    "queue_state": {"held_tasks", "model_catalog", "timing_model"},
     "troubles": {"errors"},
     "kept_tasks": {
         "errors",

@@ -536,7 +536,7 @@ def test_the_variables_of_hugging_face_say_where_its_cache_is(
 
 
 def health_while_loading(weights: Weights | None) -> QueueHealth:
-    return QueueHealth(ServerState.LOADING, 0, 0, (), weights, None, None)
+    return QueueHealth(ServerState.LOADING, 0, 0, (), weights, None, None, None)
 
 
 def test_a_download_is_told_with_what_is_there_of_how_much(cache: Path) -> None:
@@ -562,7 +562,7 @@ def test_a_model_tells_what_is_on_disk_and_in_memory(cache: Path) -> None:
     offer = Offer(model("schnell"), (model("schnell"), model("tiny-seedvr2")))
     put(cache, "black-forest-labs/FLUX.1-schnell", 500)
     weights = Weights(offer.default, offer.default.pipelines[0], 8)
-    health = QueueHealth(ServerState.READY, 0, 0, (weights,), None, 8, None)
+    health = QueueHealth(ServerState.READY, 0, 0, (weights,), None, None, 8, None)
     answer = model_answer(offer.default, offer, health)
     assert (answer.allowed, answer.loaded, answer.present) == (True, True, True)
     assert (answer.bytes_on_disk, answer.default_steps, answer.gated) == (500, 4, True)

@@ -1,0 +1,413 @@
+"""Weights that are not on this machine: tasks wait for them while others are drawn. The downloads
+are real processes that fill a real cache folder, and wait there until the test lets them end."""
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import GIVE_UP_S, FakeGenerator, StartServer, offer_of
+from PIL import Image
+
+import downloads
+from downloads import Downloads
+from errors import NoWorker, QueueFull
+from held_tasks import USUAL_BYTES_PER_S, HeldTasks
+from hub_cache import needs_download
+from model_catalog import Model, Weights
+from models_api import download_answer
+from queue_manager import QueueManager
+from queue_state import Rules
+from task import GenerationParams, Phase, Report, Task, TaskStatus
+from task_store import TaskStore
+from task_view import TaskView
+from timing_model import Confidence, TimingModel
+from worker import Worker
+
+OFFER = offer_of("tiny", "schnell", "dev", "tiny-flux2", "seedvr2-3b")
+
+DOWNLOAD = """
+import sys, time
+from pathlib import Path
+
+repository, gate = Path(sys.argv[1]), Path(sys.argv[2])
+blob = repository / "blobs" / "abc.incomplete"
+blob.parent.mkdir(parents=True, exist_ok=True)
+blob.write_bytes(bytes(1000))
+while not gate.exists():
+    time.sleep(0.01)
+if error := gate.read_text():
+    print("Some warning.\\nserver.py: " + error, file=sys.stderr)
+    sys.exit(1)
+(repository / "snapshots" / "main").mkdir(parents=True)
+blob.rename(repository / "snapshots" / "main" / "model.safetensors")
+"""
+
+
+def model(name: str) -> Model:
+    return OFFER.model(name)
+
+
+def weights_of(name: str) -> Weights:
+    return Weights(model(name), model(name).pipelines[0], None)
+
+
+def params(name: str, **changes: Any) -> GenerationParams:
+    usual: dict[str, Any] = {
+        "prompt": "a lighthouse",
+        "model": name,
+        "seed": 1,
+        "width": 64,
+        "height": 64,
+        "steps": 2,
+        "guidance": None,
+        "format": "PNG",
+        "quality": 85,
+    }
+    return GenerationParams(**{**usual, **changes})
+
+
+class Desk:
+    """A queue with its worker, driven by the test, and its thread of downloads."""
+
+    def __init__(self, folder: Path, cache: Path, **rules: Any) -> None:
+        self.folder, self.cache = folder, cache
+        self.at = 1000.0
+        self.order: list[str] = []
+        self.store = TaskStore(folder / "data")
+        self.queue = QueueManager(
+            OFFER,
+            TimingModel(),
+            self.store,
+            Rules(**rules),
+            needs_download=needs_download,
+            monotonic=lambda: self.at,
+            now=lambda: self.at,
+        )
+        self.worker = Worker(self.queue, FakeGenerator(self._draw), lambda error: None)
+        self.downloads = Downloads(self.queue, self._command)
+        self.worker.load()
+
+    def submit(self, name: str, *, urgent: bool = False, **changes: Any) -> TaskView:
+        return self.queue.submit(params(name, **changes), urgent=urgent)[0]
+
+    def run_all(self) -> list[str]:
+        """The models of the tasks that ran, in this order."""
+        self.order = []
+        while self.worker.run_once(0):
+            pass
+        self._wait_until(lambda: self.queue.health().running == 0)  # the encoder is through
+        return self.order
+
+    def gate(self, name: str, error: str = "") -> None:
+        """Let the download of a model end."""
+        self._gate_of(name).write_text(error)
+
+    def wait_until_held(self, number: int) -> None:
+        """So many tasks wait for a download."""
+        self._wait_until(lambda: sum(view.held for view in self.queue.queue(100, 0)[0]) == number)
+
+    def wait_for_bytes(self, name: str, number: int) -> None:
+        """The download of a model has come so far."""
+
+        def there() -> bool:
+            told = self.queue.health().download
+            return bool(told and (told.weights.model.name, told.bytes_done) == (name, number))
+
+        self._wait_until(there)
+
+    def close(self) -> None:
+        self.queue.stop()
+        assert self.downloads.stop(GIVE_UP_S)
+        self.worker.stop(1)
+        self.store.close()
+
+    def _wait_until(self, there: Callable[[], bool]) -> None:
+        pause, deadline = threading.Event(), time.monotonic() + GIVE_UP_S
+        while not there():
+            assert time.monotonic() < deadline, self.queue.health()
+            pause.wait(0.01)
+
+    def _draw(self, params: GenerationParams, report: Report) -> Image.Image:
+        self.order.append(params.model)
+        report(Phase.DENOISING, 0, params.steps)
+        return Image.new("RGB", params.final_size)
+
+    def _command(self, weights: Weights) -> list[str]:
+        name = weights.model.name
+        repository = self.cache / f"models--{weights.model.repositories[0].replace('/', '--')}"
+        return [sys.executable, "-c", DOWNLOAD, str(repository), str(self._gate_of(name))]
+
+    def _gate_of(self, name: str) -> Path:
+        return self.folder / f"{name}.gate"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(downloads, "PROGRESS_EVERY_S", 0.01)
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def desk(tmp_path: Path, cache: Path) -> Iterator[Desk]:
+    desk = Desk(tmp_path, cache)
+    yield desk
+    desk.close()
+
+
+def test_a_task_waits_for_its_weights_while_others_are_drawn(desk: Desk) -> None:
+    lacking = desk.submit("schnell")
+    assert lacking.held
+    others = [desk.submit("tiny"), desk.submit("tiny-flux2")]
+    assert [view.task_id for view in desk.queue.queue(9, 0)[0]] == [
+        *(view.task_id for view in others),
+        lacking.task_id,
+    ]
+    desk.downloads.start()
+    assert desk.run_all() == ["tiny", "tiny-flux2"]
+    desk.wait_for_bytes("schnell", 1000)
+    told = download_answer(desk.queue.health())
+    assert told
+    assert (told.model, told.bytes_done, told.bytes_total) == ("schnell", 1000, 34_000_000_000)
+    version = desk.queue.events.version(lacking.task_id)
+    desk.gate("schnell")
+    desk.wait_until_held(0)
+    assert desk.queue.health().download is None
+    assert desk.queue.events.version(lacking.task_id) > version, "who watches is told"
+    assert desk.run_all() == ["schnell"]
+    assert desk.queue.status(lacking.task_id).status is TaskStatus.DONE
+    assert not desk.submit("schnell").held
+
+
+def test_a_download_that_fails_costs_only_the_tasks_that_need_it(desk: Desk) -> None:
+    lost = [desk.submit("schnell"), desk.submit("schnell")]
+    other = desk.submit("dev")
+    desk.downloads.start()
+    desk.gate("schnell", "The weights cannot be had from /home/me/secret/hub: log in.")
+    desk.wait_until_held(1)
+    for view in lost:
+        ended = desk.queue.status(view.task_id)
+        assert (ended.status, ended.error_code) == (TaskStatus.FAILED, "model_load_failed")
+        assert ended.error == "The weights cannot be had from hub: log in."
+    desk.gate("dev")
+    desk.wait_until_held(0)
+    assert desk.run_all() == ["dev"]
+    assert desk.queue.status(other.task_id).status is TaskStatus.DONE
+
+
+def test_a_download_that_cannot_be_started_is_an_error_like_any_other(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(desk.downloads, "_command", lambda weights: ["/nonexistent/python"])
+    lost = desk.submit("schnell")
+    assert desk.downloads.run_once()
+    ended = desk.queue.status(lost.task_id)
+    assert ended.status is TaskStatus.FAILED
+    assert "cannot be started" in str(ended.error)
+    monkeypatch.setattr(desk.downloads, "_command", lambda weights: ["false"])
+    lost = desk.submit("schnell")
+    assert desk.downloads.run_once()
+    assert "ended with exit code 1" in str(desk.queue.status(lost.task_id).error)
+
+
+def test_a_task_that_waits_for_a_download_can_be_cancelled(desk: Desk) -> None:
+    view = desk.submit("schnell")
+    assert desk.queue.delete(view.task_id) is TaskStatus.WAITING
+    assert desk.queue.status(view.task_id).status is TaskStatus.CANCELLED
+    assert desk.queue.length == 0
+    kept = desk.submit("schnell")
+    desk.downloads.start()
+    desk.wait_for_bytes("schnell", 1000)
+    desk.queue.delete(kept.task_id)
+    desk.gate("schnell")
+    later = desk.submit("dev")
+    desk.wait_for_bytes("dev", 1000)
+    assert desk.run_all() == []
+    desk.gate("dev")
+    desk.wait_until_held(0)
+    assert desk.run_all() == ["dev"]
+    assert desk.queue.status(later.task_id).status is TaskStatus.DONE
+
+
+def test_urgent_tasks_get_their_weights_first(desk: Desk) -> None:
+    desk.submit("dev")
+    desk.submit("schnell", urgent=True)
+    for name in ("dev", "schnell"):
+        desk.gate(name)
+    assert desk.downloads.run_once()
+    assert desk.run_all() == ["schnell"]
+    assert desk.downloads.run_once()
+    assert desk.run_all() == ["dev"]
+
+
+def test_a_task_that_lacks_the_weights_of_two_stages_waits_for_both(desk: Desk) -> None:
+    desk.submit("schnell", upscale=2.0, upscaler="seedvr2-3b")
+    for name in ("schnell", "seedvr2-3b"):
+        assert sum(view.held for view in desk.queue.queue(9, 0)[0]) == 1
+        desk.gate(name)
+        assert desk.downloads.run_once()
+    assert desk.run_all() == ["schnell", "seedvr2-3b"]
+
+
+def test_what_the_operator_orders_is_downloaded_and_then_loaded(desk: Desk) -> None:
+    desk.queue.order_load(weights_of("schnell"))
+    assert desk.run_all() == []
+    desk.gate("schnell")
+    assert desk.downloads.run_once()
+    assert desk.worker.run_once(0)
+    assert [weights.model.name for weights in desk.queue.health().loaded] == ["schnell"]
+    desk.queue.order_load(weights_of("dev"))
+    desk.gate("dev", "No such thing.")
+    assert desk.downloads.run_once()
+    assert not desk.worker.run_once(0)
+    assert desk.queue.health().last_error == "No such thing."
+
+
+def test_a_stop_ends_the_download_and_the_next_start_goes_on(
+    desk: Desk, tmp_path: Path, cache: Path
+) -> None:
+    view = desk.submit("schnell")
+    desk.downloads.start()
+    desk.wait_for_bytes("schnell", 1000)
+    desk.close()
+    with pytest.raises(NoWorker):
+        desk.submit("schnell")
+    again = Desk(tmp_path, cache)
+    try:
+        assert again.queue.status(view.task_id).held
+        again.gate("schnell")
+        assert again.downloads.run_once()
+        assert again.run_all() == ["schnell"]
+        assert again.queue.status(view.task_id).status is TaskStatus.DONE
+    finally:
+        again.close()
+        desk.store = TaskStore(None)  # the fixture closes it once more
+
+
+def test_a_wait_that_a_download_makes_too_long_is_refused(tmp_path: Path, cache: Path) -> None:
+    desk = Desk(tmp_path, cache, max_wait_s=600.0)
+    desk.submit("tiny")
+    with pytest.raises(QueueFull, match=r"would wait 17\d\d s"):  # 34 GB at 20 MB/s
+        desk.submit("schnell")
+    desk.close()
+
+
+def test_the_forecast_follows_the_pace_of_the_download(desk: Desk) -> None:
+    size = 34e9
+    wait, _ = desk.queue.estimate(params("schnell"), urgent=False)
+    own_s = wait.end_s - wait.start_s
+    assert wait.start_s == pytest.approx(size / USUAL_BYTES_PER_S)
+    assert wait.confidence is Confidence.NONE
+    assert wait.p90_s > 2 * wait.end_s
+    desk.submit("schnell")
+    desk.queue.download_began(weights_of("schnell"), 4_000_000_000)
+    desk.at += 10
+    desk.queue.download_progress(5_000_000_000)  # 100 MB/s; 29 GB to go
+    (view,) = desk.queue.queue(9, 0)[0]
+    assert view.wait
+    assert view.wait.start_s == pytest.approx(290)
+    assert view.wait.confidence is Confidence.LOW
+    assert view.wait.end_s < view.wait.p90_s < 2 * view.wait.end_s
+    second, _ = desk.queue.estimate(params("schnell"), urgent=False)
+    assert second.start_s == pytest.approx(view.wait.end_s, rel=0.01), "the first one runs before"
+    assert second.pos == 1
+    other, _ = desk.queue.estimate(params("dev"), urgent=False)
+    size_of_dev = (model("dev").weights_gb or 0) * 1e9
+    assert other.start_s == pytest.approx(290 + size_of_dev / 100e6 + own_s, rel=0.01)
+    here, _ = desk.queue.estimate(params("tiny"), urgent=False)
+    assert here.start_s < 60, "the line does not wait for downloads"
+
+
+def test_held_tasks_are_listed_behind_the_line_from_any_offset(desk: Desk) -> None:
+    line = [desk.submit("tiny").task_id for _ in range(3)]
+    held = [desk.submit("schnell").task_id, desk.submit("dev").task_id]
+    urgent = desk.submit("dev", urgent=True).task_id
+    whole = [view.task_id for view in desk.queue.queue(99, 0)[0]]
+    assert whole == [*line, urgent, *held]
+    for offset in range(8):
+        assert [view.task_id for view in desk.queue.queue(99, offset)[0]] == whole[offset:]
+    ends = [view.wait_s or 0.0 for view in desk.queue.queue(99, 0)[0]]
+    assert ends == sorted(ends)
+    for view in desk.queue.queue(99, 0)[0]:
+        assert desk.queue.status(view.task_id).wait_s == pytest.approx(view.wait_s, rel=0.02)
+
+
+def test_a_download_without_progress_keeps_the_pace_known_before() -> None:
+    clock = [0.0]
+    held = HeldTasks(lambda: clock[0])
+    (stage,) = OFFER.stages(params("schnell"))
+    task = Task("1", stage.params, False, (stage,), 0.0)
+    held.add(task, (stage.weights,))
+    held.begin(stage.weights, 0)
+    clock[0] = 100.0
+    held.progress(0)
+    assert not held.pace_known
+    assert held.waits() == [(task, 34e9 / USUAL_BYTES_PER_S)]
+    held.progress(40_000_000_000)  # more than was expected
+    assert held.waits() == [(task, 0.0)]
+
+
+# -- whole servers ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stalling_hub() -> Iterator[tuple[str, threading.Event]]:
+    """A model hub on this machine that answers nothing until it is told to, and then refuses."""
+    go_on = threading.Event()
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            go_on.wait(GIVE_UP_S)
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RepoNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    hub = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=hub.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{hub.server_port}", go_on
+    go_on.set()
+    hub.shutdown()
+    hub.server_close()
+
+
+def test_a_server_draws_while_it_downloads(
+    start_server: StartServer, stalling_hub: tuple[str, threading.Event], tmp_path: Path
+) -> None:
+    url, go_on = stalling_hub
+    environment = {
+        "HF_ENDPOINT": url,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HOME": str(tmp_path / "hub"),
+        "HF_HUB_ETAG_TIMEOUT": str(GIVE_UP_S),
+    }
+    server = start_server("--model", "tiny", "--models", "tiny,schnell", environment=environment)
+    lacking = server.submit(model="schnell")
+    assert lacking["expected_time_seconds"] > 600
+    kept = server.submit(model="tiny")
+    assert server.wait_until_ended(kept["task_id"])["status"] == "done"
+    status = server.get("/status", task_id=lacking["task_id"]).json()
+    assert (status["status"], status["server"]) == ("waiting", "ready")
+    told = server.wait_for(lacking["task_id"], lambda s: "download" in s)["download"]
+    assert (told["model"], told["bytes_done"]) == ("schnell", 0)
+    assert server.get("/health").json()["download"]["model"] == "schnell"
+    go_on.set()
+    failed = server.wait_until_ended(lacking["task_id"])
+    assert failed["error"]["code"] == "model_load_failed"
+    assert "There is no repository black-forest-labs/FLUX.1-schnell" in failed["error"]["message"]
+    assert server.get("/health").status_code == 200
+    go_on.clear()
+    lacking = server.submit(model="schnell")
+    server.wait_for(lacking["task_id"], lambda s: "download" in s)
+    assert server.stop() == 0
+    go_on.set()
