@@ -3,6 +3,7 @@
 Not thread-safe: the LiveQueue calls it under the QueueManager's lock.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from model_catalog import Weights
@@ -78,6 +79,10 @@ class WorkForecast:
             sigma=max(f.sigma for f in forecasts),
             confidence=min((f.confidence for f in forecasts), key=order.index),
         )
+
+    def loads_s(self, loads: Iterable[Weights]) -> float:
+        """Seconds to load all of these."""
+        return sum(map(self.load_s, loads))
 
     def load_s(self, weights: Weights) -> float:
         return self.timing.forecast_load_s(self.load_key(weights), weights.model.parameters_b)

@@ -76,8 +76,8 @@ def learned(*models: Any) -> TimingModel:
             asked = params(side, steps)
             x = asked.tokens / 4096
             measured = Measured(0.5, [number * (0.2 + x)] * steps, x, 0.01)
-            timing.learn(live.work.work(stages_of(asked, model)[0]), measured)
-        timing.learn_load(live.work.load_key(weights_of(model)), 7.0 * number)
+            timing.learn(live.state.work.work(stages_of(asked, model)[0]), measured)
+        timing.learn_load(live.state.work.load_key(weights_of(model)), 7.0 * number)
     return timing
 
 
@@ -123,9 +123,9 @@ def test_the_forecast_of_each_task_equals_a_plain_simulation_of_the_queue(
                 continue
             (stage,) = task.stages
             if stage.weights.model is not model:
-                at += live.work.load_s(stage.weights)
+                at += live.state.work.load_s(stage.weights)
                 model = stage.weights.model
-            forecast = timing.forecast(live.work.work(stage))
+            forecast = timing.forecast(live.state.work.work(stage))
             at += forecast.gpu_s
             expected.append((task.task_id, at + forecast.image_encoding_s))
 
@@ -135,7 +135,7 @@ def test_the_forecast_of_each_task_equals_a_plain_simulation_of_the_queue(
         task = live.get(task_id)
         assert task
         assert in_one_pass == pytest.approx(wait_s)
-        assert live.wait_of(task).end_s == pytest.approx(wait_s)
+        assert live.forecast.of(task).end_s == pytest.approx(wait_s)
     for offset in range(len(one_pass) + 1):
         page = [(view.task_id, view.wait_s) for view in live.views_in_order(offset)]
         assert [task_id for task_id, _ in page] == [task_id for task_id, _ in one_pass[offset:]]
@@ -143,10 +143,10 @@ def test_the_forecast_of_each_task_equals_a_plain_simulation_of_the_queue(
         assert [wait_s for _, wait_s in page] == pytest.approx(waits)
     for urgent in (True, False):
         new = task_of("new", params(512, 3), urgent, KLEIN)
-        estimate = live.wait_of_new(new.stages, urgent=urgent)
+        estimate = live.forecast.of_new(new.stages, urgent=urgent)
         live.add(new)
-        assert live.wait_of(new).end_s == pytest.approx(estimate.end_s)
-        assert live.wait_of(new).pos == estimate.pos
+        assert live.forecast.of(new).end_s == pytest.approx(estimate.end_s)
+        assert live.forecast.of(new).pos == estimate.pos
         live.remove(new)
 
 
@@ -204,14 +204,15 @@ def memory_after(
 def simulated(live: LiveQueue, in_memory: int) -> dict[str, tuple[float, int]]:
     """By id, when each waiting task ends, and the switches up to then, one after the other; the GPU
     is free and the memory as it stands."""
-    at, switches, memory, expected = 0.0, 0, live.resident, {}
+    at, switches, memory, expected = 0.0, 0, live.state.resident, {}
+    timing, work = live.state.timing, live.state.work
     for view in live.views_in_order():
         task = live.get(view.task_id)
         assert task
         loads, memory = memory_after(memory, task, in_memory)
         switches += len(loads)
-        at += sum(map(live.work.load_s, loads))
-        forecasts = [live.timing.forecast(live.work.work(stage)) for stage in task.stages]
+        at += work.loads_s(loads)
+        forecasts = [timing.forecast(work.work(stage)) for stage in task.stages]
         at += sum(forecast.gpu_s for forecast in forecasts)
         expected[task.task_id] = (at + forecasts[-1].image_encoding_s, switches)
     return expected
@@ -233,11 +234,11 @@ def test_with_affinity_several_models_stages_and_images_it_equals_a_plain_simula
     load(live, SCHNELL)
     for number, wanted in enumerate(asked):
         task = wanted.task(str(number))
-        estimate = live.wait_of_new(task.stages, urgent=task.urgent)
+        estimate = live.forecast.of_new(task.stages, urgent=task.urgent)
         live.add(task)
-        assert live.wait_of(task).end_s == pytest.approx(estimate.end_s)
-        assert live.wait_of(task).pos == estimate.pos
-        assert live.wait_of(task).switches == estimate.switches
+        assert live.forecast.of(task).end_s == pytest.approx(estimate.end_s)
+        assert live.forecast.of(task).pos == estimate.pos
+        assert live.forecast.of(task).switches == estimate.switches
     for change, number in changes:
         task_ = live.get(str(number))
         if change == "idle":
@@ -247,7 +248,7 @@ def test_with_affinity_several_models_stages_and_images_it_equals_a_plain_simula
         elif first := live.first():
             live.start(first, started_at=0.0)
             if change == "ends":
-                live.now_resident(memory_after(live.resident, first, in_memory)[1])
+                live.now_resident(memory_after(live.state.resident, first, in_memory)[1])
                 live.remove(first)
             else:
                 live.put_back(first)
@@ -259,7 +260,7 @@ def test_with_affinity_several_models_stages_and_images_it_equals_a_plain_simula
         end_s, switches = expected[view.task_id]
         task_ = live.get(view.task_id)
         assert task_
-        for wait in (view.wait, live.wait_of(task_)):
+        for wait in (view.wait, live.forecast.of(task_)):
             assert (wait.pos, wait.switches) == (pos, switches)
             assert wait.end_s == pytest.approx(end_s)
     for offset in range(len(views)):
@@ -321,7 +322,7 @@ def test_a_group_at_the_head_grows_while_its_model_is_loaded_until_patience_ends
     live = live_queue(learned(SCHNELL, KLEIN), Clock(), affinity_s=20.0)
     load(live, SCHNELL)
     asked = Asked(False, "schnell", 512, 4, 1, None)
-    one_s = live.work.forecast_of(asked.task("x").stages).gpu_s
+    one_s = live.state.work.forecast_of(asked.task("x").stages).gpu_s
     live.add(Asked(False, "flux2-klein-4b", 512, 4, 1, None).task("klein"))
     for number in range(40):
         live.add(asked.task(str(number)))
@@ -337,27 +338,27 @@ def test_the_second_stage_of_a_running_task_is_forecast_with_its_loading_once() 
     load(live, SCHNELL)
     task = Asked(False, "schnell", 512, 2, 2, 2.0).task("two")
     _, enlarge = task.stages
-    timing, work = live.timing, live.work
+    timing, work = live.state.timing, live.state.work
     timing.learn_load(work.load_key(enlarge.weights), 40.0)
     live.add(task)
     whole_s = sum(timing.forecast(work.work(stage)).gpu_s for stage in task.stages)
-    assert live.wait_of(task).end_s == pytest.approx(
+    assert live.forecast.of(task).end_s == pytest.approx(
         whole_s + 40.0 + timing.forecast(work.work(enlarge)).image_encoding_s
     )
     live.start(task, started_at=0.0)
-    assert live.gpu_remaining_s(task) == pytest.approx(whole_s + 40.0)
+    assert live.state.gpu_remaining_s(task) == pytest.approx(whole_s + 40.0)
     live.report(task, Phase.DENOISING, 0, 2)
     live.next_image(task, 0, 1)
     live.next_image(task, 1, 0)
     enlarging_s = timing.forecast(work.work(enlarge)).gpu_s
-    assert live.gpu_remaining_s(task) == pytest.approx(enlarging_s + 40.0)
+    assert live.state.gpu_remaining_s(task) == pytest.approx(enlarging_s + 40.0)
     live.load_started(enlarge.weights)
     clock.at += 30.0
-    assert live.next_start_s() == pytest.approx(enlarging_s + 10.0)
+    assert live.forecast.next_start_s() == pytest.approx(enlarging_s + 10.0)
     assert live.view(task).images_done == 0
     clock.at += 10.0
     live.load_finished(enlarge.weights, None, [enlarge.weights.key])
-    assert live.next_start_s() == pytest.approx(enlarging_s)
+    assert live.forecast.next_start_s() == pytest.approx(enlarging_s)
     live.next_image(task, 1, 1)
     assert live.view(task).images_done == 1
 
@@ -371,20 +372,21 @@ def test_loading_that_makes_the_upscaler_leave_memory_is_seen_ahead() -> None:
     live.add(task)
     live.start(task, started_at=0.0)
     live.load_started(draw.weights)
-    works = sum(live.timing.forecast(live.work.work(stage)).gpu_s for stage in task.stages)
-    loads = live.work.load_s(draw.weights) + live.work.load_s(enlarge.weights)
-    assert live.next_start_s() == pytest.approx(works + loads)
+    timing, work = live.state.timing, live.state.work
+    works = sum(timing.forecast(work.work(stage)).gpu_s for stage in task.stages)
+    loads = live.state.work.load_s(draw.weights) + live.state.work.load_s(enlarge.weights)
+    assert live.forecast.next_start_s() == pytest.approx(works + loads)
 
 
 def test_a_picture_that_is_drawn_to_be_enlarged_teaches_nothing_about_encoding() -> None:
     timing = learned(SCHNELL)
     live = live_queue(timing, Clock())
     stages = Asked(False, "schnell", 1024, 10, 1, 2.0).task("x").stages
-    before = timing.forecast(live.work.work(stages[-1])).image_encoding_s
+    before = timing.forecast(live.state.work.work(stages[-1])).image_encoding_s
     assert before > 0
     for _ in range(20):
-        timing.learn(live.work.work(stages[0]), Measured(0.5, [1.0] * 10, 1.0, 0.0))
-    assert timing.forecast(live.work.work(stages[-1])).image_encoding_s == before
+        timing.learn(live.state.work.work(stages[0]), Measured(0.5, [1.0] * 10, 1.0, 0.0))
+    assert timing.forecast(live.state.work.work(stages[-1])).image_encoding_s == before
 
 
 def test_weights_stored_quantized_are_forecast_under_their_own_key_from_then_on() -> None:
@@ -392,14 +394,14 @@ def test_weights_stored_quantized_are_forecast_under_their_own_key_from_then_on(
     load(live, SCHNELL)
     for number, model in enumerate(("schnell", "flux2-klein-4b", "schnell")):
         live.add(Asked(False, model, 512, 4, 1, None).task(str(number)))
-    live.timing.learn_load("schnell/q8", 3.0)
+    live.state.timing.learn_load("schnell/q8", 3.0)
     live.load_finished(weights_of(SCHNELL), 8, [weights_of(SCHNELL).key])
     ends = simulated(live, 1)
     for view in live.views_in_order():
         assert view.wait_s == pytest.approx(ends[view.task_id][0])
         task = live.get(view.task_id)
         assert task
-        assert live.wait_of(task).end_s == pytest.approx(view.wait_s)
+        assert live.forecast.of(task).end_s == pytest.approx(view.wait_s)
 
 
 def start_running(live: LiveQueue, clock: Clock, task: Task) -> None:

@@ -34,7 +34,8 @@ from hypothesis.stateful import (
 from errors import Gone, NotReady, NoWorker, QueueFull, ServerError, StorageUnavailable, UnknownTask
 from kept_tasks import DELETED, EXPIRED, FETCHED, NO_ROOM
 from live_queue import STEADY_PART, STEADY_S
-from queue_manager import ENDED_TOO_OFTEN, MAX_ATTEMPTS, PRUNE_EVERY_S, QueueManager
+from queue_core import ENDED_TOO_OFTEN, MAX_ATTEMPTS, PRUNE_EVERY_S
+from queue_manager import QueueManager
 from queue_state import Rules, ServerState
 from task import GenerationParams, Phase, TaskStatus
 from task_store import TOMBSTONE_S, TaskStore
