@@ -239,7 +239,7 @@ class Server:
             unload_after_s=settings.unload_after_s,
             turn_to=previews.turn_to,
         )
-        self._webhooks = Webhooks(self.queue, self._store, limits, settings.callback_key)
+        self._webhooks = Webhooks(self.queue, self._store.callbacks, limits, settings.callback_key)
         submission = Submission(
             self.queue, offer, limits, generator.refusal, metadata=settings.metadata == "on"
         )
