@@ -300,6 +300,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "waiting_places",
     },
     "web_page": set(),
+    "http_server": {"answers", "errors"},
     "server": OWN_MODULES
     - {"server", "tiny_models", "images", "live_queue", "waiting_line", "work_line"},
 }
@@ -312,6 +313,7 @@ HOMES: dict[str, set[str]] = {
         "answers",
         "api_docs",
         "cors",
+        "http_server",
         "live_api",
         "models_api",
         "native_api",
@@ -321,7 +323,7 @@ HOMES: dict[str, set[str]] = {
         "server_api",
         "web_page",
     },
-    "waitress": {"server"},
+    "waitress": {"http_server"},
     "requests": {"webhooks"},
     "sqlite3": {"database"},
     "PIL": {"images", "previews", "submission", "task", "generator", "worker"},
