@@ -15,12 +15,12 @@ from threading import Event, Thread
 
 import requests
 
-from answers import status_answer
 from callback_store import Callback, CallbackStore
 from errors import Gone, StorageUnavailable, UnknownTask
 from events import ENDS
 from generate_request import Limits
 from queue_manager import QueueManager
+from task_answers import status_answer
 
 log = logging.getLogger(__name__)
 

@@ -12,13 +12,13 @@ import pytest
 from conftest import CHROMIUM, ROOT, FakeGenerator, ServerProcess, needs_chromium, offer_of
 from flask import Flask
 
-from answers import StatusAnswer
 from generate_request import GenerateRequest, Limits
 from previews import Previews
 from queue_manager import QueueManager
 from server import create_app
 from settings import Settings, flag_of, variable_of
 from submission import Submission
+from task_answers import StatusAnswer
 from task_store import TaskStore
 from timing_model import TimingModel
 from waiting_places import WaitingPlaces
@@ -171,16 +171,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "events": set(),
     "previews": {"images"},
     "webhooks": {
-        "answers",
         "callback_store",
         "errors",
         "events",
         "generate_request",
         "queue_manager",
+        "task_answers",
     },
     "waiting_places": set(),
     "query_values": {"errors"},
-    "event_texts": {"answers", "errors", "events", "queue_manager"},
+    "event_texts": {"errors", "events", "queue_manager", "task_answers"},
     "live_api": {
         "answers",
         "api_docs",
@@ -262,14 +262,40 @@ MAY_IMPORT: dict[str, set[str]] = {
         "queue_manager",
         "task",
     },
-    "answers": {"model_catalog", "queue_state", "task", "task_view", "timing_model"},
-    "api_docs": {"answers", "errors", "generate_request"},
-    "queue_api": {"answers", "api_docs", "errors", "query_values", "queue_manager", "task"},
+    "answers": set(),
+    "model_answers": {"answers", "model_catalog"},
+    "task_answers": {
+        "answers",
+        "model_answers",
+        "queue_state",
+        "task",
+        "task_view",
+        "timing_model",
+    },
+    "server_answers": {"answers", "model_answers", "queue_state", "timing_model"},
+    "api_docs": {
+        "answers",
+        "errors",
+        "generate_request",
+        "model_answers",
+        "server_answers",
+        "task_answers",
+    },
+    "queue_api": {
+        "answers",
+        "api_docs",
+        "errors",
+        "query_values",
+        "queue_manager",
+        "task",
+        "task_answers",
+    },
     "models_api": {
         "answers",
         "api_docs",
         "errors",
         "hub_cache",
+        "model_answers",
         "model_catalog",
         "offer",
         "queue_manager",
@@ -281,6 +307,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "models_api",
         "queue_manager",
         "queue_state",
+        "server_answers",
         "worker",
     },
     "native_api": {
@@ -296,6 +323,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "queue_state",
         "submission",
         "task",
+        "task_answers",
         "task_view",
         "waiting_places",
     },
@@ -328,7 +356,15 @@ HOMES: dict[str, set[str]] = {
     "sqlite3": {"database"},
     "PIL": {"images", "previews", "submission", "task", "generator", "worker"},
     "numpy": {"previews", "tiny_recipes"},
-    "pydantic": {"task", "generate_request", "answers", "api_docs"},
+    "pydantic": {
+        "task",
+        "generate_request",
+        "api_docs",
+        "answers",
+        "task_answers",
+        "model_answers",
+        "server_answers",
+    },
 }
 
 

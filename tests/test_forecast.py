@@ -11,10 +11,11 @@ from conftest import ServerProcess, offer_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from answers import EstimateAnswer, StatsAnswer
 from live_queue import LiveQueue
 from model_catalog import Model, Weights
+from server_answers import StatsAnswer
 from task import GenerationParams, Phase, Stage, Task
+from task_answers import EstimateAnswer
 from task_view import Reason
 from timing_model import Measured, Spread, TimingModel
 

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 from conftest import offer_of
 
-from answers import status_answer
 from errors import Gone, NoWorker, QueueFull, UnknownTask
 from queue_manager import QueueManager
 from queue_state import Rules, ServerState
 from task import GenerationParams, Phase, Task, TaskStatus
+from task_answers import status_answer
 from task_store import TaskStore
 from timing_model import TimingModel
 

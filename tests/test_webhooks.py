@@ -18,8 +18,8 @@ from conftest import GIVE_UP_S, StartServer
 from live import SteppedServer
 
 import webhooks
-from answers import StatusAnswer
 from generate_request import Limits
+from task_answers import StatusAnswer
 
 KEY = "between you and me"
 
