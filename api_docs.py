@@ -13,19 +13,7 @@ from flask import Flask, Response
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from answers import (
-    DeleteAnswer,
-    ErrorAnswer,
-    EstimateAnswer,
-    GenerateAnswer,
-    HealthAnswer,
-    LoadAnswer,
-    ModelAnswer,
-    ModelsAnswer,
-    QueueAnswer,
-    StatsAnswer,
-    StatusAnswer,
-)
+from answers import ErrorAnswer
 from errors import (
     Gone,
     InvalidInput,
@@ -37,6 +25,9 @@ from errors import (
     UnknownTask,
 )
 from generate_request import Limits, request_schema
+from model_answers import LoadAnswer, ModelAnswer, ModelsAnswer
+from server_answers import HealthAnswer, StatsAnswer
+from task_answers import DeleteAnswer, EstimateAnswer, GenerateAnswer, QueueAnswer, StatusAnswer
 
 ANSWERS = (
     GenerateAnswer,

@@ -8,10 +8,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from threading import Lock
 
-from answers import status_answer
 from errors import ServerError
 from events import ENDS, Event, EventKind
 from queue_manager import QueueManager
+from task_answers import status_answer
 
 KEPT = 1000
 TOLD = {

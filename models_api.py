@@ -5,16 +5,10 @@ import hmac
 from flask import Blueprint, Response, request
 
 import errors
-from answers import (
-    DownloadAnswer,
-    LoadAnswer,
-    LoraAnswer,
-    ModelAnswer,
-    ModelsAnswer,
-    json_response,
-)
+from answers import json_response
 from api_docs import documented, json_answer
 from hub_cache import bytes_on_disk, is_present
+from model_answers import DownloadAnswer, LoadAnswer, LoraAnswer, ModelAnswer, ModelsAnswer
 from model_catalog import SCHEDULERS, Catalog, Model, Takes, Weights
 from offer import Offer
 from queue_manager import QueueManager

@@ -11,19 +11,7 @@ from typing import Any
 from flask import Blueprint, Response, jsonify, request
 
 import errors
-from answers import (
-    ErrorAnswer,
-    ErrorBody,
-    EstimateAnswer,
-    GenerateAnswer,
-    ImageAnswer,
-    ImagesAnswer,
-    StatusAnswer,
-    estimate_fields,
-    json_response,
-    params_answer,
-    status_answer,
-)
+from answers import ErrorAnswer, ErrorBody, json_response
 from api_docs import (
     IDEMPOTENCY_KEY,
     INDEX,
@@ -56,6 +44,16 @@ from queue_manager import QueueManager
 from queue_state import ServerState
 from submission import Submission, ignored_fields
 from task import GenerationParams
+from task_answers import (
+    EstimateAnswer,
+    GenerateAnswer,
+    ImageAnswer,
+    ImagesAnswer,
+    StatusAnswer,
+    estimate_fields,
+    params_answer,
+    status_answer,
+)
 from task_view import TaskView
 from waiting_places import WaitingPlaces
 

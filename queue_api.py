@@ -3,11 +3,12 @@
 from flask import Blueprint, Response
 
 import errors
-from answers import DeleteAnswer, QueueAnswer, json_response, queue_answer
+from answers import json_response
 from api_docs import TASK_ID, documented, json_answer, query
 from query_values import number_value, task_id_value
 from queue_manager import QueueManager
 from task import TaskStatus
+from task_answers import DeleteAnswer, QueueAnswer, queue_answer
 
 
 def queue_routes(queue: QueueManager) -> Blueprint:

@@ -1,16 +1,12 @@
 """The front door: the application, and main(), which builds, starts and stops everything."""
 
-import json
 import logging
 import os
-import resource
 import signal
-import socket
 import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from threading import Thread
 from urllib.parse import urlsplit
 
 try:
@@ -20,19 +16,16 @@ except ModuleNotFoundError:
         "server.py: the packages it needs are not installed for this Python: run 'make serve', or "
         "'pip install --no-deps -r requirements.txt'."
     )
-from waitress.channel import HTTPChannel
-from waitress.server import create_server
-from waitress.task import ErrorTask
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 import errors
-from answers import ErrorAnswer, ErrorBody
 from api_docs import PAGE_ROUTE, install_docs
 from compat.install import ForeignOptions, foreign_error, install_foreign_apis
 from cors import Cors
 from downloads import Downloads
 from generate_request import Limits
 from generator import MfluxGenerator
+from http_server import HttpServer, most_connections, most_waiting
 from hub_cache import needs_download
 from live_api import live_routes
 from mflux_registry import read_catalog
@@ -59,15 +52,8 @@ from worker import Generator, Worker
 log = logging.getLogger("mflux-server")
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
-BACKLOG = 1024
-MOST_CONNECTIONS = 5000
-FILES_FOR_THE_REST = 100
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LOAD_FAILED = b"\xff"
-THREADS_FOR_THE_REST = 32
-"""Threads that nobody may hold for long."""
-MOST_UNREAD_BYTES = 1_000_000
-"""A client that leaves more of its answer unread while more comes counts as gone."""
 STOP_S = 2.0
 """Seconds that a running step gets when the server stops."""
 
@@ -232,8 +218,8 @@ class Server:
         self._end, self.end_fd = os.pipe()
         """Who wants the server to end writes a byte here: a signal its number, we LOAD_FAILED."""
         os.set_blocking(self.end_fd, False)
-        connections = _most_connections()
-        places = min(max(settings.threads - THREADS_FOR_THE_REST, 1), connections // 2)
+        connections = most_connections()
+        places = most_waiting(settings.threads, connections)
         self.places = WaitingPlaces(places)
         previews = previews or Previews(on=False)
         previews.on_new = self.queue.preview_made
@@ -245,11 +231,11 @@ class Server:
             turn_to=previews.turn_to,
         )
         self._downloads = Downloads(self.queue, partial(download_command, settings.data_dir))
-        self._webhooks = Webhooks(self.queue, self._store, limits, settings.callback_key)
+        self._webhooks = Webhooks(self.queue, self._store.callbacks, limits, settings.callback_key)
         submission = Submission(
             self.queue, offer, limits, generator.refusal, metadata=settings.metadata == "on"
         )
-        self._http = create_server(
+        self._http = HttpServer(
             create_app(
                 self.queue,
                 self._worker,
@@ -269,24 +255,19 @@ class Server:
                 ),
                 cors_origins=settings.cors_origins,
             ),
-            sockets=[_listen(settings.host, settings.port)],
+            settings.host,
+            settings.port,
             threads=settings.threads,
-            connection_limit=connections - places,  # it does not count those that are parked
-            outbuf_high_watermark=2**30,  # else a reader that stalls holds a thread
-            backlog=BACKLOG,
-            asyncore_use_poll=True,
-            max_request_body_size=settings.max_body_bytes,
-            ident="mflux-server",
+            connections=connections - places,
+            max_body_bytes=settings.max_body_bytes,
         )
-        self._http.channel_class = _Channel
-        self._http_thread = Thread(target=self._http.run, name="http", daemon=True)
 
     @property
     def port(self) -> int:
-        return int(self._http.effective_port)
+        return self._http.port
 
     def start(self) -> None:
-        self._http_thread.start()
+        self._http.start()
         self._worker.start()
         self._downloads.start()
         self._webhooks.start()
@@ -309,78 +290,13 @@ class Server:
         self.queue.events.close()
         self._downloads.stop(0.5)
         self._webhooks.stop(0.5)
-        self._http.task_dispatcher.shutdown(timeout=0.5)
-        self._http.close()
+        self._http.stop(0.5)
         self._store.close()
         return ended
 
     def _load_failed(self, error: errors.ModelLoadError) -> None:
         log.error("%s", error)
         os.write(self.end_fd, LOAD_FAILED)
-
-
-class _JsonErrorTask(ErrorTask):  # type: ignore[misc]
-    """What waitress refuses before the application sees it, answered as JSON like the rest."""
-
-    def execute(self) -> None:
-        error = self.request.error
-        code, message = error.reason.lower().replace(" ", "_"), error.body
-        if error.code == errors.BodyTooLarge.http_status:
-            code, message = errors.BodyTooLarge.code, errors.BodyTooLarge.default_message
-        problem = errors.Problem(error.code, code, message)
-        if told := foreign_error(getattr(self.request, "path", ""), problem):
-            body = json.dumps(told[0])
-        else:
-            body = ErrorAnswer(error=ErrorBody(code=code, message=message)).as_json()
-        self.status = f"{error.code} {error.reason}"
-        self.response_headers.append(("Content-Type", "application/json"))
-        self.response_headers.append(("Connection", "close"))
-        self.content_length = len(body)
-        self.close_on_finish = True
-        self.write(body.encode())
-
-
-class _Channel(HTTPChannel):  # type: ignore[misc]
-    """A connection. Waitress's loop goes over all of them each time anything happens, so one whose
-    request waits for long is taken out of it ("parked"): 200 listeners would halve /status."""
-
-    error_task_class = _JsonErrorTask
-    parked = False
-
-    def check_client_disconnected(self) -> bool:
-        """Whether nobody waits for the rest of an answer; asked by who holds a thread for long.
-
-        Waitress itself looks only where it reads ahead, and would then leave a client without its
-        answer that has closed its own half of the connection.
-        """
-        if not (self.parked or self.total_outbufs_len):
-            self.parked = True
-            self._map.pop(self._fileno, None)
-        if not self.connected or self.total_outbufs_len > MOST_UNREAD_BYTES:
-            return True
-        try:
-            return not self.socket.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
-
-    def write_soon(self, data: bytes) -> int:
-        written: int = super().write_soon(data)
-        if self.total_outbufs_len or self.will_close:
-            self._unpark()
-        return written
-
-    def service(self) -> None:
-        super().service()
-        self._unpark()
-
-    def _unpark(self) -> None:
-        fileno = self._fileno
-        if self.parked and fileno is not None:
-            self.parked = False
-            self._map[fileno] = self
-            self.server.pull_trigger()
 
 
 def offer_of(settings: Settings, has_gpu: bool) -> Offer:
@@ -472,33 +388,6 @@ def main(argv: list[str]) -> int:
     if not server.stop():
         log.info("the running step did not end in time: leaving it")
     return exit_code
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """One socket, IPv4 where the host has both.
-
-    Raises:
-        OSError: the host has no address here, or the port is in use.
-    """
-    found = socket.getaddrinfo(
-        None if host == "*" else host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
-    family, *_, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
-    return socket.create_server(address[:2], family=family, backlog=BACKLOG)
-
-
-def _most_connections() -> int:
-    """As many as the limit of open files allows, which is raised first: without files left, no
-    server accepts or answers."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST_CONNECTIONS + FILES_FOR_THE_REST
-    wanted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        soft = wanted
-    if soft == resource.RLIM_INFINITY:
-        return MOST_CONNECTIONS
-    return max(min(MOST_CONNECTIONS, soft - FILES_FOR_THE_REST), 20)
 
 
 def _allowed_hosts(settings: Settings) -> frozenset[str] | None:

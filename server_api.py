@@ -6,11 +6,12 @@ from pathlib import Path
 
 from flask import Blueprint, Response
 
-from answers import HealthAnswer, MemoryAnswer, StatsAnswer, json_response, stats_answer
+from answers import json_response
 from api_docs import documented, json_answer
 from models_api import download_answer
 from queue_manager import QueueManager
 from queue_state import ServerState
+from server_answers import HealthAnswer, MemoryAnswer, StatsAnswer, stats_answer
 from worker import Generator, Worker
 
 

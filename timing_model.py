@@ -11,56 +11,25 @@ the machine's drift (heat, other load):
     decoding          s (e + f x)
     image encoding    p + q x                       by file format, off the GPU
 
-Coefficients are >= 0 and learned per key (model, quantization, whatever doubles a step's work) by
-weighted least squares with forgetting: each sample counts FORGETTING times as much as the one
-after it, and is weighted with 1 / prediction^2, so that relative errors count. A ridge holds the
-coefficients near a prior shape whose scale the first sample sets; more samples outweigh it.
-Samples are winsorized: what is further from the prediction than OUTLIER_SIGMAS counts as just that
-far (Huber 1964, "Robust estimation of a location parameter").
-
-The scale follows the residuals log(measured / predicted) of whole tasks slowly, as a Kalman filter
-of a random walk in its steady state does, and at once when a two-sided CUSUM test (Page 1954,
-"Continuous inspection schemes") says that they have moved to one side.
-
-Before anything was measured, the prior alone speaks, and says so (confidence "none"): one step is
-about 2 FLOP per parameter and token, at 10 TFLOP/s (an Apple M2 Max at bf16).
+Coefficients are learned per key (model, quantization, whatever doubles a step's work);
+timing_laws.py says how. Before anything was measured, the prior alone speaks, and says so
+(confidence "none"): one step is about 2 FLOP per parameter and token, at 10 TFLOP/s (an Apple M2
+Max at bf16).
 """
 
 import json
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from enum import StrEnum
-from itertools import combinations
-from math import exp, log
 from statistics import median
 
-FORGETTING = 0.99
-RIDGE = 0.02
-"""Weight of the prior shape, in samples."""
-OUTLIER_SIGMAS = 2.5
-SIGMA_AT_FIRST = 0.3
-SIGMA_LEAST = 0.02
-"""Spread of log(measured / predicted) of a task's own work: assumed at first, and at the least."""
-SCALE_GAIN = 0.05
-"""Part of a residual by which the scale follows: random walk of 0.16 sigma a task."""
-CUSUM_SLACK, CUSUM_LIMIT = 0.5, 5.0
-"""In sigmas: a shift below the slack is left to the gain; the limit is reached by three residuals
-of 2.2 sigmas on one side, not by two of any size."""
-RESIDUAL_LIMIT = 2.9
-SAMPLES_TO_TRUST = 3
+from timing_laws import REFERENCE_TOKENS, SAMPLES_TO_TRUST, GpuLaws, LinearLaw, text_was_kept
+
 FORECASTS_KEPT = 10_000
 """Until the next sample changes them all."""
 LONGEST_S = 1e7
 """What is said to have taken longer has not been measured right."""
-CACHED_TEXT = 0.02
-"""Text encoding that took less than this part of its forecast came from mflux's prompt cache, and
-says nothing about a new prompt."""
-FIRST_STEP_EXTRA = 0.1
-"""Of a step, on top of the first one, before that was measured."""
-REFERENCE_TOKENS = 4096
-TEXT_TOKENS = 512
-PRIOR_FLOP_PER_S = 10e12
 PRIOR_LOAD_BYTES_PER_S = 1e9
 LIVE_STEP_WEIGHT = 0.7
 """Of the pace of a running task's own steps, against the learned one, from its second step on."""
@@ -193,8 +162,8 @@ class TimingModel:
     """Learns from finished tasks. Not thread-safe: its owner holds a lock."""
 
     def __init__(self) -> None:
-        self._laws: dict[str, _Law] = {}
-        self._image_encoding: dict[str, _LinearLaw] = {}
+        self._laws: dict[str, GpuLaws] = {}
+        self._image_encoding: dict[str, LinearLaw] = {}
         self._load_s: dict[str, float] = {}
         self._forecasts: dict[Work, Forecast] = {}
 
@@ -217,7 +186,7 @@ class TimingModel:
             decoding_s=scale * law.decoding.predict((1.0, x)),
             image_encoding_s=self._image_encoding_law(work.format).predict((1.0, x)),
             sigma=law.sigma,
-            confidence=law.confidence(x),
+            confidence=_confidence(law, x),
             images=work.images,
             text_each=work.text_each,
         )
@@ -243,9 +212,15 @@ class TimingModel:
         if sum(seconds) > 0.0 and measured.step_s:
             forecast = self.forecast(work)
             predicted = forecast.image_gpu_s
-            if not _text_was_kept(measured.text_encoding_s, forecast.text_encoding_s):
+            if not text_was_kept(measured.text_encoding_s, forecast.text_encoding_s):
                 predicted += forecast.text_encoding_s
-            self._law(work.model, work.parameters_b).learn(work, measured, predicted)
+            self._law(work.model, work.parameters_b).learn(
+                work.x,
+                text_s=measured.text_encoding_s,
+                step_s=measured.step_s,
+                decoding_s=measured.decoding_s,
+                predicted_s=predicted,
+            )
         self._forecasts.clear()
         if measured.image_encoding_s <= 0.0:
             return  # a picture that was drawn to be enlarged: it was not encoded
@@ -298,201 +273,25 @@ class TimingModel:
 
     def samples(self, model: str) -> int:
         """Tasks of this key that were learned from."""
-        return self._laws[model].step.samples if model in self._laws else 0
+        return self._laws[model].samples if model in self._laws else 0
 
-    def _law(self, model: str, parameters_b: float) -> "_Law":
+    def _law(self, model: str, parameters_b: float) -> GpuLaws:
         if model not in self._laws:
-            self._laws[model] = _Law(parameters_b)
+            self._laws[model] = GpuLaws(parameters_b)
         return self._laws[model]
 
-    def _image_encoding_law(self, image_format: str) -> "_LinearLaw":
+    def _image_encoding_law(self, image_format: str) -> LinearLaw:
         if image_format not in self._image_encoding:
             per_megapixel = 0.3 if image_format == "PNG" else 0.02
-            self._image_encoding[image_format] = _LinearLaw((0.0, per_megapixel))
+            self._image_encoding[image_format] = LinearLaw((0.0, per_megapixel))
         return self._image_encoding[image_format]
 
 
-class _Law:
-    """The GPU phases of one key, and their common scale."""
-
-    def __init__(self, parameters_b: float) -> None:
-        per_token = 2 * parameters_b * 1e9 / PRIOR_FLOP_PER_S
-        self.text_encoding = _LinearLaw((0.05 + 0.05 * parameters_b,))
-        step = (
-            per_token * TEXT_TOKENS,
-            per_token * REFERENCE_TOKENS,
-            0.1 * per_token * REFERENCE_TOKENS,
-        )
-        self.step = _LinearLaw(step)
-        self.first_step = _LinearLaw(tuple(FIRST_STEP_EXTRA * c for c in step))
-        self.decoding = _LinearLaw((0.05, 1.0))
-        self.sigma = SIGMA_AT_FIRST
-        self._log_scale = 0.0
-        self._shifts = _Cusum()
-        self._seen = (float("inf"), 0.0)
-
-    @property
-    def scale(self) -> float:
-        return exp(self._log_scale)
-
-    def confidence(self, x: float) -> Confidence:
-        if self.step.samples == 0:
-            return Confidence.NONE
-        least, most = self._seen
-        far = x < least / 2 or x > most * 2
-        return Confidence.LOW if far or self.step.samples < SAMPLES_TO_TRUST else Confidence.HIGH
-
-    def learn(self, work: Work, measured: Measured, predicted_gpu_s: float) -> None:
-        x, steps = work.x, measured.step_s
-        size = (1.0, x, x * x)
-        if self.step.samples > 0 and predicted_gpu_s > 0.0:
-            self._follow(log(max(measured.gpu_s, 1e-9) / predicted_gpu_s))
-        scale = self.scale
-        if len(steps) > 1:
-            step_s = median(steps[1:]) / scale
-            extra_s = max(steps[0] / scale - step_s, 0.0)
-            self.first_step.learn(size, extra_s, sigma=self.sigma, unit=step_s)
-        else:
-            step_s, extra_s = self.step.predict(size), self.first_step.predict(size)
-            step_s = steps[0] / scale * step_s / max(step_s + extra_s, 1e-12)
-        text_s = measured.text_encoding_s / scale
-        seen = self.text_encoding.samples > 0
-        if not seen or not _text_was_kept(text_s, self.text_encoding.predict((1.0,))):
-            self.text_encoding.learn((1.0,), text_s, sigma=self.sigma)
-        self.step.learn(size, step_s, sigma=self.sigma)
-        if self.first_step.samples == 0:
-            extra = tuple(FIRST_STEP_EXTRA * c for c in self.step.coefficients)
-            self.first_step.coefficients = extra
-        self.decoding.learn((1.0, x), measured.decoding_s / scale, sigma=self.sigma)
-        self._seen = (min(self._seen[0], x), max(self._seen[1], x))
-
-    def _follow(self, residual: float) -> None:
-        """The scale and the spread follow the residual of a task."""
-        bounded = max(-RESIDUAL_LIMIT * self.sigma, min(residual, RESIDUAL_LIMIT * self.sigma))
-        shift = self._shifts.add(residual, bounded / self.sigma)
-        if shift is None:
-            self._log_scale += SCALE_GAIN * bounded
-            spread = 1.25 * abs(bounded)  # of a normal distribution, from its mean absolute value
-            weight = max(1.0 / (self.step.samples + 1), 0.05)
-            self.sigma = max(self.sigma + weight * (spread - self.sigma), SIGMA_LEAST)
-        else:
-            self._log_scale += shift
-
-
-class _Cusum:
-    """Tells when residuals have moved to one side."""
-
-    def __init__(self) -> None:
-        self._reset()
-
-    def _reset(self) -> None:
-        self._sums = {1: 0.0, -1: 0.0}
-        self._since: dict[int, list[float]] = {1: [], -1: []}
-
-    def add(self, residual: float, in_sigmas: float) -> float | None:
-        """The median residual since they moved, or None if they have not."""
-        for side in (1, -1):
-            self._sums[side] += side * in_sigmas - CUSUM_SLACK
-            self._since[side].append(residual)
-            if self._sums[side] <= 0.0:
-                self._sums[side] = 0.0
-                self._since[side] = []
-            elif self._sums[side] > CUSUM_LIMIT:
-                shift = median(self._since[side])
-                self._reset()
-                return shift
-        return None
-
-
-@dataclass
-class _LinearLaw:
-    """y = sum of coefficient * feature, all coefficients >= 0, learned online."""
-
-    coefficients: tuple[float, ...]
-    samples: int = 0
-    _normal: list[list[float]] = field(default_factory=list)
-    _right: list[float] = field(default_factory=list)
-
-    def predict(self, features: Sequence[float]) -> float:
-        return sum(c * f for c, f in zip(self.coefficients, features, strict=True))
-
-    def learn(
-        self, features: Sequence[float], y: float, *, sigma: float, unit: float = 0.0
-    ) -> None:
-        """Take in one sample.
-
-        Args:
-            sigma: spread of y, in units.
-            unit: what sigma and the weight of the sample refer to; 0: the prediction.
-        """
-        predicted = self.predict(features)
-        if self.samples == 0:
-            unit = unit or max(y, 1e-9)
-            self._start_from(predicted, y, unit)
-        else:
-            unit = unit or max(predicted, 1e-9)
-            if self.samples >= SAMPLES_TO_TRUST:
-                band = max(OUTLIER_SIGMAS * sigma, 0.1) * unit
-                y = min(max(y, predicted - band), predicted + band)
-        weight = 1.0 / unit**2
-        for row, f in enumerate(features):
-            for column, g in enumerate(features):
-                self._normal[row][column] = FORGETTING * self._normal[row][column] + weight * f * g
-            self._right[row] = FORGETTING * self._right[row] + weight * f * y
-        self.samples += 1
-        self.coefficients = _non_negative_least_squares(self._normal, self._right)
-
-    def _start_from(self, predicted: float, y: float, unit: float) -> None:
-        """A ridge: as if each coefficient alone had been measured, with the weight RIDGE."""
-        size = range(len(self.coefficients))
-        ratio = y / predicted if predicted > 0.0 else 0.0
-        prior = [c * ratio for c in self.coefficients]
-        weight = RIDGE / max(sum(prior), unit) ** 2
-        self._normal = [[weight if row == column else 0.0 for column in size] for row in size]
-        self._right = [weight * c for c in prior]
-
-
-def _non_negative_least_squares(normal: list[list[float]], right: list[float]) -> tuple[float, ...]:
-    """Minimize c'Ac/2 - b'c over c >= 0, by trying every set of coefficients that may be above 0.
-
-    At most three coefficients: seven small systems, exact (Lawson & Hanson 1974, ch. 23, says that
-    the solution solves the equations of its own support).
-    """
-    best, least = (0.0,) * len(right), 0.0
-    for count in range(1, len(right) + 1):
-        for support in combinations(range(len(right)), count):
-            solution = _solve(
-                [[normal[i][j] for j in support] for i in support], [right[i] for i in support]
-            )
-            if solution is None or min(solution) < 0.0:
-                continue
-            value = -sum(c * right[i] for i, c in zip(support, solution, strict=True)) / 2
-            if value < least:
-                full = dict(zip(support, solution, strict=True))
-                best, least = tuple(full.get(i, 0.0) for i in range(len(right))), value
-    return best
-
-
-def _solve(matrix: list[list[float]], right: list[float]) -> list[float] | None:
-    """Gaussian elimination of a small positive definite system; None if it is singular."""
-    size = len(right)
-    rows = [[*matrix[i], right[i]] for i in range(size)]
-    for i in range(size):
-        if rows[i][i] <= 1e-12 * max(matrix[i][i], 1e-300):
-            return None
-        for k in range(i + 1, size):
-            factor = rows[k][i] / rows[i][i]
-            rows[k] = [a - factor * b for a, b in zip(rows[k], rows[i], strict=True)]
-    solution = [0.0] * size
-    for i in reversed(range(size)):
-        known = sum(rows[i][k] * solution[k] for k in range(i + 1, size))
-        solution[i] = (rows[i][size] - known) / rows[i][i]
-    return solution
-
-
-def _text_was_kept(text_s: float, forecast_s: float) -> bool:
-    """Whether the embeddings of a prompt were still there, so that nothing was encoded."""
-    return text_s < CACHED_TEXT * forecast_s
+def _confidence(law: GpuLaws, x: float) -> Confidence:
+    if law.samples == 0:
+        return Confidence.NONE
+    few = law.samples < SAMPLES_TO_TRUST
+    return Confidence.LOW if few or law.is_far(x) else Confidence.HIGH
 
 
 def _left(forecast_s: float, elapsed_s: float) -> float:

@@ -15,12 +15,12 @@ from threading import Event, Thread
 
 import requests
 
-from answers import status_answer
+from callback_store import Callback, CallbackStore
 from errors import Gone, StorageUnavailable, UnknownTask
 from events import ENDS
 from generate_request import Limits
 from queue_manager import QueueManager
-from task_store import Callback, TaskStore
+from task_answers import status_answer
 
 log = logging.getLogger(__name__)
 
@@ -45,14 +45,14 @@ class Webhooks:
     def __init__(
         self,
         queue: QueueManager,
-        store: TaskStore,
+        callbacks: CallbackStore,
         limits: Limits,
         key: str,
         *,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._queue = queue
-        self._store = store
+        self._callbacks = callbacks
         self._limits = limits
         self._key = key.encode()
         self._now = now
@@ -83,7 +83,7 @@ class Webhooks:
 
     def run_once(self) -> float:
         """Make the call that is due first, if one is; returns seconds until the next one may be."""
-        callback = self._store.next_callback()
+        callback = self._callbacks.next()
         if callback is None:
             return LOOK_S
         wait_s = callback.due_at - self._now()
@@ -95,14 +95,14 @@ class Webhooks:
             return LOOK_S  # its event comes
         refused = self._refusal(callback.url, body) if body else None
         if refused is None:
-            self._store.end_callback(task_id)
+            self._callbacks.end(task_id)
         elif callback.tries < len(RETRY_AFTER_S):
             log.info("task %s: the callback failed and is tried again: %s", task_id, refused)
             due_at = self._now() + RETRY_AFTER_S[callback.tries]
-            self._store.put_off_callback(task_id, due_at)
+            self._callbacks.put_off(task_id, due_at)
         else:
             log.warning("task %s: the callback failed and is given up: %s", task_id, refused)
-            self._store.end_callback(task_id)
+            self._callbacks.end(task_id)
         return 0.0
 
     def _until_a_task_ends(self, after: int, wait_s: float) -> None:

@@ -124,7 +124,7 @@ def make_params(
 
 def set_synchronous(store: TaskStore, mode: Literal["FULL", "NORMAL", "OFF"]) -> None:
     """How far SQLite waits for the disk; the server itself always uses FULL."""
-    store._database.execute(f"PRAGMA synchronous = {mode}")
+    store._database.connection.execute(f"PRAGMA synchronous = {mode}")
 
 
 def fill(data_dir: Path, tasks: int) -> list[str]:

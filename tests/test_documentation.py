@@ -12,13 +12,13 @@ import pytest
 from conftest import CHROMIUM, ROOT, FakeGenerator, ServerProcess, needs_chromium, offer_of
 from flask import Flask
 
-from answers import StatusAnswer
 from generate_request import GenerateRequest, Limits
 from previews import Previews
 from queue_manager import QueueManager
 from server import create_app
 from settings import Settings, flag_of, variable_of
 from submission import Submission
+from task_answers import StatusAnswer
 from task_store import TaskStore
 from timing_model import TimingModel
 from waiting_places import WaitingPlaces
@@ -159,6 +159,37 @@ def test_help_lists_every_option_with_its_variable() -> None:
 
 OWN_MODULES = {path.stem for path in ROOT.glob("*.py")}
 MAY_IMPORT: dict[str, set[str]] = {
+    "work_source": {"errors", "events", "model_catalog", "queue_core", "task"},
+    "wait_forecast": {
+        "affinity",
+        "live_state",
+        "model_catalog",
+        "task",
+        "task_view",
+        "timing_model",
+    },
+    "queue_core": {
+        "errors",
+        "events",
+        "kept_tasks",
+        "live_queue",
+        "model_catalog",
+        "offer",
+        "queue_state",
+        "task",
+        "task_store",
+        "timing_model",
+        "troubles",
+    },
+    "live_state": {
+        "held_tasks",
+        "model_catalog",
+        "task",
+        "timing_model",
+        "work_forecast",
+        "work_line",
+    },
+    "affinity": {"live_state", "task"},
     "errors": set(),
     "images": {"errors"},
     "model_catalog": set(),
@@ -166,21 +197,22 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tiny_models": {"tiny_recipes", "tiny_slimming"},
     "tiny_slimming": {"tiny_recipes"},
     "tiny_recipes": set(),
-    "timing_model": set(),
+    "timing_laws": set(),
+    "timing_model": {"timing_laws"},
     "waiting_line": set(),
     "events": set(),
     "previews": {"images"},
     "webhooks": {
-        "answers",
+        "callback_store",
         "errors",
         "events",
         "generate_request",
         "queue_manager",
-        "task_store",
+        "task_answers",
     },
     "waiting_places": set(),
     "query_values": {"errors"},
-    "event_texts": {"answers", "errors", "events", "queue_manager"},
+    "event_texts": {"errors", "events", "queue_manager", "task_answers"},
     "live_api": {
         "answers",
         "api_docs",
@@ -214,20 +246,33 @@ MAY_IMPORT: dict[str, set[str]] = {
         "task",
     },
     "file_store": {"errors"},
-    "task_store": {"errors", "file_store", "task", "timing_model"},
+    "database": {"errors"},
+    "timing_store": {"database", "timing_model"},
+    "callback_store": {"database"},
+    "task_store": {
+        "callback_store",
+        "database",
+        "errors",
+        "file_store",
+        "stored_task",
+        "task",
+        "timing_model",
+        "timing_store",
+    },
+    "stored_task": {"database", "task", "timing_model"},
     "work_forecast": {"model_catalog", "task", "timing_model"},
     "work_line": {"model_catalog", "task", "timing_model", "waiting_line"},
     "task_view": {"task", "timing_model", "work_line"},
     "held_tasks": {"model_catalog", "task"},
     "downloads": {"errors", "hub_cache", "model_catalog"},
     "live_queue": {
-        "held_tasks",
+        "affinity",
+        "live_state",
         "model_catalog",
         "task",
         "task_view",
         "timing_model",
-        "work_forecast",
-        "work_line",
+        "wait_forecast",
     },
     "queue_state": {"held_tasks", "model_catalog", "timing_model"},
     "troubles": {"errors"},
@@ -244,15 +289,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         "errors",
         "events",
         "kept_tasks",
-        "live_queue",
         "model_catalog",
-        "offer",
         "queue_state",
         "task",
-        "task_store",
         "task_view",
         "timing_model",
-        "troubles",
+        "work_source",
     },
     "worker": {"errors", "hub_cache", "images", "model_catalog", "task"},
     "submission": {
@@ -264,14 +306,40 @@ MAY_IMPORT: dict[str, set[str]] = {
         "queue_manager",
         "task",
     },
-    "answers": {"model_catalog", "queue_state", "task", "task_view", "timing_model"},
-    "api_docs": {"answers", "errors", "generate_request"},
-    "queue_api": {"answers", "api_docs", "errors", "query_values", "queue_manager", "task"},
+    "answers": set(),
+    "model_answers": {"answers", "model_catalog"},
+    "task_answers": {
+        "answers",
+        "model_answers",
+        "queue_state",
+        "task",
+        "task_view",
+        "timing_model",
+    },
+    "server_answers": {"answers", "model_answers", "queue_state", "timing_model"},
+    "api_docs": {
+        "answers",
+        "errors",
+        "generate_request",
+        "model_answers",
+        "server_answers",
+        "task_answers",
+    },
+    "queue_api": {
+        "answers",
+        "api_docs",
+        "errors",
+        "query_values",
+        "queue_manager",
+        "task",
+        "task_answers",
+    },
     "models_api": {
         "answers",
         "api_docs",
         "errors",
         "hub_cache",
+        "model_answers",
         "model_catalog",
         "offer",
         "queue_manager",
@@ -283,6 +351,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "models_api",
         "queue_manager",
         "queue_state",
+        "server_answers",
         "worker",
     },
     "native_api": {
@@ -298,10 +367,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         "queue_state",
         "submission",
         "task",
+        "task_answers",
         "task_view",
         "waiting_places",
     },
     "web_page": set(),
+    "http_server": {"answers", "errors"},
     "server": OWN_MODULES
     - {"server", "tiny_models", "images", "live_queue", "waiting_line", "work_line"},
 }
@@ -314,6 +385,7 @@ HOMES: dict[str, set[str]] = {
         "answers",
         "api_docs",
         "cors",
+        "http_server",
         "live_api",
         "models_api",
         "native_api",
@@ -323,12 +395,20 @@ HOMES: dict[str, set[str]] = {
         "server_api",
         "web_page",
     },
-    "waitress": {"server"},
+    "waitress": {"http_server"},
     "requests": {"webhooks"},
-    "sqlite3": {"task_store"},
+    "sqlite3": {"database"},
     "PIL": {"images", "previews", "submission", "task", "generator", "worker"},
     "numpy": {"previews", "tiny_recipes"},
-    "pydantic": {"task", "generate_request", "answers", "api_docs"},
+    "pydantic": {
+        "task",
+        "generate_request",
+        "api_docs",
+        "answers",
+        "task_answers",
+        "model_answers",
+        "server_answers",
+    },
 }
 
 

@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import ServerProcess, offer_of
+from conftest import ServerProcess, offer_of, params_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from answers import EstimateAnswer, StatsAnswer
 from live_queue import LiveQueue
 from model_catalog import Model, Weights
+from server_answers import StatsAnswer
 from task import GenerationParams, Phase, Stage, Task
+from task_answers import EstimateAnswer
 from task_view import Reason
 from timing_model import Measured, Spread, TimingModel
 
@@ -32,16 +33,7 @@ class Clock:
 
 
 def params(side: int = 1024, steps: int = 4, guidance: float | None = None) -> GenerationParams:
-    return GenerationParams(
-        prompt="x",
-        seed=1,
-        width=side,
-        height=side,
-        steps=steps,
-        guidance=guidance,
-        format="JPEG",
-        quality=85,
-    )
+    return params_for(width=side, height=side, steps=steps, guidance=guidance, format="JPEG")
 
 
 def weights_of(model: Model) -> Weights:

@@ -14,8 +14,8 @@ from conftest import ServerProcess, StartServer
 from PIL import Image
 
 import tiny_models
-from answers import ImagesAnswer, StatusAnswer
 from images import read_metadata, to_base64, to_png
+from task_answers import ImagesAnswer, StatusAnswer
 
 USUAL: dict[str, Any] = {
     "prompt": "a lighthouse",

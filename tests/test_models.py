@@ -13,8 +13,9 @@ from conftest import ROOT, ServerProcess, StartServer, clean_environment
 from PIL import Image, ImageDraw
 
 import tiny_models
-from answers import HealthAnswer, ModelAnswer, ModelsAnswer
 from images import read_metadata, to_base64, to_png
+from model_answers import ModelAnswer, ModelsAnswer
+from server_answers import HealthAnswer
 
 MODELS = (
     "tiny",

@@ -19,7 +19,7 @@ from threading import Barrier
 from typing import Any
 
 import pytest
-from conftest import offer_of
+from conftest import offer_of, params_for
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -527,13 +527,13 @@ class QueueRules(RuleBasedStateMachine):
         if self.kept:
             fetched = self.kept[-1].task_id
             changes.append(lambda: self.queue.fetched(fetched))
-        self.store._database.execute("PRAGMA query_only = ON")
+        self.store._database.connection.execute("PRAGMA query_only = ON")
         for change in changes:
             with pytest.raises(StorageUnavailable):
                 change()
             assert self.queue.health().state is ServerState.FAILED
             self.every_task_has_the_status_that_it_should_have()
-        self.store._database.execute("PRAGMA query_only = OFF")
+        self.store._database.connection.execute("PRAGMA query_only = OFF")
 
     # -- what holds at any moment ------------------------------------------------------------------
 
@@ -676,15 +676,9 @@ def near(seconds: float) -> Any:
 
 
 def some_params(number: int, steps: int, side: int) -> GenerationParams:
-    return GenerationParams(
-        prompt=f"number {number}",
-        seed=number,
-        width=side,
-        height=side,
-        steps=steps,
-        guidance=None,
-        format="PNG" if number % 3 else "JPEG",
-        quality=85,
+    image_format = "PNG" if number % 3 else "JPEG"
+    return params_for(
+        f"number {number}", seed=number, width=side, height=side, steps=steps, format=image_format
     )
 
 
@@ -749,7 +743,7 @@ def test_a_worker_that_dies_of_a_cancelled_task_leaves_no_trace_of_it(history: Q
 def test_a_damaged_record_does_not_keep_anything_from_being_pruned(history: QueueRules) -> None:
     history.the_history_begins(done=[20, 20, 20], running=0, waiting=[])
     damaged = history.tasks[1].task_id
-    history.store._database.execute(
+    history.store._database.connection.execute(
         "UPDATE tasks SET params = replace(params, '{', '') WHERE task_id = ?", (damaged,)
     )
     history.clock.at += RULES.keep_s + 1
@@ -764,7 +758,7 @@ def test_a_damaged_record_does_not_keep_anything_from_being_pruned(history: Queu
 def test_a_damaged_record_can_be_deleted(history: QueueRules) -> None:
     history.the_history_begins(done=[20], running=0, waiting=[])
     (task,) = history.tasks
-    history.store._database.execute("UPDATE tasks SET params = 'x'")
+    history.store._database.connection.execute("UPDATE tasks SET params = 'x'")
     with suppress(ServerError):  # it may be refused, but it must not be an internal error
         history.queue.delete(task.task_id)
 

@@ -22,13 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, clean_environment
+from conftest import ROOT, clean_environment, params_for
 
+import database
 import file_store
-import task_store
+import timing_store
+from database import MIGRATIONS
 from errors import StorageUnavailable, StoreError
 from task import GenerationParams, TaskStatus
-from task_store import MIGRATIONS, StoredTask, TaskStore, Tombstone
+from task_store import StoredTask, TaskStore, Tombstone
 from timing_model import Measured, Outcome, Work
 
 WORK = Work(model="tiny", parameters_b=0.001, tokens=4096, steps=4, format="PNG")
@@ -41,17 +43,8 @@ REMOVED = "The image was removed."
 RUNNING, WAITING = TaskStatus.RUNNING, TaskStatus.WAITING
 
 
-def params(prompt: str = SECRET, seed: int = 2**64 - 1) -> GenerationParams:
-    return GenerationParams(
-        prompt=prompt,
-        seed=seed,
-        width=1024,
-        height=1024,
-        steps=4,
-        guidance=3.5,
-        format="PNG",
-        quality=85,
-    )
+def params(prompt: str = SECRET) -> GenerationParams:
+    return params_for(prompt, seed=2**64 - 1, width=1024, height=1024, guidance=3.5)
 
 
 @dataclass
@@ -154,16 +147,16 @@ class Bench:
     @contextmanager
     def read_only(self) -> Iterator[None]:
         """Every write to the database fails, as on a disk that was remounted read-only."""
-        self.store._database.execute("PRAGMA query_only = ON")
+        self.store._database.connection.execute("PRAGMA query_only = ON")
         try:
             yield
         finally:
-            self.store._database.execute("PRAGMA query_only = OFF")
+            self.store._database.connection.execute("PRAGMA query_only = OFF")
 
     @contextmanager
     def full(self) -> Iterator[None]:
         """The database cannot grow any more."""
-        connection = self.store._database
+        connection = self.store._database.connection
         limit = connection.execute("PRAGMA max_page_count").fetchone()[0]
         pages = connection.execute("PRAGMA page_count").fetchone()[0]
         connection.execute(f"PRAGMA max_page_count = {pages}")
@@ -310,7 +303,7 @@ def test_a_cancelled_task_cannot_be_finished_and_leaves_no_image_file(bench: Ben
     assert bench.status() is TaskStatus.CANCELLED
     assert bench.files() == {}
     assert bench.store.images() == (0, 0)
-    assert bench.store.samples() == []
+    assert bench.store.timings.samples() == []
 
 
 def test_a_done_task_that_is_finished_again_keeps_its_image(bench: Bench) -> None:
@@ -345,7 +338,8 @@ def test_a_finished_task_has_its_image_its_timings_and_one_sample(bench: Bench) 
     assert [measured.to_json() for measured in task.measured] == [MEASURED.to_json()]
     assert bench.store.read_image("task") == image
     assert bench.files() == {"task": image}
-    assert [(w, m.to_json()) for w, m in bench.store.samples()] == [(WORK, MEASURED.to_json())]
+    ((work, measured),) = bench.store.timings.samples()
+    assert (work, measured.to_json()) == (WORK, MEASURED.to_json())
 
 
 def test_a_failed_task_has_its_code_and_its_message(bench: Bench) -> None:
@@ -366,43 +360,44 @@ def test_the_first_time_that_an_image_was_fetched_counts(bench: Bench) -> None:
 
 
 def test_only_the_latest_samples_are_kept(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(task_store, "SAMPLES_KEPT", 3)
+    monkeypatch.setattr(timing_store, "SAMPLES_KEPT", 3)
     for number in range(8):
         bench.running(str(number))
         measured = Measured(float(number), (), 0.0, 0.0)
         assert bench.store.finish(str(number), [b"x"], ended_at=1.0, samples=[(WORK, measured)])
-    assert [measured.text_encoding_s for _, measured in bench.store.samples()] == [5.0, 6.0, 7.0]
+    kept = [measured.text_encoding_s for _, measured in bench.store.timings.samples()]
+    assert kept == [5.0, 6.0, 7.0]
 
 
 def test_the_samples_of_one_model_do_not_push_out_those_of_another(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(task_store, "SAMPLES_KEPT", 2)
+    monkeypatch.setattr(timing_store, "SAMPLES_KEPT", 2)
     for number, model in enumerate(["rare", "tiny", "tiny", "rare", "tiny", "tiny"]):
         bench.running(str(number))
         work = replace(WORK, model=model, steps=number)
         assert bench.store.finish(str(number), [b"x"], ended_at=1.0, samples=[(work, MEASURED)])
-    kept = [(work.model, work.steps) for work, _ in bench.store.samples()]
+    kept = [(work.model, work.steps) for work, _ in bench.store.timings.samples()]
     assert kept == [("rare", 0), ("rare", 3), ("tiny", 4), ("tiny", 5)]
 
 
 def test_only_the_latest_outcomes_are_kept_in_their_order(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(task_store, "SAMPLES_KEPT", 3)
+    monkeypatch.setattr(timing_store, "SAMPLES_KEPT", 3)
     outcomes = [replace(OUTCOME, urgent=number % 2 == 0, p90_s=number) for number in range(8)]
     for outcome in outcomes:
-        bench.store.keep_outcome(outcome)
+        bench.store.timings.keep_outcome(outcome)
     bench.reopen()
-    assert bench.store.outcomes() == outcomes[-3:]
+    assert bench.store.timings.outcomes() == outcomes[-3:]
 
 
 def test_the_latest_time_to_load_each_model_is_kept(bench: Bench) -> None:
-    bench.store.keep_load("tiny", 3.0)
-    bench.store.keep_load("tiny/q8", 1.0)
-    bench.store.keep_load("tiny", 2.0)
+    bench.store.timings.keep_load("tiny", 3.0)
+    bench.store.timings.keep_load("tiny/q8", 1.0)
+    bench.store.timings.keep_load("tiny", 2.0)
     bench.store.probe()
-    assert bench.store.loads() == {"tiny": 2.0, "tiny/q8": 1.0}
+    assert bench.store.timings.loads() == {"tiny": 2.0, "tiny/q8": 1.0}
 
 
 # -- dropping --------------------------------------------------------------------------------------
@@ -499,8 +494,8 @@ def test_images_that_ended_at_the_same_time_go_in_the_order_of_submission(bench:
 
 def fill(bench: Bench) -> dict[str, Any]:
     """Something of everything; returns what the store says about it."""
-    bench.store.keep_load("tiny", 2.5)
-    bench.store.keep_outcome(OUTCOME)
+    bench.store.timings.keep_load("tiny", 2.5)
+    bench.store.timings.keep_outcome(OUTCOME)
     for number, urgent in enumerate([False, True, False, True, False]):
         bench.waiting(f"waiting {number}", urgent=urgent, client_key=f"key {number}")
     bench.running("running", urgent=False)
@@ -522,9 +517,9 @@ def told(bench: Bench) -> dict[str, Any]:
         "unfinished": [task.task_id for task in bench.store.unfinished()],
         "images": {task_id: bench.store.read_image(task_id) for task_id in ids},
         "sums": bench.store.images(),
-        "samples": bench.store.samples(),
-        "loads": bench.store.loads(),
-        "outcomes": bench.store.outcomes(),
+        "samples": bench.store.timings.samples(),
+        "loads": bench.store.timings.loads(),
+        "outcomes": bench.store.timings.outcomes(),
         "keys": {key: bench.store.find_by_key(key) for key in keys},
     }
 
@@ -561,7 +556,7 @@ def test_a_store_that_was_never_closed_opens_with_all_it_had(bench: Bench, tmp_p
 
 def test_every_change_is_written_through_to_the_disk(bench: Bench) -> None:
     def pragma(name: str) -> Any:
-        return bench.store._database.execute(f"PRAGMA {name}").fetchone()[0]
+        return bench.store._database.connection.execute(f"PRAGMA {name}").fetchone()[0]
 
     bench.running()  # a claim need not be synced, all that comes after it is
     assert pragma("journal_mode") == "wal"
@@ -613,7 +608,7 @@ def test_the_image_is_synced_and_renamed_and_its_folder_synced_before_the_task_i
     bench.running()
     monkeypatch.setattr(file_store, "_flush_to_disk", see_flush)
     monkeypatch.setattr(file_store, "_sync_folder", see_sync)
-    bench.store._database.set_trace_callback(see_statement)
+    bench.store._database.connection.set_trace_callback(see_statement)
     assert bench.finish("task", image)
     assert seen == ["file synced", "folder synced", "committed"]
 
@@ -622,14 +617,14 @@ def assert_nothing_is_done(bench: Bench) -> None:
     assert bench.status() is TaskStatus.RUNNING
     assert bench.files() == {}
     assert bench.store.images() == (0, 0)
-    assert bench.store.samples() == []
+    assert bench.store.timings.samples() == []
 
 
 def assert_it_can_be_finished_now(bench: Bench) -> None:
     assert bench.finish("task", b"image")
     assert bench.files() == {"task": b"image"}
     assert bench.status() is TaskStatus.DONE
-    assert len(bench.store.samples()) == 1
+    assert len(bench.store.timings.samples()) == 1
 
 
 def test_an_image_that_finds_no_room_leaves_its_task_running_and_no_file(bench: Bench) -> None:
@@ -793,12 +788,12 @@ def test_a_database_of_version_1_is_brought_forward_with_all_it_had(tmp_path: Pa
     assert [task.task_id for task in bench.store.unfinished()] == ["urgent", "waits"]
     assert bench.store.find_by_key("key") == "waits"
     assert bench.status("failed") is TaskStatus.FAILED
-    assert [work for work, _ in bench.store.samples()] == [WORK, older]
-    assert bench.store.loads() == {"tiny": 2.5}
-    assert bench.store.outcomes() == []
+    assert [work for work, _ in bench.store.timings.samples()] == [WORK, older]
+    assert bench.store.timings.loads() == {"tiny": 2.5}
+    assert bench.store.timings.outcomes() == []
     assert bench.store.claim("waits", started_at=5.0)
     assert bench.finish("waits")
-    assert [work for work, _ in bench.store.samples()] == [WORK, older, WORK]
+    assert [work for work, _ in bench.store.timings.samples()] == [WORK, older, WORK]
     bench.store.close()
 
 
@@ -808,7 +803,7 @@ def test_a_migration_keeps_what_is_there(bench: Bench, monkeypatch: pytest.Monke
         "ALTER TABLE tasks ADD COLUMN note TEXT; UPDATE tasks SET note = 'from version 1';",
         "CREATE TABLE more (number INTEGER); INSERT INTO more VALUES (7);",
     )
-    monkeypatch.setattr(task_store, "MIGRATIONS", MIGRATIONS + scripts)
+    monkeypatch.setattr(database, "MIGRATIONS", MIGRATIONS + scripts)
     bench.reopen()
     assert version_of(bench.database) == len(MIGRATIONS) + 2
     assert told(bench) == before
@@ -826,7 +821,7 @@ def test_a_migration_that_fails_is_undone_as_a_whole(
     bench.store.close()
     broken = "UPDATE tasks SET error = 'half'; INSERT INTO no_such_table VALUES (1);"
     with monkeypatch.context() as patch:
-        patch.setattr(task_store, "MIGRATIONS", (*MIGRATIONS, broken))
+        patch.setattr(database, "MIGRATIONS", (*MIGRATIONS, broken))
         with pytest.raises(StoreError, match="no_such_table"):
             TaskStore(bench.folder)
     assert version_of(bench.database) == len(MIGRATIONS)
@@ -958,7 +953,7 @@ def test_a_damaged_sample_is_passed_over(bench: Bench) -> None:
     for task_id in "abc":
         bench.done(task_id)
     set_up(bench.database, "UPDATE samples SET work = 'x' WHERE number = 2")
-    assert [work for work, _ in bench.store.samples()] == [WORK, WORK]
+    assert [work for work, _ in bench.store.timings.samples()] == [WORK, WORK]
 
 
 def test_text_that_cannot_be_read_is_refused_without_quoting_it(bench: Bench) -> None:
@@ -983,8 +978,8 @@ CHANGES: dict[str, Callable[[Bench], object]] = {
     "drop": lambda bench: bench.store.drop("failed", "why"),
     "mark fetched": lambda bench: bench.store.mark_fetched("done", 9.0),
     "remove tombstones": lambda bench: bench.store.remove_tombstones(5000.0),
-    "keep outcome": lambda bench: bench.store.keep_outcome(OUTCOME),
-    "keep load": lambda bench: bench.store.keep_load("tiny", 9.0),
+    "keep outcome": lambda bench: bench.store.timings.keep_outcome(OUTCOME),
+    "keep load": lambda bench: bench.store.timings.keep_load("tiny", 9.0),
     "probe": lambda bench: bench.store.probe(),
 }
 
@@ -999,7 +994,7 @@ def test_a_change_that_the_disk_refuses_changes_nothing_and_works_when_it_takes_
         with bench.read_only(), pytest.raises(StorageUnavailable, match="refuses"):
             CHANGES[change](bench)
         assert bench.everything() == before
-        assert not bench.store._database.in_transaction
+        assert not bench.store._database.connection.in_transaction
     CHANGES[change](bench)
     assert (bench.everything() == before) is (change == "probe")
 

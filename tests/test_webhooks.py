@@ -18,8 +18,8 @@ from conftest import GIVE_UP_S, StartServer
 from live import SteppedServer
 
 import webhooks
-from answers import StatusAnswer
 from generate_request import Limits
+from task_answers import StatusAnswer
 
 KEY = "between you and me"
 
@@ -90,7 +90,7 @@ def delete(server: SteppedServer, task_id: str) -> None:
 def until_all_are_told(server: SteppedServer) -> None:
     pause = threading.Event()
     for _ in range(GIVE_UP_S * 100):
-        if server.server._store.next_callback() is None:
+        if server.server._store.callbacks.next() is None:
             return
         pause.wait(0.01)
     raise AssertionError("a callback is still there")
