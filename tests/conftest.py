@@ -42,6 +42,20 @@ def offer_of(*names: str, **options: Any) -> Offer:
     return Offer(models[0], tuple(models), **options)
 
 
+def params_for(prompt: str = "a lighthouse", **changes: Any) -> GenerationParams:
+    """A small picture."""
+    usual: dict[str, Any] = {
+        "seed": 1,
+        "width": 64,
+        "height": 64,
+        "steps": 4,
+        "guidance": None,
+        "format": "PNG",
+        "quality": 85,
+    }
+    return GenerationParams(prompt=prompt, **{**usual, **changes})
+
+
 def clean_environment() -> dict[str, str]:
     """No test picks up the settings of the person who runs it, nor reaches a model hub."""
     dropped = ("MFLUX_SERVER_", "TQDM_")  # mlx_setup.py switches progress bars off in this process

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import GIVE_UP_S, FakeGenerator, ServerProcess, StartServer, offer_of
+from conftest import GIVE_UP_S, FakeGenerator, ServerProcess, StartServer, offer_of, params_for
 from PIL import Image
 
 import worker as worker_module
@@ -468,11 +468,6 @@ def queue(tmp_path: Path) -> Iterator[QueueManager]:
     store.close()
 
 
-def params(prompt: str = "x", **changes: Any) -> GenerationParams:
-    small = {"seed": 1, "width": 64, "height": 64, "steps": 4, "format": "PNG", "quality": 85}
-    return GenerationParams(prompt=prompt, guidance=None, **{**small, **changes})
-
-
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_worker_thread_that_dies_is_replaced_and_its_task_is_tried_once_more(
     queue: QueueManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -488,7 +483,7 @@ def test_a_worker_thread_that_dies_is_replaced_and_its_task_is_tried_once_more(
 
     generator = FakeGenerator(draw)
     worker = Worker(queue, generator, lambda error: pytest.fail(str(error)))
-    ids = {name: queue.submit(params(name), urgent=False)[0].task_id for name in deaths}
+    ids = {name: queue.submit(params_for(name), urgent=False)[0].task_id for name in deaths}
     worker.start()
     until(lambda: not queue.queue(1, 0)[1])
     submission = Submission(queue, OFFER, Limits(), generator.refusal)
@@ -524,7 +519,7 @@ def test_a_picture_that_comes_after_the_stop_is_left_without_an_error(
         return Image.new("RGB", (16, 16))
 
     worker = Worker(queue, FakeGenerator(draw), lambda error: pytest.fail(str(error)))
-    task_id = queue.submit(params(), urgent=False)[0].task_id
+    task_id = queue.submit(params_for(), urgent=False)[0].task_id
     worker.start()
     assert reached.wait(10)
     (thread,) = [thread for thread in threading.enumerate() if thread.name == "worker"]
@@ -555,7 +550,7 @@ def fill_data_dir(data_dir: Path) -> list[str]:
     store = TaskStore(data_dir)
     queue = QueueManager(OFFER, TimingModel(), store)
     ids = [
-        queue.submit(params(f"{n} " * 200), urgent=False, client_key=f"key {n}")[0].task_id
+        queue.submit(params_for(f"{n} " * 200), urgent=False, client_key=f"key {n}")[0].task_id
         for n in range(60)
     ]
     for n in range(9):

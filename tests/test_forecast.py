@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import ServerProcess, offer_of
+from conftest import ServerProcess, offer_of, params_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,16 +33,7 @@ class Clock:
 
 
 def params(side: int = 1024, steps: int = 4, guidance: float | None = None) -> GenerationParams:
-    return GenerationParams(
-        prompt="x",
-        seed=1,
-        width=side,
-        height=side,
-        steps=steps,
-        guidance=guidance,
-        format="JPEG",
-        quality=85,
-    )
+    return params_for(width=side, height=side, steps=steps, guidance=guidance, format="JPEG")
 
 
 def weights_of(model: Model) -> Weights:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import httpx
 import pytest
-from conftest import offer_of
+from conftest import offer_of, params_for
 from huggingface_hub import errors as hub
 from PIL import Image, ImageDraw
 
@@ -39,20 +39,6 @@ INPUTS = Path("/inputs")
 FILES = {name: InputImage(name, 64, 64) for name in ("start", "mask", "control", "first", "second")}
 
 
-def params(**changes: Any) -> GenerationParams:
-    usual: dict[str, Any] = {
-        "prompt": "a lighthouse",
-        "seed": 1,
-        "width": 64,
-        "height": 64,
-        "steps": 4,
-        "guidance": None,
-        "format": "PNG",
-        "quality": 85,
-    }
-    return GenerationParams(**{**usual, **changes})
-
-
 def full_params(pipeline: Pipeline) -> GenerationParams:
     """Params that hold everything that a pipeline takes."""
     everything: dict[Takes, dict[str, Any]] = {
@@ -72,7 +58,7 @@ def full_params(pipeline: Pipeline) -> GenerationParams:
     changes: dict[str, Any] = {}
     for field in pipeline.takes:
         changes |= everything.get(field, {})
-    return params(**changes)
+    return params_for(**changes)
 
 
 def class_of(pipeline: Pipeline) -> Any:
@@ -105,7 +91,7 @@ def test_what_the_params_hold_binds_to_the_signature_of_the_class(
 def test_the_least_that_a_pipeline_needs_binds_too(model: Model, pipeline: Pipeline) -> None:
     full = full_params(pipeline).model_dump()
     least = {field: full[field] for field in pipeline.needs}
-    stage = Stage(Weights(model, pipeline, None), params(**least))
+    stage = Stage(Weights(model, pipeline, None), params_for(**least))
     call = arguments(stage, INPUTS)
     inspect.signature(class_of(pipeline).generate_image).bind(object(), **call)
     assert None not in call.values()
@@ -123,13 +109,13 @@ def test_what_loads_a_pipeline_binds_to_its_constructor(model: Model, pipeline: 
 
 def test_pictures_are_passed_as_files_of_the_inputs_and_one_alone_where_one_is_taken() -> None:
     kontext, klein, seedvr2 = offer_of("tiny-kontext", "tiny-flux2", "tiny-seedvr2").models
-    pair = params(images=(FILES["first"], FILES["second"]))
+    pair = params_for(images=(FILES["first"], FILES["second"]))
     call = arguments(Stage(Weights(klein, klein.pipelines[1], None), pair), INPUTS)
     assert call["image_paths"] == ["/inputs/first.png", "/inputs/second.png"]
-    one = params(images=(FILES["first"],))
+    one = params_for(images=(FILES["first"],))
     call = arguments(Stage(Weights(kontext, kontext.pipelines[0], None), one), INPUTS)
     assert call["image_path"] == "/inputs/first.png"
-    enlarge = params(init_image=FILES["start"], upscale=1.5, width=80, height=64)
+    enlarge = params_for(init_image=FILES["start"], upscale=1.5, width=80, height=64)
     call = arguments(Stage(Weights(seedvr2, seedvr2.pipelines[0], None), enlarge), INPUTS)
     assert call == {"seed": 1, "image_path": "/inputs/start.png", "resolution": 96}
 
@@ -138,7 +124,7 @@ def test_a_control_becomes_what_mflux_calls_one() -> None:
     model = offer_of("z-image-controlnet").default
     weights = Weights(model, model.pipelines[0], None)
     for kind in (*CONTROL_TYPES, None):
-        asked = params(control_image=FILES["control"], control_type=kind)
+        asked = params_for(control_image=FILES["control"], control_type=kind)
         (control,) = arguments(Stage(weights, asked), INPUTS)["controls"]
         assert (control.type, control.image_path) == (kind or "canny", "/inputs/control.png")
 
@@ -149,7 +135,7 @@ def test_the_size_of_what_is_enlarged_is_foretold_as_mflux_computes_it() -> None
     prepare_mlx()
     for width, height in ((64, 64), (80, 64), (37, 61), (101, 16), (17, 90)):
         for factor in (1.01, 1.3, 1.5, 2.0, 3.7, 4.0):
-            asked = params(width=width, height=height, upscale=factor)
+            asked = params_for(width=width, height=height, upscale=factor)
             file = Path("/dev/shm") / f"mflux-server-{width}x{height}.png"
             file.write_bytes(to_png(Image.new("RGB", (width, height))))
             _, true_h, true_w = SeedVR2Util.preprocess_image(str(file), asked.shorter_side)
@@ -299,7 +285,7 @@ def test_the_images_of_a_task_encode_its_prompt_once(
         return original(*values, **named)
 
     monkeypatch.setattr(encoder, encode, counting)
-    asked = params(steps=2, **PROMPTED[name])
+    asked = params_for(steps=2, **PROMPTED[name])
     first = on_thread.draw(weights, asked)
     once = len(calls)
     assert once == (2 if "negative_prompt" in PROMPTED[name] else 1)
@@ -322,10 +308,10 @@ def test_the_edits_of_klein_share_its_weights_and_draw_as_if_loaded_alone(
     klein = offer_of("tiny-flux2").default
     text, edit = (Weights(klein, pipeline, None) for pipeline in klein.pipelines)
     assert text.key == edit.key
-    edited = params(images=(FILES["first"],))
-    plain = on_thread.draw(text, params())
+    edited = params_for(images=(FILES["first"],))
+    plain = on_thread.draw(text, params_for())
     picture = on_thread.draw(edit, edited)
-    assert on_thread.draw(text, params()).tobytes() == plain.tobytes()
+    assert on_thread.draw(text, params_for()).tobytes() == plain.tobytes()
     assert on_thread.draw(edit, edited).tobytes() == picture.tobytes()
     assert plain.tobytes() != picture.tobytes()
     assert on_thread.generator.resident == (text.key,)
@@ -349,7 +335,7 @@ def test_the_edits_of_klein_share_its_weights_and_draw_as_if_loaded_alone(
 def test_an_edit_may_be_the_first_task_after_loading(on_thread: OnItsThread) -> None:
     klein = offer_of("tiny-flux2").default
     edit = Weights(klein, klein.pipelines[1], None)
-    edited = on_thread.draw(edit, params(images=(FILES["first"], FILES["second"])))
+    edited = on_thread.draw(edit, params_for(images=(FILES["first"], FILES["second"])))
     assert edited.size == (64, 64)
     assert on_thread.generator.resident == ("tiny-flux2",)
 
@@ -366,7 +352,7 @@ def test_two_models_in_memory_are_those_used_last(on_thread: OnItsThread) -> Non
         ("tiny-qwen", ("tiny-qwen", "tiny")),
         ("tiny-flux2", ("tiny-flux2", "tiny-qwen")),
     ):
-        on_thread.draw(keys[name], params(steps=2))
+        on_thread.draw(keys[name], params_for(steps=2))
         assert on_thread.generator.resident == resident
     on_thread.run(on_thread.generator.unload)
     assert on_thread.generator.resident == ()
@@ -384,7 +370,7 @@ def memory_of_switching(data_dir: Path, rounds: int) -> list[tuple[list[int], in
         active = []
         for model in models:
             weights = Weights(model, model.pipelines[0], None)
-            generating.draw(weights, params(steps=1, width=32, height=32))
+            generating.draw(weights, params_for(steps=1, width=32, height=32))
             active.append(generating.run(mx.get_active_memory))
         command = ["ps", "-o", "rss=", "-p", str(os.getpid())]
         held = subprocess.run(command, check=True, capture_output=True)
@@ -420,7 +406,7 @@ def test_a_step_is_compiled_once_for_many_pictures(data_dir: Path, monkeypatch: 
     monkeypatch.setattr(drawing.Flux2Klein, "_predict", staticmethod(noted))
     weights = Weights(model, model.pipelines[0], None)
     sizes = (64, 32, 64, 64)
-    drawn = [generating.draw(weights, params(width=size, height=size)) for size in sizes]
+    drawn = [generating.draw(weights, params_for(width=size, height=size)) for size in sizes]
     assert len(built) == 2
     assert drawn[0].tobytes() == drawn[2].tobytes() == drawn[3].tobytes()
 
@@ -434,7 +420,7 @@ def test_a_lora_acts_as_strongly_as_it_is_asked_to_and_is_loaded_anew_for_each_c
     generating = OnItsThread(data_dir, models_in_memory=1, lora_path=offer.lora)
 
     def drawn(*loras: Lora) -> bytes:
-        (stage,) = offer.stages(params(model="tiny", loras=loras))
+        (stage,) = offer.stages(params_for(model="tiny", loras=loras))
         picture = generating.draw(stage.weights, stage.params)
         assert generating.generator.resident == (stage.weights.key,)
         return picture.tobytes()
@@ -455,12 +441,12 @@ def test_what_cannot_be_loaded_leaves_the_others_in_memory_and_the_thread_alive(
     tiny, flux2 = (
         Weights(model, model.pipelines[0], None) for model in offer_of("tiny", "tiny-flux2").models
     )
-    before = on_thread.draw(tiny, params())
+    before = on_thread.draw(tiny, params_for())
     broken = Weights(tiny.model, tiny.pipeline, None, (Lora("/no/such/file.safetensors"),))
     with pytest.raises(ModelLoadError, match="tiny"):
         on_thread.load(broken)
-    assert on_thread.draw(tiny, params()).tobytes() == before.tobytes()
-    on_thread.draw(flux2, params())
+    assert on_thread.draw(tiny, params_for()).tobytes() == before.tobytes()
+    on_thread.draw(flux2, params_for())
     assert on_thread.generator.resident == ("tiny-flux2", "tiny")
 
 
@@ -472,7 +458,9 @@ def test_what_a_file_tells_names_no_path_of_this_machine_and_is_the_same_again(
 ) -> None:
     for name, more in PROMPTED.items():
         model = offer_of(name).default
-        (stage,) = offer_of(name).stages(params(model=name, steps=2, scheduler="linear", **more))
+        (stage,) = offer_of(name).stages(
+            params_for(model=name, steps=2, scheduler="linear", **more)
+        )
         if stage.weights.key not in on_thread.generator.resident:
             on_thread.load(stage.weights)
         told = [

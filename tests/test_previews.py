@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
-from conftest import GIVE_UP_S, StartServer
+from conftest import GIVE_UP_S, StartServer, params_for
 from live import EventStream, SteppedServer
 from PIL import Image
 
@@ -18,7 +18,7 @@ from mflux_registry import find_model
 from mlx_setup import prepare_mlx
 from model_catalog import Weights
 from previews import LEARN_FROM, SHARE, WATCHED_S, Previews
-from task import GenerationParams, Phase, Stage
+from task import Phase, Stage
 
 
 class Drawing:
@@ -38,16 +38,7 @@ class Drawing:
     def draw(
         self, seed: int, after_step: Callable[[int], None] = lambda step: None, steps: int = 4
     ) -> Image.Image:
-        params = GenerationParams(
-            prompt="a lighthouse",
-            seed=seed,
-            width=128,
-            height=96,
-            steps=steps,
-            guidance=None,
-            format="PNG",
-            quality=85,
-        )
+        params = params_for(seed=seed, width=128, height=96, steps=steps)
 
         def report(phase: Phase, steps_done: int, steps_total: int) -> None:
             self.settle()

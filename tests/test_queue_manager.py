@@ -3,12 +3,12 @@
 from typing import Any
 
 import pytest
-from conftest import offer_of
+from conftest import offer_of, params_for
 
 from errors import Gone, NoWorker, QueueFull, UnknownTask
 from queue_manager import QueueManager
 from queue_state import Rules, ServerState
-from task import GenerationParams, Phase, Task, TaskStatus
+from task import Phase, Task, TaskStatus
 from task_answers import status_answer
 from task_store import TaskStore
 from timing_model import TimingModel
@@ -45,16 +45,7 @@ class Bench:
             self.queue.load_finished(self.queue.first_weights, None)
 
     def submit(self, urgent: bool = False, steps: int = 4) -> str:
-        params = GenerationParams(
-            prompt="x",
-            seed=1,
-            width=1024,
-            height=1024,
-            steps=steps,
-            guidance=None,
-            format="JPEG",
-            quality=85,
-        )
+        params = params_for(width=1024, height=1024, steps=steps, format="JPEG")
         return self.queue.submit(params, urgent=urgent)[0].task_id
 
     def claim(self) -> Task:

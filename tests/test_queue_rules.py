@@ -19,7 +19,7 @@ from threading import Barrier
 from typing import Any
 
 import pytest
-from conftest import offer_of
+from conftest import offer_of, params_for
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -683,15 +683,9 @@ def near(seconds: float) -> Any:
 
 
 def some_params(number: int, steps: int, side: int) -> GenerationParams:
-    return GenerationParams(
-        prompt=f"number {number}",
-        seed=number,
-        width=side,
-        height=side,
-        steps=steps,
-        guidance=None,
-        format="PNG" if number % 3 else "JPEG",
-        quality=85,
+    image_format = "PNG" if number % 3 else "JPEG"
+    return params_for(
+        f"number {number}", seed=number, width=side, height=side, steps=steps, format=image_format
     )
 
 

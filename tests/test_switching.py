@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import offer_of
+from conftest import offer_of, params_for
 from PIL import Image
 
 from errors import ModelLoadError, NoWorker
@@ -128,14 +128,7 @@ class Studio:
         self, model: str, prompt: str = "", *, urgent: bool = False, **fields: Any
     ) -> TaskView:
         self.submitted += 1
-        usual = {"seed": 1, "width": 64, "height": 64, "steps": 4, "quality": 85}
-        params = GenerationParams(
-            prompt=prompt or str(self.submitted),
-            model=model,
-            guidance=None,
-            format="PNG",
-            **{**usual, **fields},
-        )
+        params = params_for(prompt or str(self.submitted), model=model, **fields)
         return self.queue.submit(params, urgent=urgent)[0]
 
     def run_one(self) -> bool:
@@ -253,17 +246,7 @@ def test_the_weights_are_freed_when_nothing_comes_and_their_loading_is_forecast(
     studio.clock.at += 59
     studio.worker.unload_if_idle()
     assert studio.queue.health().loaded == before.loaded
-    params = GenerationParams(
-        prompt="x",
-        model="tiny",
-        seed=1,
-        width=64,
-        height=64,
-        steps=4,
-        guidance=None,
-        format="PNG",
-        quality=85,
-    )
+    params = params_for(model="tiny")
     loaded_s = studio.queue.estimate(params, urgent=False)[0].end_s
     studio.clock.at += 1
     studio.worker.unload_if_idle()
@@ -424,17 +407,6 @@ def test_tasks_from_before_a_start_that_allows_less_are_failed_with_the_reason(
 ) -> None:
     store = TaskStore(tmp_path)
     queue = QueueManager(OFFER, TimingModel(), store)
-    usual = GenerationParams(
-        prompt="x",
-        seed=1,
-        width=64,
-        height=64,
-        steps=4,
-        guidance=None,
-        format="PNG",
-        quality=85,
-        model="tiny",
-    )
     asked: dict[str, dict[str, Any]] = {
         "kept": {},
         "model": {"model": "tiny-qwen"},
@@ -444,7 +416,7 @@ def test_tasks_from_before_a_start_that_allows_less_are_failed_with_the_reason(
     }
     ids = {}
     for name, changes in asked.items():
-        params = GenerationParams(**{**usual.model_dump(), **changes})
+        params = params_for(**{"model": "tiny", **changes})
         ids[name] = f"task-{name}"
         store.insert(ids[name], params, urgent=False, created_at=1.0)
     queue = QueueManager(offer_of("tiny"), TimingModel(), store)

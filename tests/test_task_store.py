@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, clean_environment
+from conftest import ROOT, clean_environment, params_for
 
 import database
 import file_store
@@ -43,17 +43,8 @@ REMOVED = "The image was removed."
 RUNNING, WAITING = TaskStatus.RUNNING, TaskStatus.WAITING
 
 
-def params(prompt: str = SECRET, seed: int = 2**64 - 1) -> GenerationParams:
-    return GenerationParams(
-        prompt=prompt,
-        seed=seed,
-        width=1024,
-        height=1024,
-        steps=4,
-        guidance=3.5,
-        format="PNG",
-        quality=85,
-    )
+def params(prompt: str = SECRET) -> GenerationParams:
+    return params_for(prompt, seed=2**64 - 1, width=1024, height=1024, guidance=3.5)
 
 
 @dataclass

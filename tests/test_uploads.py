@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import ServerProcess, StartServer, offer_of
+from conftest import ServerProcess, StartServer, offer_of, params_for
 from PIL import Image, ImageDraw, ImageOps
 
 import file_store
@@ -341,18 +341,7 @@ def test_pictures_survive_kill_9_and_go_with_their_task(
 
 
 def params_with(file: str) -> GenerationParams:
-    return GenerationParams(
-        prompt="x",
-        seed=1,
-        width=64,
-        height=64,
-        steps=4,
-        guidance=None,
-        format="PNG",
-        quality=85,
-        model=offer_of("tiny").default.name,
-        init_image=InputImage(file, 64, 64),
-    )
+    return params_for(model="tiny", init_image=InputImage(file, 64, 64))
 
 
 def test_a_disk_that_fills_while_pictures_are_written_keeps_nothing_of_the_task(

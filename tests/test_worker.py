@@ -4,7 +4,7 @@ from pathlib import Path
 from threading import Event
 
 import pytest
-from conftest import FakeGenerator, offer_of
+from conftest import FakeGenerator, offer_of, params_for
 from PIL import Image
 
 from errors import ModelLoadError
@@ -19,26 +19,13 @@ from timing_model import TimingModel
 from worker import Worker
 
 
-def params(prompt: str = "x") -> GenerationParams:
-    return GenerationParams(
-        prompt=prompt,
-        seed=1,
-        width=64,
-        height=64,
-        steps=4,
-        guidance=None,
-        format="JPEG",
-        quality=85,
-    )
-
-
 @pytest.fixture
 def queue() -> QueueManager:
     return QueueManager(offer_of("tiny"), TimingModel(), TaskStore(None))
 
 
 def submit(queue: QueueManager, prompt: str = "x") -> str:
-    return queue.submit(params(prompt), urgent=False)[0].task_id
+    return queue.submit(params_for(prompt, format="JPEG"), urgent=False)[0].task_id
 
 
 def fail_to_load(error: ModelLoadError) -> None:
