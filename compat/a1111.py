@@ -28,7 +28,7 @@ from compat.a1111_shapes import (
 )
 from compat.bodies import read_body
 from compat.pictures import EDIT, START, place_pictures
-from compat.sync_calls import Call, Finished, SyncCalls
+from compat.sync_calls import DRAWING_ERRORS, Call, Finished, SyncCalls
 from images import (
     decode_base64,
     inverted_mask,
@@ -59,18 +59,6 @@ MOST_LORAS = 8
 AT_LEAST_SHOWN = 0.01
 """Progress of a task that waits: clients take 0 for idle."""
 NOTHING = {"description": "Nothing.", "content": {"application/json": {"schema": {}}}}
-DRAWING_ERRORS = (
-    errors.InvalidInput,
-    errors.BodyTooLarge,
-    errors.ModelNotAllowed,
-    errors.NotSupported,
-    errors.DoesNotFit,
-    errors.Gone,
-    errors.QueueFull,
-    errors.TaskFailed,
-    errors.StorageUnavailable,
-    errors.NoWorker,
-)
 
 
 def a1111_error_body(problem: errors.Problem) -> dict[str, Any]:
@@ -173,9 +161,7 @@ def a1111_routes(
             asked = read_body(ImageToImage, request.get_data(cache=False))
             started = _start(asked, _placed(asked, calls, checkpoint))
         # Its pictures are not held while the caller waits.
-        asked = asked.model_copy(
-            update={"init_images": [], "mask": None}
-        )  # not held while it waits
+        asked = asked.model_copy(update={"init_images": [], "mask": None})
         return _wait(asked, *started)
 
     def _model_of(asked: TextToImage) -> Model:

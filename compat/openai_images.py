@@ -25,7 +25,7 @@ from compat.openai_shapes import (
     Usage,
 )
 from compat.pictures import EDIT, START, place_pictures
-from compat.sync_calls import Call, Finished, SyncCalls
+from compat.sync_calls import DRAWING_ERRORS, Call, Finished, SyncCalls
 from images import CONTENT_TYPES, EXTENSIONS, mask_of_transparency, to_base64
 from model_catalog import Catalog
 from submission import Prepared
@@ -82,18 +82,6 @@ def openai_error(problem: errors.Problem) -> tuple[dict[str, Any], int, dict[str
 
 
 OPENAI_ERRORS = ErrorShape("OpenAIError", openai_error_body, openai_status)
-DRAWING_ERRORS = (
-    errors.InvalidInput,
-    errors.BodyTooLarge,
-    errors.ModelNotAllowed,
-    errors.NotSupported,
-    errors.DoesNotFit,
-    errors.Gone,
-    errors.QueueFull,
-    errors.TaskFailed,
-    errors.StorageUnavailable,
-    errors.NoWorker,
-)
 DRAWN = {
     "description": "The images; with `stream`, events of one image each.",
     "content": {

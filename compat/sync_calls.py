@@ -10,7 +10,19 @@ from threading import Lock
 from types import TracebackType
 from typing import Any
 
-from errors import Gone, NoWorker, QueueFull, ServerError, StorageUnavailable, TaskFailed
+from errors import (
+    BodyTooLarge,
+    DoesNotFit,
+    Gone,
+    InvalidInput,
+    ModelNotAllowed,
+    NotSupported,
+    NoWorker,
+    QueueFull,
+    ServerError,
+    StorageUnavailable,
+    TaskFailed,
+)
 from generate_request import GenerateRequest, check_request
 from model_catalog import Catalog, Model
 from queue_manager import QueueManager
@@ -25,6 +37,19 @@ LOOK_S = 1.0
 """After so many seconds without news, see whether the caller is still there."""
 CLAMPED_TO = 2
 """More steps than so many times the model's default do not make a better picture."""
+DRAWING_ERRORS = (
+    InvalidInput,
+    BodyTooLarge,
+    ModelNotAllowed,
+    NotSupported,
+    DoesNotFit,
+    Gone,
+    QueueFull,
+    TaskFailed,
+    StorageUnavailable,
+    NoWorker,
+)
+"""What such a call may answer instead of a picture."""
 
 
 @dataclass(frozen=True)
