@@ -11,8 +11,9 @@ from threading import Lock
 from errors import Gone, InvalidInput, UnknownTask
 from events import EventKind, EventLog
 from queue_state import Rules
+from stored_task import StoredTask, Tombstone
 from task import GenerationParams, TaskStatus
-from task_store import TOMBSTONE_S, StoredTask, TaskStore, Tombstone
+from task_store import TOMBSTONE_S, TaskStore
 from task_view import TaskView
 from troubles import Troubles
 

@@ -74,7 +74,7 @@ class QueueCore:
         self._lock = Lock()
         self._wake_worker = Condition(self._lock)
         self._wake_downloads = Condition(self._lock)
-        self._spread = Spread(store.outcomes())
+        self._spread = Spread(store.timings.outcomes())
         self._own = Weights(self.model, self.model.pipelines[0], offer.quantize)
         self._loaded: dict[str, Weights] = {}
         self._load_orders: list[Weights] = []
@@ -121,9 +121,9 @@ class QueueCore:
     # -- inside, under _writing -------------------------------------------------------------------
 
     def _restore(self) -> None:
-        for model, seconds in self._store.loads().items():
+        for model, seconds in self._store.timings.loads().items():
             self._live.state.timing.learn_load(model, seconds)
-        for work, measured in self._store.samples():
+        for work, measured in self._store.timings.samples():
             self._live.state.timing.learn(work, measured)
         levels: set[bool] = set()
         for stored in self._store.unfinished():

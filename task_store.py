@@ -28,8 +28,6 @@ from task import GenerationParams, TaskStatus
 from timing_model import Measured, Work
 from timing_store import TimingStore
 
-__all__ = ["TOMBSTONE_S", "StoredTask", "TaskStore", "Tombstone"]
-
 log = logging.getLogger(__name__)
 
 TOMBSTONE_S = 30 * 24 * 3600
@@ -71,10 +69,6 @@ class TaskStore:
                 reason = str(error).removesuffix(".")
                 raise StoreError(f"The data dir {data_dir} cannot be used: {reason}.") from error
             self._open = opened.pop_all()
-        # The queue asks the store itself for these.
-        self.samples = self.timings.samples
-        self.outcomes, self.keep_outcome = self.timings.outcomes, self.timings.keep_outcome
-        self.loads, self.keep_load = self.timings.loads, self.timings.keep_load
 
     def close(self) -> None:
         self._open.close()

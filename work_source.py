@@ -57,7 +57,7 @@ class WorkSource(QueueCore):
         if downloaded:
             return
         with suppress(StorageUnavailable), self._troubles.noting_storage():
-            self._store.keep_load(key, seconds)
+            self._store.timings.keep_load(key, seconds)
 
     def now_resident(self, resident: Sequence[str]) -> None:
         """Weights were unloaded, or could not be loaded: this is in memory, the latest first."""
@@ -189,7 +189,7 @@ class WorkSource(QueueCore):
         log.info("task %s is done", task_id)
         if outcome is not None:
             with suppress(StorageUnavailable):  # the task is done all the same
-                self._store.keep_outcome(outcome)
+                self._store.timings.keep_outcome(outcome)
         self.prune()
         return True
 

@@ -277,6 +277,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "queue_state": {"held_tasks", "model_catalog", "timing_model"},
     "troubles": {"errors"},
     "kept_tasks": {
+        "stored_task",
         "errors",
         "events",
         "queue_state",

@@ -29,8 +29,9 @@ import file_store
 import timing_store
 from database import MIGRATIONS
 from errors import StorageUnavailable, StoreError
+from stored_task import StoredTask, Tombstone
 from task import GenerationParams, TaskStatus
-from task_store import StoredTask, TaskStore, Tombstone
+from task_store import TaskStore
 from timing_model import Measured, Outcome, Work
 
 WORK = Work(model="tiny", parameters_b=0.001, tokens=4096, steps=4, format="PNG")

@@ -25,7 +25,7 @@ def queue() -> QueueManager:
 
 
 def submit(queue: QueueManager, prompt: str = "x") -> str:
-    return queue.submit(params_for(prompt), urgent=False)[0].task_id
+    return queue.submit(params_for(prompt, format="JPEG"), urgent=False)[0].task_id
 
 
 def fail_to_load(error: ModelLoadError) -> None:
