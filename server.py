@@ -2,12 +2,15 @@
 
 import logging
 import os
+import re
 import signal
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 try:
     from flask import Flask, Response, jsonify, request
@@ -88,6 +91,7 @@ def create_app(
     app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
     app.config["MAX_FORM_MEMORY_SIZE"] = max_body_bytes
     app.url_map.strict_slashes = False
+    app.wsgi_app = _without_double_slashes(app.wsgi_app)  # type: ignore[method-assign,assignment]
     app.json.sort_keys = False  # type: ignore[attr-defined]  # the specification, as written
 
     @app.before_request
@@ -128,6 +132,17 @@ def create_app(
     app.register_blueprint(page_routes())
     install_docs(app, submission.limits, schemas)
     return app
+
+
+def _without_double_slashes(inner: WSGIApplication) -> WSGIApplication:
+    """Apps join a base URL that ends with a slash and a path that begins with one, and follow no
+    redirect."""
+
+    def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        environ["PATH_INFO"] = re.sub("/{2,}", "/", environ.get("PATH_INFO", ""))
+        return inner(environ, start_response)
+
+    return application
 
 
 def _host_name(url: str) -> str | None:
