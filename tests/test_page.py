@@ -71,8 +71,8 @@ class Visitor:
             return
         if self.away_is_fine and "Failed to load resource: net::ERR" in message.text:
             return
-        if "/preview?" in message.location["url"] and re.search("status of 4(09|10)", message.text):
-            return  # asking for what is not there yet is how previews begin, and it may end before
+        if "/preview?" in message.location["url"] and "status of 410" in message.text:
+            return  # the task was cancelled, or failed, when it was on its way
         self.wrong.append(f"{message.text} {message.location}")
 
     def _asked(self, request: Request) -> None:
@@ -262,6 +262,27 @@ def test_everything_from_the_prompt_to_the_removed_picture(  # noqa: PLR0915
         pass
     expect(me["#toasts"]).to_be_empty()
     assert served.get("/image", task_id=gone).status_code in (404, 410)
+
+
+def test_a_picture_develops_in_front_of_who_asked_and_the_console_stays_empty(
+    visit: Visit, served: ServerProcess
+) -> None:
+    me = visit()
+    heard: list[str] = []
+    answers: list[int] = []
+    me.page.on("console", lambda message: heard.append(message.text))
+    me.page.on(
+        "response",
+        lambda answer: answers.append(answer.status) if "/preview?" in answer.url else None,
+    )
+    me.open().draw("developing", size=512, steps=60)
+    expect(me.card("developing").locator(".preview")).to_be_visible()
+    expect(me.shown("developing")).to_have_count(1)
+    me.card("developing").locator(".open").click()
+    expect(me["#viewer-picture"]).to_have_js_property("naturalWidth", 512)
+    me.page.keyboard.press("Escape")
+    assert {204, 200} >= set(answers) >= {200}
+    assert heard == []
 
 
 def test_two_people_see_each_others_place_but_not_each_others_prompts(visit: Visit) -> None:
