@@ -306,6 +306,22 @@ def test_two_people_see_each_others_place_but_not_each_others_prompts(visit: Vis
     expect(other["#queue .number"]).to_have_text("now")
 
 
+@pytest.mark.parametrize("events", [True, False])
+def test_a_model_that_was_loaded_is_known_as_loaded_at_once(visit: Visit, events: bool) -> None:
+    me = visit()
+    if not events:
+        me.context.add_init_script(NO_EVENTS)
+    me.open()
+    for model in ("tiny-z-image", "tiny"):
+        me["#model"].select_option(model)
+        expect(me["#model-note"]).to_contain_text("Has to be loaded first.")
+        me.draw_for_long(f"with {model}")
+        card = me.card(f"with {model}")
+        expect(card).to_contain_text("Drawing:")
+        expect(me["#model-note"]).not_to_contain_text("Has to be", timeout=4_000)
+        card.get_by_role("button", name="Cancel").click()
+
+
 def test_cancel_ends_a_waiting_and_a_running_task(visit: Visit, served: ServerProcess) -> None:
     me = visit().open()
     me.draw_for_long("first")
