@@ -72,6 +72,17 @@ def test_an_unknown_model_of_a_new_mflux_release_is_served_with_what_its_source_
     assert (model.aliases, model.repositories) == (("new",), ("org/new",))
 
 
+def test_the_titles_of_tiny_models_are_words_and_no_names_of_classes() -> None:
+    classes = {pipeline.name for _, pipeline in PIPELINES} - {"SeedVR2"}  # its own name, too
+    titles = [model.title for model in read_catalog().models if model.tiny]
+    assert len(set(titles)) == len(titles)
+    for title in titles:
+        name, _, what = title.partition(": ")
+        assert not set(name.split()) & classes
+        assert len(name) <= 24  # so that a phone shows it whole
+        assert "abstract noise" in what
+
+
 def test_what_is_read_from_the_source_is_what_the_imported_classes_say() -> None:
     """Of all classes that the catalog uses; imports every family of mflux, which takes a while."""
     sources = mflux_registry._Sources()
