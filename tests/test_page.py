@@ -525,6 +525,24 @@ def test_by_keyboard_alone(visit: Visit) -> None:
     expect(me.shown("by keyboard")).to_have_count(2)
 
 
+@pytest.mark.parametrize(
+    ("platform", "keys"),
+    [("Linux x86_64", "Ctrl Enter"), ("MacIntel", "\N{PLACE OF INTEREST SIGN} Return")],
+)
+def test_the_keys_are_called_as_on_the_machine_of_who_looks(
+    visit: Visit, platform: str, keys: str
+) -> None:
+    me = visit()
+    me.context.add_init_script(
+        f"Object.defineProperty(Navigator.prototype, 'platform', {{get: () => '{platform}'}})"
+    )
+    expect(me.open()[".keys"]).to_have_text(f"{keys} draws")
+    me["#prompt"].fill("by the Mac's own keys")
+    me.choose("scale", "Small")
+    me.page.keyboard.press("Meta+Enter" if platform == "MacIntel" else "Control+Enter")
+    expect(me.card("by the Mac's own keys")).to_have_count(1)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_theme_follows_the_system_until_one_is_chosen(visit: Visit, scheme: Scheme) -> None:
     other: Scheme = "light" if scheme == "dark" else "dark"
@@ -632,8 +650,14 @@ def test_below_a_prefix_every_address_is_still_right(visit: Visit, served: Serve
 def test_the_form_shows_what_the_model_takes(visit: Visit, served: ServerProcess) -> None:
     me = visit().open()
     expect(me["[data-field=guidance]"]).to_be_hidden()
-    expect(me["#not-taken"]).to_contain_text("no use for guidance, a negative prompt")
+    expect(me["#wishes"]).to_have_text(
+        "Give it a prompt; if you like, also a picture to start from."
+    )
     me["#model"].select_option("tiny-z-image")
+    expect(me["#wishes"]).to_have_text(
+        "Give it a prompt; "
+        "if you like, also guidance, a negative prompt or a picture to start from."
+    )
     expect(me["#guidance"]).to_have_value("3.5")
     me["#negative_prompt"].fill("fog")
     me["#guidance"].fill("2")
@@ -646,6 +670,9 @@ def test_the_form_shows_what_the_model_takes(visit: Visit, served: ServerProcess
     expect(me["#negative_prompt-note"]).to_have_text("Needs guidance above 1.")
 
     me["#model"].select_option("tiny-fill")
+    expect(me["#wishes"]).to_have_text(
+        "Give it a prompt, a picture to start from and a mask; if you like, also guidance."
+    )
     expect(me["#forecast"]).to_have_text("needs a picture to start from")
     me["#prompt"].fill("filled")
     me["#draw"].click()

@@ -260,6 +260,13 @@ find("theme").addEventListener("click", () => {
 });
 root.addEventListener("theme", showTheme);
 
+// The keyboard
+
+if (navigator.platform.startsWith("Mac")) {
+  setText(find("key-with"), "\u2318");
+  setText(find("key"), "Return");
+}
+
 // Beginning
 
 async function begin() {
