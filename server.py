@@ -1,5 +1,6 @@
 """The front door: the application, and main(), which builds, starts and stops everything."""
 
+import errno
 import json
 import logging
 import os
@@ -431,8 +432,7 @@ def main(argv: list[str]) -> int:
         print(f"server.py: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        where = f"{settings.host}, port {settings.port}"
-        print(f"server.py: cannot listen on {where}: {error}", file=sys.stderr)
+        print(f"server.py: {_cannot_listen(settings, error)}", file=sys.stderr)
         return 1
     if not (settings.model or settings.models) and offer.default.tiny:
         log.warning(
@@ -470,6 +470,14 @@ def _listen(host: str, port: int) -> socket.socket:
     )
     family, *_, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
     return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+
+
+def _cannot_listen(settings: Settings, error: OSError) -> str:
+    why = error.strerror or str(error)
+    why = why.partition(" (while")[0]  # Python adds the address, which is said already
+    if error.errno == errno.EADDRINUSE:
+        why = "it is in use. Choose another one with --port, or stop what listens there"
+    return f"cannot listen on {settings.host}, port {settings.port}: {why}."
 
 
 def _most_connections() -> int:
