@@ -1,8 +1,9 @@
 """Calls that answer with the picture: a task in the queue, and a caller who waits for it."""
 
 import logging
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from math import ceil
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
 """After so many seconds without news, see whether the caller is still there."""
+NO_OTHER_NAMES: Mapping[str, str] = {}
 CLAMPED_TO = 2
 """More steps than so many times the model's default do not make a better picture."""
 
@@ -74,11 +76,23 @@ class SyncCalls:
             return asked
         return min(asked, model.default_steps * CLAMPED_TO, self.limits.max_steps)
 
-    def prepare(self, fields: dict[str, Any]) -> tuple[GenerateRequest, Prepared]:
-        """From the fields of /generate, those that are None left out."""
+    def prepare(
+        self, fields: dict[str, Any], names: Mapping[str, str] = NO_OTHER_NAMES
+    ) -> tuple[GenerateRequest, Prepared]:
+        """From the fields of /generate, those that are None left out.
+
+        Args:
+            names: what our fields are called in the foreign API, where they have another name;
+                errors speak of them under these.
+        """
         given = {name: value for name, value in fields.items() if value is not None}
-        asked = check_request(given, self.limits)
-        return asked, self._submission.prepare(asked)
+        try:
+            asked = check_request(given, self.limits)
+            return asked, self._submission.prepare(asked)
+        except ServerError as error:
+            error.message = _renamed(error.message, names)
+            error.field = error.field and names.get(error.field, error.field)
+            raise
 
     def start(
         self,
@@ -137,6 +151,14 @@ class SyncCalls:
                 if not ended and not self.queue.events.closed:
                     self.queue.delete(task_id)
                     log.info("task %s has no caller any more", task_id)
+
+
+def _renamed(sentence: str, names: Mapping[str, str]) -> str:
+    """What follows "not" is the caller's own."""
+    about, comma, came = sentence.partition(", not ")
+    for ours, theirs in names.items():
+        about = re.sub(rf"\b{ours}\b", theirs, about)
+    return about + comma + came
 
 
 class Call:

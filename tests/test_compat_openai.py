@@ -187,6 +187,35 @@ def test_bad_input_is_a_400_that_names_the_field(
     assert error["code"]
 
 
+@pytest.mark.parametrize(
+    ("size", "sentence"),
+    [
+        ("9x9", "size 9x9: width must be a whole number from 16 to 8192, not 9."),
+        ("64x9", "size 64x9: height must be a whole number from 16 to 8192, not 9."),
+        ("8000x8000", "size 8000x8000: width x height must be at most 4194304 pixels"),
+    ],
+)
+def test_a_size_that_cannot_be_drawn_is_called_size(
+    server: ServerProcess, size: str, sentence: str
+) -> None:
+    error = post(server, {"prompt": "x", "size": size}).json()["error"]
+    assert error["param"] == "size"
+    assert error["message"].startswith(sentence)
+
+
+def test_every_field_has_its_name_of_this_api(
+    start_server: StartServer, client: openai.OpenAI
+) -> None:
+    server = start_server("--model", "tiny", "--max-count", "2")
+    error = post(server, {"prompt": "x", "n": 3}).json()["error"]
+    assert error["param"] == "n"
+    assert error["message"] == "n must be a whole number from 1 to 2, not 3."
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.images.edit(image=("a.png", b"no picture"), prompt="x", size=SIZE)
+    assert caught.value.param == "image"
+    assert "init_image" not in caught.value.message
+
+
 def test_bad_json_unknown_paths_and_methods_have_openais_form(server: ServerProcess) -> None:
     url = server.url + "/v1/images/generations"
     for answer, status in (
