@@ -626,7 +626,7 @@ class QueueManager:
         ):
             return  # it has finished, this moment
         with self._lock:
-            self._last_error = f"task {task.task_id}: {message}"
+            self._last_error = f"task {task.task_id}: {code}"  # what it says is its client's
             self._live.remove(task)
         self.events.publish(EventKind.FAILED, task.task_id)
         log.warning("task %s failed: %s", task.task_id, message)
