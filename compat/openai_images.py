@@ -93,6 +93,7 @@ DRAWING_ERRORS = (
     errors.BodyTooLarge,
     errors.ModelNotAllowed,
     errors.NotSupported,
+    errors.KeyReused,
     errors.DoesNotFit,
     errors.Gone,
     errors.QueueFull,

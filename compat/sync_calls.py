@@ -15,7 +15,7 @@ from errors import Gone, NoWorker, QueueFull, ServerError, StorageUnavailable, T
 from generate_request import GenerateRequest, check_request
 from model_catalog import Catalog, Model
 from queue_manager import QueueManager
-from submission import Prepared, Submission
+from submission import Prepared, Submission, check_same
 from task import GenerationParams, TaskStatus
 from task_view import TaskView
 from waiting_places import WaitingPlaces
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
 """After so many seconds without news, see whether the caller is still there."""
+KEY = "Idempotency-Key"
 NO_OTHER_NAMES: Mapping[str, str] = {}
 CLAMPED_TO = 2
 """More steps than so many times the model's default do not make a better picture."""
@@ -106,6 +107,7 @@ class SyncCalls:
 
         Raises:
             QueueFull: its caller would wait longer than such callers can.
+            KeyReused: the client_key came before with another request.
         """
         with ExitStack() as until_closed:
             if not until_closed.enter_context(self._places.take()):
@@ -114,13 +116,17 @@ class SyncCalls:
                     "POST /generate, which does not wait.",
                     retry_after_s=10,
                 )
-            if not (client_key and self.queue.submitted_as(client_key)):
+            known = self.queue.submitted_as(client_key) if client_key else None
+            if known:
+                check_same(known[0].params, prepared.params, KEY)
+            else:
                 self._check_wait(prepared.params, urgent)
             after = self.queue.events.last_id
             with self._lock:
                 view, _ = self.queue.submit(
                     prepared.params, urgent=urgent, client_key=client_key, inputs=prepared.inputs
                 )
+                check_same(view.params, prepared.params, KEY)
                 self._callers[view.task_id] += 1
             prepared.inputs.clear()
             until_closed.callback(self._leave, view.task_id)

@@ -383,3 +383,7 @@ def test_the_same_idempotency_key_answers_with_the_same_images(server: ServerPro
     body = {"prompt": "x", "size": "64x64"}
     first, second = (post(server, body, **{"Idempotency-Key": "k1"}).json() for _ in range(2))
     assert first["data"] == second["data"]
+    other = post(server, {**body, "prompt": "y"}, **{"Idempotency-Key": "k1"})
+    assert other.status_code == 400
+    error = other.json()["error"]
+    assert (error["code"], error["param"]) == ("idempotency_key_reused", "Idempotency-Key")
