@@ -190,7 +190,8 @@ WAIT = query(
 IDEMPOTENCY_KEY = {
     **query(
         "Idempotency-Key",
-        "The same key answers with the same task, also after a restart of the server.",
+        "The same key answers with the same task, also after a restart of the server; with another "
+        "request it is refused (422).",
         {"type": "string", "minLength": 1, "maxLength": 200},
     ),
     "in": "header",

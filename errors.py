@@ -130,6 +130,15 @@ class NotSupported(ServerError):
     default_message = "The model cannot do what the field asks for."
 
 
+class KeyReused(ServerError):
+    code = "idempotency_key_reused"
+    http_status = 422
+    default_message = (
+        "This key came before with a request that asked for something else: send a new key with a "
+        "new request."
+    )
+
+
 class OperatorOnly(ServerError):
     code = "operator_only"
     http_status = 403

@@ -4,6 +4,7 @@ A body is JSON, or a form (multipart/form-data) whose parts are the same fields 
 the pictures. submission.py makes GenerationParams of it.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -110,6 +111,10 @@ IMAGE_HELP = (
 )
 
 
+PICTURES = ("init_image", "images", "mask", "control_image")
+NOT_ASKED = {*PICTURES, "client_task_id"}
+
+
 class GenerateRequest(BaseModel):
     """The body of POST /generate."""
 
@@ -181,7 +186,8 @@ class GenerateRequest(BaseModel):
         min_length=1,
         max_length=200,
         description="Makes submitting safe to repeat, like the header Idempotency-Key: the same "
-        "key answers with the same task, also after a restart of the server.",
+        "key answers with the same task, also after a restart of the server; with another request "
+        "it is refused.",
         examples=["chat-42-message-7"],
     )
     model: str | None = Field(
@@ -289,6 +295,18 @@ class GenerateRequest(BaseModel):
         "http or https, and a host that the operator allows. No answer tells it.",
         examples=["https://chat.example.org/pictures"],
     )
+
+    @property
+    def digest(self) -> str:
+        """The same for requests that ask for the same, whatever their pictures are: those are known
+        by their pixels (submission.py)."""
+        asked = self.model_dump(exclude=NOT_ASKED, exclude_none=True, exclude_unset=True)
+        if "n" in asked:
+            asked["count"] = asked.pop("n")
+        if "priority" in asked:
+            asked["priority"] = bool(asked["priority"])
+        text = json.dumps(asked, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def given(self) -> frozenset[Takes]:
         """The fields of this request that only some models can honour."""

@@ -119,10 +119,14 @@ def live_routes(queue: QueueManager, places: WaitingPlaces, previews: Previews) 
         description="A small JPEG of what a running task will show, as far as can be seen yet: "
         "an eighth of its width and height, in colours that are near the real ones once the server "
         "has made some pictures. The first request has previews made, with the next step, and for "
-        "as long as somebody asks; /events tells of each new one (`preview`). Of a finished task: "
-        "its thumbnail.",
+        "as long as somebody asks; /events tells of each new one (`preview`). 204 while a task "
+        "runs and there is none: not yet, or never, where the server makes none of this model. 409 "
+        "while a task waits. Of a finished task: its thumbnail.",
         parameters=[TASK_ID],
-        answers={200: jpeg_answer("The picture so far.")},
+        answers={
+            200: jpeg_answer("The picture so far."),
+            204: {"description": "The task runs, and there is no preview of it."},
+        },
         errors=READING_ERRORS,
     )
     def preview() -> Response:
@@ -131,16 +135,17 @@ def live_routes(queue: QueueManager, places: WaitingPlaces, previews: Previews) 
         if view.wait is None:
             image, _ = queue.image(task_id)
             return jpeg_response(thumbnail(image, THUMBNAIL_SIDE))
-        if not previews.on:
-            raise errors.NotReady("This server makes no previews (--previews off).")
         family = queue.offer.model(view.params.model).family
-        if family not in FAMILIES:
-            raise errors.NotReady(f"There are no previews for the models of the family {family}.")
-        jpeg = previews.look(task_id)
-        if jpeg is None:
-            when = "once it runs" if view.status is TaskStatus.WAITING else "with its next step"
-            raise errors.NotReady(f"There is no preview of this task yet: it comes {when}.")
-        return jpeg_response(jpeg)
+        why = "There is no preview of this task yet: it comes once it runs."
+        if not previews.on:
+            why = "This server makes no previews (--previews off)."
+        elif family not in FAMILIES:
+            why = f"There are no previews for the models of the family {family}."
+        elif jpeg := previews.look(task_id):
+            return jpeg_response(jpeg)
+        if view.status is TaskStatus.WAITING:
+            raise errors.NotReady(why)
+        return Response(status=204, headers={"Cache-Control": "no-store"})
 
     @routes.get("/thumbnail")
     @documented(

@@ -185,7 +185,7 @@ def _tiny(sources: "_Sources") -> Iterator[Model]:
         pipelines = tuple(_without(pipeline, without) for pipeline in sources.pipelines(of))
         if pipelines[0].module.split(".")[2] not in TINY_LORAS:
             pipelines = tuple(replace(pipeline, loras=False) for pipeline in pipelines)
-        facts = Facts(TINY_TITLES.get(name, f"tiny {of[0]}") + TINY_TITLE, 0.001)
+        facts = Facts(f"Tiny {TINY_TITLES[name]}: {TINY_TITLE}", 0.001)
         yield Model(
             name=name,
             family=pipelines[0].module.split(".")[2],
@@ -197,8 +197,18 @@ def _tiny(sources: "_Sources") -> Iterator[Model]:
         )
 
 
-TINY_TITLE = " with random weights: abstract noise, for trying the API"
-TINY_TITLES = {"tiny": "tiny FLUX.1", "tiny-flux2": "tiny FLUX.2 klein"}
+TINY_TITLE = "random weights that draw abstract noise, for trying out"
+TINY_TITLES: Mapping[str, str] = {
+    "tiny": "FLUX.1",
+    "tiny-kontext": "FLUX.1 Kontext",
+    "tiny-fill": "FLUX.1 Fill",
+    "tiny-redux": "FLUX.1 Redux",
+    "tiny-controlnet": "FLUX.1 ControlNet",
+    "tiny-flux2": "FLUX.2 klein",
+    "tiny-z-image": "Z-Image",
+    "tiny-qwen": "Qwen-Image",
+    "tiny-seedvr2": "SeedVR2",
+}
 TINY_LORAS = ("flux", "flux2")
 """Families that mflux merges an adapter into without filling in what a tiny model leaves out."""
 TINY_PARTS = frozenset({"tiny-flux2-edit"})

@@ -6,8 +6,11 @@ mflux_registry.py fills the catalog from mflux's own registry. What mflux does n
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from enum import StrEnum
 from typing import NamedTuple
+
+MOST_ALIKE = 3
 
 
 class Takes(StrEnum):
@@ -158,6 +161,19 @@ class Catalog:
     def find(self, name: str) -> Model | None:
         """The model of this exact name or alias, in any case of letters; None if there is none."""
         return self._by_name.get(name.lower())
+
+    def like(self, name: str) -> str:
+        """What to say to who asked for one that is not there: " Did you mean a or b?", or nothing
+        where none has a similar name or alias."""
+        asked = name.lower()[:100]
+        similar = get_close_matches(asked, self._by_name, n=MOST_ALIKE, cutoff=0.7)
+        longer = sorted((one for one in self._by_name if asked in one), key=len)
+        shorter = [one for one in self._by_name if one in asked]
+        found = [*longer, *similar, *shorter] if len(asked) > 1 else []
+        names = list(dict.fromkeys(self._by_name[one].name for one in found))
+        *others, last = names[:MOST_ALIKE] or [""]
+        words = f"{', '.join(others)} or {last}" if others else last
+        return f" Did you mean {words}?" if words else ""
 
 
 class Facts(NamedTuple):

@@ -34,7 +34,10 @@ def model_routes(
     def find(name: str) -> Model:
         model = Catalog(offer.models).find(name) or catalog.find(name)
         if model is None:
-            raise errors.UnknownModel(field="name")
+            raise errors.UnknownModel(
+                f"mflux has no model {name[:100]!r}.{catalog.like(name)} GET /models lists all.",
+                field="name",
+            )
         return model
 
     @routes.get("/models")

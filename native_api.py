@@ -42,7 +42,7 @@ from query_values import (
 )
 from queue_manager import QueueManager
 from queue_state import ServerState
-from submission import Submission, ignored_fields
+from submission import Submission, check_same, ignored_fields
 from task import GenerationParams
 from task_answers import (
     EstimateAnswer,
@@ -85,6 +85,7 @@ def native_routes(
             errors.UnsupportedMediaType,
             errors.ModelNotAllowed,
             errors.NotSupported,
+            errors.KeyReused,
             errors.UnknownTask,
             errors.NotReady,
             errors.Gone,
@@ -271,18 +272,24 @@ def _never(view: TaskView, version: int) -> bool:
 def _submitted(
     asked: GenerateRequest, queue: QueueManager, submission: Submission
 ) -> tuple[TaskView, int]:
-    """What QueueManager.submit answers. A submit that is repeated needs its pictures no more."""
-    client_key = _idempotency_key() or asked.client_task_id
+    """What QueueManager.submit answers. A submit that is repeated needs its earlier results no
+    more."""
+    header_key = _idempotency_key()
+    client_key = header_key or asked.client_task_id
+    key_name = "Idempotency-Key" if header_key else "client_task_id"
     if client_key and (known := queue.submitted_as(client_key)):
+        submission.check_repeated(asked, known[0].params, key_name)
         return known
     prepared = submission.prepare(asked)
-    return queue.submit(
+    task, others = queue.submit(
         prepared.params,
         urgent=bool(asked.priority),
         client_key=client_key,
         inputs=prepared.inputs,
         callback_url=asked.callback_url,
     )
+    check_same(task.params, prepared.params, key_name)  # another may have come first with this key
+    return task, others
 
 
 def _read_request(limits: Limits) -> GenerateRequest:
@@ -329,7 +336,7 @@ def _file_name(task_id: str, index: int, params: GenerationParams) -> str:
 def _metadata_of(params: GenerationParams, index: int) -> dict[str, Any]:
     """Of an image whose file tells nothing."""
     told = params.model_dump(
-        mode="json", exclude={"format", "quality", "count", "metadata"}, exclude_none=True
+        mode="json", exclude={"format", "quality", "count", "metadata", "asked"}, exclude_none=True
     )
     return {**told, "seed": params.seed_of(index)}
 

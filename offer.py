@@ -13,6 +13,8 @@ from errors import BadOption, InvalidInput, ModelNotAllowed, NotSupported
 from model_catalog import Catalog, Model, Takes, Weights
 from task import GenerationParams, Stage
 
+MOST_LISTED = 10
+"""Allowed models that an error names one by one."""
 _NAME = r"\w[\w.-]*"
 LORA_REPOSITORY = re.compile(rf"{_NAME}/{_NAME}(:{_NAME}(/{_NAME})*\.safetensors)?")
 
@@ -44,10 +46,13 @@ class Offer:
             return self.default
         found = Catalog(self.models).find(name)
         if found is None:
-            allowed = ", ".join(model.name for model in self.models)
+            if len(self.models) <= MOST_LISTED:
+                allowed = f" Allowed: {', '.join(model.name for model in self.models)}."
+            else:
+                alike = Catalog(self.models).like(name)
+                allowed = f"{alike} GET /models lists the {len(self.models)} that are allowed."
             raise ModelNotAllowed(
-                f"This server does not draw with a model {name[:100]!r}. Allowed: {allowed}.",
-                field="model",
+                f"This server does not draw with a model {name[:100]!r}.{allowed}", field="model"
             )
         return found
 
@@ -236,8 +241,10 @@ def read_offer(
 def _named(catalog: Catalog, name: str, option: str) -> Model:
     model = catalog.find(name)
     if model is None or not model.pipelines:
-        known = ", ".join(model.name for model in catalog.models)
-        raise BadOption(f"argument {option}: there is no model {name!r}. Models: {known}.")
+        raise BadOption(
+            f"argument {option}: there is no model {name!r}.{catalog.like(name)} "
+            f"docs/models.md lists all {len(catalog.models)}."
+        )
     return model
 
 

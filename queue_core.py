@@ -78,6 +78,7 @@ class QueueCore:
         self._own = Weights(self.model, self.model.pipelines[0], offer.quantize)
         self._loaded: dict[str, Weights] = {}
         self._load_orders: list[Weights] = []
+        self._fetch_orders: list[Weights] = []
         self._here = {self.model.name}  # of these the weights need no download
         self._live = LiveQueue(
             timing,
@@ -169,7 +170,8 @@ class QueueCore:
         ):
             return  # it has finished, this moment
         with self._lock:
-            self._troubles.last_error = f"task {task.task_id}: {message}"
+            # What went wrong is told to its own client alone.
+            self._troubles.last_error = f"task {task.task_id}: {code}"
             self._live.remove(task)
         self.events.publish(EventKind.FAILED, task.task_id)
         log.warning("task %s failed: %s", task.task_id, message)

@@ -188,6 +188,14 @@ class QueueManager(WorkSource):
             log.info("task %s was cancelled", task_id)
             return was
 
+    def fetch_ahead(self, params: GenerationParams) -> None:
+        """Have the weights downloaded that a task with these would lack, without a task."""
+        missing = self._missing(*(stage.weights for stage in self.offer.stages(params)))
+        with self._lock:
+            known = {weights.model.name for weights in self._fetch_orders}
+            self._fetch_orders += (w for w in missing if w.model.name not in known)
+            self._wake_downloads.notify_all()
+
     def order_load(self, weights: Weights) -> None:
         """The operator wants these loaded, between the task that runs and the next one; what is not
         on this machine is downloaded before.

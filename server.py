@@ -1,5 +1,6 @@
 """The front door: the application, and main(), which builds, starts and stops everything."""
 
+import errno
 import logging
 import os
 import re
@@ -377,8 +378,7 @@ def main(argv: list[str]) -> int:
         print(f"server.py: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        where = f"{settings.host}, port {settings.port}"
-        print(f"server.py: cannot listen on {where}: {error}", file=sys.stderr)
+        print(f"server.py: {_cannot_listen(settings, error)}", file=sys.stderr)
         return 1
     if not (settings.model or settings.models) and offer.default.tiny:
         log.warning(
@@ -403,6 +403,14 @@ def main(argv: list[str]) -> int:
     if not server.stop():
         log.info("the running step did not end in time: leaving it")
     return exit_code
+
+
+def _cannot_listen(settings: Settings, error: OSError) -> str:
+    why = error.strerror or str(error)
+    why = why.partition(" (while")[0]  # Python adds the address, which is said already
+    if error.errno == errno.EADDRINUSE:
+        why = "it is in use. Choose another one with --port, or stop what listens there"
+    return f"cannot listen on {settings.host}, port {settings.port}: {why}."
 
 
 def _allowed_hosts(settings: Settings) -> frozenset[str] | None:

@@ -36,7 +36,11 @@ class HealthAnswer(Answer):
     worker_restarts: int = Field(
         description="How often the worker thread died and was replaced.", examples=[0]
     )
-    last_error: str | None = Field(None, description="The latest failure, of a task or the disk.")
+    last_error: str | None = Field(
+        None,
+        description="The latest failure: of loading or the disk in words, of a task its id and its "
+        "error's code.",
+    )
     memory: MemoryAnswer = Field(description="Of MLX.")
     disk_free_bytes: int = Field(description="In the data dir.", examples=[100_000_000_000])
     waiting: int = Field(description="Tasks that wait.", examples=[3])

@@ -317,6 +317,15 @@ class Settings:
                 default = ""
             described["help"] = f"{described['help']}{default} [{variable}]"
             parser.add_argument(flag, dest=option.name, default=option.default, **described)
+            if described["choices"] == ("on", "off"):
+                parser.add_argument(
+                    negative_flag_of(option.name),
+                    dest=option.name,
+                    action="store_const",
+                    const="off",
+                    default=argparse.SUPPRESS,
+                    help=f"the same as {flag} off",
+                )
             if environ.get(variable):
                 from_environment[variable] = f"{flag}={environ[variable]}"
         for variable, argument in from_environment.items():
@@ -328,6 +337,11 @@ class Settings:
 
 def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def negative_flag_of(name: str) -> str:
+    """Another way to say `off`, of an option that is on or off."""
+    return "--no-" + name.replace("_", "-")
 
 
 def variable_of(name: str) -> str:

@@ -6,7 +6,7 @@ Every API, native or foreign, submits through here.
 import hashlib
 import secrets
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from threading import Semaphore
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 import errors
-from generate_request import GenerateRequest, ImageOf, Limits, default_side, refusal
+from generate_request import PICTURES, GenerateRequest, ImageOf, Limits, default_side, refusal
 from images import open_upload, to_png
 from model_catalog import Model, Takes
 from offer import Offer, given_fields, not_supported
@@ -99,6 +99,23 @@ class Submission:
         prepared.ignored_fields = ignored_fields(request, params)
         return prepared
 
+    def check_repeated(self, request: GenerateRequest, known: GenerationParams, key: str) -> None:
+        """A request whose key is known asks for what it asked for before. An earlier result that it
+        starts from may have gone since.
+
+        Args:
+            known: of the task of this key.
+            key: name of the header or the field that it came with.
+
+        Raises:
+            KeyReused: it asks for something else.
+        """
+        if known.asked != request.digest and known.asked:
+            raise errors.KeyReused(field=key)
+        with suppress(errors.UnknownTask, errors.NotReady, errors.Gone):
+            pictures = self._pictures(request, Prepared(known))
+            check_same(known, known.model_copy(update=dict.fromkeys(PICTURES) | pictures), key)
+
     def _check_fields(self, request: GenerateRequest, model: Model) -> None:
         """What the model cannot honour is refused, but for guidance, which clients send to every
         model."""
@@ -180,9 +197,11 @@ class Submission:
             upscale=request.upscale,
             upscaler=upscaler,
             metadata=self._metadata if request.metadata is None else request.metadata,
+            asked=request.digest,
         )
 
-    def _add_pictures(self, request: GenerateRequest, prepared: Prepared) -> None:
+    def _pictures(self, request: GenerateRequest, prepared: Prepared) -> dict[str, object]:
+        """Those that the request gives, kept; by the name of their field."""
         kept: dict[str, object] = {}
         for name in ("init_image", "mask", "control_image"):
             source = getattr(request, name)
@@ -192,7 +211,10 @@ class Submission:
             kept["images"] = tuple(
                 self._keep(source, "images", prepared) for source in request.images
             )
-        params = prepared.params.model_copy(update=kept)
+        return kept
+
+    def _add_pictures(self, request: GenerateRequest, prepared: Prepared) -> None:
+        params = prepared.params.model_copy(update=self._pictures(request, prepared))
         takes = self.offer.model(params.model).takes
         if params.init_image and params.image_strength is None and Takes.IMAGE_STRENGTH in takes:
             pipeline = self.offer.model(params.model).pipeline_for(given_fields(params))
@@ -271,6 +293,20 @@ class Submission:
                 field="upscale",
             )
         return params
+
+
+def check_same(known: GenerationParams, asked: GenerationParams, key: str) -> None:
+    """The task of a key does what is asked for with this key.
+
+    Raises:
+        KeyReused
+    """
+
+    def pictures(params: GenerationParams) -> list[object]:
+        return [getattr(params, name) or None for name in PICTURES]
+
+    if known.asked and (known.asked, pictures(known)) != (asked.asked, pictures(asked)):
+        raise errors.KeyReused(field=key)
 
 
 def ignored_fields(request: GenerateRequest, params: GenerationParams) -> list[str]:

@@ -93,6 +93,9 @@ class GenerationParams(BaseModel):
     """The model that does it, where that is not `model`."""
     metadata: bool = True
     """Whether the image files tell these params."""
+    asked: str = ""
+    """Digest of what the client asked for, without its pictures (GenerateRequest.digest); empty in
+    records from before it was kept."""
 
     @property
     def tokens(self) -> int:

@@ -264,11 +264,14 @@ class WorkSource(QueueCore):
     def download_ended(self, weights: Weights, error: str | None) -> None:
         """Weights are on this machine, and the tasks that waited for them join the line; or they
         cannot be had, and those tasks fail."""
+        name = weights.model.name
         with self._writing, self._troubles.noting_storage():
+            with self._lock:
+                self._fetch_orders = [o for o in self._fetch_orders if o.model.name != name]
             if error is not None:
                 with self._lock:
                     self._troubles.last_error = error
-                    self._load_orders = [o for o in self._load_orders if o.key != weights.key]
+                    self._load_orders = [o for o in self._load_orders if o.model.name != name]
                     lost = self._live.state.held.needing(weights.model)
                 for task in lost:
                     self._fail(task, ModelLoadError.code, error)
@@ -276,10 +279,10 @@ class WorkSource(QueueCore):
                     self._live.state.held.download = None
                 return
             with self._lock:
-                self._here.add(weights.model.name)
+                self._here.add(name)
                 ready = self._live.download_ended(weights)
                 self._wake_worker.notify_all()
-        log.info("the weights of %s are here", weights.model.name)
+        log.info("the weights of %s are here", name)
         for task in ready:
             self.events.publish(EventKind.WAITING, task.task_id)
 
@@ -294,5 +297,6 @@ class WorkSource(QueueCore):
         return next((w for w in self._load_orders if w.model.name in self._here), None)
 
     def _next_download(self) -> Weights | None:
-        ordered = (w for w in self._load_orders if w.model.name not in self._here)
+        orders = (*self._fetch_orders, *self._load_orders)
+        ordered = (weights for weights in orders if weights.model.name not in self._here)
         return self._live.state.held.next_missing() or next(ordered, None)

@@ -501,6 +501,17 @@ class Client:
         count = self.status(task_id).params.get("count", 1)
         return [self.image(task_id, index) for index in range(count)]
 
+    def preview(self, task_id: str) -> bytes | None:
+        """A small JPEG of the picture so far of a running task; None while there is none.
+
+        Asking has the server make them, with the next step and for some seconds. Of a finished
+        task: its thumbnail.
+
+        Raises:
+            MfluxError: `not_ready` while the task waits.
+        """
+        return self._call("GET", "/preview", params={"task_id": task_id}).content or None
+
     def archive(self, task_id: str) -> bytes:
         """All pictures of a task that is done, as a zip file."""
         query = {"task_id": task_id, "all": "true", "delete": "false"}

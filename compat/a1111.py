@@ -52,6 +52,15 @@ SCHEMAS_OF_A1111: ForeignSchemas = (
     (A1111PngInfo, "serialization"),
     (A1111Error, "serialization"),
 )
+NAMES = {
+    "count": "batch_size x n_iter",
+    "images": "init_images",
+    "init_image": "init_images",
+    "image_strength": "1 - denoising_strength",
+    "guidance": "cfg_scale",
+    "upscale": "hr_scale",
+}
+"""What our fields are called here, where they have another name."""
 RANDOM_SEEDS = 2**32
 """AUTOMATIC1111's, which every client can hold."""
 LORA = re.compile(r"<lora:([^:<>]{1,200})(?::(-?[0-9.]{1,10}))?(?::[^<>]{0,100})?>")
@@ -170,7 +179,7 @@ def a1111_routes(
 
     def _start(asked: TextToImage, placed: dict[str, Any]) -> tuple[Call, GenerationParams]:
         model = calls.offer.model(placed["model"])
-        _, prepared = calls.prepare(_fields(asked, model, calls) | placed)
+        _, prepared = calls.prepare(_fields(asked, model, calls) | placed, NAMES)
         hung_up = request.environ.get("waitress.client_disconnected", lambda: False)
         return calls.start(prepared, hung_up=hung_up), prepared.params
 

@@ -39,7 +39,13 @@ SCHEMAS_OF_OPENAI: ForeignSchemas = (
     (OpenAIModels, "serialization"),
     (OpenAIError, "serialization"),
 )
-PARAMS = {"width": "size", "height": "size", "count": "n", "images": "image", "init_image": "image"}
+NAMES = {
+    "count": "n",
+    "images": "image",
+    "init_image": "image",
+    "format": "output_format",
+    "quality": "output_compression",
+}
 """What our fields are called here, where they have another name."""
 FOLLOWED_RETRY_S = 60
 """SDKs wait for Retry-After up to so many seconds; above, they try again at once."""
@@ -62,7 +68,7 @@ def openai_error_body(problem: errors.Problem) -> dict[str, Any]:
     body = OpenAIErrorBody(
         message=problem.message,
         type="rate_limit_error" if status == 429 else kind,
-        param=PARAMS.get(problem.field, problem.field) if problem.field else None,
+        param=problem.field,
         code=problem.code,
     )
     return OpenAIError(error=body).model_dump()
@@ -164,7 +170,7 @@ def openai_routes(
     def _start(asked: OpenAIGeneration, fields: dict[str, Any]) -> tuple[Call, Prepared]:
         model = calls.offer.model(fields["model"])
         fields["steps"] = calls.steps(model, asked.steps)
-        _, prepared = calls.prepare(fields)
+        prepared = _prepared(asked, fields, calls)
         call = calls.start(
             prepared,
             urgent=asked.priority,
@@ -317,6 +323,16 @@ def _sides(size: str | None) -> dict[str, int]:
             field="size",
         )
     return {"width": int(found[1]), "height": int(found[2])}
+
+
+def _prepared(asked: OpenAIGeneration, fields: dict[str, Any], calls: SyncCalls) -> Prepared:
+    try:
+        return calls.prepare(fields, NAMES)[1]
+    except errors.ServerError as error:
+        if error.field in ("width", "height"):
+            error.field = "size"
+            error.message = f"size {asked.size}: {error.message}" if asked.size else error.message
+        raise
 
 
 def _usual_form(model: str | None) -> str:

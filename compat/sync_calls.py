@@ -1,8 +1,9 @@
 """Calls that answer with the picture: a task in the queue, and a caller who waits for it."""
 
 import logging
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from math import ceil
@@ -15,6 +16,7 @@ from errors import (
     DoesNotFit,
     Gone,
     InvalidInput,
+    KeyReused,
     ModelNotAllowed,
     NotSupported,
     NoWorker,
@@ -26,7 +28,7 @@ from errors import (
 from generate_request import GenerateRequest, check_request
 from model_catalog import Catalog, Model
 from queue_manager import QueueManager
-from submission import Prepared, Submission
+from submission import Prepared, Submission, check_same
 from task import GenerationParams, TaskStatus
 from task_view import TaskView
 from waiting_places import WaitingPlaces
@@ -35,6 +37,8 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
 """After so many seconds without news, see whether the caller is still there."""
+KEY = "Idempotency-Key"
+NO_OTHER_NAMES: Mapping[str, str] = {}
 CLAMPED_TO = 2
 """More steps than so many times the model's default do not make a better picture."""
 DRAWING_ERRORS = (
@@ -42,6 +46,7 @@ DRAWING_ERRORS = (
     BodyTooLarge,
     ModelNotAllowed,
     NotSupported,
+    KeyReused,
     DoesNotFit,
     Gone,
     QueueFull,
@@ -99,11 +104,23 @@ class SyncCalls:
             return asked
         return min(asked, model.default_steps * CLAMPED_TO, self.limits.max_steps)
 
-    def prepare(self, fields: dict[str, Any]) -> tuple[GenerateRequest, Prepared]:
-        """From the fields of /generate, those that are None left out."""
+    def prepare(
+        self, fields: dict[str, Any], names: Mapping[str, str] = NO_OTHER_NAMES
+    ) -> tuple[GenerateRequest, Prepared]:
+        """From the fields of /generate, those that are None left out.
+
+        Args:
+            names: what our fields are called in the foreign API, where they have another name;
+                errors speak of them under these.
+        """
         given = {name: value for name, value in fields.items() if value is not None}
-        asked = check_request(given, self.limits)
-        return asked, self._submission.prepare(asked)
+        try:
+            asked = check_request(given, self.limits)
+            return asked, self._submission.prepare(asked)
+        except ServerError as error:
+            error.message = _renamed(error.message, names)
+            error.field = error.field and names.get(error.field, error.field)
+            raise
 
     def start(
         self,
@@ -117,6 +134,7 @@ class SyncCalls:
 
         Raises:
             QueueFull: its caller would wait longer than such callers can.
+            KeyReused: the client_key came before with another request.
         """
         with ExitStack() as until_closed:
             if not until_closed.enter_context(self._places.take()):
@@ -125,13 +143,17 @@ class SyncCalls:
                     "POST /generate, which does not wait.",
                     retry_after_s=10,
                 )
-            if not (client_key and self.queue.submitted_as(client_key)):
+            known = self.queue.submitted_as(client_key) if client_key else None
+            if known:
+                check_same(known[0].params, prepared.params, KEY)
+            else:
                 self._check_wait(prepared.params, urgent)
             after = self.queue.events.last_id
             with self._lock:
                 view, _ = self.queue.submit(
                     prepared.params, urgent=urgent, client_key=client_key, inputs=prepared.inputs
                 )
+                check_same(view.params, prepared.params, KEY)
                 self._callers[view.task_id] += 1
             prepared.inputs.clear()
             until_closed.callback(self._leave, view.task_id)
@@ -143,6 +165,7 @@ class SyncCalls:
         wait, _ = self.queue.estimate(params, urgent=urgent)
         over_s = ceil(wait.end_s - self._max_wait_s)
         if over_s > 0:
+            self.queue.fetch_ahead(params)  # a task would have its weights downloaded; this is none
             raise QueueFull(
                 f"This would be ready in about {wait.end_s:.0f} s, and a call that waits may take "
                 f"{self._max_wait_s:.0f} s: try again in {over_s} s, or use POST /generate, which "
@@ -162,6 +185,14 @@ class SyncCalls:
                 if not ended and not self.queue.events.closed:
                     self.queue.delete(task_id)
                     log.info("task %s has no caller any more", task_id)
+
+
+def _renamed(sentence: str, names: Mapping[str, str]) -> str:
+    """What follows "not" is the caller's own."""
+    about, comma, came = sentence.partition(", not ")
+    for ours, theirs in names.items():
+        about = re.sub(rf"\b{ours}\b", theirs, about)
+    return about + comma + came
 
 
 class Call:

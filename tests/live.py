@@ -26,9 +26,9 @@ class SteppedServer:
     def __init__(self, data_dir: Path, **settings: Any) -> None:
         self._steps, self._ended = Semaphore(0), False
         chosen = {"port": 0, "data_dir": data_dir, **settings}
-        self.server = Server(
-            Settings(**chosen), offer_of("tiny"), FakeGenerator(self._draw), Previews()
-        )
+        read = Settings(**chosen)
+        previews = Previews(on=read.previews == "on")
+        self.server = Server(read, offer_of("tiny"), FakeGenerator(self._draw), previews)
         self.queue = self.server.queue
         self.url = f"http://127.0.0.1:{self.server.port}"
         self.server.start()

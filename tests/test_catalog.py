@@ -72,6 +72,17 @@ def test_an_unknown_model_of_a_new_mflux_release_is_served_with_what_its_source_
     assert (model.aliases, model.repositories) == (("new",), ("org/new",))
 
 
+def test_the_titles_of_tiny_models_are_words_and_no_names_of_classes() -> None:
+    classes = {pipeline.name for _, pipeline in PIPELINES} - {"SeedVR2"}  # its own name, too
+    titles = [model.title for model in read_catalog().models if model.tiny]
+    assert len(set(titles)) == len(titles)
+    for title in titles:
+        name, _, what = title.partition(": ")
+        assert not set(name.split()) & classes
+        assert len(name) <= 24  # so that a phone shows it whole
+        assert "abstract noise" in what
+
+
 def test_what_is_read_from_the_source_is_what_the_imported_classes_say() -> None:
     """Of all classes that the catalog uses; imports every family of mflux, which takes a while."""
     sources = mflux_registry._Sources()
@@ -271,3 +282,30 @@ def test_a_model_that_is_not_allowed_is_answered_with_those_that_are() -> None:
         offer.model("schnell")
     assert caught.value.field == "model"
     assert offer.model("") is offer.model(None) is offer.default
+
+
+@pytest.mark.parametrize(
+    ("name", "alike"),
+    [
+        ("nope", ""),
+        ("schnell2", " Did you mean schnell?"),
+        ("Kontext", " Did you mean dev-kontext or tiny-kontext?"),
+        ("FLUX.1-schnell", " Did you mean schnell?"),
+        ("seedvr", " Did you mean seedvr2-3b, seedvr2-7b or tiny-seedvr2?"),
+        ("a" * 100_000, ""),
+    ],
+)
+def test_a_name_that_is_no_model_is_answered_with_those_like_it_and_where_all_are(
+    name: str, alike: str
+) -> None:
+    some = len(read_catalog().models)
+    with pytest.raises(BadOption) as refused:
+        offer_for("--model", name)
+    assert str(refused.value).endswith(f"{name!r}.{alike} docs/models.md lists all {some}.")
+    offer = offer_for("--models", "all")
+    with pytest.raises(ModelNotAllowed) as not_allowed:
+        offer.model(name)
+    assert not_allowed.value.message == (
+        f"This server does not draw with a model {name[:100]!r}.{alike} "
+        f"GET /models lists the {len(offer.models)} that are allowed."
+    )

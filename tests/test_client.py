@@ -253,8 +253,12 @@ def test_a_submit_whose_answer_was_lost_makes_no_second_task(start_server: Start
         queued = [task.task_id for task in client.queue().tasks]
         assert lost == [tasks[0].task_id] * 2
         assert queued == [task.task_id for task in tasks]
-        again = client.submit("x", idempotency_key=tasks[1].idempotency_key, **LONG)
+        key = tasks[1].idempotency_key
+        again = client.submit("x", init_image=png(), idempotency_key=key, **LONG)
         assert again.task_id == tasks[1].task_id
+        with pytest.raises(MfluxError) as refused:
+            client.submit("x", idempotency_key=key, **LONG)
+        assert (refused.value.code, refused.value.http_status) == ("idempotency_key_reused", 422)
 
 
 def test_a_picture_that_broke_off_is_fetched_again(server: ServerProcess) -> None:

@@ -298,6 +298,21 @@ def test_what_cannot_be_drawn_is_refused_in_the_form_of_this_api(
     assert set(answer.json()) == {"error", "detail", "body", "errors"}
 
 
+def test_refusals_call_the_fields_by_their_names_of_this_api(server: ServerProcess) -> None:
+    told = draw(server, batch_size=5, n_iter=4).json()["detail"]
+    assert told == "batch_size x n_iter must be a whole number from 1 to 10, not 20."
+    told = draw(server, width=9).json()["detail"]
+    assert told == "width must be a whole number from 16 to 8192, not 9."
+    picture = encoded(Image.new("RGB", (64, 64), "red"))
+    body = {"prompt": "x", "init_images": [picture], "steps": 1, "denoising_strength": 0.3}
+    answer = requests.post(server.url + "/sdapi/v1/img2img", json=body, timeout=60)
+    assert answer.json()["detail"].startswith("With 1 - denoising_strength 0.7, 1 steps leave none")
+    body["init_images"] = [base64.b64encode(b"no picture at all").decode()]
+    answer = requests.post(server.url + "/sdapi/v1/img2img", json=body, timeout=60)
+    assert answer.status_code == 400
+    assert "init_images" in answer.json()["detail"]
+
+
 def test_errors_before_any_route_have_the_form_of_this_api(server: ServerProcess) -> None:
     for answer, status in (
         (requests.post(server.url + "/sdapi/v1/txt2img", data="{", timeout=60), 400),

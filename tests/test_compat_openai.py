@@ -187,6 +187,35 @@ def test_bad_input_is_a_400_that_names_the_field(
     assert error["code"]
 
 
+@pytest.mark.parametrize(
+    ("size", "sentence"),
+    [
+        ("9x9", "size 9x9: width must be a whole number from 16 to 8192, not 9."),
+        ("64x9", "size 64x9: height must be a whole number from 16 to 8192, not 9."),
+        ("8000x8000", "size 8000x8000: width x height must be at most 4194304 pixels"),
+    ],
+)
+def test_a_size_that_cannot_be_drawn_is_called_size(
+    server: ServerProcess, size: str, sentence: str
+) -> None:
+    error = post(server, {"prompt": "x", "size": size}).json()["error"]
+    assert error["param"] == "size"
+    assert error["message"].startswith(sentence)
+
+
+def test_every_field_has_its_name_of_this_api(
+    start_server: StartServer, client: openai.OpenAI
+) -> None:
+    server = start_server("--model", "tiny", "--max-count", "2")
+    error = post(server, {"prompt": "x", "n": 3}).json()["error"]
+    assert error["param"] == "n"
+    assert error["message"] == "n must be a whole number from 1 to 2, not 3."
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.images.edit(image=("a.png", b"no picture"), prompt="x", size=SIZE)
+    assert caught.value.param == "image"
+    assert "init_image" not in caught.value.message
+
+
 def test_bad_json_unknown_paths_and_methods_have_openais_form(server: ServerProcess) -> None:
     url = server.url + "/v1/images/generations"
     for answer, status in (
@@ -332,7 +361,9 @@ def test_addresses_and_broken_pictures_are_refused(client: openai.OpenAI) -> Non
 
 
 def test_a_failed_generation_tells_sdks_not_to_try_again(start_server: StartServer) -> None:
-    server = start_server("--models", "tiny,schnell")  # whose weights cannot be had offline
+    server = start_server(  # offline, the weights of schnell cannot be had
+        *("--models", "tiny,schnell", "--sync-max-wait-s", "0")
+    )
     answer = post(server, {"model": "schnell", "prompt": "x", "size": "64x64"})
     assert answer.status_code == 500
     assert answer.headers["x-should-retry"] == "false"
@@ -354,3 +385,7 @@ def test_the_same_idempotency_key_answers_with_the_same_images(server: ServerPro
     body = {"prompt": "x", "size": "64x64"}
     first, second = (post(server, body, **{"Idempotency-Key": "k1"}).json() for _ in range(2))
     assert first["data"] == second["data"]
+    other = post(server, {**body, "prompt": "y"}, **{"Idempotency-Key": "k1"})
+    assert other.status_code == 400
+    error = other.json()["error"]
+    assert (error["code"], error["param"]) == ("idempotency_key_reused", "Idempotency-Key")

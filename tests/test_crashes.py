@@ -387,7 +387,7 @@ def test_a_task_during_which_the_process_died_twice_is_failed_and_the_next_one_r
     assert (status["status"], status["error"]["code"]) == ("failed", "ended_too_often")
     assert server.wait_until_ended(behind)["status"] == "done"
     assert server.get("/image", task_id=deadly).status_code == 410
-    assert deadly in server.get("/health").json()["last_error"]
+    assert server.get("/health").json()["last_error"] == f"task {deadly}: ended_too_often"
 
 
 # -- SIGTERM ------------------------------------------------------------------------------------

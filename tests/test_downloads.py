@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import GIVE_UP_S, FakeGenerator, StartServer, offer_of
+from conftest import GIVE_UP_S, FakeGenerator, StartServer, offer_of, params_for
 from PIL import Image
 
 import downloads
@@ -56,21 +56,6 @@ def weights_of(name: str) -> Weights:
     return Weights(model(name), model(name).pipelines[0], None)
 
 
-def params(name: str, **changes: Any) -> GenerationParams:
-    usual: dict[str, Any] = {
-        "prompt": "a lighthouse",
-        "model": name,
-        "seed": 1,
-        "width": 64,
-        "height": 64,
-        "steps": 2,
-        "guidance": None,
-        "format": "PNG",
-        "quality": 85,
-    }
-    return GenerationParams(**{**usual, **changes})
-
-
 class Desk:
     """A queue with its worker, driven by the test, and its thread of downloads."""
 
@@ -93,7 +78,7 @@ class Desk:
         self.worker.load()
 
     def submit(self, name: str, *, urgent: bool = False, **changes: Any) -> TaskView:
-        return self.queue.submit(params(name, **changes), urgent=urgent)[0]
+        return self.queue.submit(params_for(model=name, **changes), urgent=urgent)[0]
 
     def run_all(self) -> list[str]:
         """The models of the tasks that ran, in this order."""
@@ -268,6 +253,20 @@ def test_what_the_operator_orders_is_downloaded_and_then_loaded(desk: Desk) -> N
     assert desk.queue.health().last_error == "No such thing."
 
 
+def test_weights_can_be_fetched_ahead_of_any_task(desk: Desk) -> None:
+    for _ in range(2):
+        desk.queue.fetch_ahead(params_for(model="schnell"))
+    desk.gate("schnell")
+    assert desk.downloads.run_once()
+    assert not desk.submit("schnell").held
+    desk.queue.fetch_ahead(params_for(model="dev"))
+    desk.queue.fetch_ahead(params_for(model="schnell"))
+    desk.gate("dev", "No.")
+    assert desk.downloads.run_once()
+    desk.queue.stop()
+    assert not desk.downloads.run_once(), "both were tried, once"
+
+
 def test_a_stop_ends_the_download_and_the_next_start_goes_on(
     desk: Desk, tmp_path: Path, cache: Path
 ) -> None:
@@ -299,7 +298,7 @@ def test_a_wait_that_a_download_makes_too_long_is_refused(tmp_path: Path, cache:
 
 def test_the_forecast_follows_the_pace_of_the_download(desk: Desk) -> None:
     size = 34e9
-    wait, _ = desk.queue.estimate(params("schnell"), urgent=False)
+    wait, _ = desk.queue.estimate(params_for(model="schnell"), urgent=False)
     own_s = wait.end_s - wait.start_s
     assert wait.start_s == pytest.approx(size / USUAL_BYTES_PER_S)
     assert wait.confidence is Confidence.NONE
@@ -313,13 +312,13 @@ def test_the_forecast_follows_the_pace_of_the_download(desk: Desk) -> None:
     assert view.wait.start_s == pytest.approx(290)
     assert view.wait.confidence is Confidence.LOW
     assert view.wait.end_s < view.wait.p90_s < 2 * view.wait.end_s
-    second, _ = desk.queue.estimate(params("schnell"), urgent=False)
+    second, _ = desk.queue.estimate(params_for(model="schnell"), urgent=False)
     assert second.start_s == pytest.approx(view.wait.end_s, rel=0.01), "the first one runs before"
     assert second.pos == 1
-    other, _ = desk.queue.estimate(params("dev"), urgent=False)
+    other, _ = desk.queue.estimate(params_for(model="dev"), urgent=False)
     size_of_dev = (model("dev").weights_gb or 0) * 1e9
     assert other.start_s == pytest.approx(290 + size_of_dev / 100e6 + own_s, rel=0.01)
-    here, _ = desk.queue.estimate(params("tiny"), urgent=False)
+    here, _ = desk.queue.estimate(params_for(model="tiny"), urgent=False)
     assert here.start_s < 60, "the line does not wait for downloads"
 
 
@@ -340,7 +339,7 @@ def test_held_tasks_are_listed_behind_the_line_from_any_offset(desk: Desk) -> No
 def test_a_download_without_progress_keeps_the_pace_known_before() -> None:
     clock = [0.0]
     held = HeldTasks(lambda: clock[0])
-    (stage,) = OFFER.stages(params("schnell"))
+    (stage,) = OFFER.stages(params_for(model="schnell"))
     task = Task("1", stage.params, False, (stage,), 0.0)
     held.add(task, (stage.weights,))
     held.begin(stage.weights, 0)

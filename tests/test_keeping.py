@@ -2,6 +2,7 @@
 
 import http.client
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -75,6 +76,52 @@ def test_the_same_key_answers_with_the_same_task_also_after_a_restart(
     assert (restarted["task_id"], restarted["status"]) == (first["task_id"], "done")
     requests.delete(server.url + "/delete", params={"task_id": first["task_id"]}, timeout=60)
     assert post(server, body, **{"Idempotency-Key": "message 7"}).status_code == 410
+
+
+def test_a_key_that_comes_again_with_another_request_is_refused(
+    start_server: StartServer,
+) -> None:
+    server = start_server("--models", "tiny,tiny-flux2")
+    body = {"prompt": "x", "width": 64, "height": 64, "steps": 1}
+    first = post(server, body, **{"Idempotency-Key": "message 7"}).json()["task_id"]
+    by_field = post(server, {**body, "seed": 7, "client_task_id": "message 8"}).json()["task_id"]
+    server.wait_until_ended(first)
+    server.stop()
+
+    # Another default model, other limits: what was asked for is still the same.
+    server = start_server("--models", "tiny-flux2,tiny", "--metadata", "off")
+    assert post(server, body, **{"Idempotency-Key": "message 7"}).json()["task_id"] == first
+    same = {**body, "seed": "7", "client_task_id": "message 8", "n": None}
+    assert post(server, same).json()["task_id"] == by_field
+    for change in (
+        {"prompt": "y"},
+        {"steps": 2},
+        {"seed": 1},
+        {"model": "tiny"},
+        {"priority": True},
+        {"count": 2},
+    ):
+        answer = post(server, {**body, **change}, **{"Idempotency-Key": "message 7"})
+        assert answer.status_code == 422, change
+        error = answer.json()["error"]
+        assert (error["code"], error["field"]) == ("idempotency_key_reused", "Idempotency-Key")
+    answer = post(server, {**body, "client_task_id": "message 8"})
+    assert answer.status_code == 422
+    assert answer.json()["error"]["field"] == "client_task_id"
+    assert post(server, {"prompt": "y"}, **{"Idempotency-Key": "message 9"}).status_code == 200
+
+
+def test_of_two_requests_at_once_with_one_key_one_is_taken(server: ServerProcess) -> None:
+    def ask(number: int) -> requests.Response:
+        body = {"prompt": f"picture {number % 2}", "width": 64, "height": 64, "steps": 1}
+        return post(server, body, **{"Idempotency-Key": "of two"})
+
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(ask, range(16)))
+    taken = {answer.json()["task_id"] for answer in answers if answer.status_code == 200}
+    assert len(taken) == 1
+    assert sorted(answer.status_code for answer in answers) == [200] * 8 + [422] * 8
+    server.wait_until_ended(taken.pop())
 
 
 def test_a_bad_key_is_refused_by_name(server: ServerProcess) -> None:

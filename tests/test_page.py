@@ -71,8 +71,8 @@ class Visitor:
             return
         if self.away_is_fine and "Failed to load resource: net::ERR" in message.text:
             return
-        if "/preview?" in message.location["url"] and re.search("status of 4(09|10)", message.text):
-            return  # asking for what is not there yet is how previews begin, and it may end before
+        if "/preview?" in message.location["url"] and "status of 410" in message.text:
+            return  # the task was cancelled, or failed, when it was on its way
         self.wrong.append(f"{message.text} {message.location}")
 
     def _asked(self, request: Request) -> None:
@@ -264,6 +264,27 @@ def test_everything_from_the_prompt_to_the_removed_picture(  # noqa: PLR0915
     assert served.get("/image", task_id=gone).status_code in (404, 410)
 
 
+def test_a_picture_develops_in_front_of_who_asked_and_the_console_stays_empty(
+    visit: Visit, served: ServerProcess
+) -> None:
+    me = visit()
+    heard: list[str] = []
+    answers: list[int] = []
+    me.page.on("console", lambda message: heard.append(message.text))
+    me.page.on(
+        "response",
+        lambda answer: answers.append(answer.status) if "/preview?" in answer.url else None,
+    )
+    me.open().draw("developing", size=512, steps=60)
+    expect(me.card("developing").locator(".preview")).to_be_visible()
+    expect(me.shown("developing")).to_have_count(1)
+    me.card("developing").locator(".open").click()
+    expect(me["#viewer-picture"]).to_have_js_property("naturalWidth", 512)
+    me.page.keyboard.press("Escape")
+    assert {204, 200} >= set(answers) >= {200}
+    assert heard == []
+
+
 def test_two_people_see_each_others_place_but_not_each_others_prompts(visit: Visit) -> None:
     one, other = visit().open(), visit().open()
     one.draw_for_long("the secret of the one")
@@ -283,6 +304,22 @@ def test_two_people_see_each_others_place_but_not_each_others_prompts(visit: Vis
     one.card("the secret of the one").get_by_role("button", name="Cancel").click()
     expect(other["#queue .row"]).to_have_count(1)
     expect(other["#queue .number"]).to_have_text("now")
+
+
+@pytest.mark.parametrize("events", [True, False])
+def test_a_model_that_was_loaded_is_known_as_loaded_at_once(visit: Visit, events: bool) -> None:
+    me = visit()
+    if not events:
+        me.context.add_init_script(NO_EVENTS)
+    me.open()
+    for model in ("tiny-z-image", "tiny"):
+        me["#model"].select_option(model)
+        expect(me["#model-note"]).to_contain_text("Has to be loaded first.")
+        me.draw_for_long(f"with {model}")
+        card = me.card(f"with {model}")
+        expect(card).to_contain_text("Drawing:")
+        expect(me["#model-note"]).not_to_contain_text("Has to be", timeout=4_000)
+        card.get_by_role("button", name="Cancel").click()
 
 
 def test_cancel_ends_a_waiting_and_a_running_task(visit: Visit, served: ServerProcess) -> None:
@@ -488,6 +525,24 @@ def test_by_keyboard_alone(visit: Visit) -> None:
     expect(me.shown("by keyboard")).to_have_count(2)
 
 
+@pytest.mark.parametrize(
+    ("platform", "keys"),
+    [("Linux x86_64", "Ctrl Enter"), ("MacIntel", "\N{PLACE OF INTEREST SIGN} Return")],
+)
+def test_the_keys_are_called_as_on_the_machine_of_who_looks(
+    visit: Visit, platform: str, keys: str
+) -> None:
+    me = visit()
+    me.context.add_init_script(
+        f"Object.defineProperty(Navigator.prototype, 'platform', {{get: () => '{platform}'}})"
+    )
+    expect(me.open()[".keys"]).to_have_text(f"{keys} draws")
+    me["#prompt"].fill("by the Mac's own keys")
+    me.choose("scale", "Small")
+    me.page.keyboard.press("Meta+Enter" if platform == "MacIntel" else "Control+Enter")
+    expect(me.card("by the Mac's own keys")).to_have_count(1)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_theme_follows_the_system_until_one_is_chosen(visit: Visit, scheme: Scheme) -> None:
     other: Scheme = "light" if scheme == "dark" else "dark"
@@ -595,8 +650,14 @@ def test_below_a_prefix_every_address_is_still_right(visit: Visit, served: Serve
 def test_the_form_shows_what_the_model_takes(visit: Visit, served: ServerProcess) -> None:
     me = visit().open()
     expect(me["[data-field=guidance]"]).to_be_hidden()
-    expect(me["#not-taken"]).to_contain_text("no use for guidance, a negative prompt")
+    expect(me["#wishes"]).to_have_text(
+        "Give it a prompt; if you like, also a picture to start from."
+    )
     me["#model"].select_option("tiny-z-image")
+    expect(me["#wishes"]).to_have_text(
+        "Give it a prompt; "
+        "if you like, also guidance, a negative prompt or a picture to start from."
+    )
     expect(me["#guidance"]).to_have_value("3.5")
     me["#negative_prompt"].fill("fog")
     me["#guidance"].fill("2")
@@ -609,6 +670,9 @@ def test_the_form_shows_what_the_model_takes(visit: Visit, served: ServerProcess
     expect(me["#negative_prompt-note"]).to_have_text("Needs guidance above 1.")
 
     me["#model"].select_option("tiny-fill")
+    expect(me["#wishes"]).to_have_text(
+        "Give it a prompt, a picture to start from and a mask; if you like, also guidance."
+    )
     expect(me["#forecast"]).to_have_text("needs a picture to start from")
     me["#prompt"].fill("filled")
     me["#draw"].click()

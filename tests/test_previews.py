@@ -13,6 +13,7 @@ from conftest import GIVE_UP_S, StartServer, params_for
 from live import EventStream, SteppedServer
 from PIL import Image
 
+from client.mflux_client import Client, MfluxError
 from generator import MfluxGenerator
 from mflux_registry import find_model
 from mlx_setup import prepare_mlx
@@ -219,8 +220,10 @@ def test_a_running_task_is_watched_to_its_end_and_then_has_a_thumbnail(
     server = start_server("--model", "tiny", "--max-steps", "1000")
     task_id = server.submit(width=512, height=512, steps=300)["task_id"]
     answer = preview(server, task_id)
-    while answer.status_code == 409:
-        assert answer.json()["error"]["code"] == "not_ready"
+    while answer.status_code != 200:
+        assert (answer.status_code, answer.content) == (204, b"") or (
+            answer.status_code == 409 and answer.json()["error"]["code"] == "not_ready"
+        )
         server.wait_for(task_id, lambda status: True)
         answer = preview(server, task_id)
     assert answer.status_code == 200
@@ -242,13 +245,37 @@ def test_a_running_task_is_watched_to_its_end_and_then_has_a_thumbnail(
     assert preview(server, "nothing").status_code == 404
 
 
-def test_a_server_without_previews_says_so(start_server: StartServer) -> None:
-    server = start_server("--model", "tiny", "--previews", "off")
-    task_id = server.submit(width=2048, height=2048, steps=100)["task_id"]
-    answer = preview(server, task_id)
+def test_there_is_nothing_to_see_yet_of_a_running_task_and_it_is_too_early_for_a_waiting_one(
+    tmp_path: Path,
+) -> None:
+    server = SteppedServer(tmp_path)
+    running, waiting = server.running(), server.submit()
+    answer = preview(server, running)
+    assert (answer.status_code, answer.content) == (204, b"")
+    answer = preview(server, waiting)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "not_ready")
+    with Client(server.url) as client:
+        assert client.preview(running) is None
+        with pytest.raises(MfluxError, match="once it runs"):
+            client.preview(waiting)
+        server.end()
+        client.wait(waiting)
+        assert Image.open(BytesIO(client.preview(waiting) or b"")).format == "JPEG"
+    server.close()
+
+
+@pytest.mark.parametrize("previews", ["on", "off"])
+def test_where_none_are_made_a_waiting_task_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, previews: str
+) -> None:
+    monkeypatch.setattr("live_api.FAMILIES", frozenset())
+    server = SteppedServer(tmp_path, previews=previews)
+    assert preview(server, server.running()).status_code == 204
+    answer = preview(server, server.submit())
     assert answer.status_code == 409
-    assert "--previews off" in answer.json()["error"]["message"]
-    requests.delete(server.url + "/delete", params={"task_id": task_id}, timeout=GIVE_UP_S)
+    reason = "family flux" if previews == "on" else "--previews off"
+    assert reason in answer.json()["error"]["message"]
+    server.close()
 
 
 def test_a_preview_is_no_news_of_a_task_that_has_ended(tmp_path: Path) -> None:
@@ -263,13 +290,4 @@ def test_a_preview_is_no_news_of_a_task_that_has_ended(tmp_path: Path) -> None:
     server.queue.preview_made(task_id)
     assert kinds[-1] == "done"
     assert server.status(task_id)["version"] == version
-    server.close()
-
-
-def test_a_family_without_previews_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("live_api.FAMILIES", frozenset())
-    server = SteppedServer(tmp_path)
-    answer = preview(server, server.running())
-    assert answer.status_code == 409
-    assert "family flux" in answer.json()["error"]["message"]
     server.close()

@@ -132,7 +132,10 @@ def test_a_port_in_use_is_one_clear_sentence(run_server: RunServer, server: Serv
     port = server.url.rsplit(":", 1)[1]
     ended = run_server("--model", "tiny", "--port", port)
     assert ended.returncode == 1
-    assert f"cannot listen on 127.0.0.1, port {port}" in ended.stderr
+    assert ended.stderr.splitlines()[-1] == (
+        f"server.py: cannot listen on 127.0.0.1, port {port}: it is in use. "
+        "Choose another one with --port, or stop what listens there."
+    )
     assert "Traceback" not in ended.stderr
 
 

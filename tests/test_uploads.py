@@ -155,6 +155,22 @@ def test_a_submit_that_is_repeated_needs_its_pictures_no_more(desk: ServerProces
     assert refusal(post(desk, **{**asked, "client_task_id": "other"}))[:2] == (410, "gone")
 
 
+def test_a_key_with_another_picture_is_another_request(desk: ServerProcess) -> None:
+    asked = {"image_strength": 0.5, "client_task_id": "key of a picture"}
+    first = post(desk, init_image=to_base64(PNG), **asked)
+    for same in (PNG, file_of(drawing(), "WEBP", lossless=True)):  # it is known by its pixels
+        again = post(desk, init_image=to_base64(same), **asked)
+        assert again.json()["task_id"] == first.json()["task_id"]
+    other = to_base64(to_png(drawing().rotate(90)))
+    assert refusal(post(desk, init_image=other, **asked)) == (
+        422,
+        "idempotency_key_reused",
+        "client_task_id",
+    )
+    without = post(desk, client_task_id="key of a picture")
+    assert refusal(without)[:2] == (422, "idempotency_key_reused")
+
+
 def test_a_form_holds_lists_and_what_is_left_empty_counts_as_absent(desk: ServerProcess) -> None:
     first, second = PNG, to_png(drawing().rotate(90))
     text = [to_base64(first), to_base64(second)]

@@ -2,11 +2,17 @@
 
 import hashlib
 import hmac
+import http.client
 import json
+import shutil
 import signal
+import socket
+import ssl
+import subprocess
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from queue import Queue
@@ -47,7 +53,7 @@ class Receiver:
             do_GET = do_POST
 
             def handle(self) -> None:
-                with suppress(ConnectionError):  # who called has gone
+                with suppress(ConnectionError, ssl.SSLError):  # who called has gone
                     super().handle()
 
             def log_message(self, format: str, *arguments: Any) -> None:
@@ -56,6 +62,13 @@ class Receiver:
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._http.server_port}/hook?chat=42"
         threading.Thread(target=self._http.serve_forever, daemon=True).start()
+
+    def with_tls(self, context: ssl.SSLContext) -> str:
+        """From now on; returns the address."""
+        self._http.socket = context.wrap_socket(
+            self._http.socket, server_side=True, do_handshake_on_connect=False
+        )
+        return self.url.replace("http://127.0.0.1", "https://localhost")
 
     def next(self) -> dict[str, Any]:
         """The body of the next call."""
@@ -166,6 +179,92 @@ def test_a_receiver_that_hangs_delays_no_task(server: SteppedServer, receiver: R
     for _ in range(3):
         task_id = server.submit(callback_url=receiver.url)
         assert server.get("/image", task_id=task_id, wait=60).status_code == 200
+
+
+@contextmanager
+def dripping(head: bytes = b"") -> Iterator[str]:
+    """A receiver that answers this, and then a byte now and then; its address."""
+    stop = threading.Event()
+
+    def drip() -> None:
+        line, _ = listening.accept()
+        with line, suppress(OSError):
+            line.sendall(head)
+            while not stop.wait(0.05):
+                line.sendall(b"1")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=drip)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{listening.getsockname()[1]}/"
+        finally:
+            stop.set()
+            thread.join()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize(
+    "head", [b"", b"HTTP/1.1 ", b"HTTP/1.1 200 OK\r\nX-Slow: ", b"HTTP/1.1 100 Continue\r\n\r\n"]
+)
+def test_a_receiver_that_drips_is_left_after_the_time_of_one_try(
+    monkeypatch: pytest.MonkeyPatch, head: bytes, scheme: str
+) -> None:
+    monkeypatch.setattr(webhooks, "TRY_S", 0.5)
+    with dripping(head) as address:
+        began = time.monotonic()
+        with pytest.raises((OSError, http.client.HTTPException)):
+            webhooks._post(f"{scheme}://{address}", b"{}", {})
+        assert time.monotonic() - began < 5
+
+
+def test_a_receiver_that_drips_delays_the_others_by_the_time_of_one_try(
+    server: SteppedServer, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "TRY_S", 0.5)
+    monkeypatch.setattr(webhooks, "RETRY_AFTER_S", ())
+    with dripping() as address:
+        server.end()
+        server.submit(callback_url=f"http://{address}")
+        task_id = server.submit(callback_url=receiver.url)
+        assert receiver.next()["task_id"] == task_id
+
+
+def test_what_a_receiver_says_is_not_read(receiver: Receiver) -> None:
+    """As fast as the head of its answer is there."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def promise() -> None:
+            line, _ = listening.accept()
+            with line:
+                line.recv(65536)
+                line.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+                line.recv(1)
+
+        promising = threading.Thread(target=promise)
+        promising.start()
+        port = listening.getsockname()[1]
+        assert webhooks._post(f"http://127.0.0.1:{port}", b"{}", {}) == 200
+        promising.join(GIVE_UP_S)
+    assert not promising.is_alive()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
+def test_https_asks_for_a_certificate_that_somebody_vouches_for(
+    receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    make = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -addext"
+    made = ["subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*make.split(), *made], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    url = receiver.with_tls(context)
+    with pytest.raises(ssl.SSLCertVerificationError):
+        webhooks._post(url, b"{}", {})
+    monkeypatch.setattr("certifi.where", lambda: str(certificate))
+    assert webhooks._post(url, b"{}", {}) == 200
+    assert receiver.next() == {}
 
 
 def test_no_answer_tells_the_address(server: SteppedServer, receiver: Receiver) -> None:

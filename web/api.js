@@ -58,10 +58,10 @@ export const remove = (id) => ask(`delete?${query({ task_id: id })}`, { method: 
 export const removeOne = (id, index) =>
   fetch(`image?${query({ task_id: id, index, delete: true })}`).then((answer) => answer.blob());
 
-/** The picture so far, or null. Asking is what makes the server prepare the next one. */
+/** The picture so far, or null (204: not yet). Asking is what makes the server prepare the next one. */
 export async function preview(id) {
   const answer = await fetch(`preview?${query({ task_id: id })}`, { cache: "no-store" });
-  return answer.ok ? answer.blob() : null;
+  return answer.status === 200 ? answer.blob() : null;
 }
 
 /** Also when it says that it cannot work, which it does with 503. */

@@ -150,12 +150,14 @@ live.addEventListener("step", ({ detail }) => {
   if (queue.step(detail)) live.refresh();
 });
 
-let loaded = "";
+let loaded = null;
 
 live.addEventListener("health", ({ detail: health }) => {
   const now = String(health.loaded_models);
-  if (now !== loaded && form.model) api.models().then((models) => form.refresh(models), () => {});
-  loaded = now;
+  if (now !== loaded && form.model) {
+    loaded = now;
+    api.models().then((models) => form.refresh(models), () => (loaded = null));
+  }
   const words = {
     ready: "Ready",
     busy: `${some(length, "task", "tasks")} in the queue`,
@@ -257,6 +259,13 @@ find("theme").addEventListener("click", () => {
   root.dispatchEvent(new CustomEvent("theme-chosen", { detail: next }));
 });
 root.addEventListener("theme", showTheme);
+
+// The keyboard
+
+if (navigator.platform.startsWith("Mac")) {
+  setText(find("key-with"), "\u2318");
+  setText(find("key"), "Return");
+}
 
 // Beginning
 

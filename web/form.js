@@ -5,7 +5,7 @@ import { el, find, icon, iconButton, setText } from "./dom.js";
 import { estimate } from "./request.js";
 import { SLOTS, Slot } from "./slots.js";
 import { read, write } from "./store.js";
-import { duration, modelName, plain, size, some } from "./words.js";
+import { duration, listed, modelName, plain, size, some } from "./words.js";
 
 const PAUSE_MS = 350;
 const SIDE_STEP = 16;
@@ -306,7 +306,7 @@ export class Form extends EventTarget {
     setText(find("negative_prompt-note"), this.#negative ? "" : "Needs guidance above 1.");
     if (model.needs.includes("upscale") && !state.upscale) set("upscale", (state.upscale = "2"));
     this.#showSlots(model);
-    setText(find("not-taken"), this.#notTaken());
+    setText(find("wishes"), this.#wishes());
   }
 
   #showSize() {
@@ -348,19 +348,20 @@ export class Form extends EventTarget {
     return parts.join(" ");
   }
 
-  #notTaken() {
-    // What no model here takes, nobody misses.
-    const elsewhere = (name) => this.#models.some((other) => other.takes.includes(name));
-    const missing = [...this.#form.querySelectorAll("[data-name]")]
-      .filter((field) => field.hidden && elsewhere(field.dataset.takes))
-      .map((field) => field.dataset.name);
-    for (const { name, short } of SLOTS) {
-      if (!this.takes(name) && elsewhere(name)) missing.push(short);
-    }
-    if (!missing.length) return "";
-    const last = missing.pop();
-    const list = missing.length ? `${missing.join(", ")} or ${last}` : last;
-    return `It has no use for ${list}.`;
+  /** What can be given to the model: what it cannot do without, and what else it takes. */
+  #wishes() {
+    const named = [...this.#form.querySelectorAll("[data-name]")].map(({ dataset }) => [
+      dataset.takes,
+      dataset.name,
+    ]);
+    const taken = [...named, ...SLOTS.map(({ name, short }) => [name, short])].filter(
+      ([name]) => this.takes(name),
+    );
+    const needs = ([name]) => name === "prompt" || this.model.needs.includes(name);
+    const words = (pairs, last) => listed(pairs.map(([, name]) => name), last);
+    const more = taken.filter((pair) => !needs(pair));
+    const needed = words(taken.filter(needs), "and");
+    return `Give it ${needed}${more.length ? `; if you like, also ${words(more, "or")}` : ""}.`;
   }
 
   // The forecast

@@ -23,6 +23,8 @@ export class Live extends EventTarget {
   #streamAgainAt = 0;
   #health = null;
   #healthAt = -Infinity;
+  #healthChanged = false;
+  #running = null;
   #busy = false;
   #soonTimer = null;
   #askedAt = 0;
@@ -87,12 +89,14 @@ export class Live extends EventTarget {
     if (this.away) return AWAY_MS;
     if (document.hidden) return HIDDEN_MS;
     if (this.#health?.status === "loading") return BY_ASKING_MS.busy;
+    if (this.#healthChanged) return REFRESH_MS;
     const pauses = this.#streaming ? WITH_EVENTS_MS : BY_ASKING_MS;
     return this.#busy ? pauses.busy : pauses.idle;
   }
 
   async #ask() {
-    const due = performance.now() - this.#healthAt > HEALTH_EVERY_MS;
+    const age = performance.now() - this.#healthAt;
+    const due = age > (this.#healthChanged ? REFRESH_MS : HEALTH_EVERY_MS);
     const restless = this.#health?.status === "loading" || this.#health?.status === "failed";
     const [queue, health] = await Promise.all([
       api.queue(),
@@ -101,6 +105,7 @@ export class Live extends EventTarget {
     if (health !== this.#health) {
       this.#health = health;
       this.#healthAt = performance.now();
+      this.#healthChanged = false;
     }
     this.#busy = queue.length > 0;
     const listed = new Map(queue.tasks.map((task) => [task.task_id, task]));
@@ -122,7 +127,9 @@ export class Live extends EventTarget {
       const before = this.#tasks.get(id)?.steps_done ?? 0;
       const told = await api.status(id);
       this.#tasks.follow(id, told);
-      if (!this.#streaming && told.status === "running" && told.steps_done > before) {
+      if (this.#streaming) return;
+      if (told.phase === "denoising" || told.status === "done") this.#runs(id);
+      if (told.status === "running" && told.steps_done > before) {
         this.#tasks.previewed(id, told.version ?? told.steps_done);
       }
     } catch (error) {
@@ -151,8 +158,13 @@ export class Live extends EventTarget {
       stream.addEventListener(kind, (event) => {
         const told = JSON.parse(event.data);
         this.#tasks.follow(told.task_id, told);
-        if (kind === "step") this.#tell("step", told);
-        else this.soon();
+        if (kind === "step") {
+          this.#runs(told.task_id);
+          this.#tell("step", told);
+        } else {
+          if (kind === "done") this.#healthChanged = true; // another model may have enlarged it
+          this.soon();
+        }
       });
     }
     stream.addEventListener("preview", (event) => {
@@ -161,6 +173,14 @@ export class Live extends EventTarget {
       this.#tasks.previewed(told.task_id, told.version ?? event.lastEventId);
     });
     stream.addEventListener("queue", () => this.soon());
+  }
+
+  /** The first step of a task: its model is loaded by now, perhaps in place of another one. */
+  #runs(id) {
+    if (id === this.#running) return;
+    this.#running = id;
+    this.#healthChanged = true;
+    this.soon();
   }
 
   #close() {

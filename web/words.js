@@ -17,6 +17,12 @@ export function some(number, one, many) {
   return number === 1 ? `1 ${one}` : `${number} ${many}`;
 }
 
+/** ["a", "b", "c"], "or" -> "a, b or c" */
+export function listed(names, last) {
+  const most = names.slice(0, -1).join(", ");
+  return most ? `${most} ${last} ${names.at(-1)}` : (names[0] ?? "");
+}
+
 /** Tasks waiting before it -> its place. */
 export function place(pos) {
   return pos === 0 ? "it is next" : `number ${pos + 1} in line`;

@@ -1,0 +1,30 @@
+"""How options are read."""
+
+from dataclasses import fields
+
+import pytest
+
+from settings import Settings, negative_flag_of
+
+SWITCHES = [
+    option.name for option in fields(Settings) if option.metadata["choices"] == ("on", "off")
+]
+
+
+def test_previews_are_on_unless_they_are_switched_off() -> None:
+    assert Settings.read([], {}).previews == "on"
+    for arguments in (["--previews", "off"], ["--no-previews"]):
+        assert Settings.read(arguments, {}).previews == "off"
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_every_switch_can_be_switched_off_by_its_name(name: str) -> None:
+    on = {f"MFLUX_SERVER_{name.upper()}": "on"}
+    assert getattr(Settings.read([], on), name) == "on"
+    assert getattr(Settings.read([negative_flag_of(name)], on), name) == "off"
+
+
+def test_other_options_have_no_such_name(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        Settings.read(["--no-port"], {})
+    assert "--no-port" in capsys.readouterr().err
