@@ -13,8 +13,8 @@ from threading import Event, Thread
 from typing import Protocol
 
 from errors import StorageUnavailable, without_folders
-from hub_cache import bytes_on_disk
-from model_catalog import Weights
+from models.hub_cache import bytes_on_disk
+from models.model_catalog import Weights
 
 log = logging.getLogger(__name__)
 

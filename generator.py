@@ -16,12 +16,12 @@ from typing import Any
 
 from PIL import Image
 
+from drawing.pipelines import arguments, build, explain, keep_between_pictures, metadata, other_face
+from drawing.previews import Previews
+from drawing.prompt_cache import PromptCache
 from errors import DoesNotFit, ModelLoadError
-from hub_cache import is_present
-from model_catalog import Model, Pipeline, Weights
-from pipelines import arguments, build, explain, keep_between_pictures, metadata, other_face
-from previews import Previews
-from prompt_cache import PromptCache
+from models.hub_cache import is_present
+from models.model_catalog import Model, Pipeline, Weights
 from task import Drawn, GenerationParams, Memory, Phase, Report, Stage
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from errors import BadOption, InvalidInput, ModelNotAllowed, NotSupported
-from model_catalog import Catalog, Model, Takes, Weights
+from models.model_catalog import Catalog, Model, Takes, Weights
 from task import GenerationParams, Stage
 
 MOST_LISTED = 10

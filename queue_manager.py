@@ -21,14 +21,14 @@ from errors import (
     QueueFull,
     StorageUnavailable,
 )
-from events import EventKind
-from kept_tasks import DELETED
-from model_catalog import Weights
-from queue_state import QueueHealth, ServerState, Stats
+from models.model_catalog import Weights
+from queueing.events import EventKind
+from queueing.kept_tasks import DELETED
+from queueing.queue_state import QueueHealth, ServerState, Stats
+from queueing.task_view import TaskView, Wait
+from queueing.work_source import WorkSource
 from task import SIDE_STEP, GenerationParams, Stage, Task, TaskStatus
-from task_view import TaskView, Wait
 from timing_model import Work
-from work_source import WorkSource
 
 log = logging.getLogger(__name__)
 

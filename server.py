@@ -23,34 +23,34 @@ except ModuleNotFoundError:
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 import errors
-from api_docs import PAGE_ROUTE, install_docs
+from api.api_docs import PAGE_ROUTE, install_docs
+from api.cors import Cors
+from api.generate_request import Limits
+from api.http_server import HttpServer, most_connections, most_waiting
+from api.live_api import live_routes
+from api.models_api import model_routes
+from api.native_api import error_answer, native_routes
+from api.queue_api import queue_routes
+from api.server_api import server_routes
+from api.submission import Submission
+from api.waiting_places import WaitingPlaces
+from api.web_page import page_routes
+from api.webhooks import Webhooks
 from compat.install import ForeignOptions, foreign_error, install_foreign_apis
-from cors import Cors
 from downloads import Downloads
-from generate_request import Limits
+from drawing.pipelines import build
+from drawing.previews import Previews
 from generator import MfluxGenerator
-from http_server import HttpServer, most_connections, most_waiting
-from hub_cache import needs_download
-from live_api import live_routes
-from mflux_registry import read_catalog
-from mlx_setup import MlxMissing, prepare_mlx
-from model_catalog import DEFAULT_MODEL, DEFAULT_MODEL_WITHOUT_GPU, Weights
-from models_api import model_routes
-from native_api import error_answer, native_routes
+from models.hub_cache import needs_download
+from models.mflux_registry import read_catalog
+from models.mlx_setup import MlxMissing, prepare_mlx
+from models.model_catalog import DEFAULT_MODEL, DEFAULT_MODEL_WITHOUT_GPU, Weights
 from offer import Offer, read_offer
-from pipelines import build
-from previews import Previews
-from queue_api import queue_routes
 from queue_manager import QueueManager
-from queue_state import Rules
-from server_api import server_routes
+from queueing.queue_state import Rules
 from settings import Settings
-from submission import Submission
-from task_store import TaskStore
+from storage.task_store import TaskStore
 from timing_model import TimingModel
-from waiting_places import WaitingPlaces
-from web_page import page_routes
-from webhooks import Webhooks
 from worker import Generator, Worker
 
 log = logging.getLogger("mflux-server")
@@ -273,6 +273,7 @@ class Server:
             ),
             settings.host,
             settings.port,
+            error_form=foreign_error,
             threads=settings.threads,
             connections=connections - places,
             max_body_bytes=settings.max_body_bytes,

@@ -1,7 +1,7 @@
 """A task: one request for images, from submit to fetch. Its words and its life.
 
-`GenerationParams` is what is done for it (generate_request.py has what a client may ask), `Task` is
-its life.
+`GenerationParams` is what is done for it (api/generate_request.py has what a client may ask),
+`Task` is its life.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from model_catalog import Lora, Weights
+from models.model_catalog import Lora, Weights
 from timing_model import Measured, Work
 
 if TYPE_CHECKING:

@@ -21,9 +21,9 @@ from typing import Protocol
 from PIL import Image
 
 from errors import ModelLoadError, ServerError, StorageUnavailable, without_folders
-from hub_cache import is_present
 from images import encode_image, to_png
-from model_catalog import Weights
+from models.hub_cache import is_present
+from models.model_catalog import Weights
 from task import Drawn, GenerationParams, InputImage, Memory, Phase, Report, Stage, Task
 
 log = logging.getLogger(__name__)

@@ -29,15 +29,15 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from PIL import Image
 
-from mflux_registry import find_model
-from model_catalog import Weights
+from models.mflux_registry import find_model
+from models.model_catalog import Weights
 from offer import Offer
 from queue_manager import QueueManager
-from queue_state import Rules
+from queueing.queue_state import Rules
 from server import Server
 from settings import Settings
+from storage.task_store import TaskStore
 from task import Drawn, GenerationParams, Memory, Report, Stage
-from task_store import TaskStore
 from timing_model import TimingModel
 
 ROOT = Path(__file__).parent.parent

@@ -24,13 +24,13 @@ from statistics import fmean, median
 
 from common import ROOT, Results
 
-from mflux_registry import find_model
-from model_catalog import Model, Weights
+from models.mflux_registry import find_model
+from models.model_catalog import Model, Weights
 from offer import Offer
 from queue_manager import QueueManager
-from queue_state import Rules
+from queueing.queue_state import Rules
+from storage.task_store import TaskStore
 from task import GenerationParams, Phase
-from task_store import TaskStore
 from timing_model import TimingModel
 
 SIDES = range(512, 1537, 64)

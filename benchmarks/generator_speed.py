@@ -19,16 +19,16 @@ from typing import ParamSpec
 
 from common import Results, median, temporary_folder
 
-from events import EventKind
+from drawing.pipelines import arguments, build
 from generator import MfluxGenerator
-from mflux_registry import find_model
-from model_catalog import Weights
+from models.mflux_registry import find_model
+from models.model_catalog import Weights
 from offer import Offer
-from pipelines import arguments, build
 from queue_manager import QueueManager
-from queue_state import Rules
+from queueing.events import EventKind
+from queueing.queue_state import Rules
+from storage.task_store import TaskStore
 from task import GenerationParams, Stage
-from task_store import TaskStore
 from timing_model import TimingModel
 from worker import Worker
 

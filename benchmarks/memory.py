@@ -36,8 +36,8 @@ from common import (
 )
 from PIL import Image
 
+from storage.task_store import TaskStore
 from task import GenerationParams, Report
-from task_store import TaskStore
 
 SIDE = 256
 """Pixels of the pictures that are kept."""

@@ -25,7 +25,7 @@ from common import (
 )
 
 from queue_manager import QueueManager
-from task_store import TaskStore
+from storage.task_store import TaskStore
 
 THREADS = (1, 8)
 

@@ -29,8 +29,8 @@ from common import (
 from PIL import Image
 
 from images import encode_image
+from storage.task_store import TaskStore
 from task import GenerationParams, Report
-from task_store import TaskStore
 
 GOAL_MS = 5.0
 SIZE = (1024, 1024)

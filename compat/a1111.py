@@ -13,8 +13,8 @@ from typing import Any
 from flask import Blueprint, Response, jsonify, request
 
 import errors
-from answers import json_response
-from api_docs import SCHEMAS, ErrorShape, ForeignSchemas, documented, json_answer, query
+from api.answers import json_response
+from api.api_docs import SCHEMAS, ErrorShape, ForeignSchemas, documented, json_answer, query
 from compat.a1111_callers import Caller, Callers
 from compat.a1111_shapes import (
     A1111Error,
@@ -37,9 +37,9 @@ from images import (
     to_base64,
     with_png_text,
 )
-from model_catalog import SCHEDULERS, Model, Takes
+from models.model_catalog import SCHEDULERS, Model, Takes
+from queueing.task_view import TaskView
 from task import GenerationParams
-from task_view import TaskView
 
 PREFIX = "/sdapi/"
 TAG = "AUTOMATIC1111"

@@ -6,7 +6,7 @@ from threading import Lock
 
 from errors import Gone, UnknownTask
 from queue_manager import QueueManager
-from task_view import TaskView
+from queueing.task_view import TaskView
 
 Caller = tuple[str, ...]
 

@@ -6,11 +6,11 @@ from typing import Any
 from flask import Blueprint, Response, jsonify, request
 
 import errors
-from api_docs import documented
+from api.api_docs import documented
 from compat.a1111 import A1111_ERRORS, NOTHING, TAG, Checkpoint
 from compat.bodies import Body, read_body
 from compat.sync_calls import SyncCalls
-from model_catalog import SCHEDULERS
+from models.model_catalog import SCHEDULERS
 from task import Memory
 
 OPTIONS: dict[str, Any] = {

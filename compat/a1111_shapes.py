@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field
 
-from answers import Answer
+from api.answers import Answer
 from compat.bodies import Body
 from task import MAX_SEED
 

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from flask import Flask
 
-from api_docs import ForeignSchemas
+from api.api_docs import ForeignSchemas
+from api.submission import Submission
+from api.waiting_places import WaitingPlaces
 from compat.a1111 import PREFIX as A1111_PREFIX
 from compat.a1111 import SCHEMAS_OF_A1111, Checkpoint, a1111_error, a1111_routes
 from compat.a1111_callers import Callers
@@ -15,11 +17,9 @@ from compat.openai_images import PREFIX as OPENAI_PREFIX
 from compat.openai_images import SCHEMAS_OF_OPENAI, openai_error, openai_routes
 from compat.sync_calls import SyncCalls
 from errors import Problem
-from model_catalog import Catalog
+from models.model_catalog import Catalog
 from queue_manager import QueueManager
-from submission import Submission
 from task import Memory
-from waiting_places import WaitingPlaces
 
 
 @dataclass(frozen=True)

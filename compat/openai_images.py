@@ -9,8 +9,16 @@ from typing import Any
 from flask import Blueprint, Response, request
 
 import errors
-from answers import json_response
-from api_docs import IDEMPOTENCY_KEY, SCHEMAS, ErrorShape, ForeignSchemas, documented, json_answer
+from api.answers import json_response
+from api.api_docs import (
+    IDEMPOTENCY_KEY,
+    SCHEMAS,
+    ErrorShape,
+    ForeignSchemas,
+    documented,
+    json_answer,
+)
+from api.submission import Prepared
 from compat.bodies import read_body
 from compat.openai_shapes import (
     ImageData,
@@ -27,8 +35,7 @@ from compat.openai_shapes import (
 from compat.pictures import EDIT, START, place_pictures
 from compat.sync_calls import DRAWING_ERRORS, Call, Finished, SyncCalls
 from images import CONTENT_TYPES, EXTENSIONS, mask_of_transparency, to_base64
-from model_catalog import Catalog
-from submission import Prepared
+from models.model_catalog import Catalog
 from task import GenerationParams
 
 PREFIX = "/v1/"

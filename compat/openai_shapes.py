@@ -4,9 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
 
-from answers import Answer
+from api.answers import Answer
+from api.generate_request import Seed
 from compat.bodies import Body
-from generate_request import Seed
 
 
 def _lower(value: object) -> object:

@@ -5,7 +5,7 @@ from typing import Any
 
 from compat.sync_calls import SyncCalls
 from errors import InvalidInput
-from model_catalog import Model, Takes
+from models.model_catalog import Model, Takes
 
 START, EDIT = Takes.INIT_IMAGE, Takes.IMAGES
 

@@ -11,6 +11,9 @@ from threading import Lock
 from types import TracebackType
 from typing import Any
 
+from api.generate_request import GenerateRequest, check_request
+from api.submission import Prepared, Submission, check_same
+from api.waiting_places import WaitingPlaces
 from errors import (
     BodyTooLarge,
     DoesNotFit,
@@ -25,13 +28,10 @@ from errors import (
     StorageUnavailable,
     TaskFailed,
 )
-from generate_request import GenerateRequest, check_request
-from model_catalog import Catalog, Model
+from models.model_catalog import Catalog, Model
 from queue_manager import QueueManager
-from submission import Prepared, Submission, check_same
+from queueing.task_view import TaskView
 from task import GenerationParams, TaskStatus
-from task_view import TaskView
-from waiting_places import WaitingPlaces
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "models.md"
 sys.path.insert(0, str(ROOT))
 
-from mflux_registry import read_catalog  # noqa: E402
-from model_catalog import ALWAYS_TAKEN, Model, Takes  # noqa: E402
+from models.mflux_registry import read_catalog  # noqa: E402
+from models.model_catalog import ALWAYS_TAKEN, Model, Takes  # noqa: E402
 
 HEAD = """\
 # Models

@@ -16,8 +16,8 @@ import pytest
 import requests
 from PIL import Image
 
-from mflux_registry import find_model
-from model_catalog import Weights
+from models.mflux_registry import find_model
+from models.model_catalog import Weights
 from offer import Offer
 from task import Drawn, GenerationParams, Memory, Report, Stage
 

@@ -12,7 +12,7 @@ import requests
 from conftest import GIVE_UP_S, FakeGenerator, offer_of
 from PIL import Image
 
-from previews import Previews
+from drawing.previews import Previews
 from server import Server
 from settings import Settings
 from task import GenerationParams, Phase, Report

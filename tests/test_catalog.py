@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-import mflux_registry
 from errors import BadOption, InvalidInput, ModelNotAllowed, NotSupported
-from mflux_registry import find_model, read_catalog
-from model_catalog import FACTS, Catalog, Model, Pipeline, Takes, Weights
+from models import mflux_registry
+from models.mflux_registry import find_model, read_catalog
+from models.model_catalog import FACTS, Catalog, Model, Pipeline, Takes, Weights
 from offer import Offer, not_supported, read_offer
 from settings import Settings
 

@@ -18,8 +18,8 @@ from conftest import ROOT, ServerProcess, StartServer, clean_environment
 from far_ends import Asked, FakeTask, FarEnd, Time, proxy_of
 from PIL import Image as pillow
 
+from api.generate_request import GenerateRequest
 from client.mflux_client import Client, Fields, MfluxError, Status, TimedOut, Unreachable
-from generate_request import GenerateRequest
 
 SMALL: dict[str, Any] = {"width": 64, "height": 64, "steps": 2}
 LONG: dict[str, Any] = {"width": 1024, "height": 1024, "steps": 60}

@@ -14,7 +14,7 @@ from conftest import ServerProcess, StartServer
 from PIL import Image
 from test_sync_calls import ENDLESS, connected, queued
 
-import tiny_models
+from models import tiny_models
 
 SIDES = {"width": 64, "height": 64}
 

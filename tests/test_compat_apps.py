@@ -10,7 +10,6 @@ import pytest
 import requests
 from conftest import ROOT, ServerProcess
 from PIL import Image
-from test_documentation import HOMES, OWN_MODULES, imports_of
 
 from compat.a1111_shapes import ImageToImage
 from compat.openai_shapes import OpenAIGeneration
@@ -110,29 +109,3 @@ def test_the_document_tells_every_field_and_every_route(server: ServerProcess) -
             assert path.removeprefix("/sdapi/v1/") in told, path
     for flag in ("sync-max-wait-s", "clamp", "public-url", "sdapi-model-switch", "cors-origins"):
         assert f"`--{flag}" in told
-
-
-FOREIGN = sorted(path.stem for path in (ROOT / "compat").glob("[a-z]*.py"))
-FOREIGN_MAY_IMPORT = {
-    "answers",
-    "api_docs",
-    "compat",
-    "errors",
-    "generate_request",
-    "images",
-    "model_catalog",
-    "queue_manager",
-    "submission",
-    "task",
-    "task_view",
-    "waiting_places",
-}
-
-
-@pytest.mark.parametrize("module", FOREIGN)
-def test_foreign_apis_know_the_queue_and_no_heavy_library_but_flask_and_pydantic(
-    module: str,
-) -> None:
-    imports = imports_of(f"compat/{module}")
-    assert imports & OWN_MODULES <= FOREIGN_MAY_IMPORT
-    assert not imports & (set(HOMES) - {"flask", "pydantic"})

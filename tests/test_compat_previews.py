@@ -12,15 +12,15 @@ from conftest import ROOT, FakeGenerator, offer_of
 from flask.testing import FlaskClient
 from PIL import Image
 
-from generate_request import Limits
-from previews import Previews
+from api.generate_request import Limits
+from api.submission import Submission
+from api.waiting_places import WaitingPlaces
+from drawing.previews import Previews
 from queue_manager import QueueManager
 from server import create_app
-from submission import Submission
+from storage.task_store import TaskStore
 from task import GenerationParams, Phase, Report
-from task_store import TaskStore
 from timing_model import TimingModel
-from waiting_places import WaitingPlaces
 from worker import Worker
 
 

@@ -27,17 +27,17 @@ from conftest import GIVE_UP_S, FakeGenerator, ServerProcess, StartServer, offer
 from PIL import Image
 
 import worker as worker_module
+from api.generate_request import Limits
+from api.submission import Submission
+from api.waiting_places import WaitingPlaces
+from drawing.previews import Previews
 from errors import ServerError, StoreError
-from generate_request import Limits
-from previews import Previews
 from queue_manager import QueueManager
 from server import Server, create_app
 from settings import Settings
-from submission import Submission
+from storage.task_store import TaskStore
 from task import GenerationParams, Phase, Report, TaskStatus
-from task_store import TaskStore
 from timing_model import TimingModel
-from waiting_places import WaitingPlaces
 from worker import Worker
 
 OFFER = offer_of("tiny")

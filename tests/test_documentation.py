@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from dataclasses import fields
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,16 @@ import pytest
 from conftest import CHROMIUM, ROOT, FakeGenerator, ServerProcess, needs_chromium, offer_of
 from flask import Flask
 
-from generate_request import GenerateRequest, Limits
-from previews import Previews
+from api.generate_request import GenerateRequest, Limits
+from api.submission import Submission
+from api.task_answers import StatusAnswer
+from api.waiting_places import WaitingPlaces
+from drawing.previews import Previews
 from queue_manager import QueueManager
 from server import create_app
 from settings import Settings, flag_of, variable_of
-from submission import Submission
-from task_answers import StatusAnswer
-from task_store import TaskStore
+from storage.task_store import TaskStore
 from timing_model import TimingModel
-from waiting_places import WaitingPlaces
 from worker import Worker
 
 PAGES = {
@@ -157,291 +158,121 @@ def test_help_lists_every_option_with_its_variable() -> None:
         )
 
 
-OWN_MODULES = {path.stem for path in ROOT.glob("*.py")}
+MODULES = {path.stem for path in ROOT.glob("*.py")}
+PACKAGES = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"client"}
+ROOMS = MODULES | PACKAGES
 MAY_IMPORT: dict[str, set[str]] = {
-    "work_source": {"errors", "events", "model_catalog", "queue_core", "task"},
-    "wait_forecast": {
-        "affinity",
-        "live_state",
-        "model_catalog",
-        "task",
-        "task_view",
-        "timing_model",
-    },
-    "queue_core": {
-        "errors",
-        "events",
-        "kept_tasks",
-        "live_queue",
-        "model_catalog",
-        "offer",
-        "queue_state",
-        "task",
-        "task_store",
-        "timing_model",
-        "troubles",
-    },
-    "live_state": {
-        "held_tasks",
-        "model_catalog",
-        "task",
-        "timing_model",
-        "work_forecast",
-        "work_line",
-    },
-    "affinity": {"live_state", "task"},
     "errors": set(),
-    "images": {"errors"},
-    "model_catalog": set(),
     "settings": set(),
-    "tiny_models": {"tiny_recipes", "tiny_slimming"},
-    "tiny_slimming": {"tiny_recipes"},
-    "tiny_recipes": set(),
     "timing_laws": set(),
     "timing_model": {"timing_laws"},
-    "waiting_line": set(),
-    "events": set(),
-    "previews": {"images"},
-    "webhooks": {
-        "callback_store",
+    "models": set(),
+    "images": {"errors"},
+    "task": {"models", "timing_model"},
+    "offer": {"errors", "models", "task"},
+    "storage": {"errors", "task", "timing_model"},
+    "queueing": {"errors", "models", "offer", "storage", "task", "timing_model"},
+    "queue_manager": {"errors", "models", "queueing", "task", "timing_model"},
+    "drawing": {"errors", "images", "models", "task"},
+    "generator": {"drawing", "errors", "models", "task"},
+    "worker": {"errors", "images", "models", "task"},
+    "downloads": {"errors", "models"},
+    "api": {
+        "drawing.previews",
         "errors",
-        "events",
-        "generate_request",
-        "queue_manager",
-        "task_answers",
-    },
-    "waiting_places": set(),
-    "query_values": {"errors"},
-    "event_texts": {"errors", "events", "queue_manager", "task_answers"},
-    "live_api": {
-        "answers",
-        "api_docs",
-        "errors",
-        "event_texts",
-        "events",
         "images",
-        "previews",
-        "query_values",
-        "queue_manager",
-        "task",
-        "waiting_places",
-    },
-    "long_poll": {"queue_manager", "task_view", "waiting_places"},
-    "cors": set(),
-    "hub_cache": {"model_catalog"},
-    "mlx_setup": set(),
-    "prompt_cache": set(),
-    "task": {"model_catalog", "timing_model"},
-    "generate_request": {"errors", "images", "model_catalog", "task"},
-    "offer": {"errors", "model_catalog", "task"},
-    "mflux_registry": {"mlx_setup", "model_catalog", "tiny_models"},
-    "pipelines": {"errors", "model_catalog", "prompt_cache", "task", "tiny_models"},
-    "generator": {
-        "errors",
-        "hub_cache",
-        "model_catalog",
-        "pipelines",
-        "previews",
-        "prompt_cache",
-        "task",
-    },
-    "file_store": {"errors"},
-    "database": {"errors"},
-    "timing_store": {"database", "timing_model"},
-    "callback_store": {"database"},
-    "task_store": {
-        "callback_store",
-        "database",
-        "errors",
-        "file_store",
-        "stored_task",
-        "task",
-        "timing_model",
-        "timing_store",
-    },
-    "stored_task": {"database", "task", "timing_model"},
-    "work_forecast": {"model_catalog", "task", "timing_model"},
-    "work_line": {"model_catalog", "task", "timing_model", "waiting_line"},
-    "task_view": {"task", "timing_model", "work_line"},
-    "held_tasks": {"model_catalog", "task"},
-    "downloads": {"errors", "hub_cache", "model_catalog"},
-    "live_queue": {
-        "affinity",
-        "live_state",
-        "model_catalog",
-        "task",
-        "task_view",
-        "timing_model",
-        "wait_forecast",
-    },
-    "queue_state": {"held_tasks", "model_catalog", "timing_model"},
-    "troubles": {"errors"},
-    "kept_tasks": {
-        "stored_task",
-        "errors",
-        "events",
-        "queue_state",
-        "task",
-        "task_store",
-        "task_view",
-        "troubles",
-    },
-    "queue_manager": {
-        "errors",
-        "events",
-        "kept_tasks",
-        "model_catalog",
-        "queue_state",
-        "task",
-        "task_view",
-        "timing_model",
-        "work_source",
-    },
-    "worker": {"errors", "hub_cache", "images", "model_catalog", "task"},
-    "submission": {
-        "errors",
-        "generate_request",
-        "images",
-        "model_catalog",
+        "models",
         "offer",
         "queue_manager",
+        "queueing",
+        "storage.callback_store",
         "task",
-    },
-    "answers": set(),
-    "model_answers": {"answers", "model_catalog"},
-    "task_answers": {
-        "answers",
-        "model_answers",
-        "queue_state",
-        "task",
-        "task_view",
         "timing_model",
-    },
-    "server_answers": {"answers", "model_answers", "queue_state", "timing_model"},
-    "api_docs": {
-        "answers",
-        "errors",
-        "generate_request",
-        "model_answers",
-        "server_answers",
-        "task_answers",
-    },
-    "queue_api": {
-        "answers",
-        "api_docs",
-        "errors",
-        "query_values",
-        "queue_manager",
-        "task",
-        "task_answers",
-    },
-    "models_api": {
-        "answers",
-        "api_docs",
-        "errors",
-        "hub_cache",
-        "model_answers",
-        "model_catalog",
-        "offer",
-        "queue_manager",
-        "queue_state",
-    },
-    "server_api": {
-        "answers",
-        "api_docs",
-        "models_api",
-        "queue_manager",
-        "queue_state",
-        "server_answers",
         "worker",
     },
-    "native_api": {
-        "answers",
-        "api_docs",
-        "errors",
-        "generate_request",
-        "images",
-        "long_poll",
-        "models_api",
-        "query_values",
-        "queue_manager",
-        "queue_state",
-        "submission",
-        "task",
-        "task_answers",
-        "task_view",
-        "waiting_places",
-    },
-    "web_page": set(),
-    "http_server": {"answers", "errors"},
-    "server": OWN_MODULES
-    - {"server", "tiny_models", "images", "live_queue", "waiting_line", "work_line"},
+    "compat": {"api", "errors", "images", "models", "queue_manager", "queueing", "task"},
+    "server": ROOMS,
 }
+"""Rooms, or modules of them."""
 HOMES: dict[str, set[str]] = {
     "client": set(),
-    "mlx": {"generator", "mlx_setup", "prompt_cache"},
-    "mflux": {"mflux_registry", "pipelines"},
-    "flasgger": {"api_docs"},
-    "flask": {
-        "answers",
-        "api_docs",
-        "cors",
-        "http_server",
-        "live_api",
-        "models_api",
-        "native_api",
-        "query_values",
-        "queue_api",
-        "server",
-        "server_api",
-        "web_page",
-    },
-    "waitress": {"http_server"},
     "requests": set(),
-    "certifi": {"webhooks"},
-    "sqlite3": {"database"},
-    "PIL": {"images", "previews", "submission", "task", "generator", "worker"},
-    "numpy": {"previews", "tiny_recipes"},
-    "pydantic": {
-        "task",
-        "generate_request",
-        "api_docs",
-        "answers",
-        "task_answers",
-        "model_answers",
-        "server_answers",
-    },
+    "mlx": {"generator", "drawing", "models.mlx_setup"},
+    "mflux": {"drawing.pipelines", "models.mflux_registry"},
+    "flasgger": {"api.api_docs"},
+    "flask": {"server", "api", "compat"},
+    "waitress": {"api.http_server"},
+    "certifi": {"api.webhooks"},
+    "sqlite3": {"storage.database"},
+    "PIL": {"images", "task", "worker", "generator", "drawing.previews", "api.submission"},
+    "numpy": {"drawing.previews", "models.tiny_recipes"},
+    "pydantic": {"task", "api", "compat"},
 }
+"""Rooms, or modules of them, that may import a library."""
 
 
-def imports_of(module: str) -> set[str]:
-    tree = ast.parse((ROOT / f"{module}.py").read_text())
+def imports_of(path: Path) -> set[str]:
+    """Full names of the modules that a file imports, anywhere in it."""
     names: set[str] = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module.split(".")[0])
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
 
 
-@pytest.mark.parametrize("module", sorted(OWN_MODULES))
-def test_imports_point_the_way_the_picture_shows(module: str) -> None:
-    imports = imports_of(module)
-    assert imports & OWN_MODULES <= MAY_IMPORT[module]
-    for library, homes in HOMES.items():
-        if library in imports:
-            assert module in homes
+def sources_of(room: str) -> list[Path]:
+    return sorted((ROOT / room).glob("*.py")) if room in PACKAGES else [ROOT / f"{room}.py"]
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def is_within(name: str, allowed: str) -> bool:
+    return f"{name}.".startswith(f"{allowed}.")
+
+
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_imports_point_the_way_the_picture_shows(room: str) -> None:
+    for path in sources_of(room):
+        for name in imports_of(path):
+            if name.split(".")[0] in ROOMS - {room}:
+                assert any(is_within(name, allowed) for allowed in MAY_IMPORT[room]), (path, name)
+
+
+@pytest.mark.parametrize("library", HOMES)
+def test_a_heavy_library_has_its_homes(library: str) -> None:
+    users = {
+        module_of(path)
+        for room in ROOMS
+        for path in sources_of(room)
+        if any(is_within(name, library) for name in imports_of(path))
+    }
+    for user in users:
+        assert any(is_within(user, home) for home in HOMES[library]), user
+    for home in HOMES[library]:
+        assert any(is_within(user, home) for user in users), home
+
+
+def test_no_import_leads_in_a_circle() -> None:
+    modules = {module_of(path): path for room in ROOMS for path in sources_of(room)}
+    imported = {
+        module: {other for name in imports_of(path) for other in modules if is_within(name, other)}
+        for module, path in modules.items()
+    }
+    assert set(TopologicalSorter(imported).static_order()) == set(modules)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "client").glob("*.py")), ids=lambda p: p.name)
 def test_the_client_knows_http_only(path: Path) -> None:
-    assert not imports_of(f"client/{path.stem}") & OWN_MODULES
+    assert not {name.split(".")[0] for name in imports_of(path)} & ROOMS
     ast.parse(path.read_text(), feature_version=(3, 9))  # it shall run where the server does not
 
 
-def test_no_module_hides_one_of_the_standard_library() -> None:
-    assert not OWN_MODULES & set(sys.stdlib_module_names)
+def test_no_room_hides_a_module_of_the_standard_library() -> None:
+    assert not ROOMS & set(sys.stdlib_module_names)
 
 
 @needs_chromium

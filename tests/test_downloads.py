@@ -14,17 +14,17 @@ from conftest import GIVE_UP_S, FakeGenerator, StartServer, offer_of, params_for
 from PIL import Image
 
 import downloads
+from api.models_api import download_answer
 from downloads import Downloads
 from errors import NoWorker, QueueFull
-from held_tasks import USUAL_BYTES_PER_S, HeldTasks
-from hub_cache import needs_download
-from model_catalog import Model, Weights
-from models_api import download_answer
+from models.hub_cache import needs_download
+from models.model_catalog import Model, Weights
 from queue_manager import QueueManager
-from queue_state import Rules
+from queueing.held_tasks import USUAL_BYTES_PER_S, HeldTasks
+from queueing.queue_state import Rules
+from queueing.task_view import TaskView
+from storage.task_store import TaskStore
 from task import GenerationParams, Phase, Report, Task, TaskStatus
-from task_store import TaskStore
-from task_view import TaskView
 from timing_model import Confidence, TimingModel
 from worker import Worker
 

@@ -11,11 +11,11 @@ import requests
 from conftest import GIVE_UP_S, ServerProcess
 from live import Connection, EventStream, SteppedServer
 
-import live_api
-from event_texts import worth_telling
-from events import Event, EventKind
-from long_poll import watch
-from waiting_places import WaitingPlaces
+from api import live_api
+from api.event_texts import worth_telling
+from api.long_poll import watch
+from api.waiting_places import WaitingPlaces
+from queueing.events import Event, EventKind
 
 LISTENERS = 200
 
@@ -116,7 +116,7 @@ def test_a_client_that_comes_back_misses_nothing(server: SteppedServer) -> None:
 def test_a_client_that_was_away_too_long_is_told_to_look_again(
     server: SteppedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("events.KEPT", 5)
+    monkeypatch.setattr("queueing.events.KEPT", 5)
     before = server.queue.events.last_id
     task_id = server.running()
     server.step(20)
@@ -189,7 +189,7 @@ def test_who_reads_nothing_is_left_when_too_much_waits_for_it(
     server: SteppedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(live_api, "LOOK_S", 0.01)
-    monkeypatch.setattr("http_server.MOST_UNREAD_BYTES", 1000)
+    monkeypatch.setattr("api.http_server.MOST_UNREAD_BYTES", 1000)
     stream = EventStream(server)
     number = 0
     while server.server.places.taken:  # until the buffers of both systems are full

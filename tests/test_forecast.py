@@ -11,12 +11,12 @@ from conftest import ServerProcess, offer_of, params_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from live_queue import LiveQueue
-from model_catalog import Model, Weights
-from server_answers import StatsAnswer
+from api.server_answers import StatsAnswer
+from api.task_answers import EstimateAnswer
+from models.model_catalog import Model, Weights
+from queueing.live_queue import LiveQueue
+from queueing.task_view import Reason
 from task import GenerationParams, Phase, Stage, Task
-from task_answers import EstimateAnswer
-from task_view import Reason
 from timing_model import Measured, Spread, TimingModel
 
 SCHNELL, KLEIN, BASE = offer_of("schnell", "flux2-klein-4b", "flux2-klein-base-4b").models

@@ -13,13 +13,13 @@ import pytest
 from conftest import params_for
 from PIL import Image, ImageChops
 
-import tiny_models
+from drawing.prompt_cache import PromptCache
 from errors import DoesNotFit, ModelLoadError
 from generator import MfluxGenerator
-from mflux_registry import find_model
-from mlx_setup import prepare_mlx
-from model_catalog import Model, Weights
-from prompt_cache import PromptCache
+from models import tiny_models
+from models.mflux_registry import find_model
+from models.mlx_setup import prepare_mlx
+from models.model_catalog import Model, Weights
 from task import GenerationParams, Phase, Report, Stage
 
 Result = TypeVar("Result")

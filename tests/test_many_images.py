@@ -13,9 +13,9 @@ import requests
 from conftest import ServerProcess, StartServer
 from PIL import Image
 
-import tiny_models
+from api.task_answers import ImagesAnswer, StatusAnswer
 from images import read_metadata, to_base64, to_png
-from task_answers import ImagesAnswer, StatusAnswer
+from models import tiny_models
 
 USUAL: dict[str, Any] = {
     "prompt": "a lighthouse",

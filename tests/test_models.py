@@ -12,10 +12,10 @@ import requests
 from conftest import ROOT, ServerProcess, StartServer, clean_environment
 from PIL import Image, ImageDraw
 
-import tiny_models
+from api.model_answers import ModelAnswer, ModelsAnswer
+from api.server_answers import HealthAnswer
 from images import read_metadata, to_base64, to_png
-from model_answers import ModelAnswer, ModelsAnswer
-from server_answers import HealthAnswer
+from models import tiny_models
 
 MODELS = (
     "tiny",

@@ -17,16 +17,16 @@ from conftest import offer_of, params_for
 from huggingface_hub import errors as hub
 from PIL import Image, ImageDraw
 
-import pipelines
-import tiny_models
+from drawing import pipelines
+from drawing.pipelines import arguments, explain, remember_prompts
+from drawing.prompt_cache import PromptCache
 from errors import ModelLoadError
 from generator import MfluxGenerator
 from images import to_png
-from mflux_registry import read_catalog
-from mlx_setup import prepare_mlx
-from model_catalog import CONTROL_TYPES, SCHEDULERS, Lora, Model, Pipeline, Takes, Weights
-from pipelines import arguments, explain, remember_prompts
-from prompt_cache import PromptCache
+from models import tiny_models
+from models.mflux_registry import read_catalog
+from models.mlx_setup import prepare_mlx
+from models.model_catalog import CONTROL_TYPES, SCHEDULERS, Lora, Model, Pipeline, Takes, Weights
 from task import GenerationParams, InputImage, Stage
 
 Result = TypeVar("Result")

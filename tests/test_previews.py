@@ -14,11 +14,11 @@ from live import EventStream, SteppedServer
 from PIL import Image
 
 from client.mflux_client import Client, MfluxError
+from drawing.previews import LEARN_FROM, SHARE, WATCHED_S, Previews
 from generator import MfluxGenerator
-from mflux_registry import find_model
-from mlx_setup import prepare_mlx
-from model_catalog import Weights
-from previews import LEARN_FROM, SHARE, WATCHED_S, Previews
+from models.mflux_registry import find_model
+from models.mlx_setup import prepare_mlx
+from models.model_catalog import Weights
 from task import Phase, Stage
 
 
@@ -268,7 +268,7 @@ def test_there_is_nothing_to_see_yet_of_a_running_task_and_it_is_too_early_for_a
 def test_where_none_are_made_a_waiting_task_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, previews: str
 ) -> None:
-    monkeypatch.setattr("live_api.FAMILIES", frozenset())
+    monkeypatch.setattr("api.live_api.FAMILIES", frozenset())
     server = SteppedServer(tmp_path, previews=previews)
     assert preview(server, server.running()).status_code == 204
     answer = preview(server, server.submit())

@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 from conftest import offer_of, params_for
 
+from api.task_answers import status_answer
 from errors import Gone, NoWorker, QueueFull, UnknownTask
 from queue_manager import QueueManager
-from queue_state import Rules, ServerState
+from queueing.queue_state import Rules, ServerState
+from storage.task_store import TaskStore
 from task import Phase, Task, TaskStatus
-from task_answers import status_answer
-from task_store import TaskStore
 from timing_model import TimingModel
 
 OFFER = offer_of("tiny")

@@ -32,14 +32,14 @@ from hypothesis.stateful import (
 )
 
 from errors import Gone, NotReady, NoWorker, QueueFull, ServerError, StorageUnavailable, UnknownTask
-from kept_tasks import DELETED, EXPIRED, FETCHED, NO_ROOM
-from live_queue import STEADY_PART, STEADY_S
-from queue_core import ENDED_TOO_OFTEN, MAX_ATTEMPTS, PRUNE_EVERY_S
 from queue_manager import QueueManager
-from queue_state import Rules, ServerState
+from queueing.kept_tasks import DELETED, EXPIRED, FETCHED, NO_ROOM
+from queueing.live_queue import STEADY_PART, STEADY_S
+from queueing.queue_core import ENDED_TOO_OFTEN, MAX_ATTEMPTS, PRUNE_EVERY_S
+from queueing.queue_state import Rules, ServerState
+from queueing.task_view import TaskView
+from storage.task_store import TOMBSTONE_S, TaskStore
 from task import GenerationParams, Phase, TaskStatus
-from task_store import TOMBSTONE_S, TaskStore
-from task_view import TaskView
 from timing_model import Measured, TimingModel, Work
 
 OFFER = offer_of("tiny")

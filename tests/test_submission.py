@@ -8,15 +8,15 @@ import pytest
 from conftest import offer_of
 from PIL import Image
 
+from api.generate_request import GenerateRequest, Limits, parse_request, request_schema
+from api.submission import Prepared, Submission
 from errors import InvalidInput, ServerError
-from generate_request import GenerateRequest, Limits, parse_request, request_schema
 from images import to_base64, to_png
-from mflux_registry import find_model, read_catalog
-from model_catalog import Model, Takes
+from models.mflux_registry import find_model, read_catalog
+from models.model_catalog import Model, Takes
 from queue_manager import QueueManager
-from submission import Prepared, Submission
+from storage.task_store import TaskStore
 from task import GenerationParams
-from task_store import TaskStore
 from timing_model import TimingModel
 
 SCHNELL, DEV = offer_of("schnell", "dev").models

@@ -11,16 +11,16 @@ import pytest
 from conftest import offer_of, params_for
 from PIL import Image
 
+from api.models_api import download_answer, model_answer
 from errors import ModelLoadError, NoWorker
-from hub_cache import bytes_on_disk, cache_dir, is_present
-from model_catalog import Model, Weights
-from models_api import download_answer, model_answer
+from models.hub_cache import bytes_on_disk, cache_dir, is_present
+from models.model_catalog import Model, Weights
 from offer import Offer
 from queue_manager import QueueManager
-from queue_state import QueueHealth, Rules, ServerState
+from queueing.queue_state import QueueHealth, Rules, ServerState
+from queueing.task_view import TaskView
+from storage.task_store import TaskStore
 from task import Drawn, GenerationParams, InputImage, Memory, Phase, Report, Stage, TaskStatus
-from task_store import TaskStore
-from task_view import TaskView
 from timing_model import TimingModel
 from worker import Worker
 

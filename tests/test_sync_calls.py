@@ -11,16 +11,16 @@ import pytest
 import requests
 from conftest import ServerProcess, StartServer, offer_of
 
+from api.generate_request import Limits
+from api.submission import Submission
+from api.waiting_places import WaitingPlaces
 from compat.sync_calls import Call, SyncCalls
 from errors import Gone, NoWorker, QueueFull, TaskFailed, UnknownTask
-from generate_request import Limits
-from mflux_registry import read_catalog
+from models.mflux_registry import read_catalog
 from queue_manager import QueueManager
-from submission import Submission
+from storage.task_store import TaskStore
 from task import TaskStatus
-from task_store import TaskStore
 from timing_model import TimingModel
-from waiting_places import WaitingPlaces
 
 FIELDS = {"prompt": "x", "width": 64, "height": 64}
 

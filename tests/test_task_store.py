@@ -24,14 +24,12 @@ from typing import Any
 import pytest
 from conftest import ROOT, clean_environment, params_for
 
-import database
-import file_store
-import timing_store
-from database import MIGRATIONS
 from errors import StorageUnavailable, StoreError
-from stored_task import StoredTask, Tombstone
+from storage import database, file_store, timing_store
+from storage.database import MIGRATIONS
+from storage.stored_task import StoredTask, Tombstone
+from storage.task_store import TaskStore
 from task import GenerationParams, TaskStatus
-from task_store import TaskStore
 from timing_model import Measured, Outcome, Work
 
 WORK = Work(model="tiny", parameters_b=0.001, tokens=4096, steps=4, format="PNG")
@@ -860,7 +858,7 @@ def test_a_second_store_on_the_same_folder_is_refused(bench: Bench) -> None:
 
 def test_the_folder_of_a_killed_process_is_free_at_once(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from task_store import TaskStore;"
+        "import sys; from pathlib import Path; from storage.task_store import TaskStore;"
         "store = TaskStore(Path(sys.argv[1])); print('open', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image, ImageChops, ImageDraw
 
-import tiny_models
-from mlx_setup import prepare_mlx
+from models import tiny_models
+from models.mlx_setup import prepare_mlx
 
 Draw = Callable[..., Image.Image]
 Request = dict[str, Any]

@@ -16,13 +16,13 @@ import requests
 from conftest import ServerProcess, StartServer, offer_of, params_for
 from PIL import Image, ImageDraw, ImageOps
 
-import file_store
 from errors import QueueFull, StorageUnavailable, StoreError
 from images import to_base64, to_png
 from queue_manager import QueueManager
-from queue_state import Rules
+from queueing.queue_state import Rules
+from storage import file_store
+from storage.task_store import TaskStore
 from task import GenerationParams, InputImage
-from task_store import TaskStore
 from timing_model import TimingModel
 
 LONG: dict[str, Any] = {"width": 2048, "height": 2048, "steps": 100}

@@ -13,9 +13,9 @@ from conftest import GIVE_UP_S, StartServer
 from live import Connection, SteppedServer
 from PIL import Image
 
-import long_poll
-from events import EventKind, EventLog
-from waiting_places import WaitingPlaces
+from api import long_poll
+from api.waiting_places import WaitingPlaces
+from queueing.events import EventKind, EventLog
 
 
 @pytest.fixture
@@ -203,7 +203,7 @@ def test_a_listener_gets_the_events_of_its_tasks_alone() -> None:
 def test_versions_never_fall_and_events_that_are_kept_no_more_are_known_to_be(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("events.KEPT", 3)
+    monkeypatch.setattr("queueing.events.KEPT", 3)
     log = EventLog()
     start = log.last_id
     told: dict[str, int] = {}

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from queueing.waiting_line import Features, WaitingLine
 from timing_model import FEATURES, Work
-from waiting_line import Features, WaitingLine
 
 Entry = tuple[str, Features]
 

@@ -23,9 +23,9 @@ import requests
 from conftest import GIVE_UP_S, StartServer
 from live import SteppedServer
 
-import webhooks
-from generate_request import Limits
-from task_answers import StatusAnswer
+from api import webhooks
+from api.generate_request import Limits
+from api.task_answers import StatusAnswer
 
 KEY = "between you and me"
 

@@ -9,12 +9,12 @@ from PIL import Image
 
 from errors import ModelLoadError
 from generator import MfluxGenerator
-from mlx_setup import prepare_mlx
-from model_catalog import Weights
+from models.mlx_setup import prepare_mlx
+from models.model_catalog import Weights
 from queue_manager import QueueManager
-from queue_state import ServerState
+from queueing.queue_state import ServerState
+from storage.task_store import TaskStore
 from task import Drawn, GenerationParams, Phase, Report, Stage, TaskStatus
-from task_store import TaskStore
 from timing_model import TimingModel
 from worker import Worker
 

@@ -1,0 +1,496 @@
+"""What a client may ask: the one text that validates and documents the body of POST /generate.
+
+A body is JSON, or a form (multipart/form-data) whose parts are the same fields and whose files are
+the pictures. submission.py makes GenerationParams of it.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isqrt
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+)
+
+from errors import InvalidInput
+from images import UPLOAD_FORMATS, decode_base64
+from models.model_catalog import CONTROL_TYPES, SCHEDULERS, Takes
+from task import MAX_SEED, SIDE_STEP
+
+CALLBACK_URL = re.compile(r"https?://([A-Za-z0-9._-]+)(?::[0-9]{1,5})?(?:[/?][!-\[\]-~]*)?")
+MOST_IMAGES = 8
+"""Pictures in `images`, and adapters in `loras`."""
+
+
+def _digits_to_int(value: object) -> object:
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 20:
+        return int(value)
+    return value
+
+
+def _upper_jpeg(value: object) -> object:
+    if isinstance(value, str):
+        value = value.upper()
+        return "JPEG" if value == "JPG" else value
+    return value
+
+
+Seed = Annotated[
+    int,
+    Field(ge=0, le=MAX_SEED),
+    BeforeValidator(
+        _digits_to_int,
+        json_schema_input_type=Annotated[int, Field(ge=0, le=MAX_SEED)]
+        | Annotated[str, Field(pattern="^[0-9]{1,20}$")],
+    ),
+]
+ImageFormat = Annotated[Literal["JPEG", "PNG", "WEBP"], BeforeValidator(_upper_jpeg)]
+
+
+class ImageOf(BaseModel):
+    """A picture that this server made."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    task_id: str = Field(min_length=1, max_length=64, description="Of a finished task.")
+    index: int = Field(0, ge=0, le=999, description="Which of its images, from 0.")
+
+
+class LoraChoice(BaseModel):
+    """An adapter and how strongly it acts."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    name: str = Field(
+        min_length=1,
+        max_length=200,
+        description="Of a file in the operator's --lora-dir, as GET /models lists it.",
+        examples=["watercolour"],
+    )
+    scale: float = Field(
+        1.0, ge=-10, le=10, allow_inf_nan=False, description="1: as it was trained; 0: not at all."
+    )
+
+
+def _decoded(value: object, info: ValidationInfo) -> object:
+    return decode_base64(value, info.field_name or "image") if isinstance(value, str) else value
+
+
+def _named(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+Image = Annotated[
+    bytes | ImageOf,
+    BeforeValidator(
+        _decoded,
+        json_schema_input_type=Annotated[
+            str, Field(min_length=1, json_schema_extra={"format": "byte"})
+        ]
+        | ImageOf,
+    ),
+]
+LoraInput = Annotated[
+    LoraChoice,
+    BeforeValidator(
+        _named, json_schema_input_type=Annotated[str, Field(min_length=1)] | LoraChoice
+    ),
+]
+IMAGE_HELP = (
+    " base64, a data URL, a file of a form, or `{task_id, index}` of an earlier result; "
+    f"{UPLOAD_FORMATS}. URLs are not fetched."
+)
+
+
+PICTURES = ("init_image", "images", "mask", "control_image")
+NOT_ASKED = {*PICTURES, "client_task_id"}
+
+
+class GenerateRequest(BaseModel):
+    """The body of POST /generate."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    prompt: str | None = Field(
+        None,
+        min_length=1,
+        max_length=1_000_000,
+        pattern=r"\S",
+        description="What the image shows. Models read only the first few hundred words. Required, "
+        "but for upscalers.",
+        examples=["A beautiful landscape"],
+    )
+    seed: Seed | None = Field(
+        None,
+        description="The noise to start from: the same seed, params and model give the same "
+        "image. A number or a string of digits, 0 to 2^64-1. Random when absent; every answer "
+        "tells it.",
+        examples=["1725311496"],
+    )
+    width: int = Field(
+        1024,
+        ge=SIDE_STEP,
+        le=8192,
+        description="Pixels; rounded down to a multiple of 16, the answer says the width used.",
+        examples=[1024],
+    )
+    height: int = Field(
+        1024,
+        ge=SIDE_STEP,
+        le=8192,
+        description="Pixels; rounded down to a multiple of 16, the answer says the height used.",
+        examples=[1024],
+    )
+    steps: int | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="Denoising steps. The model's own default when absent.",
+        examples=[4],
+    )
+    guidance: float | None = Field(
+        None,
+        ge=0,
+        le=100,
+        allow_inf_nan=False,
+        description="How closely the image follows the prompt. The model's own default when "
+        "absent; distilled models have none and ignore it, the answer then lists it in "
+        "`ignored_fields`.",
+        examples=[3.5],
+    )
+    format: ImageFormat = Field("JPEG", description="File format of the image.", examples=["JPEG"])
+    quality: int = Field(
+        85,
+        ge=1,
+        le=100,
+        description="Quality of JPEG and WEBP in percent; PNG is lossless.",
+        examples=[85],
+    )
+    priority: bool | Annotated[int, Field(ge=0, le=1)] = Field(
+        False,
+        description="true (or 1): urgent, goes ahead of every normal task and behind the urgent "
+        "ones that came earlier.",
+        examples=[False],
+    )
+    client_task_id: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="Makes submitting safe to repeat, like the header Idempotency-Key: the same "
+        "key answers with the same task, also after a restart of the server; with another request "
+        "it is refused.",
+        examples=["chat-42-message-7"],
+    )
+    model: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="Which model draws: one of GET /models that the operator allows. The server's "
+        "own when absent.",
+        examples=["flux2-klein-4b"],
+    )
+    quantize: int | None = Field(
+        None,
+        ge=3,
+        le=8,
+        description="Bits to quantize the weights to (3, 4, 5, 6, 8), where the operator allows a "
+        "choice.",
+        examples=[8],
+    )
+    negative_prompt: str | None = Field(
+        None,
+        min_length=1,
+        max_length=1_000_000,
+        pattern=r"\S",
+        description="What the image shall not show, for models that are guided away from it.",
+        examples=["blurry"],
+    )
+    scheduler: Literal[SCHEDULERS] | None = Field(  # type: ignore[valid-type]
+        None,
+        description="How the noise falls from step to step. The model's own when absent.",
+        examples=[SCHEDULERS[0]],
+    )
+    count: int | None = Field(
+        None,
+        ge=1,
+        le=100,
+        description="How many images: with the seeds `seed`, `seed` + 1, and so on. 1 when absent.",
+        examples=[1],
+    )
+    n: int | None = Field(None, ge=1, le=100, description="The same as `count`.", examples=[1])
+    init_image: Image | None = Field(
+        None, description="Picture to start from (img2img), or to enlarge:" + IMAGE_HELP
+    )
+    image_strength: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        allow_inf_nan=False,
+        description="How much of init_image is kept, above 0 and below 1. 0.4 when absent.",
+        examples=[0.4],
+    )
+    images: list[Image] | None = Field(
+        None,
+        min_length=1,
+        max_length=MOST_IMAGES,
+        description="Pictures to edit, combine or vary (edit models, Kontext, Redux, in-context):"
+        + IMAGE_HELP,
+    )
+    mask: Image | None = Field(
+        None, description="White where init_image shall be drawn anew:" + IMAGE_HELP
+    )
+    control_image: Image | None = Field(
+        None, description="Picture whose edges, depth or pose are followed:" + IMAGE_HELP
+    )
+    control_strength: float | None = Field(
+        None,
+        ge=0,
+        le=2,
+        allow_inf_nan=False,
+        description="How closely control_image is followed. The model's own default when absent.",
+        examples=[0.7],
+    )
+    control_type: Literal[CONTROL_TYPES] | None = Field(  # type: ignore[valid-type]
+        None,
+        description="What control_image shows, for models that follow several kinds. canny when "
+        "absent.",
+        examples=[CONTROL_TYPES[0]],
+    )
+    loras: list[LoraInput] | None = Field(
+        None,
+        min_length=1,
+        max_length=MOST_IMAGES,
+        description="Adapters from the operator's folder: names, or `{name, scale}`.",
+        examples=[[{"name": "watercolour", "scale": 0.8}]],
+    )
+    upscale: float | None = Field(
+        None,
+        gt=1,
+        le=4,
+        allow_inf_nan=False,
+        description="Factor to enlarge the images by at the end, above 1 and up to 4, with an "
+        "upscaler that the operator allows; or, with an upscaler as `model`, init_image.",
+        examples=[2],
+    )
+    metadata: bool | None = Field(
+        None,
+        description="Whether the image files tell how they were made. The operator's default when "
+        "absent.",
+        examples=[True],
+    )
+    callback_url: str | None = Field(
+        None,
+        min_length=1,
+        max_length=2000,
+        description="Where the answer of GET /status is sent (POST, JSON) once the task has ended: "
+        "http or https, and a host that the operator allows. No answer tells it.",
+        examples=["https://chat.example.org/pictures"],
+    )
+
+    @property
+    def digest(self) -> str:
+        """The same for requests that ask for the same, whatever their pictures are: those are known
+        by their pixels (submission.py)."""
+        asked = self.model_dump(exclude=NOT_ASKED, exclude_none=True, exclude_unset=True)
+        if "n" in asked:
+            asked["count"] = asked.pop("n")
+        if "priority" in asked:
+            asked["priority"] = bool(asked["priority"])
+        text = json.dumps(asked, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def given(self) -> frozenset[Takes]:
+        """The fields of this request that only some models can honour."""
+        return frozenset(name for name in Takes if getattr(self, name) is not None)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the operator allows, on top of what the request model allows."""
+
+    max_pixels: int = 2048 * 2048
+    max_steps: int = 100
+    max_prompt_chars: int = 10_000
+    max_count: int = 10
+    """Images of one task."""
+    max_input_pixels: int = 50_000_000
+    """Of a picture that a client sends."""
+    callback_hosts: frozenset[str] = frozenset()
+    """Names of hosts that may be called back, in lower case."""
+
+    def may_call(self, url: str) -> bool:
+        """Whether this is an address of one of the callback hosts, and nothing else: no user, no
+        address that two readers may read in two ways."""
+        found = CALLBACK_URL.fullmatch(url)
+        return found is not None and found[1].lower() in self.callback_hosts
+
+
+def parse_request(body: bytes, limits: Limits) -> GenerateRequest:
+    """Validate the JSON body of a request.
+
+    Raises:
+        InvalidInput: names the first field at fault and what it allows.
+    """
+    try:
+        return GenerateRequest.model_validate_json(body)
+    except ValidationError as error:
+        raise _invalid_input(error, limits) from None
+
+
+def parse_form(
+    texts: Mapping[str, Sequence[str]], files: Mapping[str, Sequence[bytes]], limits: Limits
+) -> GenerateRequest:
+    """Validate a form: its text fields, and its files, which are pictures.
+
+    A text field that is empty counts as absent. Lists are fields that come several times;
+    `{task_id, index}` and `{name, scale}` are JSON.
+
+    Raises:
+        InvalidInput: as parse_request does.
+    """
+    fields: dict[str, Any] = {}
+    for name, values in texts.items():
+        kept: list[Any] = [_from_form(name, value) for value in values if value.strip()]
+        if kept:
+            fields[name] = kept if name in LISTS else kept[-1]
+    for name, contents in files.items():
+        if name in LISTS and contents:
+            fields[name] = [*fields.get(name, []), *contents]
+        elif contents:
+            fields[name] = contents[-1]
+    return check_request(fields, limits)
+
+
+def check_request(fields: Mapping[str, Any], limits: Limits) -> GenerateRequest:
+    """A request of fields that may be texts.
+
+    Raises:
+        InvalidInput: names the first field at fault and what it allows.
+    """
+    try:
+        return GenerateRequest.model_validate(fields, strict=False)
+    except ValidationError as error:
+        raise _invalid_input(error, limits) from None
+
+
+LISTS = ("images", "loras")
+OBJECTS = ("images", "loras", "init_image", "mask", "control_image")
+
+
+def _from_form(name: str, value: str) -> object:
+    if name in OBJECTS and value.lstrip().startswith("{"):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            raise InvalidInput(f"{name} is not valid JSON.", field=name) from None
+    return value
+
+
+def request_schema(limits: Limits, ref_template: str = "#/$defs/{model}") -> dict[str, Any]:
+    """JSON schema of the request body, with the operator's limits in place of the widest ones."""
+    schema = GenerateRequest.model_json_schema(ref_template=ref_template)
+    for choice in schema["properties"]["steps"]["anyOf"]:
+        if choice["type"] == "integer":
+            choice["maximum"] = limits.max_steps
+    for name in ("count", "n"):
+        schema["properties"][name]["anyOf"][0]["maximum"] = limits.max_count
+    schema["properties"]["prompt"]["anyOf"][0]["maxLength"] = limits.max_prompt_chars
+    schema["properties"]["negative_prompt"]["anyOf"][0]["maxLength"] = limits.max_prompt_chars
+    for side in ("width", "height"):
+        schema["properties"][side]["default"] = default_side(limits)
+        schema["properties"][side]["maximum"] = min(8192, limits.max_pixels // SIDE_STEP)
+        schema["properties"][side]["description"] += (
+            f" width x height is at most {limits.max_pixels} pixels."
+        )
+    return schema
+
+
+def default_side(limits: Limits) -> int:
+    """Of a square picture that the operator allows."""
+    return min(1024, isqrt(limits.max_pixels) // SIDE_STEP * SIDE_STEP)
+
+
+def _invalid_input(error: ValidationError, limits: Limits) -> InvalidInput:
+    first = error.errors(include_url=False)[0]
+    if first["type"] == "json_invalid":
+        return InvalidInput(f"The body is not valid JSON: {first['ctx']['error']}.")
+    if not first["loc"]:
+        return InvalidInput("The body must be a JSON object with at least the field prompt.")
+    name = str(first["loc"][0])[:100]
+    of_the_body = len(first["loc"]) == 1
+    if first["type"] == "extra_forbidden" and of_the_body:
+        known = ", ".join(GenerateRequest.model_fields)
+        return InvalidInput(f"{name} is not a field of this server. Fields: {known}.", field=name)
+    if first["type"] == "missing" and of_the_body:
+        return InvalidInput(f"{name} is required.", field=name)
+    return InvalidInput(refusal(name, first["input"], limits), field=name)
+
+
+def refusal(name: str, value: Any, limits: Limits) -> str:
+    """One sentence: what the field allows, and what came."""
+    allowed = _in_words(request_schema(limits)["properties"][name])
+    return f"{name} must be {allowed}, not {_shown(value)}."
+
+
+NOUNS = {
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "null": "null",
+    "string": "a string",
+}
+OBJECTS_IN_WORDS = {
+    "ImageOf": "{task_id, index} of an earlier result",
+    "LoraChoice": "{name, scale}",
+}
+
+
+def _in_words(schema: dict[str, Any]) -> str:
+    """What a JSON schema allows, for people: "a whole number from 1 to 100"."""
+    if "anyOf" in schema:
+        choices = [_in_words(choice) for choice in schema["anyOf"]]
+        return " or ".join(choice for choice in choices if choice != "null")
+    if "$ref" in schema:
+        return OBJECTS_IN_WORDS[schema["$ref"].rpartition("/")[2]]
+    if "enum" in schema:
+        return "one of " + ", ".join(schema["enum"])
+    if schema["type"] == "array":
+        items = _in_words(schema["items"])
+        return f"a list of {schema['minItems']} to {schema['maxItems']}, each {items}"
+    if schema.get("format") == "byte":
+        return "a picture as base64"
+    words = "a string of digits" if "[0-9]" in schema.get("pattern", "") else NOUNS[schema["type"]]
+    if "minimum" in schema:
+        words += (
+            f" from {schema['minimum']:.15g}"
+            if schema["type"] == "number"
+            else f" from {schema['minimum']}"
+        )
+        words += f" to {schema['maximum']}"
+    elif "exclusiveMinimum" in schema:
+        words += f" above {schema['exclusiveMinimum']:g} and "
+        words += (
+            f"up to {schema['maximum']:g}"
+            if "maximum" in schema
+            else f"below {schema['exclusiveMaximum']:g}"
+        )
+    if "pattern" in schema and "maxLength" in schema:
+        words += f" of {schema['minLength']} to {schema['maxLength']} characters that is not blank"
+    return words
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bytes):
+        return "a file"
+    text = json.dumps(value, ensure_ascii=False, default=lambda other: type(other).__name__)
+    text = text.encode(errors="backslashreplace").decode()
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,274 @@
+"""The routes for those who watch: the stream of events, the picture so far, small copies."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+
+from flask import Blueprint, Response, request
+
+import errors
+from api.answers import jpeg_response
+from api.api_docs import INDEX, READING_ERRORS, TASK_ID, documented, jpeg_answer, query
+from api.event_texts import HEARTBEAT, RETRY, EventTexts, worth_telling
+from api.query_values import MAX_ID, gone_check, number_value, task_id_value, whole_number
+from api.waiting_places import WaitingPlaces
+from drawing.previews import FAMILIES, Previews
+from images import thumbnail
+from queue_manager import QueueManager
+from queueing.events import ENDS, EventKind
+from task import TaskStatus
+
+HEARTBEAT_S = 15.0
+LOOK_S = 5.0
+"""A stream looks up this often, whether its client is still there and has moved up the queue."""
+QUEUE_EVERY_S = 1.0
+MOST_TASKS = 100
+"""That one stream may name."""
+PLACES_FREE_AFTER_S = 10
+THUMBNAIL_SIDE = 256
+MOVES = frozenset({EventKind.WAITING, EventKind.RUNNING, *ENDS})
+"""What changes the order or the length of the queue."""
+
+EXAMPLE = (
+    "retry: 2000\n\n"
+    "id: 1725311497004\nevent: step\n"
+    'data: {"task_id":"1fc9cc4f9d3b27a1","status":"running","pos":0,"wait_remaining":15,'
+    '"wait_p90_s":17.5,"phase":"denoising","progress":0.35,"steps_done":1,"steps_total":4,'
+    '"images_done":0,"version":1725311497004}\n\n'
+)
+
+
+EVENT = {
+    "type": "object",
+    "description": "One server-sent event.",
+    "properties": {
+        "id": {"type": "string", "description": "Of this event: to send as Last-Event-ID."},
+        "event": {"type": "string", "enum": [*EventKind, "queue"], "description": "Its kind."},
+        "data": {"type": "string", "description": "JSON."},
+    },
+}
+
+
+def live_routes(queue: QueueManager, places: WaitingPlaces, previews: Previews) -> Blueprint:
+    routes = Blueprint("live", __name__)
+    texts = EventTexts(queue)
+
+    @routes.get("/events")
+    @documented(
+        "Watch tasks",
+        tag="queue",
+        description="A stream of server-sent events. Of one task: `waiting`, `running`, `step`, "
+        "`image` (of several), `preview` (GET /preview has a newer picture), `done`, `failed`, "
+        "`cancelled`, `removed`; their data are fields of GET /status. Of the queue: `queue`, when "
+        "its order or length has changed, at most once a second. The stream of named tasks begins "
+        "with each as it stands and ends when all have ended; without names it is of all tasks and "
+        "has no end. A client that comes back with Last-Event-ID, as browsers do, misses nothing; "
+        "after too long an absence a `queue` event tells to look again.",
+        parameters=[
+            {
+                **query(
+                    "task_id",
+                    f"Of the tasks to watch, up to {MOST_TASKS}. All when absent.",
+                    {
+                        "type": "array",
+                        "items": {"type": "string", "minLength": 1, "maxLength": 64},
+                        "maxItems": MOST_TASKS,
+                    },
+                ),
+                "style": "form",
+                "explode": True,
+            },
+            query(
+                "last_event_id",
+                "Like the header Last-Event-ID: begin with what came after this event.",
+                {"type": "integer", "minimum": 0},
+            ),
+        ],
+        answers={
+            200: {
+                "description": "The stream.",
+                "content": {"text/event-stream": {"schema": EVENT, "example": EXAMPLE}},
+            },
+            204: {"description": "All named tasks have ended, and the client knows it."},
+        },
+        errors=(
+            errors.InvalidInput,
+            errors.UnknownTask,
+            errors.Gone,
+            errors.TooManyListeners,
+            errors.StorageUnavailable,
+        ),
+    )
+    def events() -> Response:
+        stream = _Stream(queue, texts, _asked_tasks(), _last_event_id(), gone_check())
+        if stream.is_over:
+            return Response(status=204)
+        place = ExitStack()
+        if not place.enter_context(places.take()):
+            raise errors.TooManyListeners(retry_after_s=PLACES_FREE_AFTER_S)
+        answer = Response(iter(stream), mimetype="text/event-stream")
+        answer.call_on_close(place.close)
+        answer.headers["Cache-Control"] = "no-store"
+        answer.headers["X-Accel-Buffering"] = "no"  # else nginx holds it back
+        return answer
+
+    @routes.get("/preview")
+    @documented(
+        "See the picture so far",
+        tag="images",
+        description="A small JPEG of what a running task will show, as far as can be seen yet: "
+        "an eighth of its width and height, in colours that are near the real ones once the server "
+        "has made some pictures. The first request has previews made, with the next step, and for "
+        "as long as somebody asks; /events tells of each new one (`preview`). 204 while a task "
+        "runs and there is none: not yet, or never, where the server makes none of this model. 409 "
+        "while a task waits. Of a finished task: its thumbnail.",
+        parameters=[TASK_ID],
+        answers={
+            200: jpeg_answer("The picture so far."),
+            204: {"description": "The task runs, and there is no preview of it."},
+        },
+        errors=READING_ERRORS,
+    )
+    def preview() -> Response:
+        task_id = task_id_value()
+        view = queue.status(task_id)
+        if view.wait is None:
+            image, _ = queue.image(task_id)
+            return jpeg_response(thumbnail(image, THUMBNAIL_SIDE))
+        family = queue.offer.model(view.params.model).family
+        why = "There is no preview of this task yet: it comes once it runs."
+        if not previews.on:
+            why = "This server makes no previews (--previews off)."
+        elif family not in FAMILIES:
+            why = f"There are no previews for the models of the family {family}."
+        elif jpeg := previews.look(task_id):
+            return jpeg_response(jpeg)
+        if view.status is TaskStatus.WAITING:
+            raise errors.NotReady(why)
+        return Response(status=204, headers={"Cache-Control": "no-store"})
+
+    @routes.get("/thumbnail")
+    @documented(
+        "A small copy of an image",
+        tag="images",
+        description="A JPEG of a finished image; removes nothing.",
+        parameters=[
+            TASK_ID,
+            INDEX,
+            query(
+                "size",
+                "Pixels of its longest side, if the image has as many.",
+                {"type": "integer", "default": THUMBNAIL_SIDE, "minimum": 64, "maximum": 1024},
+            ),
+        ],
+        answers={200: jpeg_answer("The small copy.")},
+        errors=READING_ERRORS,
+    )
+    def show_thumbnail() -> Response:
+        task_id, index = task_id_value(), number_value("index", 0, 0, 999)
+        image, _ = queue.image(task_id, index)
+        return jpeg_response(thumbnail(image, number_value("size", THUMBNAIL_SIDE, 64, 1024)))
+
+    return routes
+
+
+class _Stream:
+    """What one client gets.
+
+    Args:
+        task_ids: the tasks it names; empty: all.
+        last_id: the latest event it knows; None: it knows nothing.
+
+    Raises:
+        UnknownTask, Gone.
+    """
+
+    def __init__(
+        self,
+        queue: QueueManager,
+        texts: EventTexts,
+        task_ids: frozenset[str],
+        last_id: int | None,
+        is_gone: Callable[[], bool],
+    ) -> None:
+        self._queue, self._texts, self._is_gone = queue, texts, is_gone
+        self._missed_some = last_id is not None and not queue.events.reaches_back(last_id)
+        self._starts = last_id is None or self._missed_some
+        self._after = queue.events.last_id if last_id is None or self._missed_some else last_id
+        self._named = task_ids
+        self._open = {task_id for task_id in task_ids if self._is_open(task_id)}
+        self._positions: dict[str, int | None] = {}
+        self._told_at = self._queue_told_at = 0.0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the client knows all already."""
+        return bool(self._named) and not self._open and not self._starts
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield RETRY
+        if self._starts:
+            yield from self._beginning()
+        events, queue_changed, look_at = self._queue.events, False, 0.0
+        while not (events.closed or (self._named and not self._open)):
+            if time.monotonic() >= look_at:
+                look_at = time.monotonic() + LOOK_S
+                if self._is_gone():
+                    return
+            wait_s = LOOK_S
+            if queue_changed:
+                wait_s = max(self._queue_told_at + QUEUE_EVERY_S - time.monotonic(), 0.0)
+            found = events.wait(self._after, wait_s, self._open if self._named else None)
+            if found:
+                self._after = found[-1].id
+                self._open -= {e.task_id for e in found if e.kind in {*ENDS, EventKind.REMOVED}}
+                queue_changed |= not self._named and any(e.kind in MOVES for e in found)
+            text = b"".join(map(self._texts.of, worth_telling(found)))
+            now = time.monotonic()
+            if queue_changed and now >= self._queue_told_at + QUEUE_EVERY_S:
+                queue_changed, self._queue_told_at = False, now
+                text += self._texts.of_queue(self._after)
+            if not found:
+                text += b"".join(self._moved_up())
+            if text or now >= self._told_at + HEARTBEAT_S:
+                self._told_at = now
+                yield text or HEARTBEAT
+
+    def _beginning(self) -> Iterator[bytes]:
+        if self._missed_some or not self._named:
+            self._queue_told_at = time.monotonic()
+            yield self._texts.of_queue(self._after)
+        for task_id in sorted(self._named):
+            yield self._texts.of_task(task_id, self._after)
+
+    def _moved_up(self) -> Iterator[bytes]:
+        """The waiting tasks whose position has changed, though nothing happened to themselves."""
+        for task_id in self._open:
+            with suppress(errors.ServerError):  # it has gone, which is an event
+                view = self._queue.status(task_id)
+                was, self._positions[task_id] = self._positions.get(task_id), view.pos
+                if view.status is TaskStatus.WAITING and view.pos != was:
+                    yield self._texts.of_task(task_id, self._after)
+
+    def _is_open(self, task_id: str) -> bool:
+        """Whether there is more to come of a task."""
+        version = self._queue.events.version(task_id)
+        ended = self._queue.status(task_id).wait is None
+        return not ended or (not self._starts and version > self._after)
+
+
+def _asked_tasks() -> frozenset[str]:
+    task_ids = frozenset(task_id.strip() for task_id in request.args.getlist("task_id"))
+    if len(task_ids) > MOST_TASKS or not all(1 <= len(task_id) <= 64 for task_id in task_ids):
+        raise errors.InvalidInput(
+            f"task_id must be of 1 to 64 characters, and at most {MOST_TASKS} of them.",
+            field="task_id",
+        )
+    return task_ids
+
+
+def _last_event_id() -> int | None:
+    name, text = "last_event_id", request.args.get("last_event_id", "")
+    if not text:
+        name, text = "Last-Event-ID", request.headers.get("Last-Event-ID", "")
+    return whole_number(text, name, 0, MAX_ID) if text else None

@@ -1,0 +1,70 @@
+"""What is answered about models: which there are, and what is on its way."""
+
+from pydantic import Field
+
+from api.answers import Answer
+from models.model_catalog import Takes
+
+
+class DownloadAnswer(Answer):
+    """Weights on their way from Hugging Face."""
+
+    model: str = Field(description="Whose weights.", examples=["schnell"])
+    bytes_done: int = Field(description="On disk so far.", examples=[12_000_000_000])
+    bytes_total: int | None = Field(
+        None, description="About so many in all. Absent: unknown.", examples=[34_000_000_000]
+    )
+
+
+class ModelAnswer(Answer):
+    name: str = Field(description="What tasks name.", examples=["schnell"])
+    title: str = Field(description="In words.", examples=["FLUX.1 schnell, 12 B"])
+    family: str = Field(description="mflux's name of the architecture.", examples=["flux"])
+    classes: list[str] = Field(
+        description="mflux's classes that draw with it.", examples=[["Flux1"]]
+    )
+    aliases: list[str] = Field(description="Other names.", examples=[["schnell"]])
+    default_steps: int = Field(description="Steps when a task names none.", examples=[4])
+    default_guidance: float | None = Field(
+        None, description="Absent: it has none, or a schedule of its own.", examples=[3.5]
+    )
+    takes: list[Takes] = Field(
+        description="Fields of /generate that not every model honours, and this one does."
+    )
+    needs: list[Takes] = Field(description="Those it cannot do without.")
+    repositories: list[str] = Field(
+        description="Hugging Face repositories of the weights. Empty: built by the server.",
+        examples=[["black-forest-labs/FLUX.1-schnell"]],
+    )
+    gated: bool = Field(description="Whether the download needs a login and a licence.")
+    weights_gb: float | None = Field(
+        None, description="Download, about, in 10^9 bytes. Absent: unknown.", examples=[34]
+    )
+    allowed: bool = Field(description="Whether tasks may name it.")
+    loaded: bool = Field(description="Whether it is in memory.")
+    present: bool = Field(description="Whether its weights are on disk.")
+    bytes_on_disk: int = Field(description="What there is of them.", examples=[33_900_000_000])
+
+
+class LoraAnswer(Answer):
+    name: str = Field(description="What tasks name.", examples=["watercolour"])
+
+
+class ModelsAnswer(Answer):
+    default: str = Field(description="The model of tasks that name none.", examples=["schnell"])
+    models: list[ModelAnswer] = Field(description="All of mflux's, the allowed ones first.")
+    loras: list[LoraAnswer] = Field(description="Adapters in the operator's folder.")
+    schedulers: list[str] = Field(
+        description="Names that `scheduler` takes.", examples=[["linear"]]
+    )
+    quantize: list[int] = Field(
+        description="Bits of tasks that ask for none. Empty: as stored.", examples=[[8]]
+    )
+    quantize_choices: list[int] = Field(
+        description="Bits that tasks may ask for instead.", examples=[[4, 8]]
+    )
+
+
+class LoadAnswer(Answer):
+    model: str = Field(description="Its name.", examples=["schnell"])
+    loaded: bool = Field(description="Whether it was in memory already.")

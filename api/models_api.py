@@ -1,0 +1,154 @@
+"""The routes about models: what there is, what is loaded, and loading one ahead."""
+
+import hmac
+
+from flask import Blueprint, Response, request
+
+import errors
+from api.answers import json_response
+from api.api_docs import documented, json_answer
+from api.model_answers import DownloadAnswer, LoadAnswer, LoraAnswer, ModelAnswer, ModelsAnswer
+from models.hub_cache import bytes_on_disk, is_present
+from models.model_catalog import SCHEDULERS, Catalog, Model, Takes, Weights
+from offer import Offer
+from queue_manager import QueueManager
+from queueing.queue_state import QueueHealth
+
+MODEL_NAME = {
+    "name": "name",
+    "in": "path",
+    "description": "Of the model, or an alias.",
+    "required": True,
+    "schema": {"type": "string", "minLength": 1, "maxLength": 200},
+}
+
+
+def model_routes(
+    queue: QueueManager, offer: Offer, catalog: Catalog, operator_key: str | None
+) -> Blueprint:
+    """Args:
+    operator_key: what loading asks for; empty: nothing; None: it is closed.
+    """
+    routes = Blueprint("models", __name__)
+
+    def find(name: str) -> Model:
+        model = Catalog(offer.models).find(name) or catalog.find(name)
+        if model is None:
+            raise errors.UnknownModel(
+                f"mflux has no model {name[:100]!r}.{catalog.like(name)} GET /models lists all.",
+                field="name",
+            )
+        return model
+
+    @routes.get("/models")
+    @documented(
+        "List the models",
+        tag="models",
+        description="All that mflux has, those that tasks may name first.",
+        answers={200: json_answer(ModelsAnswer, "The models.")},
+        errors=(),
+    )
+    def list_models() -> Response:
+        health = queue.health()
+        allowed = {model.name for model in offer.models}
+        others = [model for model in catalog.models if model.name not in allowed]
+        return json_response(
+            ModelsAnswer(
+                default=offer.default.name,
+                models=[model_answer(model, offer, health) for model in (*offer.models, *others)],
+                loras=[LoraAnswer(name=name) for name in offer.loras()],
+                schedulers=list(SCHEDULERS),
+                quantize=[offer.quantize] if offer.quantize else [],
+                quantize_choices=list(offer.quantize_choices),
+            )
+        )
+
+    @routes.get("/models/<name>")
+    @documented(
+        "One model",
+        tag="models",
+        parameters=[MODEL_NAME],
+        answers={200: json_answer(ModelAnswer, "The model.")},
+        errors=(errors.UnknownModel,),
+    )
+    def one_model(name: str) -> Response:
+        return json_response(model_answer(find(name), offer, queue.health()))
+
+    @routes.post("/models/<name>/load")
+    @documented(
+        "Load a model ahead",
+        tag="models",
+        description="For the operator: the model is loaded after the task that runs, so that the "
+        "first task that names it does not wait for that. GET /health tells when it is ready.",
+        parameters=[MODEL_NAME],
+        answers={200: json_answer(LoadAnswer, "It will be loaded, or is already.")},
+        errors=(
+            errors.OperatorOnly,
+            errors.UnknownModel,
+            errors.ModelNotAllowed,
+            errors.NoWorker,
+        ),
+    )
+    def load_model(name: str) -> Response:
+        check_operator()
+        model = offer.model(find(name).name)
+        weights = Weights(model, model.pipelines[0], offer.quantize)
+        loaded = any(weights.key == other.key for other in queue.health().loaded)
+        if not loaded:
+            queue.order_load(weights)
+        return json_response(LoadAnswer(model=model.name, loaded=loaded))
+
+    def check_operator() -> None:
+        if operator_key is None:
+            raise errors.OperatorOnly(
+                "Start the server with --operator-key to allow this from the network."
+            )
+        sent = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        raw = sent.encode("latin-1")  # as WSGI hands on the bytes of a header
+        if operator_key and not hmac.compare_digest(raw, operator_key.encode()):
+            raise errors.OperatorOnly
+
+    return routes
+
+
+def model_answer(model: Model, offer: Offer, health: QueueHealth) -> ModelAnswer:
+    return ModelAnswer(
+        name=model.name,
+        title=model.title,
+        family=model.family,
+        classes=[pipeline.name for pipeline in model.pipelines],
+        aliases=list(model.aliases),
+        default_steps=model.default_steps,
+        default_guidance=model.default_guidance,
+        takes=[name for name in Takes if name in model.takes or _always(name, offer)],
+        needs=[name for name in Takes if all(name in p.needs for p in model.pipelines)],
+        repositories=list(model.repositories),
+        gated=model.gated,
+        weights_gb=model.weights_gb,
+        allowed=any(model.name == other.name for other in offer.models),
+        loaded=any(model.name == weights.model.name for weights in health.loaded),
+        present=is_present(model),
+        bytes_on_disk=bytes_on_disk(model),
+    )
+
+
+def _always(name: Takes, offer: Offer) -> bool:
+    """An upscaler enlarges the pictures of every model."""
+    return name is Takes.UPSCALE and offer.upscaler is not None
+
+
+def download_answer(health: QueueHealth) -> DownloadAnswer | None:
+    """How far the weights are that come from Hugging Face: for tasks that wait, or for the worker,
+    which fetches what the server starts with itself. None: nothing comes."""
+    if health.download is not None:
+        weights, bytes_done = health.download.weights, health.download.bytes_done
+    elif health.loading is not None and not is_present(health.loading.model):
+        weights, bytes_done = health.loading, bytes_on_disk(health.loading.model)
+    else:
+        return None
+    total = weights.model.weights_gb
+    return DownloadAnswer(
+        model=weights.model.name,
+        bytes_done=bytes_done,
+        bytes_total=None if total is None else round(total * 1e9),
+    )

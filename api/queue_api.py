@@ -1,0 +1,63 @@
+"""The routes about the queue: listing it, and taking tasks out of it."""
+
+from flask import Blueprint, Response
+
+import errors
+from api.answers import json_response
+from api.api_docs import TASK_ID, documented, json_answer, query
+from api.query_values import number_value, task_id_value
+from api.task_answers import DeleteAnswer, QueueAnswer, queue_answer
+from queue_manager import QueueManager
+from task import TaskStatus
+
+
+def queue_routes(queue: QueueManager) -> Blueprint:
+    routes = Blueprint("queue", __name__)
+
+    @routes.get("/queue")
+    @documented(
+        "List the queue",
+        tag="queue",
+        description="The tasks that are not finished, in the order in which they run.",
+        parameters=[
+            query(
+                "limit",
+                "Most tasks in the answer.",
+                {"type": "integer", "default": 100, "minimum": 1, "maximum": 1000},
+            ),
+            query(
+                "offset",
+                "Tasks to pass over.",
+                {"type": "integer", "default": 0, "minimum": 0, "maximum": 10_000_000},
+            ),
+        ],
+        answers={200: json_answer(QueueAnswer, "The queue.")},
+        errors=(errors.InvalidInput,),
+    )
+    def list_queue() -> Response:
+        limit = number_value("limit", 100, 1, 1000)
+        offset = number_value("offset", 0, 0, 10_000_000)
+        return json_response(queue_answer(*queue.queue(limit, offset)))
+
+    @routes.delete("/delete")
+    @routes.post("/delete")
+    @documented(
+        "Cancel or remove a task",
+        tag="queue",
+        description="Takes a waiting task out of the queue, stops a running one at its next step, "
+        "removes a finished one with its image.",
+        parameters=[TASK_ID],
+        answers={200: json_answer(DeleteAnswer, "What happened.")},
+        errors=(errors.InvalidInput, errors.UnknownTask, errors.Gone, errors.StorageUnavailable),
+    )
+    def delete() -> Response:
+        task_id = task_id_value()
+        was = queue.delete(task_id)
+        message = {
+            TaskStatus.WAITING: "The task was taken out of the queue.",
+            TaskStatus.RUNNING: "The task was cancelled; its generation ends at the next step.",
+            TaskStatus.DONE: "The image was removed.",
+        }.get(was, "The record of the task was removed.")
+        return json_response(DeleteAnswer(task_id=task_id, was=was, message=message))
+
+    return routes

@@ -1,0 +1,105 @@
+"""What is answered about the server: its health, and what it has learned about time."""
+
+from pydantic import Field
+
+from api.answers import Answer, Seconds
+from api.model_answers import DownloadAnswer
+from queueing.queue_state import ServerState, Stats
+from timing_model import Confidence
+
+
+class MemoryAnswer(Answer):
+    """Bytes, as MLX counts them, after the latest step."""
+
+    active_bytes: int = Field(description="In use.", examples=[12_000_000_000])
+    peak_bytes: int = Field(description="During the latest picture.", examples=[14_000_000_000])
+    cache_bytes: int = Field(description="Freed, and kept for reuse.", examples=[1_000_000_000])
+
+
+class HealthAnswer(Answer):
+    status: ServerState = Field(
+        description="loading, ready and busy answer 200; draining and failed (the model cannot be "
+        "loaded, or the disk refuses) answer 503."
+    )
+    model: str = Field(description="The server's own model.", examples=["schnell"])
+    loaded_models: list[str] = Field(
+        description="In memory, the latest used first. Empty: freed, or not loaded yet.",
+        examples=[["schnell"]],
+    )
+    loading_model: str | None = Field(None, description="What is being loaded.")
+    download: DownloadAnswer | None = Field(None, description="While weights are being downloaded.")
+    model_title: str = Field(description="In words.", examples=["FLUX.1 schnell, 12 B"])
+    quantize: int | None = Field(
+        None, description="Bits of the loaded weights. Absent: not quantized.", examples=[8]
+    )
+    uptime_s: Seconds = Field(description="Seconds since the start.", examples=[86400.0])
+    worker_restarts: int = Field(
+        description="How often the worker thread died and was replaced.", examples=[0]
+    )
+    last_error: str | None = Field(
+        None,
+        description="The latest failure: of loading or the disk in words, of a task its id and its "
+        "error's code.",
+    )
+    memory: MemoryAnswer = Field(description="Of MLX.")
+    disk_free_bytes: int = Field(description="In the data dir.", examples=[100_000_000_000])
+    waiting: int = Field(description="Tasks that wait.", examples=[3])
+    running: int = Field(description="Tasks on the GPU or being encoded.", examples=[1])
+    done: int = Field(description="Images that can be fetched.", examples=[2])
+    images_bytes: int = Field(description="Size of these images.", examples=[500_000])
+
+
+class LearnedSize(Answer):
+    width: int = Field(description="Pixels.", examples=[1024])
+    height: int = Field(description="Pixels.", examples=[1024])
+    step_s: Seconds = Field(description="Seconds of one step.", examples=[13.9])
+    steps: int = Field(description="The model's default.", examples=[4])
+    total_s: Seconds = Field(description="Seconds of a whole task, JPEG.", examples=[61.2])
+    confidence: Confidence = Field(description="none, low or high.")
+
+
+class StatsAnswer(Answer):
+    """What was learned about time, and how good the forecasts are."""
+
+    model: str = Field(description="With its quantization.", examples=["schnell/q8"])
+    tasks_learned_from: int = Field(description="Finished tasks.", examples=[120])
+    load_s: Seconds = Field(description="Seconds to load the model.", examples=[31.0])
+    sizes: list[LearnedSize] = Field(description="Forecasts for square images.")
+    forecasts_compared: int = Field(
+        description="Tasks whose forecast at submit was compared with what came.", examples=[100]
+    )
+    median_error: Seconds | None = Field(
+        None, description="Of |forecast - truth| / truth: 0.02 is 2 %.", examples=[0.02]
+    )
+    share_inside_p90: Seconds | None = Field(
+        None, description="Part of the tasks that were ready within wait_p90_s.", examples=[0.9]
+    )
+    tasks_last_hour: int = Field(description="Done in the last hour.", examples=[57])
+    busy_share: Seconds = Field(
+        description="Part of the last hour, or since the start, for which the GPU worked, 0 to 1.",
+        examples=[0.93],
+    )
+
+
+def stats_answer(stats: Stats) -> StatsAnswer:
+    return StatsAnswer(
+        model=stats.timing_key,
+        tasks_learned_from=stats.samples,
+        load_s=stats.load_s,
+        sizes=[
+            LearnedSize(
+                width=side,
+                height=side,
+                step_s=forecast.step_s,
+                steps=forecast.steps,
+                total_s=forecast.total_s,
+                confidence=forecast.confidence,
+            )
+            for side, forecast in stats.forecasts
+        ],
+        forecasts_compared=stats.outcomes,
+        median_error=stats.median_error,
+        share_inside_p90=stats.share_inside_p90,
+        tasks_last_hour=stats.tasks_last_hour,
+        busy_share=stats.busy_share,
+    )

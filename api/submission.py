@@ -1,0 +1,314 @@
+"""From what a client asks to what the queue takes: defaults, sizes, pictures, what the model can.
+
+Every API, native or foreign, submits through here.
+"""
+
+import hashlib
+import secrets
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field
+from threading import Semaphore
+from typing import Any
+
+from PIL import Image
+
+import errors
+from api.generate_request import PICTURES, GenerateRequest, ImageOf, Limits, default_side, refusal
+from images import open_upload, to_png
+from models.model_catalog import Model, Takes
+from offer import Offer, given_fields, not_supported
+from queue_manager import QueueManager
+from task import MAX_SEED, SIDE_STEP, GenerationParams, InputImage
+
+DECODED_AT_A_TIME = 2
+"""Pictures of clients; each may take a few hundred megabytes while it is decoded."""
+LARGE_BODY_BYTES = 1_000_000
+LARGE_BODIES = 4
+"""Larger bodies that are in memory at a time; others wait on disk, where waitress has put them."""
+IMAGE_STRENGTH = 0.4
+"""mflux's own default."""
+MOST_SIDE = 8192
+"""Pixels, also where the size comes from a picture."""
+MOST_WEBP_SIDE = 16383
+MOST_OUTPUT_PIXELS_FACTOR = 4
+"""An enlarged picture may have so many times the pixels that the operator allows to draw."""
+
+
+@dataclass
+class Prepared:
+    """Params that the queue can take, and the pictures they name."""
+
+    params: GenerationParams
+    inputs: dict[str, bytes] = field(default_factory=dict)
+    """PNG bytes by InputImage.file."""
+    ignored_fields: list[str] = field(default_factory=list)
+
+
+class Submission:
+    """Args:
+    fits: why a picture of these params does not fit into memory, or None.
+    metadata: whether image files tell how they were made, where a client does not say.
+    """
+
+    def __init__(
+        self,
+        queue: QueueManager,
+        offer: Offer,
+        limits: Limits,
+        fits: Callable[[GenerationParams], str | None],
+        *,
+        metadata: bool = True,
+    ) -> None:
+        self.offer = offer
+        self.limits = limits
+        self._queue = queue
+        self._fits = fits
+        self._metadata = metadata
+        self._decoding = Semaphore(DECODED_AT_A_TIME)
+        self._large_bodies = Semaphore(LARGE_BODIES)
+
+    def room_for_the_body(self, content_length: int | None) -> AbstractContextManager[Any]:
+        """Hold this from reading a body until its task is submitted."""
+        is_large = (content_length or 0) > LARGE_BODY_BYTES
+        return self._large_bodies if is_large else nullcontext()
+
+    def prepare(self, request: GenerateRequest) -> Prepared:
+        """Fill in defaults and a random seed, decode pictures, round the size, check everything.
+
+        Raises:
+            InvalidInput, ModelNotAllowed, NotSupported, DoesNotFit: with the field at fault.
+            UnknownTask, NotReady, Gone: of a task whose picture is asked for.
+        """
+        model = self.offer.model(request.model)
+        self._check_fields(request, model)
+        self._check_limits(request, model)
+        if request.callback_url is not None and not self.limits.may_call(request.callback_url):
+            raise errors.NotSupported(
+                "callback_url must be an http or https address of a host that the operator allows "
+                "(--callback-hosts).",
+                field="callback_url",
+            )
+        prepared = Prepared(self._without_pictures(request, model))
+        self._add_pictures(request, prepared)
+        params = self._sized(request, model, prepared.params)
+        self.offer.stages(params)
+        if why := self._fits(params):
+            raise errors.DoesNotFit(why, field="width")
+        prepared.params = params
+        prepared.ignored_fields = ignored_fields(request, params)
+        return prepared
+
+    def check_repeated(self, request: GenerateRequest, known: GenerationParams, key: str) -> None:
+        """A request whose key is known asks for what it asked for before. An earlier result that it
+        starts from may have gone since.
+
+        Args:
+            known: of the task of this key.
+            key: name of the header or the field that it came with.
+
+        Raises:
+            KeyReused: it asks for something else.
+        """
+        if known.asked != request.digest and known.asked:
+            raise errors.KeyReused(field=key)
+        with suppress(errors.UnknownTask, errors.NotReady, errors.Gone):
+            pictures = self._pictures(request, Prepared(known))
+            check_same(known, known.model_copy(update=dict.fromkeys(PICTURES) | pictures), key)
+
+    def _check_fields(self, request: GenerateRequest, model: Model) -> None:
+        """What the model cannot honour is refused, but for guidance, which clients send to every
+        model."""
+        given = set(request.given())
+        if Takes.GUIDANCE not in model.takes:
+            given.discard(Takes.GUIDANCE)
+        if not model.upscaler:
+            given.discard(Takes.UPSCALE)
+        if not given <= model.takes:
+            raise not_supported(model, frozenset(given))
+        if request.prompt is None and not model.upscaler:
+            raise errors.InvalidInput("prompt is required.", field="prompt")
+        if request.image_strength is not None and request.init_image is None:
+            raise errors.InvalidInput("image_strength needs init_image.", field="image_strength")
+        if request.control_image is None and {Takes.CONTROL_STRENGTH, Takes.CONTROL_TYPE} & given:
+            raise errors.InvalidInput(
+                "control_strength and control_type need control_image.", field="control_image"
+            )
+        if model.pipeline_for(frozenset(given)) is None:
+            raise not_supported(model, frozenset(given))
+        for side in ("width", "height"):
+            if model.upscaler and side in request.model_fields_set:
+                raise errors.NotSupported(f"{model.name} takes upscale, not {side}.", field=side)
+
+    def _check_limits(self, request: GenerateRequest, model: Model) -> None:
+        limits = self.limits
+        for name in ("prompt", "negative_prompt"):
+            text = getattr(request, name)
+            if text is not None and len(text) > limits.max_prompt_chars:
+                raise errors.InvalidInput(refusal(name, text, limits), field=name)
+        if request.steps is not None and request.steps > limits.max_steps:
+            raise errors.InvalidInput(refusal("steps", request.steps, limits), field="steps")
+        for name in ("count", "n"):
+            number = getattr(request, name)
+            if number is not None and number > limits.max_count:
+                raise errors.InvalidInput(refusal(name, number, limits), field=name)
+        if None not in (request.count, request.n) and request.count != request.n:
+            raise errors.InvalidInput("n and count mean the same: send one of them.", field="n")
+        guidance = model.default_guidance if request.guidance is None else request.guidance
+        if request.negative_prompt is not None and guidance is not None and guidance <= 1:
+            raise errors.NotSupported(
+                f"{model.name} has no use for negative_prompt at guidance {guidance:g}: send "
+                "guidance above 1.",
+                field="negative_prompt",
+            )
+
+    def _without_pictures(self, request: GenerateRequest, model: Model) -> GenerationParams:
+        guided = Takes.GUIDANCE in model.takes
+        upscaler = None
+        if request.upscale is not None and not model.upscaler:
+            if self.offer.upscaler is None:
+                raise errors.NotSupported(
+                    "upscale needs an upscaler among the allowed models (seedvr2-3b).",
+                    field="upscale",
+                )
+            upscaler = self.offer.upscaler.name
+        return GenerationParams(
+            prompt=request.prompt or "",
+            seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
+            width=request.width // SIDE_STEP * SIDE_STEP,
+            height=request.height // SIDE_STEP * SIDE_STEP,
+            steps=min(model.default_steps, self.limits.max_steps)
+            if request.steps is None
+            else request.steps,
+            guidance=(model.default_guidance if request.guidance is None else request.guidance)
+            if guided
+            else None,
+            format=request.format,
+            quality=request.quality,
+            model=model.name,
+            quantize=self.offer.bits(request.quantize),
+            count=request.count or request.n or 1,
+            negative_prompt=request.negative_prompt,
+            scheduler=request.scheduler,
+            image_strength=request.image_strength,
+            control_strength=request.control_strength,
+            control_type=request.control_type,
+            loras=tuple((lora.name, lora.scale) for lora in request.loras or ()),
+            upscale=request.upscale,
+            upscaler=upscaler,
+            metadata=self._metadata if request.metadata is None else request.metadata,
+            asked=request.digest,
+        )
+
+    def _pictures(self, request: GenerateRequest, prepared: Prepared) -> dict[str, object]:
+        """Those that the request gives, kept; by the name of their field."""
+        kept: dict[str, object] = {}
+        for name in ("init_image", "mask", "control_image"):
+            source = getattr(request, name)
+            if source is not None:
+                kept[name] = self._keep(source, name, prepared)
+        if request.images:
+            kept["images"] = tuple(
+                self._keep(source, "images", prepared) for source in request.images
+            )
+        return kept
+
+    def _add_pictures(self, request: GenerateRequest, prepared: Prepared) -> None:
+        params = prepared.params.model_copy(update=self._pictures(request, prepared))
+        takes = self.offer.model(params.model).takes
+        if params.init_image and params.image_strength is None and Takes.IMAGE_STRENGTH in takes:
+            pipeline = self.offer.model(params.model).pipeline_for(given_fields(params))
+            if pipeline and Takes.IMAGE_STRENGTH in pipeline.takes:
+                params = params.model_copy(update={"image_strength": IMAGE_STRENGTH})
+        if params.steps_run < 1:
+            raise errors.InvalidInput(
+                f"With image_strength {params.image_strength:g}, {params.steps} steps leave none "
+                "to draw with: send more steps.",
+                field="steps",
+            )
+        prepared.params = params
+
+    def _keep(self, source: bytes | ImageOf, field_name: str, prepared: Prepared) -> InputImage:
+        if isinstance(source, ImageOf):
+            try:
+                source, _ = self._queue.image(source.task_id, source.index)
+            except errors.ServerError as error:
+                error.field = field_name
+                raise
+        with self._decoding:
+            picture: Image.Image = open_upload(
+                source,
+                field_name,
+                max_pixels=self.limits.max_input_pixels,
+                mode="L" if field_name == "mask" else "RGB",
+            )
+            png = to_png(picture)
+        name = hashlib.sha256(png).hexdigest()[:16]
+        prepared.inputs[name] = png
+        return InputImage(name, picture.width, picture.height)
+
+    def _sized(
+        self, request: GenerateRequest, model: Model, params: GenerationParams
+    ) -> GenerationParams:
+        """With a width and height: asked for, or those of the picture that came, or the default."""
+        default = default_side(self.limits)
+        source = params.init_image or next(iter(params.images), None)
+        if model.upscaler and source:
+            width, height = source.width, source.height
+        elif source and not {"width", "height"} & request.model_fields_set:
+            shrink = min(1.0, (default * default / (source.width * source.height)) ** 0.5)
+            width, height = (
+                max(round(side * shrink) // SIDE_STEP, 1) * SIDE_STEP
+                for side in (source.width, source.height)
+            )
+        else:
+            width, height = (
+                side if name in request.model_fields_set else min(side, default)
+                for name, side in (("width", params.width), ("height", params.height))
+            )
+        most = self.limits.max_pixels
+        if width * height > most and not model.upscaler:
+            raise errors.InvalidInput(
+                f"width x height must be at most {most} pixels on this server, "
+                f"not {width} x {height} = {width * height}.",
+                field="width",
+            )
+        if max(width, height) > MOST_SIDE:
+            raise errors.InvalidInput(
+                f"width and height must be at most {MOST_SIDE} pixels, not {width} x {height}.",
+                field="width",
+            )
+        params = params.model_copy(update={"width": width, "height": height})
+        final_width, final_height = params.final_size
+        if max(final_width, final_height) > MOST_WEBP_SIDE and params.format == "WEBP":
+            raise errors.InvalidInput(
+                f"WEBP holds up to {MOST_WEBP_SIDE} pixels a side, not {final_width} x "
+                f"{final_height}: choose another format.",
+                field="format",
+            )
+        if params.upscale and final_width * final_height > most * MOST_OUTPUT_PIXELS_FACTOR:
+            raise errors.InvalidInput(
+                f"upscale {params.upscale:g} makes {final_width} x {final_height} pixels of "
+                f"{width} x {height}; at most {most * MOST_OUTPUT_PIXELS_FACTOR} are allowed.",
+                field="upscale",
+            )
+        return params
+
+
+def check_same(known: GenerationParams, asked: GenerationParams, key: str) -> None:
+    """The task of a key does what is asked for with this key.
+
+    Raises:
+        KeyReused
+    """
+
+    def pictures(params: GenerationParams) -> list[object]:
+        return [getattr(params, name) or None for name in PICTURES]
+
+    if known.asked and (known.asked, pictures(known)) != (asked.asked, pictures(asked)):
+        raise errors.KeyReused(field=key)
+
+
+def ignored_fields(request: GenerateRequest, params: GenerationParams) -> list[str]:
+    """What a client sent and the model has no use for."""
+    return ["guidance"] if request.guidance is not None and params.guidance is None else []

@@ -1,0 +1,370 @@
+"""What is answered about tasks: what was accepted, how far it is, the queue, the images."""
+
+from math import ceil
+from typing import Any
+
+from pydantic import Field
+
+from api.answers import Answer, ErrorBody, Seconds
+from api.model_answers import DownloadAnswer
+from queueing.queue_state import ServerState
+from queueing.task_view import Reason, TaskView, Wait
+from task import MAX_SEED, GenerationParams, InputImage, Phase, TaskStatus
+from timing_model import Confidence, Measured
+
+POLL_AT_MOST_S = 10
+PROMPT_IN_LISTS = 200
+"""Characters."""
+
+
+class Picture(Answer):
+    """A picture that the client gave."""
+
+    id: str = Field(
+        description="Beginning of the SHA-256 of its pixels' PNG file: equal pictures have equal "
+        "ones.",
+        examples=["9f86d081884c7d65"],
+    )
+    width: int = Field(description="Pixels.", examples=[1024])
+    height: int = Field(description="Pixels.", examples=[768])
+
+
+class LoraParams(Answer):
+    name: str = Field(description="Of the adapter.", examples=["watercolour"])
+    scale: float = Field(description="How strongly it acts.", examples=[0.8])
+
+
+class Params(Answer):
+    """What is done for the task: defaults filled in, size rounded."""
+
+    model: str = Field(description="Which model draws.", examples=["schnell"])
+    quantize: int | None = Field(
+        None, description="Bits asked for. Absent: as stored.", examples=[8]
+    )
+    prompt: str = Field(description="What the image shows.", examples=["A beautiful landscape"])
+    negative_prompt: str | None = Field(None, description="What it shall not show.")
+    count: int = Field(description="How many images.", examples=[1])
+    seed: str = Field(
+        description=f"Digits, 0 to {MAX_SEED}: as a string, because JSON numbers lose precision "
+        "above 2^53 in many clients.",
+        examples=["1725311496"],
+    )
+    scheduler: str | None = Field(None, description="Absent: the model's own.")
+    width: int = Field(description="Pixels, a multiple of 16.", examples=[1024])
+    height: int = Field(description="Pixels, a multiple of 16.", examples=[1024])
+    steps: int = Field(description="Denoising steps.", examples=[4])
+    guidance: float | None = Field(
+        None, description="Absent when the model has no guidance.", examples=[3.5]
+    )
+    format: str = Field(description="JPEG, PNG or WEBP.", examples=["JPEG"])
+    quality: int = Field(description="1 to 100; of JPEG and WEBP.", examples=[85])
+    init_image: Picture | None = Field(None, description="Where drawing starts.")
+    image_strength: float | None = Field(
+        None, description="How much of init_image is kept, 0 to 1.", examples=[0.4]
+    )
+    images: list[Picture] | None = Field(None, description="What is edited or varied.")
+    mask: Picture | None = Field(None, description="White where init_image is drawn anew.")
+    control_image: Picture | None = Field(None, description="What is followed.")
+    control_strength: float | None = Field(
+        None, description="How closely control_image is followed.", examples=[0.7]
+    )
+    control_type: str | None = Field(None, description="What control_image shows.")
+    loras: list[LoraParams] | None = Field(None, description="Adapters.")
+    upscale: float | None = Field(
+        None, description="Factor by which the images are enlarged at the end.", examples=[2]
+    )
+    metadata: bool = Field(description="Whether the image files tell these params.")
+    priority: bool = Field(description="Whether the task is urgent.")
+
+
+class EstimateAnswer(Answer):
+    """What submitting this would answer now; nothing was submitted."""
+
+    task_length: int = Field(
+        description="Tasks not yet finished ahead of and beside this one, without it.", examples=[1]
+    )
+    expected_time_seconds: Seconds = Field(
+        description="Forecast seconds until the image is ready: as likely earlier as later.",
+        examples=[146.9],
+    )
+    wait_p90_s: Seconds = Field(
+        description="Seconds within which it is ready nine times out of ten, urgent tasks that "
+        "may still overtake it included.",
+        examples=[171.2],
+    )
+    expected_start_at: Seconds = Field(
+        description="Unix seconds, UTC, at which the GPU turns to it.", examples=[1725311500.5]
+    )
+    expected_end_at: Seconds = Field(
+        description="Unix seconds, UTC, at which the image is ready.", examples=[1725311643.4]
+    )
+    confidence: Confidence = Field(
+        description="none: nothing was measured for this model yet, the forecast is a guess from "
+        "its size; low: little was measured, or far from this size; high.",
+        examples=["high"],
+    )
+    pos: int = Field(description="Tasks waiting before it.", examples=[0])
+    params: Params = Field(description="What is done for it.")
+    ignored_fields: list[str] = Field(
+        description="Fields of the request that this model has no use for.", examples=[["guidance"]]
+    )
+    server: ServerState = Field(description="State of the server.")
+
+
+class GenerateAnswer(EstimateAnswer):
+    """The task is in the queue."""
+
+    task_id: str = Field(description="The id that /generate gave.", examples=["1fc9cc4f9d3b27a1"])
+    status: TaskStatus = Field(description="waiting, or further on for a key sent again.")
+
+
+class Timings(Answer):
+    """Seconds that the finished task took."""
+
+    text_encoding_s: Seconds = Field(description="Seconds of encoding the prompt.")
+    step_s: list[Seconds] = Field(description="One value for each step, of all images.")
+    decoding_s: Seconds = Field(description="Seconds of decoding the latents.")
+    image_encoding_s: Seconds = Field(description="Seconds of writing the file, off the GPU.")
+    total_s: Seconds = Field(description="Their sum: without the time spent waiting.")
+
+
+class StatusAnswer(Answer):
+    task_id: str = Field(description="The id that /generate gave.", examples=["1fc9cc4f9d3b27a1"])
+    status: TaskStatus = Field(
+        description="waiting, running, or how it ended: done, failed, cancelled."
+    )
+    pos: int | None = Field(
+        None,
+        description="Tasks waiting before it; 0 when it is next or running. Absent at the end.",
+        examples=[0],
+    )
+    wait_remaining: int | None = Field(
+        None,
+        description="Forecast of whole seconds until the image is ready, at least 1. Absent at "
+        "the end.",
+        examples=[15],
+    )
+    wait_p90_s: Seconds | None = Field(
+        None,
+        description="Seconds within which it is ready nine times out of ten. Absent at the end.",
+        examples=[17.5],
+    )
+    expected_start_at: Seconds | None = Field(
+        None,
+        description="Unix seconds, UTC, at which the GPU turns to it. Only while it waits.",
+        examples=[1725311500.5],
+    )
+    expected_end_at: Seconds | None = Field(
+        None,
+        description="Unix seconds, UTC, at which the image is ready. Absent at the end.",
+        examples=[1725311515.5],
+    )
+    confidence: Confidence | None = Field(
+        None, description="How much the forecast knows: none, low, high. Absent at the end."
+    )
+    reason: Reason | None = Field(
+        None,
+        description="Why it is done later than the answer before this one said: overtaken by an "
+        "urgent task, a model_switch is due, or something is slower_than_expected.",
+    )
+    poll_after_s: int | None = Field(
+        None,
+        description="Seconds after which asking again pays. Absent at the end.",
+        examples=[4],
+    )
+    phase: Phase | None = Field(None, description="What a running task is at.")
+    progress: Seconds = Field(
+        description="Part of a running task's time that is over, 0 to 1; never goes back.",
+        examples=[0.35],
+    )
+    steps_done: int = Field(
+        description="Denoising steps of the present image that have ended.", examples=[1]
+    )
+    steps_total: int = Field(description="Denoising steps of each image.", examples=[4])
+    images_done: int = Field(description="Images that are drawn.", examples=[0])
+    download: DownloadAnswer | None = Field(
+        None, description="While weights are being downloaded that the task may wait for."
+    )
+    created_at: float = Field(description="Unix seconds, UTC.", examples=[1725311496.5])
+    started_at: float | None = Field(
+        None, description="Unix seconds, UTC. Absent while it waits.", examples=[1725311500.5]
+    )
+    ended_at: float | None = Field(
+        None, description="Unix seconds, UTC. Absent until the end.", examples=[1725311515.5]
+    )
+    params: Params = Field(description="What is done for it.")
+    timings: Timings | None = Field(None, description="Of a task that is done.")
+    error: ErrorBody | None = Field(None, description="Why it failed.")
+    version: int = Field(
+        description="The number of the latest event of this task, or of the server's start; it "
+        "only grows. Send it as `since`, or as Last-Event-ID to /events.",
+        examples=[1725311497004],
+    )
+    server: ServerState = Field(
+        description="loading: the model is not ready yet, tasks are accepted and wait."
+    )
+
+
+class QueuedTask(Answer):
+    task_id: str = Field(description="The id that /generate gave.", examples=["1fc9cc4f9d3b27a1"])
+    status: TaskStatus = Field(description="waiting or running.")
+    pos: int = Field(description="Tasks waiting before it; 0 when next or running.", examples=[0])
+    wait_remaining: int = Field(
+        description="Forecast of whole seconds until its image is ready.", examples=[15]
+    )
+    created_at: float = Field(description="Unix seconds, UTC.", examples=[1725311496.5])
+    params: Params = Field(description="What is done for it.")
+
+
+class QueueAnswer(Answer):
+    """The tasks that are not finished, in the order in which they run."""
+
+    length: int = Field(description="How many there are, also beyond `limit`.", examples=[1])
+    tasks: list[QueuedTask] = Field(description="With the first 200 characters of prompts.")
+
+
+class ImageAnswer(Answer):
+    index: int = Field(description="From 0.", examples=[0])
+    seed: str = Field(description="Digits: of this image.", examples=["1725311496"])
+    content_type: str = Field(description="Of the image.", examples=["image/jpeg"])
+    base64: str = Field(description="The image.")
+
+
+class ImagesAnswer(Answer):
+    """All images of a task."""
+
+    images: list[ImageAnswer] = Field(description="In the order of their seeds.")
+
+
+class DeleteAnswer(Answer):
+    task_id: str = Field(description="The id that /generate gave.", examples=["1fc9cc4f9d3b27a1"])
+    was: TaskStatus = Field(description="The status that the task had.")
+    message: str = Field(
+        description="What happened.", examples=["The task was taken out of the queue."]
+    )
+
+
+def params_answer(params: GenerationParams, urgent: bool) -> Params:
+    def picture(image: InputImage | None) -> Picture | None:
+        return image and Picture(id=image.file, width=image.width, height=image.height)
+
+    same = set(Params.model_fields) & set(GenerationParams.model_fields)
+    changed = {"seed", "init_image", "mask", "control_image", "images", "loras"}
+    return Params(
+        **{name: getattr(params, name) for name in same - changed},
+        seed=str(params.seed),
+        init_image=picture(params.init_image),
+        mask=picture(params.mask),
+        control_image=picture(params.control_image),
+        images=[image for image in map(picture, params.images) if image] or None,
+        loras=[LoraParams(name=lora.name, scale=lora.scale) for lora in params.loras] or None,
+        priority=urgent,
+    )
+
+
+def estimate_fields(wait: Wait | None, others: int, now: float) -> dict[str, Any]:
+    """The fields of EstimateAnswer; a task that has ended waits for nothing.
+
+    Args:
+        now: unix seconds.
+    """
+    wait = wait or Wait(0, 0.0, 0.0, 0.0, Confidence.HIGH)
+    return {
+        "task_length": others,
+        "expected_time_seconds": wait.end_s,
+        "wait_p90_s": wait.p90_s,
+        "expected_start_at": now + wait.start_s,
+        "expected_end_at": now + wait.end_s,
+        "confidence": wait.confidence,
+        "pos": wait.pos,
+    }
+
+
+def status_answer(
+    view: TaskView,
+    server: ServerState,
+    now: float,
+    download: DownloadAnswer | None = None,
+    *,
+    version: int,
+) -> StatusAnswer:
+    """Args:
+    now: unix seconds.
+    version: of the task, from before it was looked at.
+    """
+    error = ErrorBody(code=view.error_code, message=view.error or "") if view.error_code else None
+    return StatusAnswer(
+        task_id=view.task_id,
+        status=view.status,
+        **_waiting_fields(view, now),
+        phase=view.phase,
+        progress=view.progress,
+        steps_done=view.steps_done,
+        steps_total=view.steps_total,
+        images_done=view.images_done,
+        download=download if view.wait else None,
+        created_at=view.created_at,
+        started_at=view.started_at,
+        ended_at=view.ended_at,
+        params=params_answer(view.params, view.urgent),
+        timings=_timings(view.measured) if view.measured else None,
+        error=error,
+        version=version,
+        server=server,
+    )
+
+
+def queue_answer(views: list[TaskView], length: int) -> QueueAnswer:
+    return QueueAnswer(
+        length=length,
+        tasks=[
+            QueuedTask(
+                task_id=view.task_id,
+                status=view.status,
+                pos=view.wait.pos,
+                wait_remaining=_whole_seconds(view.wait.end_s),
+                created_at=view.created_at,
+                params=params_answer(shortened(view.params), view.urgent),
+            )
+            for view in views
+            if view.wait is not None
+        ],
+    )
+
+
+def shortened(params: GenerationParams) -> GenerationParams:
+    """With the beginning of the prompt, for lists."""
+    prompt = params.prompt
+    if len(prompt) <= PROMPT_IN_LISTS:
+        return params
+    return params.model_copy(update={"prompt": prompt[: PROMPT_IN_LISTS - 3] + "..."})
+
+
+def _waiting_fields(view: TaskView, now: float) -> dict[str, Any]:
+    wait = view.wait
+    if wait is None:
+        return {}
+    return {
+        "pos": wait.pos,
+        "wait_remaining": _whole_seconds(wait.end_s),
+        "wait_p90_s": wait.p90_s,
+        "expected_start_at": now + wait.start_s if view.status is TaskStatus.WAITING else None,
+        "expected_end_at": now + wait.end_s,
+        "confidence": wait.confidence,
+        "reason": wait.reason,
+        "poll_after_s": min(max(round(wait.end_s / 4), 1), POLL_AT_MOST_S),
+    }
+
+
+def _whole_seconds(wait_s: float) -> int:
+    return max(ceil(wait_s), 1)
+
+
+def _timings(measured: tuple[Measured, ...]) -> Timings:
+    return Timings(
+        text_encoding_s=sum(image.text_encoding_s for image in measured),
+        step_s=[step_s for image in measured for step_s in image.step_s],
+        decoding_s=sum(image.decoding_s for image in measured),
+        image_encoding_s=sum(image.image_encoding_s for image in measured),
+        total_s=sum(image.gpu_s + image.image_encoding_s for image in measured),
+    )

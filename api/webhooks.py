@@ -1,0 +1,194 @@
+"""Calling back: the status of an ended task is sent to the address that its client gave.
+
+What is still to be sent stands in the store, so it survives a restart and needs no queue in memory.
+A thread of its own ("webhooks") sends it, so that a slow receiver delays nobody but the others that
+wait to be called. A receiver may be called twice (the process may end after it was), and never by
+way of a redirect, a proxy or another host than the operator allows.
+"""
+
+import hashlib
+import hmac
+import http.client
+import logging
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from threading import Event, Thread, Timer
+from urllib.parse import urlsplit
+
+import certifi
+
+from api.generate_request import Limits
+from api.task_answers import status_answer
+from errors import Gone, StorageUnavailable, UnknownTask
+from queue_manager import QueueManager
+from queueing.events import ENDS
+from storage.callback_store import Callback, CallbackStore
+
+log = logging.getLogger(__name__)
+
+RETRY_AFTER_S = (1.0, 10.0, 60.0, 600.0)
+"""Between the tries; after the last one it is given up."""
+CONNECT_S = 5.0
+TRY_S = 10.0
+"""A whole try: connecting, sending, and until the head of the answer is there, at whatever pace."""
+LOOK_S = 60.0
+STORAGE_RETRY_S = 1.0
+SIGNATURE = "X-Mflux-Signature"
+STILL_ENDING = b"-"
+"""In place of a body: on disk the task has ended, in memory it will have in a moment."""
+
+
+class Webhooks:
+    """Owns the thread.
+
+    Args:
+        key: what the bodies are signed with; empty: they are not.
+    """
+
+    def __init__(
+        self,
+        queue: QueueManager,
+        callbacks: CallbackStore,
+        limits: Limits,
+        key: str,
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._queue = queue
+        self._callbacks = callbacks
+        self._limits = limits
+        self._key = key.encode()
+        self._now = now
+        self._stopping = Event()
+        self._thread = Thread(target=self._run, name="webhooks", daemon=True)
+
+    def start(self) -> None:
+        """Does nothing where nobody may be called."""
+        if self._limits.callback_hosts:
+            self._thread.start()
+
+    def stop(self, timeout_s: float) -> None:
+        """A call that is under way is made again after the next start."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while not (self._stopping.is_set() or self._queue.events.closed):
+            after = self._queue.events.last_id
+            try:
+                wait_s = self.run_once()
+            except StorageUnavailable as error:
+                log.warning("callbacks are put off: %s", error)
+                self._stopping.wait(STORAGE_RETRY_S)
+            else:
+                self._until_a_task_ends(after, wait_s)
+
+    def run_once(self) -> float:
+        """Make the call that is due first, if one is; returns seconds until the next one may be."""
+        callback = self._callbacks.next()
+        if callback is None:
+            return LOOK_S
+        wait_s = callback.due_at - self._now()
+        if wait_s > 0:
+            return min(wait_s, LOOK_S)
+        task_id = callback.task_id
+        body = self._body(callback)
+        if body == STILL_ENDING:
+            return LOOK_S  # its event comes
+        refused = self._refusal(callback.url, body) if body else None
+        if refused is None:
+            self._callbacks.end(task_id)
+        elif callback.tries < len(RETRY_AFTER_S):
+            log.info("task %s: the callback failed and is tried again: %s", task_id, refused)
+            due_at = self._now() + RETRY_AFTER_S[callback.tries]
+            self._callbacks.put_off(task_id, due_at)
+        else:
+            log.warning("task %s: the callback failed and is given up: %s", task_id, refused)
+            self._callbacks.end(task_id)
+        return 0.0
+
+    def _until_a_task_ends(self, after: int, wait_s: float) -> None:
+        until = time.monotonic() + wait_s
+        while found := self._queue.events.wait(after, until - time.monotonic()):
+            if any(event.kind in ENDS for event in found):
+                return
+            after = found[-1].id
+
+    def _body(self, callback: Callback) -> bytes:
+        """What to send; nothing where nothing can or may be sent any more."""
+        task_id = callback.task_id
+        if not self._limits.may_call(callback.url):
+            log.warning("task %s: its callback is not allowed any more", task_id)
+            return b""
+        version = self._queue.events.version(task_id)
+        try:
+            view = self._queue.status(task_id)
+        except (Gone, UnknownTask):
+            return b""
+        if view.wait is not None:
+            return STILL_ENDING
+        answer = status_answer(view, self._queue.state(), self._now(), version=version)
+        return answer.as_json().encode()
+
+    def _refusal(self, url: str, body: bytes) -> str | None:
+        """Call; returns why that failed."""
+        headers = {"Content-Type": "application/json", "User-Agent": "mflux-server"}
+        if self._key:
+            digest = hmac.new(self._key, body, hashlib.sha256).hexdigest()
+            headers[SIGNATURE] = f"sha256={digest}"
+        try:
+            status = _post(url, body, headers)
+        except (http.client.HTTPException, OSError, ValueError) as error:
+            return type(error).__name__
+        return None if 200 <= status < 300 else f"it answered {status}"
+
+
+def _post(url: str, body: bytes, headers: dict[str, str]) -> int:
+    """POST within TRY_S; returns the status of the answer, whose body is not read.
+
+    A timeout of a socket is for each of its bytes. The whole try ends by hanging up.
+
+    Raises:
+        http.client.HTTPException, OSError, ValueError
+    """
+    deadline = time.monotonic() + TRY_S
+    address = urlsplit(url)
+    host, is_tls = address.hostname or "", address.scheme == "https"
+    port = address.port or (443 if is_tls else 80)
+    target = (address.path or "/") + (f"?{address.query}" if address.query else "")
+    with socket.create_connection((host, port), timeout=CONNECT_S) as connected:
+        line = connected.dup()  # TLS takes over the other one
+        hang_up = Timer(deadline - time.monotonic(), _hang_up, (line,))
+        hang_up.daemon = True
+        hang_up.start()
+        try:
+            connected.settimeout(TRY_S)
+            connection = http.client.HTTPConnection(host, port)
+            connection.sock = (
+                _tls().wrap_socket(connected, server_hostname=host) if is_tls else connected
+            )
+            with connection.sock:
+                connection.request("POST", target, body, {"Host": address.netloc, **headers})
+                status = connection.getresponse().status
+        finally:
+            hang_up.cancel()
+            line.close()
+    if time.monotonic() >= deadline:  # what was cut off looks like an end
+        raise TimeoutError
+    return status
+
+
+def _hang_up(line: socket.socket) -> None:
+    with suppress(OSError):
+        line.shutdown(socket.SHUT_RDWR)
+
+
+def _tls() -> ssl.SSLContext:
+    """Trusts what the machine trusts, and what browsers do."""
+    context = ssl.create_default_context()
+    context.load_verify_locations(certifi.where())
+    return context

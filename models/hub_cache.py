@@ -1,0 +1,87 @@
+"""What the Hugging Face cache holds of a model: files alone, no library, no network."""
+
+import os
+import time
+from pathlib import Path
+
+from models.model_catalog import Model
+
+WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")
+STALE_S = 600.0
+
+
+def cache_dir() -> Path:
+    """Where huggingface_hub keeps what it has downloaded (its documented variables)."""
+    if found := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
+        return Path(found).expanduser()
+    home = os.environ.get("HF_HOME") or Path(
+        os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface"
+    )
+    return Path(home).expanduser() / "hub"
+
+
+def is_present(model: Model) -> bool:
+    """Whether the weights are on this machine: each repository has a snapshot, and none is half
+    downloaded."""
+    if model.tiny:
+        return True
+    folder = _folder(model)
+    if folder is not None:
+        return folder.is_dir()
+    return all(_is_complete(_repository(name)) for name in _names(model))
+
+
+def needs_download(model: Model) -> bool:
+    """Whether the weights have to come from Hugging Face before anything can be drawn."""
+    return not model.tiny and _folder(model) is None and not is_present(model)
+
+
+def _is_complete(repository: Path) -> bool:
+    weights = (
+        path
+        for path in (repository / "snapshots").glob("*/**/*")
+        if path.suffix in WEIGHTS and path.exists()
+    )
+    return any(weights) and not any(map(_is_growing, (repository / "blobs").glob("*.incomplete")))
+
+
+def _is_growing(part: Path) -> bool:
+    """Whether a download goes on there; what an earlier one has left stays for ever."""
+    try:
+        return time.time() - part.stat().st_mtime < STALE_S
+    except OSError:  # it was renamed this moment
+        return True
+
+
+def bytes_on_disk(model: Model) -> int:
+    """Size of what there is of its repositories, also while they are downloaded."""
+    folder = _folder(model)
+    folders = [folder] if folder else [_repository(name) / "blobs" for name in _names(model)]
+    return sum(_size(folder) for folder in folders)
+
+
+def _names(model: Model) -> tuple[str, ...]:
+    """With --path naming a repository, that one takes the place of the first."""
+    return (model.path, *model.repositories[1:]) if model.path else model.repositories
+
+
+def _folder(model: Model) -> Path | None:
+    """The local folder that the weights come from."""
+    if model.path is None:
+        return None
+    folder = Path(model.path).expanduser()
+    return folder if folder.exists() or model.path.count("/") != 1 else None
+
+
+def _repository(name: str) -> Path:
+    return cache_dir() / f"models--{name.replace('/', '--')}"
+
+
+def _size(folder: Path) -> int:
+    size = 0
+    for path in folder.rglob("*"):
+        try:
+            size += path.stat().st_size if path.is_file() else 0
+        except OSError:  # it was renamed this moment
+            continue
+    return size

@@ -1,0 +1,334 @@
+"""The catalog, read from mflux's own registry, so that a new mflux release brings its models.
+
+Names, aliases, repositories and default steps come from AVAILABLE_MODELS; what each class takes is
+read from its source, because importing all families takes seconds and this takes a tenth of one.
+Together with generator.py and pipelines.py this is all that knows mflux.
+"""
+
+import ast
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from models import tiny_models
+from models.mlx_setup import prepare_mlx
+from models.model_catalog import (
+    DISTILLED,
+    FACTS,
+    FIXED_STEPS,
+    UNDECIDED,
+    Catalog,
+    Facts,
+    Model,
+    Pipeline,
+    Takes,
+)
+
+FIELDS: Mapping[str, str] = {
+    "seed": "seed",
+    "prompt": "prompt",
+    "num_inference_steps": "steps",
+    "width": "width",
+    "height": "height",
+    "guidance": "guidance",
+    "negative_prompt": "negative_prompt",
+    "scheduler": "scheduler",
+    "image_path": "init_image",
+    "image_strength": "image_strength",
+    "image_paths": "images",
+    "redux_image_paths": "images",
+    "mask_path": "mask",
+    "masked_image_path": "mask",
+    "mask_image": "mask",
+    "controlnet_image_path": "control_image",
+    "depth_image_path": "control_image",
+    "controls": "control_image",
+    "controlnet_strength": "control_strength",
+    "resolution": "upscale",
+}
+"""mflux's parameter -> the field of ours that fills it. What is not here keeps its default."""
+
+
+@dataclass(frozen=True)
+class Exceptions:
+    """Where a class means something else by a parameter, or does nothing with it (None)."""
+
+    fields: Mapping[str, str | None]
+    needs: tuple[Takes, ...] = ()
+    one_image: bool = False
+    right_half: bool = False
+
+
+EXCEPTIONS: Mapping[str, Exceptions] = {
+    "Flux1": Exceptions({"negative_prompt": None}),
+    "Flux1Kontext": Exceptions(
+        {"image_path": "images", "image_strength": None}, (Takes.IMAGES,), one_image=True
+    ),
+    "Flux1Fill": Exceptions({"image_strength": None}),
+    # Without a depth map it would fetch one more model, which makes one of image_path.
+    "Flux1Depth": Exceptions({"image_path": None, "image_strength": None}, (Takes.CONTROL_IMAGE,)),
+    "Flux1Redux": Exceptions({"image_strength": None}),
+    "Flux1InContextDev": Exceptions(
+        {"image_path": "images", "image_strength": None},
+        (Takes.IMAGES,),
+        one_image=True,
+        right_half=True,
+    ),
+    "Flux1InContextFill": Exceptions(
+        {"left_image_path": "images", "right_image_path": "init_image", "image_strength": None},
+        (Takes.IMAGES, Takes.INIT_IMAGE, Takes.MASK),
+        one_image=True,
+        right_half=True,
+    ),
+    "Flux2KleinEdit": Exceptions({"image_strength": None}, (Takes.IMAGES,)),
+    "QwenImageEdit": Exceptions({"image_path": None}),
+    "QwenImage21": Exceptions({"scheduler": None}),
+    "QwenImage21Edit": Exceptions({"scheduler": None}, (Takes.IMAGES,)),
+    "QwenImage21Controlnet": Exceptions({}, (Takes.CONTROL_IMAGE,)),
+    "Krea2Controlnet": Exceptions({"image_path": None}, (Takes.CONTROL_IMAGE,)),
+    "FIBOEdit": Exceptions({"image_path": "images"}, one_image=True),
+}
+
+CLASSES: Mapping[str, tuple[str, ...]] = {
+    "dev": ("Flux1", "Flux1InContextDev"),
+    "dev-kontext": ("Flux1Kontext",),
+    "dev-fill": ("Flux1Fill",),
+    "dev-fill-catvton": ("Flux1InContextFill",),
+    "dev-depth": ("Flux1Depth",),
+    "krea-2-controlnet-depth": ("Krea2Controlnet",),
+    "lens-turbo": ("LensImage",),
+    "flux2-klein-4b": ("Flux2Klein", "Flux2KleinEdit"),
+    "flux2-klein-9b": ("Flux2Klein", "Flux2KleinEdit"),
+    "flux2-klein-9b-kv": ("Flux2Klein", "Flux2KleinEdit"),
+    "flux2-klein-base-4b": ("Flux2Klein", "Flux2KleinEdit"),
+    "flux2-klein-base-9b": ("Flux2Klein", "Flux2KleinEdit"),
+    "flux3-image-klein": ("Flux3Klein", "Flux3KleinEdit"),
+    "flux3-image-klein-base": ("Flux3Klein", "Flux3KleinEdit"),
+    "fibo2": ("Fibo2", "Fibo2Edit"),
+    "qwen-image-2.1": ("QwenImage21", "QwenImage21Edit"),
+    "qwen-image-2.1-turbo": ("QwenImage21", "QwenImage21Edit"),
+    "z-image-turbo": ("ZImage",),
+    "tiny-flux2": ("Flux2Klein", "Flux2KleinEdit"),
+}
+"""Where more than one class draws with a model, or another one than the one that mflux saves it
+with (MODEL_CLASSES in mflux's save.py, which decides for all others)."""
+
+ALSO_FROM: Mapping[str, tuple[str, ...]] = {
+    "dev-redux": ("black-forest-labs/FLUX.1-dev",),
+    "lens-turbo": ("mlx-community/gpt-oss-20b-MXFP4-Q8",),
+}
+"""Repositories that a class loads from besides those that the registry names."""
+
+
+@cache
+def read_catalog() -> Catalog:
+    """All models of the installed mflux, in its order, and the tiny ones."""
+    prepare_mlx()
+    from mflux.cli.defaults.defaults import model_inference_steps
+    from mflux.models.common.config.model_config import AVAILABLE_MODELS
+
+    sources = _Sources()
+    models = [
+        _model(key, config, model_inference_steps(key), sources)
+        for key, config in AVAILABLE_MODELS.items()
+    ]
+    return Catalog([*models, *_tiny(sources)])
+
+
+def find_model(name: str) -> Model | None:
+    """The model of this exact name or alias, in any case of letters."""
+    return read_catalog().find(name)
+
+
+def undecided() -> list[str]:
+    """Models of the installed mflux for which nobody has written a line in FACTS."""
+    return [model.name for model in read_catalog().models if model.title == UNDECIDED.title]
+
+
+def _model(key: str, config: Any, steps: int, sources: "_Sources") -> Model:
+    facts = FACTS.get(key, UNDECIDED)
+    without = {Takes.GUIDANCE, Takes.NEGATIVE_PROMPT}
+    if config.supports_guidance is not False and key not in DISTILLED:
+        without = set()
+    if key in FIXED_STEPS:
+        without.add(Takes.STEPS)
+    names = CLASSES.get(key) or sources.saved_with(key)
+    repositories = (config.model_name, config.controlnet_model, config.custom_transformer_model)
+    pipelines = tuple(_without(pipeline, without) for pipeline in sources.pipelines(names))
+    return Model(
+        name=key,
+        family=pipelines[0].module.split(".")[2] if pipelines else "unknown",
+        title=facts.title,
+        default_steps=steps if Takes.UPSCALE not in _taken(pipelines) else 1,
+        default_guidance=None if Takes.GUIDANCE in without else facts.guidance,
+        parameters_b=facts.parameters_b,
+        pipelines=pipelines,
+        repositories=(*filter(None, repositories), *ALSO_FROM.get(key, ())),
+        gated=facts.gated,
+        weights_gb=facts.weights_gb,
+        aliases=tuple(alias for alias in config.aliases if alias.lower() != key.lower()),
+    )
+
+
+def _tiny(sources: "_Sources") -> Iterator[Model]:
+    for name in tiny_models.TINY_CONFIGS:
+        if name in TINY_PARTS:
+            continue
+        of = CLASSES.get(name) or (tiny_models.PIPELINES[name].rpartition(":")[2],)
+        without = {Takes.GUIDANCE, Takes.NEGATIVE_PROMPT}
+        config = tiny_models.TINY_CONFIGS[name]
+        if config["supports_guidance"] is not False and name not in TINY_DISTILLED:
+            without = set()
+        pipelines = tuple(_without(pipeline, without) for pipeline in sources.pipelines(of))
+        if pipelines[0].module.split(".")[2] not in TINY_LORAS:
+            pipelines = tuple(replace(pipeline, loras=False) for pipeline in pipelines)
+        facts = Facts(f"Tiny {TINY_TITLES[name]}: {TINY_TITLE}", 0.001)
+        yield Model(
+            name=name,
+            family=pipelines[0].module.split(".")[2],
+            title=facts.title,
+            default_steps=1 if Takes.UPSCALE in _taken(pipelines) else 4,
+            default_guidance=3.5 if Takes.GUIDANCE in _taken(pipelines) else None,
+            parameters_b=facts.parameters_b,
+            pipelines=pipelines,
+        )
+
+
+TINY_TITLE = "random weights that draw abstract noise, for trying out"
+TINY_TITLES: Mapping[str, str] = {
+    "tiny": "FLUX.1",
+    "tiny-kontext": "FLUX.1 Kontext",
+    "tiny-fill": "FLUX.1 Fill",
+    "tiny-redux": "FLUX.1 Redux",
+    "tiny-controlnet": "FLUX.1 ControlNet",
+    "tiny-flux2": "FLUX.2 klein",
+    "tiny-z-image": "Z-Image",
+    "tiny-qwen": "Qwen-Image",
+    "tiny-seedvr2": "SeedVR2",
+}
+TINY_LORAS = ("flux", "flux2")
+"""Families that mflux merges an adapter into without filling in what a tiny model leaves out."""
+TINY_PARTS = frozenset({"tiny-flux2-edit"})
+"""Which another tiny model includes."""
+TINY_DISTILLED = frozenset({"tiny-flux2"})
+
+
+def _taken(pipelines: tuple[Pipeline, ...]) -> frozenset[Takes]:
+    return frozenset().union(*(pipeline.takes for pipeline in pipelines))
+
+
+def _without(pipeline: Pipeline, fields: set[Takes]) -> Pipeline:
+    kept = {name: field for name, field in pipeline.parameters.items() if field not in fields}
+    return replace(pipeline, parameters=kept)
+
+
+class _Sources:
+    """mflux's source: which classes draw, and with which parameters."""
+
+    def __init__(self) -> None:
+        spec = importlib.util.find_spec("mflux")
+        assert spec
+        assert spec.submodule_search_locations
+        self._root = Path(spec.submodule_search_locations[0])
+        self._classes: dict[str, tuple[str, ast.ClassDef]] = {}
+        for path in sorted(self._root.glob("models/*/variants/**/*.py")):
+            module = ".".join(("mflux", *path.relative_to(self._root).with_suffix("").parts))
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.ClassDef):
+                    self._classes[node.name] = (module, node)
+        self._saved_with = _dict_of_names(
+            ast.parse((self._root / "models/common/cli/save.py").read_text(encoding="utf-8")),
+            "MODEL_CLASSES",
+        )
+
+    def saved_with(self, key: str) -> tuple[str, ...]:
+        name = self._saved_with.get(key)
+        return (name,) if name in self._classes else ()
+
+    def pipelines(self, names: Sequence[str]) -> Iterator[Pipeline]:
+        """Those of a model. One that is constructed as the first one is shares its modules."""
+        for name in names:
+            pipeline = self.pipeline(name)
+            if name != names[0] and self._constructor(name) == self._constructor(names[0]):
+                pipeline = replace(pipeline, loaded_as=names[0])
+            yield pipeline
+
+    def _constructor(self, name: str) -> str | None:
+        method = self._method(self._classes[name][1], "__init__")
+        return ast.dump(method) if method else None
+
+    def pipeline(self, name: str) -> Pipeline:
+        module, node = self._classes[name]
+        required, optional = self._parameters(node, "generate_image")
+        constructor = {
+            *self._parameters(node, "__init__")[0],
+            *self._parameters(node, "__init__")[1],
+        }
+        exceptions = EXCEPTIONS.get(name, Exceptions({}))
+        fields = {**FIELDS, **exceptions.fields}
+        parameters = {
+            parameter: field
+            for parameter in (*required, *optional)
+            if (field := fields.get(parameter)) is not None
+        }
+        needed = {parameters[parameter] for parameter in required if parameter in parameters}
+        if "controls" in parameters:
+            parameters["control_type"] = "control_type"
+        return Pipeline(
+            name=name,
+            module=module,
+            parameters=parameters,
+            needs=frozenset(
+                t for t in Takes if t in needed and t not in (Takes.PROMPT, Takes.STEPS)
+            )
+            | frozenset(exceptions.needs),
+            loras="lora_paths" in constructor,
+            one_image=exceptions.one_image,
+            right_half=exceptions.right_half,
+        )
+
+    def _parameters(self, node: ast.ClassDef, method: str) -> tuple[list[str], list[str]]:
+        """Those without and those with a default."""
+        found = self._method(node, method)
+        if found is None:
+            return [], []
+        arguments = found.args
+        positional = [a.arg for a in arguments.args[1:]]
+        split = len(positional) - len(arguments.defaults)
+        keywords = list(zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True))
+        return (
+            positional[:split] + [a.arg for a, default in keywords if default is None],
+            positional[split:] + [a.arg for a, default in keywords if default is not None],
+        )
+
+    def _method(self, node: ast.ClassDef, name: str) -> ast.FunctionDef | None:
+        """A method of a class, or the one that it inherits."""
+        for part in node.body:
+            if isinstance(part, ast.FunctionDef) and part.name == name:
+                return part
+        for base in node.bases:
+            if isinstance(base, ast.Name) and base.id in self._classes:
+                return self._method(self._classes[base.id][1], name)
+        return None
+
+
+def _dict_of_names(tree: ast.Module, variable: str) -> dict[str, str]:
+    """A module's `variable: ... = {"key": Name, ...}`."""
+    for node in tree.body:
+        if (
+            isinstance(node, ast.AnnAssign)
+            and isinstance(node.target, ast.Name)
+            and node.target.id == variable
+            and isinstance(node.value, ast.Dict)
+        ):
+            return {
+                key.value: value.id
+                for key, value in zip(node.value.keys, node.value.values, strict=True)
+                if isinstance(key, ast.Constant)
+                and isinstance(key.value, str)
+                and isinstance(value, ast.Name)
+            }
+    return {}

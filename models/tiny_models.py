@@ -1,0 +1,205 @@
+"""Small random-weight checkpoints: for trying the API without a download, and for tests.
+
+    tiny             FLUX.1 schnell            Flux1
+    tiny-kontext     FLUX.1 dev, Kontext       Flux1Kontext
+    tiny-redux       FLUX.1 dev, Redux         Flux1Redux
+    tiny-controlnet  FLUX.1 dev, ControlNet    Flux1Controlnet (edges)
+    tiny-fill        FLUX.1 dev, Fill          Flux1Fill
+    tiny-flux2       FLUX.2 klein              Flux2Klein
+    tiny-flux2-edit  FLUX.2 klein              Flux2KleinEdit
+    tiny-z-image     Z-Image                   ZImage
+    tiny-qwen        Qwen-Image                QwenImage
+    tiny-seedvr2     SeedVR2                   SeedVR2
+
+They are drawn from fixed seeds on first use, take one or two megabytes on disk, and load through
+mflux's own classes and loader, quantized or not. They paint abstract colour clouds which, as with
+a trained model, depend on the prompt, the seed, the steps, the size and the input images, and are
+the same on every repeat. (FLUX.1 reads the prompt as CLIP does: in lower case, up to 75 tokens.
+Here a token is one byte.)
+
+mflux fixes most sizes of these architectures in code. But neither its loader nor mlx compares the
+shape of a stored weight with the module that receives it, and a weight that is not stored stays
+lazy: it costs nothing until something evaluates it. So a checkpoint stores a few layers, all of
+them narrow (tiny_recipes.py), and slim() takes the others out of the loaded model, which cannot
+run without it (tiny_slimming.py).
+"""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from models.tiny_recipes import (
+    QWEN3_LAYERS,
+    QWEN_VOCABULARY,
+    RECIPES,
+    WIDTH,
+    write_flux1_lora,
+    write_flux2_lora,
+)
+from models.tiny_slimming import slim
+
+__all__ = [
+    "ALL_TINY_MODELS",
+    "PIPELINES",
+    "TINY_CONFIGS",
+    "TINY_MODELS",
+    "ensure_checkpoint",
+    "slim",
+    "write_lora",
+]
+
+RECIPE = 2  # part of the folder's name: raise it with every change to what is written
+
+T5_LENGTH = 8  # tokens, of 256: to the tiny T5 all prompts look alike
+
+_COMMON_CONFIG: dict[str, Any] = {
+    "priority": 1000,
+    "base_model": None,
+    "controlnet_model": None,
+    "custom_transformer_model": None,
+    "num_train_steps": 1000,
+}
+
+
+def _config(name: str, **particulars: Any) -> dict[str, Any]:
+    return {**_COMMON_CONFIG, "aliases": [name], "model_name": name, **particulars}
+
+
+_FLUX1_DEV: dict[str, Any] = {
+    "max_sequence_length": T5_LENGTH,
+    "supports_guidance": True,
+    "requires_sigma_shift": True,
+}
+_FLUX2: dict[str, Any] = {
+    "max_sequence_length": 512,
+    "supports_guidance": True,
+    "requires_sigma_shift": True,
+    "transformer_overrides": {
+        "num_layers": 0,
+        "num_single_layers": 1,
+        "num_attention_heads": 1,
+        "attention_head_dim": WIDTH,
+        "axes_dims_rope": (WIDTH // 4,) * 4,
+        "joint_attention_dim": 3 * WIDTH,
+        "timestep_guidance_channels": WIDTH,
+        "mlp_ratio": 1.0,
+    },
+    "text_encoder_overrides": {
+        "vocab_size": len(QWEN_VOCABULARY),
+        "hidden_size": WIDTH,
+        "intermediate_size": WIDTH,
+        "num_hidden_layers": QWEN3_LAYERS,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        "head_dim": WIDTH,
+    },
+}
+# Keyword arguments of mflux's ModelConfig. model_path is the folder from ensure_checkpoint().
+TINY_CONFIGS: dict[str, dict[str, Any]] = {
+    "tiny": _config(
+        "tiny",
+        max_sequence_length=T5_LENGTH,
+        supports_guidance=False,
+        requires_sigma_shift=False,
+    ),
+    "tiny-kontext": _config("tiny-kontext", **_FLUX1_DEV),
+    "tiny-fill": _config("tiny-fill", **_FLUX1_DEV),
+    "tiny-redux": _config("tiny-redux", **_FLUX1_DEV),
+    # mflux reads from this name that it is to draw the edges of the control image.
+    "tiny-controlnet": _config(
+        "tiny-controlnet", **{**_FLUX1_DEV, "controlnet_model": "tiny-Canny"}
+    ),
+    "tiny-flux2": _config("tiny-flux2", **_FLUX2),
+    "tiny-flux2-edit": _config("tiny-flux2-edit", **_FLUX2),
+    "tiny-z-image": _config(
+        "tiny-z-image",
+        max_sequence_length=512,
+        supports_guidance=True,
+        requires_sigma_shift=True,
+    ),
+    "tiny-qwen": _config(
+        "tiny-qwen",
+        max_sequence_length=None,
+        supports_guidance=None,
+        requires_sigma_shift=True,
+        sigma_max_shift=0.9,
+        sigma_max_seq_len=8192,
+        sigma_shift_terminal=0.02,
+    ),
+    "tiny-seedvr2": _config(
+        "tiny-seedvr2",
+        num_train_steps=None,
+        max_sequence_length=None,
+        supports_guidance=True,
+        requires_sigma_shift=None,
+        transformer_overrides={
+            "vid_dim": WIDTH,
+            "num_layers": 0,
+        },
+    ),
+}
+PIPELINES: dict[str, str] = {
+    "tiny": "mflux.models.flux.variants.txt2img.flux:Flux1",
+    "tiny-kontext": "mflux.models.flux.variants.kontext.flux_kontext:Flux1Kontext",
+    "tiny-fill": "mflux.models.flux.variants.fill.flux_fill:Flux1Fill",
+    "tiny-redux": "mflux.models.flux.variants.redux.flux_redux:Flux1Redux",
+    "tiny-controlnet": "mflux.models.flux.variants.controlnet.flux_controlnet:Flux1Controlnet",
+    "tiny-flux2": "mflux.models.flux2.variants.txt2img.flux2_klein:Flux2Klein",
+    "tiny-flux2-edit": "mflux.models.flux2.variants.edit.flux2_klein_edit:Flux2KleinEdit",
+    "tiny-z-image": "mflux.models.z_image.variants.z_image:ZImage",
+    "tiny-qwen": "mflux.models.qwen.variants.txt2img.qwen_image:QwenImage",
+    "tiny-seedvr2": "mflux.models.seedvr2.variants.upscale.seedvr2:SeedVR2",
+}
+"""Module and name of mflux's class that draws with each model."""
+ALL_TINY_MODELS = tuple(TINY_CONFIGS)
+TINY_MODELS = ("tiny", "tiny-flux2")
+"""Those that the server offers."""
+_SHARED_CHECKPOINTS = {
+    "tiny-kontext": "tiny-dev",
+    "tiny-redux": "tiny-dev",
+    "tiny-controlnet": "tiny-dev",
+    "tiny-flux2-edit": "tiny-flux2",
+}
+_LORAS: dict[str, Callable[[Path], None]] = {
+    "tiny": write_flux1_lora,
+    "tiny-kontext": write_flux1_lora,
+    "tiny-fill": write_flux1_lora,
+    "tiny-redux": write_flux1_lora,
+    "tiny-controlnet": write_flux1_lora,
+    "tiny-flux2": write_flux2_lora,
+    "tiny-flux2-edit": write_flux2_lora,
+}
+
+
+def ensure_checkpoint(name: str, data_dir: Path) -> Path:
+    """Return the folder of one of ALL_TINY_MODELS, building it when it is missing.
+
+    The folder appears whole or not at all, and several processes may build it at once.
+    """
+    name = _SHARED_CHECKPOINTS.get(name, name)
+    folder = data_dir / "tiny-models" / f"{name}-v{RECIPE}"
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+        draft = Path(scratch, folder.name)
+        RECIPES[name](draft)
+        try:
+            draft.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise  # otherwise another process was first, with the same bytes
+    return folder
+
+
+def write_lora(path: Path, name: str) -> None:
+    """Write a LoRA of about a kilobyte that changes the pictures of one of the FLUX models.
+
+    Raises:
+        ValueError: for the others: mflux bakes a LoRA by evaluating the whole transformer, before
+            slim() could take anything out of it.
+    """
+    if name not in _LORAS:
+        raise ValueError(f"{name} takes no LoRA")
+    _LORAS[name](path)

@@ -1,0 +1,189 @@
+"""What the queue's two sides share: the tasks in memory, the store, the locks, and the start.
+
+Tasks that wait or run are in memory and on disk, those that have ended on disk alone. Every change
+is made on disk first, then in memory. Two locks, always taken in this order: `_writing` (one change
+at a time, held while the disk works) and `_lock` (the memory, held for microseconds), so that
+nobody who only asks waits for the disk. Conditions wake the worker and the downloads: nobody polls
+with sleep.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from threading import Condition, Lock
+
+from errors import (
+    InvalidInput,
+    ModelNotAllowed,
+    NotSupported,
+    StorageUnavailable,
+)
+from models.model_catalog import Model, Weights
+from offer import Offer
+from queueing.events import EventKind, EventLog
+from queueing.kept_tasks import KeptTasks
+from queueing.live_queue import LiveQueue
+from queueing.queue_state import Rules
+from queueing.troubles import Troubles
+from storage.task_store import TaskStore
+from task import Task, TaskStatus
+from timing_model import Spread, TimingModel
+
+log = logging.getLogger(__name__)
+
+MAX_ATTEMPTS = 2
+"""A task during which the process ended so many times is failed instead of tried again."""
+ENDED_TOO_OFTEN = (
+    "ended_too_often",
+    f"The server's worker ended {MAX_ATTEMPTS} times while this task ran; it is not tried again.",
+)
+PRUNE_EVERY_S = 10.0
+
+
+class QueueCore:
+    """All methods may raise StorageUnavailable when the disk refuses; then nothing has changed."""
+
+    def __init__(
+        self,
+        offer: Offer,
+        timing: TimingModel,
+        store: TaskStore,
+        rules: Rules | None = None,
+        *,
+        needs_download: Callable[[Model], bool] = lambda model: False,
+        monotonic: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """Goes on where the store's last process ended.
+
+        Args:
+            offer: the models that tasks may use; the first of them is loaded at the start.
+            needs_download: whether a model's weights are not on this machine; called by any thread.
+        """
+        self.offer = offer
+        self.model = offer.default
+        self._store = store
+        self._needs_download = needs_download
+        self._rules = rules or Rules()
+        self._monotonic = monotonic
+        self._now = now
+
+        self.events = EventLog(now)
+        """What happens to tasks; those that wait for something listen here."""
+        self._writing = Lock()
+        self._lock = Lock()
+        self._wake_worker = Condition(self._lock)
+        self._wake_downloads = Condition(self._lock)
+        self._spread = Spread(store.timings.outcomes())
+        self._own = Weights(self.model, self.model.pipelines[0], offer.quantize)
+        self._loaded: dict[str, Weights] = {}
+        self._load_orders: list[Weights] = []
+        self._fetch_orders: list[Weights] = []
+        self._here = {self.model.name}  # of these the weights need no download
+        self._live = LiveQueue(
+            timing,
+            self._spread,
+            monotonic,
+            self._own,
+            in_memory=self._rules.models_in_memory,
+            affinity_s=self._rules.affinity_s,
+        )
+        self._troubles = Troubles()
+        self._kept = KeptTasks(store, self._rules, self.events, self._troubles, now)
+        self._prune_at = 0.0
+        self._drain_until: float | None = None
+        self._restore()
+
+    @property
+    def stopping(self) -> bool:
+        return self._drain_until is not None
+
+    def stop(self, drain_s: float = 0.0) -> None:
+        """Accept and hand out no more tasks. The running one may go on for drain_s seconds if it
+        is forecast to end by then; else it is told at its next report."""
+        with self._lock:
+            self._drain_until = self._monotonic() + drain_s
+            self._wake_worker.notify_all()
+            self._wake_downloads.notify_all()
+
+    def prune(self) -> None:
+        """Drop what was kept long enough, and the oldest images when there are too many."""
+        if not self._kept.too_many and self._monotonic() < self._prune_at:
+            return
+        self._prune_at = self._monotonic() + PRUNE_EVERY_S
+        try:
+            if self._troubles.storage_failed:
+                self._probe_storage()
+            with self._writing, self._troubles.noting_storage():
+                self._kept.prune()
+        except StorageUnavailable as error:
+            log.warning("pruning is put off: %s", error)
+
+    # -- inside, under _writing -------------------------------------------------------------------
+
+    def _restore(self) -> None:
+        for model, seconds in self._store.timings.loads().items():
+            self._live.state.timing.learn_load(model, seconds)
+        for work, measured in self._store.timings.samples():
+            self._live.state.timing.learn(work, measured)
+        levels: set[bool] = set()
+        for stored in self._store.unfinished():
+            task = Task(
+                stored.task_id,
+                stored.params,
+                stored.urgent,
+                (),
+                stored.created_at,
+                status=stored.status,
+                attempts=stored.attempts,
+            )
+            try:
+                task.stages = self.offer.stages(stored.params)
+            except (ModelNotAllowed, NotSupported, InvalidInput) as error:
+                self._fail(task, error.code, error.message)  # the operator allows less than before
+                continue
+            if task.status is TaskStatus.RUNNING:
+                if task.attempts >= MAX_ATTEMPTS:
+                    self._fail(task, *ENDED_TOO_OFTEN)
+                    continue
+                self._store.release(task.task_id, count_attempt=True)
+                task.status = TaskStatus.WAITING
+            if missing := self._missing(*(stage.weights for stage in task.stages)):
+                self._live.hold(task, missing)
+                continue
+            self._live.add(task)
+            if task.urgent not in levels:  # it ran, or was next: nobody goes ahead of it
+                levels.add(task.urgent)
+                task.patience_s = 0.0
+        if len(self._live):
+            log.info("%d tasks from before the start wait", len(self._live))
+
+    def _probe_storage(self) -> None:
+        with self._writing, self._troubles.noting_storage():
+            self._store.probe()
+            self._troubles.storage_works()
+
+    def _fail(self, task: Task, code: str, message: str) -> None:
+        ended_at = self._now()
+        if not self._store.fail(
+            task.task_id, task.status, code=code, message=message, ended_at=ended_at
+        ):
+            return  # it has finished, this moment
+        with self._lock:
+            # What went wrong is told to its own client alone.
+            self._troubles.last_error = f"task {task.task_id}: {code}"
+            self._live.remove(task)
+        self.events.publish(EventKind.FAILED, task.task_id)
+        log.warning("task %s failed: %s", task.task_id, message)
+
+    def _missing(self, *wanted: Weights) -> tuple[Weights, ...]:
+        """Those of them that have to be downloaded before. What the server starts with is never
+        among them: the worker itself fetches that, before anything else."""
+        missing = []
+        for weights in wanted:
+            model = weights.model
+            if model.name not in self._here and self._needs_download(model):
+                missing.append(weights)
+            else:
+                self._here.add(model.name)
+        return tuple(missing)

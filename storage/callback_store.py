@@ -1,0 +1,51 @@
+"""Who has to be told yet that a task has ended, on disk."""
+
+from dataclasses import dataclass
+
+from storage.database import Database
+
+
+@dataclass(frozen=True)
+class Callback:
+    """Somebody who has to be told that a task has ended."""
+
+    task_id: str
+    url: str
+    tries: int
+    """Those that failed."""
+    due_at: float
+    """Unix seconds."""
+
+
+class CallbackStore:
+    """A part of a TaskStore. Any thread may call; StorageUnavailable: the disk refuses."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def keep(self, task_id: str, url: str) -> None:
+        with self._database.transaction() as connection:
+            connection.execute("INSERT INTO callbacks (task_id, url) VALUES (?, ?)", (task_id, url))
+
+    def next(self) -> Callback | None:
+        """Of the tasks that have ended, the one that is due first."""
+        with self._database.reading() as connection:
+            row = connection.execute(
+                "SELECT callbacks.* FROM callbacks JOIN tasks USING (task_id)"
+                " WHERE status IN ('done', 'failed', 'cancelled') AND gone IS NULL"
+                " ORDER BY due_at LIMIT 1"
+            ).fetchone()
+        return row and Callback(**row)
+
+    def put_off(self, task_id: str, due_at: float) -> None:
+        """A try has failed."""
+        with self._database.transaction() as connection:
+            connection.execute(
+                "UPDATE callbacks SET tries = tries + 1, due_at = ? WHERE task_id = ?",
+                (due_at, task_id),
+            )
+
+    def end(self, task_id: str) -> None:
+        """It was told, or will not be."""
+        with self._database.transaction() as connection:
+            connection.execute("DELETE FROM callbacks WHERE task_id = ?", (task_id,))
