@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,43 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     process = ServerProcess(tmp_path_factory.mktemp("server"), *arguments)
     yield process
     process.stop()
+
+
+class StallingHub:
+    """A model hub on this machine that answers nothing until it may go on, and then refuses."""
+
+    def __init__(self, folder: Path) -> None:
+        self.go_on = go_on = threading.Event()
+
+        class Hub(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                go_on.wait(GIVE_UP_S)
+                self.send_response(404)
+                self.send_header("X-Error-Code", "RepoNotFound")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            do_HEAD = do_GET
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+        self.environment = {
+            "HF_ENDPOINT": f"http://127.0.0.1:{self.server.server_port}",
+            "HF_HUB_OFFLINE": "0",
+            "HF_HOME": str(folder / "hub"),
+        }
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def stalling_hub(tmp_path: Path) -> Iterator[StallingHub]:
+    hub = StallingHub(tmp_path)
+    yield hub
+    hub.go_on.set()
+    hub.server.shutdown()
+    hub.server.server_close()
 
 
 StartServer = Callable[..., ServerProcess]

@@ -5,12 +5,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import GIVE_UP_S, FakeGenerator, StartServer, offer_of, params_for
+from conftest import GIVE_UP_S, FakeGenerator, StallingHub, StartServer, offer_of, params_for
 from PIL import Image
 
 import downloads
@@ -354,43 +353,12 @@ def test_a_download_without_progress_keeps_the_pace_known_before() -> None:
 # -- whole servers ---------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def stalling_hub() -> Iterator[tuple[str, threading.Event]]:
-    """A model hub on this machine that answers nothing until it is told to, and then refuses."""
-    go_on = threading.Event()
-
-    class Hub(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            go_on.wait(GIVE_UP_S)
-            self.send_response(404)
-            self.send_header("X-Error-Code", "RepoNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        do_HEAD = do_GET
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    hub = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=hub.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{hub.server_port}", go_on
-    go_on.set()
-    hub.shutdown()
-    hub.server_close()
-
-
 def test_a_server_draws_while_it_downloads(
-    start_server: StartServer, stalling_hub: tuple[str, threading.Event], tmp_path: Path
+    start_server: StartServer, stalling_hub: StallingHub
 ) -> None:
-    url, go_on = stalling_hub
-    environment = {
-        "HF_ENDPOINT": url,
-        "HF_HUB_OFFLINE": "0",
-        "HF_HOME": str(tmp_path / "hub"),
-        "HF_HUB_ETAG_TIMEOUT": str(GIVE_UP_S),
-    }
-    server = start_server("--model", "tiny", "--models", "tiny,schnell", environment=environment)
+    server = start_server(
+        *("--model", "tiny", "--models", "tiny,schnell"), environment=stalling_hub.environment
+    )
     lacking = server.submit(model="schnell")
     assert lacking["expected_time_seconds"] > 600
     kept = server.submit(model="tiny")
@@ -400,13 +368,13 @@ def test_a_server_draws_while_it_downloads(
     told = server.wait_for(lacking["task_id"], lambda s: "download" in s)["download"]
     assert (told["model"], told["bytes_done"]) == ("schnell", 0)
     assert server.get("/health").json()["download"]["model"] == "schnell"
-    go_on.set()
+    stalling_hub.go_on.set()
     failed = server.wait_until_ended(lacking["task_id"])
     assert failed["error"]["code"] == "model_load_failed"
     assert "There is no repository black-forest-labs/FLUX.1-schnell" in failed["error"]["message"]
     assert server.get("/health").status_code == 200
-    go_on.clear()
+    stalling_hub.go_on.clear()
     lacking = server.submit(model="schnell")
     server.wait_for(lacking["task_id"], lambda s: "download" in s)
     assert server.stop() == 0
-    go_on.set()
+    stalling_hub.go_on.set()

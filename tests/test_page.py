@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import pytest
 import requests
-from conftest import CHROMIUM, ROOT, ServerProcess, StartServer, needs_chromium
+from conftest import CHROMIUM, ROOT, ServerProcess, StallingHub, StartServer, needs_chromium
 from PIL import Image
 from playwright.sync_api import (
     Browser,
@@ -320,6 +320,22 @@ def test_a_model_that_was_loaded_is_known_as_loaded_at_once(visit: Visit, events
         expect(card).to_contain_text("Drawing:")
         expect(me["#model-note"]).not_to_contain_text("Has to be", timeout=4_000)
         card.get_by_role("button", name="Cancel").click()
+
+
+def test_a_picture_that_waits_for_a_download_says_so(
+    visit: Visit, start_server: StartServer, stalling_hub: StallingHub
+) -> None:
+    server = start_server("--models", "tiny,schnell", environment=stalling_hub.environment)
+    me = visit(server).open()
+    me["#model"].select_option("schnell")
+    me.draw("a lighthouse")
+    expect(me.card("a lighthouse")).to_contain_text("Downloading schnell: 0.0 of 34.0 GB")
+    me["#model"].select_option("tiny")
+    me.draw("a boat")
+    expect(me.shown("a boat")).to_have_count(1)
+    me.picture("download")
+    stalling_hub.go_on.set()
+    expect(me.card("a lighthouse")).to_contain_text("There is no repository")
 
 
 def test_cancel_ends_a_waiting_and_a_running_task(visit: Visit, served: ServerProcess) -> None:

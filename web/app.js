@@ -11,7 +11,7 @@ import { forgetPictures } from "./store.js";
 import { Tasks, isLive } from "./tasks.js";
 import { say, toast } from "./toasts.js";
 import { Viewer } from "./viewer.js";
-import { place, plain, short, some } from "./words.js";
+import { downloadWords, place, plain, short, some } from "./words.js";
 
 const TICK_MS = 500;
 const DOUBLE_CLICK_MS = 500;
@@ -158,8 +158,9 @@ live.addEventListener("health", ({ detail: health }) => {
     loaded = now;
     api.models().then((models) => form.refresh(models), () => (loaded = null));
   }
+  gallery.download = health.download;
   const words = {
-    ready: "Ready",
+    ready: health.download ? downloadWords(health.download) : "Ready",
     busy: `${some(length, "task", "tasks")} in the queue`,
     loading: loadingWords(health),
     draining: "The server is stopping",
@@ -171,10 +172,7 @@ live.addEventListener("health", ({ detail: health }) => {
 });
 
 function loadingWords({ loading_model: model, download }) {
-  if (!download) return `Loading ${model ?? "the model"}`;
-  const gb = (bytes) => (bytes / 1e9).toFixed(1);
-  const all = download.bytes_total ? ` of ${gb(download.bytes_total)}` : "";
-  return `Downloading ${download.model}: ${gb(download.bytes_done)}${all} GB`;
+  return download ? downloadWords(download) : `Loading ${model ?? "the model"}`;
 }
 
 function showState(state, words) {

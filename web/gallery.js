@@ -4,7 +4,7 @@ import * as api from "./api.js";
 import { imageUrl, thumbnailUrl } from "./api.js";
 import { el, find, follow, icon, iconButton, setText } from "./dom.js";
 import { isLive, progress, remaining } from "./tasks.js";
-import { PHASES, REASONS, countdown, place, plain, short, size, some } from "./words.js";
+import { PHASES, REASONS, countdown, downloadWords, place, plain, short, size, some } from "./words.js";
 
 const AT_FIRST = 48;
 
@@ -34,6 +34,7 @@ export class Gallery {
   constructor(tasks, act) {
     this.tasks = tasks;
     this.act = act;
+    this.download = undefined; // what the server fetches now, as /health tells it
     find("more").addEventListener("click", () => {
       this.#most += AT_FIRST;
       this.show();
@@ -175,7 +176,7 @@ export class Gallery {
       bar.setAttribute("aria-valuenow", String(Math.round(share * 100)));
       frame.style.setProperty("--blur", `${((1 - share) * 10).toFixed(1)}px`);
       setText(frame.querySelector(".left"), countdown(remaining(now)));
-      setText(stand, standOf(now));
+      setText(stand, standOf(now, this.download));
       setText(why, REASONS[now.reason] ?? "");
     };
     card.refresh = () => {
@@ -219,7 +220,8 @@ export class Gallery {
   }
 }
 
-function standOf(task) {
+function standOf(task, download) {
+  if (task.status === "waiting" && download?.model === task.params.model) return downloadWords(download);
   if (task.status === "waiting") return `Waiting: ${place(task.pos ?? 0)}`;
   if (task.phase === "denoising" && task.steps_total) {
     const step = Math.min((task.steps_done ?? 0) + 1, task.steps_total);

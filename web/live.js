@@ -88,19 +88,23 @@ export class Live extends EventTarget {
   #pause() {
     if (this.away) return AWAY_MS;
     if (document.hidden) return HIDDEN_MS;
-    if (this.#health?.status === "loading") return BY_ASKING_MS.busy;
+    if (this.#restless()) return BY_ASKING_MS.busy;
     if (this.#healthChanged) return REFRESH_MS;
     const pauses = this.#streaming ? WITH_EVENTS_MS : BY_ASKING_MS;
     return this.#busy ? pauses.busy : pauses.idle;
   }
 
+  /** Whether what it says changes by the second. */
+  #restless() {
+    return this.#health?.status === "loading" || this.#health?.download !== undefined;
+  }
+
   async #ask() {
     const age = performance.now() - this.#healthAt;
     const due = age > (this.#healthChanged ? REFRESH_MS : HEALTH_EVERY_MS);
-    const restless = this.#health?.status === "loading" || this.#health?.status === "failed";
     const [queue, health] = await Promise.all([
       api.queue(),
-      due || restless ? api.health() : this.#health,
+      due || this.#restless() || this.#health?.status === "failed" ? api.health() : this.#health,
     ]);
     if (health !== this.#health) {
       this.#health = health;

@@ -28,6 +28,12 @@ export function place(pos) {
   return pos === 0 ? "it is next" : `number ${pos + 1} in line`;
 }
 
+/** How far the weights of a model are that come from Hugging Face. */
+export function downloadWords({ model, bytes_done: done, bytes_total: total }) {
+  const gb = (bytes) => (bytes / 1e9).toFixed(1);
+  return `Downloading ${model}: ${gb(done)}${total ? ` of ${gb(total)}` : ""} GB`;
+}
+
 export const size = (width, height) => `${width} × ${height}`;
 
 /** The first part of a title: what follows a colon explains. */
