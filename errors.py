@@ -182,4 +182,4 @@ class ModelLoadError(Exception):
 
 def without_folders(text: str) -> str:
     """What clients are told tells no folder of this machine; the log does."""
-    return re.sub(r"(?<!\w)~?(?:/[\w.@+~ -]+)+/([\w.@+~-]+)", r"\1", text)
+    return re.sub(r"(?<![\w:/])~?(?:/[\w.@+~ -]+)+/([\w.@+~-]+)", r"\1", text)

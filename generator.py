@@ -117,7 +117,7 @@ class MfluxGenerator:
             mx.set_cache_limit(self._cache_limit_bytes)
         pipeline = None
         if not is_present(weights.model):  # what cannot be had shall not cost what is loaded
-            pipeline = build(weights, self._data_dir, self._lora_path)  # lazy: takes no memory yet
+            pipeline = build(weights, self._data_dir, self._lora_path)
         self._make_room(weights.model)
         pipeline = pipeline or build(weights, self._data_dir, self._lora_path)
         mx.eval(pipeline.parameters(), mx.random.state)  # its modules drew from it, to no purpose:
@@ -204,10 +204,9 @@ class MfluxGenerator:
         """Drop models until there is room for this one; more than one stays only where memory
         allows it: they and the new one together, by the size of its download."""
         total = _total_memory()
-        size = (model.weights_gb or 2 * model.parameters_b) * 1e9
         while self._loaded and (
             len(self._loaded) >= self._models_in_memory
-            or self.memory.weights_bytes + size > SHARE_FOR_WEIGHTS * total
+            or self.memory.weights_bytes + model.download_bytes > SHARE_FOR_WEIGHTS * total
         ):
             self._drop_oldest()
 

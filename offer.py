@@ -191,11 +191,12 @@ def read_offer(
     quantize_choices: Sequence[int],
     lora_dir: Path | None,
     allow_lora_repos: bool,
+    default_option: str = "--model",
 ) -> Offer:
     """What the options of the server say.
 
     Args:
-        default: --model.
+        default: --model, or what default_option says.
         allowed: --models: names, `all`, or [NAME=]FOLDER@BASE for local weights.
         path: --path, for the default model.
         fallback: the model to load where neither says one.
@@ -215,7 +216,7 @@ def read_offer(
     if default and (found := Catalog(models).find(default)):
         chosen = found
     elif default or not models:
-        chosen = _named(catalog, default or fallback, "--model")
+        chosen = _named(catalog, default or fallback, default_option)
     else:
         chosen = models[0]
     if path:

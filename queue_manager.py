@@ -36,7 +36,7 @@ STATS_SIDES = (512, 768, 1024, 1536)
 
 
 class QueueManager(WorkSource):
-    """HTTP threads call it."""
+    """What HTTP threads call, on top of what the worker does."""
 
     def submit(
         self,
@@ -188,13 +188,21 @@ class QueueManager(WorkSource):
             log.info("task %s was cancelled", task_id)
             return was
 
-    def fetch_ahead(self, params: GenerationParams) -> None:
-        """Have the weights downloaded that a task with these would lack, without a task."""
+    def fetch_ahead(self, params: GenerationParams) -> str | None:
+        """Have the weights downloaded that a task with these would lack, without a task.
+
+        Returns:
+            Why they could not be had a moment ago; then they are not tried again yet.
+        """
         missing = self._missing(*(stage.weights for stage in self.offer.stages(params)))
         with self._lock:
-            known = {weights.model.name for weights in self._fetch_orders}
-            self._fetch_orders += (w for w in missing if w.model.name not in known)
+            held = self._live.state.held
+            for weights in missing:
+                if failure := held.failure(weights.model):
+                    return failure
+                held.order(weights)
             self._wake_downloads.notify_all()
+            return None
 
     def order_load(self, weights: Weights) -> None:
         """The operator wants these loaded, between the task that runs and the next one; what is not
@@ -203,12 +211,14 @@ class QueueManager(WorkSource):
         Raises:
             NoWorker: the server is stopping.
         """
-        self._missing(weights)
+        missing = self._missing(weights)
         with self._lock:
             if self.stopping or self._troubles.load_failed:
                 raise NoWorker
             if all(weights.key != ordered.key for ordered in self._load_orders):
                 self._load_orders.append(weights)
+            for lacking in missing:
+                self._live.state.held.order(lacking)
             self._wake_worker.notify_all()
             self._wake_downloads.notify_all()
 

@@ -38,10 +38,10 @@ from api.web_page import page_routes
 from api.webhooks import Webhooks
 from compat.install import ForeignOptions, foreign_error, install_foreign_apis
 from downloads import Downloads
-from drawing.pipelines import build
+from drawing.pipelines import fetch
 from drawing.previews import Previews
 from generator import MfluxGenerator
-from models.hub_cache import needs_download
+from models.hub_cache import marked_as_incomplete, needs_download
 from models.mflux_registry import read_catalog
 from models.mlx_setup import MlxMissing, prepare_mlx
 from models.model_catalog import DEFAULT_MODEL, DEFAULT_MODEL_WITHOUT_GPU, Weights
@@ -224,7 +224,11 @@ class Server:
         self._store = TaskStore(settings.data_dir)
         try:
             self.queue = QueueManager(
-                offer, TimingModel(), self._store, rules, needs_download=needs_download
+                offer,
+                TimingModel(),
+                self._store,
+                rules,
+                needs_download=partial(needs_download, settings.data_dir),
             )
         except errors.StorageUnavailable as error:
             self._store.close()
@@ -299,13 +303,14 @@ class Server:
         Returns:
             Whether the worker has ended in time.
         """
+        self.queue.stop(self._drain_s)
+        self._downloads.stop(0.5)
         ended = self._worker.stop(STOP_S, self._drain_s)
         try:
             self.queue.release_running()
         except errors.StorageUnavailable as error:
             log.error("%s The running task counts this end as an attempt.", error)
         self.queue.events.close()
-        self._downloads.stop(0.5)
         self._webhooks.stop(0.5)
         self._http.stop(0.5)
         self._store.close()
@@ -316,7 +321,7 @@ class Server:
         os.write(self.end_fd, LOAD_FAILED)
 
 
-def offer_of(settings: Settings, has_gpu: bool) -> Offer:
+def offer_of(settings: Settings, has_gpu: bool, default_option: str = "--model") -> Offer:
     """What clients may use.
 
     Raises:
@@ -332,6 +337,7 @@ def offer_of(settings: Settings, has_gpu: bool) -> Offer:
         quantize_choices=settings.quantize_choices,
         lora_dir=settings.lora_dir,
         allow_lora_repos=settings.allow_lora_repos == "on",
+        default_option=default_option,
     )
 
 
@@ -344,9 +350,11 @@ def download_command(data_dir: Path, weights: Weights) -> list[str]:
 
 def download(settings: Settings) -> int:
     """Fetch the weights of --download, with mflux's own progress bars; returns the exit code."""
-    offer = offer_of(replace(settings, model=settings.download, models=()), has_gpu=False)
-    for pipeline in offer.default.pipelines:
-        build(Weights(offer.default, pipeline, None), settings.data_dir, offer.lora)
+    asked = replace(settings, model=settings.download, models=())
+    offer = offer_of(asked, has_gpu=False, default_option="--download")
+    with marked_as_incomplete(settings.data_dir, offer.default):
+        for pipeline in offer.default.pipelines:
+            fetch(Weights(offer.default, pipeline, None), settings.data_dir, offer.lora)
     print(f"The weights of {offer.default.name} are on this machine.")
     return 0
 
@@ -403,6 +411,8 @@ def main(argv: list[str]) -> int:
     log.info("stopping")
     if not server.stop():
         log.info("the running step did not end in time: leaving it")
+    if unfinished := server.queue.length:
+        log.info("tasks that wait for the next start: %d", unfinished)
     return exit_code
 
 

@@ -41,6 +41,13 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
+def _hosts(text: str) -> tuple[str, ...]:
+    names = _names(text)
+    if any("/" in name for name in names):
+        raise argparse.ArgumentTypeError(f"must be names of hosts, without http://, not {text!r}")
+    return names
+
+
 def _bits(text: str) -> tuple[int, ...]:
     bits = tuple(int(part) if part.isdigit() else 0 for part in _names(text))
     if not set(bits) <= set(QUANTIZE):
@@ -261,7 +268,7 @@ class Settings:
         (),
         "names of hosts, separated by commas, that tasks may have called when they have ended "
         "(callback_url; default: none)",
-        parse=_names,
+        parse=_hosts,
         metavar="NAMES",
     )
     callback_key: str = _option(

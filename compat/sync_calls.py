@@ -165,7 +165,9 @@ class SyncCalls:
         wait, _ = self.queue.estimate(params, urgent=urgent)
         over_s = ceil(wait.end_s - self._max_wait_s)
         if over_s > 0:
-            self.queue.fetch_ahead(params)  # a task would have its weights downloaded; this is none
+            # A task would have its weights downloaded; this becomes none.
+            if failure := self.queue.fetch_ahead(params):
+                raise TaskFailed(failure)
             raise QueueFull(
                 f"This would be ready in about {wait.end_s:.0f} s, and a call that waits may take "
                 f"{self._max_wait_s:.0f} s: try again in {over_s} s, or use POST /generate, which "

@@ -53,6 +53,22 @@ def build(weights: Weights, data_dir: Path, lora_path: Callable[[str], str]) -> 
         raise ModelLoadError(explain(error, weights.model)) from error
 
 
+def fetch(weights: Weights, data_dir: Path, lora_path: Callable[[str], str]) -> None:
+    """Download what build() would, and compute nothing: some classes evaluate their weights as soon
+    as they are made, and these are whole, not quantized.
+
+    Raises:
+        ModelLoadError: with what the operator can do.
+    """
+    import mlx.core as mx
+
+    evaluate, mx.eval = mx.eval, lambda *arrays: None
+    try:
+        build(weights, data_dir, lora_path)
+    finally:
+        mx.eval = evaluate
+
+
 def _build(weights: Weights, data_dir: Path, lora_path: Callable[[str], str]) -> Any:
     from mflux.models.common.config.model_config import AVAILABLE_MODELS, ModelConfig
 

@@ -2,6 +2,8 @@
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from models.model_catalog import Model
@@ -31,9 +33,32 @@ def is_present(model: Model) -> bool:
     return all(_is_complete(_repository(name)) for name in _names(model))
 
 
-def needs_download(model: Model) -> bool:
-    """Whether the weights have to come from Hugging Face before anything can be drawn."""
-    return not model.tiny and _folder(model) is None and not is_present(model)
+def needs_download(data_dir: Path, model: Model) -> bool:
+    """Whether the weights have to come from Hugging Face before anything can be drawn: they are not
+    there, or their download has begun and not ended, which alone says that something is missing."""
+    if model.tiny or _folder(model) is not None:
+        return False
+    return _mark_of(data_dir, model).exists() or not is_present(model)
+
+
+@contextmanager
+def marked_as_incomplete(data_dir: Path, model: Model) -> Iterator[None]:
+    """While a download is on, and after one that did not end well, however it ended."""
+    mark = _mark_of(data_dir, model)
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+    yield
+    mark.unlink(missing_ok=True)
+
+
+def _mark_of(data_dir: Path, model: Model) -> Path:
+    return data_dir / "downloads" / model.name
+
+
+def partial_files(model: Model) -> set[Path]:
+    """What downloads have not finished. huggingface_hub never goes on with such a file."""
+    names = () if _folder(model) else _names(model)
+    return {path for name in names for path in (_repository(name) / "blobs").glob("*.incomplete")}
 
 
 def _is_complete(repository: Path) -> bool:
@@ -81,7 +106,8 @@ def _size(folder: Path) -> int:
     size = 0
     for path in folder.rglob("*"):
         try:
-            size += path.stat().st_size if path.is_file() else 0
+            if path.suffix != ".incomplete" or _is_growing(path):
+                size += path.stat().st_size if path.is_file() else 0
         except OSError:  # it was renamed this moment
             continue
     return size

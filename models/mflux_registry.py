@@ -2,7 +2,7 @@
 
 Names, aliases, repositories and default steps come from AVAILABLE_MODELS; what each class takes is
 read from its source, because importing all families takes seconds and this takes a tenth of one.
-Together with generator.py and pipelines.py this is all that knows mflux.
+With generator.py, drawing/ and mlx_setup.py this is all that knows mflux and mlx.
 """
 
 import ast

@@ -98,6 +98,11 @@ class Model:
     """Folder or repository that the weights come from, where the operator said so."""
 
     @property
+    def download_bytes(self) -> float:
+        """Size of its weights, about; where it is not known, two bytes for each parameter."""
+        return (self.weights_gb or 2 * self.parameters_b) * 1e9
+
+    @property
     def tiny(self) -> bool:
         return not self.repositories
 

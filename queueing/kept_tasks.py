@@ -1,6 +1,6 @@
 """What has ended: kept for a time, fetched, dropped. All of it is on disk alone.
 
-The changes (mark_fetched, drop, prune) are made under the QueueManager's lock for changes; who only
+The changes (mark_fetched, drop, prune) are made under the QueueCore's lock for changes; who only
 asks needs none.
 """
 

@@ -97,7 +97,7 @@ class LiveQueue:
     def hold(self, task: Task, missing: tuple[Weights, ...]) -> None:
         """A task waits until these weights are on this machine."""
         self._tasks[task.task_id] = task
-        self.state.held.add(task, missing)
+        self.state.held.add(task, missing, *self.state.load_and_work_s(task.stages))
 
     def download_ended(self, weights: Weights) -> list[Task]:
         """Weights are on this machine: the tasks that lacked only these join the line now."""

@@ -1,5 +1,5 @@
 """What waits and runs at this moment, and what memory holds: read by the forecast, changed by the
-LiveQueue. Not thread-safe: all of it under the QueueManager's lock.
+LiveQueue. Not thread-safe: all of it under the QueueCore's lock.
 """
 
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from models.model_catalog import Weights
 from queueing.held_tasks import HeldTasks
 from queueing.work_forecast import WorkForecast
 from queueing.work_line import Recent, WorkLine
-from task import Phase, Progress, Task
+from task import Phase, Progress, Stage, Task
 from timing_model import Live, Spread, TimingModel
 
 
@@ -66,6 +66,11 @@ class LiveState:
         later_s = sum(self.timing.forecast(self.work.work(after)).gpu_s for after in later)
         load_s = self.work.loads_s(needed)
         return load_s + self.timing.remaining_s(forecast, live) + later_s
+
+    def load_and_work_s(self, stages: tuple[Stage, ...]) -> tuple[float, float]:
+        """Seconds of loading all that stages need, and of their own work."""
+        weights = {stage.weights.key: stage.weights for stage in stages}.values()
+        return self.work.loads_s(weights), self.work.forecast_of(stages).total_s
 
     def load_remaining_s(self) -> float:
         """Of the loading that is on, or due before anything can run."""

@@ -78,7 +78,6 @@ class QueueCore:
         self._own = Weights(self.model, self.model.pipelines[0], offer.quantize)
         self._loaded: dict[str, Weights] = {}
         self._load_orders: list[Weights] = []
-        self._fetch_orders: list[Weights] = []
         self._here = {self.model.name}  # of these the weights need no download
         self._live = LiveQueue(
             timing,

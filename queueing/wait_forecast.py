@@ -10,8 +10,10 @@ from itertools import islice
 
 from models.model_catalog import Weights
 from queueing.affinity import Affinity
+from queueing.held_tasks import Held
 from queueing.live_state import LiveState, progress_of
 from queueing.task_view import Ahead, Lanes, Wait
+from queueing.work_line import WorkOfKey
 from task import Phase, Stage, Task
 from timing_model import Confidence, Forecast
 
@@ -37,8 +39,8 @@ class WaitForecast:
         """
         new = Task("", stages[0].params, urgent, stages, 0.0)
         if missing:
-            waits = self._held_waits(self._state.held.waits((new, missing)))
-            return next(wait for task, wait in waits if task is new)
+            held = Held(new, missing, *self._state.load_and_work_s(stages))
+            return next(wait for task, wait in self._held_waits(held) if task is new)
         return self._wait_in_line(new)
 
     def of(self, task: Task) -> Wait:
@@ -46,14 +48,17 @@ class WaitForecast:
         if task.task_id in self._state.running:
             return next(wait for running, wait in self._lanes().waits if running is task)
         if task in self._state.held:
-            waits = self._held_waits(self._state.held.waits())
-            return next(wait for held, wait in waits if held is task)
+            return next(wait for held, wait in self._held_waits() if held is task)
         ahead = self._ahead(task, self._state.line.before(task), task)
         return self._wait(self._state.work.forecast_of(task.stages), ahead, urgent=task.urgent)
 
     def next_start_s(self) -> float:
         """Seconds until the GPU is free for the first waiting task."""
-        return self._lanes().gpu_free_s
+        free_s = self._lanes().gpu_free_s
+        return free_s if len(self._state.line) else max(free_s, self._first_held_s())
+
+    def _first_held_s(self) -> float:
+        return self._state.held.first_ready_s() if len(self._state.held) else 0.0
 
     def in_order(self, offset: int = 0) -> Iterator[tuple[Task, Wait]]:
         """The tasks in the order in which they run, from the offset on, in one pass."""
@@ -88,8 +93,7 @@ class WaitForecast:
             start_s = gpu_done_s
         held_before = max(offset - len(self._state.running) - len(self._state.line), 0)
         if held_before < len(self._state.held):
-            for task, wait in islice(self._held_waits(self._state.held.waits()), held_before, None):
-                yield task, wait
+            yield from islice(self._held_waits(), held_before, None)
 
     def _wait_in_line(self, new: Task) -> Wait:
         """The forecast of a task that would join the line now."""
@@ -126,12 +130,8 @@ class WaitForecast:
         the encoder to be through with the running tasks."""
         lanes = self._lanes()
         start_s, switches = lanes.gpu_free_s + ahead.load_s, ahead.loads + ahead.own_loads
-        for work in ahead.works:
-            start_s += self._state.timing.gpu_s(
-                work.key, work.weights.model.parameters_b, work.features
-            )
-            start_s += work.loads * self._state.work.load_s(work.weights) if work.loads else 0.0
-            switches += work.loads
+        start_s += self._work_s(ahead.works)
+        switches += sum(work.loads for work in ahead.works)
         gpu_done_s = start_s + ahead.own_load_s + forecast.gpu_s
         end_s = max(gpu_done_s, lanes.encoder_free_s) + forecast.image_encoding_s
         return Wait(
@@ -143,32 +143,34 @@ class WaitForecast:
             switches=switches,
         )
 
-    def _held_waits(self, held: list[tuple[Task, float]]) -> Iterator[tuple[Task, Wait]]:
-        """The forecasts of tasks that join the line in this order, each after so many seconds at
-        the earliest, behind what is in it by then."""
-        ahead_s, known = 0.0, self._state.held.pace_known
-        loaded: Weights | None = None
-        for pos, (task, ready_s) in enumerate(held):
-            wait = self._wait_in_line(task)
-            own_s = wait.end_s - wait.start_s
-            if loaded and loaded.key == task.stages[0].weights.key:
-                own_s = max(own_s - self._state.work.load_s(loaded), 0.0)
-            loaded = task.stages[-1].weights
-            delay_s = max(ready_s - wait.start_s, 0.0) + ahead_s
-            end_s = wait.start_s + delay_s + own_s
-            p90_s = end_s * (P90_OF_DOWNLOADS if known else P90_WITHOUT_KNOWLEDGE)
-            yield (
-                task,
-                Wait(
-                    pos=wait.pos + pos,
-                    start_s=wait.start_s + delay_s,
-                    end_s=end_s,
-                    p90_s=p90_s,
-                    confidence=Confidence.LOW if known else Confidence.NONE,
-                    switches=wait.switches,
-                ),
-            )
-            ahead_s += own_s
+    def _held_waits(self, *new: Held) -> Iterator[tuple[Task, Wait]]:
+        """The forecasts of the tasks that wait for a download, in the order in which they will run;
+        among them perhaps a new one."""
+        line = self._state.line
+        lanes = {urgent: self._wait_of_next(urgent=urgent) for urgent in (True, False)}
+        before = {True: line.urgent, False: len(line)}
+        known = self._state.held.pace_known
+        for held in self._state.held.waits(lanes, *new):
+            p90_s = held.end_s * (P90_OF_DOWNLOADS if known else P90_WITHOUT_KNOWLEDGE)
+            confidence = Confidence.LOW if known else Confidence.NONE
+            pos = before[held.task.urgent] + held.pos
+            yield held.task, Wait(pos, held.start_s, held.end_s, p90_s, confidence)
+
+    def _wait_of_next(self, *, urgent: bool) -> float:
+        """Seconds until a task starts that joins its level now, at the end."""
+        works = self._state.line.total(urgent_only=urgent)
+        last = self._state.line.last(urgent=urgent)
+        seconds, _, _ = self._state.boundary(urgent, last, None)
+        return self._lanes().gpu_free_s + seconds + self._work_s(works)
+
+    def _work_s(self, works: list[WorkOfKey]) -> float:
+        """Of tasks in the line, with the loading between them."""
+        timing, load_s = self._state.timing, self._state.work.load_s
+        return sum(
+            timing.gpu_s(work.key, work.weights.model.parameters_b, work.features)
+            + (work.loads * load_s(work.weights) if work.loads else 0.0)
+            for work in works
+        )
 
     def _lanes(self) -> Lanes:
         """GPU and encoder, each one task at a time: the running tasks, first the one that is

@@ -1,6 +1,6 @@
 """What a task's own work takes: its features under the key of their law, and the forecast.
 
-Not thread-safe: the LiveQueue calls it under the QueueManager's lock.
+Not thread-safe: the LiveQueue calls it under the QueueCore's lock.
 """
 
 from collections.abc import Iterable

@@ -243,11 +243,11 @@ class WorkSource(QueueCore):
     # -- downloads ------------------------------------------------------------------------------
 
     def next_download(self) -> Weights | None:
-        """Weights that a task, or the operator, waits for; waits until there are some. None: stop()
-        came."""
+        """Weights that somebody waits for; waits until there are some. None: stop() came."""
+        held = self._live.state.held
         with self._lock:
-            self._wake_downloads.wait_for(lambda: self.stopping or self._next_download())
-            return None if self.stopping else self._next_download()
+            self._wake_downloads.wait_for(lambda: self.stopping or held.next_missing())
+            return None if self.stopping else held.next_missing()
 
     def download_began(self, weights: Weights, bytes_before: int) -> None:
         """Args:
@@ -256,33 +256,35 @@ class WorkSource(QueueCore):
         with self._lock:
             self._live.state.held.begin(weights, bytes_before)
 
-    def download_progress(self, bytes_done: int) -> None:
-        """So many bytes of the weights are on disk."""
+    def download_progress(self, weights: Weights, bytes_done: int) -> bool:
+        """So many bytes of the weights are on disk. Returns whether somebody still wants them."""
         with self._lock:
             self._live.state.held.progress(bytes_done)
+            return self._live.state.held.wants(weights.model)
 
-    def download_ended(self, weights: Weights, error: str | None) -> None:
-        """Weights are on this machine, and the tasks that waited for them join the line; or they
-        cannot be had, and those tasks fail."""
-        name = weights.model.name
+    def download_left(self) -> None:
+        """The download is over, and nothing was decided."""
+        with self._lock:
+            self._live.state.held.leave()
+
+    def download_failed(self, weights: Weights, message: str) -> None:
+        """Weights cannot be had: the tasks that wait for them fail."""
+        held, name = self._live.state.held, weights.model.name
         with self._writing, self._troubles.noting_storage():
+            for task in held.needing(weights.model):
+                self._fail(task, ModelLoadError.code, message)
             with self._lock:
-                self._fetch_orders = [o for o in self._fetch_orders if o.model.name != name]
-            if error is not None:
-                with self._lock:
-                    self._troubles.last_error = error
-                    self._load_orders = [o for o in self._load_orders if o.model.name != name]
-                    lost = self._live.state.held.needing(weights.model)
-                for task in lost:
-                    self._fail(task, ModelLoadError.code, error)
-                with self._lock:
-                    self._live.state.held.download = None
-                return
-            with self._lock:
-                self._here.add(name)
-                ready = self._live.download_ended(weights)
-                self._wake_worker.notify_all()
-        log.info("the weights of %s are here", name)
+                self._troubles.last_error = message
+                self._load_orders = [o for o in self._load_orders if o.model.name != name]
+                held.fail(weights.model, message)
+
+    def download_ended(self, weights: Weights) -> None:
+        """Weights are on this machine: the tasks that waited for them join the line."""
+        with self._writing, self._lock:
+            self._here.add(weights.model.name)
+            ready = self._live.download_ended(weights)
+            self._wake_worker.notify_all()
+        log.info("the weights of %s are here", weights.model.name)
         for task in ready:
             self.events.publish(EventKind.WAITING, task.task_id)
 
@@ -295,8 +297,3 @@ class WorkSource(QueueCore):
 
     def _next_load_order(self) -> Weights | None:
         return next((w for w in self._load_orders if w.model.name in self._here), None)
-
-    def _next_download(self) -> Weights | None:
-        orders = (*self._fetch_orders, *self._load_orders)
-        ordered = (weights for weights in orders if weights.model.name not in self._here)
-        return self._live.state.held.next_missing() or next(ordered, None)

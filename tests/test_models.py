@@ -369,7 +369,7 @@ def test_a_model_that_cannot_be_loaded_fails_only_its_tasks(start_server: StartS
     assert server.wait_until_ended(kept)["status"] == "done"
     health = server.get("/health")
     assert health.status_code == 200
-    assert health.json()["last_error"] == f"task {lost}: model_load_failed"
+    assert health.json()["last_error"].startswith("The weights of dev cannot be downloaded")
     assert drawn(server, model="tiny", prompt="x")
     ordered = requests.post(server.url + "/models/dev/load", timeout=60)
     assert ordered.json() == {"model": "dev", "loaded": False}

@@ -28,3 +28,13 @@ def test_other_options_have_no_such_name(capsys: pytest.CaptureFixture[str]) -> 
     with pytest.raises(SystemExit):
         Settings.read(["--no-port"], {})
     assert "--no-port" in capsys.readouterr().err
+
+
+def test_hosts_to_call_are_names_and_no_addresses(capsys: pytest.CaptureFixture[str]) -> None:
+    assert Settings.read(["--callback-hosts", "a.example, ::1"], {}).callback_hosts == (
+        "a.example",
+        "::1",
+    )
+    with pytest.raises(SystemExit):
+        Settings.read(["--callback-hosts", "http://a.example/"], {})
+    assert "without http://" in capsys.readouterr().err
