@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from models.model_catalog import Model
@@ -45,10 +45,12 @@ def needs_download(data_dir: Path, model: Model) -> bool:
 def marked_as_incomplete(data_dir: Path, model: Model) -> Iterator[None]:
     """While a download is on, and after one that did not end well, however it ended."""
     mark = _mark_of(data_dir, model)
-    mark.parent.mkdir(parents=True, exist_ok=True)
-    mark.touch()
+    with suppress(OSError):  # where nothing can be written, a download tells it better
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
     yield
-    mark.unlink(missing_ok=True)
+    with suppress(OSError):
+        mark.unlink(missing_ok=True)
 
 
 def _mark_of(data_dir: Path, model: Model) -> Path:

@@ -391,6 +391,32 @@ def test_fifty_switches_between_models_leave_no_memory_behind(data_dir: Path) ->
     assert after[1] - before[1] < 10_000
 
 
+def test_fetching_computes_nothing_even_where_a_class_wants_to(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the classes of Krea 2, ERNIE, Ideogram, MOSS and Anima do when they are made."""
+    import mlx.core as mx
+
+    prepare_mlx()
+    (model,) = offer_of("tiny").models
+    weights, evaluate = Weights(model, model.pipelines[0], None), mx.eval
+    build, grown = pipelines.build, []
+
+    def build_and_evaluate(*arguments: Any) -> Any:
+        built, before = build(*arguments), mx.get_active_memory()
+        mx.eval(built.parameters())
+        grown.append(mx.get_active_memory() - before)
+        if len(grown) == 2:
+            raise ModelLoadError("no")
+
+    monkeypatch.setattr(pipelines, "build", build_and_evaluate)
+    pipelines.fetch(weights, data_dir, str)
+    with pytest.raises(ModelLoadError):
+        pipelines.fetch(weights, data_dir, str)
+    assert max(grown) < 10_000
+    assert mx.eval is evaluate
+
+
 def test_a_step_is_compiled_once_for_many_pictures(data_dir: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(pipelines, "PICTURES_OF_A_COMPILED_STEP", 3)
     generating = OnItsThread(data_dir)
