@@ -10,8 +10,9 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
 from threading import Thread
@@ -188,16 +189,25 @@ def _watch(options: argparse.Namespace, task_id: str) -> Status:
 
     Thread(target=listen, name="waits", daemon=True).start()
     try:
-        while True:
-            try:
-                while not wait([ended], TICK_S).done:
-                    shown.tick()
-                return ended.result()
-            except KeyboardInterrupt:
-                shown.clear()
-                _ask_whether_to_cancel(options, task_id, ended)
+        while not _has_ended(ended, shown.tick):
+            shown.clear()
+            _ask_whether_to_cancel(options, task_id, ended)
+        return ended.result()
     finally:
         shown.close()
+
+
+def _has_ended(ended: Future[Status], tick: Callable[[], None]) -> bool:
+    """Wait for the end; False: Ctrl-C came before. It is noted, not raised: an exception in the
+    middle of what holds a lock would break that."""
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    try:
+        while not pressed and not wait([ended], TICK_S).done:
+            tick()
+        return ended.done()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _ask_whether_to_cancel(
