@@ -7,7 +7,6 @@ under QueueCore's lock.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from math import inf
 
 from models.model_catalog import Model, Weights
 from task import Task
@@ -165,8 +164,8 @@ class HeldTasks:
         return waits
 
     def first_ready_s(self) -> float:
-        """Seconds until the first of them joins the line; infinite without any."""
-        return min(self._ready_s().values(), default=inf)
+        """Seconds until the first of them joins the line; 0 without any."""
+        return min(self._ready_s().values(), default=0.0)
 
     def _ready_s(self, *new: Held) -> dict[str, float]:
         """By task, seconds until its weights are here: one model comes after the other, what is

@@ -55,10 +55,7 @@ class WaitForecast:
     def next_start_s(self) -> float:
         """Seconds until the GPU is free for the first waiting task."""
         free_s = self._lanes().gpu_free_s
-        return free_s if len(self._state.line) else max(free_s, self._first_held_s())
-
-    def _first_held_s(self) -> float:
-        return self._state.held.first_ready_s() if len(self._state.held) else 0.0
+        return free_s if len(self._state.line) else max(free_s, self._state.held.first_ready_s())
 
     def in_order(self, offset: int = 0) -> Iterator[tuple[Task, Wait]]:
         """The tasks in the order in which they run, from the offset on, in one pass."""
