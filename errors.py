@@ -112,6 +112,12 @@ class TooManyListeners(TryLater):
     )
 
 
+class TooManyWaiting(TryLater):
+    code = "too_many_waiting"
+    http_status = 429
+    default_message = "As many requests wait as this server has places for: try again later."
+
+
 class DoesNotFit(ServerError):
     code = "does_not_fit"
     http_status = 422

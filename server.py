@@ -253,7 +253,12 @@ class Server:
         self._downloads = Downloads(self.queue, partial(download_command, settings.data_dir))
         self._webhooks = Webhooks(self.queue, self._store.callbacks, limits, settings.callback_key)
         submission = Submission(
-            self.queue, offer, limits, generator.refusal, metadata=settings.metadata == "on"
+            self.queue,
+            offer,
+            limits,
+            generator.refusal,
+            places=self.places,
+            metadata=settings.metadata == "on",
         )
         self._http = HttpServer(
             create_app(

@@ -11,7 +11,7 @@ from api.answers import jpeg_response
 from api.api_docs import INDEX, READING_ERRORS, TASK_ID, documented, jpeg_answer, query
 from api.event_texts import HEARTBEAT, RETRY, EventTexts, worth_telling
 from api.query_values import MAX_ID, gone_check, number_value, task_id_value, whole_number
-from api.waiting_places import WaitingPlaces
+from api.waiting_places import RETRY_AFTER_S, WaitingPlaces
 from drawing.previews import FAMILIES, Previews
 from images import thumbnail
 from queue_manager import QueueManager
@@ -24,7 +24,6 @@ LOOK_S = 5.0
 QUEUE_EVERY_S = 1.0
 MOST_TASKS = 100
 """That one stream may name."""
-PLACES_FREE_AFTER_S = 10
 THUMBNAIL_SIDE = 256
 MOVES = frozenset({EventKind.WAITING, EventKind.RUNNING, *ENDS})
 """What changes the order or the length of the queue."""
@@ -104,8 +103,7 @@ def live_routes(queue: QueueManager, places: WaitingPlaces, previews: Previews) 
         if stream.is_over:
             return Response(status=204)
         place = ExitStack()
-        if not place.enter_context(places.take()):
-            raise errors.TooManyListeners(retry_after_s=PLACES_FREE_AFTER_S)
+        place.enter_context(places.place(errors.TooManyListeners(retry_after_s=RETRY_AFTER_S)))
         answer = Response(iter(stream), mimetype="text/event-stream")
         answer.call_on_close(place.close)
         answer.headers["Cache-Control"] = "no-store"

@@ -2,8 +2,10 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from api.waiting_places import WaitingPlaces
+from errors import TooManyWaiting
 from queue_manager import QueueManager
 from queueing.task_view import TaskView
 
@@ -21,7 +23,7 @@ def watch(
     is_gone: Callable[[], bool] = lambda: False,
 ) -> tuple[TaskView, int]:
     """A task and its version: once they are enough, or it has ended, or wait_s are over, or the
-    client is gone, or the server stops; at once where no waiting place is free.
+    client is gone, or the server stops; at once if no waiting place is free.
 
     Raises:
         UnknownTask, Gone: also when that comes to pass meanwhile.
@@ -30,8 +32,8 @@ def watch(
     view, version = _look(queue, task_id)
     if wait_s <= 0 or view.wait is None or enough(view, version):
         return view, version
-    with places.take() as free:
-        while free and not (view.wait is None or enough(view, version)):
+    with suppress(TooManyWaiting), places.place():
+        while not (view.wait is None or enough(view, version)):
             remaining_s = until - time.monotonic()
             if remaining_s <= 0 or queue.events.closed or is_gone():
                 break

@@ -90,6 +90,7 @@ def native_routes(
             errors.NotReady,
             errors.Gone,
             errors.DoesNotFit,
+            errors.TooManyWaiting,
             errors.QueueFull,
             errors.StorageUnavailable,
             errors.NoWorker,
@@ -128,6 +129,7 @@ def native_routes(
             errors.NotReady,
             errors.Gone,
             errors.DoesNotFit,
+            errors.TooManyWaiting,
             errors.StorageUnavailable,
         ),
     )
@@ -227,7 +229,7 @@ def native_routes(
                 },
             }
         },
-        errors=READING_ERRORS,
+        errors=(*READING_ERRORS, errors.TooManyWaiting),
     )
     def image() -> Response:
         task_id, index = task_id_value(), number_value("index", 0, 0, 999)
@@ -238,8 +240,9 @@ def native_routes(
             image, params = queue.image(task_id, index)
             return jsonify(read_metadata(image) or _metadata_of(params, index))
         if flag_value("all", False):
-            images, params = queue.all_images(task_id)
-            data, content_type, name = _bundle(task_id, images, params, as_base64)
+            with places.place():
+                images, params = queue.all_images(task_id)
+                data, content_type, name = _bundle(task_id, images, params, as_base64)
             fetched = None
         else:
             data, params = queue.image(task_id, index)

@@ -5,16 +5,16 @@ Every API, native or foreign, submits through here.
 
 import hashlib
 import secrets
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from threading import Semaphore
-from typing import Any
 
 from PIL import Image
 
 import errors
 from api.generate_request import PICTURES, GenerateRequest, ImageOf, Limits, default_side, refusal
+from api.waiting_places import WaitingPlaces
 from images import open_upload, to_png
 from models.model_catalog import Model, Takes
 from offer import Offer, given_fields, not_supported
@@ -48,6 +48,7 @@ class Prepared:
 class Submission:
     """Args:
     fits: why a picture of these params does not fit into memory, or None.
+    places: for requests that wait.
     metadata: whether image files tell how they were made, where a client does not say.
     """
 
@@ -58,20 +59,30 @@ class Submission:
         limits: Limits,
         fits: Callable[[GenerationParams], str | None],
         *,
+        places: WaitingPlaces,
         metadata: bool = True,
     ) -> None:
         self.offer = offer
         self.limits = limits
         self._queue = queue
         self._fits = fits
+        self._places = places
         self._metadata = metadata
         self._decoding = Semaphore(DECODED_AT_A_TIME)
         self._large_bodies = Semaphore(LARGE_BODIES)
 
-    def room_for_the_body(self, content_length: int | None) -> AbstractContextManager[Any]:
-        """Hold this from reading a body until its task is submitted."""
-        is_large = (content_length or 0) > LARGE_BODY_BYTES
-        return self._large_bodies if is_large else nullcontext()
+    @contextmanager
+    def room_for_the_body(self, content_length: int | None) -> Iterator[None]:
+        """Hold this from reading a body until its task is submitted. Waits for a large body.
+
+        Raises:
+            TooManyWaiting
+        """
+        if (content_length or 0) <= LARGE_BODY_BYTES:
+            yield
+            return
+        with self._places.place(), self._large_bodies:
+            yield
 
     def prepare(self, request: GenerateRequest) -> Prepared:
         """Fill in defaults and a random seed, decode pictures, round the size, check everything.
@@ -79,6 +90,7 @@ class Submission:
         Raises:
             InvalidInput, ModelNotAllowed, NotSupported, DoesNotFit: with the field at fault.
             UnknownTask, NotReady, Gone: of a task whose picture is asked for.
+            TooManyWaiting: its pictures cannot be decoded now.
         """
         model = self.offer.model(request.model)
         self._check_fields(request, model)
@@ -235,7 +247,7 @@ class Submission:
             except errors.ServerError as error:
                 error.field = field_name
                 raise
-        with self._decoding:
+        with self._places.place(), self._decoding:
             picture: Image.Image = open_upload(
                 source,
                 field_name,

@@ -1,31 +1,57 @@
-"""How many requests may wait for something at a time, so that threads are left for the others."""
+"""One budget for all requests that hold an HTTP thread for long.
 
+A request takes a place before it waits for anything but microseconds of a lock: a long poll, a
+stream of events, a picture to be decoded, a large body, a finished task. The other threads are
+left for requests that are answered at once (GET /status, GET /health, a small POST /generate).
+"""
+
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Lock
+from threading import Lock, get_ident
+
+from errors import TooManyWaiting, TryLater
+
+RETRY_AFTER_S = 10
 
 
 class WaitingPlaces:
-    """Whoever holds an HTTP thread for long takes a place first: a long-poll, a stream of events,
-    a call that answers with the finished picture."""
+    """Counts the threads that wait. Any thread may call.
+
+    Args:
+        places: most threads that may wait at a time.
+    """
 
     def __init__(self, places: int) -> None:
         self.places = places
-        self._taken = 0
+        self._holders: Counter[int] = Counter()
+        """By thread: how many of its blocks have a place."""
         self._lock = Lock()
 
     @property
     def taken(self) -> int:
-        return self._taken
+        """Places that are in use."""
+        return len(self._holders)
 
     @contextmanager
-    def take(self) -> Iterator[bool]:
-        """Whether a place was free, which is then held until the block ends."""
+    def place(self, when_full: TryLater | None = None) -> Iterator[None]:
+        """Hold a place until the block ends. A thread that has one shares it with inner blocks.
+
+        Args:
+            when_full: raised if no place is free; default: TooManyWaiting.
+
+        Raises:
+            TryLater: no place is free.
+        """
+        thread = get_ident()
         with self._lock:
-            free = self._taken < self.places
-            self._taken += free
+            if thread not in self._holders and len(self._holders) >= self.places:
+                raise when_full or TooManyWaiting(retry_after_s=RETRY_AFTER_S)
+            self._holders[thread] += 1
         try:
-            yield free
+            yield
         finally:
             with self._lock:
-                self._taken -= free
+                self._holders[thread] -= 1
+                if not self._holders[thread]:
+                    del self._holders[thread]

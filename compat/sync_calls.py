@@ -13,7 +13,7 @@ from typing import Any
 
 from api.generate_request import GenerateRequest, check_request
 from api.submission import Prepared, Submission, check_same
-from api.waiting_places import WaitingPlaces
+from api.waiting_places import RETRY_AFTER_S, WaitingPlaces
 from errors import (
     BodyTooLarge,
     DoesNotFit,
@@ -27,6 +27,7 @@ from errors import (
     ServerError,
     StorageUnavailable,
     TaskFailed,
+    TooManyWaiting,
 )
 from models.model_catalog import Catalog, Model
 from queue_manager import QueueManager
@@ -50,6 +51,7 @@ DRAWING_ERRORS = (
     DoesNotFit,
     Gone,
     QueueFull,
+    TooManyWaiting,
     TaskFailed,
     StorageUnavailable,
     NoWorker,
@@ -137,12 +139,12 @@ class SyncCalls:
             KeyReused: the client_key came before with another request.
         """
         with ExitStack() as until_closed:
-            if not until_closed.enter_context(self._places.take()):
-                raise QueueFull(
-                    "Too many callers wait here for their pictures: try again in 10 s, or use "
-                    "POST /generate, which does not wait.",
-                    retry_after_s=10,
-                )
+            full = QueueFull(
+                f"Too many callers wait here for their pictures: try again in {RETRY_AFTER_S} s, "
+                "or use POST /generate, which does not wait.",
+                retry_after_s=RETRY_AFTER_S,
+            )
+            until_closed.enter_context(self._places.place(full))
             known = self.queue.submitted_as(client_key) if client_key else None
             if known:
                 check_same(known[0].params, prepared.params, KEY)

@@ -71,7 +71,7 @@ def client(generator: PreviewGenerator) -> Iterator[FlaskClient]:
         queue,
         worker,
         generator,
-        Submission(queue, offer, Limits(), generator.why_not),
+        Submission(queue, offer, Limits(), generator.why_not, places=WaitingPlaces(10)),
         places=WaitingPlaces(10),
         previews=LatestOf(generator),
         data_dir=ROOT,

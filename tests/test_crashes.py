@@ -486,7 +486,7 @@ def test_a_worker_thread_that_dies_is_replaced_and_its_task_is_tried_once_more(
     ids = {name: queue.submit(params_for(name), urgent=False)[0].task_id for name in deaths}
     worker.start()
     until(lambda: not queue.queue(1, 0)[1])
-    submission = Submission(queue, OFFER, Limits(), generator.refusal)
+    submission = Submission(queue, OFFER, Limits(), generator.refusal, places=WaitingPlaces(1))
     app = create_app(
         queue,
         worker,

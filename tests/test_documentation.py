@@ -44,7 +44,7 @@ def app() -> Flask:
         queue,
         Worker(queue, generator, lambda error: None),
         generator,
-        Submission(queue, offer, Limits(max_steps=42), generator.refusal),
+        Submission(queue, offer, Limits(max_steps=42), generator.refusal, places=WaitingPlaces(1)),
         places=WaitingPlaces(1),
         previews=Previews(on=False),
         data_dir=ROOT,

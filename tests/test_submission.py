@@ -10,6 +10,7 @@ from PIL import Image
 
 from api.generate_request import GenerateRequest, Limits, parse_request, request_schema
 from api.submission import Prepared, Submission
+from api.waiting_places import WaitingPlaces
 from errors import InvalidInput, ServerError
 from images import to_base64, to_png
 from models.mflux_registry import find_model, read_catalog
@@ -25,7 +26,8 @@ SCHNELL, DEV = offer_of("schnell", "dev").models
 def resolve(request: GenerateRequest, model: Model, limits: Limits) -> GenerationParams:
     offer = offer_of(model.name)
     queue = QueueManager(offer, TimingModel(), TaskStore(None))
-    return Submission(queue, offer, limits, lambda params: None).prepare(request).params
+    submission = Submission(queue, offer, limits, lambda params: None, places=WaitingPlaces(1))
+    return submission.prepare(request).params
 
 
 def test_what_is_absent_is_filled_in_from_the_model() -> None:
@@ -100,7 +102,9 @@ class Desk:
         self.limits = limits or Limits()
         self.offer = offer_of(*names, **options)
         self.queue = QueueManager(self.offer, TimingModel(), TaskStore(None))
-        self._desk = Submission(self.queue, self.offer, self.limits, lambda params: None)
+        self._desk = Submission(
+            self.queue, self.offer, self.limits, lambda params: None, places=WaitingPlaces(1)
+        )
 
     def prepare(self, **fields: Any) -> Prepared:
         body = json.dumps({"prompt": "x", **fields}).encode()

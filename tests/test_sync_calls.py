@@ -3,6 +3,7 @@
 import json
 import socket
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -31,8 +32,9 @@ def queue() -> QueueManager:
 
 
 def calls_of(queue: QueueManager, places: int = 10, **options: Any) -> SyncCalls:
-    submission = Submission(queue, queue.offer, Limits(), lambda params: None)
-    return SyncCalls(queue, submission, read_catalog(), WaitingPlaces(places), **options)
+    waiting = WaitingPlaces(places)
+    submission = Submission(queue, queue.offer, Limits(), lambda params: None, places=waiting)
+    return SyncCalls(queue, submission, read_catalog(), waiting, **options)
 
 
 def start(calls: SyncCalls, hung_up: Callable[[], bool] = lambda: False, **how: Any) -> Call:
@@ -113,8 +115,8 @@ def test_without_a_free_place_a_call_is_refused_and_a_closed_one_gives_its_place
 ) -> None:
     calls = calls_of(queue, places=1)
     first = start(calls)
-    with pytest.raises(QueueFull, match="Too many callers"):
-        start(calls)
+    with ThreadPoolExecutor(1) as thread, pytest.raises(QueueFull, match="Too many callers"):
+        thread.submit(start, calls).result()
     first.close()
     start(calls).close()
     with pytest.raises(QueueFull):

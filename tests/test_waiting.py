@@ -14,7 +14,8 @@ from live import Connection, SteppedServer
 from PIL import Image
 
 from api import long_poll
-from api.waiting_places import WaitingPlaces
+from api.waiting_places import RETRY_AFTER_S, WaitingPlaces
+from errors import TooManyWaiting
 from queueing.events import EventKind, EventLog
 
 
@@ -177,9 +178,12 @@ def test_a_version_from_before_a_restart_is_answered_at_once(start_server: Start
 
 def test_places_are_counted_and_given_back() -> None:
     places = WaitingPlaces(1)
-    with places.take() as first:
-        with places.take() as second:
-            assert (first, second, places.taken) == (True, False, 1)
+    with places.place(), ThreadPoolExecutor(1) as another:
+        with places.place():
+            assert places.taken == 1, "a thread has one place, however often it takes it"
+        refused = another.submit(places.place().__enter__).exception()
+        assert isinstance(refused, TooManyWaiting)
+        assert refused.retry_after_s == RETRY_AFTER_S
         assert places.taken == 1
     assert places.taken == 0
 
