@@ -16,10 +16,12 @@ from itertools import islice
 from math import ceil
 
 from errors import (
+    Gone,
     NotReady,
     NoWorker,
     QueueFull,
     StorageUnavailable,
+    UnknownTask,
 )
 from models.model_catalog import Weights
 from queueing.events import EventKind
@@ -50,7 +52,7 @@ class QueueManager(WorkSource):
         """Put a task into the queue; on return it is on disk.
 
         Args:
-            client_key: with the same key comes the same task.
+            client_key: with the same key comes the same task, as submitted_as() says.
             inputs: the pictures that the params name, as PNG, by InputImage.file.
             callback_url: who is told that the task has ended (webhooks.py).
 
@@ -60,7 +62,6 @@ class QueueManager(WorkSource):
         Raises:
             NoWorker: the server is stopping.
             QueueFull: too many tasks wait, or the wait would be too long.
-            Gone: the task of this client_key is no more.
             ModelNotAllowed, NotSupported: the params ask for what the operator does not allow.
         """
         stages = self.offer.stages(params)
@@ -84,6 +85,8 @@ class QueueManager(WorkSource):
             missing = self._missing(*(stage.weights for stage in task.stages))
             with self._lock:
                 self._check_room(task.stages, task.urgent, missing)
+            if client_key:
+                self._store.free_key(client_key)
             self._store.insert(
                 task.task_id,
                 task.params,
@@ -101,14 +104,22 @@ class QueueManager(WorkSource):
             return view, others
 
     def submitted_as(self, client_key: str) -> tuple[TaskView, int] | None:
-        """What submit answered with to this key, as it stands; None: the key is new.
+        """The unfinished or finished task of this key, and the number of other unfinished tasks.
 
-        Raises:
-            Gone: the task of this client_key is no more.
+        Returns:
+            None when the key is free: it is new, or its task failed, was cancelled, or is gone.
         """
         with self._troubles.noting_storage():
             known = self._store.find_by_key(client_key)
-        return (self.status(known), self._unfinished_beside(known)) if known else None
+        if known is None:
+            return None
+        try:
+            view = self.status(known)
+        except (Gone, UnknownTask):
+            return None
+        if view.status in (TaskStatus.FAILED, TaskStatus.CANCELLED):
+            return None
+        return view, self._unfinished_beside(known)
 
     def estimate(self, params: GenerationParams, *, urgent: bool) -> tuple[Wait, int]:
         """What submit would answer now, and the number of tasks that are not finished."""

@@ -191,7 +191,8 @@ IDEMPOTENCY_KEY = {
     **query(
         "Idempotency-Key",
         "The same key answers with the same task, also after a restart of the server; with another "
-        "request it is refused (422).",
+        "request it is refused (422). The key is free again once its task has failed, was "
+        "cancelled, or was removed with its images.",
         {"type": "string", "minLength": 1, "maxLength": 200},
     ),
     "in": "header",

@@ -187,7 +187,8 @@ class GenerateRequest(BaseModel):
         max_length=200,
         description="Makes submitting safe to repeat, like the header Idempotency-Key: the same "
         "key answers with the same task, also after a restart of the server; with another request "
-        "it is refused.",
+        "it is refused. The key is free again once its task has failed, was cancelled, or was "
+        "removed with its images.",
         examples=["chat-42-message-7"],
     )
     model: str | None = Field(

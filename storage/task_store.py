@@ -141,6 +141,13 @@ class TaskStore:
             ).fetchone()
         return row and str(row["task_id"])
 
+    def free_key(self, client_key: str) -> None:
+        """Take the key from the task that has it, so that another task can be inserted with it."""
+        with self._database.transaction() as connection:
+            connection.execute(
+                "UPDATE tasks SET client_key = NULL WHERE client_key = ?", (client_key,)
+            )
+
     def unfinished(self) -> list[StoredTask]:
         """Tasks that wait or ran when the process ended, in the order in which they run."""
         with self._database.reading() as connection:

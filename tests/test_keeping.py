@@ -74,8 +74,39 @@ def test_the_same_key_answers_with_the_same_task_also_after_a_restart(
     server = start_server("--model", "tiny")
     restarted = post(server, body, **{"Idempotency-Key": "message 7"}).json()
     assert (restarted["task_id"], restarted["status"]) == (first["task_id"], "done")
-    requests.delete(server.url + "/delete", params={"task_id": first["task_id"]}, timeout=60)
-    assert post(server, body, **{"Idempotency-Key": "message 7"}).status_code == 410
+
+
+def test_the_key_of_a_task_that_is_cancelled_deleted_or_fetched_is_free(
+    start_server: StartServer,
+) -> None:
+    server = start_server("--model", "tiny", "--refetch-s", "0")
+    body = {"prompt": "x", "width": 64, "height": 64, "steps": 1}
+    running = server.submit(width=1024, height=1024, steps=100)["task_id"]
+
+    def ask(**change: Any) -> str:
+        answer = post(server, {**body, **change}, **{"Idempotency-Key": "message 7"})
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["status"] in ("waiting", "running", "done")
+        return str(answer.json()["task_id"])
+
+    def delete(task_id: str) -> None:
+        requests.delete(server.url + "/delete", params={"task_id": task_id}, timeout=60)
+
+    cancelled = ask()
+    assert ask() == cancelled
+    delete(cancelled)
+    after_cancel = ask()
+    delete(running)
+    server.wait_until_ended(after_cancel)
+    delete(after_cancel)
+    after_delete = ask()
+    server.wait_until_ended(after_delete)
+    assert ask() == after_delete
+    assert server.get("/image", task_id=after_delete).status_code == 200
+    assert server.get("/status", task_id=after_delete).status_code == 410
+    after_fetch = ask(prompt="y")  # of another request, too
+    assert len({cancelled, after_cancel, after_delete, after_fetch}) == 4
+    server.wait_until_ended(after_fetch)
 
 
 def test_a_key_that_comes_again_with_another_request_is_refused(

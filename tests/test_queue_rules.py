@@ -269,11 +269,9 @@ class QueueRules(RuleBasedStateMachine):
     def submit(self, urgent: bool, steps: int, side: int, key: str | None) -> None:
         params = some_params(len(self.seen_ids), steps, side)
         known = self.by_key(key)
-        if known and (reason := self.reason(known)):
-            with pytest.raises(Gone) as caught:
-                self.queue.submit(params, urgent=urgent, client_key=key)
-            assert caught.value.message == reason
-        elif known:
+        if known and (self.reason(known) or known.status in (FAILED, CANCELLED)):
+            known.key, known = None, None  # the key is free
+        if known:
             view, others = self.queue.submit(params, urgent=urgent, client_key=key)
             assert view == self.ask(known.task_id)
             assert (view.task_id, view.params) == (known.task_id, known.params)

@@ -78,6 +78,25 @@ def test_a_task_that_somebody_else_waits_for_goes_on(queue: QueueManager) -> Non
     assert queue.status(second.task_id).status is TaskStatus.CANCELLED
 
 
+def test_a_key_whose_task_was_cancelled_or_failed_draws_again(queue: QueueManager) -> None:
+    calls = calls_of(queue)
+    with pytest.raises(Gone), start(calls, lambda: True, client_key="key") as hung_up:
+        hung_up.result()
+    with start(calls, client_key="key") as second:
+        assert queue.claim()
+        queue.fail(second.task_id, "task_failed", "out of paint")
+        with pytest.raises(TaskFailed):
+            second.result()
+    with start(calls, client_key="key") as third:
+        assert queue.claim()
+        queue.finish(third.task_id, [b"image"])
+        assert third.result().images == [b"image"]
+    with start(calls, client_key="key") as fourth:
+        assert fourth.result().images == [b"image"]
+    assert len({hung_up.task_id, second.task_id, third.task_id}) == 3
+    assert fourth.task_id == third.task_id
+
+
 def test_a_failed_and_a_cancelled_task_are_told_apart(queue: QueueManager) -> None:
     calls = calls_of(queue)
     with start(calls) as call:
@@ -129,10 +148,13 @@ LONG = {"size": "1024x1024", "width": 1024, "height": 1024, "steps": 1000}
 
 
 @contextmanager
-def connected(server: ServerProcess, path: str, body: dict[str, Any]) -> Iterator[socket.socket]:
+def connected(
+    server: ServerProcess, path: str, body: dict[str, Any], *headers: str
+) -> Iterator[socket.socket]:
     """A caller who has asked for something and waits for the answer."""
     address, content = urlsplit(server.url), json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
+    lines = [f"POST {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(content)}"]
+    head = "\r\n".join([*lines, *headers, "", ""])
     with socket.create_connection((address.hostname, address.port or 0)) as connection:
         connection.sendall(head.encode() + content)
         yield connection
@@ -159,6 +181,24 @@ def test_a_connection_that_closes_cancels_its_waiting_and_its_running_task(
         assert server.wait_until_ended(waiting)["status"] == "cancelled"
         assert server.get("/status", task_id=running).json()["status"] == "running"
     assert server.wait_until_ended(running)["status"] == "cancelled"
+
+
+def test_a_caller_who_lost_the_connection_asks_again_with_the_same_key(
+    start_server: StartServer,
+) -> None:
+    server = start_server(*ENDLESS)
+    path, body = "/v1/images/generations", {"prompt": "mine", "size": "64x64", "steps": 1}
+    endless = server.submit(width=1024, height=1024, steps=1000)["task_id"]
+    with connected(server, path, body, "Idempotency-Key: k"):
+        lost = queued(server, "mine")
+    assert server.wait_until_ended(lost)["status"] == "cancelled"
+    requests.delete(server.url + "/delete", params={"task_id": endless}, timeout=60)
+    drawn = [
+        requests.post(server.url + path, json=body, headers={"Idempotency-Key": "k"}, timeout=60)
+        for _ in range(2)
+    ]
+    assert [answer.status_code for answer in drawn] == [200, 200]
+    assert drawn[0].json()["data"] == drawn[1].json()["data"]
 
 
 def test_a_stream_whose_reader_leaves_is_cancelled(start_server: StartServer) -> None:

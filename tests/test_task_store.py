@@ -234,6 +234,10 @@ def test_an_id_and_a_client_key_are_taken_once(bench: Bench) -> None:
     bench.waiting("c")
     assert bench.store.find_by_key("key") == "a"
     assert bench.store.find_by_key("never used") is None
+    bench.store.free_key("key")
+    assert bench.store.find_by_key("key") is None
+    bench.waiting("d", client_key="key")
+    assert bench.store.find_by_key("key") == "d"
 
 
 def test_an_id_never_known_is_none(bench: Bench) -> None:
