@@ -56,13 +56,16 @@ class BodyTooLarge(ServerError):
 class UnknownHost(ServerError):
     code = "unknown_host"
     http_status = 421
-    default_message = "This server does not answer under this host name; see --allowed-hosts."
+    default_message = "The Host header is missing or malformed."
 
 
 class ForeignPage(ServerError):
     code = "foreign_page"
     http_status = 403
-    default_message = "A page of another site may not change anything here."
+    default_message = (
+        "A page of another origin may not change anything here. The operator can allow its origin "
+        "with --cors-origins."
+    )
 
 
 class UnknownTask(ServerError):

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 try:
@@ -30,7 +29,9 @@ from api.http_server import HttpServer, most_connections, most_waiting
 from api.live_api import live_routes
 from api.models_api import model_routes
 from api.native_api import error_answer, native_routes
+from api.origin_check import LOOPBACK, AllowedHosts, install_origin_check
 from api.queue_api import queue_routes
+from api.security_headers import install_security_headers
 from api.server_api import server_routes
 from api.submission import Submission
 from api.waiting_places import WaitingPlaces
@@ -55,7 +56,6 @@ from worker import Generator, Worker
 
 log = logging.getLogger("mflux-server")
 
-LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LOAD_FAILED = b"\xff"
 STOP_S = 2.0
@@ -72,7 +72,7 @@ def create_app(
     previews: Previews,
     data_dir: Path,
     max_body_bytes: int,
-    allowed_hosts: frozenset[str] | None = None,
+    allowed_hosts: AllowedHosts | None = None,
     operator_key: str | None = "",
     foreign: ForeignOptions | None = None,
     cors_origins: tuple[str, ...] = (),
@@ -82,8 +82,7 @@ def create_app(
 
     Args:
         places: for requests that hold a thread for long.
-        allowed_hosts: names under which clients may address it; None: any. A web page whose own
-            name leads to this machine (DNS rebinding) thus gets nothing.
+        allowed_hosts: names under which clients may address it; None: any.
         operator_key: what the operator's routes ask for; empty: nothing; None: they are closed.
         cors_origins: of pages that may use it from elsewhere.
     """
@@ -95,19 +94,8 @@ def create_app(
     app.wsgi_app = _without_double_slashes(app.wsgi_app)  # type: ignore[method-assign,assignment]
     app.json.sort_keys = False  # type: ignore[attr-defined]  # the specification, as written
 
-    @app.before_request
-    def check_host() -> None:
-        name = _host_name(f"//{request.headers.get('Host', '')}")
-        if name is None or (allowed_hosts is not None and name not in allowed_hosts):
-            raise errors.UnknownHost
-        # A browser says of which page a request is that may change something.
-        origin = request.headers.get("Origin")
-        changes = request.method not in ("GET", "HEAD", "OPTIONS")
-        if origin is not None and changes and not cors.allows(origin):
-            page = _host_name(origin)
-            if page is None or page not in {name, *(allowed_hosts or ())}:
-                raise errors.ForeignPage
-
+    install_origin_check(app, allowed_hosts or AllowedHosts("", "*"), cors.allows)
+    install_security_headers(app)
     cors.install(app)
     catalog = read_catalog()
     for routes in (
@@ -144,13 +132,6 @@ def _without_double_slashes(inner: WSGIApplication) -> WSGIApplication:
         return inner(environ, start_response)
 
     return application
-
-
-def _host_name(url: str) -> str | None:
-    try:
-        return urlsplit(url).hostname or ""
-    except ValueError:
-        return None
 
 
 def _answer_error(error: Exception) -> Response:
@@ -270,7 +251,7 @@ class Server:
                 previews=previews,
                 data_dir=settings.data_dir,
                 max_body_bytes=settings.max_body_bytes,
-                allowed_hosts=_allowed_hosts(settings),
+                allowed_hosts=AllowedHosts(settings.host, settings.allowed_hosts),
                 operator_key=settings.operator_key or ("" if settings.host in LOOPBACK else None),
                 foreign=ForeignOptions(
                     sync_max_wait_s=settings.sync_max_wait_s,
@@ -427,16 +408,6 @@ def _cannot_listen(settings: Settings, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
         why = "it is in use. Choose another one with --port, or stop what listens there"
     return f"cannot listen on {settings.host}, port {settings.port}: {why}."
-
-
-def _allowed_hosts(settings: Settings) -> frozenset[str] | None:
-    """Names under which clients may address the server; None: any."""
-    if settings.allowed_hosts == "*":
-        return None
-    named = {name.strip().lower() for name in settings.allowed_hosts.split(",") if name.strip()}
-    if named or settings.host in LOOPBACK:
-        return frozenset(named | LOOPBACK)
-    return None
 
 
 if __name__ == "__main__":

@@ -160,8 +160,9 @@ class Settings:
     )
     allowed_hosts: str = _option(
         "",
-        "names, separated by commas, under which clients may address the server, besides localhost "
-        "(default: on a loopback address localhost alone, else any); *: any",
+        "further names, separated by commas, under which clients may address the server; *: any "
+        "(always allowed: localhost, and if it listens on other addresses too, IP addresses, "
+        "names that end in .local and this machine's own names)",
         metavar="NAMES",
     )
     port: int = _option(

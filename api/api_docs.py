@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from flasgger import Swagger, swag_from
-from flask import Flask, Response
+from flask import Flask
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
@@ -46,12 +46,6 @@ SCHEMAS = "#/components/schemas/"
 ENCODED = "'format': 'byte'"
 SPEC_ROUTE = "/openapi.json"
 PAGE_ROUTE = "/swagger"
-
-POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; frame-ancestors 'none'"
-)
-"""The page fetches from this server alone, whatever specification a link asks it to show."""
 
 RETRY_AFTER = {
     "description": "Seconds after which trying again pays, from the forecast.",
@@ -226,12 +220,6 @@ def install_docs(app: Flask, limits: Limits, foreign: ForeignSchemas = ()) -> No
         "components": {"schemas": _schemas(limits, foreign)},
     }
     Swagger(app, config=page, template=template)
-
-    @app.after_request
-    def add_headers(answer: Response) -> Response:
-        answer.headers.setdefault("Content-Security-Policy", POLICY)  # the page has a stricter one
-        answer.headers.setdefault("X-Content-Type-Options", "nosniff")
-        return answer
 
 
 def _schemas(limits: Limits, foreign: ForeignSchemas) -> dict[str, Any]:

@@ -1,14 +1,16 @@
-"""Pages of other origins that the operator lets in (--cors-origins), as browsers ask for it."""
+"""Lets pages of other origins use the server, as far as --cors-origins allows them.
+
+No answer allows credentials: the server has no cookies, and API keys are sent in a header.
+"""
 
 from collections.abc import Iterable
 
 from flask import Flask, Response, request
 
-ALLOWED_HEADERS = "Authorization, Content-Type, Idempotency-Key, Last-Event-ID"
-"""By name: a wildcard would not cover Authorization."""
-ALLOWED_METHODS = "GET, POST, DELETE, OPTIONS"
-TOLD_HEADERS = "Retry-After, Content-Disposition"
-REMEMBER_S = 600
+ALLOWED_METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
+EXPOSED_HEADERS = "Retry-After, Content-Disposition"
+"""Headers of answers that clients need, beside those that every page may read."""
+MAX_AGE_S = 600
 
 
 class Cors:
@@ -28,27 +30,38 @@ class Cors:
 
         @app.before_request
         def answer_preflight() -> Response | None:
-            asked = request.headers.get("Access-Control-Request-Method")
-            if request.method == "OPTIONS" and asked and self.allows(_origin()):
+            if _is_preflight() and self.allows(_origin()):
                 return Response(status=204)
             return None
 
         @app.after_request
-        def let_in(answer: Response) -> Response:
+        def add_headers(answer: Response) -> Response:
             answer.vary.add("Origin")
             origin = _origin()
-            if not self.allows(origin):
+            if origin is None or not self.allows(origin):
                 return answer
             headers = answer.headers
-            headers["Access-Control-Allow-Origin"] = origin or ""
-            headers["Access-Control-Expose-Headers"] = TOLD_HEADERS
-            if request.method == "OPTIONS":
-                headers["Access-Control-Allow-Headers"] = ALLOWED_HEADERS
-                headers["Access-Control-Allow-Methods"] = ALLOWED_METHODS
-                headers["Access-Control-Max-Age"] = str(REMEMBER_S)
-                if request.headers.get("Access-Control-Request-Private-Network") == "true":
-                    headers["Access-Control-Allow-Private-Network"] = "true"
+            headers["Access-Control-Allow-Origin"] = origin
+            headers["Access-Control-Expose-Headers"] = EXPOSED_HEADERS
+            if _is_preflight():
+                _add_preflight_headers(answer)
             return answer
+
+
+def _add_preflight_headers(answer: Response) -> None:
+    asked, headers = request.headers, answer.headers
+    answer.vary.update(["Access-Control-Request-Method", "Access-Control-Request-Headers"])
+    headers["Access-Control-Allow-Methods"] = ALLOWED_METHODS
+    # By name: a wildcard would not cover Authorization.
+    if names := asked.get("Access-Control-Request-Headers"):
+        headers["Access-Control-Allow-Headers"] = names
+    headers["Access-Control-Max-Age"] = str(MAX_AGE_S)
+    if asked.get("Access-Control-Request-Private-Network") == "true":
+        headers["Access-Control-Allow-Private-Network"] = "true"
+
+
+def _is_preflight() -> bool:
+    return request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers
 
 
 def _origin() -> str | None:

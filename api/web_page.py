@@ -21,8 +21,6 @@ POLICY = (
 """Nothing inline, nothing from elsewhere, no frame around it, and no text ever becomes HTML."""
 HEADERS = {
     "Content-Security-Policy": POLICY,
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     # Asked for anew each time, which costs a few bytes: the files change with the server.
     "Cache-Control": "no-cache",

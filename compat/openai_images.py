@@ -244,7 +244,6 @@ def openai_routes(
             raise errors.UnknownTask("There is no image of this name.")
         answer = Response(data, mimetype=CONTENT_TYPES[params.format])
         answer.headers["Cache-Control"] = "private, max-age=3600"
-        answer.headers["X-Content-Type-Options"] = "nosniff"
         return answer
 
     @routes.get("/models")
