@@ -106,6 +106,23 @@ class QueueFull(TryLater):
     default_message = "The queue is full: try again later."
 
 
+class InputsFull(TryLater):
+    code = "inputs_full"
+    http_status = 429
+    default_message = (
+        "The pictures of waiting tasks take the space that the operator allows (--input-bytes): "
+        "try again when some of these tasks have ended."
+    )
+
+
+class InputsTooLarge(ServerError):
+    code = "inputs_too_large"
+    http_status = 507
+    default_message = (
+        "The pictures of this task take more space than the operator allows (--input-bytes)."
+    )
+
+
 class TooManyListeners(TryLater):
     code = "too_many_listeners"
     http_status = 503

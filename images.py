@@ -1,39 +1,29 @@
-"""Pictures as bytes: encoding with generation metadata, reading that back, uploads, thumbnails.
+"""Pictures as bytes: encoding with generation metadata, reading that back, base64, archives.
 
 Metadata stand where mflux puts them and finds them: as JSON in the EXIF field UserComment.
-
-Uploads come from strangers, and Pillow reads all that a file holds before anyone can look at the
-size of its picture: 5 MB of repeated ICC profiles in a PNG keep it busy for 11 s, 5 MB of EXIF
-segments in a JPEG for 5 s, and it warns once for each lie in EXIF. So Pillow gets the pixels and
-nothing else (`_bare`); the little that is wanted of EXIF is read here.
+Pictures of clients are decoded elsewhere (decoding/); what is read of them here is a few headers.
 """
 
 import base64
 import json
 import re
 import struct
-import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from io import BytesIO
-from threading import Lock
 from typing import Any, Literal
 
-from PIL import Image, ImageChops
+from PIL import Image
 
 from errors import InvalidInput
 
 CONTENT_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 UPLOAD_FORMATS = "PNG, JPEG, WebP or GIF"
-"""What `open_upload` reads, in words. TIFF, AVIF and BMP are left out: too many decoders for too
-few pictures, and Pillow unpacks compressed BMP in Python, pixel by pixel."""
-MIN_SIDE = 16
-"""Pixels: mflux draws in squares of 16, so less holds nothing that it could see."""
-MAX_SCANS = 100
-"""Of a progressive JPEG; encoders write about ten. Each costs a walk over the whole picture."""
+"""What clients may send, in words. TIFF, AVIF and BMP are left out: too many decoders for too few
+pictures, and Pillow unpacks compressed BMP in Python, pixel by pixel."""
 SHORTENED = " [shortened]"
 """Ends a text that had no room in a JPEG's EXIF."""
 
@@ -43,17 +33,8 @@ _AFTER_HEADER = len(_PNG_START) + 25
 """Where the chunk that follows IHDR starts."""
 _JPEG_EXIF_ROOM = 65533 - 54
 """Bytes of JSON: what a segment holds, less what `_exif` puts in front of the text."""
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_one_at_a_time = Lock()
-"""Held while an upload is decoded, for two reasons: memory, and catch_warnings is global."""
+_PLAIN_ALPHABET = bytes.maketrans(b"-_", b"+/")
+_WHITE_SPACE = b" \t\r\n\v\f"
 
 
 def encode_image(
@@ -79,19 +60,6 @@ def to_png(image: Image.Image) -> bytes:
     """Lossless and quick rather than small: for pictures that stay on this machine."""
     buffer = BytesIO()
     image.save(buffer, format="PNG", compress_level=1)
-    return buffer.getvalue()
-
-
-def thumbnail(data: bytes, max_side: int) -> bytes:
-    """A JPEG with no side longer than max_side pixels, never larger than the picture itself.
-
-    Args:
-        data: an image that this server made: `encode_image` or `to_png`.
-    """
-    buffer = BytesIO()
-    with Image.open(BytesIO(data), formats=list(CONTENT_TYPES)) as image:
-        image.thumbnail((max_side, max_side))  # a JPEG is decoded at a fraction of its size
-        image.convert("RGB").save(buffer, format="JPEG", quality=80)
     return buffer.getvalue()
 
 
@@ -123,7 +91,7 @@ def to_base64(image: bytes) -> str:
 
 
 def decode_base64(text: str, field: str) -> bytes:
-    """The bytes of plain base64 or of a data URL of a picture.
+    """The bytes of plain base64 or of a data URL, whatever type that names.
 
     White space, the URL-safe alphabet and missing padding are tolerated.
 
@@ -137,13 +105,13 @@ def decode_base64(text: str, field: str) -> bytes:
         )
     if start.startswith("data:"):
         head, _, text = text.partition(",")
-        if not re.fullmatch(r"\s*data:image/[^,]*;\s*base64\s*", head, re.IGNORECASE):
+        if not re.fullmatch(r"\s*data:[^,]*;\s*base64\s*", head, re.IGNORECASE):
             raise _refusal(
                 field, " is a data URL, but does not start like data:image/png;base64,iVBOR..."
             )
-    digits = "".join(text.split()).rstrip("=").translate({ord("-"): "+", ord("_"): "/"})
     try:
-        data = base64.b64decode(digits + "=" * (-len(digits) % 4), validate=True)
+        digits = text.encode("ascii").translate(_PLAIN_ALPHABET, _WHITE_SPACE).rstrip(b"=")
+        data = base64.b64decode(digits + b"=" * (-len(digits) % 4), validate=True)
     except ValueError as error:
         raise _refusal(
             field,
@@ -152,62 +120,6 @@ def decode_base64(text: str, field: str) -> bytes:
     if not data:
         raise _refusal(field, " is empty: it must hold a picture.")
     return data
-
-
-def open_upload(
-    data: bytes, field: str, *, max_pixels: int, mode: Literal["RGB", "L", "A"] = "RGB"
-) -> Image.Image:
-    """The first frame of somebody's picture, upright, at its own size, with nothing but pixels.
-
-    Args:
-        max_pixels: width times height; Pillow itself ends at 178 million.
-        mode: RGB puts what is transparent on white. L is for masks and looks through
-            transparency at the colour below, as mflux does with masks. A is white where the
-            picture is transparent; of one without transparency it is the same as L.
-
-    Raises:
-        InvalidInput: not one of `UPLOAD_FORMATS`, broken, cut off, too small or too large. The
-            size is known before any pixel is decoded.
-    """
-    if not data:
-        raise _refusal(field, " is empty: it must hold a picture.")
-    format = _format_of(data)
-    if format is None:
-        raise _refusal(field, f" is not a picture that is read here: it must be {UPLOAD_FORMATS}.")
-    try:
-        bare = _bare(data, format)
-        with _one_at_a_time, warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(BytesIO(bare), formats=[format]) as image:
-                _check_size(image.size, field, max_pixels)
-                picture = _flat(image, mode)
-    except InvalidInput:
-        raise
-    except Image.DecompressionBombError as error:
-        raise _refusal(field, f" has too many pixels: {max_pixels} are allowed.") from error
-    except Exception as error:  # decoders raise whatever comes to pass, down to MemoryError
-        raise _refusal(field, f" is a broken or incomplete {format} file.") from error
-    turn = _TURNS.get(_orientation(_exif_of(data, format)))
-    return picture if turn is None else picture.transpose(turn)
-
-
-def mask_of_transparency(data: bytes, field: str, *, max_pixels: int) -> bytes:
-    """A mask as PNG, white where the given one is transparent; without transparency as it is.
-
-    Raises:
-        InvalidInput: see `open_upload`.
-    """
-    return to_png(open_upload(data, field, max_pixels=max_pixels, mode="A"))
-
-
-def inverted_mask(data: bytes, field: str, *, max_pixels: int) -> bytes:
-    """A mask as PNG, white where the given one is black.
-
-    Raises:
-        InvalidInput: see `open_upload`.
-    """
-    mask = open_upload(data, field, max_pixels=max_pixels, mode="L")
-    return to_png(ImageChops.invert(mask))
 
 
 def with_png_text(data: bytes, keyword: str, text: str) -> bytes:
@@ -221,7 +133,7 @@ def with_png_text(data: bytes, keyword: str, text: str) -> bytes:
 def read_png_texts(data: bytes) -> dict[str, str]:
     """The texts in a PNG that are not compressed, by keyword."""
     texts: dict[str, str] = {}
-    if _format_of(data) == "PNG":
+    if format_of(data) == "PNG":
         for name, payload, _ in _chunks(data, "PNG"):
             keyword, _, rest = bytes(payload).partition(b"\0")
             if name == b"tEXt":
@@ -234,7 +146,7 @@ def read_png_texts(data: bytes) -> dict[str, str]:
 
 def read_metadata(data: bytes) -> dict[str, Any] | None:
     """What `encode_image` or mflux wrote into a PNG, JPEG or WebP; None without or if damaged."""
-    format = _format_of(data)
+    format = format_of(data)
     if format is None:
         return None
     exif = _exif_of(data, format)
@@ -246,6 +158,25 @@ def read_metadata(data: bytes) -> dict[str, Any] | None:
     except (KeyError, ValueError, struct.error, RecursionError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def format_of(data: bytes) -> str | None:
+    """PNG, JPEG, WEBP or GIF, from the first bytes of a file; None: it is none of these."""
+    if data.startswith(_PNG_START):
+        return "PNG"
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "WEBP"
+    return "GIF" if data.startswith((b"GIF87a", b"GIF89a")) else None
+
+
+def orientation_of(data: bytes) -> int:
+    """The orientation that a picture's EXIF tells, 1 to 8; 1 (upright) if it tells none."""
+    exif = _exif_of(data, format_of(data) or "")
+    with suppress(KeyError, struct.error):
+        return _value_of(exif, _find(exif, _value_of(exif, 4), _ORIENTATION) + 8, "H")
+    return 1
 
 
 def _exif(metadata: Mapping[str, Any], room: int | None) -> bytes:
@@ -278,73 +209,6 @@ def _terse(value: object) -> bytes:
 
 def _refusal(field: str, sentence: str) -> InvalidInput:
     return InvalidInput(field + sentence, field=field)
-
-
-def _check_size(size: tuple[int, int], field: str, max_pixels: int) -> None:
-    width, height = size
-    told = f" has {width} x {height} = {width * height} pixels: "
-    if width * height > max_pixels:
-        raise _refusal(field, f"{told}{max_pixels} are allowed.")
-    if min(size) < MIN_SIDE:
-        raise _refusal(field, f"{told}each side must have at least {MIN_SIDE}.")
-
-
-def _flat(image: Image.Image, mode: Literal["RGB", "L", "A"]) -> Image.Image:
-    if image.mode == "I;16":
-        image.info.pop("transparency", None)
-        image = image.point(lambda grey: grey * (1 / 256)).convert("L")  # Pillow alone would clip
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        if mode == "RGB":
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        if mode == "A":
-            return ImageChops.invert(image.getchannel("A"))
-    flat = image.convert("RGB" if mode == "RGB" else "L")
-    flat.info.clear()
-    return flat
-
-
-def _format_of(data: bytes) -> str | None:
-    if data.startswith(_PNG_START):
-        return "PNG"
-    if data.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return "WEBP"
-    return "GIF" if data.startswith((b"GIF87a", b"GIF89a")) else None
-
-
-def _bare(data: bytes, format: str) -> bytes:
-    """The same picture with only its pixels in the file. Raises anything if it is broken."""
-    if format == "PNG":
-        wanted = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
-        return _PNG_START + b"".join(w for name, _, w in _chunks(data, format) if name in wanted)
-    if format == "JPEG":
-        unwanted = {*range(0xE1, 0xEE), 0xEF, 0xFE}  # APP0 and APP14 tell of colours
-        segments = [whole for name, _, whole in _segments(data) if name not in unwanted]
-        if bytes(segments[-1]).count(b"\xff\xda") > MAX_SCANS:
-            raise ValueError("too many scans")
-        return b"\xff\xd8" + b"".join(segments)
-    return _bare_gif(data) if format == "GIF" else data  # of a WebP's extras Pillow reads none
-
-
-def _bare_gif(data: bytes) -> bytes:
-    """Up to the first frame, nothing but palette and transparency.
-
-    How a frame is to be disposed of would make Pillow allocate it before its size can be looked at.
-    """
-    at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
-    start, control = data[:at], b""
-    while data[at] == 0x21:
-        if data[at + 1 : at + 3] == b"\xf9\x04":
-            control = bytes([0x21, 0xF9, 4, data[at + 3] & 1, 0, 0, data[at + 6], 0])
-        at += 2
-        while data[at]:
-            at += data[at] + 1
-        at += 1
-    if data[at] != 0x2C:
-        raise ValueError("no frame where it should be")
-    return start + control + data[at:]
 
 
 def _chunks(data: bytes, format: str) -> Iterator[tuple[bytes, memoryview, memoryview]]:
@@ -397,12 +261,6 @@ def _exif_of(data: bytes, format: str) -> bytes:
             if chunk in (b"eXIf", b"EXIF"):
                 return bytes(payload).removeprefix(_EXIF_START)
     return b""
-
-
-def _orientation(exif: bytes) -> int:
-    with suppress(KeyError, struct.error):
-        return _value_of(exif, _find(exif, _value_of(exif, 4), _ORIENTATION) + 8, "H")
-    return 1
 
 
 def _find(exif: bytes, directory: int, tag: int) -> int:

@@ -38,6 +38,7 @@ from api.waiting_places import WaitingPlaces
 from api.web_page import page_routes
 from api.webhooks import Webhooks
 from compat.install import ForeignOptions, foreign_error, install_foreign_apis
+from decoding.decoder import PictureDecoder
 from downloads import Downloads
 from drawing.pipelines import fetch
 from drawing.previews import Previews
@@ -101,7 +102,7 @@ def create_app(
     for routes in (
         native_routes(queue, submission, places),
         queue_routes(queue),
-        live_routes(queue, places, previews),
+        live_routes(queue, places, previews, submission.decoder),
         server_routes(queue, worker, generator, data_dir),
         model_routes(queue, submission.offer, catalog, operator_key),
     ):
@@ -233,12 +234,14 @@ class Server:
         )
         self._downloads = Downloads(self.queue, partial(download_command, settings.data_dir))
         self._webhooks = Webhooks(self.queue, self._store.callbacks, limits, settings.callback_key)
+        self._decoder = PictureDecoder(settings.max_input_pixels, self.places.place)
         submission = Submission(
             self.queue,
             offer,
             limits,
             generator.refusal,
             places=self.places,
+            decoder=self._decoder,
             metadata=settings.metadata == "on",
         )
         self._http = HttpServer(
@@ -299,6 +302,7 @@ class Server:
         self.queue.events.close()
         self._webhooks.stop(0.5)
         self._http.stop(0.5)
+        self._decoder.close()
         self._store.close()
         return ended
 

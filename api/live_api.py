@@ -11,9 +11,10 @@ from api.answers import jpeg_response
 from api.api_docs import INDEX, READING_ERRORS, TASK_ID, documented, jpeg_answer, query
 from api.event_texts import HEARTBEAT, RETRY, EventTexts, worth_telling
 from api.query_values import MAX_ID, gone_check, number_value, task_id_value, whole_number
+from api.thumbnails import Thumbnails
 from api.waiting_places import RETRY_AFTER_S, WaitingPlaces
+from decoding.decoder import PictureDecoder
 from drawing.previews import FAMILIES, Previews
-from images import thumbnail
 from queue_manager import QueueManager
 from queueing.events import ENDS, EventKind
 from task import TaskStatus
@@ -48,9 +49,12 @@ EVENT = {
 }
 
 
-def live_routes(queue: QueueManager, places: WaitingPlaces, previews: Previews) -> Blueprint:
+def live_routes(
+    queue: QueueManager, places: WaitingPlaces, previews: Previews, decoder: PictureDecoder
+) -> Blueprint:
     routes = Blueprint("live", __name__)
     texts = EventTexts(queue)
+    thumbnails = Thumbnails(queue, decoder)
 
     @routes.get("/events")
     @documented(
@@ -125,14 +129,13 @@ def live_routes(queue: QueueManager, places: WaitingPlaces, previews: Previews) 
             200: jpeg_answer("The picture so far."),
             204: {"description": "The task runs, and there is no preview of it."},
         },
-        errors=READING_ERRORS,
+        errors=(*READING_ERRORS, errors.TooManyWaiting),
     )
     def preview() -> Response:
         task_id = task_id_value()
         view = queue.status(task_id)
         if view.wait is None:
-            image, _ = queue.image(task_id)
-            return jpeg_response(thumbnail(image, THUMBNAIL_SIDE))
+            return jpeg_response(thumbnails.get(task_id, 0, THUMBNAIL_SIDE))
         family = queue.offer.model(view.params.model).family
         why = "There is no preview of this task yet: it comes once it runs."
         if not previews.on:
@@ -160,12 +163,12 @@ def live_routes(queue: QueueManager, places: WaitingPlaces, previews: Previews) 
             ),
         ],
         answers={200: jpeg_answer("The small copy.")},
-        errors=READING_ERRORS,
+        errors=(*READING_ERRORS, errors.TooManyWaiting),
     )
     def show_thumbnail() -> Response:
         task_id, index = task_id_value(), number_value("index", 0, 0, 999)
-        image, _ = queue.image(task_id, index)
-        return jpeg_response(thumbnail(image, number_value("size", THUMBNAIL_SIDE, 64, 1024)))
+        max_side = number_value("size", THUMBNAIL_SIDE, 64, 1024)
+        return jpeg_response(thumbnails.get(task_id, index, max_side))
 
     return routes
 

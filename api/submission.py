@@ -9,20 +9,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from threading import Semaphore
-
-from PIL import Image
+from typing import NamedTuple
 
 import errors
 from api.generate_request import PICTURES, GenerateRequest, ImageOf, Limits, default_side, refusal
 from api.waiting_places import WaitingPlaces
-from images import open_upload, to_png
+from decoding.decoder import PictureDecoder, PictureReader
+from decoding.protocol import Meaning
 from models.model_catalog import Model, Takes
 from offer import Offer, given_fields, not_supported
 from queue_manager import QueueManager
 from task import MAX_SEED, SIDE_STEP, GenerationParams, InputImage
 
-DECODED_AT_A_TIME = 2
-"""Pictures of clients; each may take a few hundred megabytes while it is decoded."""
 LARGE_BODY_BYTES = 1_000_000
 LARGE_BODIES = 4
 """Larger bodies that are in memory at a time; others wait on disk, where waitress has put them."""
@@ -49,6 +47,7 @@ class Submission:
     """Args:
     fits: why a picture of these params does not fit into memory, or None.
     places: for requests that wait.
+    decoder: reads the pictures; default: one of its own.
     metadata: whether image files tell how they were made, where a client does not say.
     """
 
@@ -60,6 +59,7 @@ class Submission:
         fits: Callable[[GenerationParams], str | None],
         *,
         places: WaitingPlaces,
+        decoder: PictureDecoder | None = None,
         metadata: bool = True,
     ) -> None:
         self.offer = offer
@@ -68,7 +68,7 @@ class Submission:
         self._fits = fits
         self._places = places
         self._metadata = metadata
-        self._decoding = Semaphore(DECODED_AT_A_TIME)
+        self.decoder = decoder or PictureDecoder(limits.max_input_pixels, places.place)
         self._large_bodies = Semaphore(LARGE_BODIES)
 
     @contextmanager
@@ -84,8 +84,18 @@ class Submission:
         with self._places.place(), self._large_bodies:
             yield
 
-    def prepare(self, request: GenerateRequest) -> Prepared:
+    def prepare(
+        self,
+        request: GenerateRequest,
+        *,
+        mask_meaning: Meaning = Meaning.MASK,
+        invert_mask: bool = False,
+    ) -> Prepared:
         """Fill in defaults and a random seed, decode pictures, round the size, check everything.
+
+        Args:
+            mask_meaning: how the mask of this request is to be read.
+            invert_mask: whether it is black where to repaint.
 
         Raises:
             InvalidInput, ModelNotAllowed, NotSupported, DoesNotFit: with the field at fault.
@@ -101,9 +111,18 @@ class Submission:
                 "(--callback-hosts).",
                 field="callback_url",
             )
-        prepared = Prepared(self._without_pictures(request, model))
-        self._add_pictures(request, prepared)
-        params = self._sized(request, model, prepared.params)
+        params = self._without_pictures(request, model)
+        prepared = Prepared(params)
+        if _has_pictures(request):
+            mask = _MaskReading(mask_meaning, invert_mask)
+            with self.decoder.reading() as reader:
+                pictures = _Pictures(reader, request, self._queue, mask)
+                params = self._sized(request, model, params, pictures.size_of_source(model))
+                params = params.model_copy(update=pictures.decoded(params, model))
+            prepared.inputs = pictures.inputs
+            params = self._with_strength(params)
+        else:
+            params = self._sized(request, model, params, None)
         self.offer.stages(params)
         if why := self._fits(params):
             raise errors.DoesNotFit(why, field="width")
@@ -125,8 +144,12 @@ class Submission:
         if known.asked != request.digest and known.asked:
             raise errors.KeyReused(field=key)
         with suppress(errors.UnknownTask, errors.NotReady, errors.Gone):
-            pictures = self._pictures(request, Prepared(known))
-            check_same(known, known.model_copy(update=dict.fromkeys(PICTURES) | pictures), key)
+            given: dict[str, object] = {}
+            if _has_pictures(request):
+                with self.decoder.reading() as reader:
+                    pictures = _Pictures(reader, request, self._queue, _MaskReading())
+                    given = pictures.decoded(known, self.offer.model(known.model))
+            check_same(known, known.model_copy(update=dict.fromkeys(PICTURES) | given), key)
 
     def _check_fields(self, request: GenerateRequest, model: Model) -> None:
         """What the model cannot honour is refused, but for guidance, which clients send to every
@@ -212,21 +235,8 @@ class Submission:
             asked=request.digest,
         )
 
-    def _pictures(self, request: GenerateRequest, prepared: Prepared) -> dict[str, object]:
-        """Those that the request gives, kept; by the name of their field."""
-        kept: dict[str, object] = {}
-        for name in ("init_image", "mask", "control_image"):
-            source = getattr(request, name)
-            if source is not None:
-                kept[name] = self._keep(source, name, prepared)
-        if request.images:
-            kept["images"] = tuple(
-                self._keep(source, "images", prepared) for source in request.images
-            )
-        return kept
-
-    def _add_pictures(self, request: GenerateRequest, prepared: Prepared) -> None:
-        params = prepared.params.model_copy(update=self._pictures(request, prepared))
+    def _with_strength(self, params: GenerationParams) -> GenerationParams:
+        """With mflux's own image_strength if the request gives none and the pipeline takes it."""
         takes = self.offer.model(params.model).takes
         if params.init_image and params.image_strength is None and Takes.IMAGE_STRENGTH in takes:
             pipeline = self.offer.model(params.model).pipeline_for(given_fields(params))
@@ -238,40 +248,27 @@ class Submission:
                 "to draw with: send more steps.",
                 field="steps",
             )
-        prepared.params = params
-
-    def _keep(self, source: bytes | ImageOf, field_name: str, prepared: Prepared) -> InputImage:
-        if isinstance(source, ImageOf):
-            try:
-                source, _ = self._queue.image(source.task_id, source.index)
-            except errors.ServerError as error:
-                error.field = field_name
-                raise
-        with self._places.place(), self._decoding:
-            picture: Image.Image = open_upload(
-                source,
-                field_name,
-                max_pixels=self.limits.max_input_pixels,
-                mode="L" if field_name == "mask" else "RGB",
-            )
-            png = to_png(picture)
-        name = hashlib.sha256(png).hexdigest()[:16]
-        prepared.inputs[name] = png
-        return InputImage(name, picture.width, picture.height)
+        return params
 
     def _sized(
-        self, request: GenerateRequest, model: Model, params: GenerationParams
+        self,
+        request: GenerateRequest,
+        model: Model,
+        params: GenerationParams,
+        source: tuple[int, int] | None,
     ) -> GenerationParams:
-        """With a width and height: asked for, or those of the picture that came, or the default."""
+        """With a width and height: asked for, or those of the picture that came, or the default.
+
+        Args:
+            source: width and height of the picture that came.
+        """
         default = default_side(self.limits)
-        source = params.init_image or next(iter(params.images), None)
         if model.upscaler and source:
-            width, height = source.width, source.height
+            width, height = source
         elif source and not {"width", "height"} & request.model_fields_set:
-            shrink = min(1.0, (default * default / (source.width * source.height)) ** 0.5)
+            shrink = min(1.0, (default * default / (source[0] * source[1])) ** 0.5)
             width, height = (
-                max(round(side * shrink) // SIDE_STEP, 1) * SIDE_STEP
-                for side in (source.width, source.height)
+                max(round(side * shrink) // SIDE_STEP, 1) * SIDE_STEP for side in source
             )
         else:
             width, height = (
@@ -305,6 +302,90 @@ class Submission:
                 field="upscale",
             )
         return params
+
+
+def _has_pictures(request: GenerateRequest) -> bool:
+    return any(getattr(request, name) is not None for name in PICTURES)
+
+
+class _MaskReading(NamedTuple):
+    meaning: Meaning = Meaning.MASK
+    invert: bool = False
+
+
+class _Pictures:
+    """The pictures of one request, decoded.
+
+    Raises:
+        InvalidInput: one cannot be decoded.
+        UnknownTask, NotReady, Gone: of a task whose picture is asked for.
+    """
+
+    def __init__(
+        self,
+        reader: PictureReader,
+        request: GenerateRequest,
+        queue: QueueManager,
+        mask: _MaskReading,
+    ) -> None:
+        self.inputs: dict[str, bytes] = {}
+        """PNG bytes by InputImage.file."""
+        self._reader = reader
+        self._request = request
+        self._queue = queue
+        self._mask = mask
+
+    def size_of_source(self, model: Model) -> tuple[int, int] | None:
+        """Width and height of the picture that decides the size of the result; None: none does."""
+        request = self._request
+        if {"width", "height"} <= request.model_fields_set and not model.upscaler:
+            return None
+        if request.init_image is not None:
+            return self._reader.size(self._bytes_of(request.init_image, "init_image"), "init_image")
+        for first in request.images or ():
+            return self._reader.size(self._bytes_of(first, "images"), "images")
+        return None
+
+    def decoded(self, params: GenerationParams, model: Model) -> dict[str, object]:
+        """By the name of their field. They are scaled down to what the task can use; an upscaler
+        uses all of its source."""
+        cover = None if model.upscaler else (params.width, params.height)
+        kept: dict[str, object] = {}
+        for name in ("init_image", "mask", "control_image"):
+            source = getattr(self._request, name)
+            if source is not None:
+                kept[name] = self._keep(source, name, cover, model.reference_pixels)
+        if self._request.images:
+            kept["images"] = tuple(
+                self._keep(source, "images", cover, model.reference_pixels)
+                for source in self._request.images
+            )
+        return kept
+
+    def _keep(
+        self, source: bytes | ImageOf, name: str, cover: tuple[int, int] | None, min_pixels: int
+    ) -> InputImage:
+        mask = self._mask if name == "mask" else _MaskReading(Meaning.PICTURE)
+        png = self._reader.png(
+            self._bytes_of(source, name),
+            name,
+            meaning=mask.meaning,
+            invert=mask.invert,
+            cover=cover,
+            min_pixels=min_pixels,
+        )
+        file = hashlib.sha256(png.data).hexdigest()[:16]
+        self.inputs[file] = png.data
+        return InputImage(file, png.width, png.height)
+
+    def _bytes_of(self, source: bytes | ImageOf, name: str) -> bytes:
+        if isinstance(source, bytes):
+            return source
+        try:
+            return self._queue.image(source.task_id, source.index)[0]
+        except errors.ServerError as error:
+            error.field = name
+            raise
 
 
 def check_same(known: GenerationParams, asked: GenerationParams, key: str) -> None:

@@ -29,11 +29,9 @@ from compat.a1111_shapes import (
 from compat.bodies import read_body
 from compat.pictures import EDIT, START, place_pictures
 from compat.sync_calls import DRAWING_ERRORS, Call, Finished, SyncCalls
+from decoding.protocol import Meaning
 from images import (
     decode_base64,
-    inverted_mask,
-    read_metadata,
-    read_png_texts,
     to_base64,
     with_png_text,
 )
@@ -179,7 +177,12 @@ def a1111_routes(
 
     def _start(asked: TextToImage, placed: dict[str, Any]) -> tuple[Call, GenerationParams]:
         model = calls.offer.model(placed["model"])
-        _, prepared = calls.prepare(_fields(asked, model, calls) | placed, NAMES)
+        _, prepared = calls.prepare(
+            _fields(asked, model, calls) | placed,
+            NAMES,
+            mask_meaning=Meaning.MASK_OPAQUE,
+            invert_mask=isinstance(asked, ImageToImage) and asked.inpainting_mask_invert,
+        )
         hung_up = request.environ.get("waitress.client_disconnected", lambda: False)
         return calls.start(prepared, hung_up=hung_up), prepared.params
 
@@ -240,12 +243,14 @@ def a1111_routes(
         tag=TAG,
         content={"application/json": {"schema": {"$ref": SCHEMAS + "PngInfo"}}},
         answers={200: json_answer(A1111PngInfo, "What it tells.")},
-        errors=(errors.InvalidInput, errors.BodyTooLarge),
+        errors=(errors.InvalidInput, errors.BodyTooLarge, errors.TooManyWaiting),
         shape=A1111_ERRORS,
     )
     def png_info() -> Response:
-        data = decode_base64(read_body(PngInfo, request.get_data(cache=False)).image, "image")
-        texts, made = read_png_texts(data), read_metadata(data) or {}
+        with calls.room_for_the_body(request.content_length):
+            data = decode_base64(read_body(PngInfo, request.get_data(cache=False)).image, "image")
+            with calls.decoder.reading() as reader:
+                texts, made = reader.texts(data, "image")
         info = texts.get("parameters") or str(made.get("prompt") or "")
         return json_response(A1111PngInfo(info=info, items={**texts}, parameters=made))
 
@@ -256,8 +261,6 @@ def _placed(asked: ImageToImage, calls: SyncCalls, checkpoint: Checkpoint) -> di
     """The fields of /generate that the pictures of a request go to, and the model."""
     pictures = [decode_base64(text, "init_images") for text in asked.init_images]
     mask = decode_base64(asked.mask, "mask") if asked.mask else None
-    if mask and asked.inpainting_mask_invert:
-        mask = inverted_mask(mask, "mask", max_pixels=calls.limits.max_input_pixels)
     named = checkpoint.named(asked.override_settings.get("sd_model_checkpoint"))
     if named is None and checkpoint.model is not calls.offer.default:
         named = checkpoint.model.name

@@ -34,7 +34,8 @@ from compat.openai_shapes import (
 )
 from compat.pictures import EDIT, START, place_pictures
 from compat.sync_calls import DRAWING_ERRORS, Call, Finished, SyncCalls
-from images import CONTENT_TYPES, EXTENSIONS, mask_of_transparency, to_base64
+from decoding.protocol import Meaning
+from images import CONTENT_TYPES, EXTENSIONS, to_base64
 from models.model_catalog import Catalog
 from task import GenerationParams
 
@@ -293,8 +294,7 @@ def _edit(calls: SyncCalls) -> tuple[OpenAIEdit, dict[str, Any]]:
         calls,
         calls.known_name(asked.model),
         [file.read() for file in files],
-        mask
-        and mask_of_transparency(mask.read(), "mask", max_pixels=calls.limits.max_input_pixels),
+        mask and mask.read(),
         ways=(START, EDIT) if mask else (EDIT, START),
         field="image",
     )
@@ -333,7 +333,7 @@ def _sides(size: str | None) -> dict[str, int]:
 
 def _prepared(asked: OpenAIGeneration, fields: dict[str, Any], calls: SyncCalls) -> Prepared:
     try:
-        return calls.prepare(fields, NAMES)[1]
+        return calls.prepare(fields, NAMES, mask_meaning=Meaning.MASK_CLEAR)[1]
     except errors.ServerError as error:
         if error.field in ("width", "height"):
             error.field = "size"

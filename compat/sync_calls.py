@@ -14,6 +14,7 @@ from typing import Any
 from api.generate_request import GenerateRequest, check_request
 from api.submission import Prepared, Submission, check_same
 from api.waiting_places import RETRY_AFTER_S, WaitingPlaces
+from decoding.protocol import Meaning
 from errors import (
     BodyTooLarge,
     DoesNotFit,
@@ -90,6 +91,7 @@ class SyncCalls:
         self.clamp = clamp
         self._submission = submission
         self.room_for_the_body = submission.room_for_the_body
+        self.decoder = submission.decoder
         self._places = places
         self._max_wait_s = max_wait_s
         self._lock = Lock()
@@ -107,18 +109,26 @@ class SyncCalls:
         return min(asked, model.default_steps * CLAMPED_TO, self.limits.max_steps)
 
     def prepare(
-        self, fields: dict[str, Any], names: Mapping[str, str] = NO_OTHER_NAMES
+        self,
+        fields: dict[str, Any],
+        names: Mapping[str, str] = NO_OTHER_NAMES,
+        *,
+        mask_meaning: Meaning = Meaning.MASK,
+        invert_mask: bool = False,
     ) -> tuple[GenerateRequest, Prepared]:
         """From the fields of /generate, those that are None left out.
 
         Args:
             names: what our fields are called in the foreign API, where they have another name;
                 errors speak of them under these.
+            mask_meaning, invert_mask: how the foreign API means its mask (Submission.prepare).
         """
         given = {name: value for name, value in fields.items() if value is not None}
         try:
             asked = check_request(given, self.limits)
-            return asked, self._submission.prepare(asked)
+            return asked, self._submission.prepare(
+                asked, mask_meaning=mask_meaning, invert_mask=invert_mask
+            )
         except ServerError as error:
             error.message = _renamed(error.message, names)
             error.field = error.field and names.get(error.field, error.field)

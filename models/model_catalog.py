@@ -38,6 +38,10 @@ imports whatever a dotted name leads to."""
 CONTROL_TYPES = ("canny", "mlsd")
 """What mflux finds in a picture by itself; for the other kinds it would fetch more models."""
 INPUT_IMAGES = (Takes.INIT_IMAGE, Takes.IMAGES, Takes.MASK, Takes.CONTROL_IMAGE)
+REFERENCE_PIXELS = 1024 * 1024
+LARGE_REFERENCES = {"flux3": 4 * 1024 * 1024}
+"""By family, what mflux scales reference pictures down to. Init, mask and control pictures are
+scaled to the size of the result."""
 ALWAYS_TAKEN = frozenset({Takes.PROMPT, Takes.STEPS})
 """By all but the upscalers."""
 
@@ -118,6 +122,11 @@ class Model:
     @property
     def upscaler(self) -> bool:
         return any(Takes.UPSCALE in pipeline.needs for pipeline in self.pipelines)
+
+    @property
+    def reference_pixels(self) -> int:
+        """Pixels of a reference picture that mflux uses; larger ones are scaled down."""
+        return LARGE_REFERENCES.get(self.family, REFERENCE_PIXELS)
 
     def pipeline_for(self, given: frozenset[Takes]) -> Pipeline | None:
         """The first of its pipelines that honours all of these fields and lacks none."""

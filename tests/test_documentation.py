@@ -168,6 +168,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "timing_model": {"timing_laws"},
     "models": set(),
     "images": {"errors"},
+    "decoding": {"errors", "images"},
     "task": {"models", "timing_model"},
     "offer": {"errors", "models", "task"},
     "storage": {"errors", "task", "timing_model"},
@@ -178,6 +179,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "worker": {"errors", "images", "models", "task"},
     "downloads": {"errors", "models"},
     "api": {
+        "decoding",
         "drawing.previews",
         "errors",
         "images",
@@ -190,7 +192,16 @@ MAY_IMPORT: dict[str, set[str]] = {
         "timing_model",
         "worker",
     },
-    "compat": {"api", "errors", "images", "models", "queue_manager", "queueing", "task"},
+    "compat": {
+        "api",
+        "decoding",
+        "errors",
+        "images",
+        "models",
+        "queue_manager",
+        "queueing",
+        "task",
+    },
     "server": ROOMS,
 }
 """Rooms, or modules of them."""
@@ -204,7 +215,7 @@ HOMES: dict[str, set[str]] = {
     "waitress": {"api.http_server"},
     "certifi": {"api.webhooks"},
     "sqlite3": {"storage.database"},
-    "PIL": {"images", "task", "worker", "generator", "drawing.previews", "api.submission"},
+    "PIL": {"images", "task", "worker", "generator", "drawing.previews", "decoding"},
     "numpy": {"drawing.previews", "models.tiny_recipes"},
     "pydantic": {"task", "api", "compat"},
 }

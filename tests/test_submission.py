@@ -11,6 +11,7 @@ from PIL import Image
 from api.generate_request import GenerateRequest, Limits, parse_request, request_schema
 from api.submission import Prepared, Submission
 from api.waiting_places import WaitingPlaces
+from decoding.decoder import PictureDecoder
 from errors import InvalidInput, ServerError
 from images import to_base64, to_png
 from models.mflux_registry import find_model, read_catalog
@@ -20,6 +21,7 @@ from storage.task_store import TaskStore
 from task import GenerationParams
 from timing_model import TimingModel
 
+DECODER = PictureDecoder()
 SCHNELL, DEV = offer_of("schnell", "dev").models
 
 
@@ -103,7 +105,12 @@ class Desk:
         self.offer = offer_of(*names, **options)
         self.queue = QueueManager(self.offer, TimingModel(), TaskStore(None))
         self._desk = Submission(
-            self.queue, self.offer, self.limits, lambda params: None, places=WaitingPlaces(1)
+            self.queue,
+            self.offer,
+            self.limits,
+            lambda params: None,
+            places=WaitingPlaces(1),
+            decoder=DECODER,
         )
 
     def prepare(self, **fields: Any) -> Prepared:
@@ -281,7 +288,7 @@ def test_what_a_model_or_the_operator_does_not_allow_is_refused(
         ({"init_image": "http://example.org/a.png"}, "init_image", "URLs are not fetched"),
         ({"mask": "file:///etc/passwd"}, "mask", "URLs are not fetched"),
         ({"images": ["https://example.org/a.png"]}, "images", "URLs are not fetched"),
-        ({"init_image": "data:text/html;base64,AAAA"}, "init_image", "data URL"),
+        ({"init_image": "data:text/html,AAAA"}, "init_image", "data URL"),
         ({"init_image": to_base64(b"hello, I am a text")}, "init_image", "not a picture"),
         ({"init_image": to_base64(picture_of()[:60])}, "init_image", "broken or incomplete"),
         ({"init_image": to_base64(picture_of(8, 64))}, "init_image", "at least 16"),
