@@ -6,6 +6,7 @@ precedence: the defaults, the environment (`MFLUX_SERVER_<NAME>`), the command l
 
 import argparse
 import re
+from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -53,6 +54,21 @@ def _bits(text: str) -> tuple[int, ...]:
     if not set(bits) <= set(QUANTIZE):
         raise argparse.ArgumentTypeError(f"must be some of {QUANTIZE}, not {text!r}")
     return bits
+
+
+def _webhook_secret(text: str) -> str:
+    """Raises without the text, which is a secret."""
+    encoded = text.removeprefix("whsec_")
+    try:
+        secret = b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
+    except ValueError:
+        secret = b""
+    if text and not (text.startswith("whsec_") and 24 <= len(secret) <= 64):
+        raise argparse.ArgumentTypeError(
+            "must be whsec_ and 24 to 64 bytes in base64: make one with "
+            'echo "whsec_$(openssl rand -base64 32)"'
+        )
+    return text
 
 
 def _url(text: str) -> str:
@@ -274,7 +290,9 @@ class Settings:
     )
     callback_key: str = _option(
         "",
-        "key with which these calls are signed (X-Mflux-Signature; default: they are not)",
+        "secret with which these calls are signed as Standard Webhooks: whsec_ and 24 to 64 bytes "
+        "in base64 (default: they are not signed)",
+        parse=_webhook_secret,
         metavar="KEY",
     )
     previews: str = _option(

@@ -4,8 +4,12 @@ What is still to be sent stands in the store, so it survives a restart and needs
 A thread of its own ("webhooks") sends it, so that a slow receiver delays nobody but the others that
 wait to be called. A receiver may be called twice (the process may end after it was), and never by
 way of a redirect, a proxy or another host than the operator allows.
+
+Calls are signed as the Standard Webhooks specification says (standardwebhooks.com): the signature
+covers an id, a timestamp and the body, so that a receiver can refuse a call that is replayed.
 """
 
+import base64
 import hashlib
 import hmac
 import http.client
@@ -36,7 +40,7 @@ TRY_S = 10.0
 """A whole try: connecting, sending, and until the head of the answer is there, at whatever pace."""
 LOOK_S = 60.0
 STORAGE_RETRY_S = 1.0
-SIGNATURE = "X-Mflux-Signature"
+SECRET_PREFIX = "whsec_"
 STILL_ENDING = b"-"
 """In place of a body: on disk the task has ended, in memory it will have in a moment."""
 
@@ -45,7 +49,7 @@ class Webhooks:
     """Owns the thread.
 
     Args:
-        key: what the bodies are signed with; empty: they are not.
+        key: `whsec_` and the secret in base64; empty: calls are not signed.
     """
 
     def __init__(
@@ -60,7 +64,7 @@ class Webhooks:
         self._queue = queue
         self._callbacks = callbacks
         self._limits = limits
-        self._key = key.encode()
+        self._secret = base64.b64decode(key.removeprefix(SECRET_PREFIX) + "==")
         self._now = now
         self._stopping = Event()
         self._thread = Thread(target=self._run, name="webhooks", daemon=True)
@@ -99,7 +103,7 @@ class Webhooks:
         body = self._body(callback)
         if body == STILL_ENDING:
             return LOOK_S  # its event comes
-        refused = self._refusal(callback.url, body) if body else None
+        refused = self._refusal(callback, body) if body else None
         if refused is None:
             self._callbacks.end(task_id)
         elif callback.tries < len(RETRY_AFTER_S):
@@ -134,17 +138,28 @@ class Webhooks:
         answer = status_answer(view, self._queue.state(), self._now(), version=version)
         return answer.as_json().encode()
 
-    def _refusal(self, url: str, body: bytes) -> str | None:
+    def _refusal(self, callback: Callback, body: bytes) -> str | None:
         """Call; returns why that failed."""
-        headers = {"Content-Type": "application/json", "User-Agent": "mflux-server"}
-        if self._key:
-            digest = hmac.new(self._key, body, hashlib.sha256).hexdigest()
-            headers[SIGNATURE] = f"sha256={digest}"
+        headers = self._headers(callback.task_id, body)
         try:
-            status = _post(url, body, headers)
+            status = _post(callback.url, body, headers)
         except (http.client.HTTPException, OSError, ValueError) as error:
             return type(error).__name__
         return None if 200 <= status < 300 else f"it answered {status}"
+
+    def _headers(self, task_id: str, body: bytes) -> dict[str, str]:
+        """The id stays the same when the call is repeated, the timestamp is that of this try."""
+        headers = {
+            "Content-Type": "application/json",
+            "User-Agent": "mflux-server",
+            "webhook-id": f"msg_{task_id}",
+            "webhook-timestamp": str(int(self._now())),
+        }
+        if self._secret:
+            signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
+            digest = hmac.new(self._secret, signed, hashlib.sha256).digest()
+            headers["webhook-signature"] = f"v1,{base64.b64encode(digest).decode()}"
+        return headers
 
 
 def _post(url: str, body: bytes, headers: dict[str, str]) -> int:

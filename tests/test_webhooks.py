@@ -1,7 +1,6 @@
 """Callbacks at the end of a task, to a receiver of our own on 127.0.0.1."""
 
-import hashlib
-import hmac
+import base64
 import http.client
 import json
 import shutil
@@ -13,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from queue import Queue
@@ -22,12 +22,15 @@ import pytest
 import requests
 from conftest import GIVE_UP_S, StartServer
 from live import SteppedServer
+from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from api import webhooks
 from api.generate_request import Limits
 from api.task_answers import StatusAnswer
+from settings import Settings
 
-KEY = "between you and me"
+KEY = "whsec_" + base64.b64encode(bytes(range(32))).decode()
+OTHER_KEY = "whsec_" + base64.b64encode(bytes(range(1, 33))).decode()
 
 
 class Receiver:
@@ -117,12 +120,50 @@ def test_the_status_is_sent_when_a_task_is_done_and_signed(
     path, headers, body = receiver.calls.get(timeout=GIVE_UP_S)
     assert path == "/hook?chat=42"
     assert headers["Content-Type"] == "application/json"
-    digest = hmac.new(KEY.encode(), body, hashlib.sha256).hexdigest()
-    assert headers["X-Mflux-Signature"] == f"sha256={digest}"
-    told = StatusAnswer.model_validate_json(body)
-    assert (told.task_id, told.status) == (task_id, "done")
+    told = Webhook(KEY).verify(body, headers)
+    assert told["task_id"] == task_id
+    with pytest.raises(WebhookVerificationError, match="No matching signature"):
+        Webhook(KEY).verify(body.replace(b"done", b"lost"), headers)
+    with pytest.raises(WebhookVerificationError, match="No matching signature"):
+        Webhook(OTHER_KEY).verify(body, headers)
+    status = StatusAnswer.model_validate_json(body)
+    assert (status.task_id, status.status) == (task_id, "done")
     until_all_are_told(server)
     assert receiver.calls.empty()
+
+
+def test_a_repeated_call_keeps_its_id_and_is_signed_with_the_time_of_its_try(
+    server: SteppedServer, receiver: Receiver
+) -> None:
+    at = iter(range(1_800_000_000, 1_900_000_000, 1000))
+    server.server._webhooks._now = lambda: float(next(at))
+    receiver.planned = [500, 500]
+    first = server.submit(callback_url=receiver.url)
+    server.end()
+    tries = [receiver.calls.get(timeout=GIVE_UP_S)[1:] for _ in range(3)]
+    assert {headers["webhook-id"] for headers, _ in tries} == {f"msg_{first}"}
+    assert len({headers["webhook-timestamp"] for headers, _ in tries}) == 3
+    for headers, body in tries:
+        timestamp = int(headers["webhook-timestamp"])
+        moment = datetime.fromtimestamp(timestamp, UTC)
+        signature = Webhook(KEY).sign(f"msg_{first}", moment, body.decode())
+        assert headers["webhook-signature"] == signature
+    with pytest.raises(WebhookVerificationError, match="too new"):
+        Webhook(KEY).verify(tries[0][1], tries[0][0])
+    receiver.calls.queue.clear()
+    second = server.submit(callback_url=receiver.url)
+    assert receiver.calls.get(timeout=GIVE_UP_S)[1]["webhook-id"] == f"msg_{second}"
+
+
+@pytest.mark.parametrize("key", ["secret", "whsec_", "whsec_c2hvcnQ=", "whsec_" + "*" * 40])
+def test_a_key_that_is_no_standard_webhooks_secret_is_refused_and_not_shown(
+    key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        Settings.read(["--callback-key", key], {})
+    told = capsys.readouterr().err
+    assert "openssl rand" in told
+    assert key == "whsec_" or key not in told
 
 
 def test_failed_and_cancelled_tasks_are_told_too(server: SteppedServer, receiver: Receiver) -> None:
