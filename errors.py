@@ -138,6 +138,20 @@ class TooManyWaiting(TryLater):
     default_message = "As many requests wait as this server has places for: try again later."
 
 
+class TooManyTransfers(TryLater):
+    code = "too_many_transfers"
+    http_status = 503
+    default_message = (
+        "Other clients are sending or reading as much as this server can hold: try again later."
+    )
+
+
+class RequestTooSlow(ServerError):
+    code = "request_timeout"
+    http_status = 408
+    default_message = "The request came too slowly."
+
+
 class DoesNotFit(ServerError):
     code = "does_not_fit"
     http_status = 422

@@ -268,7 +268,7 @@ class Server:
             settings.port,
             error_form=foreign_error,
             threads=settings.threads,
-            connections=connections - places,
+            connections=connections,
             max_body_bytes=settings.max_body_bytes,
         )
 

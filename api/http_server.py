@@ -1,26 +1,32 @@
-"""The HTTP server under the application: waitress, its connections, and what it refuses itself."""
+"""The HTTP server under the application: waitress, and how many connections it has."""
 
-import json
+import logging
 import resource
 import socket
+import time
 from collections.abc import Callable
 from threading import Thread
 
 from flask import Flask
-from waitress.channel import HTTPChannel
-from waitress.server import create_server
-from waitress.task import ErrorTask
+from waitress.adjustments import Adjustments
+from waitress.server import TcpWSGIServer
+from waitress.task import ThreadedTaskDispatcher
 
 import errors
-from api.answers import ErrorAnswer, ErrorBody
+from api.http_channel import Channel
+from api.http_loop import HttpLoop
+from api.transfer_budget import TransferBudget, budget_for
+
+log = logging.getLogger(__name__)
 
 BACKLOG = 1024
 MOST_CONNECTIONS = 5000
 FILES_FOR_THE_REST = 100
 THREADS_FOR_THE_REST = 32
 """Threads that nobody may hold for long."""
-MOST_UNREAD_BYTES = 1_000_000
-"""A client that leaves more of its answer unread while more comes counts as gone."""
+RECV_BYTES = 65_536
+MOST_HEADER_BYTES = 65_536
+NO_LIMIT = 2**62
 
 ErrorForm = Callable[[str, errors.Problem], tuple[object, int, dict[str, str]] | None]
 """From a path and an error there to body, status and headers."""
@@ -39,43 +45,56 @@ class HttpServer:
         connections: int,
         max_body_bytes: int,
         error_form: ErrorForm = lambda path, problem: None,
+        budget: TransferBudget | None = None,
     ) -> None:
         """Binds the port.
 
         Args:
             error_form: how an error on this path is told; None: as JSON like the native API's.
             port: 0: any that is free.
-            connections: most at a time, without those whose request waits for long.
+            connections: most at a time.
+            budget: for bodies and answers in memory; None: several bodies of the largest size.
 
         Raises:
             OSError: the port cannot be had.
         """
-        self._waitress = create_server(
-            app,
-            sockets=[_listen(host, port)],
-            threads=threads,
-            connection_limit=connections,  # it does not count those that are parked
-            outbuf_high_watermark=2**30,  # else a reader that stalls holds a thread
+        listening = _listen(host, port)
+        self._dispatcher = ThreadedTaskDispatcher()
+        self._dispatcher.set_thread_count(threads)
+        adjustments = Adjustments(
+            sockets=[listening],
+            inbuf_overflow=NO_LIMIT,  # the budget limits what is in memory
+            outbuf_high_watermark=NO_LIMIT,
+            recv_bytes=RECV_BYTES,
             backlog=BACKLOG,
-            asyncore_use_poll=True,
+            max_request_header_size=MOST_HEADER_BYTES,
             max_request_body_size=max_body_bytes,
             ident="mflux-server",
         )
-        self._waitress.channel_class = _Channel
-        self._waitress.error_form = error_form
-        self._thread = Thread(target=self._waitress.run, name="http", daemon=True)
+        self._server = _Server(
+            app,
+            listening,
+            self._dispatcher,
+            adjustments,
+            connections=connections,
+            budget=budget or budget_for(max_body_bytes),
+            error_form=error_form,
+        )
+        self._thread = Thread(target=self._server.loop.run, name="http", daemon=True)
 
     @property
     def port(self) -> int:
-        return int(self._waitress.effective_port)
+        return int(self._server.effective_port)
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self, timeout_s: float) -> None:
         """Close the port; what is being answered gets so many seconds."""
-        self._waitress.task_dispatcher.shutdown(timeout=timeout_s)
-        self._waitress.close()
+        self._dispatcher.shutdown(timeout=timeout_s)
+        self._server.loop.end()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
 
 
 def most_connections() -> int:
@@ -98,77 +117,79 @@ def most_waiting(threads: int, connections: int) -> int:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """One socket, IPv4 where the host has both.
+    """One socket. No host, `*` and `::` mean every address of this machine, IPv4 and IPv6; a name
+    that has both means its IPv4 address.
 
     Raises:
         OSError: the host has no address here, or the port is in use.
     """
-    found = socket.getaddrinfo(
-        None if host == "*" else host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
+    if host in ("", "*", "::"):
+        if socket.has_dualstack_ipv6():
+            return socket.create_server(
+                ("::", port), family=socket.AF_INET6, backlog=BACKLOG, dualstack_ipv6=True
+            )
+        host = "::" if host == "::" else "0.0.0.0"
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     family, *_, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
     return socket.create_server(address[:2], family=family, backlog=BACKLOG)
 
 
-class _JsonErrorTask(ErrorTask):  # type: ignore[misc]
-    """What waitress refuses before the application sees it, answered as JSON like the rest."""
+class _Server(TcpWSGIServer):  # type: ignore[misc]
+    """The listening socket. Its connections find here what they share."""
 
-    def execute(self) -> None:
-        error = self.request.error
-        code, message = error.reason.lower().replace(" ", "_"), error.body
-        if error.code == errors.BodyTooLarge.http_status:
-            code, message = errors.BodyTooLarge.code, errors.BodyTooLarge.default_message
-        problem = errors.Problem(error.code, code, message)
-        if told := self.channel.server.error_form(getattr(self.request, "path", ""), problem):
-            body = json.dumps(told[0])
-        else:
-            body = ErrorAnswer(error=ErrorBody(code=code, message=message)).as_json()
-        self.status = f"{error.code} {error.reason}"
-        self.response_headers.append(("Content-Type", "application/json"))
-        self.response_headers.append(("Connection", "close"))
-        self.content_length = len(body)
-        self.close_on_finish = True
-        self.write(body.encode())
+    channel_class = Channel
 
+    def __init__(
+        self,
+        app: Flask,
+        listening: socket.socket,
+        dispatcher: ThreadedTaskDispatcher,
+        adjustments: Adjustments,
+        *,
+        connections: int,
+        budget: TransferBudget,
+        error_form: ErrorForm,
+    ) -> None:
+        self.loop = HttpLoop(self.maintenance)
+        self.budget = budget
+        self.error_form = error_form
+        self._connections = connections
+        super().__init__(
+            app,
+            map=self.loop.sockets,
+            _sock=listening,
+            dispatcher=dispatcher,
+            adj=adjustments,
+            sockinfo=(listening.family, listening.type, listening.proto, listening.getsockname()),
+            bind_socket=False,
+        )
 
-class _Channel(HTTPChannel):  # type: ignore[misc]
-    """A connection. Waitress's loop goes over all of them each time anything happens, so one whose
-    request waits for long is taken out of it ("parked"): 200 listeners would halve /status."""
+    def readable(self) -> bool:
+        return bool(self.accepting)
 
-    error_task_class = _JsonErrorTask
-    parked = False
+    def handle_accept(self) -> None:
+        """A new connection; where there are too many, the one that has been without a request for
+        longest makes room."""
+        if len(self.active_channels) >= self._connections:
+            waiting = [
+                (channel.waits_since, number)
+                for number, channel in self.active_channels.items()
+                if channel.waits_since is not None
+            ]
+            if waiting:
+                self.active_channels[min(waiting)[1]].handle_close()
+        super().handle_accept()
 
-    def check_client_disconnected(self) -> bool:
-        """Whether nobody waits for the rest of an answer; asked by who holds a thread for long.
+    def handle_error(self) -> None:
+        log.exception("a connection could not be accepted")
 
-        Waitress itself looks only where it reads ahead, and would then leave a client without its
-        answer that has closed its own half of the connection.
-        """
-        if not (self.parked or self.total_outbufs_len):
-            self.parked = True
-            self._map.pop(self._fileno, None)
-        if not self.connected or self.total_outbufs_len > MOST_UNREAD_BYTES:
-            return True
-        try:
-            return not self.socket.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
+    def pull_trigger(self) -> None:
+        """waitress' connections wake the loop by this; ours tell it which of them changed."""
 
-    def write_soon(self, data: bytes) -> int:
-        written: int = super().write_soon(data)
-        if self.total_outbufs_len or self.will_close:
-            self._unpark()
-        return written
+    def fix_addr(self, addr: tuple[str, int]) -> tuple[str, int]:
+        """IPv4 clients of a socket that takes both have IPv4 addresses."""
+        return addr[0].removeprefix("::ffff:"), addr[1]
 
-    def service(self) -> None:
-        super().service()
-        self._unpark()
-
-    def _unpark(self) -> None:
-        fileno = self._fileno
-        if self.parked and fileno is not None:
-            self.parked = False
-            self._map[fileno] = self
-            self.server.pull_trigger()
+    def maintenance(self, now: float = 0.0) -> None:
+        for channel in list(self.active_channels.values()):
+            channel.check(time.monotonic())

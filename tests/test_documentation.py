@@ -212,7 +212,7 @@ HOMES: dict[str, set[str]] = {
     "mflux": {"drawing.pipelines", "models.mflux_registry"},
     "flasgger": {"api.api_docs"},
     "flask": {"server", "api", "compat"},
-    "waitress": {"api.http_server"},
+    "waitress": {"api.http_server", "api.http_loop", "api.http_channel", "api.http_request"},
     "certifi": {"api.webhooks"},
     "sqlite3": {"storage.database"},
     "PIL": {"images", "task", "worker", "generator", "drawing.previews", "decoding"},

@@ -189,7 +189,7 @@ def test_who_reads_nothing_is_left_when_too_much_waits_for_it(
     server: SteppedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(live_api, "LOOK_S", 0.01)
-    monkeypatch.setattr("api.http_server.MOST_UNREAD_BYTES", 1000)
+    monkeypatch.setattr("api.http_channel.MOST_UNREAD_BYTES", 1000)
     stream = EventStream(server)
     number = 0
     while server.server.places.taken:  # until the buffers of both systems are full
