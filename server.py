@@ -9,11 +9,13 @@ import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
+from io import BytesIO
 from pathlib import Path
+from typing import IO
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 try:
-    from flask import Flask, Response, jsonify, request
+    from flask import Flask, Request, Response, jsonify, request
 except ModuleNotFoundError:
     sys.exit(
         "server.py: the packages it needs are not installed for this Python: run 'make serve', or "
@@ -89,6 +91,7 @@ def create_app(
     """
     cors = Cors(cors_origins)
     app = Flask(__name__, static_folder=None)
+    app.request_class = _Request
     app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
     app.config["MAX_FORM_MEMORY_SIZE"] = max_body_bytes
     app.url_map.strict_slashes = False
@@ -122,6 +125,14 @@ def create_app(
     app.register_blueprint(page_routes())
     install_docs(app, submission.limits, schemas)
     return app
+
+
+class _Request(Request):
+    """Keeps the files of a form in memory: the HTTP server limits how much that is, and a temporary
+    folder may be full."""
+
+    def _get_file_stream(self, *_: object, **__: object) -> IO[bytes]:
+        return BytesIO()
 
 
 def _without_double_slashes(inner: WSGIApplication) -> WSGIApplication:
@@ -386,13 +397,18 @@ def main(argv: list[str]) -> int:
             offer.default.name,
         )
     if settings.host not in LOOPBACK:
-        log.warning("listening on %s: everyone who reaches this address may use it", settings.host)
+        log.warning(
+            "listening on %s: everyone who reaches this address may use it",
+            settings.host or "every address",
+        )
     # A byte in a pipe and no lock: signals may come at any moment, and several at once.
     signal.set_wakeup_fd(server.end_fd, warn_on_full_buffer=False)
     for number in ENDING_SIGNALS:
         signal.signal(number, lambda *_: None)
     server.start()
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    if host in ("", "*"):
+        host = "localhost"
     log.info("serving %s on http://%s:%d", offer.default.name, host, server.port)
     log.info("documentation: http://%s:%d%s", host, server.port, PAGE_ROUTE)
     exit_code = server.wait()

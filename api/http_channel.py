@@ -107,7 +107,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
                 return True
 
     @property
-    def may_have_gone(self) -> bool:
+    def half_closed(self) -> bool:
         """Whether the client has closed its half at least, as far as the latest check saw."""
         return self._half_closed_at is not None
 

@@ -131,6 +131,11 @@ class NoRoomForAnswer(Exception):
 class AnswerTask(WSGITask):  # type: ignore[misc]
     """An answer of the application."""
 
+    def get_environment(self) -> dict[str, Any]:
+        environ: dict[str, Any] = super().get_environment()
+        environ["mflux.client_half_closed"] = lambda: self.channel.half_closed
+        return environ
+
     def write(self, data: bytes) -> None:
         if data and not self.wrote_header and not self.channel.reserve(self.content_length or 0):
             raise NoRoomForAnswer

@@ -10,7 +10,14 @@ import errors
 from api.answers import jpeg_response
 from api.api_docs import INDEX, READING_ERRORS, TASK_ID, documented, jpeg_answer, query
 from api.event_texts import HEARTBEAT, RETRY, EventTexts, worth_telling
-from api.query_values import MAX_ID, gone_check, number_value, task_id_value, whole_number
+from api.query_values import (
+    MAX_ID,
+    gone_check,
+    half_closed_check,
+    number_value,
+    task_id_value,
+    whole_number,
+)
 from api.thumbnails import Thumbnails
 from api.waiting_places import RETRY_AFTER_S, WaitingPlaces
 from decoding.decoder import PictureDecoder
@@ -103,7 +110,14 @@ def live_routes(
         ),
     )
     def events() -> Response:
-        stream = _Stream(queue, texts, _asked_tasks(), _last_event_id(), gone_check())
+        stream = _Stream(
+            queue,
+            texts,
+            _asked_tasks(),
+            _last_event_id(),
+            is_gone=gone_check(),
+            half_closed=half_closed_check(),
+        )
         if stream.is_over:
             return Response(status=204)
         place = ExitStack()
@@ -190,9 +204,12 @@ class _Stream:
         texts: EventTexts,
         task_ids: frozenset[str],
         last_id: int | None,
+        *,
         is_gone: Callable[[], bool],
+        half_closed: Callable[[], bool],
     ) -> None:
-        self._queue, self._texts, self._is_gone = queue, texts, is_gone
+        self._queue, self._texts = queue, texts
+        self._is_gone, self._half_closed = is_gone, half_closed
         self._missed_some = last_id is not None and not queue.events.reaches_back(last_id)
         self._starts = last_id is None or self._missed_some
         self._after = queue.events.last_id if last_id is None or self._missed_some else last_id
@@ -210,12 +227,13 @@ class _Stream:
         yield RETRY
         if self._starts:
             yield from self._beginning()
-        events, queue_changed, look_at = self._queue.events, False, 0.0
+        events, queue_changed, look_at, beats = self._queue.events, False, 0.0, False
         while not (events.closed or (self._named and not self._open)):
             if time.monotonic() >= look_at:
                 look_at = time.monotonic() + LOOK_S
                 if self._is_gone():
                     return
+                beats = self._half_closed()  # a client that has gone answers it with a reset
             wait_s = LOOK_S
             if queue_changed:
                 wait_s = max(self._queue_told_at + QUEUE_EVERY_S - time.monotonic(), 0.0)
@@ -231,8 +249,8 @@ class _Stream:
                 text += self._texts.of_queue(self._after)
             if not found:
                 text += b"".join(self._moved_up())
-            if text or now >= self._told_at + HEARTBEAT_S:
-                self._told_at = now
+            if text or beats or now >= self._told_at + HEARTBEAT_S:
+                self._told_at, beats = now, False
                 yield text or HEARTBEAT
 
     def _beginning(self) -> Iterator[bytes]:

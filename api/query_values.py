@@ -47,3 +47,10 @@ def gone_check() -> Callable[[], bool]:
     """What tells, also later and elsewhere, whether the client of this request has hung up."""
     check: Callable[[], bool] = request.environ.get("waitress.client_disconnected", lambda: False)
     return check
+
+
+def half_closed_check() -> Callable[[], bool]:
+    """What tells, also later, whether the client of this request has closed the connection at least
+    for sending: if more than that, only writing to it shows."""
+    check: Callable[[], bool] = request.environ.get("mflux.client_half_closed", lambda: False)
+    return check

@@ -1,0 +1,380 @@
+"""The HTTP server under the application, over raw sockets: connections that open and break by the
+hundred, and the edges of the protocol."""
+
+import json
+import logging
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import GIVE_UP_S
+from live import Connection, EventStream, SteppedServer
+
+from api import http_channel, http_loop, live_api, long_poll
+from api.event_texts import HEARTBEAT
+from api.http_channel import Pieces
+from api.http_loop import HttpLoop
+
+JSON = "Content-Type: application/json"
+SMALL = {"prompt": "a lighthouse", "width": 64, "height": 64, "steps": 2}
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[SteppedServer]:
+    stepped = SteppedServer(tmp_path)
+    yield stepped
+    stepped.close()
+
+
+def until(condition: Any) -> None:
+    """Bounded by the tests' own time limit and GIVE_UP_S."""
+    pause = threading.Event()
+    for _ in range(GIVE_UP_S * 100):
+        if condition():
+            return
+        pause.wait(0.01)
+    raise AssertionError("it never came to pass")
+
+
+def opened(server: SteppedServer) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", server.server.port), timeout=GIVE_UP_S)
+
+
+def head(first_line: str, *headers: str) -> bytes:
+    return "\r\n".join([first_line, "Host: localhost", *headers, "", ""]).encode()
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """To the end of the connection."""
+    return b"".join(iter(lambda: connection.recv(1 << 16), b""))
+
+
+def ask(server: SteppedServer, request: bytes, *, half_close: bool = False) -> tuple[int, Any]:
+    """Status and JSON body of an answer after which the server closes the connection."""
+    with opened(server) as connection:
+        connection.sendall(request)
+        if half_close:
+            connection.shutdown(socket.SHUT_WR)
+        return parsed(read_all(connection))
+
+
+def parsed(answer: bytes) -> tuple[int, Any]:
+    top, _, body = answer.partition(b"\r\n\r\n")
+    assert top.startswith((b"HTTP/1.1 ", b"HTTP/1.0 ")), answer[:100]
+    return int(top.split()[1]), json.loads(body)
+
+
+def post(path: str, body: bytes, *headers: str) -> bytes:
+    length = f"Content-Length: {len(body)}"
+    return head(f"POST {path} HTTP/1.1", JSON, length, *headers) + body
+
+
+def abort(connection: socket.socket) -> None:
+    """Close with a reset, as a process that is killed with unread data does."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+def running(server: SteppedServer) -> bool:
+    tasks = server.get("/queue").json()["tasks"]
+    return any(task["status"] == "running" for task in tasks)
+
+
+# The loop
+
+
+def test_no_thread_but_the_loop_can_open_or_close_connections(server: SteppedServer) -> None:
+    sockets = server.server._http._server.loop.sockets
+    number = next(iter(sockets))
+    with pytest.raises(RuntimeError, match="only the HTTP loop"):
+        del sockets[number]
+    assert server.get("/health").status_code == 200
+
+
+def test_streams_that_open_and_break_by_the_hundred_leave_the_server_well(
+    server: SteppedServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A connection that another thread opened or closed would be an error in the log."""
+    monkeypatch.setattr(live_api, "LOOK_S", 0.05)
+    caplog.set_level(logging.WARNING)
+    server.running()
+    idle = [opened(server) for _ in range(50)]
+    for number in range(8):
+        streams = [opened(server) for _ in range(60)]
+        for index, stream in enumerate(streams):
+            stream.sendall(head("GET /events HTTP/1.1"))
+            if (index + number) % 3 == 0:
+                assert stream.recv(10)
+        for index, stream in enumerate(streams):
+            abort(stream) if index % 2 else stream.close()
+        assert server.get("/status", task_id="unknown").status_code == 404
+    until(lambda: server.server.places.taken == 0)
+    for connection in idle:
+        connection.sendall(head("GET /health HTTP/1.1", "Connection: close"))
+        assert parsed(read_all(connection))[0] == 200
+        connection.close()
+    assert not caplog.messages
+
+
+def test_an_error_of_one_connection_closes_that_one_alone(
+    server: SteppedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(channel: object, data: bytes) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch, opened(server) as connection:
+        patch.setattr(http_channel.Channel, "received", fail)
+        connection.sendall(b"GET")
+        assert read_all(connection) == b""
+    assert server.get("/health").status_code == 200
+
+
+def test_the_end_of_the_loop_closes_every_connection(tmp_path: Path) -> None:
+    server = SteppedServer(tmp_path)
+    idle = [opened(server) for _ in range(5)]
+    until(lambda: len(server.server._http._server.active_channels) == 5)
+    server.close()
+    for connection in idle:
+        assert read_all(connection) == b""
+        connection.close()
+
+
+def test_a_loop_that_never_ran_can_end() -> None:
+    HttpLoop().end()
+
+
+def test_what_was_sent_is_let_go() -> None:
+    pieces = Pieces()
+    pieces.append(b"abcdef")
+    pieces.append(b"gh")
+    sent = b""
+    while len(pieces):
+        piece = bytes(pieces.get(4))
+        sent += piece
+        pieces.skip(len(piece), True)
+    assert sent == b"abcdefgh"
+
+
+# Connections that are idle, slow or too many
+
+
+def test_the_connection_that_is_idle_for_longest_makes_room_for_a_new_one(
+    server: SteppedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    front = server.server._http._server
+    monkeypatch.setattr(front, "_connections", 3)
+    task_id = server.running()
+    waiting = Connection(server, f"/image?task_id={task_id}&wait=300")
+    until(lambda: server.server.places.taken == 1)
+    oldest = opened(server)
+    until(lambda: len(front.active_channels) == 2)
+    half = opened(server)
+    half.sendall(b"GET /health HTTP/1.1\r\n")
+    until(lambda: len(front.active_channels) == 3)
+    assert server.get("/health").status_code == 200
+    assert read_all(oldest) == b""
+    server.end()
+    assert waiting.head()[0] == 200
+    for connection in (waiting, oldest, half):
+        connection.close()
+
+
+def test_who_sends_too_slowly_is_told(
+    server: SteppedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_loop, "CHECK_S", 0.01)
+    monkeypatch.setattr("api.transfer_budget.GRACE_S", 0.05)
+    server.get("/health")
+    started = post("/generate", b" " * 100_000)[:-50_000]
+    for begun in (b"GET /health HT", started):
+        assert ask(server, begun)[0] == 408
+    assert server.get("/health").status_code == 200
+
+
+# The edges of HTTP
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    ["GET /health HTTP/1.1", "POST /estimate HTTP/1.1", "DELETE /delete?task_id=x HTTP/1.1"],
+)
+def test_expect_without_a_body_is_answered(server: SteppedServer, request_line: str) -> None:
+    answer = ask(server, head(request_line, JSON, "Expect: 100-continue", "Connection: close"))
+    assert answer[0] in (200, 400, 404)
+
+
+def test_expect_with_a_body_is_answered_with_continue_and_then_the_answer(
+    server: SteppedServer,
+) -> None:
+    body = json.dumps(SMALL).encode()
+    request = post("/estimate", body, "Expect: 100-continue", "Connection: close")
+    with opened(server) as connection:
+        connection.sendall(request[: -len(body)])
+        assert connection.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(body)
+        assert parsed(read_all(connection))[0] == 200
+
+
+def test_a_body_that_is_too_large_is_refused_before_it_is_sent(server: SteppedServer) -> None:
+    request = head(
+        "POST /generate HTTP/1.1", JSON, "Content-Length: 999999999", "Expect: 100-continue"
+    )
+    status, told = ask(server, request)
+    assert (status, told["error"]["code"]) == (413, "body_too_large")
+
+
+def test_who_sends_a_body_that_is_too_large_all_the_same_can_read_why(
+    tmp_path: Path,
+) -> None:
+    server = SteppedServer(tmp_path, max_body_bytes=100_000)
+    with opened(server) as connection:
+        connection.sendall(post("/generate", b" " * 20_000_000))
+        status, told = parsed(read_all(connection))
+    assert (status, told["error"]["code"]) == (413, "body_too_large")
+    server.close()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        ("Transfer-Encoding: chunked", "Content-Length: 5"),
+        ("Content-Length: 5", "Transfer-Encoding: chunked"),
+        ("Content-Length: 5", "Content-Length: 6"),
+    ],
+)
+def test_a_body_with_two_lengths_is_refused_and_the_rest_is_no_request(
+    server: SteppedServer, headers: tuple[str, ...]
+) -> None:
+    smuggled = head("GET /health HTTP/1.1")
+    status, _ = ask(
+        server, head("POST /generate HTTP/1.1", JSON, *headers) + b"0\r\n\r\n" + smuggled
+    )
+    assert status == 400
+
+
+def test_an_endless_line_between_chunks_is_refused(server: SteppedServer) -> None:
+    request = head("POST /generate HTTP/1.1", JSON, "Transfer-Encoding: chunked")
+    assert ask(server, request + b"0" * 100_000)[0] == 400
+    assert ask(server, request + b"0\r\n" + b"a" * 100_000)[0] == 400
+
+
+def test_chunks_make_a_body(server: SteppedServer) -> None:
+    body = json.dumps(SMALL).encode()
+    request = head(
+        "POST /estimate HTTP/1.1", JSON, "Transfer-Encoding: chunked", "Connection: close"
+    )
+    chunked = b"%x\r\n%s\r\n%x\r\n%s\r\n0\r\n\r\n" % (10, body[:10], len(body) - 10, body[10:])
+    assert ask(server, request + chunked)[0] == 200
+
+
+def test_http_1_0_without_a_host_is_answered_and_1_1_is_not(server: SteppedServer) -> None:
+    assert ask(server, b"GET /health HTTP/1.0\r\n\r\n")[0] == 200
+    assert ask(server, b"GET /health HTTP/1.0\r\nHost: evil.example\r\n\r\n")[0] == 421
+    assert ask(server, b"GET /health HTTP/1.1\r\nConnection: close\r\n\r\n")[0] == 421
+
+
+@pytest.mark.parametrize("host", ["::", "*", ""])
+def test_every_address_means_both_versions_of_ip(tmp_path: Path, host: str) -> None:
+    server = SteppedServer(tmp_path, host=host)
+    request = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+    for address in ("127.0.0.1", "::1") if socket.has_dualstack_ipv6() else ("127.0.0.1",):
+        with socket.create_connection((address, server.server.port), GIVE_UP_S) as connection:
+            connection.sendall(request)
+            assert parsed(read_all(connection))[0] == 200
+    server.close()
+
+
+# Clients that close one half
+
+
+@pytest.mark.parametrize("path", ["/health", "/queue", "/status?task_id=x", "/models", "/nothing"])
+def test_who_closes_one_half_gets_an_answer(server: SteppedServer, path: str) -> None:
+    status, told = ask(server, head(f"GET {path} HTTP/1.1"), half_close=True)
+    assert status in (200, 404)
+    assert told
+
+
+def test_who_closes_one_half_may_submit(server: SteppedServer) -> None:
+    status, told = ask(server, post("/generate", json.dumps(SMALL).encode()), half_close=True)
+    assert (status, told["params"]["steps"]) == (200, 2)
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_who_closes_one_half_and_waits_gets_the_answer_when_it_comes(
+    server: SteppedServer, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    monkeypatch.setattr(long_poll, "LOOK_S", 0.01)
+    task_id = server.running()
+    with opened(server) as connection:
+        connection.sendall(head(f"GET /image?task_id={task_id}&wait=300 HTTP/{version}"))
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(1) == b"H"  # it was seen, and the client asked by it
+        assert server.server.places.taken == 1
+        server.end()
+        answer = b"H" + read_all(connection)
+    top, _, picture = answer.partition(b"\r\n\r\n")
+    assert top.startswith(f"HTTP/{version} 200 OK\r\n".encode())
+    assert picture.startswith(b"\xff\xd8")
+
+
+def test_who_closes_one_half_gets_the_picture_of_a_call_that_draws(
+    server: SteppedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compat.sync_calls.LOOK_S", 0.01)
+    body = json.dumps({"prompt": "x", "width": 64, "height": 64, "steps": 2}).encode()
+    with opened(server) as connection:
+        connection.sendall(post("/sdapi/v1/txt2img", body))
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(1) == b"H"
+        server.end()
+        status, told = parsed(b"H" + read_all(connection))
+    assert (status, len(told["images"])) == (200, 1)
+
+
+def test_who_closes_one_half_of_a_stream_gets_all_of_it(
+    server: SteppedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_api, "LOOK_S", 0.01)
+    task_id = server.running()
+    stream = EventStream(server, f"?task_id={task_id}")
+    stream.socket.shutdown(socket.SHUT_WR)
+    chunks = stream.chunks()
+    while next(chunks) != HEARTBEAT:  # the client is asked by it
+        pass
+    server.end()
+    rest = b"".join(chunks)
+    assert rest.index(b"event: done") < rest.index(task_id.encode(), rest.index(b"event: done"))
+    stream.close()
+
+
+def test_who_closes_one_half_and_then_the_other_is_noticed(
+    server: SteppedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(long_poll, "LOOK_S", 0.01)
+    task_id = server.running()
+    connection = opened(server)
+    connection.sendall(head(f"GET /image?task_id={task_id}&wait=300 HTTP/1.1"))
+    connection.shutdown(socket.SHUT_WR)
+    assert connection.recv(1) == b"H"
+    connection.close()
+    until(lambda: server.server.places.taken == 0)
+    assert server.status(task_id)["status"] == "running"
+
+
+@pytest.mark.parametrize("resets", [False, True])
+def test_who_hangs_up_a_call_that_draws_has_it_cancelled(
+    server: SteppedServer, monkeypatch: pytest.MonkeyPatch, resets: bool
+) -> None:
+    monkeypatch.setattr("compat.sync_calls.LOOK_S", 0.01)
+    body = json.dumps({"prompt": "x", "width": 64, "height": 64, "steps": 2}).encode()
+    connection = opened(server)
+    connection.sendall(post("/sdapi/v1/txt2img", body))
+    until(lambda: running(server))
+    abort(connection) if resets else connection.close()
+    until(lambda: server.server.places.taken == 0)
+    server.step(3)
+    until(lambda: not running(server))
