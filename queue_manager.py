@@ -17,6 +17,8 @@ from math import ceil
 
 from errors import (
     Gone,
+    InputsFull,
+    InputsTooLarge,
     NotReady,
     NoWorker,
     QueueFull,
@@ -62,12 +64,14 @@ class QueueManager(WorkSource):
         Raises:
             NoWorker: the server is stopping.
             QueueFull: too many tasks wait, or the wait would be too long.
+            InputsFull, InputsTooLarge: the pictures exceed what the operator allows.
             ModelNotAllowed, NotSupported: the params ask for what the operator does not allow.
         """
         stages = self.offer.stages(params)
         task = Task(secrets.token_hex(8), params, urgent, stages, created_at=self._now())
         with ExitStack() as unless_submitted:
             if inputs:  # before others have to wait for this: it may take long
+                self._reserve_inputs(task.task_id, sum(map(len, inputs.values())))
                 unless_submitted.callback(self._store.discard_inputs, task.task_id)
                 with self._troubles.noting_storage():
                     self._store.keep_inputs(task.task_id, inputs)
@@ -75,6 +79,22 @@ class QueueManager(WorkSource):
             if submitted[0].task_id == task.task_id:
                 unless_submitted.pop_all()
             return submitted
+
+    def _reserve_inputs(self, task_id: str, size_bytes: int) -> None:
+        limit = self._rules.input_bytes
+        if size_bytes > limit:
+            raise InputsTooLarge(
+                f"The pictures of this task take {size_bytes} bytes; the server keeps up to "
+                f"{limit} for all tasks (--input-bytes)."
+            )
+        if not self._store.reserve_inputs(task_id, size_bytes, limit):
+            with self._lock:
+                retry_after_s = max(ceil(self._live.forecast.next_start_s()), 1)
+            raise InputsFull(
+                f"The pictures of waiting tasks take the {limit} bytes that the operator allows: "
+                f"try again in {retry_after_s} s.",
+                retry_after_s=retry_after_s,
+            )
 
     def _submit(
         self, task: Task, client_key: str | None, callback_url: str | None

@@ -209,6 +209,7 @@ class Server:
             max_wait_s=settings.max_wait_s,
             keep_s=settings.keep_s,
             keep_bytes=settings.keep_bytes,
+            input_bytes=settings.input_bytes,
             refetch_s=settings.refetch_s,
             affinity_s=settings.affinity_s,
             models_in_memory=settings.models_in_memory,

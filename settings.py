@@ -269,6 +269,12 @@ class Settings:
         "most bytes of finished images kept on disk; the oldest go first",
         parse=_whole_number(0, 2**50),
     )
+    input_bytes: int = _option(
+        2_000_000_000,
+        "most bytes of pictures that clients have sent and that waiting or running tasks use, kept "
+        "on disk",
+        parse=_whole_number(1_000, 2**50),
+    )
     refetch_s: int = _option(
         300,
         "seconds for which an image can be fetched again after it was fetched and removed, in "

@@ -92,6 +92,8 @@ def native_routes(
             errors.DoesNotFit,
             errors.TooManyWaiting,
             errors.QueueFull,
+            errors.InputsFull,
+            errors.InputsTooLarge,
             errors.StorageUnavailable,
             errors.NoWorker,
         ),

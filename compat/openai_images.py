@@ -87,7 +87,7 @@ def openai_error(problem: errors.Problem) -> tuple[dict[str, Any], int, dict[str
     headers = {}
     if problem.retry_after_s is not None:
         headers["Retry-After"] = str(problem.retry_after_s)
-    pointless = problem.http_status in (409, 410, 500) or (
+    pointless = problem.http_status in (409, 410, 500, 507) or (
         (problem.retry_after_s or 0) > FOLLOWED_RETRY_S
     )
     if pointless:

@@ -26,6 +26,8 @@ class Rules:
     """Longest forecast wait with which a task is accepted; 0: no limit."""
     keep_s: float = 24 * 3600.0
     keep_bytes: int = 5_000_000_000
+    input_bytes: int = 2_000_000_000
+    """Of the input pictures of all tasks that wait or run."""
     refetch_s: float = 300.0
     affinity_s: float = 0.0
     """Seconds by which a task may be delayed in favour of others whose model is loaded."""

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 
 from errors import StorageUnavailable
 
@@ -23,6 +24,9 @@ class FileStore:
         """Size of the image that the disk refused last."""
         self._images = data_dir / "images"
         self._inputs = data_dir / "inputs"
+        self._input_bytes: dict[str, int] = {}
+        """By task: what its input pictures take, or may take soon."""
+        self._input_lock = Lock()
         self._images.mkdir(exist_ok=True)
         self._inputs.mkdir(exist_ok=True)
 
@@ -67,6 +71,15 @@ class FileStore:
         """The folder with the pictures that a task starts from, if there are any."""
         return self._inputs / task_id
 
+    def reserve_inputs(self, task_id: str, size_bytes: int, limit_bytes: int) -> bool:
+        """Count input pictures that will be written; returns False if those of all tasks would
+        exceed the limit. remove_inputs() frees the space."""
+        with self._input_lock:
+            if sum(self._input_bytes.values()) + size_bytes > limit_bytes:
+                return False
+            self._input_bytes[task_id] = size_bytes
+            return True
+
     def write_inputs(self, task_id: str, inputs: Mapping[str, bytes]) -> None:
         folder = self.inputs_of(task_id)
         try:
@@ -85,6 +98,8 @@ class FileStore:
         try:
             with suppress(FileNotFoundError):
                 shutil.rmtree(self.inputs_of(task_id))
+            with self._input_lock:
+                self._input_bytes.pop(task_id, None)
         except OSError as error:
             raise StorageUnavailable(
                 f"The pictures cannot be removed: {error.strerror}."
@@ -102,6 +117,8 @@ class FileStore:
                 path.unlink()  # nothing of ours
             elif path.name not in known:
                 shutil.rmtree(path)
+            else:
+                self._input_bytes[path.name] = sum(file.stat().st_size for file in path.iterdir())
 
     def probe(self) -> None:
         """Write something, of the size of the image refused last: raises while the disk refuses."""

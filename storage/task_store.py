@@ -107,6 +107,11 @@ class TaskStore:
             if callback_url is not None:
                 self.callbacks.keep(task_id, callback_url)
 
+    def reserve_inputs(self, task_id: str, size_bytes: int, limit_bytes: int) -> bool:
+        """Count the pictures that keep_inputs() will write; returns False if those of all tasks
+        would exceed the limit. discard_inputs() frees the space."""
+        return self._files.reserve_inputs(task_id, size_bytes, limit_bytes)
+
     def keep_inputs(self, task_id: str, inputs: Mapping[str, bytes]) -> None:
         """The pictures that a task starts from, before it is inserted: PNG bytes by
         InputImage.file. Those of tasks that never were go with the next start."""

@@ -23,12 +23,14 @@ PICTURE = Image.new("RGB", (64, 64), "teal")
 class SteppedServer:
     """Its tasks take a step for each step(); end() lets all tasks end at once."""
 
-    def __init__(self, data_dir: Path, **settings: Any) -> None:
+    def __init__(self, data_dir: Path, *models: str, **settings: Any) -> None:
         self._steps, self._ended = Semaphore(0), False
         chosen = {"port": 0, "data_dir": data_dir, **settings}
         read = Settings(**chosen)
         previews = Previews(on=read.previews == "on")
-        self.server = Server(read, offer_of("tiny"), FakeGenerator(self._draw), previews)
+        self.server = Server(
+            read, offer_of(*models or ("tiny",)), FakeGenerator(self._draw), previews
+        )
         self.queue = self.server.queue
         self.url = f"http://127.0.0.1:{self.server.port}"
         self.server.start()
