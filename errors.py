@@ -100,6 +100,18 @@ class TaskFailed(ServerError):
     default_message = "The image could not be made; the message says why."
 
 
+class NotFinite(ServerError):
+    code = "not_finite"
+    http_status = 500
+    default_message = "The model computed values that are not numbers, so there is no picture."
+
+
+class OutOfMemory(ServerError):
+    code = "out_of_memory"
+    http_status = 500
+    default_message = "The machine's memory did not suffice."
+
+
 class QueueFull(TryLater):
     code = "queue_full"
     http_status = 429
@@ -168,6 +180,15 @@ class NotSupported(ServerError):
     code = "not_supported"
     http_status = 422
     default_message = "The model cannot do what the field asks for."
+
+
+class UnusableAdapter(ServerError):
+    code = "unusable_adapter"
+    http_status = 422
+    default_message = "An adapter (LoRA) is broken, or does not fit the model."
+
+    def __init__(self, message: str | None = None, *, field: str | None = "loras") -> None:
+        super().__init__(message, field=field)
 
 
 class KeyReused(ServerError):

@@ -8,18 +8,31 @@ mlx.
 import gc
 import logging
 import os
+import traceback
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from drawing.pipelines import arguments, build, explain, keep_between_pictures, metadata, other_face
+from drawing.adapters import check_adapters, check_values, layer_sizes
+from drawing.finite import check_finite
+from drawing.pipelines import (
+    arguments,
+    build,
+    check_files,
+    explain,
+    is_out_of_memory,
+    keep_between_pictures,
+    metadata,
+    other_face,
+)
 from drawing.previews import Previews
 from drawing.prompt_cache import PromptCache
-from errors import DoesNotFit, ModelLoadError
+from errors import DoesNotFit, ModelLoadError, NotFinite, OutOfMemory, ServerError
 from models.hub_cache import is_present
 from models.model_catalog import Model, Pipeline, Weights
 from task import Drawn, GenerationParams, Memory, Phase, Report, Stage
@@ -91,6 +104,8 @@ class MfluxGenerator:
         self._bytes_per_pixel: dict[str, float] = {}  # of a model, the most that was measured
         self._weights_bytes: dict[str, int] = {}  # of a model, when it was loaded last
         self._last_size: tuple[int, int] | None = None
+        self._layer_sizes: dict[str, dict[str, tuple[int, int]]] = {}
+        """Of each model that was loaded once."""
 
     def load(self, weights: Weights) -> int | None:
         """Load weights, after making room for them.
@@ -101,13 +116,16 @@ class MfluxGenerator:
 
         Raises:
             ModelLoadError: with what the operator can do.
+            UnusableAdapter, NotSupported: an adapter is broken, missing, or of another model.
         """
         try:
             return self._load(weights)
-        except ModelLoadError:
+        except (ModelLoadError, ServerError) as error:
+            _free(error)
             raise
         except Exception as error:
             log.debug("loading failed", exc_info=True)
+            _free(error)
             raise ModelLoadError(explain(error, weights.model)) from error
 
     def _load(self, weights: Weights) -> int | None:
@@ -115,6 +133,9 @@ class MfluxGenerator:
 
         if self._cache_limit_bytes is not None:
             mx.set_cache_limit(self._cache_limit_bytes)
+        check_files(weights.model)
+        self.check_adapters(weights)
+        check_values(weights, self._lora_path)
         pipeline = None
         if not is_present(weights.model):  # what cannot be had shall not cost what is loaded
             pipeline = build(weights, self._data_dir, self._lora_path)
@@ -128,6 +149,7 @@ class MfluxGenerator:
         pipeline.callbacks.register(hook)
         self._loaded[weights.key] = loaded = _Loaded(pipeline, hook, _bytes_of(pipeline))
         self._weights_bytes[weights.model.name] = loaded.weights_bytes
+        self._layer_sizes[weights.model.name] = layer_sizes(pipeline)
         self._note_resident()
         bits: int | None = getattr(pipeline, "bits", None)
         return bits
@@ -162,17 +184,40 @@ class MfluxGenerator:
         )
         try:
             generated = loaded.face(weights.pipeline).generate_image(**arguments(stage, inputs))
-        except BaseException:
+        except NotFinite:
+            hook.prompt_cache.clear()  # the embeddings may hold the NaN
+            raise
+        except BaseException as error:
             hook.prompt_cache.forget_fresh()
+            if is_out_of_memory(error):
+                self._drop_others(weights.key)
+                _free(error)
+                raise OutOfMemory(_too_little_memory(params, weights.model)) from error
             raise
         finally:
-            hook.report = _report_to_nobody
+            hook.end()
         self._learn_memory(params)
-        self._previews.learn(generated.image)
+        with _harmless("nothing could be learned for previews"):
+            self._previews.learn(generated.image)
         if weights.pipeline.right_half:
             generated = generated.get_right_half()
         picture: Image.Image = generated.image
-        return Drawn(picture, metadata(generated, params, weights.model))
+        told: dict[str, Any] | None = None
+        with _harmless("a picture goes without metadata"):
+            told = metadata(generated, params, weights.model)
+        return Drawn(picture, told)
+
+    def check_adapters(self, weights: Weights) -> tuple[str, ...]:
+        """Check the adapters that weights name, from their headers; any thread may call.
+
+        Returns:
+            Warnings: a sentence for each adapter that fits in part.
+
+        Raises:
+            UnusableAdapter, NotSupported: an adapter is broken, missing, or of another model.
+        """
+        sizes = self._layer_sizes.get(weights.model.name)
+        return check_adapters(weights, self._lora_path, sizes)
 
     def refusal(self, params: GenerationParams) -> str | None:
         """Why a picture of this size would not fit into memory; None: it fits, or nobody asks, or
@@ -208,6 +253,11 @@ class MfluxGenerator:
             len(self._loaded) >= self._models_in_memory
             or self.memory.weights_bytes + model.download_bytes > SHARE_FOR_WEIGHTS * total
         ):
+            self._drop_oldest()
+
+    def _drop_others(self, key: str) -> None:
+        """Drop all models but this one, which was used last."""
+        while len(self._loaded) > 1 and next(iter(self._loaded)) != key:
             self._drop_oldest()
 
     def _drop_oldest(self) -> None:
@@ -268,6 +318,35 @@ def _bytes_of(pipeline: Any) -> int:
     return sum(arrays.values())
 
 
+@contextmanager
+def _harmless(what: str) -> Iterator[None]:
+    """For extras: an error there is logged, and the picture goes on."""
+    try:
+        yield
+    except Exception:
+        log.exception(what)
+
+
+def _free(error: BaseException) -> None:
+    """Give back the memory that a failed call has left in the frames of its exception."""
+    import mlx.core as mx
+
+    seen: BaseException | None = error
+    while seen is not None:
+        traceback.clear_frames(seen.__traceback__)
+        seen = seen.__cause__ or seen.__context__
+    gc.collect()
+    mx.clear_cache()
+
+
+def _too_little_memory(params: GenerationParams, model: Model) -> str:
+    width, height = params.final_size
+    return (
+        f"This machine's memory does not suffice for {width} x {height} pixels with {model.name}: "
+        "ask for a smaller picture, or for fewer bits (quantize)."
+    )
+
+
 def _report_to_nobody(phase: Phase, steps_done: int, steps_total: int) -> None:
     pass
 
@@ -294,6 +373,11 @@ class _Hook:
         self._steps_done = 0
         self._steps_total = 0
 
+    def end(self) -> None:
+        """The picture is drawn, or failed."""
+        self.report = _report_to_nobody
+        self._latents = None
+
     def call_before_loop(self, *, latents: Any, config: Any, **_: Any) -> None:
         import mlx.core as mx
 
@@ -309,13 +393,14 @@ class _Hook:
     ) -> None:
         import mlx.core as mx
 
-        mx.eval(latents)
+        check_finite(latents, "a step")
         self._note_memory()
-        if self._previews.shall_draw():
-            clean = denoised
-            if clean is None:
-                clean = _without_noise(t, self._latents, latents, config)
-            self._previews.draw(clean.astype(mx.float32), config.width, config.height)
+        with _harmless("a preview failed"):
+            if self._previews.shall_draw():
+                clean = denoised
+                if clean is None:
+                    clean = _without_noise(t, self._latents, latents, config)
+                self._previews.draw(clean.astype(mx.float32), config.width, config.height)
         self._latents = latents
         self._steps_done += 1
         self.report(Phase.DENOISING, self._steps_done, self._steps_total)
@@ -325,8 +410,9 @@ class _Hook:
 
         mx.eval(latents)
         self._latents = None
-        if self._previews.shall_learn():
-            self._previews.keep(latents.astype(mx.float32), config.width, config.height)
+        with _harmless("a preview failed"):
+            if self._previews.shall_learn():
+                self._previews.keep(latents.astype(mx.float32), config.width, config.height)
         self.report(Phase.DECODING, self._steps_done, self._steps_total)
 
 

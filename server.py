@@ -52,6 +52,7 @@ from models.model_catalog import DEFAULT_MODEL, DEFAULT_MODEL_WITHOUT_GPU, Weigh
 from offer import Offer, read_offer
 from queue_manager import QueueManager
 from queueing.queue_state import Rules
+from queueing.running_clock import RunningClock
 from settings import Settings
 from storage.task_store import TaskStore
 from timing_model import TimingModel
@@ -215,6 +216,7 @@ class Server:
             models_in_memory=settings.models_in_memory,
         )
         self._drain_s = settings.drain_s
+        self._clock = RunningClock()
         self._store = TaskStore(settings.data_dir)
         try:
             self.queue = QueueManager(
@@ -223,6 +225,8 @@ class Server:
                 self._store,
                 rules,
                 needs_download=partial(needs_download, settings.data_dir),
+                monotonic=self._clock,
+                gaps=lambda: self._clock.gaps,
             )
         except errors.StorageUnavailable as error:
             self._store.close()
@@ -254,6 +258,7 @@ class Server:
             generator.refusal,
             places=self.places,
             decoder=self._decoder,
+            check_adapters=generator.check_adapters,
             metadata=settings.metadata == "on",
         )
         self._http = HttpServer(
@@ -289,6 +294,7 @@ class Server:
         return self._http.port
 
     def start(self) -> None:
+        self._clock.start()
         self._http.start()
         self._worker.start()
         self._downloads.start()
@@ -316,6 +322,7 @@ class Server:
         self._http.stop(0.5)
         self._decoder.close()
         self._store.close()
+        self._clock.stop()
         return ended
 
     def _load_failed(self, error: errors.ModelLoadError) -> None:

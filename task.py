@@ -93,6 +93,8 @@ class GenerationParams(BaseModel):
     """The model that does it, where that is not `model`."""
     metadata: bool = True
     """Whether the image files tell these params."""
+    warnings: tuple[str, ...] = ()
+    """What its client should know: a sentence for each LoRA that fits the model in part."""
     asked: str = ""
     """Digest of what the client asked for, without its pictures (GenerateRequest.digest); empty in
     records from before it was kept."""
@@ -151,6 +153,8 @@ class Progress:
     """Of this stage."""
     measured: "list[tuple[Work, Measured]]" = field(default_factory=list)
     """What each image before this one was, and took."""
+    gaps_before: int = 0
+    """Gaps of the clock (RunningClock.gaps) when the task was claimed."""
     shown: float = 0.0
     """Part of its time that was told last, 0 to 1: what is told never goes back."""
 
@@ -163,6 +167,8 @@ class Promise:
     """Reading of the monotonic clock."""
     wait_s: float
     p90_s: float
+    gaps_before: int = 0
+    """Gaps of the clock (RunningClock.gaps) at that moment."""
 
 
 @dataclass(frozen=True)

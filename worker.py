@@ -20,7 +20,13 @@ from typing import Protocol
 
 from PIL import Image
 
-from errors import ModelLoadError, ServerError, StorageUnavailable, without_folders
+from errors import (
+    ModelLoadError,
+    ServerError,
+    StorageUnavailable,
+    UnusableAdapter,
+    without_folders,
+)
 from images import encode_image, to_png
 from models.hub_cache import is_present
 from models.model_catalog import Weights
@@ -42,6 +48,7 @@ class Generator(Protocol):
 
         Raises:
             ModelLoadError: with what the operator can do.
+            UnusableAdapter: one of the adapters is broken, or does not fit the model.
         """
 
     def unload(self) -> None:
@@ -64,6 +71,13 @@ class Generator(Protocol):
 
     def refusal(self, params: GenerationParams) -> str | None:
         """Why this picture cannot be made on this machine, or None; any thread may ask."""
+
+    def check_adapters(self, weights: Weights) -> tuple[str, ...]:
+        """Answer a warning for each adapter that fits the model in part; any thread may ask.
+
+        Raises:
+            UnusableAdapter, NotSupported: an adapter is broken, missing, or of another model.
+        """
 
 
 class TaskSource(Protocol):
@@ -277,6 +291,9 @@ class Worker:
         downloads = not is_present(weights.model)
         try:
             bits = self._generator.load(weights)
+        except UnusableAdapter:  # told to the client of the task alone
+            self._source.now_resident(self._generator.resident)
+            raise
         except ModelLoadError as error:
             self._source.now_resident(self._generator.resident)
             self._source.load_failed(str(error), fatal=fatal)
@@ -287,8 +304,7 @@ class Worker:
         task_id, params = encoded.task_id, encoded.params
         try:
             started_at = time.monotonic()
-            metadata = drawn.metadata if params.metadata else None
-            image = encode_image(drawn.picture, params.format, params.quality, metadata)
+            image = _encoded(drawn, params)
             encoded.images.append(image)
             encoded.seconds.append(time.monotonic() - started_at)
             if len(encoded.images) == params.count:
@@ -345,6 +361,18 @@ class Worker:
                 except StorageUnavailable:
                     self._stopping.wait(RETRY_S)
         self._died = False
+
+
+def _encoded(drawn: Drawn, params: GenerationParams) -> bytes:
+    """The bytes of an image file; without metadata if these cannot be written."""
+    metadata = drawn.metadata if params.metadata else None
+    try:
+        return encode_image(drawn.picture, params.format, params.quality, metadata)
+    except Exception:
+        if metadata is None:
+            raise
+        log.exception("the metadata of a picture cannot be written: it goes without")
+        return encode_image(drawn.picture, params.format, params.quality, None)
 
 
 def _keep(picture: Image.Image, folder: Path) -> InputImage:

@@ -85,6 +85,7 @@ def native_routes(
             errors.UnsupportedMediaType,
             errors.ModelNotAllowed,
             errors.NotSupported,
+            errors.UnusableAdapter,
             errors.KeyReused,
             errors.UnknownTask,
             errors.NotReady,
@@ -109,6 +110,7 @@ def native_routes(
                 **estimate_fields(task.wait, others, time.time()),
                 params=params_answer(task.params, task.urgent),
                 ignored_fields=ignored_fields(asked, task.params),
+                warnings=list(task.params.warnings) or None,
                 server=queue.state(),
             )
         )
@@ -127,6 +129,7 @@ def native_routes(
             errors.UnsupportedMediaType,
             errors.ModelNotAllowed,
             errors.NotSupported,
+            errors.UnusableAdapter,
             errors.UnknownTask,
             errors.NotReady,
             errors.Gone,
@@ -145,6 +148,7 @@ def native_routes(
                 **estimate_fields(wait, others, time.time()),
                 params=params_answer(prepared.params, bool(asked.priority)),
                 ignored_fields=prepared.ignored_fields,
+                warnings=list(prepared.params.warnings) or None,
                 server=queue.state(),
             )
         )

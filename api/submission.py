@@ -16,7 +16,7 @@ from api.generate_request import PICTURES, GenerateRequest, ImageOf, Limits, def
 from api.waiting_places import WaitingPlaces
 from decoding.decoder import PictureDecoder, PictureReader
 from decoding.protocol import Meaning
-from models.model_catalog import Model, Takes
+from models.model_catalog import Model, Takes, Weights
 from offer import Offer, given_fields, not_supported
 from queue_manager import QueueManager
 from task import MAX_SEED, SIDE_STEP, GenerationParams, InputImage
@@ -48,6 +48,8 @@ class Submission:
     fits: why a picture of these params does not fit into memory, or None.
     places: for requests that wait.
     decoder: reads the pictures; default: one of its own.
+    check_adapters: answers a warning for each adapter that fits the model in part, and raises
+        UnusableAdapter for one that does not fit.
     metadata: whether image files tell how they were made, where a client does not say.
     """
 
@@ -60,8 +62,10 @@ class Submission:
         *,
         places: WaitingPlaces,
         decoder: PictureDecoder | None = None,
+        check_adapters: Callable[[Weights], tuple[str, ...]] = lambda weights: (),
         metadata: bool = True,
     ) -> None:
+        self._check_adapters = check_adapters
         self.offer = offer
         self.limits = limits
         self._queue = queue
@@ -98,7 +102,8 @@ class Submission:
             invert_mask: whether it is black where to repaint.
 
         Raises:
-            InvalidInput, ModelNotAllowed, NotSupported, DoesNotFit: with the field at fault.
+            InvalidInput, ModelNotAllowed, NotSupported, UnusableAdapter, DoesNotFit: with the field
+                at fault.
             UnknownTask, NotReady, Gone: of a task whose picture is asked for.
             TooManyWaiting: its pictures cannot be decoded now.
         """
@@ -123,7 +128,10 @@ class Submission:
             params = self._with_strength(params)
         else:
             params = self._sized(request, model, params, None)
-        self.offer.stages(params)
+        stages = self.offer.stages(params)
+        if params.loras:
+            warnings = self._check_adapters(stages[0].weights)
+            params = params.model_copy(update={"warnings": warnings})
         if why := self._fits(params):
             raise errors.DoesNotFit(why, field="width")
         prepared.params = params

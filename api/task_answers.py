@@ -14,6 +14,7 @@ from timing_model import Confidence, Measured
 
 POLL_AT_MOST_S = 10
 PROMPT_IN_LISTS = 200
+WARNINGS = "A sentence for each LoRA that fits the model in part. Absent where there is none."
 """Characters."""
 
 
@@ -108,6 +109,7 @@ class EstimateAnswer(Answer):
     ignored_fields: list[str] = Field(
         description="Fields of the request that this model has no use for.", examples=[["guidance"]]
     )
+    warnings: list[str] | None = Field(None, description=WARNINGS)
     server: ServerState = Field(description="State of the server.")
 
 
@@ -193,6 +195,7 @@ class StatusAnswer(Answer):
         None, description="Unix seconds, UTC. Absent until the end.", examples=[1725311515.5]
     )
     params: Params = Field(description="What is done for it.")
+    warnings: list[str] | None = Field(None, description=WARNINGS)
     timings: Timings | None = Field(None, description="Of a task that is done.")
     error: ErrorBody | None = Field(None, description="Why it failed.")
     version: int = Field(
@@ -307,6 +310,7 @@ def status_answer(
         started_at=view.started_at,
         ended_at=view.ended_at,
         params=params_answer(view.params, view.urgent),
+        warnings=list(view.params.warnings) or None,
         timings=_timings(view.measured) if view.measured else None,
         error=error,
         version=version,

@@ -82,6 +82,9 @@ class FakeGenerator:
     def refusal(self, params: GenerationParams) -> str | None:
         return None
 
+    def check_adapters(self, weights: Weights) -> tuple[str, ...]:
+        return ()
+
 
 class FakeServer:
     """The real server in this process, on a free port of 127.0.0.1, with a fake generator."""

@@ -145,6 +145,8 @@ def _submit(options: argparse.Namespace, client: Client) -> Task:
         raise BadUsage(f"cannot read {error.filename}: {error.strerror}") from error
     for name in task.ignored_fields:
         print(f"mflux: {task.params.get('model')} has no use for {name}", file=sys.stderr)
+    for warning in task.raw.get("warnings", ()):
+        print(f"mflux: {warning}", file=sys.stderr)
     return task
 
 

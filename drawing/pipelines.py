@@ -11,10 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from drawing.adapters import raised_by_adapter
+from drawing.finite import check_decoded_pictures
 from drawing.prompt_cache import PromptCache
-from errors import ModelLoadError
+from errors import ModelLoadError, UnusableAdapter, without_folders
 from models import tiny_models
+from models.hub_cache import weight_files
 from models.model_catalog import Model, Pipeline, Weights
+from models.weight_files import first_bad_file
 from task import GenerationParams, InputImage, Stage
 
 log = logging.getLogger(__name__)
@@ -45,12 +49,35 @@ def build(weights: Weights, data_dir: Path, lora_path: Callable[[str], str]) -> 
 
     Raises:
         ModelLoadError: with what the operator can do.
+        UnusableAdapter: mflux cannot apply an adapter.
     """
     try:
+        check_decoded_pictures()
         return _build(weights, data_dir, lora_path)
     except Exception as error:
         log.debug("loading failed", exc_info=True)
+        if weights.loras and raised_by_adapter(error):
+            names = ", ".join(repr(lora.name) for lora in weights.loras)
+            reason = without_folders(_first_line(error))
+            raise UnusableAdapter(
+                f"The LoRAs {names} cannot be used with {weights.model.name}: {reason}"
+            ) from error
         raise ModelLoadError(explain(error, weights.model)) from error
+
+
+def check_files(model: Model) -> None:
+    """Check the headers of the weights that are on this machine.
+
+    Raises:
+        ModelLoadError: a file is broken.
+    """
+    bad = first_bad_file(weight_files(model))
+    if bad is not None:
+        path, reason = bad
+        raise ModelLoadError(
+            f"The weights of {model.name} cannot be used: {path.name} is broken ({reason}). Remove "
+            f"it, so that it is downloaded again, or replace it: {path}"
+        )
 
 
 def fetch(weights: Weights, data_dir: Path, lora_path: Callable[[str], str]) -> None:
@@ -248,6 +275,11 @@ def explain(error: Exception, model: Model) -> str:
         "choose another model (--model) or give a local folder with its weights (--path, --models)"
     )
     page = f"huggingface.co/{source}"
+    if is_out_of_memory(error):
+        return (
+            f"The weights of {model.name} do not fit into memory now ({_first_line(error)}): ask "
+            "for fewer bits (quantize), or end other programs."
+        )
     if model.tiny:
         return f"The model {model.name} cannot be built in the data dir ({_first_line(error)})."
     refused = isinstance(error, hub.HfHubHTTPError) and error.response.status_code in (401, 403)
@@ -277,6 +309,15 @@ def explain(error: Exception, model: Model) -> str:
         )
     reason = _first_line(error)
     return f"The model {model.name} cannot be loaded from {source} ({reason}): {otherwise}."
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether MLX or Python could not get memory; MLX says so in a RuntimeError."""
+    words = ("malloc", "unable to allocate", "attempting to allocate", "insufficient memory")
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in text for word in words)
+    )
 
 
 def _first_line(error: Exception) -> str:

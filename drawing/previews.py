@@ -208,9 +208,11 @@ class Previews:
 
 def _arranged(latents: Any, family: str, width: int, height: int) -> Array | None:
     """A copy of latents as rows, columns, channels, one for each 8 x 8 pixels; None: they are
-    arranged in a way that is not known."""
+    arranged in a way that is not known, or hold NaN."""
     rows, columns = height // 8, width // 8
     copy = np.array(latents, dtype=np.float32)
+    if not np.isfinite(copy).all():
+        return None
     if family in PACKED:
         if copy.ndim != 3 or copy.shape[1] != (rows // 2) * (columns // 2) or copy.shape[2] % 4:
             return None

@@ -80,6 +80,30 @@ def _is_growing(part: Path) -> bool:
         return True
 
 
+def weight_files(model: Model) -> list[Path]:
+    """The .safetensors files that a model is loaded from, as far as they are on this machine."""
+    if model.tiny:
+        return []
+    folder = _folder(model)
+    folders = [folder] if folder else [_snapshot(_repository(name)) for name in _names(model)]
+    return [
+        path
+        for folder in folders
+        for path in sorted(folder.rglob("*.safetensors"))
+        if not path.name.startswith(".")  # macOS puts "._" files beside those on other disks
+    ]
+
+
+def _snapshot(repository: Path) -> Path:
+    """The folder with the files of the revision that is used, of all revisions if it is unknown."""
+    snapshots = repository / "snapshots"
+    try:
+        revision = (repository / "refs" / "main").read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return snapshots
+    return snapshots / revision if revision and (snapshots / revision).is_dir() else snapshots
+
+
 def bytes_on_disk(model: Model) -> int:
     """Size of what there is of its repositories, also while they are downloaded."""
     folder = _folder(model)

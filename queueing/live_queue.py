@@ -28,6 +28,7 @@ class LiveQueue:
     first: what is loaded before anything else.
     in_memory: weights that memory holds at a time.
     affinity_s: seconds by which a task lets others join ahead of it, in all.
+    gaps: how often the process was stopped so far (RunningClock.gaps).
     """
 
     def __init__(
@@ -39,7 +40,10 @@ class LiveQueue:
         *,
         in_memory: int = 1,
         affinity_s: float = 0.0,
+        gaps: Callable[[], int] = lambda: 0,
     ) -> None:
+        self._gaps = gaps
+        self._gaps_before_load = 0
         self.state = LiveState(timing, spread, monotonic, first, in_memory)
         affinity = Affinity(self.state, affinity_s)
         self.forecast = WaitForecast(self.state, affinity)
@@ -118,6 +122,7 @@ class LiveQueue:
         task.progress = Progress(
             Phase.TEXT_ENCODING, at, at, steps_total=task.params.steps_run, step_started_at=at
         )
+        task.progress.gaps_before = self._gaps()
 
     def put_back(self, task: Task) -> None:
         """A running task waits again, before all others of its level."""
@@ -148,13 +153,16 @@ class LiveQueue:
         self.state.leaving = None
 
     def finish(self, task: Task) -> Outcome | None:
-        """A task is done. Returns how its forecast at submit compares with what came."""
+        """A task is done. Returns how its forecast at submit compares with what came; None where
+        there was none, or the process was stopped since."""
         self._ends.append(self._monotonic())
         self.remove(task)
         promise = task.submitted
         if promise is None:
             return None
         actual_s = self._monotonic() - promise.at
+        if self._gaps() != promise.gaps_before:
+            return None
         outcome = Outcome(task.urgent, promise.wait_s, promise.p90_s, actual_s)
         self.state.spread.learn(outcome)
         return outcome
@@ -187,6 +195,7 @@ class LiveQueue:
     def load_started(self, weights: Weights) -> None:
         self.state.loading = weights
         self.state.load_started_at = self._monotonic()
+        self._gaps_before_load = self._gaps()
 
     def load_finished(
         self,
@@ -195,8 +204,9 @@ class LiveQueue:
         resident: Sequence[str],
         *,
         downloaded: bool = False,
-    ) -> float:
-        """Weights are ready; returns the seconds it took to load them.
+    ) -> float | None:
+        """Weights are ready; returns the seconds it took to load them, or None where they say
+        nothing of the next time: it was downloaded, or the process was stopped meanwhile.
 
         A task that was claimed before has lost no time of its own by it.
 
@@ -214,13 +224,14 @@ class LiveQueue:
         self.now_resident(resident)
         if len(resident) < len(expected):  # memory does not hold as many as the operator allows
             self.state.line.hold(len(resident))
-        if not downloaded:
+        learns = not downloaded and self._gaps() == self._gaps_before_load
+        if learns:
             self.state.timing.learn_load(self.state.work.load_key(weights), seconds)
         for task in self.state.running.values():
             progress = progress_of(task)
             if progress.phase is Phase.TEXT_ENCODING:
                 progress.phase_started_at = progress.step_started_at = at
-        return seconds
+        return seconds if learns else None
 
     def now_resident(self, resident: Sequence[str]) -> None:
         """Loading has ended, well or not, or weights were unloaded: this is in memory."""
@@ -246,12 +257,18 @@ class LiveQueue:
         """The seconds of each image of a task that ends now, and the work that each was."""
         return [*progress_of(task).measured, (self._work_of_image(task), self._measured(task))]
 
+    def was_interrupted(self, task: Task) -> bool:
+        """Whether the process was stopped since the task was claimed."""
+        return self._gaps() != progress_of(task).gaps_before
+
     def promise(self, task: Task) -> Wait:
         """The forecast of a task just added; kept, to learn how good it was. Of one that waits for
         a download it would say more of the network."""
         wait = self.forecast.of(task)
         if task not in self.state.held:
-            task.submitted = Promise(self._monotonic(), wait.end_s, wait.p90_s)
+            task.submitted = Promise(
+                self._monotonic(), wait.end_s, wait.p90_s, gaps_before=self._gaps()
+            )
         return self._tell(task, wait)
 
     def last_hour(self) -> tuple[int, float]:

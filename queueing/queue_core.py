@@ -35,7 +35,9 @@ MAX_ATTEMPTS = 2
 """A task during which the process ended so many times is failed instead of tried again."""
 ENDED_TOO_OFTEN = (
     "ended_too_often",
-    f"The server's worker ended {MAX_ATTEMPTS} times while this task ran; it is not tried again.",
+    f"The server ended {MAX_ATTEMPTS} times while this task ran, so it is not tried again. The "
+    "usual cause is too little memory: ask for a smaller picture, a smaller model or fewer bits "
+    "(quantize).",
 )
 PRUNE_EVERY_S = 10.0
 
@@ -53,12 +55,15 @@ class QueueCore:
         needs_download: Callable[[Model], bool] = lambda model: False,
         monotonic: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
+        gaps: Callable[[], int] = lambda: 0,
     ) -> None:
         """Goes on where the store's last process ended.
 
         Args:
             offer: the models that tasks may use; the first of them is loaded at the start.
             needs_download: whether a model's weights are not on this machine; called by any thread.
+            gaps: how often the process was stopped so far: what was measured meanwhile is not
+                learned.
         """
         self.offer = offer
         self.model = offer.default
@@ -86,6 +91,7 @@ class QueueCore:
             self._own,
             in_memory=self._rules.models_in_memory,
             affinity_s=self._rules.affinity_s,
+            gaps=gaps,
         )
         self._troubles = Troubles()
         self._kept = KeptTasks(store, self._rules, self.events, self._troubles, now)

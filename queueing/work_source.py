@@ -53,8 +53,8 @@ class WorkSource(QueueCore):
             self._loaded = {key: known[key] for key in now if key in known}
             seconds = self._live.load_finished(weights, bits, now, downloaded=downloaded)
             key = self._live.state.work.load_key(weights)
-        log.info("%s is ready after %.1f s", weights.key, seconds)
-        if downloaded:
+        log.info("%s is ready%s", weights.key, "" if seconds is None else f" after {seconds:.1f} s")
+        if seconds is None:
             return
         with suppress(StorageUnavailable), self._troubles.noting_storage():
             self._store.timings.keep_load(key, seconds)
@@ -169,6 +169,7 @@ class WorkSource(QueueCore):
             if task is None:
                 return False
             samples = self._live.measured(task)
+            learns = not self._live.was_interrupted(task)
         if image_encoding_s is not None:
             drawn, encoded = samples[: -len(images)], samples[-len(images) :]
             samples = drawn + [
@@ -176,11 +177,13 @@ class WorkSource(QueueCore):
                 for (work, measured), seconds in zip(encoded, image_encoding_s, strict=True)
             ]
         with self._troubles.noting_storage():
-            done = self._store.finish(task_id, images, ended_at=self._now(), samples=samples)
+            done = self._store.finish(
+                task_id, images, ended_at=self._now(), samples=samples, learns=learns
+            )
         if not done:
             return False
         with self._lock:
-            for work, measured in samples:
+            for work, measured in samples if learns else ():
                 self._live.state.timing.learn(work, measured)
             outcome = self._live.finish(task)
         self._kept.added(sum(map(len, images)))

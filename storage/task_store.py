@@ -197,9 +197,14 @@ class TaskStore:
         *,
         ended_at: float,
         samples: Sequence[tuple[Work, Measured]],
+        learns: bool = True,
     ) -> bool:
         """Keep the images, then say that the task is done, and keep its timings, one sample for
-        each picture that was made."""
+        each picture that was made.
+
+        Args:
+            learns: whether the samples say something of other tasks.
+        """
         with self._database.reading() as connection:
             row = connection.execute(
                 "SELECT status FROM tasks WHERE task_id = ?", (task_id,)
@@ -209,7 +214,8 @@ class TaskStore:
         with ExitStack() as unless_done:
             unless_done.callback(_quietly, self._files.remove_images, task_id, len(images))
             self._files.write_images(task_id, images)
-            moved = self._finish(task_id, [len(image) for image in images], ended_at, samples)
+            sizes = [len(image) for image in images]
+            moved = self._finish(task_id, sizes, ended_at, samples, learns)
             if moved:
                 unless_done.pop_all()
         return moved
@@ -220,6 +226,7 @@ class TaskStore:
         image_sizes: list[int],
         ended_at: float,
         samples: Sequence[tuple[Work, Measured]],
+        learns: bool,
     ) -> bool:
         with self._database.transaction():
             moved = self._move(
@@ -233,7 +240,7 @@ class TaskStore:
                 image_bytes=sum(image_sizes),
                 image_sizes=json.dumps(image_sizes),
             )
-            if moved:
+            if moved and learns:
                 self.timings.keep_samples(samples)
         return moved
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -73,8 +73,9 @@ class ServerProcess:
         *arguments: str,
         wait: bool = True,
         environment: Mapping[str, str] | None = None,
+        program: Sequence[str] = ("server.py",),
     ) -> None:
-        command = [sys.executable, "server.py", "--port", "0", "--data-dir", str(data_dir)]
+        command = [sys.executable, *program, "--port", "0", "--data-dir", str(data_dir)]
         self.process = subprocess.Popen(
             [*command, *arguments],
             cwd=ROOT,
@@ -160,6 +161,9 @@ class FakeGenerator:
 
     def refusal(self, params: GenerationParams) -> str | None:
         return None
+
+    def check_adapters(self, weights: Weights) -> tuple[str, ...]:
+        return ()
 
 
 @pytest.fixture(scope="session")

@@ -209,7 +209,7 @@ HOMES: dict[str, set[str]] = {
     "client": set(),
     "requests": set(),
     "mlx": {"generator", "drawing", "models.mlx_setup"},
-    "mflux": {"drawing.pipelines", "models.mflux_registry"},
+    "mflux": {"drawing", "models.mflux_registry"},
     "flasgger": {"api.api_docs"},
     "flask": {"server", "api", "compat"},
     "waitress": {"api.http_server", "api.http_loop", "api.http_channel", "api.http_request"},

@@ -86,6 +86,9 @@ class Gpu:
     def refusal(self, params: GenerationParams) -> str | None:
         return None
 
+    def check_adapters(self, weights: Weights) -> tuple[str, ...]:
+        return ()
+
 
 def _init_image(stage: Stage) -> InputImage:
     assert stage.params.init_image

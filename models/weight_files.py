@@ -1,0 +1,131 @@
+"""Headers of .safetensors files: read, checked, and never trusted. No library.
+
+A file starts with the length of its header (8 bytes, little endian) and the header (JSON: name ->
+dtype, shape and place of each array). The arrays follow.
+"""
+
+import json
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+MOST_HEADER_BYTES = 25_000_000
+"""Headers of models with thousands of arrays take about one megabyte."""
+ITEM_BYTES: Mapping[str, int] = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "C64"), 8),
+}
+"""Bytes of one value, of the types that MLX reads."""
+OTHER_KINDS = (
+    (b"<", "it is a web page (HTML)"),
+    (b"version https://git-lfs", "it is a Git LFS pointer, not the file itself"),
+    (b"PK\x03\x04", "it is a zip or PyTorch file"),
+    (b"\x80\x02", "it is a Python pickle"),
+    (b"\x80\x03", "it is a Python pickle"),
+    (b"\x80\x04", "it is a Python pickle"),
+    (b"\x80\x05", "it is a Python pickle"),
+    (b"GGUF", "it is a GGUF file"),
+)
+
+
+class BadWeightFile(Exception):
+    """A file of weights cannot be used; the message is the reason, without the file's name."""
+
+
+class ArrayInfo(NamedTuple):
+    """What a header says of one array."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def read_header(path: Path) -> dict[str, ArrayInfo]:
+    """The arrays of a .safetensors file by name, after checking that all of them are in the file.
+
+    Reads the header alone, and no more bytes than the file has.
+
+    Raises:
+        BadWeightFile
+    """
+    try:
+        text, data_bytes = _read(path)
+    except OSError as error:
+        broken_link = isinstance(error, FileNotFoundError) and path.is_symlink()
+        reason = "it is a link to nothing" if broken_link else error.strerror or str(error)
+        raise BadWeightFile(reason) from error
+    try:
+        header = json.loads(text, object_pairs_hook=_without_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise BadWeightFile("its header is not JSON") from error
+    if not isinstance(header, dict):
+        raise BadWeightFile("its header is not a JSON object")
+    header.pop("__metadata__", None)
+    if not header:
+        raise BadWeightFile("it holds no arrays")
+    return {name: _array(name, said, data_bytes) for name, said in header.items()}
+
+
+def first_bad_file(paths: Iterable[Path]) -> tuple[Path, str] | None:
+    """The first of these .safetensors files that cannot be used, and why."""
+    for path in paths:
+        try:
+            read_header(path)
+        except BadWeightFile as error:
+            return path, str(error)
+    return None
+
+
+def _read(path: Path) -> tuple[bytes, int]:
+    """The header as text, and the number of bytes behind it."""
+    kind = path.stat().st_mode
+    if stat.S_ISDIR(kind):
+        raise BadWeightFile("it is a folder")
+    if not stat.S_ISREG(kind):
+        raise BadWeightFile("it is not a regular file")
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size == 0:
+            raise BadWeightFile("it is empty")
+        start = file.read(32)
+        for beginning, reason in OTHER_KINDS:
+            if start.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(beginning):
+                raise BadWeightFile(reason)
+        header_bytes = int.from_bytes(start[:8], "little")
+        if size < 8 or header_bytes > MOST_HEADER_BYTES:
+            raise BadWeightFile("it is not a safetensors file")
+        if header_bytes > size - 8:
+            raise BadWeightFile(f"it is truncated: {header_bytes} bytes of header in {size} bytes")
+        file.seek(8)
+        return file.read(header_bytes), size - 8 - header_bytes
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise BadWeightFile("its header names an array twice")
+    return found
+
+
+def _array(name: str, said: Any, data_bytes: int) -> ArrayInfo:
+    try:
+        dtype, shape, (begin, end) = said["dtype"], said["shape"], said["data_offsets"]
+        usable = isinstance(dtype, str) and all(
+            type(number) is int and number >= 0 for number in (*shape, begin, end)
+        )
+    except (KeyError, TypeError, ValueError):
+        usable = False
+    shown = name[:100]
+    if not usable:
+        raise BadWeightFile(f"its header does not describe the array {shown!r}")
+    if dtype not in ITEM_BYTES:
+        raise BadWeightFile(f"MLX cannot read values of the type {dtype[:20]!r} ({shown})")
+    if end > data_bytes:
+        raise BadWeightFile(f"it is truncated: the array {shown} ends {end - data_bytes} bytes on")
+    if end - begin != prod(shape) * ITEM_BYTES[dtype]:
+        raise BadWeightFile(f"the size of the array {shown} does not match its shape")
+    return ArrayInfo(dtype, tuple(shape))

@@ -1,0 +1,334 @@
+"""LoRAs and weights that are broken, or of another model: refused before anything is loaded."""
+
+import json
+import os
+import struct
+import tracemalloc
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+from conftest import ServerProcess, offer_of, params_for
+from safetensors.numpy import load_file, save_file
+from test_generator import OnItsThread
+
+from drawing.adapters import check_adapters
+from errors import ModelLoadError, UnusableAdapter
+from models import tiny_models
+from models.hub_cache import weight_files
+from models.mflux_registry import read_catalog
+from models.model_catalog import Lora, Weights
+from models.weight_files import BadWeightFile, read_header
+
+HALF = "diffusion_model.double_blocks.{}.img_attn.qkv.lora_down.weight"
+
+
+def safetensors(header: Any, data: bytes = bytes(8), *, header_bytes: int | None = None) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if header_bytes is None else header_bytes) + text + data
+
+
+def described(**changes: Any) -> dict[str, Any]:
+    return {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **changes}}
+
+
+GOOD = safetensors(described())
+TWICE = json.dumps(described()).encode()[:-1] + b"," + json.dumps(described()).encode()[1:]
+BROKEN: dict[str, tuple[bytes, str]] = {
+    "an empty file": (b"", "empty"),
+    "seven bytes": (b"1234567", "not a safetensors file"),
+    "a web page": (b"<!DOCTYPE html><html></html>", "web page"),
+    "a web page behind a byte order mark": (b"\xef\xbb\xbf\n<html></html>", "web page"),
+    "a Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "Git LFS"),
+    "a zip file": (b"PK\x03\x04" + bytes(40), "zip"),
+    "a pickle": (b"\x80\x04\x95" + bytes(40), "pickle"),
+    "a header longer than the file": (GOOD[:20], "truncated"),
+    "arrays that end behind the file": (GOOD[:-1], "truncated"),
+    "a header that claims 2^60 bytes": (
+        safetensors(described(), header_bytes=1 << 60),
+        "not a safetensors file",
+    ),
+    "a header that claims a megabyte": (
+        safetensors(described(), header_bytes=1 << 20),
+        "truncated",
+    ),
+    "a header that is not JSON": (safetensors(b"{not json, truly"), "not JSON"),
+    "a header of deep lists": (safetensors(b"[" * 100_000), "not JSON"),
+    "a header that is a list": (safetensors([1]), "not a JSON object"),
+    "a header without arrays": (safetensors({"__metadata__": {"a": "b"}}), "no arrays"),
+    "a name that comes twice": (safetensors(TWICE), "twice"),
+    "a type that nobody knows": (safetensors(described(dtype="F99")), "'F99'"),
+    "a type that MLX cannot read": (
+        safetensors(described(dtype="F64", data_offsets=[0, 16]), bytes(16)),
+        "'F64'",
+    ),
+    "a shape of text": (safetensors(described(shape="ab")), "describe"),
+    "a negative shape": (safetensors(described(shape=[-2])), "describe"),
+    "a shape that does not match": (safetensors(described(shape=[3])), "match its shape"),
+    "offsets in reverse": (safetensors(described(data_offsets=[8, 0])), "match its shape"),
+    "offsets of floats": (safetensors(described(data_offsets=[0.0, 8.0])), "describe"),
+    "an array that is null": (safetensors({"a": None}), "describe"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_file_of_weights_is_told_by_its_kind_and_read_no_further(
+    tmp_path: Path, kind: str
+) -> None:
+    content, reason = BROKEN[kind]
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadWeightFile, match=reason):
+            read_header(path)
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_is_no_regular_file_is_told_and_not_opened(tmp_path: Path) -> None:
+    link, folder, pipe = (tmp_path / name for name in ("link", "folder", "pipe"))
+    link.symlink_to(tmp_path / "nothing")
+    folder.mkdir()
+    os.mkfifo(pipe)  # opening it would wait for ever
+    found = {}
+    for path in (link, folder, pipe, tmp_path / "missing"):
+        with pytest.raises(BadWeightFile) as caught:
+            read_header(path)
+        found[path.name] = str(caught.value)
+    assert found == {
+        "link": "it is a link to nothing",
+        "folder": "it is a folder",
+        "pipe": "it is not a regular file",
+        "missing": "No such file or directory",
+    }
+
+
+def test_a_whole_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(GOOD)
+    assert {name: tuple(array) for name, array in read_header(path).items()} == {"a": ("F32", (2,))}
+
+
+# -- whether an adapter fits a model ---------------------------------------------------------------
+
+
+def weights_of(model: str, *loras: str) -> Weights:
+    (found,) = offer_of(model).models
+    return Weights(found, found.pipelines[0], None, tuple(map(Lora, loras)))
+
+
+def write_matrices(path: Path, prefix: str, down: tuple[int, ...], up: tuple[int, ...]) -> str:
+    arrays = {
+        f"{prefix}.lora_A.weight": np.ones(down, np.float32),
+        f"{prefix}.lora_B.weight": np.ones(up, np.float32),
+    }
+    save_file(arrays, path)
+    return str(path)
+
+
+def test_each_family_that_takes_loras_has_keys_that_mflux_knows(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({"of.no.model.lora_A.weight": np.ones((1, 1), np.float32)}, path)
+    checked = set()
+    for model in read_catalog().models:
+        for pipeline in model.pipelines:
+            if pipeline.loras:
+                with pytest.raises(UnusableAdapter, match="none of its 1 keys"):
+                    check_adapters(Weights(model, pipeline, None, (Lora(str(path)),)), str)
+                checked.add(model.family)
+    assert {"flux", "flux2", "qwen", "z_image"} <= checked
+
+
+def test_a_lora_of_another_family_is_refused(tmp_path: Path) -> None:
+    path = str(tmp_path / "x.safetensors")
+    tiny_models.write_lora(Path(path), "tiny")
+    assert check_adapters(weights_of("tiny", path), str) == ()
+    with pytest.raises(UnusableAdapter, match="none of its 2 keys matches the model"):
+        check_adapters(weights_of("tiny-flux2", path), str)
+
+
+def test_keys_with_block_numbers_match_as_mflux_matches_them(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    layer = "transformer.transformer_blocks.{}.attn.to_q"
+    write_matrices(path, layer.format(7), (4, 3072), (3072, 4))
+    assert check_adapters(weights_of("dev", str(path)), str) == ()
+    write_matrices(path, layer.format("07"), (4, 3072), (3072, 4))
+    with pytest.raises(UnusableAdapter, match="none of its 2 keys"):
+        check_adapters(weights_of("dev", str(path)), str)
+
+
+@pytest.mark.parametrize(
+    ("down", "up", "reason"),
+    [
+        ((4, 16), (16, 5), "different ranks"),
+        ((4, 17), (16, 4), "lora_A of x_embedder has the shape"),
+        ((4, 16), (17, 4), "lora_B of x_embedder has the shape"),
+    ],
+)
+def test_matrices_that_do_not_fit_the_layers_of_a_model_are_refused(
+    tmp_path: Path, down: tuple[int, ...], up: tuple[int, ...], reason: str
+) -> None:
+    path = write_matrices(tmp_path / "x.safetensors", "x_embedder", down, up)
+    with pytest.raises(UnusableAdapter, match=reason):
+        check_adapters(weights_of("tiny-flux2", path), str, {"x_embedder": (16, 16)})
+
+
+def test_half_of_a_pair_and_matrices_of_integers_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({"x_embedder.lora_A.weight": np.ones((4, 16), np.float32)}, path)
+    with pytest.raises(UnusableAdapter, match="one of its two matrices"):
+        check_adapters(weights_of("tiny-flux2", str(path)), str)
+    arrays = {f"x_embedder.lora_{one}.weight": np.ones((4, 4), np.int32) for one in "AB"}
+    save_file(arrays, path)
+    with pytest.raises(UnusableAdapter, match="I32 and I32, not floats"):
+        check_adapters(weights_of("tiny-flux2", str(path)), str)
+
+
+def test_a_file_that_is_replaced_is_checked_again(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(b"<html>")
+    with pytest.raises(UnusableAdapter, match="web page"):
+        check_adapters(weights_of("tiny", str(path)), str)
+    tiny_models.write_lora(path, "tiny")
+    assert check_adapters(weights_of("tiny", str(path)), str) == ()
+
+
+# -- the generator ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def generating(data_dir: Path) -> OnItsThread:
+    return OnItsThread("tiny-flux2", data_dir)
+
+
+def load(generating: OnItsThread, weights: Weights) -> None:
+    generating._thread.submit(generating.generator.load, weights).result()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "truncated"),
+        (lambda path: path.write_bytes(b"<html>"), "web page"),
+        (lambda path: path.unlink(), "No such file"),
+        (lambda path: tiny_models.write_lora(path, "tiny"), "none of its 2 keys"),
+        (
+            lambda path: save_file({k: v * np.nan for k, v in load_file(path).items()}, path),
+            "not numbers",
+        ),
+        (
+            lambda path: save_file({k: v[:, :1] for k, v in load_file(path).items()}, path),
+            "ranks|shape",
+        ),
+    ],
+)
+def test_an_adapter_that_cannot_be_used_leaves_the_loaded_model_in_memory(
+    generating: OnItsThread,
+    tmp_path: Path,
+    change: Callable[[Path], None],
+    reason: str,
+) -> None:
+    path = tmp_path / "x.safetensors"
+    tiny_models.write_lora(path, "tiny-flux2")
+    change(path)
+    before = generating.generate(params_for()).tobytes()
+    with pytest.raises(UnusableAdapter, match=reason):
+        load(generating, weights_of("tiny-flux2", str(path)))
+    assert generating.generator.resident == ("tiny-flux2",)
+    assert generating.generate(params_for()).tobytes() == before
+
+
+def test_what_mflux_finds_wrong_while_it_applies_an_adapter_blames_the_adapter(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    path = write_matrices(tmp_path / "x.safetensors", "x_embedder", (4, 16), (16, 4))
+    generating = OnItsThread("tiny", data_dir)  # no layer of the other model is known yet
+    with pytest.raises(UnusableAdapter, match=r"'.*x.safetensors' cannot be used with tiny-flux2"):
+        load(generating, weights_of("tiny-flux2", path))
+    generating._thread.submit(generating.generator.load, generating.weights).result()
+    assert generating.generate(params_for()).size == (64, 64)
+
+
+def test_a_broken_file_of_a_models_folder_is_named_and_evicts_nothing(
+    generating: OnItsThread, tmp_path: Path
+) -> None:
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "0.safetensors").write_bytes(b"<html>")
+    (tmp_path / "._hidden.safetensors").write_bytes(b"not one")
+    (dev,) = offer_of("dev").models
+    model = replace(dev, path=str(tmp_path))
+    assert [path.name for path in weight_files(model)] == ["0.safetensors"]
+    with pytest.raises(ModelLoadError, match=r"0.safetensors is broken \(it is a web page"):
+        load(generating, Weights(model, model.pipelines[0], None))
+    assert generating.generator.resident == ("tiny-flux2",)
+
+
+# -- over HTTP -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    folder = tmp_path_factory.mktemp("loras")
+    good = folder / "good.safetensors"
+    tiny_models.write_lora(good, "tiny")
+    arrays = load_file(good)
+    (folder / "corrupt.safetensors").write_bytes(b"<!DOCTYPE html>")
+    (folder / "gone.safetensors").symlink_to(folder / "nothing")
+    (folder / "folder.safetensors").mkdir()
+    unused = {HALF.format(number): np.zeros((4, 16), np.float32) for number in range(40)}
+    save_file(arrays | unused, folder / "partial.safetensors")
+    save_file({k: v * np.nan for k, v in arrays.items()}, folder / "nan.safetensors")
+    server = ServerProcess(
+        tmp_path_factory.mktemp("server"), "--model", "tiny", "--lora-dir", str(folder)
+    )
+    yield server
+    server.stop()
+
+
+def post(server: ServerProcess, route: str, **fields: Any) -> requests.Response:
+    body = {"prompt": "x", "width": 64, "height": 64, "steps": 2, **fields}
+    return requests.post(server.url + route, json=body, timeout=60)
+
+
+@pytest.mark.parametrize("route", ["/generate", "/estimate"])
+def test_a_broken_adapter_is_refused_with_its_name_and_the_reason(
+    studio: ServerProcess, route: str
+) -> None:
+    refused = post(studio, route, loras=["good", "corrupt"])
+    assert refused.status_code == 422
+    assert refused.json()["error"] == {
+        "code": "unusable_adapter",
+        "message": "The LoRA 'corrupt' cannot be used: it is a web page (HTML).",
+        "field": "loras",
+    }
+    for name in ("gone", "folder"):
+        assert post(studio, route, loras=[name]).json()["error"]["code"] == "not_supported"
+
+
+def test_an_adapter_that_fits_in_part_is_used_and_told(studio: ServerProcess) -> None:
+    told = "The LoRA 'partial' fits tiny in part: 2 of its 42 keys match, the other 40 are ignored."
+    assert post(studio, "/estimate", loras=["partial"]).json()["warnings"] == [told]
+    submitted = post(studio, "/generate", loras=["partial"]).json()
+    assert submitted["warnings"] == [told]
+    ended = studio.wait_until_ended(submitted["task_id"])
+    assert (ended["status"], ended["warnings"]) == ("done", [told])
+    whole = post(studio, "/generate", loras=["good"]).json()
+    assert "warnings" not in whole
+    assert "warnings" not in studio.wait_until_ended(whole["task_id"])
+
+
+def test_an_adapter_of_nan_fails_its_task_and_the_loaded_model_stays(studio: ServerProcess) -> None:
+    studio.wait_until_ended(post(studio, "/generate").json()["task_id"])
+    before = studio.get("/health").json()["loaded_models"]
+    failed = studio.wait_until_ended(post(studio, "/generate", loras=["nan"]).json()["task_id"])
+    assert (failed["status"], failed["error"]["code"]) == ("failed", "unusable_adapter")
+    assert "'nan'" in failed["error"]["message"]
+    health = studio.get("/health").json()
+    assert (health["loaded_models"], health["status"]) == (before, "ready")
+    assert studio.wait_until_ended(post(studio, "/generate").json()["task_id"])["status"] == "done"

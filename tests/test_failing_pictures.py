@@ -1,0 +1,265 @@
+"""Pictures that fail while they are drawn: NaN, too little memory, extras that raise."""
+
+import logging
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import offer_of, params_for
+from PIL import Image
+from test_generator import OnItsThread
+from test_pipelines import FILES, PROMPTED
+
+from drawing.finite import check_finite
+from drawing.previews import Previews
+from drawing.prompt_cache import PromptCache
+from errors import ModelLoadError, NotFinite, OutOfMemory
+from generator import MfluxGenerator
+from images import to_png
+from models.mlx_setup import prepare_mlx
+from queue_manager import QueueManager
+from storage.task_store import TaskStore
+from task import Stage, TaskStatus
+from timing_model import TimingModel
+from worker import Worker
+
+ASKED: dict[str, dict[str, Any]] = {
+    **PROMPTED,
+    "tiny-seedvr2": {"init_image": FILES["first"], "upscale": 2.0, "prompt": ""},
+}
+NO_MEMORY = RuntimeError(
+    "[metal::malloc] Attempting to allocate 21474836480 bytes which is greater than the maximum "
+    "allowed buffer size of 17179869184 bytes."
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def pictures(data_dir: Path) -> None:
+    for name in ("first", "second"):
+        (data_dir / f"{name}.png").write_bytes(to_png(Image.new("RGB", (64, 64), "teal")))
+    (data_dir / "mask.png").write_bytes(to_png(Image.new("L", (64, 64), 255)))
+
+
+@pytest.fixture(scope="module")
+def tiny(data_dir: Path) -> OnItsThread:
+    return OnItsThread("tiny", data_dir)
+
+
+def on(generating: OnItsThread, function: Callable[[], Any]) -> Any:
+    return generating._thread.submit(function).result()
+
+
+def multiply(generating: OnItsThread, part: str, factor: float) -> None:
+    """Change all weights of a part of the loaded model."""
+    from mlx.utils import tree_map
+
+    module = getattr(generating.loaded.pipeline, part)
+    on(generating, lambda: module.update(tree_map(lambda a: a * factor, module.parameters())))
+
+
+# -- NaN -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ASKED)
+@pytest.mark.parametrize("part", ["vae", "transformer"])
+def test_no_pipeline_makes_a_picture_of_nan(name: str, part: str, data_dir: Path) -> None:
+    generating = OnItsThread(name, data_dir)
+    multiply(generating, part, float("nan"))
+    with pytest.raises(NotFinite, match="not numbers"):
+        generating.generate(params_for(**{"steps": 2, **ASKED[name]}))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_one_value_that_is_no_number_is_enough(value: float) -> None:
+    prepare_mlx()
+    import mlx.core as mx
+
+    array = mx.zeros((1, 3, 64, 64), mx.bfloat16)
+    check_finite(array, "a picture")
+    array[0, 1, 2, 3] = value
+    with pytest.raises(NotFinite, match="a picture"):
+        check_finite(array, "a picture")
+
+
+def test_embeddings_of_nan_are_not_kept_for_the_next_picture(data_dir: Path) -> None:
+    generating = OnItsThread("tiny", data_dir)
+    before = generating.generate(params_for("a fox")).tobytes()
+    encoder = generating.loaded.pipeline.clip_text_encoder
+    kept = encoder.parameters()
+    multiply(generating, "clip_text_encoder", float("nan"))
+    with pytest.raises(NotFinite):
+        generating.generate(params_for("a cat"))
+    cache: PromptCache = generating.loaded.hook.prompt_cache
+    assert (len(cache), cache.bytes) == (0, 0)
+    on(generating, lambda: encoder.update(kept))
+    assert generating.generate(params_for("a fox")).tobytes() == before
+    assert generating.generate(params_for("a cat")).tobytes() != before
+
+
+def test_latents_of_nan_make_no_preview_and_teach_nothing() -> None:
+    import numpy as np
+
+    previews = Previews()
+    previews.turn_to("a")
+    previews.begin("flux", "flux")
+    assert previews.look("a") is None
+    latents = np.full((1, 16, 64), np.nan, np.float32)
+    previews.draw(latents, 64, 64)
+    previews.keep(latents, 64, 64)
+    previews.learn(Image.new("RGB", (64, 64)))
+    previews._thread.shutdown()
+    assert previews.made == 0
+    assert previews.look("a") is None
+    assert previews._map_of(previews._now).pictures == 0
+
+
+# -- the whole way, with the real queue and worker -------------------------------------------------
+
+
+class Failing(MfluxGenerator):
+    """Real mflux; pictures of a prompt in `errors` fail with that error in their second step."""
+
+    errors: dict[str, BaseException]
+
+    def generate(self, stage: Stage, inputs: Path, report: Any) -> Any:
+        def report_and_fail(phase: Any, steps_done: int, steps_total: int) -> None:
+            report(phase, steps_done, steps_total)
+            if steps_done == 2 and stage.params.prompt in self.errors:
+                raise self.errors[stage.params.prompt]
+
+        return super().generate(stage, inputs, report_and_fail)
+
+
+class Shop:
+    """A queue and its worker with real mflux, whose thread is the test's own."""
+
+    def __init__(self, data_dir: Path, *models: str, **options: Any) -> None:
+        prepare_mlx()
+        self.queue = QueueManager(offer_of(*models), TimingModel(), TaskStore(None))
+        self.generator = Failing(data_dir, **options)
+        self.generator.errors = {}
+        self.failures: list[ModelLoadError] = []
+        self.worker = Worker(self.queue, self.generator, self.failures.append)
+        assert self.worker.load()
+
+    def submit(self, prompt: str, **fields: Any) -> str:
+        return self.queue.submit(params_for(prompt, **fields), urgent=False)[0].task_id
+
+    def run(self, *task_ids: str) -> list[tuple[TaskStatus, str | None, str | None]]:
+        """Run as many tasks as there are ids; how each ended."""
+        for _ in task_ids:
+            assert self.worker.run_once(0)
+        self.worker._encoder.submit(lambda: None).result()
+        views = [self.queue.status(task_id) for task_id in task_ids]
+        return [(view.status, view.error_code, view.error) for view in views]
+
+
+def test_a_picture_of_nan_fails_its_task_and_teaches_no_time(data_dir: Path) -> None:
+    from mlx.utils import tree_map
+
+    shop = Shop(data_dir, "tiny")
+    good, bad = shop.submit("good"), shop.submit("bad")
+    (done,) = shop.run(good)
+    samples = shop.queue._store.timings.samples()
+    pipeline = next(iter(shop.generator._loaded.values())).pipeline
+    whole = pipeline.vae.decoder.parameters()
+    pipeline.vae.decoder.update(tree_map(lambda a: a * float("nan"), whole))
+    (failed,) = shop.run(bad)
+    assert (done[0], failed[0], failed[1]) == (TaskStatus.DONE, TaskStatus.FAILED, "not_finite")
+    assert failed[2]
+    assert "not numbers" in failed[2]
+    assert shop.queue._store.timings.samples() == samples
+    pipeline.vae.decoder.update(whole)
+    again = shop.submit("good")
+    assert shop.run(again)[0][0] is TaskStatus.DONE
+    assert shop.queue.image(again)[0] == shop.queue.image(good)[0]
+
+
+def test_too_little_memory_fails_the_task_and_frees_the_other_models(data_dir: Path) -> None:
+    shop = Shop(data_dir, "tiny", "tiny-flux2", models_in_memory=2)
+    first = shop.submit("good", model="tiny-flux2")
+    assert shop.run(first)[0][0] is TaskStatus.DONE
+    assert shop.generator.resident == ("tiny-flux2", "tiny")
+    shop.generator.errors = {"bad": NO_MEMORY, "worse": MemoryError()}
+    failed = shop.run(shop.submit("bad", model="tiny-flux2"), shop.submit("worse"))
+    assert [one[:2] for one in failed] == [(TaskStatus.FAILED, "out_of_memory")] * 2
+    assert failed[0][2] == (
+        "This machine's memory does not suffice for 64 x 64 pixels with tiny-flux2: ask for a "
+        "smaller picture, or for fewer bits (quantize)."
+    )
+    assert shop.run(shop.submit("good"))[0][0] is TaskStatus.DONE
+
+
+def test_a_model_for_which_memory_does_not_suffice_fails_its_task_alone(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = Shop(data_dir, "tiny", "tiny-flux2")
+
+    def no_memory(*_: Any) -> Any:
+        raise NO_MEMORY
+
+    monkeypatch.setattr("drawing.pipelines._class_of", no_memory)
+    (failed,) = shop.run(shop.submit("x", model="tiny-flux2"))
+    assert failed[:2] == (TaskStatus.FAILED, "model_load_failed")
+    assert failed[2]
+    assert "memory" in failed[2]
+    monkeypatch.undo()
+    assert shop.run(shop.submit("x", model="tiny"))[0][0] is TaskStatus.DONE
+
+
+def test_what_a_failed_picture_held_is_free_again(tiny: OnItsThread) -> None:
+    import mlx.core as mx
+
+    def fail(*_: Any) -> None:
+        raise NO_MEMORY
+
+    tiny.generate(params_for())
+    before = mx.get_active_memory()
+    for _ in range(3):
+        with pytest.raises(OutOfMemory):
+            tiny.generate(params_for(width=512, height=512), fail)
+    assert mx.get_active_memory() <= before + 200_000
+    assert mx.get_cache_memory() < 1_000_000
+
+
+# -- extras ----------------------------------------------------------------------------------------
+
+
+def test_previews_and_metadata_that_raise_cost_no_picture(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Raising(Previews):
+        def shall_draw(self) -> bool:
+            raise ValueError("of a step")
+
+        def keep(self, latents: Any, width: int, height: int) -> None:
+            raise ValueError("of the last latents")
+
+        def learn(self, picture: Image.Image) -> None:
+            raise ValueError("of the picture")
+
+    def no_metadata(*_: Any) -> Any:
+        raise ValueError("of the metadata")
+
+    monkeypatch.setattr("generator.metadata", no_metadata)
+    shop = Shop(data_dir, "tiny", previews=Raising())
+    task_id = shop.submit("x")
+    with caplog.at_level(logging.ERROR):
+        assert shop.run(task_id)[0][0] is TaskStatus.DONE
+    picture = Image.open(BytesIO(shop.queue.image(task_id)[0]))
+    assert picture.getbbox()
+    assert {"of a step", "of the last latents", "of the picture", "of the metadata"} <= {
+        str(record.exc_info[1]) for record in caplog.records if record.exc_info
+    }
+
+
+def test_metadata_that_cannot_be_written_is_left_out_of_the_file(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("generator.metadata", lambda *_: {"prompt": object()})
+    shop = Shop(data_dir, "tiny")
+    task_id = shop.submit("x", format="JPEG")
+    assert shop.run(task_id)[0][0] is TaskStatus.DONE
+    assert shop.queue.image(task_id)[0].startswith(b"\xff\xd8")
