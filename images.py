@@ -15,7 +15,7 @@ from contextlib import suppress
 from io import BytesIO
 from typing import Any, Literal
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from errors import InvalidInput
 
@@ -120,6 +120,14 @@ def decode_base64(text: str, field: str) -> bytes:
     if not data:
         raise _refusal(field, " is empty: it must hold a picture.")
     return data
+
+
+def png_of_size(data: bytes, width: int, height: int) -> bytes:
+    """A PNG that `encode_image` made, scaled to cover this size in pixels and cut to it around its
+    centre, with its metadata."""
+    with Image.open(BytesIO(data)) as picture:
+        fitted = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
+    return encode_image(fitted, "PNG", 100, read_metadata(data))
 
 
 def with_png_text(data: bytes, keyword: str, text: str) -> bytes:

@@ -153,7 +153,7 @@ class Offer:
 
 def given_fields(params: GenerationParams) -> frozenset[Takes]:
     """The fields that only some pipelines can honour, and that these params hold."""
-    given = {name for name in Takes if getattr(params, name) not in (None, (), "")}
+    given = {name for name in Takes if getattr(params, name) not in (None, ())}
     return frozenset(given - {Takes.STEPS, Takes.GUIDANCE})
 
 

@@ -37,6 +37,14 @@ def _digits_to_int(value: object) -> object:
     return value
 
 
+def _blank_as_empty(value: object) -> object:
+    return "" if isinstance(value, str) and not value.strip() else value
+
+
+def _blank_as_absent(value: object) -> object:
+    return None if isinstance(value, str) and not value.strip() else value
+
+
 def _upper_jpeg(value: object) -> object:
     if isinstance(value, str):
         value = value.upper()
@@ -120,13 +128,11 @@ class GenerateRequest(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
-    prompt: str | None = Field(
+    prompt: Annotated[str | None, BeforeValidator(_blank_as_empty)] = Field(
         None,
-        min_length=1,
         max_length=1_000_000,
-        pattern=r"\S",
-        description="What the image shows. Models read only the first few hundred words. Required, "
-        "but for upscalers.",
+        description="What the image shows. Models read only the first few hundred words. May be "
+        "absent or empty only with a picture (init_image, images, control_image).",
         examples=["A beautiful landscape"],
     )
     seed: Seed | None = Field(
@@ -140,14 +146,16 @@ class GenerateRequest(BaseModel):
         1024,
         ge=SIDE_STEP,
         le=8192,
-        description="Pixels; rounded down to a multiple of 16, the answer says the width used.",
+        description="Pixels; rounded down to a multiple of 16, the answer says the width used. "
+        "With a picture, an absent side follows its aspect ratio; without one it is the default.",
         examples=[1024],
     )
     height: int = Field(
         1024,
         ge=SIDE_STEP,
         le=8192,
-        description="Pixels; rounded down to a multiple of 16, the answer says the height used.",
+        description="Pixels; rounded down to a multiple of 16, the answer says the height used. "
+        "With a picture, an absent side follows its aspect ratio; without one it is the default.",
         examples=[1024],
     )
     steps: int | None = Field(
@@ -207,12 +215,11 @@ class GenerateRequest(BaseModel):
         "choice.",
         examples=[8],
     )
-    negative_prompt: str | None = Field(
+    negative_prompt: Annotated[str | None, BeforeValidator(_blank_as_absent)] = Field(
         None,
-        min_length=1,
         max_length=1_000_000,
-        pattern=r"\S",
-        description="What the image shall not show, for models that are guided away from it.",
+        description="What the image shall not show, for models that are guided away from it. "
+        "Empty counts as absent.",
         examples=["blurry"],
     )
     scheduler: Literal[SCHEDULERS] | None = Field(  # type: ignore[valid-type]
@@ -311,7 +318,7 @@ class GenerateRequest(BaseModel):
 
     def given(self) -> frozenset[Takes]:
         """The fields of this request that only some models can honour."""
-        return frozenset(name for name in Takes if getattr(self, name) is not None)
+        return frozenset(name for name in Takes if getattr(self, name) not in (None, ""))
 
 
 @dataclass(frozen=True)
@@ -484,8 +491,8 @@ def _in_words(schema: dict[str, Any]) -> str:
             if "maximum" in schema
             else f"below {schema['exclusiveMaximum']:g}"
         )
-    if "pattern" in schema and "maxLength" in schema:
-        words += f" of {schema['minLength']} to {schema['maxLength']} characters that is not blank"
+    if "minLength" not in schema and "maxLength" in schema:
+        words += f" of up to {schema['maxLength']} characters"
     return words
 
 

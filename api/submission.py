@@ -94,12 +94,14 @@ class Submission:
         *,
         mask_meaning: Meaning = Meaning.MASK,
         invert_mask: bool = False,
+        empty_prompt: bool = False,
     ) -> Prepared:
         """Fill in defaults and a random seed, decode pictures, round the size, check everything.
 
         Args:
             mask_meaning: how the mask of this request is to be read.
             invert_mask: whether it is black where to repaint.
+            empty_prompt: whether the prompt may be empty without a picture, too.
 
         Raises:
             InvalidInput, ModelNotAllowed, NotSupported, UnusableAdapter, DoesNotFit: with the field
@@ -108,7 +110,7 @@ class Submission:
             TooManyWaiting: its pictures cannot be decoded now.
         """
         model = self.offer.model(request.model)
-        self._check_fields(request, model)
+        self._check_fields(request, model, empty_prompt)
         self._check_limits(request, model)
         if request.callback_url is not None and not self.limits.may_call(request.callback_url):
             raise errors.NotSupported(
@@ -159,18 +161,22 @@ class Submission:
                     given = pictures.decoded(known, self.offer.model(known.model))
             check_same(known, known.model_copy(update=dict.fromkeys(PICTURES) | given), key)
 
-    def _check_fields(self, request: GenerateRequest, model: Model) -> None:
+    def _check_fields(self, request: GenerateRequest, model: Model, empty_prompt: bool) -> None:
         """What the model cannot honour is refused, but for guidance, which clients send to every
         model."""
         given = set(request.given())
+        if not request.prompt and not model.upscaler:
+            if not (_has_pictures(request) or empty_prompt):
+                raise errors.InvalidInput(
+                    "prompt is required: it may be empty only with a picture.", field="prompt"
+                )
+            given.add(Takes.PROMPT)
         if Takes.GUIDANCE not in model.takes:
             given.discard(Takes.GUIDANCE)
         if not model.upscaler:
             given.discard(Takes.UPSCALE)
         if not given <= model.takes:
             raise not_supported(model, frozenset(given))
-        if request.prompt is None and not model.upscaler:
-            raise errors.InvalidInput("prompt is required.", field="prompt")
         if request.image_strength is not None and request.init_image is None:
             raise errors.InvalidInput("image_strength needs init_image.", field="image_strength")
         if request.control_image is None and {Takes.CONTROL_STRENGTH, Takes.CONTROL_TYPE} & given:
@@ -218,8 +224,8 @@ class Submission:
         return GenerationParams(
             prompt=request.prompt or "",
             seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
-            width=request.width // SIDE_STEP * SIDE_STEP,
-            height=request.height // SIDE_STEP * SIDE_STEP,
+            width=request.width,
+            height=request.height,
             steps=min(model.default_steps, self.limits.max_steps)
             if request.steps is None
             else request.steps,
@@ -265,24 +271,15 @@ class Submission:
         params: GenerationParams,
         source: tuple[int, int] | None,
     ) -> GenerationParams:
-        """With a width and height: asked for, or those of the picture that came, or the default.
+        """With a width and height.
 
         Args:
             source: width and height of the picture that came.
+
+        Raises:
+            InvalidInput: they are larger than this server or the file format allows.
         """
-        default = default_side(self.limits)
-        if model.upscaler and source:
-            width, height = source
-        elif source and not {"width", "height"} & request.model_fields_set:
-            shrink = min(1.0, (default * default / (source[0] * source[1])) ** 0.5)
-            width, height = (
-                max(round(side * shrink) // SIDE_STEP, 1) * SIDE_STEP for side in source
-            )
-        else:
-            width, height = (
-                side if name in request.model_fields_set else min(side, default)
-                for name, side in (("width", params.width), ("height", params.height))
-            )
+        width, height = self._size(request, model, source)
         most = self.limits.max_pixels
         if width * height > most and not model.upscaler:
             raise errors.InvalidInput(
@@ -310,6 +307,32 @@ class Submission:
                 field="upscale",
             )
         return params
+
+    def _size(
+        self, request: GenerateRequest, model: Model, source: tuple[int, int] | None
+    ) -> tuple[int, int]:
+        """Width and height before enlarging: as asked for. Absent sides follow the picture that
+        came, and without one they are the default, or what --max-pixels leaves of it."""
+        if model.upscaler and source:
+            return source
+        default, most = default_side(self.limits), self.limits.max_pixels
+        asked = request.model_fields_set & {"width", "height"}
+        width, height = float(request.width), float(request.height)
+        if source and not asked:
+            shrink = min(1.0, (default * default / (source[0] * source[1])) ** 0.5)
+            width, height = source[0] * shrink, source[1] * shrink
+        elif "width" not in asked and "height" not in asked:
+            width = height = default
+        elif "height" not in asked:
+            height = width * source[1] / source[0] if source else min(default, most / width)
+        elif "width" not in asked:
+            width = height * source[0] / source[1] if source else min(default, most / height)
+        return _rounded(width), _rounded(height)
+
+
+def _rounded(side: float) -> int:
+    """Pixels, down to a multiple of SIDE_STEP."""
+    return max(round(side) // SIDE_STEP, 1) * SIDE_STEP
 
 
 def _has_pictures(request: GenerateRequest) -> bool:

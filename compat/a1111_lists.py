@@ -25,6 +25,26 @@ OPTIONS: dict[str, Any] = {
     "enable_pnginfo": True,
 }
 """Those that clients look at; none of them changes anything."""
+EMPTY_LISTS = (
+    "latent-upscale-modes",
+    "sd-vae",
+    "sd-modules",
+    "hypernetworks",
+    "face-restorers",
+    "realesrgan-models",
+    "prompt-styles",
+    "script-info",
+    "extensions",
+)
+NOTHING_TO_DO = {
+    "unload-checkpoint": "the queue decides what is in memory",
+    "reload-checkpoint": "the queue decides what is in memory",
+    "refresh-checkpoints": "the lists are read at each request",
+    "refresh-loras": "the lists are read at each request",
+    "refresh-vae": "there are none",
+    "refresh-embeddings": "there are none",
+}
+"""Routes that take POST, and why they do nothing."""
 A_LIST = {"type": "array", "items": {"type": "object"}}
 AN_OBJECT = {"type": "object"}
 
@@ -129,18 +149,17 @@ def a1111_lists(
     )
     tell("schedulers", "The schedulers", A_LIST, schedulers)
     tell("upscalers", "The upscaler, where the operator allows one", A_LIST, upscalers)
-    tell("latent-upscale-modes", "Always empty", A_LIST, list)
-    tell("sd-vae", "Always empty", A_LIST, list)
-    tell("sd-modules", "Always empty", A_LIST, list)
+    for name in EMPTY_LISTS:
+        tell(name, "Always empty", A_LIST, list)
     tell("loras", "The operator's adapters", A_LIST, loras)
     tell("embeddings", "Always empty", AN_OBJECT, lambda: {"loaded": {}, "skipped": {}})
     tell("scripts", "Always empty", AN_OBJECT, lambda: {"txt2img": [], "img2img": []})
     tell("cmd-flags", "The flags that clients look at", AN_OBJECT, lambda: {"api": True})
     tell("memory", "The memory, as MLX counts it", AN_OBJECT, memory_told)
 
-    for name in ("unload-checkpoint", "reload-checkpoint"):
+    for name, why in NOTHING_TO_DO.items():
         ignore = documented(
-            "Accepted and ignored: the queue decides what is in memory",
+            f"Accepted and ignored: {why}",
             tag=TAG,
             answers={200: NOTHING},
             errors=(),

@@ -1,11 +1,12 @@
 """What goes in and out of AUTOMATIC1111's API, as far as this server knows it."""
 
+from math import isfinite
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field
 
 from api.answers import Answer
-from compat.bodies import Body
+from compat.bodies import IF_USED, Body
 from task import MAX_SEED
 
 
@@ -18,7 +19,35 @@ def _seed(value: object) -> object:
     return None if number < 0 else number
 
 
+def _whole(value: object) -> object:
+    """Clients send 512.0 and 512.5; AUTOMATIC1111 cuts them off."""
+    return int(value) if isinstance(value, float) and isfinite(value) else value
+
+
+def _side(value: object) -> object:
+    """None, as if it were absent, for 0."""
+    value = _whole(value)
+    return None if value == 0 else value
+
+
+def _object(value: object) -> object:
+    return value if isinstance(value, dict) else {}
+
+
+def _pictures(value: object) -> object:
+    """A single text is a list of one; null and empty entries are left out."""
+    if isinstance(value, str):
+        return [value]
+    return (
+        [entry for entry in value if entry not in (None, "")] if isinstance(value, list) else value
+    )
+
+
 A1111Seed = Annotated[int | None, Field(le=MAX_SEED), BeforeValidator(_seed)]
+Whole = Annotated[int, BeforeValidator(_whole)]
+Side = Annotated[int | None, Field(ge=1, le=8192), BeforeValidator(_side)]
+Factor = Annotated[float, Field(allow_inf_nan=False), IF_USED]
+HiresSide = Annotated[Annotated[int, Field(ge=0, le=16384), BeforeValidator(_whole)], IF_USED]
 
 
 class TextToImage(Body):
@@ -26,40 +55,49 @@ class TextToImage(Body):
     empty."""
 
     prompt: str = Field(
-        "", description="What the image shows. <lora:NAME:SCALE> takes an adapter of the operator."
+        "", description="What the image shows. <lora:NAME:SCALE> takes a LoRA of the operator."
     )
-    negative_prompt: str = Field("", description="Ignored where the model does not know it.")
+    negative_prompt: Annotated[str, IF_USED] = Field(
+        "", description="Ignored where the model does not know it."
+    )
     seed: A1111Seed = Field(
         None, description="Random where it is -1, null, empty or absent; `info` tells it."
     )
-    steps: int | None = Field(
+    steps: Whole | None = Field(
         None,
         ge=1,
-        le=1000,
         description="The model's own when absent. At most twice that, but for --clamp off.",
     )
-    cfg_scale: float | None = Field(
-        None,
-        ge=0,
-        le=100,
-        allow_inf_nan=False,
-        description="Of models with a real CFG, at most their own; FLUX takes none of it.",
+    cfg_scale: Annotated[float | None, Field(ge=0, le=100, allow_inf_nan=False), IF_USED] = Field(
+        None, description="Of models with a real CFG, at most their own; FLUX takes none of it."
     )
-    distilled_cfg_scale: float | None = Field(
-        None, ge=0, le=100, allow_inf_nan=False, description="Guidance of FLUX, as in Forge."
+    distilled_cfg_scale: Annotated[
+        float | None, Field(ge=0, le=100, allow_inf_nan=False), IF_USED
+    ] = Field(None, description="Guidance of FLUX, as in Forge.")
+    width: Side = Field(
+        None, description="Pixels. 512 when absent; with a picture as its size or aspect ratio."
     )
-    width: int = Field(512, ge=1, le=8192, description="Pixels.")
-    height: int = Field(512, ge=1, le=8192, description="Pixels.")
-    batch_size: int = Field(1, ge=1, le=100, description="Images: batch_size x n_iter.")
-    n_iter: int = Field(1, ge=1, le=100, description="Images: batch_size x n_iter.")
-    sampler_name: str = Field("Euler", description="Told back; the model has its own.")
-    scheduler: str = Field("automatic", description="One of GET schedulers; others are ignored.")
-    denoising_strength: float = Field(
-        0.75, ge=0, le=1, allow_inf_nan=False, description="How much a picture is changed."
+    height: Side = Field(
+        None, description="Pixels. 512 when absent; with a picture as its size or aspect ratio."
     )
-    enable_hr: bool = Field(False, description="Enlarge, where the operator allows an upscaler.")
-    hr_scale: float = Field(2.0, ge=0, le=100, allow_inf_nan=False, description="By this factor.")
-    override_settings: dict[str, Any] = Field(
+    batch_size: Whole = Field(1, ge=1, le=100, description="Images: batch_size x n_iter.")
+    n_iter: Whole = Field(1, ge=1, le=100, description="Images: batch_size x n_iter.")
+    sampler_name: Any = Field("Euler", description="Told back; the model has its own.")
+    scheduler: Any = Field("automatic", description="One of GET schedulers; others are ignored.")
+    denoising_strength: Annotated[float, Field(allow_inf_nan=False), IF_USED] = Field(
+        0.75, description="How much a picture is changed, 0 to 1."
+    )
+    enable_hr: Annotated[bool, IF_USED] = Field(
+        False, description="Upscale, where the operator allows an upscaler."
+    )
+    hr_scale: Factor = Field(2.0, description="By this factor, up to 4.")
+    hr_resize_x: HiresSide = Field(
+        0, description="Of txt2img: upscale to this width instead; 0: as hr_resize_y says."
+    )
+    hr_resize_y: HiresSide = Field(
+        0, description="Of txt2img: upscale to this height instead; 0: as hr_resize_x says."
+    )
+    override_settings: Annotated[dict[str, Any], BeforeValidator(_object)] = Field(
         {}, description="Of these, sd_model_checkpoint is the model."
     )
     send_images: bool = Field(True, description="false: answer without the images.")
@@ -68,17 +106,13 @@ class TextToImage(Body):
 class ImageToImage(TextToImage):
     """The body of POST /sdapi/v1/img2img."""
 
-    width: int | None = Field(  # type: ignore[assignment]
-        None, ge=1, le=8192, description="Pixels; that of the picture when absent."
-    )
-    height: int | None = Field(  # type: ignore[assignment]
-        None, ge=1, le=8192, description="Pixels; that of the picture when absent."
-    )
-    init_images: list[str] = Field(
+    init_images: Annotated[list[str], BeforeValidator(_pictures)] = Field(
         min_length=1, max_length=8, description="Pictures as base64 or data URLs."
     )
     mask: str | None = Field(None, description="White where to repaint, as base64 or a data URL.")
-    inpainting_mask_invert: bool = Field(False, description="The mask is black where to repaint.")
+    inpainting_mask_invert: Annotated[bool, IF_USED] = Field(
+        False, description="The mask is black where to repaint."
+    )
 
 
 class PngInfo(Body):

@@ -1,8 +1,14 @@
-"""Bodies of foreign requests: null and empty count as absent, the unknown is ignored."""
+"""Bodies of foreign requests: null and empty count as absent, the unknown is ignored.
 
+A field that is never used takes any value (`Any`). A field that only some models use is marked
+IF_USED: a value that cannot be used is an error only in a request that uses it.
+"""
+
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, WrapValidator, model_validator
+from pydantic.functional_validators import ModelWrapValidatorHandler
 
 from errors import InvalidInput
 
@@ -16,6 +22,45 @@ class Body(BaseModel):
         if not isinstance(fields, dict):
             return fields
         return {name: value for name, value in fields.items() if value is not None and value != ""}
+
+    def told_back(self, *pictures: str) -> dict[str, Any]:
+        """The fields that can be used, without the pictures."""
+        fields = {name: getattr(self, name) for name in type(self).model_fields}
+        return {
+            name: value
+            for name, value in fields.items()
+            if name not in pictures and not isinstance(value, Unusable)
+        }
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """Stands for the value of an IF_USED field that cannot be used."""
+
+    reason: str
+
+
+def _unusable_kept(value: Any, validate: ModelWrapValidatorHandler[Any]) -> Any:
+    try:
+        return validate(value)
+    except ValidationError as error:
+        return Unusable(str(error.errors(include_url=False)[0]["msg"]))
+
+
+IF_USED = WrapValidator(_unusable_kept)
+Value = TypeVar("Value")
+
+
+def used(value: Value, name: str) -> Value:
+    """The value of an IF_USED field.
+
+    Raises:
+        InvalidInput: it cannot be used.
+    """
+    checked: object = value
+    if isinstance(checked, Unusable):
+        raise InvalidInput(f"{name}: {checked.reason}.", field=name)
+    return value
 
 
 Asked = TypeVar("Asked", bound=Body)

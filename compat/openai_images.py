@@ -19,7 +19,7 @@ from api.api_docs import (
     json_answer,
 )
 from api.submission import Prepared
-from compat.bodies import read_body
+from compat.bodies import read_body, used
 from compat.openai_shapes import (
     ImageData,
     ImageEvent,
@@ -57,7 +57,7 @@ NAMES = {
 """What our fields are called here, where they have another name."""
 FOLLOWED_RETRY_S = 60
 """SDKs wait for Retry-After up to so many seconds; above, they try again at once."""
-SIZE = re.compile(r"([0-9]{1,5})[xX]([0-9]{1,5})")
+SIZE = re.compile(r"\s*([0-9]{1,5})\s*[xX*×]\s*([0-9]{1,5})\s*")  # noqa: RUF001
 IMAGE_NAME = re.compile(r"([0-9a-f]{1,64})_([0-9]{1,3})\.(png|jpg|webp)")
 SIGN_OF_LIFE_AFTER = 15
 """Looks at a quiet task, of a second each, after which a stream says that it is alive."""
@@ -114,9 +114,9 @@ DRAWN = {
 EDIT_FORM = {
     "type": "object",
     "description": "The fields of a generation, and files.",
-    "required": ["prompt", "image"],
+    "required": ["image"],
     "properties": {
-        "prompt": {"type": "string", "minLength": 1, "description": "What shall be there."},
+        "prompt": {"type": "string", "description": "What shall be there; may be empty."},
         "image": {
             "type": "array",
             "items": {"type": "string", "format": "binary"},
@@ -176,6 +176,10 @@ def openai_routes(
         return _wait(asked, *started, "image_edit")
 
     def _start(asked: OpenAIGeneration, fields: dict[str, Any]) -> tuple[Call, Prepared]:
+        if asked.stream:
+            used(asked.partial_images, "partial_images")
+        else:
+            used(asked.response_format, "response_format")
         model = calls.offer.model(fields["model"])
         fields["steps"] = calls.steps(model, asked.steps)
         prepared = _prepared(asked, fields, calls)
@@ -307,11 +311,14 @@ def _names(calls: SyncCalls) -> list[str]:
 
 def _fields(asked: OpenAIGeneration, calls: SyncCalls) -> dict[str, Any]:
     """The fields of /generate."""
+    compression = None
+    if asked.output_format != "png":
+        compression = max(used(asked.output_compression, "output_compression"), 1)
     return {
         "prompt": asked.prompt,
         "count": asked.n,
         "format": asked.output_format,
-        "quality": max(asked.output_compression, 1),
+        "quality": compression,
         "seed": asked.seed,
         "guidance": asked.guidance,
         "negative_prompt": asked.negative_prompt,
@@ -320,7 +327,7 @@ def _fields(asked: OpenAIGeneration, calls: SyncCalls) -> dict[str, Any]:
 
 
 def _sides(size: str | None) -> dict[str, int]:
-    if size is None or size.lower() == "auto":
+    if size is None or size.strip().lower() == "auto":
         return {}
     found = SIZE.fullmatch(size)
     if found is None:

@@ -1,12 +1,12 @@
 """What goes in and out of the OpenAI Images API, as far as this server knows it."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
 
 from api.answers import Answer
 from api.generate_request import Seed
-from compat.bodies import Body
+from compat.bodies import IF_USED, Body
 
 
 def _lower(value: object) -> object:
@@ -35,22 +35,26 @@ class OpenAIGeneration(Body):
         "server's default.",
         examples=["1024x1024"],
     )
-    response_format: Annotated[Literal["url", "b64_json"], BeforeValidator(_lower)] | None = Field(
-        None, description="url or b64_json. Absent: url for models named dall-e..., else b64_json."
+    response_format: Annotated[
+        Literal["url", "b64_json"] | None, BeforeValidator(_lower), IF_USED
+    ] = Field(
+        None,
+        description="url or b64_json. Absent: url for models named dall-e..., else b64_json. "
+        "Ignored with stream.",
     )
     output_format: OutputFormat = Field("png", description="png, jpeg or webp.")
-    output_compression: int = Field(
-        100, ge=0, le=100, description="Quality of jpeg and webp in percent."
+    output_compression: Annotated[int, Field(ge=0, le=100), IF_USED] = Field(
+        100, description="Quality of jpeg and webp in percent; ignored for png."
     )
-    quality: str | None = Field(None, description="Accepted and ignored.")
-    background: str | None = Field(None, description="Accepted and ignored: it is opaque.")
-    user: str | None = Field(None, description="Accepted and ignored.")
+    quality: Any = Field(None, description="Accepted and ignored.")
+    background: Any = Field(None, description="Accepted and ignored: it is opaque.")
+    user: Any = Field(None, description="Accepted and ignored.")
     stream: bool = Field(False, description="Answer server-sent events.")
-    partial_images: int = Field(
-        0, ge=0, le=3, description="With stream: most pictures on the way, where there are some."
+    partial_images: Annotated[int, Field(ge=0, le=3), IF_USED] = Field(
+        0, description="With stream: most pictures on the way, where there are some."
     )
     seed: Seed | None = Field(None, description="Our own: the noise to start from.")
-    steps: int | None = Field(None, ge=1, le=1000, description="Our own: denoising steps.")
+    steps: int | None = Field(None, ge=1, description="Our own: denoising steps.")
     guidance: float | None = Field(
         None, ge=0, le=100, allow_inf_nan=False, description="Our own: how closely to follow."
     )
@@ -62,6 +66,8 @@ class OpenAIGeneration(Body):
 
 class OpenAIEdit(OpenAIGeneration):
     """The form of POST /v1/images/edits, beside its files."""
+
+    prompt: str = Field("", description="What shall be there; may be empty.")
 
 
 class ImageData(Answer):

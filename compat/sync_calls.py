@@ -119,19 +119,23 @@ class SyncCalls:
         *,
         mask_meaning: Meaning = Meaning.MASK,
         invert_mask: bool = False,
+        empty_prompt: bool = False,
     ) -> tuple[GenerateRequest, Prepared]:
         """From the fields of /generate, those that are None left out.
 
         Args:
             names: what our fields are called in the foreign API, where they have another name;
                 errors speak of them under these.
-            mask_meaning, invert_mask: how the foreign API means its mask (Submission.prepare).
+            mask_meaning, invert_mask, empty_prompt: as for Submission.prepare.
         """
         given = {name: value for name, value in fields.items() if value is not None}
         try:
             asked = check_request(given, self.limits)
             return asked, self._submission.prepare(
-                asked, mask_meaning=mask_meaning, invert_mask=invert_mask
+                asked,
+                mask_meaning=mask_meaning,
+                invert_mask=invert_mask,
+                empty_prompt=empty_prompt,
             )
         except ServerError as error:
             error.message = _renamed(error.message, names)

@@ -212,6 +212,7 @@ def arguments(stage: Stage, inputs: Path) -> dict[str, Any]:
     images: Any = [path_of(image) for image in params.images]
     values: dict[str, Any] = {
         **params.model_dump(),
+        "prompt": params.prompt or " ",  # mflux makes no token at all of ""
         "init_image": path_of(params.init_image),
         "mask": path_of(params.mask),
         "control_image": path_of(params.control_image),
@@ -250,6 +251,8 @@ def metadata(generated: Any, params: GenerationParams, model: Model) -> dict[str
         told["lora_paths"] = [lora.name for lora in params.loras]
     if model.tiny or model.path:
         told["model"] = model.name
+    if not params.prompt:
+        told["prompt"] = ""
     if params.scheduler:
         told["scheduler"] = params.scheduler
     return told

@@ -14,6 +14,7 @@ from conftest import ServerProcess, StartServer
 from PIL import Image
 from test_sync_calls import ENDLESS, connected, queued
 
+from compat.a1111_lists import EMPTY_LISTS, NOTHING_TO_DO
 from models import tiny_models
 
 SIDES = {"width": 64, "height": 64}
@@ -155,9 +156,13 @@ def test_lists_have_the_shapes_that_clients_read(api: Any, server: ServerProcess
     assert api.get_embeddings() == {"loaded": {}, "skipped": {}}
     assert api.get_memory()["ram"]["total"] > 0
     assert api.get_cmd_flags()["api"] is True
-    for name in ("loras", "sd-vae", "sd-modules", "latent-upscale-modes"):
+    assert api.get_hypernetworks() == api.get_face_restorers() == []
+    assert api.get_realesrgan_models() == api.get_prompt_styles() == []
+    for name in ("loras", *EMPTY_LISTS):
         assert server.get(f"/sdapi/v1/{name}").json() == []
-    for name in ("unload-checkpoint", "reload-checkpoint"):
+        assert server.get(f"/sdapi/v1/{name}/").json() == []
+    assert api.refresh_checkpoints() == {}
+    for name in NOTHING_TO_DO:
         answer = requests.post(f"{server.url}/sdapi/v1/{name}", timeout=60)
         assert answer.json() == {}
 
@@ -286,7 +291,7 @@ def test_lora_tags_of_a_prompt_take_the_operators_adapters_alone(
         {"width": 9000},
         {"batch_size": 50},
         {"seed": "x"},
-        {"prompt": " "},
+        {"prompt": 5},
         {"n_iter": []},
     ],
 )

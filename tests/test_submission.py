@@ -276,8 +276,8 @@ def test_what_a_model_or_the_operator_does_not_allow_is_refused(
         ({"init_image": PICTURE, "steps": 1, "image_strength": 0.9}, "steps", "leave none"),
         ({"upscale": 1}, "upscale", "above 1 and up to 4"),
         ({"upscale": 4.1}, "upscale", "above 1 and up to 4"),
-        ({"negative_prompt": " "}, "negative_prompt", "not blank"),
-        ({"negative_prompt": "x" * 10_001}, "negative_prompt", "1 to 10000 characters"),
+        ({"negative_prompt": "x" * 10_001}, "negative_prompt", "up to 10000 characters"),
+        ({"prompt": " \n"}, "prompt", "only with a picture"),
         ({"images": []}, "images", "a list of 1 to 8"),
         ({"images": [PICTURE] * 9}, "images", "a list of 1 to 8"),
         ({"images": PICTURE}, "images", "a list of 1 to 8"),
@@ -352,10 +352,62 @@ def test_the_size_is_that_of_the_picture_where_none_is_asked_for() -> None:
     assert size((100, 70)) == (96, 64)
     assert size((4096, 1024)) == (2048, 512)
     assert size((3000, 16)) == (3008 - 16, 16)
-    assert size((100, 70), width=64) == (64, 1024)
     assert size((100, 70), width=64, height=80) == (64, 80)
     edit = desk.params(model="flux2-klein-4b", images=[to_base64(picture_of(200, 100)), PICTURE])
     assert (edit.width, edit.height) == (192, 96)
+
+
+@pytest.mark.parametrize(
+    ("source", "side", "expected"),
+    [
+        ((96, 64), {"width": 96}, (96, 64)),
+        ((96, 64), {"height": 64}, (96, 64)),
+        ((96, 64), {"width": 960}, (960, 640)),
+        ((96, 64), {"height": 1024}, (1536, 1024)),
+        ((100, 75), {"width": 100}, (96, 64)),
+        ((100, 70), {"width": 64}, (64, 32)),
+        ((1000, 16), {"width": 32}, (32, 16)),
+    ],
+)
+def test_a_side_that_is_not_asked_for_follows_the_picture(
+    source: tuple[int, int], side: dict[str, int], expected: tuple[int, int]
+) -> None:
+    desk = Desk("z-image", "flux2-klein-4b")
+    picture = to_base64(picture_of(*source))
+    for params in (
+        desk.params(init_image=picture, **side),
+        desk.params(model="flux2-klein-4b", images=[picture, PICTURE], **side),
+    ):
+        assert (params.width, params.height) == expected
+
+
+def test_a_side_that_follows_the_picture_is_bounded_as_any_other() -> None:
+    code, _, message = Desk("z-image").refusal(
+        init_image=to_base64(picture_of(16, 256)), width=1024
+    )
+    assert (code, "1024 x 16384" in message) == ("invalid_input", True)
+
+
+def test_without_a_picture_the_other_side_is_the_default_or_what_the_limit_leaves() -> None:
+    def size(**fields: Any) -> tuple[int, int]:
+        params = Desk("schnell", limits=Limits(max_pixels=1024 * 1024)).params(**fields)
+        return params.width, params.height
+
+    assert size(width=512) == (512, 1024)
+    assert size(height=500) == (1024, 496)
+    assert size(width=2048) == (2048, 512)
+    assert size(height=3000) == (352 - 16, 2992)
+
+
+def test_an_empty_prompt_needs_a_picture() -> None:
+    desk = Desk("z-image", "flux2-klein-4b", "schnell")
+    for prompt in (None, "", " \t"):
+        assert desk.params(prompt=prompt, init_image=PICTURE).prompt == ""
+        edit = desk.params(prompt=prompt, model="flux2-klein-4b", images=[PICTURE])
+        assert desk.offer.stages(edit)[0].params.prompt == ""
+        assert desk.refusal(prompt=prompt)[1] == "prompt"
+    assert desk.params(prompt=" x ").prompt == " x "
+    assert desk.params(negative_prompt=" ").negative_prompt is None
 
 
 def test_the_mask_is_grey_and_the_others_are_in_colour() -> None:
