@@ -35,7 +35,7 @@ from api.origin_check import LOOPBACK, AllowedHosts, install_origin_check
 from api.queue_api import queue_routes
 from api.security_headers import install_security_headers
 from api.server_api import server_routes
-from api.submission import Submission
+from api.submission import MOST_OUTPUT_PIXELS_FACTOR, Submission
 from api.waiting_places import WaitingPlaces
 from api.web_page import page_routes
 from api.webhooks import Webhooks
@@ -250,7 +250,11 @@ class Server:
         )
         self._downloads = Downloads(self.queue, partial(download_command, settings.data_dir))
         self._webhooks = Webhooks(self.queue, self._store.callbacks, limits, settings.callback_key)
-        self._decoder = PictureDecoder(settings.max_input_pixels, self.places.place)
+        self._decoder = PictureDecoder(
+            settings.max_input_pixels,
+            self.places.place,
+            own_pixels=settings.max_pixels * MOST_OUTPUT_PIXELS_FACTOR,
+        )
         submission = Submission(
             self.queue,
             offer,

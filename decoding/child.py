@@ -204,7 +204,7 @@ def _mask_of(alpha: Image.Image, meaning: Meaning) -> Image.Image:
 def answer(asked: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
     """The header and the payload that answer a frame of decoder.py."""
     try:
-        max_pixels = asked["max_pixels"]
+        max_pixels = Image.MAX_IMAGE_PIXELS = asked["max_pixels"]
         if asked["do"] == "size":
             return {"size": picture_size(data, max_pixels)}, b""
         if asked["do"] == "thumbnail":

@@ -58,7 +58,8 @@ class PictureDecoder:
     """Any thread may call. Processes start with the first picture and end when idle.
 
     Args:
-        max_pixels: limit of width times height of a picture.
+        max_pixels: limit of width times height of a client's picture.
+        own_pixels: the same of finished images, for thumbnails, if it is higher.
         place: held by a request from when it waits until its pictures are read; may raise TryLater.
         line: requests that may wait.
         deadline_s: for all pictures of one request.
@@ -69,6 +70,7 @@ class PictureDecoder:
         max_pixels: int = 50_000_000,
         place: Callable[[], AbstractContextManager[None]] = nullcontext,
         *,
+        own_pixels: int = 0,
         processes: int = PROCESSES,
         line: int = LINE,
         deadline_s: float = DEADLINE_S,
@@ -76,6 +78,7 @@ class PictureDecoder:
         pictures_each: int = PICTURES_EACH,
     ) -> None:
         self.max_pixels = max_pixels
+        self.own_pixels = max(own_pixels, max_pixels)
         self.deadline_s = deadline_s
         self._idle_s = idle_s
         self._pictures_each = pictures_each
@@ -132,7 +135,7 @@ class PictureDecoder:
             if self._free:
                 return self._free.pop()
         try:
-            return _Child(BASE_BYTES + BYTES_PER_PIXEL * self.max_pixels, self._idle_s)
+            return _Child(BASE_BYTES + BYTES_PER_PIXEL * self.own_pixels, self._idle_s)
         except OSError as error:
             log.error("no decoder process can be started: %s", error)
             raise TooManyWaiting(
@@ -188,7 +191,8 @@ class PictureReader:
 
     def thumbnail(self, data: bytes, max_side: int) -> bytes:
         """A JPEG with no side longer than max_side pixels."""
-        return self._ask({"do": "thumbnail", "max_side": max_side}, data, "image")[1]
+        asked = {"do": "thumbnail", "max_side": max_side, "max_pixels": self._decoder.own_pixels}
+        return self._ask(asked, data, "image")[1]
 
     def texts(self, data: bytes, field: str) -> tuple[dict[str, str], dict[str, Any]]:
         """How a picture was made, as far as its file says: its texts, and mflux's metadata."""
@@ -201,7 +205,7 @@ class PictureReader:
             self._child = None
 
     def _ask(self, asked: dict[str, Any], data: bytes, field: str) -> tuple[dict[str, Any], bytes]:
-        told, result = self._tried(asked | {"max_pixels": self._decoder.max_pixels}, data, field)
+        told, result = self._tried({"max_pixels": self._decoder.max_pixels} | asked, data, field)
         if refused := told.get("refused"):
             raise InvalidInput(field + refused, field=field)
         return told, result

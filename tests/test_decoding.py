@@ -481,6 +481,14 @@ def test_a_thumbnail_is_never_larger_than_its_picture() -> None:
     assert opened_jpeg(thumbnail(to_png(PICTURE.convert("L")), 32, LIMIT)).size == (32, 24)
 
 
+def test_a_finished_image_may_be_larger_than_what_clients_may_send() -> None:
+    large = file_of(Image.new("1", (2100, 2100)), "PNG")
+    with decoder_of(own_pixels=5_000_000) as decoder, decoder.reading() as reader:
+        assert opened_jpeg(reader.thumbnail(large, 128)).size == (128, 128)
+        with pytest.raises(InvalidInput, match="are allowed"):
+            reader.png(large, "image")
+
+
 # Scaling, masks, texts
 
 
