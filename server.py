@@ -9,13 +9,11 @@ import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
-from io import BytesIO
 from pathlib import Path
-from typing import IO
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 try:
-    from flask import Flask, Request, Response, jsonify, request
+    from flask import Flask, Response, jsonify, request
 except ModuleNotFoundError:
     sys.exit(
         "server.py: the packages it needs are not installed for this Python: run 'make serve', or "
@@ -32,6 +30,7 @@ from api.live_api import live_routes
 from api.models_api import model_routes
 from api.native_api import error_answer, native_routes
 from api.origin_check import LOOPBACK, AllowedHosts, install_origin_check
+from api.query_values import check_query
 from api.queue_api import queue_routes
 from api.security_headers import install_security_headers
 from api.server_api import server_routes
@@ -92,15 +91,14 @@ def create_app(
     """
     cors = Cors(cors_origins)
     app = Flask(__name__, static_folder=None)
-    app.request_class = _Request
     app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
-    app.config["MAX_FORM_MEMORY_SIZE"] = max_body_bytes
     app.url_map.strict_slashes = False
     app.wsgi_app = _without_double_slashes(app.wsgi_app)  # type: ignore[method-assign,assignment]
     app.json.sort_keys = False  # type: ignore[attr-defined]  # the specification, as written
 
     install_origin_check(app, allowed_hosts or AllowedHosts("", "*"), cors.allows)
     install_security_headers(app)
+    app.before_request(check_query)
     cors.install(app)
     catalog = read_catalog()
     for routes in (
@@ -126,14 +124,6 @@ def create_app(
     app.register_blueprint(page_routes())
     install_docs(app, submission.limits, schemas)
     return app
-
-
-class _Request(Request):
-    """Keeps the files of a form in memory: the HTTP server limits how much that is, and a temporary
-    folder may be full."""
-
-    def _get_file_stream(self, *_: object, **__: object) -> IO[bytes]:
-        return BytesIO()
 
 
 def _without_double_slashes(inner: WSGIApplication) -> WSGIApplication:

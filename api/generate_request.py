@@ -21,6 +21,7 @@ from pydantic import (
     ValidationInfo,
 )
 
+from api.json_text import parse_object, refuse_nul, unknown_field
 from errors import InvalidInput
 from images import UPLOAD_FORMATS, decode_base64
 from models.model_catalog import CONTROL_TYPES, SCHEDULERS, Takes
@@ -90,11 +91,19 @@ class LoraChoice(BaseModel):
 
 
 def _decoded(value: object, info: ValidationInfo) -> object:
+    _check_names(value, ImageOf)
     return decode_base64(value, info.field_name or "image") if isinstance(value, str) else value
 
 
 def _named(value: object) -> object:
+    _check_names(value, LoraChoice)
     return {"name": value} if isinstance(value, str) else value
+
+
+def _check_names(value: object, model: type[BaseModel]) -> None:
+    """Pydantic builds an error for each unknown name, and there may be many."""
+    if isinstance(value, dict) and unknown_field(value, model.model_fields):
+        raise ValueError("unknown field")
 
 
 Image = Annotated[
@@ -348,10 +357,7 @@ def parse_request(body: bytes, limits: Limits) -> GenerateRequest:
     Raises:
         InvalidInput: names the first field at fault and what it allows.
     """
-    try:
-        return GenerateRequest.model_validate_json(body)
-    except ValidationError as error:
-        raise _invalid_input(error, limits) from None
+    return _checked(parse_object(body), limits, strict=True)
 
 
 def parse_form(
@@ -384,10 +390,21 @@ def check_request(fields: Mapping[str, Any], limits: Limits) -> GenerateRequest:
     Raises:
         InvalidInput: names the first field at fault and what it allows.
     """
+    return _checked(fields, limits, strict=False)
+
+
+def _checked(fields: Mapping[str, Any], limits: Limits, *, strict: bool) -> GenerateRequest:
+    name = unknown_field(fields, GenerateRequest.model_fields)
+    if name is not None:
+        known = ", ".join(GenerateRequest.model_fields)
+        name = name[:100]
+        raise InvalidInput(f"{name} is not a field of this server. Fields: {known}.", field=name)
     try:
-        return GenerateRequest.model_validate(fields, strict=False)
+        request = GenerateRequest.model_validate(fields, strict=strict)
     except ValidationError as error:
         raise _invalid_input(error, limits) from None
+    refuse_nul(request)
+    return request
 
 
 LISTS = ("images", "loras")
@@ -396,10 +413,7 @@ OBJECTS = ("images", "loras", "init_image", "mask", "control_image")
 
 def _from_form(name: str, value: str) -> object:
     if name in OBJECTS and value.lstrip().startswith("{"):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            raise InvalidInput(f"{name} is not valid JSON.", field=name) from None
+        return parse_object(value.encode(), name, field=name)
     return value
 
 
@@ -429,17 +443,7 @@ def default_side(limits: Limits) -> int:
 
 def _invalid_input(error: ValidationError, limits: Limits) -> InvalidInput:
     first = error.errors(include_url=False)[0]
-    if first["type"] == "json_invalid":
-        return InvalidInput(f"The body is not valid JSON: {first['ctx']['error']}.")
-    if not first["loc"]:
-        return InvalidInput("The body must be a JSON object with at least the field prompt.")
-    name = str(first["loc"][0])[:100]
-    of_the_body = len(first["loc"]) == 1
-    if first["type"] == "extra_forbidden" and of_the_body:
-        known = ", ".join(GenerateRequest.model_fields)
-        return InvalidInput(f"{name} is not a field of this server. Fields: {known}.", field=name)
-    if first["type"] == "missing" and of_the_body:
-        return InvalidInput(f"{name} is required.", field=name)
+    name = str(first["loc"][0])
     return InvalidInput(refusal(name, first["input"], limits), field=name)
 
 
@@ -496,9 +500,20 @@ def _in_words(schema: dict[str, Any]) -> str:
     return words
 
 
+MOST_SHOWN = 80
+"""Characters of a value that was refused."""
+_SHOWN = json.JSONEncoder(ensure_ascii=False, default=lambda other: type(other).__name__)
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, bytes):
         return "a file"
-    text = json.dumps(value, ensure_ascii=False, default=lambda other: type(other).__name__)
-    text = text.encode(errors="backslashreplace").decode()
-    return text if len(text) <= 80 else text[:77] + "..."
+    if isinstance(value, str):
+        value = value[:MOST_SHOWN]
+    text = ""
+    piece: str
+    for piece in _SHOWN.iterencode(value):
+        text += piece[:MOST_SHOWN]
+        if len(text) > MOST_SHOWN:
+            return text[: MOST_SHOWN - 3] + "..."
+    return text

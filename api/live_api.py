@@ -16,6 +16,7 @@ from api.query_values import (
     half_closed_check,
     number_value,
     task_id_value,
+    text_value,
     whole_number,
 )
 from api.thumbnails import Thumbnails
@@ -287,7 +288,7 @@ def _asked_tasks() -> frozenset[str]:
 
 
 def _last_event_id() -> int | None:
-    name, text = "last_event_id", request.args.get("last_event_id", "")
+    name, text = "last_event_id", text_value("last_event_id")
     if not text:
         name, text = "Last-Event-ID", request.headers.get("Last-Event-ID", "")
     return whole_number(text, name, 0, MAX_ID) if text else None

@@ -33,6 +33,7 @@ from api.query_values import (
     number_value,
     task_id_value,
 )
+from api.request_body import form_body, whole_body
 from api.submission import Submission, check_same, ignored_fields
 from api.task_answers import (
     EstimateAnswer,
@@ -304,15 +305,11 @@ def _submitted(
 def _read_request(limits: Limits) -> GenerateRequest:
     """The body of this request, JSON or a form."""
     if request.is_json:
-        return parse_request(request.get_data(), limits)
+        return parse_request(whole_body(), limits)
     if request.mimetype != "multipart/form-data":
         raise errors.UnsupportedMediaType
-    texts = {name: request.form.getlist(name) for name in request.form}
-    files = {
-        name: [file.read() for file in request.files.getlist(name) if file.filename]
-        for name in request.files
-    }
-    return parse_form(texts, files, limits)
+    form = form_body()
+    return parse_form(form.texts, form.files, limits)
 
 
 def _bundle(

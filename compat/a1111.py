@@ -12,6 +12,7 @@ from flask import Blueprint, Response, jsonify, request
 import errors
 from api.answers import json_response
 from api.api_docs import SCHEMAS, ErrorShape, ForeignSchemas, documented, json_answer, query
+from api.request_body import json_body
 from compat.a1111_answers import images_answer, progress_answer
 from compat.a1111_callers import Caller, Callers
 from compat.a1111_fields import NAMES, fields_of, hires_of, is_inverted, placed_pictures
@@ -132,7 +133,7 @@ def a1111_routes(
     )
     def txt2img() -> Response:
         with calls.room_for_the_body(request.content_length):
-            asked = read_body(TextToImage, request.get_data(cache=False))
+            asked = read_body(TextToImage, json_body())
             started = _start(asked, {"model": _model_of(asked).name})
         return _wait(asked, *started)
 
@@ -147,7 +148,7 @@ def a1111_routes(
     )
     def img2img() -> Response:
         with calls.room_for_the_body(request.content_length):
-            asked = read_body(ImageToImage, request.get_data(cache=False))
+            asked = read_body(ImageToImage, json_body())
             named = checkpoint.named(asked.override_settings.get("sd_model_checkpoint"))
             if named is None and checkpoint.model is not calls.offer.default:
                 named = checkpoint.model.name
@@ -232,12 +233,17 @@ def a1111_routes(
         tag=TAG,
         content={"application/json": {"schema": {"$ref": SCHEMAS + "PngInfo"}}},
         answers={200: json_answer(A1111PngInfo, "What it tells.")},
-        errors=(errors.InvalidInput, errors.BodyTooLarge, errors.TooManyWaiting),
+        errors=(
+            errors.InvalidInput,
+            errors.BodyTooLarge,
+            errors.UnsupportedMediaType,
+            errors.TooManyWaiting,
+        ),
         shape=A1111_ERRORS,
     )
     def png_info() -> Response:
         with calls.room_for_the_body(request.content_length):
-            data = decode_base64(read_body(PngInfo, request.get_data(cache=False)).image, "image")
+            data = decode_base64(read_body(PngInfo, json_body()).image, "image")
             with calls.decoder.reading() as reader:
                 texts, made = reader.texts(data, "image")
         info = texts.get("parameters") or str(made.get("prompt") or "")

@@ -7,6 +7,7 @@ from flask import Blueprint, Response, jsonify, request
 
 import errors
 from api.api_docs import documented
+from api.request_body import json_body
 from compat.a1111 import A1111_ERRORS, NOTHING, TAG, Checkpoint
 from compat.bodies import Body, read_body
 from compat.sync_calls import SyncCalls
@@ -79,13 +80,17 @@ def a1111_lists(
         errors=(
             errors.InvalidInput,
             errors.BodyTooLarge,
+            errors.UnsupportedMediaType,
+            errors.TooManyWaiting,
             errors.OperatorOnly,
             errors.ModelNotAllowed,
         ),
         shape=A1111_ERRORS,
     )
     def set_options() -> Response:
-        checkpoint.choose(read_body(Options, request.get_data()).sd_model_checkpoint)
+        with calls.room_for_the_body(request.content_length):
+            asked = read_body(Options, json_body())
+        checkpoint.choose(asked.sd_model_checkpoint)
         return jsonify(None)
 
     def models() -> list[dict[str, Any]]:

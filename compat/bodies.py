@@ -4,6 +4,7 @@ A field that is never used takes any value (`Any`). A field that only some model
 IF_USED: a value that cannot be used is an error only in a request that uses it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -66,23 +67,17 @@ def used(value: Value, name: str) -> Value:
 Asked = TypeVar("Asked", bound=Body)
 
 
-def read_body(shape: type[Asked], body: bytes | dict[str, str]) -> Asked:
-    """JSON, whatever its Content-Type says, or the texts of a form.
+def read_body(shape: type[Asked], body: Mapping[str, Any]) -> Asked:
+    """The fields of a JSON object or of a form that this shape knows.
 
     Raises:
         InvalidInput: names the first field at fault.
     """
     try:
-        if isinstance(body, bytes):
-            return shape.model_validate_json(body)
-        return shape.model_validate(body)
+        return shape.model_validate({name: body.get(name) for name in shape.model_fields})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-    if first["type"] == "json_invalid":
-        raise InvalidInput(f"The body is not valid JSON: {first['ctx']['error']}.")
-    if not first["loc"]:
-        raise InvalidInput("The body must be a JSON object.")
-    name = str(first["loc"][0])[:100]
+    name = str(first["loc"][0])
     if first["type"] == "missing":
         raise InvalidInput(f"{name} is required.", field=name)
     raise InvalidInput(f"{name}: {first['msg']}.", field=name)

@@ -18,6 +18,7 @@ from api.api_docs import (
     documented,
     json_answer,
 )
+from api.request_body import Form, form_body, json_body
 from api.submission import Prepared
 from compat.bodies import read_body, used
 from compat.openai_shapes import (
@@ -152,7 +153,7 @@ def openai_routes(
     )
     def generations() -> Response:
         with calls.room_for_the_body(request.content_length):
-            asked = read_body(OpenAIGeneration, request.get_data(cache=False))
+            asked = read_body(OpenAIGeneration, json_body())
             fields = _fields(asked, calls) | {"model": calls.known_name(asked.model)}
             started = _start(asked, fields)
         return _wait(asked, *started, "image_generation")
@@ -287,18 +288,19 @@ def openai_routes(
 
 def _edit(calls: SyncCalls) -> tuple[OpenAIEdit, dict[str, Any]]:
     """The body of an edit, and the fields of /generate that it means."""
-    files = [*request.files.getlist("image"), *request.files.getlist("image[]")]
-    if not files:
+    form = form_body() if request.mimetype == "multipart/form-data" else Form()
+    pictures = [*form.files.get("image", ()), *form.files.get("image[]", ())]
+    if not pictures:
         raise errors.InvalidInput(
             "image is required: a file of a form (multipart/form-data).", field="image"
         )
-    asked = read_body(OpenAIEdit, request.form.to_dict())
-    mask = request.files.get("mask")
+    asked = read_body(OpenAIEdit, {name: texts[0] for name, texts in form.texts.items()})
+    mask = next(iter(form.files.get("mask", ())), None)
     placed = place_pictures(
         calls,
         calls.known_name(asked.model),
-        [file.read() for file in files],
-        mask and mask.read(),
+        pictures,
+        mask,
         ways=(START, EDIT) if mask else (EDIT, START),
         field="image",
     )

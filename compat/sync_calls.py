@@ -31,6 +31,7 @@ from errors import (
     StorageUnavailable,
     TaskFailed,
     TooManyWaiting,
+    UnsupportedMediaType,
 )
 from models.model_catalog import Catalog, Model
 from queue_manager import QueueManager
@@ -48,6 +49,7 @@ CLAMPED_TO = 2
 DRAWING_ERRORS = (
     InvalidInput,
     BodyTooLarge,
+    UnsupportedMediaType,
     ModelNotAllowed,
     NotSupported,
     KeyReused,

@@ -135,7 +135,9 @@ def test_a_model_without_guidance_says_that_it_ignores_it(server: ServerProcess)
 
 
 def test_the_smallest_picture_and_a_strange_prompt_work(server: ServerProcess) -> None:
-    task_id = server.submit("\x00🦊 " + "ünïcödé " * 1000, width=16, height=16, steps=1)["task_id"]
+    task_id = server.submit("\u2028🦊\u202e " + "ünïcödé " * 1000, width=16, height=16, steps=1)[
+        "task_id"
+    ]
     assert server.wait_until_ended(task_id)["status"] == "done"
 
 

@@ -214,6 +214,7 @@ HOMES: dict[str, set[str]] = {
     "flask": {"server", "api", "compat"},
     "waitress": {"api.http_server", "api.http_loop", "api.http_channel", "api.http_request"},
     "certifi": {"api.webhooks"},
+    "jiter": {"api.json_text"},
     "sqlite3": {"storage.database"},
     "PIL": {"images", "task", "worker", "generator", "drawing.previews", "decoding"},
     "numpy": {"drawing.previews", "models.tiny_recipes"},
