@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format bench models pins clean
+.PHONY: help serve test lint format bench chaos models pins clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -29,6 +29,9 @@ bench: $(VENV)/.tests ## run the benchmarks, some minutes each; a smoke run: mak
 	@for script in submit idle_to_start task_gap generator_speed throughput memory forecast_error forecast_live; do \
 		echo; echo "== $$script"; $(BIN)/python benchmarks/$$script.py $(ARGS) || exit 1; \
 	done
+
+chaos: $(VENV)/.tests ## what a real server survives, some minutes; a smoke run: make chaos ARGS=--quick
+	$(BIN)/python tests/chaos/run_chaos.py $(ARGS)
 
 models: $(VENV)/.serves ## write docs/models.md anew, after an update of mflux
 	$(BIN)/python docs/make_models_page.py

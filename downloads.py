@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event
 from typing import Protocol
 
 from errors import StorageUnavailable, without_folders
 from models.hub_cache import bytes_on_disk, partial_files
 from models.model_catalog import Weights
+from supervision import SupervisedThread
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class Downloads:
         self._stopping = Event()
         self._tries: dict[str, int] = {}
         self._process: subprocess.Popen[str] | None = None
-        self._thread = Thread(target=self._run, name="downloads", daemon=True)
+        self._thread = SupervisedThread("downloads", self._run, source.download_left)
 
     def start(self) -> None:
         self._thread.start()
@@ -126,7 +127,11 @@ class Downloads:
             raise _Refused(f"The download of {name} cannot be started: {error}.") from error
         try:
             with self._process as process:
-                told, wanted = self._watch(process, weights)
+                try:
+                    told, wanted = self._watch(process, weights)
+                except BaseException:
+                    process.kill()  # leaving the block waits for it
+                    raise
         finally:
             self._process = None
             for path in partial_files(weights.model) - partial_before:

@@ -54,6 +54,7 @@ from queueing.queue_state import Rules
 from queueing.running_clock import RunningClock
 from settings import Settings
 from storage.task_store import TaskStore
+from supervision import end_process
 from timing_model import TimingModel
 from worker import Generator, Worker
 
@@ -433,10 +434,6 @@ def _cannot_listen(settings: Settings, error: OSError) -> str:
 
 
 if __name__ == "__main__":
-    exit_code = main(sys.argv[1:])
-    logging.shutdown()
-    # Everything is stopped and saved here. Python's own way out would take apart what MLX's
-    # threads still use, which now and then ends in an abort.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(exit_code)
+    # When main() returns, everything is stopped and saved. Python's own way out would take apart
+    # what MLX's threads still use, which now and then ends in an abort.
+    end_process(main(sys.argv[1:]))

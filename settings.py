@@ -198,9 +198,9 @@ class Settings:
     )
     threads: int = _option(
         512,
-        "threads that answer requests; all but 32 of them may wait for something: requests with "
-        "wait=, streams of events",
-        parse=_whole_number(1, 1024),
+        "threads that answer requests; all but 32 of them (half of fewer than 64) may wait: for a "
+        "picture to be decoded, an event, the end of a task",
+        parse=_whole_number(2, 1024),
     )
     max_queue: int = _option(
         1000, "most tasks that may wait at a time", parse=_whole_number(1, 1_000_000)

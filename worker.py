@@ -3,19 +3,18 @@
 It asks for two shapes and imports neither: a source of tasks (the QueueManager) and a generator.
 MLX ties arrays to the thread that made them, so loading and generating happen on this one thread.
 Encoding a finished picture does not need the GPU: a second thread does it, so that the next task
-starts at once. A third one watches the first: should it end by an error that nothing here catches,
-another one is started, which loads the model anew.
+starts at once. Both are supervised: if one dies, its task is tried once more; a worker that died
+loads the model again.
 """
 
 import logging
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Event, Semaphore, Thread
+from threading import Event
 from typing import Protocol
 
 from PIL import Image
@@ -30,16 +29,17 @@ from errors import (
 from images import encode_image, to_png
 from models.hub_cache import is_present
 from models.model_catalog import Weights
+from supervision import SupervisedQueue, SupervisedThread
 from task import Drawn, GenerationParams, InputImage, Memory, Phase, Report, Stage, Task
 
 log = logging.getLogger(__name__)
 
-PICTURES_WAITING = 2
-"""Decoded pictures that may wait to be encoded; the worker then waits too, which bounds memory."""
+PICTURES_WAITING = 1
+"""Decoded pictures that wait for the encoder; the worker then waits too, which bounds memory."""
 IDLE_S = 10.0
 """An idle worker looks up this often, to let the source tidy up."""
 RETRY_S = 1.0
-"""Pause before the disk is tried again, and before a dead worker thread is replaced."""
+"""Pause before the disk is tried again."""
 
 
 class Generator(Protocol):
@@ -130,7 +130,7 @@ class _Encoded:
 
 
 class Worker:
-    """Owns the worker thread, its watch and the encoder thread.
+    """Owns the worker thread and the encoder thread.
 
     Args:
         on_load_failure: called on the worker thread when the server's own model cannot be loaded.
@@ -147,23 +147,26 @@ class Worker:
         unload_after_s: float = 0.0,
         turn_to: Callable[[str], None] = lambda task_id: None,
     ) -> None:
-        self.restarts = 0
-        """How often the worker thread died and was replaced."""
         self._source = source
         self._generator = generator
         self._on_load_failure = on_load_failure
         self._unload_after_s = unload_after_s
         self._turn_to = turn_to
         self._idle_since = time.monotonic()
-        self._died = False
         self._on_gpu: str | None = None
         self._stopping = Event()
-        self._watch = Thread(target=self._watch_worker, name="worker-watch", daemon=True)
-        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encoder")
-        self._room_to_encode = Semaphore(PICTURES_WAITING)
+        self._thread = SupervisedThread("worker", self._run, self._recover)
+        self._encoder = SupervisedQueue(
+            "encoder", self._encode, self._encoding_died, size=PICTURES_WAITING
+        )
+
+    @property
+    def restarts(self) -> int:
+        """How often the worker thread died and was started again."""
+        return self._thread.restarts
 
     def start(self) -> None:
-        self._watch.start()
+        self._thread.start()
 
     def stop(self, timeout_s: float, drain_s: float = 0.0) -> bool:
         """End after the current step, or after the current task if that takes no longer than
@@ -171,15 +174,11 @@ class Worker:
         deadline = time.monotonic() + drain_s + timeout_s
         self._source.stop(drain_s)
         self._stopping.set()
-        if self._watch.is_alive():
-            self._watch.join(drain_s + timeout_s)
-        if self._watch.is_alive():
-            self._encoder.shutdown(wait=False)
+        if self._thread.is_alive():
+            self._thread.join(drain_s + timeout_s)
+        if self._thread.is_alive():
             return False
-        encoding = Thread(target=self._encoder.shutdown, name="encoder-stop", daemon=True)
-        encoding.start()
-        encoding.join(max(deadline - time.monotonic(), 0.1))
-        return not encoding.is_alive()
+        return self._encoder.stop(max(deadline - time.monotonic(), 0.1))
 
     def load(self) -> bool:
         """Load what the server starts with; returns whether it is ready."""
@@ -259,9 +258,7 @@ class Worker:
                     if not last_stage:
                         pictures.append(drawn)
                     elif self._shall_encode(task, index):
-                        self._room_to_encode.acquire()
-                        with suppress(RuntimeError):  # the process ends: what runs is released
-                            self._encoder.submit(self._encode, encoded, drawn)
+                        self._encoder.put((encoded, drawn))
 
     def _draw_one(self, task_id: str, stage: Stage, inputs: Path) -> Drawn:
         def report(phase: Phase, steps_done: int, steps_total: int) -> None:
@@ -300,7 +297,8 @@ class Worker:
             raise
         self._source.load_finished(weights, bits, self._generator.resident, downloaded=downloads)
 
-    def _encode(self, encoded: _Encoded, drawn: Drawn) -> None:
+    def _encode(self, picture: tuple[_Encoded, Drawn]) -> None:
+        encoded, drawn = picture
         task_id, params = encoded.task_id, encoded.params
         try:
             started_at = time.monotonic()
@@ -316,8 +314,9 @@ class Worker:
         except Exception as error:
             log.exception("task %s failed while its image was encoded", task_id)
             self._fail(task_id, error)
-        finally:
-            self._room_to_encode.release()
+
+    def _encoding_died(self, picture: tuple[_Encoded, Drawn]) -> None:
+        self._release_at_fault(picture[0].task_id)
 
     def _fail(self, task_id: str, error: Exception) -> None:
         message = without_folders(f"{type(error).__name__}: {error}")
@@ -334,25 +333,19 @@ class Worker:
             else:
                 return
 
-    def _watch_worker(self) -> None:
-        while True:
-            worker = Thread(target=self._run, name="worker", daemon=True)
-            self._died = True
-            worker.start()
-            worker.join()
-            if not self._died or self._source.stopping:
-                return
-            self.restarts += 1
-            log.critical("the worker thread died: starting another one")
-            if task_id := self._on_gpu:
-                self._insist(lambda: self._source.release(task_id, count_attempt=True))
-                self._on_gpu = None
-            self._stopping.wait(RETRY_S)
+    def _release_at_fault(self, task_id: str) -> None:
+        """A thread died with this task."""
+        self._insist(lambda: self._source.release(task_id, count_attempt=True))
+
+    def _recover(self) -> None:
+        if task_id := self._on_gpu:
+            self._release_at_fault(task_id)
+            self._on_gpu = None
 
     def _run(self) -> None:
         self._generator.unload()
         pause_s = min(IDLE_S, self._unload_after_s or IDLE_S)
-        if self.load():
+        if not self._source.stopping and self.load():
             while not self._source.stopping:
                 try:
                     if not self.run_once(pause_s):
@@ -360,7 +353,6 @@ class Worker:
                         self.unload_if_idle()
                 except StorageUnavailable:
                     self._stopping.wait(RETRY_S)
-        self._died = False
 
 
 def _encoded(drawn: Drawn, params: GenerationParams) -> bytes:

@@ -5,7 +5,7 @@ import resource
 import socket
 import time
 from collections.abc import Callable
-from threading import Thread
+from functools import partial
 
 from flask import Flask
 from waitress.adjustments import Adjustments
@@ -16,6 +16,7 @@ import errors
 from api.http_channel import Channel
 from api.http_loop import HttpLoop
 from api.transfer_budget import TransferBudget, budget_for
+from supervision import SupervisedThread
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ BACKLOG = 1024
 MOST_CONNECTIONS = 5000
 FILES_FOR_THE_REST = 100
 THREADS_FOR_THE_REST = 32
-"""Threads that nobody may hold for long."""
+"""Threads that no request may hold for long; half of all threads if there are less than 64."""
 RECV_BYTES = 65_536
 MOST_HEADER_BYTES = 65_536
 NO_LIMIT = 2**62
@@ -59,7 +60,7 @@ class HttpServer:
             OSError: the port cannot be had.
         """
         listening = _listen(host, port)
-        self._dispatcher = ThreadedTaskDispatcher()
+        self._dispatcher = _Dispatcher()
         self._dispatcher.set_thread_count(threads)
         adjustments = Adjustments(
             sockets=[listening],
@@ -80,7 +81,7 @@ class HttpServer:
             budget=budget or budget_for(max_body_bytes),
             error_form=error_form,
         )
-        self._thread = Thread(target=self._server.loop.run, name="http", daemon=True)
+        self._thread = SupervisedThread("http", self._server.loop.run)
 
     @property
     def port(self) -> int:
@@ -91,6 +92,7 @@ class HttpServer:
 
     def stop(self, timeout_s: float) -> None:
         """Close the port; what is being answered gets so many seconds."""
+        self._thread.let_end()
         self._dispatcher.shutdown(timeout=timeout_s)
         self._server.loop.end()
         if self._thread.is_alive():
@@ -113,7 +115,7 @@ def most_connections() -> int:
 
 def most_waiting(threads: int, connections: int) -> int:
     """How many requests may hold a thread for long at a time."""
-    return min(max(threads - THREADS_FOR_THE_REST, 1), connections // 2)
+    return min(max(threads - THREADS_FOR_THE_REST, threads // 2), connections // 2)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -132,6 +134,13 @@ def _listen(host: str, port: int) -> socket.socket:
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     family, *_, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
     return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+
+
+class _Dispatcher(ThreadedTaskDispatcher):  # type: ignore[misc]
+    """waitress' threads that answer requests, supervised."""
+
+    def start_new_thread(self, target: Callable[[int], None], thread_no: int) -> None:
+        SupervisedThread(f"waitress-{thread_no}", partial(target, thread_no)).start()
 
 
 class _Server(TcpWSGIServer):  # type: ignore[misc]

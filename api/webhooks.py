@@ -19,7 +19,7 @@ import ssl
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from threading import Event, Thread, Timer
+from threading import Event, Timer
 from urllib.parse import urlsplit
 
 import certifi
@@ -30,6 +30,7 @@ from errors import Gone, StorageUnavailable, UnknownTask
 from queue_manager import QueueManager
 from queueing.events import ENDS
 from storage.callback_store import Callback, CallbackStore
+from supervision import SupervisedThread
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class Webhooks:
         self._secret = base64.b64decode(key.removeprefix(SECRET_PREFIX) + "==")
         self._now = now
         self._stopping = Event()
-        self._thread = Thread(target=self._run, name="webhooks", daemon=True)
+        self._thread = SupervisedThread("webhooks", self._run)
 
     def start(self) -> None:
         """Does nothing where nobody may be called."""
@@ -144,6 +145,9 @@ class Webhooks:
         try:
             status = _post(callback.url, body, headers)
         except (http.client.HTTPException, OSError, ValueError) as error:
+            return type(error).__name__
+        except Exception as error:
+            log.exception("the call of %s failed", url)
             return type(error).__name__
         return None if 200 <= status < 300 else f"it answered {status}"
 

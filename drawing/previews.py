@@ -13,8 +13,8 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Lock
 from typing import Any
 
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from images import jpeg_of
+from supervision import SupervisedQueue
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +107,7 @@ class Previews:
         self._looked_at: OrderedDict[str, float] = OrderedDict()
         self._jpegs: OrderedDict[str, bytes] = OrderedDict()
         self._maps: dict[str, _Map] = {}
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="previews")
+        self._thread = SupervisedQueue[Callable[[], None]]("previews", self._do, self._job_died)
         self._busy = False
         self._now = Sketch()
         self._rest_until = self._started_at = 0.0
@@ -157,7 +158,7 @@ class Previews:
         self._rest_until = at + (at - self._started_at) * (1 - SHARE) / SHARE
         if copy is not None:
             self._busy = True
-            self._thread.submit(self._draw, self._now.task_id, self._map_of(self._now), copy)
+            self._thread.put(partial(self._draw, self._now.task_id, self._map_of(self._now), copy))
 
     def shall_learn(self) -> bool:
         """Whether keep() and learn() are of use."""
@@ -172,9 +173,15 @@ class Previews:
         """What became of the latents that were kept."""
         final, self._now.final = self._now.final, None
         if final is not None:
-            self._thread.submit(self._learn, self._map_of(self._now), final, picture)
+            self._thread.put(partial(self._learn, self._map_of(self._now), final, picture))
 
     # -- its own thread ---------------------------------------------------------------------------
+
+    def _do(self, job: Callable[[], None]) -> None:
+        job()
+
+    def _job_died(self, job: Callable[[], None]) -> None:
+        self._busy = False
 
     def _draw(self, task_id: str, known: _Map, latents: Array) -> None:
         try:

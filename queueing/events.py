@@ -16,8 +16,10 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import count
-from threading import Condition, Thread
+from threading import Condition
 from threading import Event as Flag
+
+from supervision import SupervisedThread
 
 KEPT = 10_000
 """Events, and tasks whose latest event is known."""
@@ -67,7 +69,7 @@ class EventLog:
         self._numbers = count()
         self._news: set[str] = set()
         self._closed = False
-        self._waker: Thread | None = None
+        self._waker: SupervisedThread | None = None
 
     @property
     def last_id(self) -> int:
@@ -121,10 +123,11 @@ class EventLog:
             found = self._after(after, task_ids)
             if found or self._closed or timeout_s <= 0:
                 return found
-            self._listeners[number] = flag, task_ids
             if self._waker is None:
-                self._waker = Thread(target=self._wake_listeners, name="events", daemon=True)
-                self._waker.start()
+                waker = SupervisedThread("events", self._wake_listeners, self._wake_all)
+                waker.start()
+                self._waker = waker
+            self._listeners[number] = flag, task_ids
         try:
             while not found and not self._closed and flag.wait(until - time.monotonic()):
                 flag.clear()
@@ -140,6 +143,10 @@ class EventLog:
         with self._lock:
             self._closed = True
             self._lock.notify()
+        self._wake_all()
+
+    def _wake_all(self) -> None:
+        with self._lock:
             for flag, _ in self._listeners.values():
                 flag.set()
 

@@ -80,6 +80,7 @@ class ServerProcess:
             [*command, *arguments],
             cwd=ROOT,
             env={**clean_environment(), **(environment or {})},
+            stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )

@@ -26,7 +26,6 @@ import requests
 from conftest import GIVE_UP_S, FakeGenerator, ServerProcess, StartServer, offer_of, params_for
 from PIL import Image
 
-import worker as worker_module
 from api.generate_request import Limits
 from api.submission import Submission
 from api.waiting_places import WaitingPlaces
@@ -465,11 +464,9 @@ def queue(tmp_path: Path) -> Iterator[QueueManager]:
     store.close()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_worker_thread_that_dies_is_replaced_and_its_task_is_tried_once_more(
-    queue: QueueManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    queue: QueueManager, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(worker_module, "RETRY_S", 0.01)
     deaths = {"deadly once": 1, "deadly": 10, "harmless": 0}
 
     def draw(asked: GenerationParams, _: Report) -> Image.Image:

@@ -201,7 +201,7 @@ def test_who_reads_nothing_is_left_when_too_much_waits_for_it(
 def test_without_a_free_place_a_stream_is_refused_and_everything_else_goes_on(
     tmp_path: Path,
 ) -> None:
-    server = SteppedServer(tmp_path, threads=34)
+    server = SteppedServer(tmp_path, threads=4)
     first, second = EventStream(server), EventStream(server)
     refused = server.get("/events")
     assert refused.status_code == 503
@@ -218,7 +218,7 @@ def test_without_a_free_place_a_stream_is_refused_and_everything_else_goes_on(
 
 
 def test_head_takes_no_place(tmp_path: Path) -> None:
-    server = SteppedServer(tmp_path, threads=33)
+    server = SteppedServer(tmp_path, threads=2)
     for _ in range(3):
         assert requests.head(server.url + "/events", timeout=GIVE_UP_S).status_code == 200
     EventStream(server).close()

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,13 @@ from models.mflux_registry import find_model
 from models.mlx_setup import prepare_mlx
 from models.model_catalog import Weights
 from task import Phase, Stage
+
+
+def settle(previews: Previews) -> None:
+    """Until the previews' own thread has done all."""
+    done = Event()
+    previews._thread.put(done.set)
+    assert done.wait(GIVE_UP_S)
 
 
 class Drawing:
@@ -59,8 +67,7 @@ class Drawing:
         self.previews.look("task-1")
 
     def settle(self) -> None:
-        """Until the previews' own thread has done all."""
-        self.previews._thread.submit(lambda: None).result()
+        settle(self.previews)
 
 
 class Clock:
@@ -148,7 +155,7 @@ class Pretend:
             return False
         self.clock.now += cost_s
         self.previews.draw(np.zeros((1, 16, 64), np.float32), 64, 64)
-        self.previews._thread.submit(lambda: None).result()
+        settle(self.previews)
         return True
 
 
@@ -181,7 +188,7 @@ def test_latents_in_an_unknown_arrangement_make_no_preview() -> None:
         pretend.clock.now += 1
         if pretend.previews.shall_draw():
             pretend.previews.draw(np.zeros((1, 3, 7), np.float32), 64, 64)
-        pretend.previews._thread.submit(lambda: None).result()
+        settle(pretend.previews)
         assert pretend.previews.made == 0
 
 
@@ -203,7 +210,7 @@ def test_packed_and_plain_latents_are_arranged_as_the_picture_is() -> None:
         pretend.previews.look("a")
         assert pretend.previews.shall_draw()
         pretend.previews.draw(latents, *size)
-        pretend.previews._thread.submit(lambda: None).result()
+        settle(pretend.previews)
         assert likeness(pretend.previews.look("a") or b"", large) > 0.8
 
 

@@ -2,7 +2,6 @@
 what the cache of Hugging Face is said to hold."""
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from queue_manager import QueueManager
 from queueing.queue_state import QueueHealth, Rules, ServerState
 from queueing.task_view import TaskView
 from storage.task_store import TaskStore
+from supervision import SupervisedQueue
 from task import Drawn, GenerationParams, InputImage, Memory, Phase, Report, Stage, TaskStatus
 from timing_model import TimingModel
 from worker import Worker
@@ -95,11 +95,11 @@ def _init_image(stage: Stage) -> InputImage:
     return stage.params.init_image
 
 
-class AtOnce(ThreadPoolExecutor):
+class AtOnce(SupervisedQueue[Any]):
     """Encodes an image where it was drawn, while the clock stands still."""
 
-    def submit(self, function: Any, /, *values: Any, **named: Any) -> Any:
-        function(*values, **named)
+    def put(self, item: Any) -> None:
+        self._handle(item)
 
 
 class Studio:
@@ -125,7 +125,7 @@ class Studio:
         self.worker = Worker(
             self.queue, self.gpu, self.failures.append, unload_after_s=unload_after_s
         )
-        self.worker._encoder = AtOnce(1)
+        self.worker._encoder = AtOnce("encoder", self.worker._encode, lambda item: None)
 
     def submit(
         self, model: str, prompt: str = "", *, urgent: bool = False, **fields: Any

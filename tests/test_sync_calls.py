@@ -210,7 +210,7 @@ def test_a_stream_whose_reader_leaves_is_cancelled(start_server: StartServer) ->
 
 
 def test_blocked_callers_leave_threads_for_all_others(start_server: StartServer) -> None:
-    server = start_server(*ENDLESS, "--threads", "34")
+    server = start_server(*ENDLESS, "--threads", "4")
     body = {"prompt": "blocks", **LONG}
     path = "/v1/images/generations"
     with connected(server, path, body), connected(server, path, body):

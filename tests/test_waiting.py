@@ -123,7 +123,7 @@ def test_waiting_for_an_unknown_task_is_a_404_at_once(server: SteppedServer) -> 
 
 
 def test_without_a_free_place_the_answer_comes_at_once(tmp_path: Path) -> None:
-    server = SteppedServer(tmp_path, threads=33)
+    server = SteppedServer(tmp_path, threads=2)
     task_id = server.running()
     first = Connection(server, f"/status?task_id={task_id}&wait=300")
     until_listening(server, 1)

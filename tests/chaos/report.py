@@ -1,0 +1,80 @@
+"""What a run of the chaos has counted, and the table of it."""
+
+import json
+import threading
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from malformed import Answer
+
+MUST_BE_ZERO = ("500s", "deaf", "lost", "drawn twice", "tracebacks", "violations")
+
+
+@dataclass
+class Report:
+    """Any thread may count."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    by_status: Counter[str] = field(default_factory=Counter)
+    details: list[str] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, name: str, number: int = 1) -> None:
+        with self._lock:
+            self.counts[name] += number
+
+    def violation(self, name: str, detail: str) -> None:
+        """Something that must not be."""
+        with self._lock:
+            self.counts[name] += 1
+            if len(self.details) < 100:
+                self.details.append(f"{name}: {detail[:600]}")
+
+    def check(self, right: bool, detail: str) -> None:
+        if not right:
+            self.violation("violations", detail)
+
+    def survived(self, fault: str, right: bool) -> None:
+        """A fault of the machine, and whether all went on as it must."""
+        self.add("faults survived" if right else "faults not survived")
+        self.check(right, fault)
+
+    def attempt(self, name: str, part: Callable[[], None]) -> None:
+        """Do a part; what it raises is a violation, and the next part goes on."""
+        try:
+            part()
+        except Exception as error:
+            traceback.print_exc()
+            self.violation("violations", f"{name}: {type(error).__name__}: {error}")
+
+    def answered(self, what: str, answer: Answer) -> None:
+        """An answer to a malformed request."""
+        with self._lock:
+            self.by_status[answer.status or "none"] += 1
+        if answer.status == "500" and not _task_failed(answer.body):
+            self.violation("500s", f"{what!r} -> {answer.body[:300]!r}")
+
+    @property
+    def failed(self) -> bool:
+        return bool(self.details) or any(self.counts[name] for name in MUST_BE_ZERO)
+
+    def table(self) -> str:
+        """Markdown."""
+        names = [name for name in self.counts if name not in MUST_BE_ZERO]
+        rows = [f"| {name} | {self.counts[name]:,} |" for name in names]
+        statuses = ", ".join(f"{name}: {n:,}" for name, n in sorted(self.by_status.items()))
+        rows.append(f"| malformed requests by status | {statuses or '-'} |")
+        rows += [f"| {name} (must be 0) | {self.counts[name]:,} |" for name in MUST_BE_ZERO]
+        return "\n".join(["| what | number |", "|---|---|", *rows])
+
+
+def _task_failed(body: bytes) -> bool:
+    """A call that waits for its picture answers 500 if the picture cannot be made."""
+    try:
+        error = json.loads(body)["error"]
+    except (ValueError, KeyError, TypeError):
+        return False
+    code = error.get("code") if isinstance(error, dict) else error
+    return code == "task_failed"

@@ -1,0 +1,36 @@
+"""server.py with threads that can be made to raise: each line of its standard input is the start
+of the names of those that shall die. An empty line writes the names of all threads to the log."""
+
+import ctypes
+import sys
+import threading
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import server
+import supervision
+
+
+class Fault(BaseException):
+    """Nothing in the server catches it."""
+
+
+def read_orders() -> None:
+    for line in sys.stdin:
+        threads = {t.name: t.ident for t in threading.enumerate() if t.name != "orders"}
+        if not line.strip():
+            print("threads:", *threads, file=sys.stderr)
+            continue
+        for name, ident in threads.items():
+            if name.startswith(line.strip()):
+                # Raised when the thread runs its next line of Python.
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                    ctypes.c_ulong(ident or 0), ctypes.py_object(Fault)
+                )
+        print("struck:", line.strip(), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    threading.Thread(target=read_orders, name="orders", daemon=True).start()
+    supervision.end_process(server.main(sys.argv[1:]))
