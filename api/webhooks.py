@@ -147,7 +147,7 @@ class Webhooks:
         except (http.client.HTTPException, OSError, ValueError) as error:
             return type(error).__name__
         except Exception as error:
-            log.exception("the call of %s failed", url)
+            log.exception("the callback of task %s failed", callback.task_id)
             return type(error).__name__
         return None if 200 <= status < 300 else f"it answered {status}"
 
