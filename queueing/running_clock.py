@@ -2,7 +2,9 @@
 
 import time
 from collections.abc import Callable
-from threading import Event, Lock, Thread
+from threading import Event, Lock
+
+from supervision import SupervisedThread
 
 TICK_S = 1.0
 GAP_S = 5.0
@@ -40,7 +42,7 @@ class RunningClock:
 
     def start(self) -> None:
         """Read the clock each TICK_S on a thread, so that an idle process has no gaps."""
-        Thread(target=self._tick, name="clock", daemon=True).start()
+        SupervisedThread("clock", self._tick).start()
 
     def stop(self) -> None:
         self._end.set()

@@ -1,13 +1,15 @@
 """Pictures that fail while they are drawn: NaN, too little memory, extras that raise."""
 
 import logging
+import threading
+import time
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import offer_of, params_for
+from conftest import GIVE_UP_S, offer_of, params_for
 from PIL import Image
 from test_generator import OnItsThread
 from test_pipelines import FILES, PROMPTED
@@ -109,7 +111,7 @@ def test_latents_of_nan_make_no_preview_and_teach_nothing() -> None:
     previews.draw(latents, 64, 64)
     previews.keep(latents, 64, 64)
     previews.learn(Image.new("RGB", (64, 64)))
-    previews._thread.shutdown()
+    assert previews._thread.stop(GIVE_UP_S)
     assert previews.made == 0
     assert previews.look("a") is None
     assert previews._map_of(previews._now).pictures == 0
@@ -151,7 +153,10 @@ class Shop:
         """Run as many tasks as there are ids; how each ended."""
         for _ in task_ids:
             assert self.worker.run_once(0)
-        self.worker._encoder.submit(lambda: None).result()
+        pause, deadline = threading.Event(), time.monotonic() + GIVE_UP_S
+        while self.queue.health().running:  # the encoder has work
+            assert time.monotonic() < deadline
+            pause.wait(0.01)
         views = [self.queue.status(task_id) for task_id in task_ids]
         return [(view.status, view.error_code, view.error) for view in views]
 

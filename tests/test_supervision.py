@@ -129,6 +129,7 @@ class DyingServer(ServerProcess):
 
 WORK: dict[str, Callable[[DyingServer], None]] = {
     "http": DyingServer.ask,
+    "clock": DyingServer.ask,
     "waitress-": DyingServer.ask_often,
     "worker": DyingServer.draw,
     "encoder": DyingServer.draw,
