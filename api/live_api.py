@@ -62,7 +62,7 @@ def live_routes(
 ) -> Blueprint:
     routes = Blueprint("live", __name__)
     texts = EventTexts(queue)
-    thumbnails = Thumbnails(queue, decoder)
+    thumbnails = Thumbnails(queue, decoder, places)
 
     @routes.get("/events")
     @documented(

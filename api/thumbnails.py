@@ -1,8 +1,10 @@
 """Small copies of finished images, made by the decoder processes and kept for a while."""
 
 from collections import OrderedDict
+from concurrent.futures import Future
 from threading import Lock
 
+from api.waiting_places import WaitingPlaces
 from decoding.decoder import PictureDecoder
 from errors import NotReady
 from queue_manager import QueueManager
@@ -13,12 +15,22 @@ Key = tuple[str, int, int]
 
 
 class Thumbnails:
-    """Any thread may call."""
+    """Any thread may call. Requests for the same thumbnail wait for the first of them.
+
+    Args:
+        places: for requests that wait.
+    """
 
     def __init__(
-        self, queue: QueueManager, decoder: PictureDecoder, cache_bytes: int = CACHE_BYTES
+        self,
+        queue: QueueManager,
+        decoder: PictureDecoder,
+        places: WaitingPlaces,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self._queue = queue
+        self._places = places
+        self._making: dict[Key, Future[bytes]] = {}
         self._decoder = decoder
         self._cache_bytes = cache_bytes
         self._lock = Lock()
@@ -37,9 +49,27 @@ class Thumbnails:
         key = (task_id, index, max_side)
         if small := self._find(key):
             return small
+        with self._lock:
+            made = Future[bytes]()
+            making = self._making.setdefault(key, made)
+        if making is not made:
+            with self._places.place():
+                return making.result()
+        try:
+            small = self._make(key)
+        except BaseException as error:
+            made.set_exception(error)
+            raise
+        else:
+            made.set_result(small)
+            return small
+        finally:
+            with self._lock:
+                del self._making[key]
+
+    def _make(self, key: Key) -> bytes:
+        task_id, index, max_side = key
         with self._decoder.reading() as reader:
-            if small := self._find(key):  # another request has made it meanwhile
-                return small
             # The image is read here, so that few are in memory at a time.
             image, _ = self._queue.image(task_id, index)
             small = reader.thumbnail(image, max_side)

@@ -226,6 +226,23 @@ def test_thumbnails_are_made_a_few_at_a_time_and_kept(live: SteppedServer) -> No
     assert thumbnail(128).status_code == 410
 
 
+def test_many_requests_for_one_thumbnail_wait_for_one_decoder(tmp_path: Path) -> None:
+    server = SteppedServer(tmp_path / "data", threads=160)
+    task_id = server.submit()
+    server.end()
+    while server.status(task_id)["status"] != "done":
+        server.status(task_id, wait=60)
+    with ThreadPoolExecutor(100) as clients:
+        with all_decoders_busy(server):
+            crowd = [clients.submit(server.get, "/thumbnail", task_id=task_id) for _ in range(100)]
+            while server.server.places.taken < 100 + PROCESSES:
+                assert server.get("/health").status_code == 200
+        answers = [future.result(GIVE_UP_S) for future in crowd]
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.content for answer in answers}) == 1
+    server.close()
+
+
 def test_png_info_reads_large_bodies_within_the_budget_of_uploads(live: SteppedServer) -> None:
     noise = Image.frombytes("RGB", (1000, 800), os.urandom(1000 * 800 * 3))
     made = with_png_text(encode_image(noise, "PNG", 90, {"seed": 7}), "parameters", "a lighthouse")
