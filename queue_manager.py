@@ -207,7 +207,8 @@ class QueueManager(WorkSource):
         with self._writing, self._troubles.noting_storage():
             task = self._live.get(task_id)
             was = task.status if task else None
-            if not (task and was and self._store.cancel(task_id, was, ended_at=self._now())):
+            ended = {"ended_at": self._now(), "kept_since": self.keep_clock()}
+            if not (task and was and self._store.cancel(task_id, was, **ended)):
                 was = self._kept.find(task_id).status  # it has ended, perhaps this moment
                 self._kept.drop(task_id, DELETED)
                 return was

@@ -177,6 +177,8 @@ def native_routes(
     def status() -> Response:
         task_id, wait_s = task_id_value(), number_value("wait", 0, 0, MOST_WAIT_S)
         since = number_value("since", queue.events.version(task_id), 0, MAX_ID)
+        if since > queue.events.last_id:  # of another data dir: nothing is known of this client
+            since = -1
         view, version = watch(
             queue,
             places,

@@ -97,8 +97,8 @@ class Webhooks:
         callback = self._callbacks.next()
         if callback is None:
             return LOOK_S
-        wait_s = callback.due_at - self._now()
-        if wait_s > 0:
+        wait_s = callback.due_at - self._queue.keep_clock()
+        if 0 < wait_s <= max(RETRY_AFTER_S):  # more: the clock was set back before the start
             return min(wait_s, LOOK_S)
         task_id = callback.task_id
         body = self._body(callback)
@@ -109,7 +109,7 @@ class Webhooks:
             self._callbacks.end(task_id)
         elif callback.tries < len(RETRY_AFTER_S):
             log.info("task %s: the callback failed and is tried again: %s", task_id, refused)
-            due_at = self._now() + RETRY_AFTER_S[callback.tries]
+            due_at = self._queue.keep_clock() + RETRY_AFTER_S[callback.tries]
             self._callbacks.put_off(task_id, due_at)
         else:
             log.warning("task %s: the callback failed and is given up: %s", task_id, refused)

@@ -834,16 +834,19 @@ def _refusal(answer: requests.Response) -> MfluxError:
         message,
         field=at,
         http_status=status,
-        retry_after_s=_retry_after_s(answer.headers.get("Retry-After", "")),
+        retry_after_s=_retry_after_s(answer.headers),
     )
 
 
-def _retry_after_s(text: str) -> float | None:
-    """Seconds, or a date."""
+def _retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Retry-After: seconds, or a date, by the clock of the server if it tells its own date."""
+    text = headers.get("Retry-After", "")
     if text.strip().isdigit():
         return float(text)
     try:
-        return max(parsedate_to_datetime(text).timestamp() - time.time(), 0.0)
+        until = parsedate_to_datetime(text).timestamp()
+        date = headers.get("Date")
+        return max(until - (parsedate_to_datetime(date).timestamp() if date else time.time()), 0.0)
     except (TypeError, ValueError, IndexError):
         return None
 

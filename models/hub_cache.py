@@ -75,7 +75,8 @@ def _is_complete(repository: Path) -> bool:
 def _is_growing(part: Path) -> bool:
     """Whether a download goes on there; what an earlier one has left stays for ever."""
     try:
-        return time.time() - part.stat().st_mtime < STALE_S
+        # A time in the future was written before the clock was set back.
+        return abs(time.time() - part.stat().st_mtime) < STALE_S
     except OSError:  # it was renamed this moment
         return True
 

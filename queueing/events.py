@@ -1,7 +1,8 @@
 """What happens to tasks, as it happens: for those who wait for something without asking again.
 
 The latest events are kept, so that a listener who was away for a moment misses nothing. Their ids
-grow for ever, also over a restart of the server: they start at the time of the start.
+only grow, also across restarts and when the clock is set back: they start at the milliseconds of
+the start, or above all ids that were reserved on disk before.
 
 Who publishes is often the worker, between two steps, so publishing only notes the event. A thread
 of its own ("events", started with the first listener) wakes those whom it concerns, a few at a
@@ -54,15 +55,25 @@ class Event:
 
 
 class EventLog:
-    """Any thread may publish and wait."""
+    """Any thread may publish and wait.
 
-    def __init__(self, now: Callable[[], float] = time.time, *, pause_s: float = PAUSE_S) -> None:
+    Args:
+        above: the ids are higher than this one.
+    """
+
+    def __init__(
+        self,
+        now: Callable[[], float] = time.time,
+        *,
+        above: int = 0,
+        pause_s: float = PAUSE_S,
+    ) -> None:
         self._now = now
         self._pause_s = pause_s
         self._lock = Condition()
         """Guards all that follows; notified when there is news for those who listen."""
         self._events: deque[Event] = deque()
-        self._last_id = self._forgotten = int(now() * 1000)
+        self._last_id = self._forgotten = max(int(now() * 1000), above + 1)
         self._latest: OrderedDict[str, int] = OrderedDict()  # by task, the latest at the end
         self._latest_forgotten = self._last_id
         self._listeners: dict[int, tuple[Flag, Collection[str] | None]] = {}

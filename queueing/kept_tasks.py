@@ -29,7 +29,7 @@ class KeptTasks:
     """All methods may raise StorageUnavailable when the disk refuses, and then nothing has changed.
 
     Args:
-        now: the clock, in unix seconds.
+        now: the KeepClock.
     """
 
     def __init__(
@@ -116,6 +116,7 @@ class KeptTasks:
     def prune(self) -> None:
         """Drop what was kept long enough, and the oldest images when there are too many."""
         now, rules = self._now(), self._rules
+        self._store.clocks.end_future(now)
         for task_id in self._store.fetched_before(now - rules.refetch_s):
             self.drop(task_id, FETCHED)
         for task_id in self._store.ended_before(now - rules.keep_s):

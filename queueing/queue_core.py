@@ -10,6 +10,7 @@ with sleep.
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from threading import Condition, Lock
 
 from errors import (
@@ -21,6 +22,7 @@ from errors import (
 from models.model_catalog import Model, Weights
 from offer import Offer
 from queueing.events import EventKind, EventLog
+from queueing.keep_clock import KeepClock
 from queueing.kept_tasks import KeptTasks
 from queueing.live_queue import LiveQueue
 from queueing.queue_state import Rules
@@ -40,6 +42,10 @@ ENDED_TOO_OFTEN = (
     "(quantize).",
 )
 PRUNE_EVERY_S = 10.0
+RESERVED_IDS = 1_000_000
+"""Of events, noted on disk in advance. Half of them last for longer than PRUNE_EVERY_S."""
+CLOCK_CHANGE_S = 1.0
+"""A smaller distance between two clocks is not noted."""
 
 
 class QueueCore:
@@ -73,7 +79,10 @@ class QueueCore:
         self._monotonic = monotonic
         self._now = now
 
-        self.events = EventLog(now)
+        self._reserved_id = store.clocks.reserved_event_id()
+        self._noted_offset_s = store.clocks.keep_offset_s()
+        self.keep_clock = KeepClock(now, monotonic, self._noted_offset_s)
+        self.events = EventLog(now, above=self._reserved_id)
         """What happens to tasks; those that wait for something listen here."""
         self._writing = Lock()
         self._lock = Lock()
@@ -94,9 +103,11 @@ class QueueCore:
             gaps=gaps,
         )
         self._troubles = Troubles()
-        self._kept = KeptTasks(store, self._rules, self.events, self._troubles, now)
+        self._kept = KeptTasks(store, self._rules, self.events, self._troubles, self.keep_clock)
         self._prune_at = 0.0
         self._drain_until: float | None = None
+        with suppress(StorageUnavailable):  # the next prune() tries again
+            self._note_clocks()
         self._restore()
 
     @property
@@ -120,11 +131,23 @@ class QueueCore:
             if self._troubles.storage_failed:
                 self._probe_storage()
             with self._writing, self._troubles.noting_storage():
+                self._note_clocks()
                 self._kept.prune()
         except StorageUnavailable as error:
             log.warning("pruning is put off: %s", error)
 
     # -- inside, under _writing -------------------------------------------------------------------
+
+    def _note_clocks(self) -> None:
+        """Note for the next start where its KeepClock and its event ids have to begin."""
+        offset_s = self.keep_clock.offset_s()
+        if abs(offset_s - self._noted_offset_s) >= CLOCK_CHANGE_S:
+            self._store.clocks.set_keep_offset_s(offset_s)
+            self._noted_offset_s = offset_s
+        if self.events.last_id + RESERVED_IDS // 2 > self._reserved_id:
+            up_to = self.events.last_id + RESERVED_IDS
+            self._store.clocks.reserve_event_ids(up_to)
+            self._reserved_id = up_to
 
     def _restore(self) -> None:
         for model, seconds in self._store.timings.loads().items():
@@ -169,9 +192,13 @@ class QueueCore:
             self._troubles.storage_works()
 
     def _fail(self, task: Task, code: str, message: str) -> None:
-        ended_at = self._now()
         if not self._store.fail(
-            task.task_id, task.status, code=code, message=message, ended_at=ended_at
+            task.task_id,
+            task.status,
+            code=code,
+            message=message,
+            ended_at=self._now(),
+            kept_since=self.keep_clock(),
         ):
             return  # it has finished, this moment
         with self._lock:

@@ -178,7 +178,12 @@ class WorkSource(QueueCore):
             ]
         with self._troubles.noting_storage():
             done = self._store.finish(
-                task_id, images, ended_at=self._now(), samples=samples, learns=learns
+                task_id,
+                images,
+                ended_at=self._now(),
+                kept_since=self.keep_clock(),
+                samples=samples,
+                learns=learns,
             )
         if not done:
             return False

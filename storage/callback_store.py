@@ -14,7 +14,7 @@ class Callback:
     tries: int
     """Those that failed."""
     due_at: float
-    """Unix seconds."""
+    """Seconds of the KeepClock."""
 
 
 class CallbackStore:

@@ -71,6 +71,13 @@ MIGRATIONS = (
         due_at REAL NOT NULL DEFAULT 0             -- not before
     );
     """,
+    """
+    ALTER TABLE tasks ADD COLUMN kept_since REAL;  -- when it ended, in seconds of the KeepClock
+    UPDATE tasks SET kept_since = ended_at;        -- (like fetched_at, gone_at and due_at)
+    DROP INDEX tasks_by_end;
+    CREATE INDEX tasks_by_keeping ON tasks (gone, status, kept_since);
+    CREATE TABLE marks (name TEXT PRIMARY KEY, value REAL NOT NULL);
+    """,
 )
 """Script n brings schema version n to n + 1 (PRAGMA user_version)."""
 

@@ -22,6 +22,7 @@ class StoredTask:
     started_at: float | None
     ended_at: float | None
     fetched_at: float | None
+    """Seconds of the KeepClock."""
     measured: tuple[Measured, ...]
     """Of each image."""
     image_sizes: tuple[int, ...]

@@ -21,6 +21,7 @@ from typing import Any
 
 from errors import StorageUnavailable, StoreError
 from storage.callback_store import CallbackStore
+from storage.clock_store import ClockStore
 from storage.database import DAMAGED, Database
 from storage.file_store import FileStore, image_name
 from storage.stored_task import StoredTask, Tombstone, images_of, stored_task
@@ -31,6 +32,7 @@ from timing_model import Measured, Work
 log = logging.getLogger(__name__)
 
 TOMBSTONE_S = 30 * 24 * 3600
+END = "ended_at = :ended_at, kept_since = :kept_since"
 
 
 class TaskStore:
@@ -64,6 +66,7 @@ class TaskStore:
                 opened.callback(self._database.close)
                 self.timings = TimingStore(self._database)
                 self.callbacks = CallbackStore(self._database)
+                self.clocks = ClockStore(self._database)
                 self._remove_strays()
             except (OSError, ValueError, StorageUnavailable) as error:
                 reason = str(error).removesuffix(".")
@@ -196,6 +199,7 @@ class TaskStore:
         images: Sequence[bytes],
         *,
         ended_at: float,
+        kept_since: float | None = None,
         samples: Sequence[tuple[Work, Measured]],
         learns: bool = True,
     ) -> bool:
@@ -203,6 +207,8 @@ class TaskStore:
         each picture that was made.
 
         Args:
+            ended_at: unix seconds.
+            kept_since: the same moment in seconds of the KeepClock; None: both clocks agree.
             learns: whether the samples say something of other tasks.
         """
         with self._database.reading() as connection:
@@ -215,7 +221,8 @@ class TaskStore:
             unless_done.callback(_quietly, self._files.remove_images, task_id, len(images))
             self._files.write_images(task_id, images)
             sizes = [len(image) for image in images]
-            moved = self._finish(task_id, sizes, ended_at, samples, learns)
+            end = _end(ended_at, kept_since)
+            moved = self._finish(task_id, sizes, end, samples, learns)
             if moved:
                 unless_done.pop_all()
         return moved
@@ -224,7 +231,7 @@ class TaskStore:
         self,
         task_id: str,
         image_sizes: list[int],
-        ended_at: float,
+        end: dict[str, float],
         samples: Sequence[tuple[Work, Measured]],
         learns: bool,
     ) -> bool:
@@ -233,9 +240,9 @@ class TaskStore:
                 task_id,
                 TaskStatus.RUNNING,
                 TaskStatus.DONE,
-                "ended_at = :ended_at, measured = :measured, image_bytes = :image_bytes,"
+                f"{END}, measured = :measured, image_bytes = :image_bytes,"
                 " image_sizes = :image_sizes",
-                ended_at=ended_at,
+                **end,
                 measured=json.dumps([json.loads(measured.to_json()) for _, measured in samples]),
                 image_bytes=sum(image_sizes),
                 image_sizes=json.dumps(image_sizes),
@@ -245,22 +252,29 @@ class TaskStore:
         return moved
 
     def fail(
-        self, task_id: str, was: TaskStatus, *, code: str, message: str, ended_at: float
+        self,
+        task_id: str,
+        was: TaskStatus,
+        *,
+        code: str,
+        message: str,
+        ended_at: float,
+        kept_since: float | None = None,
     ) -> bool:
         return self._move(
             task_id,
             was,
             TaskStatus.FAILED,
-            "ended_at = :ended_at, error_code = :code, error = :message",
-            ended_at=ended_at,
+            f"{END}, error_code = :code, error = :message",
+            **_end(ended_at, kept_since),
             code=code,
             message=message,
         )
 
-    def cancel(self, task_id: str, was: TaskStatus, *, ended_at: float) -> bool:
-        return self._move(
-            task_id, was, TaskStatus.CANCELLED, "ended_at = :ended_at", ended_at=ended_at
-        )
+    def cancel(
+        self, task_id: str, was: TaskStatus, *, ended_at: float, kept_since: float | None = None
+    ) -> bool:
+        return self._move(task_id, was, TaskStatus.CANCELLED, END, **_end(ended_at, kept_since))
 
     def drop(self, task_id: str, reason: str, *, gone_at: float | None = None) -> int:
         """Remove an ended task with its image, leaving the reason; returns the image's bytes.
@@ -328,11 +342,11 @@ class TaskStore:
         """The folder with the pictures that a task needs, if it needs any."""
         return self._files.inputs_of(task_id)
 
-    # -- keeping and dropping -------------------------------------------------------------------
+    # -- keeping and dropping: all times in seconds of the KeepClock ------------------------------
 
-    def ended_before(self, ended_at: float) -> list[str]:
+    def ended_before(self, kept_since: float) -> list[str]:
         """Ended tasks that are older than this."""
-        return self._ids("ended_at < ?", ended_at)
+        return self._ids("kept_since < ?", kept_since)
 
     def fetched_before(self, fetched_at: float) -> list[str]:
         return self._ids("status = 'done' AND fetched_at < ?", fetched_at)
@@ -343,10 +357,10 @@ class TaskStore:
         with self._database.reading() as connection:
             rows = connection.execute(
                 "SELECT task_id FROM (SELECT task_id, sum(image_bytes) OVER"
-                " (ORDER BY ended_at DESC, number DESC) AS size FROM tasks"
+                " (ORDER BY kept_since DESC, number DESC) AS size FROM tasks"
                 " WHERE status = 'done' AND gone IS NULL) WHERE size > ?"
                 " AND task_id != (SELECT task_id FROM tasks WHERE status = 'done' AND gone IS NULL"
-                " ORDER BY ended_at DESC, number DESC LIMIT 1)",
+                " ORDER BY kept_since DESC, number DESC LIMIT 1)",
                 (keep_bytes,),
             ).fetchall()
         return [row["task_id"] for row in rows]
@@ -354,7 +368,7 @@ class TaskStore:
     def remove_tombstones(self, gone_before: float) -> None:
         with self._database.transaction() as connection:
             connection.execute(
-                "DELETE FROM tasks WHERE gone IS NOT NULL AND coalesce(gone_at, ended_at) < ?",
+                "DELETE FROM tasks WHERE gone IS NOT NULL AND coalesce(gone_at, kept_since) < ?",
                 (gone_before,),
             )
 
@@ -415,6 +429,11 @@ def _own(data_dir: Path) -> int:
             f"Another server uses the data dir {data_dir}: stop it, or choose another --data-dir."
         ) from None
     return lock
+
+
+def _end(ended_at: float, kept_since: float | None) -> dict[str, float]:
+    """The values of END."""
+    return {"ended_at": ended_at, "kept_since": ended_at if kept_since is None else kept_since}
 
 
 def _quietly(change: Callable[..., None], *arguments: object) -> None:

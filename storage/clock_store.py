@@ -1,0 +1,48 @@
+"""What the next start has to know of this one's clocks, on disk."""
+
+from storage.database import Database
+
+KEEP_OFFSET = "keep_offset_s"
+EVENT_ID = "event_id"
+
+
+class ClockStore:
+    """A part of a TaskStore. Any thread may call; StorageUnavailable: the disk refuses."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def keep_offset_s(self) -> float:
+        """Seconds from the wall clock to the KeepClock, when they were noted last."""
+        return self._mark(KEEP_OFFSET)
+
+    def set_keep_offset_s(self, seconds: float) -> None:
+        self._set_mark(KEEP_OFFSET, seconds)
+
+    def reserved_event_id(self) -> int:
+        """No event had a higher id so far; 0: there was none."""
+        return int(self._mark(EVENT_ID))
+
+    def reserve_event_ids(self, up_to: int) -> None:
+        self._set_mark(EVENT_ID, up_to)
+
+    def end_future(self, now: float) -> None:
+        """What ended, was fetched or was removed in the future did so now.
+
+        Args:
+            now: seconds of the KeepClock.
+        """
+        with self._database.transaction() as connection:
+            for column in ("kept_since", "fetched_at", "gone_at"):
+                connection.execute(
+                    f"UPDATE tasks SET {column} = :now WHERE {column} > :now", {"now": now}
+                )
+
+    def _mark(self, name: str) -> float:
+        with self._database.reading() as connection:
+            row = connection.execute("SELECT value FROM marks WHERE name = ?", (name,)).fetchone()
+        return row["value"] if row else 0.0
+
+    def _set_mark(self, name: str, value: float) -> None:
+        with self._database.transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO marks VALUES (?, ?)", (name, value))
