@@ -66,7 +66,7 @@ class HttpLoop:
         self._check_at = 0.0
 
     def run(self) -> None:
-        """Until end(); closes all sockets then."""
+        """Until end(); closes all sockets then. After an error it may be called again."""
         self._thread = get_ident()
         while not self._ended:
             while self._changed:

@@ -146,8 +146,6 @@ class _Dispatcher(ThreadedTaskDispatcher):  # type: ignore[misc]
 class _Server(TcpWSGIServer):  # type: ignore[misc]
     """The listening socket. Its connections find here what they share."""
 
-    channel_class = Channel
-
     def __init__(
         self,
         app: Flask,
@@ -163,6 +161,8 @@ class _Server(TcpWSGIServer):  # type: ignore[misc]
         self.budget = budget
         self.error_form = error_form
         self._connections = connections
+        self._paused = False
+        """Until the next check, because the system had no room for a connection."""
         super().__init__(
             app,
             map=self.loop.sockets,
@@ -174,20 +174,37 @@ class _Server(TcpWSGIServer):  # type: ignore[misc]
         )
 
     def readable(self) -> bool:
-        return bool(self.accepting)
+        return bool(self.accepting) and not self._paused
 
     def handle_accept(self) -> None:
         """A new connection; where there are too many, the one that has been without a request for
         longest makes room."""
         if len(self.active_channels) >= self._connections:
-            waiting = [
-                (channel.waits_since, number)
-                for number, channel in self.active_channels.items()
-                if channel.waits_since is not None
-            ]
-            if waiting:
-                self.active_channels[min(waiting)[1]].handle_close()
-        super().handle_accept()
+            self._make_room()
+        connection = None
+        try:
+            connection, address = self.socket.accept()
+            self.set_socket_options(connection)
+            Channel(self, connection, self.fix_addr(address), self.adj, map=self._map)
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            if connection is not None:  # its client has closed it already
+                connection.close()
+            elif not self._make_room():
+                log.warning("no connections are accepted for the moment: %s", error)
+                self._paused = True
+
+    def _make_room(self) -> bool:
+        """Whether a connection was found that could be closed."""
+        waiting = [
+            (channel.waits_since, number)
+            for number, channel in self.active_channels.items()
+            if channel.waits_since is not None
+        ]
+        if waiting:
+            self.active_channels[min(waiting)[1]].handle_close()
+        return bool(waiting)
 
     def handle_error(self) -> None:
         log.exception("a connection could not be accepted")
@@ -202,3 +219,5 @@ class _Server(TcpWSGIServer):  # type: ignore[misc]
     def maintenance(self, now: float = 0.0) -> None:
         for channel in list(self.active_channels.values()):
             channel.check(time.monotonic())
+        self._paused = False
+        self.loop.changed(self)

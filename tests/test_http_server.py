@@ -3,6 +3,8 @@ hundred, and the edges of the protocol."""
 
 import json
 import logging
+import os
+import resource
 import socket
 import struct
 import threading
@@ -196,7 +198,42 @@ def test_the_connection_that_is_idle_for_longest_makes_room_for_a_new_one(
     assert read_all(oldest) == b""
     server.end()
     assert waiting.head()[0] == 200
-    for connection in (waiting, oldest, half):
+    waiting.close()
+    oldest.close()
+    half.close()
+
+
+@pytest.mark.parametrize("idle", [0, 1])
+def test_without_a_free_file_a_connection_waits_or_an_idle_one_makes_room(
+    server: SteppedServer, idle: int
+) -> None:
+    front = server.server._http._server
+    task_id = server.running()
+    busy = Connection(server, f"/image?task_id={task_id}&wait=300")
+    others = [opened(server) for _ in range(idle)]
+    until(lambda: server.server.places.taken == 1 and len(front.active_channels) == 1 + idle)
+    late = socket.socket()
+    late.settimeout(GIVE_UP_S)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+    try:
+        late.connect(("127.0.0.1", server.server.port))
+        late.sendall(head("GET /nothing HTTP/1.1", "Connection: close"))
+        if idle:
+            assert read_all(others[0]) == b""
+            assert parsed(read_all(late))[0] == 404
+        else:
+            until(lambda: front._paused)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if not idle:
+        assert parsed(read_all(late))[0] == 404
+    server.end()
+    assert busy.head()[0] == 200
+    busy.close()
+    for connection in (late, *others):
         connection.close()
 
 
