@@ -246,7 +246,7 @@ class Server:
             self.places.place,
             own_pixels=settings.max_pixels * MOST_OUTPUT_PIXELS_FACTOR,
         )
-        submission = Submission(
+        self._submission = Submission(
             self.queue,
             offer,
             limits,
@@ -261,7 +261,7 @@ class Server:
                 self.queue,
                 self._worker,
                 generator,
-                submission,
+                self._submission,
                 places=self.places,
                 previews=previews,
                 data_dir=settings.data_dir,

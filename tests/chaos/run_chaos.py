@@ -39,9 +39,9 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="chaos-") as name:
         folder = Path(name)
         parts = {
-            "streams": lambda: abort_streams(report, folder, 200 if quick else 10_000, idle, seed),
-            "malformed": lambda: send_malformed(report, folder, 300 if quick else 10_000, seed),
-            "kills": lambda: kill_again_and_again(report, folder, 2 if quick else 40, seed),
+            "streams": lambda: abort_streams(report, folder, 200 if quick else 5_000, idle, seed),
+            "malformed": lambda: send_malformed(report, folder, 300 if quick else 5_000, seed),
+            "kills": lambda: kill_again_and_again(report, folder, 2 if quick else 25, seed),
             "faults": lambda: run_faults(
                 report, folder, pause_s=2 if quick else 20, lock_s=2 if quick else 10
             ),
