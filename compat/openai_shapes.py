@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from api.answers import Answer
 from api.generate_request import Seed
@@ -14,6 +14,14 @@ def _lower(value: object) -> object:
     return "jpeg" if value == "jpg" else value
 
 
+def _text_only(value: object) -> object:
+    return value if isinstance(value, str) else None
+
+
+def _random_if_minus_1(value: object) -> object:
+    return None if value in (-1, "-1") else value
+
+
 OutputFormat = Annotated[Literal["png", "jpeg", "webp"], BeforeValidator(_lower)]
 
 
@@ -22,7 +30,7 @@ class OpenAIGeneration(Body):
     empty."""
 
     prompt: str = Field(min_length=1, description="What the image shows.")
-    model: str | None = Field(
+    model: Annotated[str | None, BeforeValidator(_text_only)] = Field(
         None,
         description="One of GET /v1/models. Any other name (dall-e-3, gpt-image-1, ...) means the "
         "server's own model.",
@@ -53,7 +61,9 @@ class OpenAIGeneration(Body):
     partial_images: Annotated[int, Field(ge=0, le=3), IF_USED] = Field(
         0, description="With stream: most pictures on the way, where there are some."
     )
-    seed: Seed | None = Field(None, description="Our own: the noise to start from.")
+    seed: Annotated[Seed | None, BeforeValidator(_random_if_minus_1)] = Field(
+        None, description="Our own: the noise to start from. -1: random."
+    )
     steps: int | None = Field(None, ge=1, description="Our own: denoising steps.")
     guidance: float | None = Field(
         None, ge=0, le=100, allow_inf_nan=False, description="Our own: how closely to follow."
@@ -68,6 +78,16 @@ class OpenAIEdit(OpenAIGeneration):
     """The form of POST /v1/images/edits, beside its files."""
 
     prompt: str = Field("", description="What shall be there; may be empty.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_null(cls, fields: Any) -> Any:
+        """JavaScript writes null and undefined into a form as these texts."""
+        return {
+            name: value
+            for name, value in fields.items()
+            if name == "prompt" or value not in ("null", "undefined")
+        }
 
 
 class ImageData(Answer):

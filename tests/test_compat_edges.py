@@ -310,6 +310,36 @@ def test_seeds_of_any_form_are_kept(server: ServerProcess, seed: Any, expected: 
     assert drawn(server, "txt2img", prompt="x", seed=seed)["seed"] == expected
 
 
+@pytest.mark.parametrize("seed", [-1, "-1", -1.0])
+def test_a_seed_of_minus_1_is_random(server: ServerProcess, seed: Any) -> None:
+    fields = {"prompt": "x", "size": "64x64", "seed": seed, "n": 1}
+    answers = [ask(server, "/v1/images/generations", **fields).json() for _ in range(2)]
+    assert len({answer["data"][0]["seed"] for answer in answers}) == 2
+    assert drawn(server, "txt2img", prompt="x", seed=seed)["seed"] >= 0
+
+
+@pytest.mark.parametrize("model", [5, True, [], ["tiny-flux2"], {}, "gpt-image-1"])
+def test_a_model_of_openai_that_is_no_name_of_ours_means_the_servers_own(
+    server: ServerProcess, model: Any
+) -> None:
+    answer = ask(server, "/v1/images/generations", prompt="x", size="64x64", model=model)
+    assert answer.status_code == 200, answer.text
+
+
+def test_the_texts_null_and_undefined_in_a_form_count_as_absent(server: ServerProcess) -> None:
+    buffer = BytesIO()
+    PICTURE.save(buffer, "PNG")
+    names = ("n", "seed", "steps", "stream", "response_format", "output_format", "mask")
+    for text in ("null", "undefined", ""):
+        answer = requests.post(
+            server.url + "/v1/images/edits",
+            data={"prompt": "null", "size": "64x64", **dict.fromkeys(names, text)},
+            files={"image": ("a.png", buffer.getvalue())},
+            timeout=60,
+        )
+        assert answer.status_code == 200, answer.text
+
+
 def test_numbers_may_come_as_texts_and_be_larger_than_is_useful(server: ServerProcess) -> None:
     info = drawn(server, "txt2img", prompt="x", steps=5000, n_iter="2", batch_size=1.0)
     assert (info["steps"], len(info["all_seeds"])) == (8, 2)
