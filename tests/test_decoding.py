@@ -630,7 +630,7 @@ def test_a_picture_that_takes_too_much_memory_is_refused(monkeypatch: pytest.Mon
 
 def test_a_full_line_is_a_429_and_the_others_get_their_turn() -> None:
     with decoder_of(line=1) as decoder:
-        waits, answers = threading.Event(), []
+        waits, pause, answers = threading.Event(), threading.Event(), []
 
         def read() -> None:
             waits.set()
@@ -642,7 +642,7 @@ def test_a_full_line_is_a_429_and_the_others_get_their_turn() -> None:
             waiter.start()
             assert waits.wait(60)
             while decoder._line._value > 0:  # until it waits
-                time.sleep(0.001)
+                pause.wait(0.001)
             with pytest.raises(TooManyWaiting) as caught, decoder.reading():
                 pass
             assert caught.value.retry_after_s > 0

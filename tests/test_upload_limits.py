@@ -1,7 +1,9 @@
 """What many or large pictures of clients may cost: time, memory, disk, no other answers."""
 
 import os
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -142,6 +144,33 @@ def test_the_memory_of_the_server_does_not_grow_with_the_pictures_it_takes(
         assert answer.status_code == 200
         assert answer.json()["params"]["width"] == 1024
     assert resident_mb() < before + 100
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_no_decoder_outlives_the_server(start_server: StartServer, end: signal.Signals) -> None:
+    server = start_server("--model", "tiny")
+    body = {"prompt": "x", "init_image": to_base64(PNG)}
+    answer = requests.post(server.url + "/estimate", json=body, timeout=GIVE_UP_S)
+    assert answer.status_code == 200
+    listed = subprocess.run(
+        ["pgrep", "-P", str(server.process.pid), "-f", "decoding.child"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (decoder,) = listed.stdout.split()
+    server.stop(end)
+    pause, deadline = Event(), time.monotonic() + GIVE_UP_S
+    while _runs(decoder):
+        assert time.monotonic() < deadline
+        pause.wait(0.01)
+
+
+def _runs(process_id: str) -> bool:
+    shown = subprocess.run(
+        ["ps", "-o", "stat=", "-p", process_id], capture_output=True, text=True, check=False
+    )
+    return shown.stdout.strip() not in ("", "Z", "ZN")
 
 
 def test_a_large_picture_is_kept_no_larger_than_its_task_can_use(
