@@ -110,7 +110,7 @@ def _host_name(host: str) -> str | None:
     try:
         parts = urlsplit(f"//{host}")
         _ = parts.port  # raises when it is no port
-        return None if parts.path or parts.query or parts.username else parts.hostname
+        return parts.hostname if parts.netloc == host and "@" not in host else None
     except ValueError:
         return None
 
