@@ -332,3 +332,9 @@ def test_an_adapter_of_nan_fails_its_task_and_the_loaded_model_stays(studio: Ser
     health = studio.get("/health").json()
     assert (health["loaded_models"], health["status"]) == (before, "ready")
     assert studio.wait_until_ended(post(studio, "/generate").json()["task_id"])["status"] == "done"
+
+
+def test_the_automatic1111_api_refuses_a_broken_adapter_too(studio: ServerProcess) -> None:
+    refused = post(studio, "/sdapi/v1/txt2img", prompt="x <lora:corrupt:1>")
+    assert refused.status_code == 422
+    assert "The LoRA 'corrupt' cannot be used: it is a web page (HTML)." in refused.text

@@ -1,6 +1,7 @@
 """Pictures that fail while they are drawn: NaN, too little memory, extras that raise."""
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import GIVE_UP_S, offer_of, params_for
+from conftest import GIVE_UP_S, StartServer, offer_of, params_for
 from PIL import Image
 from test_generator import OnItsThread
 from test_pipelines import FILES, PROMPTED
@@ -194,6 +195,7 @@ def test_too_little_memory_fails_the_task_and_frees_the_other_models(data_dir: P
         "This machine's memory does not suffice for 64 x 64 pixels with tiny-flux2: ask for a "
         "smaller picture, or for fewer bits (quantize)."
     )
+    assert set(shop.generator.resident) == {"tiny"}
     assert shop.run(shop.submit("good"))[0][0] is TaskStatus.DONE
 
 
@@ -227,6 +229,37 @@ def test_what_a_failed_picture_held_is_free_again(tiny: OnItsThread) -> None:
             tiny.generate(params_for(width=512, height=512), fail)
     assert mx.get_active_memory() <= before + 200_000
     assert mx.get_cache_memory() < 1_000_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits another process's memory")
+def test_a_task_for_which_mlx_ends_the_process_is_failed_and_no_other_one_is_lost(
+    start_server: StartServer,
+) -> None:
+    """On a CPU, MLX ends with a signal where the system gives it no memory. What starts the server
+    again here is a supervisor in operation."""
+    import resource
+
+    options = ("--model", "tiny", "--no-memory-check", "--max-pixels", str(3072 * 3072))
+    server = start_server(*options)
+    server.wait_until_ended(server.submit()["task_id"])
+    deaths, deadly, behind = 0, "", ""
+    while deaths < 4:
+        taken = int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[0])
+        limit = taken * resource.getpagesize() + 500_000_000
+        resource.prlimit(server.process.pid, resource.RLIMIT_AS, (limit, limit))
+        if not deadly:
+            deadly = server.submit(width=3072, height=3072, steps=1)["task_id"]
+            behind = server.submit()["task_id"]
+        assert server.process.wait(GIVE_UP_S) < 0
+        server.stop()
+        deaths += 1
+        server = start_server(*options)
+        status = server.get("/status", task_id=deadly).json()
+        if status["status"] == "failed":
+            break
+    assert status["error"]["code"] == "ended_too_often"
+    assert "too little memory" in status["error"]["message"]
+    assert server.wait_until_ended(behind)["status"] == "done"
 
 
 # -- extras ----------------------------------------------------------------------------------------
