@@ -22,6 +22,7 @@ from api.request_body import Form, form_body, json_body
 from api.submission import Prepared
 from compat.bodies import read_body, used
 from compat.openai_shapes import (
+    NULLS,
     ImageData,
     ImageEvent,
     ImagesResponse,
@@ -36,7 +37,7 @@ from compat.openai_shapes import (
 from compat.pictures import EDIT, START, place_pictures
 from compat.sync_calls import DRAWING_ERRORS, Call, Finished, SyncCalls
 from decoding.protocol import Meaning
-from images import CONTENT_TYPES, EXTENSIONS, to_base64
+from images import CONTENT_TYPES, EXTENSIONS, decode_base64, to_base64
 from models.model_catalog import Catalog
 from task import GenerationParams
 
@@ -59,6 +60,7 @@ NAMES = {
 FOLLOWED_RETRY_S = 60
 """SDKs wait for Retry-After up to so many seconds; above, they try again at once."""
 SIZE = re.compile(r"\s*([0-9]{1,5})\s*[xX*×]\s*([0-9]{1,5})\s*")  # noqa: RUF001
+IMAGE_FIELD = re.compile(r"image(\[[0-9]{0,3}\])?")
 IMAGE_NAME = re.compile(r"([0-9a-f]{1,64})_([0-9]{1,3})\.(png|jpg|webp)")
 SIGN_OF_LIFE_AFTER = 15
 """Looks at a quiet task, of a second each, after which a stream says that it is alive."""
@@ -121,7 +123,7 @@ EDIT_FORM = {
         "image": {
             "type": "array",
             "items": {"type": "string", "format": "binary"},
-            "description": "The picture, or several; also called image[].",
+            "description": "The picture, or several; also called image[] or image[0].",
         },
         "mask": {
             "type": "string",
@@ -289,13 +291,18 @@ def openai_routes(
 def _edit(calls: SyncCalls) -> tuple[OpenAIEdit, dict[str, Any]]:
     """The body of an edit, and the fields of /generate that it means."""
     form = form_body() if request.mimetype == "multipart/form-data" else Form()
-    pictures = [*form.files.get("image", ()), *form.files.get("image[]", ())]
+    pictures = [
+        picture
+        for name in {**form.files, **form.texts}
+        if IMAGE_FIELD.fullmatch(name)
+        for picture in _pictures(form, name, "image")
+    ]
     if not pictures:
         raise errors.InvalidInput(
             "image is required: a file of a form (multipart/form-data).", field="image"
         )
     asked = read_body(OpenAIEdit, {name: texts[0] for name, texts in form.texts.items()})
-    mask = next(iter(form.files.get("mask", ())), None)
+    mask = next(iter(_pictures(form, "mask", "mask")), None)
     placed = place_pictures(
         calls,
         calls.known_name(asked.model),
@@ -305,6 +312,12 @@ def _edit(calls: SyncCalls) -> tuple[OpenAIEdit, dict[str, Any]]:
         field="image",
     )
     return asked, _fields(asked, calls) | placed
+
+
+def _pictures(form: Form, name: str, field: str) -> list[bytes]:
+    """The files of a field, and its texts, which are base64 or data URLs."""
+    texts = [text for text in form.texts.get(name, ()) if text not in ("", *NULLS)]
+    return [*form.files.get(name, ()), *(decode_base64(text, field) for text in texts)]
 
 
 def _names(calls: SyncCalls) -> list[str]:

@@ -74,6 +74,10 @@ class OpenAIGeneration(Body):
     priority: bool = Field(False, description="Our own: goes ahead of every normal task.")
 
 
+NULLS = ("null", "undefined")
+"""What JavaScript writes into a form for these values."""
+
+
 class OpenAIEdit(OpenAIGeneration):
     """The form of POST /v1/images/edits, beside its files."""
 
@@ -82,11 +86,8 @@ class OpenAIEdit(OpenAIGeneration):
     @model_validator(mode="before")
     @classmethod
     def _without_null(cls, fields: Any) -> Any:
-        """JavaScript writes null and undefined into a form as these texts."""
         return {
-            name: value
-            for name, value in fields.items()
-            if name == "prompt" or value not in ("null", "undefined")
+            name: value for name, value in fields.items() if name == "prompt" or value not in NULLS
         }
 
 

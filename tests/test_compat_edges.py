@@ -340,6 +340,28 @@ def test_the_texts_null_and_undefined_in_a_form_count_as_absent(server: ServerPr
         assert answer.status_code == 200, answer.text
 
 
+def test_pictures_of_an_edit_may_be_numbered_and_be_texts(server: ServerProcess) -> None:
+    buffer = BytesIO()
+    PICTURE.save(buffer, "PNG")
+    url = "data:image/png;base64," + encoded(PICTURE)
+    usual: dict[str, Any] = {"prompt": "x", "size": "64x64", "steps": 1, "seed": 1}
+    images = []
+    for files, texts in (
+        ([("image[]", buffer.getvalue())] * 2, {}),
+        ([("image[0]", buffer.getvalue()), ("image[1]", buffer.getvalue())], {"mask": "null"}),
+        ([("image", buffer.getvalue())], {"image[]": url}),
+    ):
+        answer = requests.post(
+            server.url + "/v1/images/edits",
+            data={**usual, **texts},
+            files=[(name, ("a.png", data)) for name, data in files],
+            timeout=60,
+        )
+        assert answer.status_code == 200, answer.text
+        images.append(answer.json()["data"][0]["b64_json"])
+    assert images[0] == images[1] == images[2]
+
+
 def test_numbers_may_come_as_texts_and_be_larger_than_is_useful(server: ServerProcess) -> None:
     info = drawn(server, "txt2img", prompt="x", steps=5000, n_iter="2", batch_size=1.0)
     assert (info["steps"], len(info["all_seeds"])) == (8, 2)
