@@ -399,6 +399,9 @@ def _checked(fields: Mapping[str, Any], limits: Limits, *, strict: bool) -> Gene
         known = ", ".join(GenerateRequest.model_fields)
         name = name[:100]
         raise InvalidInput(f"{name} is not a field of this server. Fields: {known}.", field=name)
+    for name in LISTS:  # pydantic would validate each item before it counts them
+        if isinstance(items := fields.get(name), list) and len(items) > MOST_IMAGES:
+            raise InvalidInput(refusal(name, items, limits), field=name)
     try:
         request = GenerateRequest.model_validate(fields, strict=strict)
     except ValidationError as error:

@@ -14,6 +14,8 @@ from errors import InvalidInput
 
 MAX_TEXT_BYTES = 1_000_000
 """Of JSON, without pictures. Parsing that much takes up to 70 ms."""
+MAX_BRACKETS = 50_000
+"""Opening ones. A list or an object costs more than a number: the garbage collector visits it."""
 MAX_STRINGS = 10_000
 """In JSON of more than MAX_TEXT_BYTES."""
 PICTURE_BYTES = 1000
@@ -38,6 +40,8 @@ def parse_object(text: bytes, what: str = "The body", field: str | None = None) 
         raise InvalidInput(f"{what} is empty: it must be a JSON object.", field=field)
     if text.startswith(UTF16_OR_32):
         raise InvalidInput(f"{what} is not valid JSON: it must be in UTF-8.", field=field)
+    if text.count(b"[") + text.count(b"{") > MAX_BRACKETS:
+        raise InvalidInput(f"{what} has more than {MAX_BRACKETS} opening brackets.", field=field)
     if len(text) > MAX_TEXT_BYTES and not _is_mostly_pictures(text):
         raise InvalidInput(
             f"{what} is too large: JSON may have {MAX_TEXT_BYTES} bytes and {MAX_STRINGS} strings "

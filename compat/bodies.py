@@ -65,6 +65,8 @@ def used(value: Value, name: str) -> Value:
 
 
 Asked = TypeVar("Asked", bound=Body)
+MAX_ITEMS = 100
+"""Of any list."""
 
 
 def read_body(shape: type[Asked], body: Mapping[str, Any]) -> Asked:
@@ -73,8 +75,12 @@ def read_body(shape: type[Asked], body: Mapping[str, Any]) -> Asked:
     Raises:
         InvalidInput: names the first field at fault.
     """
+    fields = {name: body.get(name) for name in shape.model_fields}
+    for name, value in fields.items():  # pydantic would validate each item before it counts them
+        if isinstance(value, list) and len(value) > MAX_ITEMS:
+            raise InvalidInput(f"{name} may have at most {MAX_ITEMS} items.", field=name)
     try:
-        return shape.model_validate({name: body.get(name) for name in shape.model_fields})
+        return shape.model_validate(fields)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
     name = str(first["loc"][0])
