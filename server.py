@@ -104,7 +104,7 @@ def create_app(
     catalog = read_catalog()
     for routes in (
         native_routes(queue, submission, places),
-        queue_routes(queue),
+        queue_routes(queue, places),
         live_routes(queue, places, previews, submission.decoder),
         server_routes(queue, worker, generator, data_dir),
         model_routes(queue, submission.offer, catalog, operator_key),
@@ -229,7 +229,7 @@ class Server:
         os.set_blocking(self.end_fd, False)
         connections = most_connections()
         places = most_waiting(settings.threads, connections)
-        self.places = WaitingPlaces(places)
+        self.places = WaitingPlaces(places, for_changes=(settings.threads - places) // 2)
         previews = previews or Previews(on=False)
         previews.on_new = self.queue.preview_made
         self._worker = Worker(

@@ -103,7 +103,7 @@ def native_routes(
     def generate() -> Response:
         with submission.room_for_the_body(request.content_length):
             asked = _read_request(submission.limits)
-            task, others = _submitted(asked, queue, submission)
+            task, others = _submitted(asked, queue, submission, places)
         return json_response(
             GenerateAnswer(
                 task_id=task.task_id,
@@ -264,7 +264,7 @@ def native_routes(
             for start in range(0, len(data), SEND_BYTES):
                 yield data[start : start + SEND_BYTES]
             if delete:
-                _after_sending(queue, task_id, fetched)
+                _after_sending(queue, places, task_id, fetched)
 
         answer = Response(send())
         answer.content_type = content_type
@@ -282,7 +282,7 @@ def _never(view: TaskView, version: int) -> bool:
 
 
 def _submitted(
-    asked: GenerateRequest, queue: QueueManager, submission: Submission
+    asked: GenerateRequest, queue: QueueManager, submission: Submission, places: WaitingPlaces
 ) -> tuple[TaskView, int]:
     """What QueueManager.submit answers. A submit that is repeated needs its earlier results no
     more."""
@@ -293,13 +293,14 @@ def _submitted(
         submission.check_repeated(asked, known[0].params, key_name)
         return known
     prepared = submission.prepare(asked)
-    task, others = queue.submit(
-        prepared.params,
-        urgent=bool(asked.priority),
-        client_key=client_key,
-        inputs=prepared.inputs,
-        callback_url=asked.callback_url,
-    )
+    with places.place_for_change():
+        task, others = queue.submit(
+            prepared.params,
+            urgent=bool(asked.priority),
+            client_key=client_key,
+            inputs=prepared.inputs,
+            callback_url=asked.callback_url,
+        )
     check_same(task.params, prepared.params, key_name)  # another may have come first with this key
     return task, others
 
@@ -358,10 +359,13 @@ def _idempotency_key() -> str | None:
     return key
 
 
-def _after_sending(queue: QueueManager, task_id: str, index: int | None) -> None:
+def _after_sending(
+    queue: QueueManager, places: WaitingPlaces, task_id: str, index: int | None
+) -> None:
     try:
-        queue.fetched(task_id, index)
-    except errors.StorageUnavailable:
+        with places.place_for_change():
+            queue.fetched(task_id, index)
+    except (errors.StorageUnavailable, errors.TooManyWaiting):
         log.warning("the fetched image of task %s stays: the disk refuses", task_id)
 
 

@@ -7,11 +7,12 @@ from api.answers import json_response
 from api.api_docs import TASK_ID, documented, json_answer, query
 from api.query_values import number_value, task_id_value
 from api.task_answers import DeleteAnswer, QueueAnswer, queue_answer
+from api.waiting_places import WaitingPlaces
 from queue_manager import QueueManager
 from task import TaskStatus
 
 
-def queue_routes(queue: QueueManager) -> Blueprint:
+def queue_routes(queue: QueueManager, places: WaitingPlaces) -> Blueprint:
     routes = Blueprint("queue", __name__)
 
     @routes.get("/queue")
@@ -48,11 +49,18 @@ def queue_routes(queue: QueueManager) -> Blueprint:
         "removes a finished one with its image.",
         parameters=[TASK_ID],
         answers={200: json_answer(DeleteAnswer, "What happened.")},
-        errors=(errors.InvalidInput, errors.UnknownTask, errors.Gone, errors.StorageUnavailable),
+        errors=(
+            errors.InvalidInput,
+            errors.UnknownTask,
+            errors.Gone,
+            errors.TooManyWaiting,
+            errors.StorageUnavailable,
+        ),
     )
     def delete() -> Response:
         task_id = task_id_value()
-        was = queue.delete(task_id)
+        with places.place_for_change():
+            was = queue.delete(task_id)
         message = {
             TaskStatus.WAITING: "The task was taken out of the queue.",
             TaskStatus.RUNNING: "The task was cancelled; its generation ends at the next step.",

@@ -20,10 +20,12 @@ class WaitingPlaces:
 
     Args:
         places: most threads that may wait at a time.
+        for_changes: so many more that may wait for the disk.
     """
 
-    def __init__(self, places: int) -> None:
+    def __init__(self, places: int, for_changes: int = 0) -> None:
         self.places = places
+        self._for_changes = for_changes
         self._holders: Counter[int] = Counter()
         """By thread: how many of its blocks have a place."""
         self._lock = Lock()
@@ -43,10 +45,28 @@ class WaitingPlaces:
         Raises:
             TryLater: no place is free.
         """
+        with self._hold(self.places, when_full or TooManyWaiting(retry_after_s=RETRY_AFTER_S)):
+            yield
+
+    @contextmanager
+    def place_for_change(self) -> Iterator[None]:
+        """The same while something is written to the database, one request after the other. Also
+        has the places for changes, so that it is not refused where all others wait for long.
+
+        Raises:
+            TooManyWaiting: the disk does not keep up.
+        """
+        with self._hold(
+            self.places + self._for_changes, TooManyWaiting(retry_after_s=RETRY_AFTER_S)
+        ):
+            yield
+
+    @contextmanager
+    def _hold(self, most: int, refusal: TryLater) -> Iterator[None]:
         thread = get_ident()
         with self._lock:
-            if thread not in self._holders and len(self._holders) >= self.places:
-                raise when_full or TooManyWaiting(retry_after_s=RETRY_AFTER_S)
+            if thread not in self._holders and len(self._holders) >= most:
+                raise refusal
             self._holders[thread] += 1
         try:
             yield

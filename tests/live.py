@@ -24,6 +24,7 @@ class SteppedServer:
     """Its tasks take a step for each step(); end() lets all tasks end at once."""
 
     def __init__(self, data_dir: Path, *models: str, **settings: Any) -> None:
+        self.data_dir = data_dir
         self._steps, self._ended = Semaphore(0), False
         chosen = {"port": 0, "data_dir": data_dir, **settings}
         read = Settings(**chosen)

@@ -1,10 +1,12 @@
 """Whatever kind of request waits, and however many: threads are left for all others."""
 
 import base64
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -163,6 +165,23 @@ def test_requests_that_wait_leave_threads_for_the_others(
         waiters.end()
         for answer in waiting:
             assert answer.result().status_code < 429, answer.result().text
+    until_taken(server, 0)
+
+
+def test_changes_that_wait_for_the_disk_leave_threads_for_reading(server: SteppedServer) -> None:
+    """Another process holds the lock of the database."""
+    task_id = server.running()
+    database = sqlite3.connect(server.data_dir / "tasks.sqlite3", timeout=GIVE_UP_S)
+    with closing(database), ThreadPoolExecutor(THREADS) as threads:
+        database.execute("BEGIN IMMEDIATE")
+        waiting = [threads.submit(post, server, "/generate") for _ in range(THREADS)]
+        until_taken(server, PLACES + PLACES // 2)
+        assert server.get("/health").ok
+        assert server.status(task_id)["status"] == "running"
+        database.rollback()
+        answers = {answer.result().status_code for answer in waiting}
+    assert answers <= {200, 429, 503}
+    assert 429 in answers
     until_taken(server, 0)
 
 
