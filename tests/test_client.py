@@ -20,6 +20,7 @@ from PIL import Image as pillow
 
 from api.generate_request import GenerateRequest
 from client.mflux_client import Client, Fields, MfluxError, Status, TimedOut, Unreachable
+from client.mflux_client import _retry_after_s as retry_after
 
 SMALL: dict[str, Any] = {"width": 64, "height": 64, "steps": 2}
 LONG: dict[str, Any] = {"width": 1024, "height": 1024, "steps": 60}
@@ -199,6 +200,17 @@ def test_a_server_that_is_not_there_is_tried_for_so_long_and_not_longer() -> Non
     assert 20 < sum(time.slept) <= 30
     assert time.slept[0] < 1 < time.slept[-1]
     assert told == [("unreachable", pause_s) for pause_s in time.slept]
+
+
+def test_a_date_in_retry_after_is_read_by_the_clock_of_the_server() -> None:
+    date, later = "Fri, 01 Jan 2027 00:00:00 GMT", "Fri, 01 Jan 2027 00:00:30 GMT"
+    assert retry_after({"Retry-After": later, "Date": date}) == 30.0
+    assert retry_after({"Retry-After": date, "Date": later}) == 0.0
+    assert retry_after({"Retry-After": "Thu, 01 Jan 1970 00:00:00 GMT"}) == 0.0
+    assert retry_after({"Retry-After": " 7 "}) == 7.0
+    for bad in ("", "soon", "-1"):
+        assert retry_after({"Retry-After": bad, "Date": date}) is None
+    assert retry_after({"Retry-After": later, "Date": "today"}) is None
 
 
 def test_a_full_queue_is_waited_for_as_the_server_says() -> None:
