@@ -218,7 +218,7 @@ class UnknownModel(ServerError):
 class StorageUnavailable(ServerError):
     code = "storage_unavailable"
     http_status = 503
-    default_message = "The server cannot write to its data dir now; nothing accepted is lost."
+    default_message = "The server cannot store anything now; what it has accepted stays."
 
 
 class NoWorker(ServerError):

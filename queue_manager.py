@@ -10,7 +10,7 @@ queue_core.py with the locks.
 import logging
 import secrets
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from copy import copy
 from itertools import islice
 from math import ceil
@@ -22,7 +22,6 @@ from errors import (
     NotReady,
     NoWorker,
     QueueFull,
-    StorageUnavailable,
     UnknownTask,
 )
 from models.model_catalog import Weights
@@ -73,7 +72,7 @@ class QueueManager(WorkSource):
             if inputs:  # before others have to wait for this: it may take long
                 self._reserve_inputs(task.task_id, sum(map(len, inputs.values())))
                 unless_submitted.callback(self._store.discard_inputs, task.task_id)
-                with self._troubles.noting_storage():
+                with self._troubles.accepting():
                     self._store.keep_inputs(task.task_id, inputs)
             submitted = self._submit(task, client_key, callback_url)
             if submitted[0].task_id == task.task_id:
@@ -99,22 +98,23 @@ class QueueManager(WorkSource):
     def _submit(
         self, task: Task, client_key: str | None, callback_url: str | None
     ) -> tuple[TaskView, int]:
-        with self._writing, self._troubles.noting_storage():
+        with self._writing:
             if client_key and (known := self.submitted_as(client_key)):
                 return known
             missing = self._missing(*(stage.weights for stage in task.stages))
             with self._lock:
                 self._check_room(task.stages, task.urgent, missing)
-            if client_key:
-                self._store.free_key(client_key)
-            self._store.insert(
-                task.task_id,
-                task.params,
-                urgent=task.urgent,
-                created_at=task.created_at,
-                client_key=client_key,
-                callback_url=callback_url,
-            )
+            with self._troubles.accepting():
+                if client_key:
+                    self._store.free_key(client_key)
+                self._store.insert(
+                    task.task_id,
+                    task.params,
+                    urgent=task.urgent,
+                    created_at=task.created_at,
+                    client_key=client_key,
+                    callback_url=callback_url,
+                )
             with self._lock:
                 others = len(self._live)
                 self._join(task, missing)
@@ -129,8 +129,7 @@ class QueueManager(WorkSource):
         Returns:
             None when the key is free: it is new, or its task failed, was cancelled, or is gone.
         """
-        with self._troubles.noting_storage():
-            known = self._store.find_by_key(client_key)
+        known = self._store.find_by_key(client_key)
         if known is None:
             return None
         try:
@@ -205,6 +204,7 @@ class QueueManager(WorkSource):
             UnknownTask, Gone.
         """
         with self._writing, self._troubles.noting_storage():
+            self._settle_restored()
             task = self._live.get(task_id)
             was = task.status if task else None
             ended = {"ended_at": self._now(), "kept_since": self.keep_clock()}
@@ -255,9 +255,6 @@ class QueueManager(WorkSource):
             self._wake_downloads.notify_all()
 
     def health(self) -> QueueHealth:
-        if self._troubles.storage_failed:
-            with suppress(StorageUnavailable):
-                self._probe_storage()
         with self._lock:
             return QueueHealth(
                 state=self._state(),
@@ -269,7 +266,7 @@ class QueueManager(WorkSource):
                 loading=self._live.state.loading,
                 download=copy(self._live.state.held.download),
                 quantize=self._live.state.work.bits(self._latest()),
-                last_error=self._troubles.last_error,
+                last_error=self._troubles.storage_error or self._troubles.last_error,
             )
 
     def state(self) -> ServerState:
@@ -295,8 +292,8 @@ class QueueManager(WorkSource):
             )
 
     def images(self) -> tuple[int, int]:
-        """How many images are kept, and their bytes."""
-        return self._store.images()
+        """How many finished tasks are kept with their images, and the bytes of these."""
+        return self._kept.images
 
     # -- inside, under _lock ----------------------------------------------------------------------
 
@@ -343,7 +340,7 @@ class QueueManager(WorkSource):
             return len(self._live) - (task_id in self._live)
 
     def _state(self) -> ServerState:
-        if self._troubles.load_failed or self._troubles.storage_failed:
+        if self._troubles.load_failed or self._troubles.storage_error is not None:
             return ServerState.FAILED
         if self.stopping:
             return ServerState.DRAINING

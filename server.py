@@ -54,6 +54,7 @@ from queueing.queue_state import Rules
 from queueing.running_clock import RunningClock
 from settings import Settings
 from storage.task_store import TaskStore
+from storage_check import StorageCheck
 from supervision import end_process
 from timing_model import TimingModel
 from worker import Generator, Worker
@@ -240,6 +241,7 @@ class Server:
             turn_to=previews.turn_to,
         )
         self._downloads = Downloads(self.queue, partial(download_command, settings.data_dir))
+        self._storage_check = StorageCheck(self.queue)
         self._webhooks = Webhooks(self.queue, self._store.callbacks, limits, settings.callback_key)
         self._decoder = PictureDecoder(
             settings.max_input_pixels,
@@ -293,6 +295,7 @@ class Server:
         self._http.start()
         self._worker.start()
         self._downloads.start()
+        self._storage_check.start()
         self._webhooks.start()
 
     def wait(self) -> int:
@@ -306,6 +309,7 @@ class Server:
             Whether the worker has ended in time.
         """
         self.queue.stop(self._drain_s)
+        self._storage_check.stop(0.5)
         self._downloads.stop(0.5)
         ended = self._worker.stop(STOP_S, self._drain_s)
         try:

@@ -35,6 +35,8 @@ def _whole_number(minimum: int, maximum: int) -> Callable[[str], int]:
 
 
 def _directory(text: str) -> Path:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must name a folder, and is empty")
     return Path(text).expanduser()
 
 

@@ -40,6 +40,8 @@ IDLE_S = 10.0
 """An idle worker looks up this often, to let the source tidy up."""
 RETRY_S = 1.0
 """Pause before the disk is tried again."""
+STORE_FOR_S = 600.0
+"""A finished picture that the disk has refused for so long is given up, and its task fails."""
 
 
 class Generator(Protocol):
@@ -306,17 +308,34 @@ class Worker:
             encoded.images.append(image)
             encoded.seconds.append(time.monotonic() - started_at)
             if len(encoded.images) == params.count:
-                self._insist(
-                    lambda: self._source.finish(
-                        task_id, encoded.images, image_encoding_s=encoded.seconds
-                    )
-                )
+                self._insist(self._storing(encoded))
         except Exception as error:
             log.exception("task %s failed while its image was encoded", task_id)
             self._fail(task_id, error)
 
     def _encoding_died(self, picture: tuple[_Encoded, Drawn]) -> None:
         self._release_at_fault(picture[0].task_id)
+
+    def _storing(self, encoded: _Encoded) -> Callable[[], object]:
+        """A try to store the images; after STORE_FOR_S it fails the task where storing fails."""
+        until = time.monotonic() + STORE_FOR_S
+
+        def store() -> None:
+            try:
+                self._source.finish(
+                    encoded.task_id, encoded.images, image_encoding_s=encoded.seconds
+                )
+            except StorageUnavailable as error:
+                if time.monotonic() < until:
+                    raise
+                self._source.fail(
+                    encoded.task_id,
+                    StorageUnavailable.code,
+                    f"The finished picture could not be stored for {STORE_FOR_S:.0f} s: {error} "
+                    "Submit the task again when there is room.",
+                )
+
+        return store
 
     def _fail(self, task_id: str, error: Exception) -> None:
         message = without_folders(f"{type(error).__name__}: {error}")

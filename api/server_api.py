@@ -39,7 +39,7 @@ def server_routes(
         tag="server",
         answers={
             200: json_answer(HealthAnswer, "loading, ready or busy."),
-            503: json_answer(HealthAnswer, "draining or failed."),
+            503: json_answer(HealthAnswer, "draining or failed; `last_error` says why it failed."),
         },
         errors=(),
     )

@@ -6,7 +6,7 @@ from threading import Lock
 
 from api.waiting_places import WaitingPlaces
 from decoding.decoder import PictureDecoder
-from errors import NotReady
+from errors import Gone, InvalidInput, NotReady
 from queue_manager import QueueManager
 
 CACHE_BYTES = 16_000_000
@@ -72,7 +72,10 @@ class Thumbnails:
         with self._decoder.reading() as reader:
             # The image is read here, so that few are in memory at a time.
             image, _ = self._queue.image(task_id, index)
-            small = reader.thumbnail(image, max_side)
+            try:
+                small = reader.thumbnail(image, max_side)
+            except InvalidInput:
+                raise Gone("The image's file is damaged: it cannot be decoded.") from None
         self._keep(key, small)
         return small
 

@@ -46,17 +46,22 @@ class KeptTasks:
         self._troubles = troubles
         self._now = now
         self._lock = Lock()
-        self._images_bytes = store.images()[1]
+        self._images, self._images_bytes = store.images()
 
     @property
     def too_many(self) -> bool:
         """Whether the images take more than the operator allows."""
         return self._images_bytes > self._rules.keep_bytes
 
+    @property
+    def images(self) -> tuple[int, int]:
+        """How many finished tasks are kept with their images, and the bytes of these."""
+        with self._lock:
+            return self._images, self._images_bytes
+
     def find(self, task_id: str) -> StoredTask:
         """Raises: UnknownTask, Gone."""
-        with self._troubles.noting_storage():
-            found = self._store.find(task_id)
+        found = self._store.find(task_id)
         if found is None:
             raise UnknownTask
         if isinstance(found, Tombstone):
@@ -93,6 +98,7 @@ class KeptTasks:
     def added(self, images_bytes: int) -> None:
         """A task is done, with so many bytes of images."""
         with self._lock:
+            self._images += 1
             self._images_bytes += images_bytes
 
     def mark_fetched(self, task_id: str, index: int | None = None) -> None:
@@ -110,6 +116,7 @@ class KeptTasks:
     def drop(self, task_id: str, reason: str) -> None:
         dropped_bytes = self._store.drop(task_id, reason, gone_at=self._now())
         with self._lock:
+            self._images -= dropped_bytes > 0
             self._images_bytes -= dropped_bytes
         self._events.publish(EventKind.REMOVED, task_id)
 
@@ -137,7 +144,12 @@ class KeptTasks:
     def _image_of(self, task: StoredTask, index: int) -> bytes:
         image = self._store.read_image(task.task_id, index)
         if image is None:
-            raise Gone("The image was removed.")
+            raise Gone("The image's file is missing in the data dir: it was removed from outside.")
+        if len(image) != task.image_sizes[index]:
+            raise Gone(
+                f"The image's file is damaged: it has {len(image)} bytes instead of "
+                f"{task.image_sizes[index]}."
+            )
         return image
 
 

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from threading import Condition, Lock
 
 from errors import (
@@ -108,7 +109,11 @@ class QueueCore:
         self._drain_until: float | None = None
         with suppress(StorageUnavailable):  # the next prune() tries again
             self._note_clocks()
+        self._unsettled: list[Callable[[], object]] = []
+        """What a start on a disk that refuses has yet to write."""
         self._restore()
+        with suppress(StorageUnavailable):  # the server starts all the same
+            self.check_storage()
 
     @property
     def stopping(self) -> bool:
@@ -128,13 +133,28 @@ class QueueCore:
             return
         self._prune_at = self._monotonic() + PRUNE_EVERY_S
         try:
-            if self._troubles.storage_failed:
-                self._probe_storage()
             with self._writing, self._troubles.noting_storage():
+                self._kept.prune()  # first, for it makes room
                 self._note_clocks()
-                self._kept.prune()
         except StorageUnavailable as error:
             log.warning("pruning is put off: %s", error)
+
+    def check_storage(self) -> None:
+        """Notice a disk that refuses, and one that works again. Tries to write only if it refused
+        something before, or seems to be full or read-only.
+
+        Raises:
+            StorageUnavailable: it refuses.
+        """
+        if self._troubles.storage_error is not None:
+            self.prune()  # which makes room
+        with self._writing, self._troubles.noting_storage(probing=True):
+            fine = self._store.seems_fine() and self._troubles.storage_error is None
+            if not fine:
+                self._store.probe()
+            self._settle_restored()
+            if not fine:
+                self._troubles.storage_works()
 
     # -- inside, under _writing -------------------------------------------------------------------
 
@@ -168,13 +188,16 @@ class QueueCore:
             try:
                 task.stages = self.offer.stages(stored.params)
             except (ModelNotAllowed, NotSupported, InvalidInput) as error:
-                self._fail(task, error.code, error.message)  # the operator allows less than before
+                # The operator allows less than before.
+                self._unsettled.append(partial(self._fail, task, error.code, error.message))
                 continue
             if task.status is TaskStatus.RUNNING:
                 if task.attempts >= MAX_ATTEMPTS:
-                    self._fail(task, *ENDED_TOO_OFTEN)
+                    self._unsettled.append(partial(self._fail, task, *ENDED_TOO_OFTEN))
                     continue
-                self._store.release(task.task_id, count_attempt=True)
+                self._unsettled.append(
+                    partial(self._store.release, task.task_id, count_attempt=True)
+                )
                 task.status = TaskStatus.WAITING
             if missing := self._missing(*(stage.weights for stage in task.stages)):
                 self._live.hold(task, missing)
@@ -186,10 +209,11 @@ class QueueCore:
         if len(self._live):
             log.info("%d tasks from before the start wait", len(self._live))
 
-    def _probe_storage(self) -> None:
-        with self._writing, self._troubles.noting_storage():
-            self._store.probe()
-            self._troubles.storage_works()
+    def _settle_restored(self) -> None:
+        """Write what became of the tasks that ran when the last process ended."""
+        while self._unsettled:
+            self._unsettled[0]()
+            del self._unsettled[0]
 
     def _fail(self, task: Task, code: str, message: str) -> None:
         if not self._store.fail(

@@ -91,12 +91,13 @@ class WorkSource(QueueCore):
             )
             if self._next_load_order():
                 return None
-        with self._writing, self._troubles.noting_storage():
+        with self._writing:
             task = self._live.first()
             if self.stopping or task is None:
                 return None
             started_at = self._now()
-            self._store.claim(task.task_id, started_at=started_at)
+            with self._troubles.accepting():  # else its picture could not be stored
+                self._store.claim(task.task_id, started_at=started_at)
             with self._lock:
                 self._live.start(task, started_at=started_at)
             self.events.publish(EventKind.RUNNING, task.task_id)

@@ -4,19 +4,40 @@ It is in WAL mode with synchronous=FULL: a change is on disk when its transactio
 a client was told survives kill -9 and, as far as fsync tells the truth, a power cut (on macOS with
 fullfsync, which alone makes the drive write). That costs about half a millisecond a change on an
 SSD; pictures take seconds.
+
+Two connections: one writes, the other one only reads. A read waits for no fsync and for no lock
+that another process holds.
+
+Where the disk is full or read-only at the start, SQLite cannot open a database in WAL mode. It is
+then read into memory, and each transaction tries first to open it on disk.
 """
 
+import logging
+import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from threading import RLock
 
 from errors import StorageUnavailable, StoreError
 
+log = logging.getLogger(__name__)
+
 Row = sqlite3.Row
 DAMAGED = (ValueError, TypeError)
 """What reading a damaged record raises."""
+BUSY_S = 1.0
+"""Seconds that a change waits for a lock of another process."""
+REFUSING = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PERM,
+}
+"""Errors of a disk that refuses, which may pass; all others are damage."""
 
 MIGRATIONS = (
     """
@@ -83,7 +104,7 @@ MIGRATIONS = (
 
 
 class Database:
-    """Any thread may call; whoever reads or changes something keeps the others out meanwhile.
+    """Any thread may call; changes exclude each other, and reads exclude each other.
 
     Every method but the constructor raises StorageUnavailable when SQLite refuses (the disk is
     full, read-only, damaged); then nothing has changed.
@@ -99,34 +120,36 @@ class Database:
             StorageUnavailable: it cannot be opened, or is damaged.
             StoreError: it was written by a newer version.
         """
-        self._lock = RLock()
+        self._path = path
+        self._closed = False
+        self._write_lock = RLock()
+        self._read_lock = RLock() if path else self._write_lock
+        self.in_memory_because: str | None = None
+        """Why the database on disk could only be read into memory; None: it is open on disk."""
         try:
-            self.connection = sqlite3.connect(
-                path or ":memory:", check_same_thread=False, isolation_level=None
-            )
-            try:
-                self.connection.row_factory = Row
-                self._set_up()
-            except BaseException:
-                self.connection.close()
-                raise
+            self._open()
         except sqlite3.Error as error:
-            raise StorageUnavailable(str(error)) from error
+            if not _is_refusal(error) or path is None:
+                raise StorageUnavailable(str(error)) from error
+            self._open_copy(path, error)
 
     def close(self) -> None:
-        with self._lock:
+        with self._write_lock, self._read_lock:
+            self._closed = True
             self.connection.close()
+            self._reader.close()
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """All that is changed inside, or nothing; one inside another one is part of that."""
-        with self.reading() as connection:
+        with self._writing() as connection:
             if connection.in_transaction:  # inside another one, which commits
                 yield connection
                 return
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
+                self.check_place()
                 connection.execute("COMMIT")
             except BaseException:
                 connection.rollback()
@@ -134,21 +157,15 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            try:
-                yield self.connection
-            except sqlite3.IntegrityError:
-                raise
-            except (sqlite3.Error, UnicodeDecodeError) as error:
-                # What could not be decoded is quoted: it may hold a prompt.
-                reason = str(error).split(" with text ")[0]
-                raise StorageUnavailable(f"The task database refuses: {reason}.") from error
+        """What was committed; not for use inside a transaction."""
+        with self._read_lock, _refusals():
+            yield self._reader
 
     @contextmanager
     def unsynced(self) -> Iterator[None]:
         """A transaction inside does not wait for the disk: it survives kill -9, but perhaps not a
         power cut."""
-        with self.reading() as connection:
+        with self._writing() as connection:
             connection.execute("PRAGMA synchronous = NORMAL")
             try:
                 yield
@@ -161,25 +178,145 @@ class Database:
             connection.execute("INSERT OR REPLACE INTO loads VALUES ('', 0)")
             connection.execute("DELETE FROM loads WHERE model = ''")
 
-    def _set_up(self) -> None:
-        connection = self.connection
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA fullfsync = ON")
-        connection.execute("PRAGMA checkpoint_fullfsync = ON")
-        damage = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if damage != "ok":
-            damage = " ".join(damage.split())
-            raise sqlite3.DatabaseError(f"tasks.sqlite3 is damaged ({damage}): move it away")
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version > len(MIGRATIONS):
-            raise StoreError(
-                f"tasks.sqlite3 has schema version {version}, this server knows up to "
-                f"{len(MIGRATIONS)}: it was written by a newer version. Update the server, or "
-                "choose another --data-dir."
+    def check_place(self) -> None:
+        """Raise StorageUnavailable unless the open file is the one that has the path. SQLite goes
+        on writing to a file that was removed, and what it writes there is lost."""
+        if self._path is not None and _identity(self._path) != self._identity:
+            raise StorageUnavailable(
+                "The data dir was removed or replaced while the server ran: put it back, or "
+                "restart the server."
             )
-        for number in range(version, len(MIGRATIONS)):
-            script = MIGRATIONS[number]
-            connection.executescript(
-                f"BEGIN; {script}; PRAGMA user_version = {number + 1}; COMMIT;"
-            )
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        with self._write_lock, _refusals():
+            if self.in_memory_because and not self._closed:
+                self._open_on_disk()
+            yield self.connection
+
+    def _open(self) -> None:
+        """Raises sqlite3.Error, StoreError."""
+        if self._path is None:
+            self.connection = self._reader = _connect(":memory:")
+            _set_up(self.connection)
+            return
+        with suppress(OSError):  # SQLite says better why; -wal and -shm get the same mode
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
+        connection = _connect(str(self._path))
+        try:
+            _set_up(connection)
+            reader = _connect(str(self._path))
+        except BaseException:
+            connection.close()
+            raise
+        reader.execute("PRAGMA query_only = ON")
+        self.connection, self._reader = connection, reader
+        self._identity = _identity(self._path)
+
+    def _open_copy(self, path: Path, refusal: sqlite3.Error) -> None:
+        """Read the database on disk into memory.
+
+        Raises:
+            StorageUnavailable: it cannot even be read.
+            StoreError: it was written by a newer version.
+        """
+        try:
+            copy = _copy_of(path)
+            try:
+                _set_up(copy)
+            except BaseException:
+                copy.close()
+                raise
+        except sqlite3.Error as error:
+            raise StorageUnavailable(str(refusal)) from error
+        self.connection = self._reader = copy
+        self._identity = _identity(path)
+        self.in_memory_because = str(refusal)
+
+    def _open_on_disk(self) -> None:
+        """In place of the copy in memory, which nobody has changed. Raises sqlite3.Error."""
+        with self._read_lock:
+            copy = self.connection
+            self._open()
+            self.in_memory_because = None
+            copy.close()
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.IntegrityError:
+        raise
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        # What could not be decoded is quoted: it may hold a prompt.
+        reason = str(error).split(" with text ")[0]
+        raise StorageUnavailable(f"The task database refuses: {reason}.") from error
+
+
+def _is_refusal(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in REFUSING
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file it is, by its device and inode; None: there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _connect(name: str, *, uri: bool = False) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        name, timeout=BUSY_S, check_same_thread=False, isolation_level=None, uri=uri
+    )
+    connection.row_factory = Row
+    connection.execute("PRAGMA temp_store = MEMORY")  # the temp dir may be full
+    return connection
+
+
+def _copy_of(path: Path) -> sqlite3.Connection:
+    """A copy in memory of a database that cannot be written to. Raises sqlite3.Error."""
+    if not path.is_file() or not path.stat().st_size:
+        raise sqlite3.OperationalError("there is no database")
+    wal = path.with_name(f"{path.name}-wal")
+    ways = ["mode=ro"]
+    if not wal.exists() or not wal.stat().st_size:  # else the latest changes would be missing
+        ways.append("mode=ro&immutable=1")
+    for number, way in enumerate(ways):
+        copy = _connect(":memory:")
+        try:
+            with closing(_connect(f"{path.absolute().as_uri()}?{way}", uri=True)) as source:
+                source.backup(copy)
+        except sqlite3.Error:
+            copy.close()
+            if number == len(ways) - 1:
+                raise
+        else:
+            return copy
+    raise AssertionError("there is at least one way")
+
+
+def _set_up(connection: sqlite3.Connection) -> None:
+    """Raises sqlite3.Error, StoreError."""
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA fullfsync = ON")
+    connection.execute("PRAGMA checkpoint_fullfsync = ON")
+    damage = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if damage != "ok":
+        damage = " ".join(damage.split())
+        raise sqlite3.DatabaseError(f"tasks.sqlite3 is damaged ({damage}): move it away")
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > len(MIGRATIONS):
+        raise StoreError(
+            f"tasks.sqlite3 has schema version {version}, this server knows up to "
+            f"{len(MIGRATIONS)}: it was written by a newer version. Update the server, or "
+            "choose another --data-dir."
+        )
+    for number in range(version, len(MIGRATIONS)):
+        script = MIGRATIONS[number]
+        connection.executescript(f"BEGIN; {script}; PRAGMA user_version = {number + 1}; COMMIT;")

@@ -14,42 +14,54 @@ from threading import Lock
 
 from errors import StorageUnavailable
 
+PROBE_BYTES = 1 << 20
+"""The room that has to be there, beyond what was refused, before the disk counts as working."""
+
 
 class FileStore:
-    """Every method but the constructor raises StorageUnavailable when the disk refuses."""
+    """Every method but the constructor raises StorageUnavailable when the disk refuses.
+
+    Folders have the mode 0700 and files 0600, whatever the umask is.
+    """
 
     def __init__(self, data_dir: Path) -> None:
-        """Raises OSError: the folder cannot be used."""
+        """Raises OSError: something else stands where a folder belongs."""
         self.refused_bytes = 0
-        """Size of the image that the disk refused last."""
+        """Size of the largest task's files that the disk has refused since the last probe that
+        succeeded."""
         self._images = data_dir / "images"
         self._inputs = data_dir / "inputs"
         self._input_bytes: dict[str, int] = {}
         """By task: what its input pictures take, or may take soon."""
         self._input_lock = Lock()
-        self._images.mkdir(exist_ok=True)
-        self._inputs.mkdir(exist_ok=True)
+        for folder in (self._images, self._inputs):
+            if folder.exists() and not folder.is_dir():
+                raise NotADirectoryError(f"{folder} is not a folder")
+            with suppress(OSError):  # a full or read-only disk; it is tried again when it is needed
+                folder.mkdir(mode=0o700, exist_ok=True)
 
     def write_images(self, task_id: str, images: Sequence[bytes]) -> None:
-        for index, image in enumerate(images):
-            self.write_image(image_name(task_id, index), image)
+        try:
+            for index, image in enumerate(images):
+                self._write_image(image_name(task_id, index), image)
+        except StorageUnavailable:
+            self._note_refused(sum(map(len, images)))
+            raise
 
-    def write_image(self, name: str, image: bytes) -> None:
+    def _write_image(self, name: str, image: bytes) -> None:
         draft = self._images / f"{name}.part"
         try:
-            with draft.open("wb") as file:
-                file.write(image)
-                file.flush()
-                _flush_to_disk(file.fileno())
+            self._images.mkdir(mode=0o700, exist_ok=True)
+            _write(draft, image)
             draft.rename(self._images / name)
             _sync_folder(self._images)
         except OSError as error:
-            self.refused_bytes = len(image)
             with suppress(OSError):
                 draft.unlink(missing_ok=True)
             raise StorageUnavailable(f"The image cannot be written: {error.strerror}.") from error
 
     def read_image(self, task_id: str, index: int) -> bytes | None:
+        """None: there is no such file."""
         try:
             return (self._images / image_name(task_id, index)).read_bytes()
         except FileNotFoundError:
@@ -83,15 +95,14 @@ class FileStore:
     def write_inputs(self, task_id: str, inputs: Mapping[str, bytes]) -> None:
         folder = self.inputs_of(task_id)
         try:
-            folder.mkdir()
+            self._inputs.mkdir(mode=0o700, exist_ok=True)
+            folder.mkdir(mode=0o700)
             for name, png in inputs.items():
-                with (folder / f"{name}.png").open("wb") as file:
-                    file.write(png)
-                    file.flush()
-                    _flush_to_disk(file.fileno())
+                _write(folder / f"{name}.png", png)
             _sync_folder(folder)
             _sync_folder(self._inputs)
         except OSError as error:
+            self._note_refused(sum(map(len, inputs.values())))
             raise StorageUnavailable(f"The pictures cannot be kept: {error.strerror}.") from error
 
     def remove_inputs(self, task_id: str) -> None:
@@ -106,30 +117,67 @@ class FileStore:
             ) from error
 
     def names(self) -> set[str]:
-        """Of all image files, whatever they are."""
-        return {path.name for path in self._images.iterdir()}
+        """Of all image files, whatever they are. Raises OSError."""
+        return {path.name for path in _entries(self._images)}
 
     def keep_inputs_of(self, task_ids: Iterable[str]) -> None:
-        """Remove those of all other tasks."""
+        """Remove those of all other tasks, as far as the disk lets us."""
         known = set(task_ids)
-        for path in self._inputs.iterdir():
-            if path.is_symlink() or not path.is_dir():
-                path.unlink()  # nothing of ours
-            elif path.name not in known:
-                shutil.rmtree(path)
-            else:
-                self._input_bytes[path.name] = sum(file.stat().st_size for file in path.iterdir())
+        for path in _entries(self._inputs):
+            with suppress(OSError):
+                if path.is_symlink() or not path.is_dir():
+                    path.unlink()  # nothing of ours
+                elif path.name not in known:
+                    shutil.rmtree(path)
+                else:
+                    files = path.iterdir()
+                    self._input_bytes[path.name] = sum(file.stat().st_size for file in files)
 
     def probe(self) -> None:
-        """Write something, of the size of the image refused last: raises while the disk refuses."""
-        self.write_image("probe", bytes(self.refused_bytes or 1))
-        self.remove_image("probe")
+        """Write PROBE_BYTES more than what was refused, sync it and remove it."""
+        draft = self._images / "probe.part"
+        # Random, for a file system that compresses needs no room for zeros.
+        blocks = [os.urandom(PROBE_BYTES)] * (1 + -(-self.refused_bytes // PROBE_BYTES))
+        try:
+            self._images.mkdir(mode=0o700, exist_ok=True)
+            try:
+                _write(draft, *blocks)
+            finally:
+                draft.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageUnavailable(
+                f"The data dir cannot be written to: {error.strerror}."
+            ) from error
         self.refused_bytes = 0
+
+    def _note_refused(self, size: int) -> None:
+        self.refused_bytes = max(self.refused_bytes, size)
 
 
 def image_name(task_id: str, index: int) -> str:
     """Of an image's file; the first one has the name that it had when a task had just one."""
     return f"{task_id}.{index}" if index else task_id
+
+
+def _write(path: Path, *blocks: bytes) -> None:
+    """Write a file and sync it. Raises OSError."""
+    with open(path, "wb", opener=_private) as file:
+        for block in blocks:
+            file.write(block)
+        file.flush()
+        _flush_to_disk(file.fileno())
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Raises OSError."""
+    try:
+        return list(folder.iterdir())
+    except FileNotFoundError:
+        return []
 
 
 def _flush_to_disk(descriptor: int) -> None:

@@ -6,15 +6,17 @@ that tasks start from, are files beside it (file_store.py).
 
 A task whose image was removed, or that was pruned, leaves a row with the reason, so that its id is
 answered with 410; these rows go after TOMBSTONE_S.
+
+On a full disk, images can be removed all the same: the file goes first, which needs no room, and
+what the database refuses to note is noted later (unwritten.py).
 """
 
-import fcntl
 import json
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,12 @@ from typing import Any
 from errors import StorageUnavailable, StoreError
 from storage.callback_store import CallbackStore
 from storage.clock_store import ClockStore
-from storage.database import DAMAGED, Database
-from storage.file_store import FileStore, image_name
+from storage.data_dir import DATABASE, own, tighten
+from storage.database import DAMAGED, Database, Row
+from storage.file_store import PROBE_BYTES, FileStore, image_name
 from storage.stored_task import StoredTask, Tombstone, images_of, stored_task
 from storage.timing_store import TimingStore
+from storage.unwritten import Unwritten
 from task import GenerationParams, TaskStatus
 from timing_model import Measured, Work
 
@@ -50,20 +54,24 @@ class TaskStore:
 
         Raises:
             StoreError: the folder cannot be used, is used by another server, or holds a database
-                that is damaged or was written by a newer version.
+                that is damaged or was written by a newer version. A folder that can be read and
+                not written to can be used: probe() then raises.
         """
         self._open = ExitStack()
+        self._unwritten = Unwritten()
         with ExitStack() as opened:
             try:
                 if data_dir:
-                    opened.callback(os.close, _own(data_dir))
-                    path = data_dir / "tasks.sqlite3"
+                    opened.push(own(data_dir))
+                    path = data_dir / DATABASE
                 else:
                     path, data_dir = None, Path(tempfile.mkdtemp())
                     opened.callback(shutil.rmtree, data_dir)
+                self._data_dir = data_dir
                 self._files = FileStore(data_dir)
                 self._database = Database(path)
                 opened.callback(self._database.close)
+                tighten(data_dir)
                 self.timings = TimingStore(self._database)
                 self.callbacks = CallbackStore(self._database)
                 self.clocks = ClockStore(self._database)
@@ -77,9 +85,30 @@ class TaskStore:
         self._open.close()
 
     def probe(self) -> None:
-        """Write something, of the size of the image refused last: raises while the disk refuses."""
+        """Write what the database has refused before, and a file with more bytes than were refused;
+        raises while the disk refuses."""
+        self._database.check_place()
         self._files.probe()
         self._database.probe()
+        self._settle()
+
+    def seems_fine(self) -> bool:
+        """Whether the disk looks as if it took every change, without writing anything.
+
+        Raises:
+            StorageUnavailable: the data dir was removed or replaced.
+        """
+        self._database.check_place()
+        try:
+            room = os.statvfs(self._data_dir)
+        except OSError:
+            return False
+        return (
+            room.f_bavail * room.f_frsize >= PROBE_BYTES
+            and os.access(self._data_dir, os.W_OK)
+            and self._database.in_memory_because is None
+            and not self._unwritten
+        )
 
     # -- tasks ----------------------------------------------------------------------------------
 
@@ -129,6 +158,8 @@ class TaskStore:
 
     def find(self, task_id: str) -> StoredTask | Tombstone | None:
         """A task, or why it is gone, or None if it was never known."""
+        if removed := self._unwritten.removed.get(task_id):
+            return Tombstone(removed.reason)
         with self._database.reading() as connection:
             row = connection.execute("SELECT * FROM tasks WHERE task_id = ?", (task_id,)).fetchone()
         if row is None:
@@ -279,15 +310,34 @@ class TaskStore:
     def drop(self, task_id: str, reason: str, *, gone_at: float | None = None) -> int:
         """Remove an ended task with its image, leaving the reason; returns the image's bytes.
 
-        The file goes first: should the process end in between, the next start finds the task
-        without its image and drops it.
+        The files go first, which makes room. Once they are gone the task is, whatever the database
+        says: should it refuse, that is written later; should the process end before, the next start
+        finds the task without its image and drops it.
+
+        Raises:
+            StorageUnavailable: the image cannot be removed, or the task has none and the database
+                refuses; nothing has changed.
         """
         with self._database.reading() as connection:
             row = connection.execute(
-                "SELECT image_bytes, image_sizes FROM tasks WHERE task_id = ?", (task_id,)
+                "SELECT status, image_bytes, image_sizes FROM tasks WHERE task_id = ?", (task_id,)
             ).fetchone()
-        self._files.remove_images(task_id, images_of(row) if row else 1)
-        self._files.remove_inputs(task_id)
+        has_images = row is not None and row["status"] == TaskStatus.DONE
+        if has_images:
+            self._files.remove_images(task_id, images_of(row))
+        _quietly(self._files.remove_inputs, task_id)
+        try:
+            self._write_drop(task_id, reason, gone_at)
+        except StorageUnavailable as error:
+            if not has_images:
+                raise
+            log.warning("that task %s was removed is written later: %s", task_id, error)
+            self._unwritten.remove(task_id, reason, gone_at)
+        else:
+            self._unwritten.fetched.pop(task_id, None)
+        return (row and row["image_bytes"]) or 0
+
+    def _write_drop(self, task_id: str, reason: str, gone_at: float | None) -> None:
         with self._database.transaction() as connection:
             connection.execute(
                 "UPDATE tasks SET gone = ?, gone_at = ?, params = NULL, measured = NULL,"
@@ -295,34 +345,49 @@ class TaskStore:
                 (reason, gone_at, task_id),
             )
             self.callbacks.end(task_id)
-        return (row and row["image_bytes"]) or 0
 
     def mark_fetched(self, task_id: str, fetched_at: float, index: int | None = None) -> bool:
-        """An image was sent and shall go (None: all of them); the first time counts.
+        """An image was sent and shall go (None: all of them); the first time counts. What the
+        database refuses is written later.
 
         Returns:
             Whether all images of the task were fetched now.
         """
-        with self._database.transaction() as connection:
+        with self._database.reading() as connection:
             row = connection.execute(
-                "SELECT image_sizes, fetched FROM tasks WHERE task_id = ?", (task_id,)
+                "SELECT image_sizes, fetched, fetched_at FROM tasks WHERE task_id = ?", (task_id,)
             ).fetchone()
-            if row is None:
-                return False
-            count = images_of(row)
-            fetched = set(json.loads(row["fetched"] or "[]"))
-            fetched |= set(range(count)) if index is None else {index}
+        if row is None:
+            return False
+        count = images_of(row)
+        fetched = set(json.loads(row["fetched"] or "[]"))
+        if earlier := self._unwritten.fetched.get(task_id):
+            fetched |= earlier.indexes
+        fetched |= set(range(count)) if index is None else {index}
+        done_at = fetched_at if len(fetched) == count else None
+        try:
+            self._write_fetched(task_id, fetched, done_at)
+        except StorageUnavailable as error:
+            log.warning("that task %s was fetched is written later: %s", task_id, error)
+            self._unwritten.fetch(task_id, fetched, done_at)
+        return done_at is not None
+
+    def _write_fetched(self, task_id: str, fetched: Set[int], fetched_at: float | None) -> None:
+        with self._database.transaction() as connection:
             connection.execute(
-                "UPDATE tasks SET fetched = ? WHERE task_id = ?",
-                (json.dumps(sorted(fetched)), task_id),
+                "UPDATE tasks SET fetched = ?, fetched_at = coalesce(fetched_at, ?)"
+                " WHERE task_id = ?",
+                (json.dumps(sorted(fetched)), fetched_at, task_id),
             )
-            if len(fetched) < count:
-                return False
-            connection.execute(
-                "UPDATE tasks SET fetched_at = ? WHERE task_id = ? AND fetched_at IS NULL",
-                (fetched_at, task_id),
-            )
-            return True
+
+    def _settle(self) -> None:
+        """Write what the database has refused before."""
+        for task_id, fetch in list(self._unwritten.fetched.items()):
+            self._write_fetched(task_id, fetch.indexes, fetch.at)
+            self._unwritten.fetched.pop(task_id, None)
+        for task_id, removal in list(self._unwritten.removed.items()):
+            self._write_drop(task_id, removal.reason, removal.at)
+            self._unwritten.removed.pop(task_id, None)
 
     # -- images ---------------------------------------------------------------------------------
 
@@ -349,7 +414,9 @@ class TaskStore:
         return self._ids("kept_since < ?", kept_since)
 
     def fetched_before(self, fetched_at: float) -> list[str]:
-        return self._ids("status = 'done' AND fetched_at < ?", fetched_at)
+        """Tasks of which all images were fetched before this."""
+        written = self._ids("status = 'done' AND fetched_at < ?", fetched_at)
+        return written + self._unwritten.fetched_before(fetched_at)
 
     def oldest_images_over(self, keep_bytes: int) -> list[str]:
         """The oldest images that have to go so that the rest fits into keep_bytes; the newest one
@@ -363,7 +430,7 @@ class TaskStore:
                 " ORDER BY kept_since DESC, number DESC LIMIT 1)",
                 (keep_bytes,),
             ).fetchall()
-        return [row["task_id"] for row in rows]
+        return self._still_there(rows)
 
     def remove_tombstones(self, gone_before: float) -> None:
         with self._database.transaction() as connection:
@@ -379,7 +446,10 @@ class TaskStore:
                 f" AND status IN ('done', 'failed', 'cancelled') AND {condition}",
                 (value,),
             ).fetchall()
-        return [row["task_id"] for row in rows]
+        return self._still_there(rows)
+
+    def _still_there(self, rows: Sequence[Row]) -> list[str]:
+        return [row["task_id"] for row in rows if row["task_id"] not in self._unwritten.removed]
 
     # -- inside ---------------------------------------------------------------------------------
 
@@ -410,25 +480,11 @@ class TaskStore:
             for row in rows
         }
         for name in files.difference(*finished.values()):
-            self._files.remove_image(name)
+            _quietly(self._files.remove_image, name)
         for task_id, names in finished.items():
             if not names <= files:
                 self.drop(task_id, "The image was removed.")
         self._files.keep_inputs_of(row["task_id"] for row in unfinished)
-
-
-def _own(data_dir: Path) -> int:
-    """Lock the data dir for this process; the lock goes with the process, however it ends."""
-    data_dir.mkdir(parents=True, exist_ok=True)
-    lock = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise StoreError(
-            f"Another server uses the data dir {data_dir}: stop it, or choose another --data-dir."
-        ) from None
-    return lock
 
 
 def _end(ended_at: float, kept_since: float | None) -> dict[str, float]:

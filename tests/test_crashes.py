@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import sqlite3
-import subprocess
 import sys
 import threading
 import time
@@ -23,7 +22,15 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import GIVE_UP_S, FakeGenerator, ServerProcess, StartServer, offer_of, params_for
+from conftest import (
+    GIVE_UP_S,
+    FakeGenerator,
+    ServerProcess,
+    StartServer,
+    fill_disk,
+    offer_of,
+    params_for,
+)
 from PIL import Image
 
 from api.generate_request import Limits
@@ -702,42 +709,6 @@ def test_health_tells_that_the_data_dir_has_vanished(
 # -- a full disk ----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def mount(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Mounts a small disk of its own (a tmpfs, in RAM)."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    tool = shutil.which("mount") if sys.platform == "linux" else None
-
-    def mount(options: str) -> Path:
-        if tool is None:
-            pytest.skip("this test mounts a tmpfs, which only Linux has")
-        mounted = subprocess.run(
-            [tool, "-t", "tmpfs", "-o", options, "tmpfs", str(disk)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if mounted.returncode != 0:
-            pytest.skip(f"this test must be allowed to mount a tmpfs: {mounted.stderr.strip()}")
-        return disk
-
-    yield mount
-    if disk.is_mount():
-        subprocess.run(["umount", "-l", str(disk)], check=True)
-
-
-def fill_disk(disk: Path, spare_bytes: int = 0) -> Path:
-    """A file that takes all the room there is, but for a spare."""
-    filler = disk / "filler"
-    with filler.open("wb", buffering=0) as file, suppress(OSError):
-        while file.write(b"x" * 4096) == 4096:
-            pass
-    with filler.open("rb+") as file:
-        file.truncate(filler.stat().st_size - spare_bytes)
-    return filler
-
-
 def test_a_full_disk_is_told_loses_nothing_and_is_recovered_from(
     start_server: StartServer, mount: Callable[[str], Path]
 ) -> None:
@@ -770,7 +741,8 @@ def test_a_full_disk_is_told_loses_nothing_and_is_recovered_from(
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "storage_unavailable")
         assert status_of(server, waiting)["status"] == "waiting"
         assert status_of(server, finished)["status"] == "done"
-        assert server.get("/image", task_id=finished).content == image
+        image_now = server.get("/image", task_id=finished, delete="false").content
+        assert image_now == image
         assert server.get("/queue").json()["length"] == len(accepted) - 1
 
     filler.unlink()
@@ -820,11 +792,16 @@ def test_an_end_and_a_start_on_a_full_disk_lose_nothing(
     assert server.stop(number) == (0 if number == signal.SIGTERM else -number)
     assert "Traceback" not in log_of(server)
 
-    for _ in range(2):  # each start on the full disk says so, and is no attempt
-        log = refusal(start_server(*start, wait=False))
-        assert f"The data dir {disk / 'data'} cannot be used: " in log
-    filler.unlink()
+    for _ in range(2):  # a start on the full disk is no attempt
+        server = start_server(*start)
+        health = server.get("/health")
+        assert (health.status_code, health.json()["status"]) == (503, "failed")
+        assert "No space left on device" in health.json()["last_error"]
+        assert server.get("/queue").json()["length"] == 4
+        assert [status_of(server, id_)["status"] for id_ in (running, *waiting)] == ["waiting"] * 4
+        assert server.stop() == 0
     server = start_server(*start)
+    filler.unlink()
     for task_id in (running, *waiting):
         assert server.wait_until_ended(task_id)["status"] == "done"
 

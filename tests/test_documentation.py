@@ -179,6 +179,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "generator": {"drawing", "errors", "models", "task"},
     "worker": {"errors", "images", "models", "supervision", "task"},
     "downloads": {"errors", "models", "supervision"},
+    "storage_check": {"errors", "supervision"},
     "api": {
         "decoding",
         "drawing.previews",

@@ -116,6 +116,8 @@ def test_options_come_from_the_environment_and_the_command_line_wins(
         (["--port", "http"], "a whole number from 0 to 65535"),
         (["--log-level", "loud"], "--log-level"),
         (["--nonsense"], "--nonsense"),
+        (["--data-dir", ""], "--data-dir: must name a folder, and is empty"),
+        (["--data-dir", "  "], "--data-dir: must name a folder, and is empty"),
         (["--model", "tiny", "--path", "/somewhere"], "--path"),
     ],
 )

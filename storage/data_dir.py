@@ -1,0 +1,95 @@
+"""The data dir itself: one server uses it at a time, and only its user can read it."""
+
+import errno
+import fcntl
+import logging
+import os
+from contextlib import ExitStack
+from pathlib import Path
+
+from errors import StoreError
+
+log = logging.getLogger(__name__)
+
+OWN_NAMES = {"images", "inputs", "lock", "downloads", "tiny-models"}
+DATABASE = "tasks.sqlite3"
+NO_LOCKS_HERE = {errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
+"""What a network file system answers to a lock on a folder."""
+
+
+def own(data_dir: Path) -> ExitStack:
+    """Create the data dir where it is missing, and lock it for this process.
+
+    Two locks: on the folder, which also works where no file can be created, and on a file in it,
+    which earlier versions lock too. They go with the process, however it ends.
+
+    Returns:
+        What gives the locks back when it is closed.
+
+    Raises:
+        OSError: the folder cannot be created.
+        StoreError: another server uses it.
+    """
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with ExitStack() as locks:
+        _lock(data_dir, os.open(data_dir, os.O_RDONLY), locks)
+        try:
+            file = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EACCES):
+                raise
+            log.warning("no lock file can be created in %s: %s", data_dir, error.strerror)
+        else:
+            _lock(data_dir, file, locks)
+        return locks.pop_all()
+
+
+def _lock(data_dir: Path, descriptor: int, locks: ExitStack) -> None:
+    locks.callback(os.close, descriptor)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StoreError(
+            f"Another server uses the data dir {data_dir}: stop it, or choose another --data-dir."
+        ) from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS_HERE:
+            raise
+
+
+def tighten(data_dir: Path) -> None:
+    """Take all access from other users: folders get the mode 0700 and files 0600, as far as they
+    are ours and the disk lets us. A folder that holds other things too keeps its own mode."""
+    entries = list(data_dir.iterdir())
+    ours = [path for path in entries if path.name in OWN_NAMES or path.name.startswith(DATABASE)]
+    refused = None
+    for path in [*ours, *_below(data_dir / "images"), *_below(data_dir / "inputs")]:
+        refused = _tighten_one(path) or refused
+    if len(ours) == len(entries):
+        refused = _tighten_one(data_dir) or refused
+    elif data_dir.stat().st_mode & 0o077:
+        log.warning(
+            "the data dir %s holds other things too, so its own access rights stay: other users "
+            "may list it",
+            data_dir,
+        )
+    if refused is not None:
+        log.warning("other users may be able to read the data dir %s: %s", data_dir, refused)
+
+
+def _below(folder: Path) -> list[Path]:
+    if folder.is_symlink() or not folder.is_dir():
+        return []
+    return list(folder.rglob("*"))
+
+
+def _tighten_one(path: Path) -> OSError | None:
+    """Returns why it cannot be done."""
+    try:
+        found = path.lstat()
+        mode = found.st_mode & (0o700 if path.is_dir() else 0o600)
+        if found.st_mode & 0o077 and not path.is_symlink():
+            path.chmod(mode)
+    except OSError as error:
+        return error
+    return None
