@@ -70,7 +70,7 @@ class Client:
             self._life.report.violation("lost", f"{story}: {answer.text}")
 
     def _fetch(self, story: Story) -> None:
-        params = {"task_id": story.task_id, "wait": "30"}
+        params = {"task_id": story.task_id, "wait": "3"}
         story.may_be_gone = True
         answer = self._life.ask("GET", "/image", params=params)
         if answer.status_code not in (200, 409, 410):

@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import re
 import signal
 import sys
 import threading
@@ -73,7 +74,8 @@ class Life:
             self.report.check(code in (0, -signal.SIGKILL), f"exit code {code}")
         text = "".join(self.log)
         for part in text.split("Traceback")[1:]:
-            self.report.violation("tracebacks", part[:1500])
+            error = re.split(r"\n(?=\d{4}-)", part)[0]  # up to the next line of the log
+            self.report.violation("tracebacks", error)
 
     @property
     def log(self) -> list[str]:

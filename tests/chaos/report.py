@@ -30,7 +30,7 @@ class Report:
         with self._lock:
             self.counts[name] += 1
             if len(self.details) < 100:
-                self.details.append(f"{name}: {detail[:600]}")
+                self.details.append(f"{name}: {detail[-600:]}")
 
     def check(self, right: bool, detail: str) -> None:
         if not right:

@@ -73,6 +73,7 @@ def _page(report: Report) -> str:
         "",
         report.table(),
         "",
+        *(f"- Found: {detail.splitlines()[0][:150]}" for detail in report.details),
     ]
     return "\n".join(lines)
 
