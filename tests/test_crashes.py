@@ -767,7 +767,8 @@ def test_while_there_is_no_room_for_a_finished_picture_health_is_503(
     task_id = server.submit(width=1024, height=1024, steps=100, format="PNG")["task_id"]
     server.wait_for(task_id, lambda s: s["steps_done"] >= 1)
     filler = fill_disk(disk, spare_bytes=300_000)
-    until(lambda: "The image cannot be written" in log_of(server))
+    until(lambda: server.get("/health").status_code == 503)
+    server.wait_for(task_id, lambda s: s.get("phase") == "image_encoding")
     for _ in range(5):
         health = server.get("/health")
         assert (health.status_code, health.json()["status"]) == (503, "failed")
