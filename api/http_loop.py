@@ -61,6 +61,8 @@ class HttpLoop:
         self._waker.setblocking(False)
         self._selector.register(self._woken, EVENT_READ)
         self._changed: deque[wasyncore.dispatcher] = deque()
+        self._woken_up = False
+        """Whether a byte is on its way that wakes the loop."""
         self._thread: int | None = None
         self._ended = False
         self._check_at = 0.0
@@ -78,6 +80,7 @@ class HttpLoop:
                 continue
             for key, events in self._selector.select(wait_s):
                 if key.data is None:
+                    self._woken_up = False  # before the changes are taken: a later one wakes again
                     self._woken.recv(4096)
                 else:
                     self._handle(key.data, events)
@@ -95,8 +98,8 @@ class HttpLoop:
         if self._ended:
             return
         self._changed.append(socket)
-        # The first one wakes the loop, which then takes all that have come meanwhile.
-        if len(self._changed) == 1 and self._thread not in (None, get_ident()):
+        if not self._woken_up and self._thread not in (None, get_ident()):
+            self._woken_up = True
             self._wake()
 
     def forget(self, number: int) -> None:

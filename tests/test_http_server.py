@@ -9,6 +9,7 @@ import socket
 import struct
 import threading
 from base64 import b64decode
+from collections import deque
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -164,6 +165,43 @@ def test_the_end_of_the_loop_closes_every_connection(tmp_path: Path) -> None:
 
 def test_a_loop_that_never_ran_can_end() -> None:
     HttpLoop().end()
+
+
+class Asked:
+    """A closed socket that notes when the loop asks it."""
+
+    def __init__(self) -> None:
+        self.was_asked = threading.Event()
+
+    @property
+    def _fileno(self) -> None:
+        self.was_asked.set()
+
+
+def test_changes_of_two_threads_at_the_same_moment_wake_the_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http_loop, "CHECK_S", 3600.0)
+    first, second, begun = Asked(), Asked(), threading.Event()
+    loop = HttpLoop(begun.set)
+
+    class Interrupted(deque[Any]):
+        def append(self, changed: Any) -> None:
+            super().append(changed)
+            if changed is first:
+                other = threading.Thread(target=loop.changed, args=(second,))
+                other.start()
+                other.join()
+
+    loop._changed = Interrupted()
+    thread = threading.Thread(target=loop.run, daemon=True)
+    thread.start()
+    assert begun.wait(GIVE_UP_S)
+    loop.changed(first)
+    assert first.was_asked.wait(GIVE_UP_S)
+    assert second.was_asked.wait(GIVE_UP_S)
+    loop.end()
+    thread.join()
 
 
 def test_what_was_sent_is_let_go() -> None:
