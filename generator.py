@@ -272,7 +272,6 @@ class MfluxGenerator:
         self._note_resident()
 
     def _note_resident(self) -> None:
-
         self.resident = tuple(reversed(self._loaded))
         weights_bytes = sum(loaded.weights_bytes for loaded in self._loaded.values())
         self.memory = replace(self.memory, weights_bytes=weights_bytes, total_bytes=_total_memory())

@@ -142,7 +142,7 @@ def read_png_texts(data: bytes) -> dict[str, str]:
     """The texts in a PNG that are not compressed, by keyword."""
     texts: dict[str, str] = {}
     if format_of(data) == "PNG":
-        for name, payload, _ in _chunks(data, "PNG"):
+        for name, payload in _chunks(data, "PNG"):
             keyword, _, rest = bytes(payload).partition(b"\0")
             if name == b"tEXt":
                 texts[keyword.decode("latin-1")] = rest.decode("latin-1")
@@ -219,8 +219,8 @@ def _refusal(field: str, sentence: str) -> InvalidInput:
     return InvalidInput(field + sentence, field=field)
 
 
-def _chunks(data: bytes, format: str) -> Iterator[tuple[bytes, memoryview, memoryview]]:
-    """(name, payload, whole) of what a PNG or WebP is made of, as far as it is complete."""
+def _chunks(data: bytes, format: str) -> Iterator[tuple[bytes, memoryview]]:
+    """(name, payload) of what a PNG or WebP is made of, as far as it is complete."""
     view, at = memoryview(data), 8 if format == "PNG" else 12
     while at + 8 <= len(data):
         if format == "PNG":
@@ -232,19 +232,16 @@ def _chunks(data: bytes, format: str) -> Iterator[tuple[bytes, memoryview, memor
         end = at + 8 + length
         if end > len(data):
             return
-        yield name, view[at + 8 : end], view[at : end + tail]
+        yield name, view[at + 8 : end]
         at = end + tail
 
 
-def _segments(data: bytes) -> Iterator[tuple[int, memoryview, memoryview]]:
-    """(marker, payload, whole) of a JPEG; the last one is all from the first scan to the end."""
+def _segments(data: bytes) -> Iterator[tuple[int, memoryview]]:
+    """(marker, payload) of a JPEG, up to the first scan."""
     view, at = memoryview(data), 2
     while (at := data.find(b"\xff", at)) >= 0 and at + 4 <= len(data):
         name, length = struct.unpack_from(">xBH", data, at)
         if name == 0xDA:
-            # Behind the end there may be more: the other pictures of an MPO, or a film.
-            end = data.find(b"\xff\xd9", at)
-            yield name, view[:0], view[at : end + 2 if end >= 0 else None]
             return
         if name == 0xFF:  # padding
             at += 1
@@ -254,18 +251,18 @@ def _segments(data: bytes) -> Iterator[tuple[int, memoryview, memoryview]]:
             end = at + 2 + length
             if length < 2 or end > len(data):
                 return
-            yield name, view[at + 4 : end], view[at:end]
+            yield name, view[at + 4 : end]
             at = end
 
 
 def _exif_of(data: bytes, format: str) -> bytes:
     """Without the words Exif in front; empty if there is none."""
     if format == "JPEG":
-        for name, payload, _ in _segments(data):
+        for name, payload in _segments(data):
             if name == 0xE1 and payload[:6] == _EXIF_START:
                 return bytes(payload[6:])
     elif format in ("PNG", "WEBP"):
-        for chunk, payload, _ in _chunks(data, format):
+        for chunk, payload in _chunks(data, format):
             if chunk in (b"eXIf", b"EXIF"):
                 return bytes(payload).removeprefix(_EXIF_START)
     return b""

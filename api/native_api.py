@@ -264,7 +264,7 @@ def native_routes(
             for start in range(0, len(data), SEND_BYTES):
                 yield data[start : start + SEND_BYTES]
             if delete:
-                _after_sending(queue, places, task_id, fetched)
+                note_fetched(queue, places, task_id, fetched)
 
         answer = Response(send())
         answer.content_type = content_type
@@ -359,14 +359,18 @@ def _idempotency_key() -> str | None:
     return key
 
 
-def _after_sending(
-    queue: QueueManager, places: WaitingPlaces, task_id: str, index: int | None
+def note_fetched(
+    queue: QueueManager, places: WaitingPlaces, task_id: str, index: int | None = None
 ) -> None:
+    """Note that an image of a task was sent and may go; None: all its images.
+
+    An error is logged: the answer is sent already, and the image is kept as if it was not fetched.
+    """
     try:
         with places.place_for_change():
             queue.fetched(task_id, index)
-    except (errors.StorageUnavailable, errors.TooManyWaiting):
-        log.warning("the fetched image of task %s stays: the disk refuses", task_id)
+    except (errors.StorageUnavailable, errors.TooManyWaiting) as error:
+        log.warning("the fetched image of task %s stays: %s", task_id, error)
 
 
 def error_answer(status: int, code: str, message: str, field: str | None = None) -> Response:

@@ -14,8 +14,8 @@ from timing_model import Confidence, Measured
 
 POLL_AT_MOST_S = 10
 PROMPT_IN_LISTS = 200
-WARNINGS = "A sentence for each LoRA that fits the model in part. Absent where there is none."
 """Characters."""
+WARNINGS = "A sentence for each LoRA that fits the model in part. Absent where there is none."
 
 
 class Picture(Answer):

@@ -220,11 +220,12 @@ def a1111_routes(
         tag=TAG,
         description="The one that runs, or the first that waits; never another client's.",
         answers={200: NOTHING},
-        errors=(errors.StorageUnavailable,),
+        errors=(errors.TooManyWaiting, errors.StorageUnavailable),
         shape=A1111_ERRORS,
     )
     def stop() -> Response:
-        callers.interrupt(_caller())
+        with calls.places.place_for_change():
+            callers.interrupt(_caller())
         return jsonify({})
 
     @routes.post("/png-info")

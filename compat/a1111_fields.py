@@ -65,7 +65,10 @@ def hires_of(asked: TextToImage, drawn: tuple[int, int], calls: SyncCalls) -> Hi
         wide = used(asked.hr_resize_x, "hr_resize_x")
         high = used(asked.hr_resize_y, "hr_resize_y")
         if wide or high:
-            size = (wide or round(high * width / height), high or round(wide * height / width))
+            size = (
+                wide or max(round(high * width / height), 1),
+                high or max(round(wide * height / width), 1),
+            )
             factor = max(size[0] / width, size[1] / height)
             most = calls.limits.max_pixels * MOST_OUTPUT_PIXELS_FACTOR
             if size[0] * size[1] > most:

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from api.generate_request import GenerateRequest, check_request
+from api.native_api import note_fetched
 from api.submission import Prepared, Submission, check_same
 from api.waiting_places import RETRY_AFTER_S, WaitingPlaces
 from decoding.protocol import Meaning
@@ -98,7 +99,7 @@ class SyncCalls:
         self._submission = submission
         self.room_for_the_body = submission.room_for_the_body
         self.decoder = submission.decoder
-        self._places = places
+        self.places = places
         self._max_wait_s = max_wait_s
         self._lock = Lock()
         self._callers: Counter[str] = Counter()
@@ -164,7 +165,7 @@ class SyncCalls:
                 "or use POST /generate, which does not wait.",
                 retry_after_s=RETRY_AFTER_S,
             )
-            until_closed.enter_context(self._places.place(full))
+            until_closed.enter_context(self.places.place(full))
             known = self.queue.submitted_as(client_key) if client_key else None
             if known:
                 check_same(known[0].params, prepared.params, KEY)
@@ -179,7 +180,7 @@ class SyncCalls:
                 self._callers[view.task_id] += 1
             prepared.inputs.clear()
             until_closed.callback(self._leave, view.task_id)
-            return Call(self.queue, view.task_id, after, hung_up, until_closed.pop_all())
+            return Call(self, view.task_id, after, hung_up, until_closed.pop_all())
 
     def _check_wait(self, params: GenerationParams, urgent: bool) -> None:
         if self._max_wait_s <= 0:
@@ -224,14 +225,15 @@ class Call:
 
     def __init__(
         self,
-        queue: QueueManager,
+        calls: SyncCalls,
         task_id: str,
         after: int,
         hung_up: Callable[[], bool],
         until_closed: ExitStack,
     ) -> None:
         self.task_id = task_id
-        self._queue = queue
+        self._queue = calls.queue
+        self._places = calls.places
         self._after = after
         self._hung_up = hung_up
         self._until_closed = until_closed
@@ -271,10 +273,7 @@ class Call:
 
     def fetched(self) -> None:
         """The images were handed over and may go."""
-        try:
-            self._queue.fetched(self.task_id)
-        except StorageUnavailable:
-            log.warning("the fetched images of task %s stay: the disk refuses", self.task_id)
+        note_fetched(self._queue, self._places, self.task_id)
 
     def close(self) -> None:
         self._until_closed.close()

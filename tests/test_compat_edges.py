@@ -206,6 +206,7 @@ def test_txt2img_without_a_side_draws_512_or_what_the_operator_allows(
         ({"hr_resize_x": 32, "hr_resize_y": 48}, (32, 48)),
         ({"width": 128, "hr_resize_x": 256}, (256, 128)),
         ({"width": 128, "hr_resize_y": 96}, (192, 96)),
+        ({"width": 256, "height": 16, "hr_resize_x": 5}, (5, 1)),
     ],
 )
 def test_hires_fix_makes_the_size_that_automatic1111_makes(

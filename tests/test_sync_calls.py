@@ -4,7 +4,7 @@ import json
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -49,6 +49,21 @@ def test_a_call_ends_with_the_images_of_its_task(queue: QueueManager) -> None:
         assert call.result().images == [b"image"]
         call.fetched()
     assert queue.status(call.task_id).status is TaskStatus.DONE
+
+
+def test_what_is_noted_after_the_answer_takes_none_of_the_threads_left_for_others(
+    queue: QueueManager, caplog: pytest.LogCaptureFixture
+) -> None:
+    with start(calls_of(queue, places=1)) as call:
+        task = queue.claim()
+        assert task
+        queue.finish(task.task_id, [b"image"])
+    with ThreadPoolExecutor(1) as other, ExitStack() as place:
+        other.submit(place.enter_context, call._places.place()).result()
+        call.fetched()
+        assert "stays: As many requests wait" in caplog.text
+        other.submit(place.close).result()
+    assert queue.image(call.task_id, 0)[0] == b"image"
 
 
 def test_a_caller_who_hangs_up_takes_the_waiting_task_along(queue: QueueManager) -> None:
