@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from api.json_text import parse_object, refuse_nul, unknown_field
+from api.schema_words import in_words, shown
 from errors import InvalidInput
 from images import UPLOAD_FORMATS, decode_base64
 from models.model_catalog import CONTROL_TYPES, SCHEDULERS, Takes
@@ -452,71 +453,5 @@ def _invalid_input(error: ValidationError, limits: Limits) -> InvalidInput:
 
 def refusal(name: str, value: Any, limits: Limits) -> str:
     """One sentence: what the field allows, and what came."""
-    allowed = _in_words(request_schema(limits)["properties"][name])
-    return f"{name} must be {allowed}, not {_shown(value)}."
-
-
-NOUNS = {
-    "integer": "a whole number",
-    "number": "a number",
-    "boolean": "true or false",
-    "null": "null",
-    "string": "a string",
-}
-OBJECTS_IN_WORDS = {
-    "ImageOf": "{task_id, index} of an earlier result",
-    "LoraChoice": "{name, scale}",
-}
-
-
-def _in_words(schema: dict[str, Any]) -> str:
-    """What a JSON schema allows, for people: "a whole number from 1 to 100"."""
-    if "anyOf" in schema:
-        choices = [_in_words(choice) for choice in schema["anyOf"]]
-        return " or ".join(choice for choice in choices if choice != "null")
-    if "$ref" in schema:
-        return OBJECTS_IN_WORDS[schema["$ref"].rpartition("/")[2]]
-    if "enum" in schema:
-        return "one of " + ", ".join(schema["enum"])
-    if schema["type"] == "array":
-        items = _in_words(schema["items"])
-        return f"a list of {schema['minItems']} to {schema['maxItems']}, each {items}"
-    if schema.get("format") == "byte":
-        return "a picture as base64"
-    words = "a string of digits" if "[0-9]" in schema.get("pattern", "") else NOUNS[schema["type"]]
-    if "minimum" in schema:
-        words += (
-            f" from {schema['minimum']:.15g}"
-            if schema["type"] == "number"
-            else f" from {schema['minimum']}"
-        )
-        words += f" to {schema['maximum']}"
-    elif "exclusiveMinimum" in schema:
-        words += f" above {schema['exclusiveMinimum']:g} and "
-        words += (
-            f"up to {schema['maximum']:g}"
-            if "maximum" in schema
-            else f"below {schema['exclusiveMaximum']:g}"
-        )
-    if "minLength" not in schema and "maxLength" in schema:
-        words += f" of up to {schema['maxLength']} characters"
-    return words
-
-
-MOST_SHOWN = 80
-"""Characters of a value that was refused."""
-_SHOWN = json.JSONEncoder(ensure_ascii=False, default=lambda other: type(other).__name__)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, bytes):
-        return "a file"
-    if isinstance(value, str):
-        value = value[:MOST_SHOWN]
-    text = ""
-    piece: str
-    for piece in _SHOWN.iterencode(value):
-        text += piece[:MOST_SHOWN]
-        if len(text) > MOST_SHOWN:
-            return text[: MOST_SHOWN - 3] + "..."
-    return text
+    allowed = in_words(request_schema(limits)["properties"][name])
+    return f"{name} must be {allowed}, not {shown(value)}."

@@ -3,27 +3,27 @@
 Every API, native or foreign, submits through here.
 """
 
-import hashlib
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from threading import Semaphore
-from typing import NamedTuple
 
 import errors
-from api.generate_request import PICTURES, GenerateRequest, ImageOf, Limits, default_side, refusal
+from api.generate_request import PICTURES, GenerateRequest, Limits, default_side, refusal
+from api.input_pictures import InputPictures, MaskReading
 from api.waiting_places import WaitingPlaces
-from decoding.decoder import PictureDecoder, PictureReader
+from decoding.decoder import PictureDecoder
 from decoding.protocol import Meaning
 from models.model_catalog import Model, Takes, Weights
 from offer import Offer, given_fields, not_supported
 from queue_manager import QueueManager
-from task import MAX_SEED, SIDE_STEP, GenerationParams, InputImage
+from task import MAX_SEED, SIDE_STEP, GenerationParams
 
 LARGE_BODY_BYTES = 1_000_000
 LARGE_BODIES = 4
-"""Larger bodies that are in memory at a time; others wait on disk, where waitress has put them."""
+"""Larger bodies that are parsed and decoded at a time, each in several copies. Others wait as they
+were received."""
 IMAGE_STRENGTH = 0.4
 """mflux's own default."""
 MOST_SIDE = 8192
@@ -121,9 +121,9 @@ class Submission:
         params = self._without_pictures(request, model)
         prepared = Prepared(params)
         if _has_pictures(request):
-            mask = _MaskReading(mask_meaning, invert_mask)
+            mask = MaskReading(mask_meaning, invert_mask)
             with self.decoder.reading() as reader:
-                pictures = _Pictures(reader, request, self._queue, mask)
+                pictures = InputPictures(reader, request, self._queue, mask)
                 params = self._sized(request, model, params, pictures.size_of_source(model))
                 params = params.model_copy(update=pictures.decoded(params, model))
             prepared.inputs = pictures.inputs
@@ -157,7 +157,7 @@ class Submission:
             given: dict[str, object] = {}
             if _has_pictures(request):
                 with self.decoder.reading() as reader:
-                    pictures = _Pictures(reader, request, self._queue, _MaskReading())
+                    pictures = InputPictures(reader, request, self._queue, MaskReading())
                     given = pictures.decoded(known, self.offer.model(known.model))
             check_same(known, known.model_copy(update=dict.fromkeys(PICTURES) | given), key)
 
@@ -337,86 +337,6 @@ def _rounded(side: float) -> int:
 
 def _has_pictures(request: GenerateRequest) -> bool:
     return any(getattr(request, name) is not None for name in PICTURES)
-
-
-class _MaskReading(NamedTuple):
-    meaning: Meaning = Meaning.MASK
-    invert: bool = False
-
-
-class _Pictures:
-    """The pictures of one request, decoded.
-
-    Raises:
-        InvalidInput: one cannot be decoded.
-        UnknownTask, NotReady, Gone: of a task whose picture is asked for.
-    """
-
-    def __init__(
-        self,
-        reader: PictureReader,
-        request: GenerateRequest,
-        queue: QueueManager,
-        mask: _MaskReading,
-    ) -> None:
-        self.inputs: dict[str, bytes] = {}
-        """PNG bytes by InputImage.file."""
-        self._reader = reader
-        self._request = request
-        self._queue = queue
-        self._mask = mask
-
-    def size_of_source(self, model: Model) -> tuple[int, int] | None:
-        """Width and height of the picture that decides the size of the result; None: none does."""
-        request = self._request
-        if {"width", "height"} <= request.model_fields_set and not model.upscaler:
-            return None
-        if request.init_image is not None:
-            return self._reader.size(self._bytes_of(request.init_image, "init_image"), "init_image")
-        for first in request.images or ():
-            return self._reader.size(self._bytes_of(first, "images"), "images")
-        return None
-
-    def decoded(self, params: GenerationParams, model: Model) -> dict[str, object]:
-        """By the name of their field. They are scaled down to what the task can use; an upscaler
-        uses all of its source."""
-        cover = None if model.upscaler else (params.width, params.height)
-        kept: dict[str, object] = {}
-        for name in ("init_image", "mask", "control_image"):
-            source = getattr(self._request, name)
-            if source is not None:
-                kept[name] = self._keep(source, name, cover, model.reference_pixels)
-        if self._request.images:
-            kept["images"] = tuple(
-                self._keep(source, "images", cover, model.reference_pixels)
-                for source in self._request.images
-            )
-        return kept
-
-    def _keep(
-        self, source: bytes | ImageOf, name: str, cover: tuple[int, int] | None, min_pixels: int
-    ) -> InputImage:
-        mask = self._mask if name == "mask" else _MaskReading(Meaning.PICTURE)
-        png = self._reader.png(
-            self._bytes_of(source, name),
-            name,
-            meaning=mask.meaning,
-            invert=mask.invert,
-            cover=cover,
-            min_pixels=min_pixels,
-        )
-        file = hashlib.sha256(png.data).hexdigest()[:16]
-        self.inputs[file] = png.data
-        return InputImage(file, png.width, png.height)
-
-    def _bytes_of(self, source: bytes | ImageOf, name: str) -> bytes:
-        if isinstance(source, bytes):
-            return source
-        try:
-            return self._queue.image(source.task_id, source.index)[0]
-        except errors.ServerError as error:
-            error.field = name
-            raise
 
 
 def check_same(known: GenerationParams, asked: GenerationParams, key: str) -> None:
