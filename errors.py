@@ -56,7 +56,7 @@ class BodyTooLarge(ServerError):
 class UnknownHost(ServerError):
     code = "unknown_host"
     http_status = 421
-    default_message = "The Host header is missing or malformed."
+    default_message = "This server does not answer under this host name."
 
 
 class ForeignPage(ServerError):

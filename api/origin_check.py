@@ -6,6 +6,7 @@ A page of another site can make a browser send requests here. Its own name may l
 """
 
 import ipaddress
+import re
 import socket
 from collections.abc import Callable
 from threading import Thread
@@ -17,6 +18,7 @@ import errors
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 DEFAULT_PORTS = {"http": 80, "https": 443}
+NAME = re.compile(r"[a-z0-9._-]+")
 
 
 class AllowedHosts:
@@ -78,8 +80,13 @@ def install_origin_check(
         if not host and request.environ.get("SERVER_PROTOCOL") == "HTTP/1.0":
             return  # the header came with HTTP/1.1, which every browser speaks
         name = _host_name(host)
-        if name is None or not hosts.allows(name):
-            raise _unknown_host(name)
+        if name is None:
+            raise errors.InvalidInput("The Host header is missing or malformed.", field="Host")
+        if not hosts.allows(name):
+            raise errors.UnknownHost(
+                f"This server does not answer under the host name {name[:100]!r}. To allow it, "
+                f"start the server with --allowed-hosts {name[:100]}."
+            )
         origin = request.headers.get("Origin")
         if origin is None or request.method in ("GET", "HEAD", "OPTIONS"):
             return
@@ -110,18 +117,11 @@ def _host_name(host: str) -> str | None:
     try:
         parts = urlsplit(f"//{host}")
         _ = parts.port  # raises when it is no port
-        return parts.hostname if parts.netloc == host and "@" not in host else None
     except ValueError:
         return None
-
-
-def _unknown_host(name: str | None) -> errors.UnknownHost:
-    if name is None:
-        return errors.UnknownHost()
-    return errors.UnknownHost(
-        f"This server does not answer under the host name {name[:100]!r}. If it shall, start it "
-        f"with --allowed-hosts {name[:100]}."
-    )
+    name = parts.hostname or ""
+    is_name = NAME.fullmatch(name) is not None or _is_address(name)
+    return name if is_name and parts.netloc == host and "@" not in host else None
 
 
 def _is_address(name: str) -> bool:

@@ -364,7 +364,7 @@ def test_chunks_make_a_body(server: SteppedServer) -> None:
 def test_http_1_0_without_a_host_is_answered_and_1_1_is_not(server: SteppedServer) -> None:
     assert ask(server, b"GET /health HTTP/1.0\r\n\r\n")[0] == 200
     assert ask(server, b"GET /health HTTP/1.0\r\nHost: evil.example\r\n\r\n")[0] == 421
-    assert ask(server, b"GET /health HTTP/1.1\r\nConnection: close\r\n\r\n")[0] == 421
+    assert ask(server, b"GET /health HTTP/1.1\r\nConnection: close\r\n\r\n")[0] == 400
 
 
 @pytest.mark.parametrize("host", ["::", "*", ""])
