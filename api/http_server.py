@@ -162,7 +162,7 @@ class _Server(TcpWSGIServer):  # type: ignore[misc]
         self.error_form = error_form
         self._connections = connections
         self._paused = False
-        """Until the next check, because the system had no room for a connection."""
+        """Until the next check, because there was no room for a connection."""
         super().__init__(
             app,
             map=self.loop.sockets,
@@ -178,9 +178,10 @@ class _Server(TcpWSGIServer):  # type: ignore[misc]
 
     def handle_accept(self) -> None:
         """A new connection; where there are too many, the one that has been without a request for
-        longest makes room."""
-        if len(self.active_channels) >= self._connections:
-            self._make_room()
+        longest makes room. Where all of them are busy, it waits until the next check."""
+        if len(self.active_channels) >= self._connections and not self._make_room():
+            self._paused = True
+            return
         connection = None
         try:
             connection, address = self.socket.accept()

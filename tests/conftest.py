@@ -65,6 +65,14 @@ def clean_environment() -> dict[str, str]:
     return {**inherited, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
 
 
+def until(condition: Callable[[], object]) -> None:
+    """Ask again and again until it is true, for GIVE_UP_S at most."""
+    pause, deadline = threading.Event(), time.monotonic() + GIVE_UP_S
+    while not condition():
+        assert time.monotonic() < deadline, "it never became true"
+        pause.wait(0.01)
+
+
 class ServerProcess:
     """`python3 server.py` on a free port, with a client for its JSON routes."""
 

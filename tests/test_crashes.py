@@ -10,7 +10,6 @@ import signal
 import sqlite3
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,13 +22,13 @@ from typing import Any
 import pytest
 import requests
 from conftest import (
-    GIVE_UP_S,
     FakeGenerator,
     ServerProcess,
     StartServer,
     fill_disk,
     offer_of,
     params_for,
+    until,
 )
 from PIL import Image
 
@@ -53,14 +52,6 @@ LONG: dict[str, Any] = {"width": 2048, "height": 2048, "steps": 100}
 
 def pause(seconds: float = 0.01) -> None:
     threading.Event().wait(seconds)
-
-
-def until(condition: Callable[[], Any], seconds: float = 0.01) -> None:
-    """Ask again and again, for GIVE_UP_S at most."""
-    deadline = time.monotonic() + GIVE_UP_S
-    while not condition():
-        assert time.monotonic() < deadline, "it has not come"
-        pause(seconds)
 
 
 def status_of(server: ServerProcess, task_id: str) -> dict[str, Any]:
@@ -138,7 +129,7 @@ class Life:
         return status
 
     def wait_until_ended(self, task_id: str) -> dict[str, Any]:
-        until(lambda: self.status(task_id)["status"] not in ("waiting", "running"), 0.02)
+        until(lambda: self.status(task_id)["status"] not in ("waiting", "running"))
         return self.status(task_id)
 
     def image(self, task_id: str, *, delete: bool) -> bytes:
@@ -231,7 +222,7 @@ class Client:
 
     def cancel(self, story: Story) -> None:
         if self.random.random() < 0.5:
-            until(lambda: self.life.status(story.task_id)["status"] != "waiting", 0.005)
+            until(lambda: self.life.status(story.task_id)["status"] != "waiting")
         self.delete(story)
 
     def delete(self, story: Story) -> None:

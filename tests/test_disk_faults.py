@@ -10,7 +10,6 @@ import sqlite3
 import stat
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
@@ -25,6 +24,7 @@ from conftest import (
     StartServer,
     fill_disk,
     offer_of,
+    until,
 )
 from PIL import Image
 
@@ -124,14 +124,6 @@ class Bench:
 
     def until_works(self) -> None:
         until(lambda: self.get("/health").status_code == 200)
-
-
-def until(condition: Callable[[], Any]) -> None:
-    """Ask again and again, for GIVE_UP_S at most."""
-    deadline = time.monotonic() + GIVE_UP_S
-    while not condition():
-        assert time.monotonic() < deadline, "it has not come"
-        threading.Event().wait(0.02)
 
 
 Start = Callable[..., Bench]

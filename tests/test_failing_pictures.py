@@ -2,15 +2,13 @@
 
 import logging
 import sys
-import threading
-import time
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import GIVE_UP_S, StartServer, offer_of, params_for
+from conftest import GIVE_UP_S, StartServer, offer_of, params_for, until
 from PIL import Image
 from test_generator import OnItsThread
 from test_pipelines import FILES, PROMPTED
@@ -154,10 +152,7 @@ class Shop:
         """Run as many tasks as there are ids; how each ended."""
         for _ in task_ids:
             assert self.worker.run_once(0)
-        pause, deadline = threading.Event(), time.monotonic() + GIVE_UP_S
-        while self.queue.health().running:  # the encoder has work
-            assert time.monotonic() < deadline
-            pause.wait(0.01)
+        until(lambda: not self.queue.health().running)  # the encoder has work
         views = [self.queue.status(task_id) for task_id in task_ids]
         return [(view.status, view.error_code, view.error) for view in views]
 

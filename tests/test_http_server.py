@@ -18,7 +18,7 @@ from typing import Any
 import live
 import pytest
 import requests
-from conftest import GIVE_UP_S
+from conftest import GIVE_UP_S, until
 from live import Connection, EventStream, SteppedServer
 from PIL import Image
 
@@ -39,16 +39,6 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SteppedS
     stepped = SteppedServer(tmp_path)
     yield stepped
     stepped.close()
-
-
-def until(condition: Any) -> None:
-    """Bounded by the tests' own time limit and GIVE_UP_S."""
-    pause = threading.Event()
-    for _ in range(GIVE_UP_S * 100):
-        if condition():
-            return
-        pause.wait(0.01)
-    raise AssertionError("it never came to pass")
 
 
 def opened(server: SteppedServer) -> socket.socket:
@@ -239,6 +229,24 @@ def test_the_connection_that_is_idle_for_longest_makes_room_for_a_new_one(
     waiting.close()
     oldest.close()
     half.close()
+
+
+def test_where_all_connections_are_busy_a_new_one_waits(
+    server: SteppedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    front = server.server._http._server
+    monkeypatch.setattr(front, "_connections", 1)
+    task_id = server.running()
+    busy = Connection(server, f"/image?task_id={task_id}&wait=300")
+    until(lambda: server.server.places.taken == 1)
+    new = Connection(server, "/health")
+    until(lambda: front._paused)
+    assert len(front.active_channels) == 1
+    server.end()
+    assert busy.head()[0] == 200
+    busy.close()
+    assert new.head()[0] == 200
+    new.close()
 
 
 @pytest.mark.parametrize("idle", [0, 1])

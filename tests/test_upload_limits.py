@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import GIVE_UP_S, StartServer
+from conftest import GIVE_UP_S, StartServer, until
 from live import SteppedServer
 from PIL import Image
 
@@ -160,10 +159,7 @@ def test_no_decoder_outlives_the_server(start_server: StartServer, end: signal.S
     )
     (decoder,) = listed.stdout.split()
     server.stop(end)
-    pause, deadline = Event(), time.monotonic() + GIVE_UP_S
-    while _runs(decoder):
-        assert time.monotonic() < deadline
-        pause.wait(0.01)
+    until(lambda: not _runs(decoder))
 
 
 def _runs(process_id: str) -> bool:

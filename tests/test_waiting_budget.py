@@ -3,7 +3,6 @@
 import base64
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import GIVE_UP_S
+from conftest import GIVE_UP_S, until
 from live import SteppedServer
 from PIL import Image
 
@@ -111,7 +110,7 @@ def stream(server: SteppedServer, task_id: str) -> requests.Response:
 
 
 def long_poll(server: SteppedServer, task_id: str) -> requests.Response:
-    return server.get("/status", task_id=task_id, wait=300, since=10**15)
+    return server.get("/status", task_id=task_id, wait=300)
 
 
 def waiting_image(server: SteppedServer, task_id: str) -> requests.Response:
@@ -186,7 +185,4 @@ def test_changes_that_wait_for_the_disk_leave_threads_for_reading(server: Steppe
 
 
 def until_taken(server: SteppedServer, places: int) -> None:
-    pause, deadline = threading.Event(), time.monotonic() + GIVE_UP_S
-    while server.server.places.taken != places:
-        assert time.monotonic() < deadline, server.server.places.taken
-        pause.wait(0.01)
+    until(lambda: server.server.places.taken == places)
