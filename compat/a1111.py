@@ -12,6 +12,7 @@ from flask import Blueprint, Response, jsonify, request
 import errors
 from api.answers import json_response
 from api.api_docs import SCHEMAS, ErrorShape, ForeignSchemas, documented, json_answer, query
+from api.query_values import gone_check
 from api.request_body import json_body
 from compat.a1111_answers import images_answer, progress_answer
 from compat.a1111_callers import Caller, Callers
@@ -171,8 +172,7 @@ def a1111_routes(
             invert_mask=is_inverted(asked),
             empty_prompt=True,
         )
-        hung_up = request.environ.get("waitress.client_disconnected", lambda: False)
-        return calls.start(prepared, hung_up=hung_up), prepared.params
+        return calls.start(prepared, hung_up=gone_check()), prepared.params
 
     def _wait(asked: TextToImage, started: Call, params: GenerationParams) -> Response:
         with started as call, callers.waiting(_caller(), call.task_id):

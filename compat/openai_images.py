@@ -18,6 +18,7 @@ from api.api_docs import (
     documented,
     json_answer,
 )
+from api.query_values import gone_check, half_closed_check
 from api.request_body import Form, form_body, json_body
 from api.submission import Prepared
 from compat.bodies import read_body, used
@@ -190,7 +191,7 @@ def openai_routes(
             prepared,
             urgent=asked.priority,
             client_key=_client_key(),
-            hung_up=request.environ.get("waitress.client_disconnected", lambda: False),
+            hung_up=gone_check(),
         )
         fields.clear()  # its pictures are not held while the caller waits
         return call, prepared
@@ -381,9 +382,18 @@ def _client_key() -> str | None:
 def _streamed(
     call: Call, asked: OpenAIGeneration, prepared: Prepared, kind: str, preview: Preview
 ) -> Response:
+    half_closed = half_closed_check()
+
     def events() -> Iterator[str]:
         try:
-            yield from _partial_images(call, asked.partial_images, prepared.params, kind, preview)
+            yield from _partial_images(
+                call,
+                asked.partial_images,
+                prepared.params,
+                kind,
+                preview=preview,
+                half_closed=half_closed,
+            )
             finished = call.result()
             for index, image in enumerate(finished.images):
                 yield _event(
@@ -405,9 +415,16 @@ def _streamed(
 
 
 def _partial_images(
-    call: Call, most: int, params: GenerationParams, kind: str, preview: Preview
+    call: Call,
+    most: int,
+    params: GenerationParams,
+    kind: str,
+    *,
+    preview: Preview,
+    half_closed: Callable[[], bool],
 ) -> Iterator[str]:
-    """Previews at even distances, as far as there are any, until the task has ended."""
+    """Previews at even distances, as far as there are any, until the task has ended. A client that
+    has closed its half of the connection gets comments: one that has gone answers with a reset."""
     sent, quiet, latest = 0, 0, None
     for view in call.views():
         quiet += 1
@@ -417,7 +434,7 @@ def _partial_images(
             event = _image_event(f"{kind}.partial_image", picture, params)
             yield _event(event.model_copy(update={"partial_image_index": sent}))
             sent, quiet, latest = sent + 1, 0, picture
-        elif quiet >= SIGN_OF_LIFE_AFTER:
+        elif quiet >= SIGN_OF_LIFE_AFTER or half_closed():
             yield ":\n\n"
             quiet = 0
 

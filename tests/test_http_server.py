@@ -478,6 +478,21 @@ def test_who_hangs_up_a_call_that_draws_has_it_cancelled(
     until(lambda: not running(server))
 
 
+def test_who_hangs_up_a_stream_of_a_call_that_draws_has_it_cancelled(
+    server: SteppedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compat.sync_calls.LOOK_S", 0.01)
+    body = json.dumps({"prompt": "x", "size": "64x64", "stream": True}).encode()
+    connection = opened(server)
+    connection.sendall(post("/v1/images/generations", body))
+    assert connection.recv(100).startswith(b"HTTP/1.1 200")
+    monkeypatch.setattr("compat.openai_images.SIGN_OF_LIFE_AFTER", 10**9)
+    connection.close()
+    until(lambda: server.server.places.taken == 0)
+    server.step(9)
+    until(lambda: not running(server))
+
+
 # What is in memory for clients
 
 
