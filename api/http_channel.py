@@ -10,6 +10,7 @@ from waitress.buffers import ReadOnlyFileBasedBuffer
 from waitress.channel import ClientDisconnected, HTTPChannel
 
 import errors
+from api.http_loop import ReadsOn
 from api.http_request import FREE_BYTES, AnswerTask, ErrorAnswerTask, Request
 from api.transfer_budget import Pace
 
@@ -53,7 +54,7 @@ class Pieces:
         self._size = 0
 
 
-class Channel(HTTPChannel):  # type: ignore[misc]
+class Channel(HTTPChannel, ReadsOn):  # type: ignore[misc]
     """waitress' connection. The loop's thread reads, closes, and writes what is left; an HTTP
     thread writes under outbuf_lock while it answers. What only the loop may do is left to it with
     `changed`."""
@@ -74,6 +75,8 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         self.parser_class = partial(Request, self.server.budget)
         self.lingers = False
         """Whether the client may still be sending when its answer is complete."""
+        self._behind = b""
+        """What was read behind a request that is not answered yet."""
         self._linger_until: float | None = None
         self._lingered_bytes = 0
         self._idle_since = time.monotonic()
@@ -243,7 +246,38 @@ class Channel(HTTPChannel):  # type: ignore[misc]
             self.handle_close()
 
     def readable(self) -> bool:
-        return self._linger_until is not None or bool(super().readable())
+        if self._linger_until is not None:
+            return True
+        return not self._behind and bool(super().readable())
+
+    def read_on(self) -> None:
+        if self._behind and super().readable():
+            data, self._behind = self._behind, b""
+            self.received(data)
+
+    def received(self, data: bytes) -> bool:
+        """Takes one request at a time, other than waitress: thousands fit into what is read at
+        once, and other connections would have to wait for all of them."""
+        with self.requests_lock:
+            if self.will_close or self.close_when_flushed:
+                return False
+            while data and not self.requests:
+                if self.request is None:
+                    data = data.lstrip(b"\r\n")  # some clients end a body with a line end
+                    if not data:
+                        break
+                    self.request = self.parser_class(self.adj)
+                data = data[self.request.received(data) :]
+                asked = self.request.expect_continue and self.request.headers_finished
+                if asked and not self.sent_continue:
+                    self.send_continue()
+                if self.request.completed:
+                    self.sent_continue = False
+                    self.requests.append(self.request)
+                    self.request = None
+                    self.server.add_task(self)
+            self._behind = data
+        return True
 
     def handle_read(self) -> None:
         if self._linger_until is None:
@@ -285,6 +319,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         from a client that still sends."""
         self.close_when_flushed = False
         self._linger_until = time.monotonic() + LINGER_S
+        self._behind = b""
         if self.request is not None:
             self.request.close()
             self.request = None

@@ -22,6 +22,14 @@ CHECK_S = 5.0
 """Seconds between two looks at all connections, for those that have become idle or too slow."""
 
 
+class ReadsOn:
+    """A socket that may have read more than it could handle at once."""
+
+    def read_on(self) -> None:
+        """Handle what had to wait, if it can be handled now; the loop calls this before it waits
+        for the socket again."""
+
+
 class Sockets(dict[int, wasyncore.dispatcher]):
     """The open sockets by their file number. waitress adds and removes them; here the loop learns
     of it.
@@ -80,8 +88,9 @@ class HttpLoop:
                 continue
             for key, events in self._selector.select(wait_s):
                 if key.data is None:
-                    self._woken_up = False  # before the changes are taken: a later one wakes again
+                    # In this order: a byte that is read here must not leave the mark behind.
                     self._woken.recv(4096)
+                    self._woken_up = False
                 else:
                     self._handle(key.data, events)
         self._close()
@@ -125,6 +134,8 @@ class HttpLoop:
         if number is None:  # it was closed meanwhile
             return
         try:
+            if isinstance(socket, ReadsOn):
+                socket.read_on()
             wanted = EVENT_READ if socket.readable() else 0
             if socket.writable() and not socket.accepting:
                 wanted |= EVENT_WRITE

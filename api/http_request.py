@@ -18,6 +18,13 @@ FREE_BYTES = 16_384
 """So much of each body and answer is not counted, so that small requests always pass."""
 MOST_CHUNK_LINE_BYTES = 1_024
 MOST_TRAILER_BYTES = 8_192
+CHUNKED_READ_BYTES = 4_096
+"""waitress copies what is left of its input for every chunk, so it gets no more at a time."""
+FREE_FRAMING_BYTES = 100_000
+MOST_FRAMING_RATIO = 8
+"""What is between the chunks of a body may be one part in so many of it, plus
+FREE_FRAMING_BYTES: a million chunks of one byte would take the loop seconds."""
+TLS_RECORD = b"\x16\x03"
 RETRY_AFTER_S = 5
 
 
@@ -55,6 +62,12 @@ class Request(HTTPRequestParser):  # type: ignore[misc]
         return self._held
 
     def received(self, data: bytes) -> int:
+        if isinstance(self.body_rcv, ChunkedReceiver):
+            data = data[:CHUNKED_READ_BYTES]
+        elif not self.header_plus and self.body_rcv is None and data.startswith(TLS_RECORD):
+            self.error = BadRequest("This server speaks http, and not https.")
+            self.completed = True
+            return len(data)
         consumed: int = super().received(data)
         if self.error is None and self.body_rcv is not None:
             self._check_body(self.body_rcv)
@@ -63,7 +76,10 @@ class Request(HTTPRequestParser):  # type: ignore[misc]
         return consumed
 
     def parse_header(self, header_plus: bytes) -> None:
-        super().parse_header(header_plus)
+        try:
+            super().parse_header(header_plus)
+        except ValueError as error:  # such as an address with half a bracket
+            raise ParsingError("The request line or a header is malformed.") from error
         # Two lengths for one body: which one counts is where request smuggling begins.
         if self.chunked and "CONTENT_LENGTH" in self.headers:
             raise ParsingError("Transfer-Encoding and Content-Length exclude each other.")
@@ -89,6 +105,10 @@ class Request(HTTPRequestParser):  # type: ignore[misc]
             or len(receiver.trailer) > MOST_TRAILER_BYTES
         ):
             self.error, self.completed = BadRequest("A line between two chunks is too long."), True
+            return
+        framing_bytes = self.body_bytes_received - len(receiver)
+        if framing_bytes > FREE_FRAMING_BYTES + len(receiver) // MOST_FRAMING_RATIO:
+            self.error, self.completed = BadRequest("The chunks of the body are too small."), True
             return
         more = len(receiver) - FREE_BYTES - self._held
         if more > 0 and self._budget.take_for_body(more):

@@ -21,6 +21,8 @@ from supervision import SupervisedThread
 log = logging.getLogger(__name__)
 
 BACKLOG = 1024
+MOST_ACCEPTED = 64
+"""Connections in one turn of the loop."""
 MOST_CONNECTIONS = 5000
 FILES_FOR_THE_REST = 100
 THREADS_FOR_THE_REST = 32
@@ -177,24 +179,44 @@ class _Server(TcpWSGIServer):  # type: ignore[misc]
         return bool(self.accepting) and not self._paused
 
     def handle_accept(self) -> None:
+        """All connections that have come, some at a time: one for each turn of a busy loop would
+        let new clients wait for seconds."""
+        for number in range(MOST_ACCEPTED):
+            if not self._accept(surely_waits=number == 0):
+                break
+
+    def _accept(self, surely_waits: bool) -> bool:
         """A new connection; where there are too many, the one that has been without a request for
-        longest makes room. Where all of them are busy, it waits until the next check."""
-        if len(self.active_channels) >= self._connections and not self._make_room():
-            self._paused = True
-            return
+        longest makes room. Where all of them are busy, it waits until the next check.
+
+        Returns:
+            Whether there may be more.
+        """
+        if len(self.active_channels) >= self._connections:
+            if not surely_waits:
+                return False
+            if not self._make_room():
+                self._paused = True
+                return False
         connection = None
         try:
             connection, address = self.socket.accept()
             self.set_socket_options(connection)
             Channel(self, connection, self.fix_addr(address), self.adj, map=self._map)
-        except (BlockingIOError, ConnectionAbortedError):
-            return
+        except BlockingIOError:
+            return False
+        except ConnectionAbortedError:
+            pass
         except OSError as error:
             if connection is not None:  # its client has closed it already
                 connection.close()
-            elif not self._make_room():
+                return True
+            # Without free files the system says this even when no connection waits.
+            if surely_waits and not self._make_room():
                 log.warning("no connections are accepted for the moment: %s", error)
                 self._paused = True
+            return False
+        return True
 
     def _make_room(self) -> bool:
         """Whether a connection was found that could be closed."""

@@ -19,6 +19,7 @@ import live
 import pytest
 import requests
 from conftest import GIVE_UP_S, until
+from flask import Flask
 from live import Connection, EventStream, SteppedServer
 from PIL import Image
 
@@ -26,6 +27,7 @@ from api import http_channel, http_loop, live_api, long_poll, transfer_budget
 from api.event_texts import HEARTBEAT
 from api.http_channel import Pieces
 from api.http_loop import HttpLoop
+from api.http_server import HttpServer
 from api.transfer_budget import TransferBudget
 
 JSON = "Content-Type: application/json"
@@ -194,6 +196,78 @@ def test_changes_of_two_threads_at_the_same_moment_wake_the_loop(
     thread.join()
 
 
+class Late:
+    """The loop's end of its wake-up pair; just before it is read, another change comes."""
+
+    def __init__(self, loop: HttpLoop, change: Asked) -> None:
+        self._woken, self._loop, self._change = loop._woken, loop, change
+
+    def recv(self, size: int) -> bytes:
+        other = threading.Thread(target=self._loop.changed, args=(self._change,))
+        other.start()
+        other.join()
+        return self._woken.recv(size)
+
+    def close(self) -> None:
+        self._woken.close()
+
+
+def test_a_change_while_the_loop_wakes_leaves_it_able_to_wake_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http_loop, "CHECK_S", 3600.0)
+    first, second, third, begun = Asked(), Asked(), Asked(), threading.Event()
+    loop: Any = HttpLoop(begun.set)
+    loop._woken = Late(loop, second)
+    thread = threading.Thread(target=loop.run, daemon=True)
+    thread.start()
+    assert begun.wait(GIVE_UP_S)
+    loop.changed(first)
+    assert second.was_asked.wait(GIVE_UP_S)
+    loop.changed(third)
+    assert third.was_asked.wait(GIVE_UP_S)
+    loop.end()
+    thread.join()
+
+
+def test_connections_that_come_at_once_are_accepted_at_once(tmp_path: Path) -> None:
+    idle = HttpServer(
+        Flask(__name__), "127.0.0.1", 0, threads=1, connections=100, max_body_bytes=1000
+    )
+    connections = [socket.create_connection(("127.0.0.1", idle.port)) for _ in range(20)]
+    idle._server.handle_accept()  # one turn of the loop
+    assert len(idle._server.active_channels) == 20
+    for connection in connections:
+        connection.close()
+    idle.stop(1)
+
+
+def test_requests_in_one_piece_are_parsed_one_after_the_other(server: SteppedServer) -> None:
+    """Parsing all of them at once would let other connections wait."""
+    task_id = server.running()
+    waits = head(f"GET /status?task_id={task_id}&wait=60 HTTP/1.1")
+    with opened(server) as connection:
+        last = head("GET /health HTTP/1.1", "Connection: close")
+        connection.sendall(waits + head("GET /health HTTP/1.1") * 1000 + last)
+        until(lambda: server.server.places.taken == 1)
+        channel = next(
+            channel
+            for channel in server.server._http._server.active_channels.values()
+            if channel.requests
+        )
+        assert len(channel.requests) == 1
+        assert len(channel._behind) > 10_000
+        server.end()
+        assert read_all(connection).count(b"HTTP/1.1 200 OK") == 1002
+
+
+def test_line_ends_between_requests_are_no_requests(server: SteppedServer) -> None:
+    with opened(server) as connection:
+        connection.sendall(b"\r\n" * 10_000 + head("GET /health HTTP/1.1") + b"\r\n")
+        connection.sendall(b"\r\n" + head("GET /health HTTP/1.1", "Connection: close"))
+        assert read_all(connection).count(b"HTTP/1.1 200 OK") == 2
+
+
 def test_what_was_sent_is_let_go() -> None:
     pieces = Pieces()
     pieces.append(b"abcdef")
@@ -358,6 +432,27 @@ def test_an_endless_line_between_chunks_is_refused(server: SteppedServer) -> Non
     request = head("POST /generate HTTP/1.1", JSON, "Transfer-Encoding: chunked")
     assert ask(server, request + b"0" * 100_000)[0] == 400
     assert ask(server, request + b"0\r\n" + b"a" * 100_000)[0] == 400
+
+
+def test_a_body_in_too_many_tiny_chunks_is_refused(server: SteppedServer) -> None:
+    request = head("POST /estimate HTTP/1.1", JSON, "Transfer-Encoding: chunked")
+    status, told = ask(server, request + b"1\r\n \r\n" * 200_000)
+    assert (status, told["error"]["message"]) == (400, "The chunks of the body are too small.")
+
+
+def test_a_body_may_come_in_tiny_chunks(server: SteppedServer) -> None:
+    body = json.dumps(SMALL | {"prompt": "x" * 5000}).encode()
+    request = head(
+        "POST /estimate HTTP/1.1", JSON, "Transfer-Encoding: chunked", "Connection: close"
+    )
+    chunked = b"".join(b"1\r\n%c\r\n" % byte for byte in body)
+    assert ask(server, request + chunked + b"0\r\n\r\n")[0] == 200
+
+
+def test_who_speaks_tls_is_told_at_once(server: SteppedServer) -> None:
+    hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 500
+    status, told = ask(server, hello)
+    assert (status, told["error"]["message"]) == (400, "This server speaks http, and not https.")
 
 
 def test_chunks_make_a_body(server: SteppedServer) -> None:
