@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format bench chaos models pins clean
+.PHONY: help serve test lint format bench chaos pages pins clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -14,7 +14,7 @@ serve: $(VENV)/.serves ## install what is missing, then serve on http://127.0.0.
 	@exec $(BIN)/python server.py $(ARGS)
 
 test: $(VENV)/.tests ## run the tests; some of them: make test ARGS="tests/test_worker.py"
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.tests ## ruff and mypy
 	$(BIN)/ruff check .
@@ -26,17 +26,18 @@ format: $(VENV)/.tests ## let ruff put the code in shape
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.tests ## run the benchmarks, some minutes each; a smoke run: make bench ARGS=--quick
-	@for script in submit idle_to_start task_gap generator_speed throughput memory forecast_error forecast_live; do \
+	@for script in submit idle_to_start task_gap generator_speed throughput lock_hold memory forecast_error forecast_live; do \
 		echo; echo "== $$script"; $(BIN)/python benchmarks/$$script.py $(ARGS) || exit 1; \
 	done
 
 chaos: $(VENV)/.tests ## what a real server survives, some minutes; a smoke run: make chaos ARGS=--quick
 	$(BIN)/python tests/chaos/run_chaos.py $(ARGS)
 
-models: $(VENV)/.serves ## write docs/models.md anew, after an update of mflux
+pages: $(VENV)/.serves ## write the generated pages: docs/models.md, options.md, fields.md
 	$(BIN)/python docs/make_models_page.py
+	$(BIN)/python docs/make_reference_pages.py
 
-pins: $(VENV)/.serves ## resolve requirements*.in anew into requirements*.txt
+pins: $(VENV)/.serves ## resolve requirements*.in into requirements*.txt
 	$(BIN)/pip install -q uv
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --upgrade --no-annotate \
 		--custom-compile-command "make pins" \
@@ -52,7 +53,7 @@ $(BIN)/python:
 		{ echo 'Python 3.11 or newer is needed: make PYTHON=python3.12 ...'; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# --no-deps: the pins are complete, and mflux's own wish for torch on Linux is not followed.
+# --no-deps: the pins are complete, and leave out torch, which mflux requires on Linux.
 $(VENV)/.serves: requirements.txt | $(BIN)/python
 	@echo 'installing about 700 MB into $(VENV)...'
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -r requirements.txt

@@ -24,7 +24,7 @@ class ServerError(Exception):
 
 @dataclass(frozen=True)
 class Problem:
-    """An error as it is told: each API gives it its own form."""
+    """An error as it is answered: each API gives it its own form."""
 
     http_status: int
     code: str
@@ -242,5 +242,5 @@ class ModelLoadError(Exception):
 
 
 def without_folders(text: str) -> str:
-    """What clients are told tells no folder of this machine; the log does."""
+    """A message for clients, without the folders of this machine; the log has them."""
     return re.sub(r"(?<![\w:/])~?(?:/[\w.@+~ -]+)+/([\w.@+~-]+)", r"\1", text)

@@ -18,9 +18,10 @@ from typing import Any
 
 from PIL import Image
 
-from drawing.adapters import check_adapters, check_values, layer_sizes
-from drawing.finite import check_finite
-from drawing.pipelines import (
+from errors import DoesNotFit, ModelLoadError, NotFinite, OutOfMemory, ServerError
+from generation.adapters import check_adapters, check_values, layer_sizes
+from generation.finite import check_finite
+from generation.pipelines import (
     arguments,
     build,
     check_files,
@@ -30,11 +31,10 @@ from drawing.pipelines import (
     metadata,
     other_face,
 )
-from drawing.previews import Previews
-from drawing.prompt_cache import PromptCache
-from errors import DoesNotFit, ModelLoadError, NotFinite, OutOfMemory, ServerError
+from generation.previews import Previews
+from generation.prompt_cache import PromptCache
 from models.hub_cache import is_present
-from models.model_catalog import Model, Pipeline, Weights
+from models.model_catalog import LoadSpec, Model, Pipeline
 from task import Drawn, GenerationParams, Memory, Phase, Report, Stage
 
 log = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ class MfluxGenerator:
         self._layer_sizes: dict[str, dict[str, tuple[int, int]]] = {}
         """Of each model that was loaded once."""
 
-    def load(self, weights: Weights) -> int | None:
+    def load(self, weights: LoadSpec) -> int | None:
         """Load weights, after making room for them.
 
         Returns:
@@ -128,7 +128,7 @@ class MfluxGenerator:
             _free(error)
             raise ModelLoadError(explain(error, weights.model)) from error
 
-    def _load(self, weights: Weights) -> int | None:
+    def _load(self, weights: LoadSpec) -> int | None:
         import mlx.core as mx
 
         if self._cache_limit_bytes is not None:
@@ -137,7 +137,7 @@ class MfluxGenerator:
         self.check_adapters(weights)
         check_values(weights, self._lora_path)
         pipeline = None
-        if not is_present(weights.model):  # what cannot be had shall not cost what is loaded
+        if not is_present(weights.model):  # before a loaded model is dropped for it
             pipeline = build(weights, self._data_dir, self._lora_path)
         self._make_room(weights.model)
         pipeline = pipeline or build(weights, self._data_dir, self._lora_path)
@@ -169,7 +169,7 @@ class MfluxGenerator:
                 work up to there is really done; what it raises ends the generation and comes out
                 of here, and the next picture is not affected.
         """
-        params, weights = stage.params, stage.weights
+        params, weights = stage.params, stage.load_spec
         if refusal := self.refusal(params):
             raise DoesNotFit(refusal)
         loaded = self._loaded[weights.key]
@@ -202,12 +202,12 @@ class MfluxGenerator:
         if weights.pipeline.right_half:
             generated = generated.get_right_half()
         picture: Image.Image = generated.image
-        told: dict[str, Any] | None = None
+        details: dict[str, Any] | None = None
         with _harmless("a picture goes without metadata"):
-            told = metadata(generated, params, weights.model)
-        return Drawn(picture, told)
+            details = metadata(generated, params, weights.model)
+        return Drawn(picture, details)
 
-    def check_adapters(self, weights: Weights) -> tuple[str, ...]:
+    def check_adapters(self, weights: LoadSpec) -> tuple[str, ...]:
         """Check the adapters that weights name, from their headers; any thread may call.
 
         Returns:

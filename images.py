@@ -74,7 +74,7 @@ def jpeg_of(pixels: bytes, width: int, height: int) -> bytes:
 def zip_of(files: Sequence[tuple[str, bytes]]) -> bytes:
     """An archive of (name, content): equal files give equal bytes.
 
-    Nothing is compressed, because pictures are already, and no time is told.
+    Nothing is compressed, because pictures already are, and no time is stored.
     """
     buffer = BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -180,7 +180,7 @@ def format_of(data: bytes) -> str | None:
 
 
 def orientation_of(data: bytes) -> int:
-    """The orientation that a picture's EXIF tells, 1 to 8; 1 (upright) if it tells none."""
+    """The orientation in a picture's EXIF, 1 to 8; 1 (upright) if there is none."""
     exif = _exif_of(data, format_of(data) or "")
     with suppress(KeyError, struct.error):
         return _value_of(exif, _find(exif, _value_of(exif, 4), _ORIENTATION) + 8, "H")

@@ -1,4 +1,4 @@
-"""The front door: the application, and main(), which builds, starts and stops everything."""
+"""The entry point: the application, and main(), which builds, starts and stops everything."""
 
 import errno
 import logging
@@ -22,6 +22,7 @@ except ModuleNotFoundError:
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 import errors
+from allowed import Allowed, read_allowed
 from api.api_docs import PAGE_ROUTE, install_docs
 from api.cors import Cors
 from api.generate_request import Limits
@@ -40,24 +41,26 @@ from api.web_page import page_routes
 from api.webhooks import Webhooks
 from compat.install import ForeignOptions, foreign_error, install_foreign_apis
 from decoding.decoder import PictureDecoder
-from downloads import Downloads
-from drawing.pipelines import fetch
-from drawing.previews import Previews
+from generation.pipelines import fetch
+from generation.previews import Previews
 from generator import MfluxGenerator
 from models.hub_cache import marked_as_incomplete, needs_download
 from models.mflux_registry import read_catalog
 from models.mlx_setup import MlxMissing, prepare_mlx
-from models.model_catalog import DEFAULT_MODEL, DEFAULT_MODEL_WITHOUT_GPU, Weights
-from offer import Offer, read_offer
+from models.model_catalog import DEFAULT_MODEL, DEFAULT_MODEL_WITHOUT_GPU, LoadSpec
 from queue_manager import QueueManager
-from queueing.queue_state import Rules
-from queueing.running_clock import RunningClock
+from scheduler.download_api import DownloadApi
+from scheduler.limits import QueueLimits
+from scheduler.running_clock import RunningClock
+from scheduler.scheduler import Scheduler
+from scheduler.worker_api import WorkerApi
 from settings import Settings
 from storage.task_store import TaskStore
 from storage_check import StorageCheck
 from supervision import end_process
 from timing_model import TimingModel
-from worker import Generator, Worker
+from workers.downloads import Downloads
+from workers.worker import Generator, Worker
 
 log = logging.getLogger("mflux-server")
 
@@ -108,7 +111,7 @@ def create_app(
         queue_routes(queue, places),
         live_routes(queue, places, previews, submission.decoder),
         server_routes(queue, worker, generator, data_dir),
-        model_routes(queue, submission.offer, catalog, operator_key),
+        model_routes(queue, submission.allowed, catalog, operator_key),
     ):
         app.register_blueprint(routes)
         app.register_blueprint(routes, url_prefix="/api", name=f"api_{routes.name}")
@@ -157,8 +160,8 @@ def _answer_error(error: Exception) -> Response:
         log.error("%s %s failed", request.method, request.path, exc_info=error)
         unexpected = errors.ServerError()
         problem = errors.Problem(unexpected.http_status, unexpected.code, unexpected.message)
-    if told := foreign_error(request.path, problem):
-        body, status, own_headers = told
+    if foreign := foreign_error(request.path, problem):
+        body, status, own_headers = foreign
         answer = jsonify(body)
         answer.status_code = status
         answer.headers.update(own_headers)
@@ -176,7 +179,7 @@ class Server:
     def __init__(
         self,
         settings: Settings,
-        offer: Offer,
+        allowed: Allowed,
         generator: Generator,
         previews: Previews | None = None,
     ) -> None:
@@ -197,25 +200,25 @@ class Server:
             max_input_pixels=settings.max_input_pixels,
             callback_hosts=frozenset(name.lower() for name in settings.callback_hosts),
         )
-        rules = Rules(
+        queue_limits = QueueLimits(
             max_queue=settings.max_queue,
             max_wait_s=settings.max_wait_s,
             keep_s=settings.keep_s,
             keep_bytes=settings.keep_bytes,
             input_bytes=settings.input_bytes,
             refetch_s=settings.refetch_s,
-            affinity_s=settings.affinity_s,
+            max_delay_s=settings.affinity_s,
             models_in_memory=settings.models_in_memory,
         )
         self._drain_s = settings.drain_s
         self._clock = RunningClock()
         self._store = TaskStore(settings.data_dir)
         try:
-            self.queue = QueueManager(
-                offer,
+            self.scheduler = Scheduler(
+                allowed,
                 TimingModel(),
                 self._store,
-                rules,
+                queue_limits,
                 needs_download=partial(needs_download, settings.data_dir),
                 monotonic=self._clock,
                 gaps=lambda: self._clock.gaps,
@@ -225,6 +228,8 @@ class Server:
             raise errors.StoreError(
                 f"The data dir {settings.data_dir} cannot be used: {error}"
             ) from error
+        self.queue = QueueManager(self.scheduler)
+        self.worker_api = WorkerApi(self.scheduler)
         self._end, self.end_fd = os.pipe()
         """Who wants the server to end writes a byte here: a signal its number, we LOAD_FAILED."""
         os.set_blocking(self.end_fd, False)
@@ -232,16 +237,18 @@ class Server:
         places = most_waiting(settings.threads, connections)
         self.places = WaitingPlaces(places, for_changes=(settings.threads - places) // 2)
         previews = previews or Previews(on=False)
-        previews.on_new = self.queue.preview_made
+        previews.on_new = self.worker_api.preview_made
         self._worker = Worker(
-            self.queue,
+            self.worker_api,
             generator,
             on_load_failure=self._load_failed,
             unload_after_s=settings.unload_after_s,
             turn_to=previews.turn_to,
         )
-        self._downloads = Downloads(self.queue, partial(download_command, settings.data_dir))
-        self._storage_check = StorageCheck(self.queue)
+        self._downloads = Downloads(
+            DownloadApi(self.scheduler), partial(download_command, settings.data_dir)
+        )
+        self._storage_check = StorageCheck(self.scheduler)
         self._webhooks = Webhooks(self.queue, self._store.callbacks, limits, settings.callback_key)
         self._decoder = PictureDecoder(
             settings.max_input_pixels,
@@ -250,13 +257,13 @@ class Server:
         )
         self._submission = Submission(
             self.queue,
-            offer,
+            allowed,
             limits,
             generator.refusal,
             places=self.places,
             decoder=self._decoder,
             check_adapters=generator.check_adapters,
-            metadata=settings.metadata == "on",
+            metadata=settings.metadata,
         )
         self._http = HttpServer(
             create_app(
@@ -272,9 +279,9 @@ class Server:
                 operator_key=settings.operator_key or ("" if settings.host in LOOPBACK else None),
                 foreign=ForeignOptions(
                     sync_max_wait_s=settings.sync_max_wait_s,
-                    clamp=settings.clamp == "on",
+                    clamp=settings.clamp,
                     public_url=settings.public_url,
-                    model_switch=settings.sdapi_model_switch == "on",
+                    model_switch=settings.sdapi_model_switch,
                 ),
                 cors_origins=settings.cors_origins,
             ),
@@ -299,7 +306,7 @@ class Server:
         self._webhooks.start()
 
     def wait(self) -> int:
-        """Until the server shall end; returns the exit code."""
+        """Wait until the server has to end; returns the exit code."""
         return 1 if os.read(self._end, 1) == LOAD_FAILED else 0
 
     def stop(self) -> bool:
@@ -308,12 +315,12 @@ class Server:
         Returns:
             Whether the worker has ended in time.
         """
-        self.queue.stop(self._drain_s)
+        self.scheduler.stop(self._drain_s)
         self._storage_check.stop(0.5)
         self._downloads.stop(0.5)
         ended = self._worker.stop(STOP_S, self._drain_s)
         try:
-            self.queue.release_running()
+            self.worker_api.release_all()
         except errors.StorageUnavailable as error:
             log.error("%s The running task counts this end as an attempt.", error)
         self.queue.events.close()
@@ -329,13 +336,13 @@ class Server:
         os.write(self.end_fd, LOAD_FAILED)
 
 
-def offer_of(settings: Settings, has_gpu: bool, default_option: str = "--model") -> Offer:
+def allow(settings: Settings, has_gpu: bool, default_option: str = "--model") -> Allowed:
     """What clients may use.
 
     Raises:
         BadOption: an option names a model or a folder that is not there.
     """
-    return read_offer(
+    return read_allowed(
         read_catalog(),
         default=settings.model,
         allowed=settings.models,
@@ -344,12 +351,12 @@ def offer_of(settings: Settings, has_gpu: bool, default_option: str = "--model")
         quantize=settings.quantize,
         quantize_choices=settings.quantize_choices,
         lora_dir=settings.lora_dir,
-        allow_lora_repos=settings.allow_lora_repos == "on",
+        allow_lora_repos=settings.allow_lora_repos,
         default_option=default_option,
     )
 
 
-def download_command(data_dir: Path, weights: Weights) -> list[str]:
+def download_command(data_dir: Path, weights: LoadSpec) -> list[str]:
     """What fetches weights, in a process of its own."""
     model = weights.model
     command = [sys.executable, __file__, "--download", model.name, "--data-dir", str(data_dir)]
@@ -359,11 +366,11 @@ def download_command(data_dir: Path, weights: Weights) -> list[str]:
 def download(settings: Settings) -> int:
     """Fetch the weights of --download, with mflux's own progress bars; returns the exit code."""
     asked = replace(settings, model=settings.download, models=())
-    offer = offer_of(asked, has_gpu=False, default_option="--download")
-    with marked_as_incomplete(settings.data_dir, offer.default):
-        for pipeline in offer.default.pipelines:
-            fetch(Weights(offer.default, pipeline, None), settings.data_dir, offer.lora)
-    print(f"The weights of {offer.default.name} are on this machine.")
+    allowed = allow(asked, has_gpu=False, default_option="--download")
+    with marked_as_incomplete(settings.data_dir, allowed.default):
+        for pipeline in allowed.default.pipelines:
+            fetch(LoadSpec(allowed.default, pipeline, None), settings.data_dir, allowed.lora)
+    print(f"The weights of {allowed.default.name} are on this machine.")
     return 0
 
 
@@ -377,17 +384,17 @@ def main(argv: list[str]) -> int:
         has_gpu = prepare_mlx(quiet=settings.download is None)
         if settings.download is not None:
             return download(settings)
-        offer = offer_of(settings, has_gpu)
-        previews = Previews(on=settings.previews == "on")
+        allowed = allow(settings, has_gpu)
+        previews = Previews(on=settings.previews)
         generator = MfluxGenerator(
             settings.data_dir,
             models_in_memory=settings.models_in_memory,
-            lora_path=offer.lora,
+            lora_path=allowed.lora,
             cache_limit_bytes=settings.cache_limit,
-            check_memory=settings.memory_check == "on",
+            check_memory=settings.memory_check,
             previews=previews,
         )
-        server = Server(settings, offer, generator, previews)
+        server = Server(settings, allowed, generator, previews)
     except (MlxMissing, errors.StoreError, errors.ModelLoadError) as error:
         print(f"server.py: {error}", file=sys.stderr)
         return 1
@@ -397,11 +404,11 @@ def main(argv: list[str]) -> int:
     except OSError as error:
         print(f"server.py: {_cannot_listen(settings, error)}", file=sys.stderr)
         return 1
-    if not (settings.model or settings.models) and offer.default.tiny:
+    if not (settings.model or settings.models) and allowed.default.tiny:
         log.warning(
             "MLX has no GPU here: serving the built-in %s model, which draws abstract noise. "
             "Name a model with --model to load it all the same.",
-            offer.default.name,
+            allowed.default.name,
         )
     if settings.host not in LOOPBACK:
         log.warning(
@@ -416,7 +423,7 @@ def main(argv: list[str]) -> int:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     if host in ("", "*"):
         host = "localhost"
-    log.info("serving %s on http://%s:%d", offer.default.name, host, server.port)
+    log.info("serving %s on http://%s:%d", allowed.default.name, host, server.port)
     log.info("documentation: http://%s:%d%s", host, server.port, PAGE_ROUTE)
     exit_code = server.wait()
     for number in ENDING_SIGNALS:  # it ends already

@@ -8,7 +8,7 @@ import argparse
 import re
 from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -73,6 +73,12 @@ def _webhook_secret(text: str) -> str:
     return text
 
 
+def _switch(text: str) -> bool:
+    if text.lower() not in ("on", "off", "true", "false", "1", "0"):
+        raise argparse.ArgumentTypeError(f"must be on or off, not {text!r}")
+    return text.lower() in ("on", "true", "1")
+
+
 def _url(text: str) -> str:
     if text and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", text):
         raise argparse.ArgumentTypeError(f"must be like https://pictures.example, not {text!r}")
@@ -105,8 +111,8 @@ def _option(
 class Settings:
     model: str | None = _option(
         None,
-        "model to load, see the README for the list (default: schnell where MLX has a GPU, "
-        "else the built-in tiny model)",
+        "model that is loaded at the start and draws tasks that name none; docs/models.md lists "
+        "all (default: schnell where MLX has a GPU, else the built-in tiny model)",
         metavar="NAME",
     )
     quantize: int | None = _option(
@@ -118,7 +124,7 @@ class Settings:
     )
     quantize_choices: tuple[int, ...] = _option(
         (),
-        "bits that a task may ask for instead, separated by commas (default: none)",
+        "other bits that tasks may request, separated by commas (default: none)",
         parse=_bits,
         metavar="BITS",
     )
@@ -131,13 +137,13 @@ class Settings:
     models: tuple[str, ...] = _option(
         (),
         "models that tasks may name, separated by commas: names; all; or [NAME=]FOLDER@BASE for "
-        "local weights that mflux-save wrote (default: --model alone). They are downloaded when a "
-        "task first needs them, while others are drawn",
+        "local weights that mflux-save wrote (default: --model alone). Missing weights are "
+        "downloaded when a task first needs them, while other tasks are drawn",
         parse=_names,
         metavar="NAMES",
     )
     models_in_memory: int = _option(
-        1, "most models kept in memory, if they fit", parse=_whole_number(1, 100)
+        1, "largest number of models kept in memory, if they fit", parse=_whole_number(1, 100)
     )
     unload_after_s: int = _option(
         0,
@@ -146,21 +152,20 @@ class Settings:
     )
     affinity_s: int = _option(
         60,
-        "seconds by which a task may be delayed in favour of others of its level whose model is "
-        "loaded already; 0: strictly first come, first served",
+        "seconds by which a task may be delayed in all by tasks of the same priority that reuse a "
+        "loaded model; 0: strictly first come, first served",
         parse=_whole_number(0, 10**9),
     )
     lora_dir: Path | None = _option(
         None,
-        "folder with adapters (.safetensors) that tasks may name (default: none)",
+        "folder with LoRAs (.safetensors) that tasks may name (default: none)",
         parse=_directory,
         metavar="DIR",
     )
-    allow_lora_repos: str = _option(
-        "off",
-        "let tasks name adapters on Hugging Face (org/name), which are then downloaded",
-        parse=str.lower,
-        choices=("on", "off"),
+    allow_lora_repos: bool = _option(
+        False,
+        "let tasks name LoRAs on Hugging Face (org/name), which are then downloaded",
+        parse=_switch,
     )
     download: str | None = _option(
         None,
@@ -194,7 +199,7 @@ class Settings:
     )
     log_level: str = _option(
         "info",
-        "least level that is logged",
+        "lowest level that is logged",
         parse=str.lower,
         choices=("debug", "info", "warning", "error"),
     )
@@ -228,15 +233,14 @@ class Settings:
     sync_max_wait_s: int = _option(
         280,
         "longest forecast wait, in seconds, with which a call of the OpenAI and AUTOMATIC1111 APIs "
-        "is taken, whose callers hang up if it takes longer; above: 429; 0: no limit",
+        "is accepted, because their callers disconnect after some minutes; above: 429; 0: no limit",
         parse=_whole_number(0, 10**9),
     )
-    clamp: str = _option(
-        "on",
-        "cut the steps and the CFG that callers of these two APIs ask for out of habit to what "
-        "makes sense for the model: at most twice its default steps",
-        parse=str.lower,
-        choices=("on", "off"),
+    clamp: bool = _option(
+        True,
+        "limit the steps and the CFG that callers of these two APIs request to what suits the "
+        "model: at most twice its default steps",
+        parse=_switch,
     )
     public_url: str = _option(
         "",
@@ -245,11 +249,10 @@ class Settings:
         parse=_url,
         metavar="URL",
     )
-    sdapi_model_switch: str = _option(
-        "off",
+    sdapi_model_switch: bool = _option(
+        False,
         "let clients of the AUTOMATIC1111 API switch the model of all its requests that name none",
-        parse=str.lower,
-        choices=("on", "off"),
+        parse=_switch,
     )
     cors_origins: tuple[str, ...] = _option(
         (),
@@ -268,7 +271,7 @@ class Settings:
     )
     keep_bytes: int = _option(
         5_000_000_000,
-        "most bytes of finished images kept on disk; the oldest go first",
+        "most bytes of finished images kept on disk; the oldest are removed first",
         parse=_whole_number(0, 2**50),
     )
     input_bytes: int = _option(
@@ -280,18 +283,17 @@ class Settings:
     refetch_s: int = _option(
         300,
         "seconds for which an image can be fetched again after it was fetched and removed, in "
-        "case the connection broke; 0: it goes at once",
+        "case the connection broke; 0: it is removed at once",
         parse=_whole_number(0, 10**9),
     )
-    metadata: str = _option(
-        "on",
-        "write into image files how they were made, where a task does not say",
-        parse=str.lower,
-        choices=("on", "off"),
+    metadata: bool = _option(
+        True,
+        "write the parameters into image files, unless a task decides otherwise",
+        parse=_switch,
     )
     callback_hosts: tuple[str, ...] = _option(
         (),
-        "names of hosts, separated by commas, that tasks may have called when they have ended "
+        "names of hosts, separated by commas, that may be called when a task has ended "
         "(callback_url; default: none)",
         parse=_hosts,
         metavar="NAMES",
@@ -303,16 +305,15 @@ class Settings:
         parse=_webhook_secret,
         metavar="KEY",
     )
-    previews: str = _option(
-        "on",
-        "let clients see the picture so far of a running task; made only while somebody looks",
-        parse=str.lower,
-        choices=("on", "off"),
+    previews: bool = _option(
+        True,
+        "let clients see previews of a running task; made only while a client requests them",
+        parse=_switch,
     )
     drain_s: int = _option(
         0,
-        "seconds that the running task gets to finish when the server stops; if they do not "
-        "suffice, it is left at its next step and runs again after the next start",
+        "seconds that the running task gets to finish when the server stops; if it needs more, it "
+        "stops at its next step and runs again after the next start",
         parse=_whole_number(0, 24 * 3600),
     )
     cache_limit: int | None = _option(
@@ -321,11 +322,10 @@ class Settings:
         parse=_whole_number(0, 2**50),
         metavar="BYTES",
     )
-    memory_check: str = _option(
-        "on",
+    memory_check: bool = _option(
+        True,
         "refuse pictures that would not fit into memory",
-        parse=str.lower,
-        choices=("on", "off"),
+        parse=_switch,
     )
 
     @staticmethod
@@ -346,17 +346,19 @@ class Settings:
         for option in fields(Settings):
             flag, variable = flag_of(option.name), variable_of(option.name)
             described = dict(option.metadata)
-            default = f" (default: {option.default})"
+            default = f" (default: {_shown(option.default)})"
             if option.default in (None, (), ""):  # the help says what happens then
                 default = ""
             described["help"] = f"{described['help']}{default} [{variable}]"
+            if is_switch(option):
+                described |= {"nargs": "?", "const": True, "metavar": "on|off"}
             parser.add_argument(flag, dest=option.name, default=option.default, **described)
-            if described["choices"] == ("on", "off"):
+            if is_switch(option):
                 parser.add_argument(
                     negative_flag_of(option.name),
                     dest=option.name,
                     action="store_const",
-                    const="off",
+                    const=False,
                     default=argparse.SUPPRESS,
                     help=f"the same as {flag} off",
                 )
@@ -367,6 +369,11 @@ class Settings:
             parser.parse_args([argument])
         parser.source = ""
         return Settings(**vars(parser.parse_args([*from_environment.values(), *argv])))
+
+
+def is_switch(option: Field[Any]) -> bool:
+    """Whether an option is on or off."""
+    return option.metadata["type"] is _switch
 
 
 def flag_of(name: str) -> str:
@@ -380,6 +387,10 @@ def negative_flag_of(name: str) -> str:
 
 def variable_of(name: str) -> str:
     return ENVIRONMENT_PREFIX + name.upper()
+
+
+def _shown(default: object) -> object:
+    return {True: "on", False: "off"}[default] if isinstance(default, bool) else default
 
 
 class _Parser(argparse.ArgumentParser):

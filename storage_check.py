@@ -1,7 +1,7 @@
-"""The thread that looks whether the disk takes changes.
+"""The thread that checks whether the disk accepts changes.
 
 So /health reports a full, read-only or removed data dir even if nobody submits anything, without
-waiting for the disk, and the server goes on by itself when there is room again.
+waiting for the disk, and the server continues by itself when there is space again.
 """
 
 import logging

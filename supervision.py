@@ -1,6 +1,6 @@
 """Threads that live as long as the server.
 
-A Python thread that raises ends silently, and the rest of the process goes on without it. Every
+A Python thread that raises ends silently, and the rest of the process continues without it. Every
 long-lived thread is therefore a SupervisedThread: it is started again, and if it dies too often the
 process ends, so that launchd or systemd starts a new one. Everything accepted is on disk by then.
 """

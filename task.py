@@ -1,18 +1,20 @@
-"""A task: one request for images, from submit to fetch. Its words and its life.
+"""A task: one request for images, from submit to deletion.
 
-`GenerationParams` is what is done for it (api/generate_request.py has what a client may ask),
-`Task` is its life.
+`GenerationParams` is what is done for it (api/generate_request.py: what a client may send).
+`Task` is its one snapshot: the scheduler changes it under its lock, the store keeps it, and
+answers are made from copies of it.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from dataclasses import dataclass
+from enum import Enum, StrEnum
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
-from models.model_catalog import Lora, Weights
-from timing_model import Measured, Work
+from fields import PassedFields
+from models.model_catalog import LoadSpec, Lora
+from timing_model import Confidence, Measured
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,16 +25,17 @@ SIDE_STEP = 16
 
 
 class TaskStatus(StrEnum):
-    WAITING = "waiting"  # in the queue; the worker moves it on (claim), or its client (cancel)
-    RUNNING = "running"  # on the GPU or being encoded; the worker moves it on
-    DONE = "done"  # its image can be fetched; leaves when fetched and deleted, or pruned
-    FAILED = "failed"  # ended with an error; leaves when pruned
-    CANCELLED = "cancelled"  # ended by its client; leaves when pruned
+    WAITING = "waiting"  # in the schedule or waiting for a download; next: claim, cancel
+    RUNNING = "running"  # a worker has it; next: finish, fail, release (by the worker), cancel
+    DONE = "done"  # all images can be fetched; deleted when they were, or pruned
+    FAILED = "failed"  # ended with an error; pruned
+    CANCELLED = "cancelled"  # ended by its client, perhaps with some images; pruned
 
 
 class Phase(StrEnum):
     """What a running task is at, in this order."""
 
+    LOADING = "loading"
     TEXT_ENCODING = "text_encoding"
     DENOISING = "denoising"
     DECODING = "decoding"
@@ -40,8 +43,8 @@ class Phase(StrEnum):
 
 
 Report = Callable[[Phase, int, int], None]
-"""Tells that a phase was reached or a step ended: (phase, steps_done, steps_total). May raise to
-end the generation at this point."""
+"""Called by a generator when a phase begins or a step ends: (phase, steps_done, steps_total). May
+raise to end the generation at this point."""
 
 
 class InputImage(NamedTuple):
@@ -54,8 +57,11 @@ class InputImage(NamedTuple):
     height: int
 
 
-class GenerationParams(BaseModel):
-    """What is done for a task: the request with everything filled in and rounded."""
+class GenerationParams(PassedFields):
+    """What is done for a task: the request with everything filled in and rounded.
+
+    `guidance` is None when the model has none. width and height are those before `upscale`.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -65,38 +71,23 @@ class GenerationParams(BaseModel):
     width: int
     height: int
     steps: int
-    guidance: float | None
-    """None when the model has no guidance."""
-    format: Literal["JPEG", "PNG", "WEBP"]
-    quality: int
     model: str = ""
     """Empty in records from before tasks named one: the server's default."""
-    quantize: int | None = None
-    """Bits asked for."""
     count: int = 1
     """Images."""
-    negative_prompt: str | None = None
-    scheduler: str | None = None
     init_image: InputImage | None = None
-    image_strength: float | None = None
-    """0 to 1, how much of init_image is kept (mflux's meaning)."""
     images: tuple[InputImage, ...] = ()
     mask: InputImage | None = None
     control_image: InputImage | None = None
-    control_strength: float | None = None
-    control_type: str | None = None
     loras: tuple[Lora, ...] = ()
-    upscale: float | None = None
-    """Factor by which the pictures (of an upscaler: init_image) are enlarged at the end; width and
-    height are those before."""
     upscaler: str | None = None
-    """The model that does it, where that is not `model`."""
+    """The model that enlarges the pictures at the end, where that is not `model`."""
     metadata: bool = True
     """Whether the image files tell these params."""
     warnings: tuple[str, ...] = ()
     """What its client should know: a sentence for each LoRA that fits the model in part."""
     asked: str = ""
-    """Digest of what the client asked for, without its pictures (GenerateRequest.digest); empty in
+    """Digest of the request, without its pictures (GenerateRequest.digest); empty in
     records from before it was kept."""
 
     @property
@@ -126,76 +117,77 @@ class GenerationParams(BaseModel):
 
     @property
     def shorter_side(self) -> int:
-        """Of the finished images, in pixels, as an upscaler is asked for it."""
+        """Of the finished images, in pixels: the parameter of an upscaler."""
         return round(min(self.width, self.height) * (self.upscale or 1.0))
 
     def seed_of(self, index: int) -> int:
         return (self.seed + index) % (MAX_SEED + 1)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Progress:
-    """What a running task has behind it. Durations come from a monotonic clock, in seconds."""
+    """What a worker reports of a running task."""
 
     phase: Phase
-    claimed_at: float
-    """Readings of the monotonic clock, like all that end with at."""
-    phase_started_at: float
     steps_done: int = 0
+    """Of the present image."""
     steps_total: int = 0
-    phase_s: dict[Phase, float] = field(default_factory=dict)
-    """Seconds of each phase that has ended."""
-    step_s: list[float] = field(default_factory=list)
-    """Seconds of each step that has ended."""
-    step_started_at: float = 0.0
     stage: int = 0
-    images_done: int = 0
-    """Of this stage."""
-    measured: "list[tuple[Work, Measured]]" = field(default_factory=list)
-    """What each image before this one was, and took."""
-    gaps_before: int = 0
-    """Gaps of the clock (RunningClock.gaps) when the task was claimed."""
-    shown: float = 0.0
-    """Part of its time that was told last, 0 to 1: what is told never goes back."""
+    image: int = 0
+    """Index of the image that this stage is at."""
+
+
+class Verdict(Enum):
+    """What a worker must do after a report."""
+
+    CONTINUE = "continue"
+    STOP = "stop"  # the task was cancelled or taken away, or the server stops
+
+
+class Reason(StrEnum):
+    """Why a task is done later than was forecast when it was submitted or claimed."""
+
+    OVERTAKEN = "overtaken"
+    MODEL_SWITCH = "model_switch"
+    SLOWER = "slower_than_expected"
 
 
 @dataclass(frozen=True)
-class Promise:
-    """The forecast that a client got for its task when it submitted it."""
+class Forecast:
+    """When a task is expected to start and to end. Seconds from now."""
 
-    at: float
-    """Reading of the monotonic clock."""
-    wait_s: float
-    p90_s: float
-    gaps_before: int = 0
-    """Gaps of the clock (RunningClock.gaps) at that moment."""
-
-
-@dataclass(frozen=True)
-class Told:
-    """What a client was last told about a task, so that the next answer does not contradict it."""
-
-    end_at: float
-    """Reading of the monotonic clock at which the task was said to be done."""
     pos: int
-    switches: int
-    """Model switches that were due before it."""
+    """Tasks that wait before it; 0 when it is next or running."""
+    start_s: float
+    """Until a worker starts it; 0 when it runs."""
+    end_s: float
+    """Until its last image is ready: median estimate."""
+    p90_s: float
+    """Until then, in nine of ten cases."""
+    confidence: Confidence
+    switches: int = 0
+    """Loads of weights that are due before it starts, its own included."""
+    reason: Reason | None = None
 
 
 @dataclass(frozen=True)
 class Stage:
     """A part of a task that one model does."""
 
-    weights: Weights
+    load_spec: LoadSpec
     params: GenerationParams
 
     def image(self, index: int) -> "Stage":
         """The part of it that makes one of its images."""
         seed = self.params.seed_of(index)
-        return Stage(self.weights, self.params.model_copy(update={"seed": seed, "count": 1}))
+        return Stage(self.load_spec, self.params.model_copy(update={"seed": seed, "count": 1}))
+
+    def first_images(self, count: int) -> "Stage":
+        """The part of it that makes only so many of its images."""
+        return Stage(self.load_spec, self.params.model_copy(update={"count": count}))
 
     def starting_from(self, picture: InputImage) -> "Stage":
-        return Stage(self.weights, self.params.model_copy(update={"init_image": picture}))
+        return Stage(self.load_spec, self.params.model_copy(update={"init_image": picture}))
 
 
 @dataclass(frozen=True)
@@ -206,33 +198,98 @@ class Drawn:
     metadata: Mapping[str, Any] | None = None
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """An image that is drawn and encoded."""
+
+    image: bytes
+    index: int
+    """Of the image, from 0."""
+    measured: tuple[tuple[int, Measured], ...] = ()
+    """Seconds of each picture that was drawn for it: stage, and what it took. Empty: nothing is
+    learned."""
+
+
 @dataclass
 class Task:
-    """A task that waits or runs. Owned by the QueueManager: only it changes one, under its lock.
+    """One task: in memory while it waits or runs, on disk until it is pruned.
 
-    What has ended is in the store alone.
+    The scheduler alone changes one, under its lock; everybody else gets copies.
     """
 
     task_id: str
     params: GenerationParams
-    urgent: bool
-    stages: tuple[Stage, ...]
-    """What is done for it, one after the other: drawing, and perhaps enlarging."""
+    priority: int
+    """Higher runs first: 0 normal, 1 urgent."""
     created_at: float
-    """Unix seconds."""
+    """Unix seconds, like the other times that end with _at."""
     status: TaskStatus = TaskStatus.WAITING
-    attempts: int = 0
-    """Claims so far that were not released."""
+    attempt: int = 0
+    """Number of its latest claim, from 1; a worker that names another one is refused."""
+    interruptions: int = 0
+    """Claims during which the worker or the server died."""
     started_at: float | None = None
-    """Unix seconds, of its claim."""
+    ended_at: float | None = None
+    last_image: int | None = None
+    """Index of the image after which its client wants it cancelled; None: draw all images."""
+    fetched_at: float | None = None
+    """When the last of its images was sent and marked for deletion."""
+    image_sizes: tuple[int, ...] = ()
+    """Bytes of each image that is stored."""
+    measured: tuple[Measured, ...] = ()
+    """Seconds that each stored image took, by stage."""
+    error_code: str | None = None
+    error: str | None = None
+
+    stages: tuple[Stage, ...] = ()
+    """What is done for it, one after the other: drawing, and perhaps upscaling. Empty once it has
+    ended."""
+    sequence: int = 0
+    """Number in the order in which tasks joined the schedule."""
+    group: int = 0
+    """Sequence of the task that it joined because they share weights, or its own (policy.py)."""
+    waits_for_download: bool = False
     progress: Progress | None = None
-    """None while it waits."""
-    submitted: "Promise | None" = None
-    """What was forecast when it was submitted; None for tasks from before the start."""
-    patience_s: float = 0.0
-    """Seconds by which others may still delay it by joining the line ahead of it."""
-    told: "Told | None" = None
-    """What the latest answer about it said."""
+    """None unless it runs."""
+    share_done: float = 0.0
+    """Share of its running time that is over, 0 to 1; in copies for readers."""
+    forecast: Forecast | None = None
+    """In copies for readers; None once it has ended."""
+
+    def __copy__(self) -> "Task":
+        """Several times as fast as the default of copy(): lists copy 1,000 tasks at a time."""
+        task = object.__new__(Task)
+        task.__dict__.update(self.__dict__)
+        return task
+
+    @property
+    def ended(self) -> bool:
+        return self.status not in (TaskStatus.WAITING, TaskStatus.RUNNING)
+
+    @property
+    def images_done(self) -> int:
+        """Images that are stored."""
+        return len(self.image_sizes)
+
+    @property
+    def pos(self) -> int | None:
+        """Tasks that wait before it; in copies for readers."""
+        return self.forecast.pos if self.forecast else None
+
+    @property
+    def phase(self) -> Phase | None:
+        return self.progress.phase if self.progress else None
+
+    @property
+    def steps_done(self) -> int:
+        """Of the present image."""
+        if self.progress:
+            return self.progress.steps_done
+        return self.params.steps_run if self.status is TaskStatus.DONE else 0
+
+    @property
+    def steps_total(self) -> int:
+        return self.progress.steps_total if self.progress else self.params.steps_run
 
 
 @dataclass(frozen=True)

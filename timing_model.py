@@ -12,13 +12,13 @@ the machine's drift (heat, other load):
     image encoding    p + q x                       by file format, off the GPU
 
 Coefficients are learned per key (model, quantization, whatever doubles a step's work);
-timing_laws.py says how. Before anything was measured, the prior alone speaks, and says so
-(confidence "none"): one step is about 2 FLOP per parameter and token, at 10 TFLOP/s (an Apple M2
-Max at bf16).
+timing_laws.py says how. Before anything was measured, the prior is used
+alone (confidence "none"): one step is about 2 FLOP per parameter and token, at 10 TFLOP/s (an Apple
+M2 Max at bf16).
 """
 
 import json
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -29,7 +29,7 @@ from timing_laws import REFERENCE_TOKENS, SAMPLES_TO_TRUST, GpuLaws, LinearLaw, 
 FORECASTS_KEPT = 10_000
 """Until the next sample changes them all."""
 LONGEST_S = 1e7
-"""What is said to have taken longer has not been measured right."""
+"""Seconds. Longer samples are discarded as measurement errors."""
 PRIOR_LOAD_BYTES_PER_S = 1e9
 LIVE_STEP_WEIGHT = 0.7
 """Of the pace of a running task's own steps, against the learned one, from its second step on."""
@@ -42,7 +42,7 @@ TASKS_FEATURE = 6
 
 
 class Confidence(StrEnum):
-    NONE = "none"  # nothing was measured for this model: only the prior speaks
+    NONE = "none"  # nothing was measured for this model: the prior is used alone
     LOW = "low"  # fewer than SAMPLES_TO_TRUST tasks, or far from the sizes seen
     HIGH = "high"
 
@@ -83,7 +83,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Forecast:
+class Durations:
     """Predicted seconds of one task's own work, all >= 0."""
 
     text_encoding_s: float
@@ -165,9 +165,11 @@ class TimingModel:
         self._laws: dict[str, GpuLaws] = {}
         self._image_encoding: dict[str, LinearLaw] = {}
         self._load_s: dict[str, float] = {}
-        self._forecasts: dict[Work, Forecast] = {}
+        self._forecasts: dict[Work, Durations] = {}
+        self.version = 0
+        """Grows with each change of what was learned."""
 
-    def forecast(self, work: Work) -> Forecast:
+    def durations(self, work: Work) -> Durations:
         known = self._forecasts.get(work)
         if known is None:
             if len(self._forecasts) >= FORECASTS_KEPT:
@@ -175,10 +177,10 @@ class TimingModel:
             known = self._forecasts[work] = self._compute(work)
         return known
 
-    def _compute(self, work: Work) -> Forecast:
+    def _compute(self, work: Work) -> Durations:
         law = self._law(work.model, work.parameters_b)
         x, scale = work.x, law.scale
-        return Forecast(
+        return Durations(
             text_encoding_s=scale * law.text_encoding.predict((1.0,)),
             first_step_extra_s=scale * law.first_step.predict((1.0, x, x * x)),
             step_s=scale * law.step.predict((1.0, x, x * x)),
@@ -191,15 +193,14 @@ class TimingModel:
             text_each=work.text_each,
         )
 
-    def gpu_s(self, model: str, parameters_b: float, feature_sums: Sequence[float]) -> float:
-        """GPU seconds of many tasks of one model, from the sums of their features."""
+    def coefficients(self, model: str, parameters_b: float) -> tuple[float, ...]:
+        """Seconds of the GPU for each of Work.features."""
         law = self._law(model, parameters_b)
         (text,) = law.text_encoding.coefficients
         first, first_x, first_xx = law.first_step.coefficients
         decoding, decoding_x = law.decoding.coefficients
         each = (first + decoding, first_x + decoding_x, first_xx)
-        coefficients = (*law.step.coefficients, *each, text)
-        return law.scale * sum(c * f for c, f in zip(coefficients, feature_sums, strict=True))
+        return tuple(law.scale * c for c in (*law.step.coefficients, *each, text))
 
     def learn(self, work: Work, measured: Measured) -> None:
         """Take in an image that was made.
@@ -210,7 +211,7 @@ class TimingModel:
         if not all(0.0 <= s < LONGEST_S for s in [*seconds, measured.image_encoding_s]):
             return
         if sum(seconds) > 0.0 and measured.step_s:
-            forecast = self.forecast(work)
+            forecast = self.durations(work)
             predicted = forecast.image_gpu_s
             if not text_was_kept(measured.text_encoding_s, forecast.text_encoding_s):
                 predicted += forecast.text_encoding_s
@@ -222,17 +223,18 @@ class TimingModel:
                 predicted_s=predicted,
             )
         self._forecasts.clear()
+        self.version += 1
         if measured.image_encoding_s <= 0.0:
             return  # a picture that was drawn to be enlarged: it was not encoded
         encoding = self._image_encoding_law(work.format)
         encoding.learn((1.0, work.x), measured.image_encoding_s, sigma=1.0)
 
-    def remaining_s(self, forecast: Forecast, live: Live) -> float:
+    def remaining_s(self, forecast: Durations, live: Live) -> float:
         """Seconds of GPU work that a running task still has, at the pace it is really going.
 
         The pace of its steps is the learned one after its first step, and from its second one on
         mostly (LIVE_STEP_WEIGHT) the median of its own, without the first. Decoding follows that
-        pace where the law is well known: then it tells how fast the machine is now.
+        pace where the law is well known: then it shows how fast the machine is now.
         """
         images_after = forecast.images - live.images_done - 1
         after_s = images_after * forecast.image_gpu_s
@@ -262,7 +264,7 @@ class TimingModel:
             return _left(forecast.decoding_s, live.phase_elapsed_s) + after_s
         return 0.0
 
-    def forecast_load_s(self, model: str, parameters_b: float) -> float:
+    def load_s(self, model: str, parameters_b: float) -> float:
         """Seconds to load a model: as last measured, else 2 bytes per parameter at 1 GB/s."""
         prior = 2.0 + parameters_b * 2e9 / PRIOR_LOAD_BYTES_PER_S
         return self._load_s.get(model, prior)
@@ -270,6 +272,7 @@ class TimingModel:
     def learn_load(self, model: str, seconds: float) -> None:
         if 0.0 <= seconds < LONGEST_S:
             self._load_s[model] = seconds
+            self.version += 1
 
     def samples(self, model: str) -> int:
         """Tasks of this key that were learned from."""
@@ -303,14 +306,14 @@ def _left(forecast_s: float, elapsed_s: float) -> float:
 class Outcome:
     """What was forecast for a task when it was submitted, and what came."""
 
-    urgent: bool
+    priority: int
     forecast_s: float
     p90_s: float
     actual_s: float
 
 
 class Spread:
-    """How far waits were from their forecasts: turns a forecast into a p90, and tells its quality.
+    """How far waits were from their forecasts: the source of the p90, and of its quality.
 
     The 90 % quantile of truth / forecast over the last tasks of the same level. It is empirical on
     purpose: it contains what no model of a single task can know, urgent tasks that overtake.
@@ -323,23 +326,23 @@ class Spread:
     """A little over 0.9: neighbours in the queue share their fate, so the sample lags."""
 
     def __init__(self, outcomes: Iterable[Outcome] = ()) -> None:
-        self._outcomes: dict[bool, deque[Outcome]] = {
-            urgent: deque(maxlen=self.KEPT) for urgent in (False, True)
-        }
-        self._factors: dict[bool, float] = {}
+        self._outcomes: defaultdict[int, deque[Outcome]] = defaultdict(
+            lambda: deque(maxlen=self.KEPT)
+        )
+        self._factors: dict[int, float] = {}
         for outcome in outcomes:
             self.learn(outcome)
 
     def learn(self, outcome: Outcome) -> None:
         seconds = (outcome.forecast_s, outcome.actual_s, outcome.p90_s)
         if all(0.0 < s < LONGEST_S for s in seconds):
-            self._outcomes[outcome.urgent].append(outcome)
-            self._factors.pop(outcome.urgent, None)
+            self._outcomes[outcome.priority].append(outcome)
+            self._factors.pop(outcome.priority, None)
 
-    def p90_s(self, wait_s: float, *, urgent: bool) -> float:
-        """The time within which nine of ten tasks with this forecast wait are done."""
-        if urgent not in self._factors:
-            known = self._outcomes[urgent]
+    def p90_factor(self, priority: int) -> float:
+        """The time within which nine of ten tasks are done, as a multiple of their forecast."""
+        if priority not in self._factors:
+            known = self._outcomes[priority]
             ratios = [o.actual_s / o.forecast_s for o in known]
             if len(ratios) < 30:
                 ratios += self.AT_FIRST
@@ -348,8 +351,8 @@ class Spread:
             below = int(position)
             above = min(below + 1, len(ratios) - 1)
             between = ratios[below] + (position - below) * (ratios[above] - ratios[below])
-            self._factors[urgent] = max(between, 1.0)
-        return wait_s * self._factors[urgent]
+            self._factors[priority] = max(between, 1.0)
+        return self._factors[priority]
 
     @property
     def count(self) -> int:

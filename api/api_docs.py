@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 from flasgger import Swagger, swag_from
 from flask import Flask
 from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
+from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
 from api.answers import ErrorAnswer
 from api.generate_request import Limits, request_schema
@@ -57,7 +57,7 @@ View = TypeVar("View", bound=Callable[..., Any])
 DESCRIPTION = """\
 Queues image generation on one GPU and forecasts when each image is done.
 
-The usual way: **POST /generate** gives a `task_id`; **GET /status** tells position and remaining
+The usual way: **POST /generate** gives a `task_id`; **GET /status** gives position and remaining
 seconds until its `status` is `done`; **GET /image** returns the image and removes it.
 
 Every route is also there under `/api`, but for those of the foreign APIs under `/v1` (OpenAI) and
@@ -67,7 +67,7 @@ Every route is also there under `/api`, but for those of the foreign APIs under 
 
 @dataclass(frozen=True)
 class ErrorShape:
-    """How an API tells errors."""
+    """How an API answers errors."""
 
     schema: str
     """Of the body."""
@@ -111,8 +111,8 @@ def documented(
     for error in errors:
         status = str(shape.status(error.http_status))
         entry = responses.setdefault(status, _error_response(shape.schema))
-        told = shape.body(Problem(error.http_status, error.code, error.default_message))
-        entry["content"]["application/json"]["examples"][error.code] = {"value": told}
+        error_body = shape.body(Problem(error.http_status, error.code, error.default_message))
+        entry["content"]["application/json"]["examples"][error.code] = {"value": error_body}
         if issubclass(error, TryLater):
             entry["headers"] = {"Retry-After": RETRY_AFTER}
         lines = [entry["description"], f"`{error.code}`: {error.default_message}"]
@@ -222,10 +222,21 @@ def install_docs(app: Flask, limits: Limits, foreign: ForeignSchemas = ()) -> No
     Swagger(app, config=page, template=template)
 
 
+class _AnswerSchemas(GenerateJsonSchema):
+    """Answers leave out fields that are None: those with another default are always there."""
+
+    def field_is_required(self, field: Any, total: bool) -> bool:
+        default = field["schema"].get("default")
+        return super().field_is_required(field, total) or (
+            self.mode == "serialization" and default is not None
+        )
+
+
 def _schemas(limits: Limits, foreign: ForeignSchemas) -> dict[str, Any]:
     _, generated = models_json_schema(
         [*((answer, "serialization") for answer in ANSWERS), *foreign],
         ref_template=SCHEMAS + "{model}",
+        schema_generator=_AnswerSchemas,
     )
     schemas: dict[str, Any] = generated["$defs"]
     request = request_schema(limits, SCHEMAS + "{model}")

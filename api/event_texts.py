@@ -11,7 +11,7 @@ from threading import Lock
 from api.task_answers import status_answer
 from errors import ServerError
 from queue_manager import QueueManager
-from queueing.events import ENDS, Event, EventKind
+from scheduler.events import ENDS, Event, EventKind
 
 KEPT = 1000
 TOLD = {
@@ -20,11 +20,13 @@ TOLD = {
     "pos",
     "wait_remaining",
     "wait_p90_s",
+    "reason",
     "progress",
     "phase",
     "steps_done",
     "steps_total",
     "images_done",
+    "last_image",
     "version",
     "error",
 }
@@ -35,7 +37,7 @@ HEARTBEAT = b": \n\n"
 
 
 class EventTexts:
-    """Any thread may call. An event is told as its task stands when it is first asked for."""
+    """Any thread may call. An event shows its task as it is when the text is first requested."""
 
     def __init__(self, queue: QueueManager) -> None:
         self._queue = queue
@@ -75,16 +77,16 @@ class EventTexts:
 
 def worth_telling(events: Sequence[Event]) -> list[Event]:
     """Without what passes and was followed by another of its kind, or by the end of its task."""
-    told: list[Event] = []
+    kept: list[Event] = []
     followed: set[tuple[str, str]] = set()
     for event in reversed(events):
         if event.kind not in PASSING or (event.task_id, event.kind) not in followed:
-            told.append(event)
+            kept.append(event)
         followed.add((event.task_id, event.kind))
         if event.kind in ENDS:
             followed.update((event.task_id, kind) for kind in PASSING)
-    told.reverse()
-    return told
+    kept.reverse()
+    return kept
 
 
 def _text(kind: str, event_id: int, data: str) -> bytes:

@@ -1,4 +1,4 @@
-"""What a client may ask: the one text that validates and documents the body of POST /generate.
+"""The fields of POST /generate: they validate and document its body.
 
 A body is JSON, or a form (multipart/form-data) whose parts are the same fields and whose files are
 the pictures. submission.py makes GenerationParams of it.
@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isqrt
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import (
     BaseModel,
@@ -24,8 +24,8 @@ from pydantic import (
 from api.json_text import parse_object, refuse_nul, unknown_field
 from api.schema_words import in_words, shown
 from errors import InvalidInput
+from fields import PassedFields, Takes
 from images import UPLOAD_FORMATS, decode_base64
-from models.model_catalog import CONTROL_TYPES, SCHEDULERS, Takes
 from task import MAX_SEED, SIDE_STEP
 
 CALLBACK_URL = re.compile(r"https?://([A-Za-z0-9._-]+)(?::[0-9]{1,5})?(?:[/?][!-\[\]-~]*)?")
@@ -43,17 +43,6 @@ def _blank_as_empty(value: object) -> object:
     return "" if isinstance(value, str) and not value.strip() else value
 
 
-def _blank_as_absent(value: object) -> object:
-    return None if isinstance(value, str) and not value.strip() else value
-
-
-def _upper_jpeg(value: object) -> object:
-    if isinstance(value, str):
-        value = value.upper()
-        return "JPEG" if value == "JPG" else value
-    return value
-
-
 Seed = Annotated[
     int,
     Field(ge=0, le=MAX_SEED),
@@ -63,7 +52,6 @@ Seed = Annotated[
         | Annotated[str, Field(pattern="^[0-9]{1,20}$")],
     ),
 ]
-ImageFormat = Annotated[Literal["JPEG", "PNG", "WEBP"], BeforeValidator(_upper_jpeg)]
 
 
 class ImageOf(BaseModel):
@@ -133,8 +121,8 @@ PICTURES = ("init_image", "images", "mask", "control_image")
 NOT_ASKED = {*PICTURES, "client_task_id"}
 
 
-class GenerateRequest(BaseModel):
-    """The body of POST /generate."""
+class _OwnFields(BaseModel):
+    """Those that submission.py fills in or decodes, and those that are not drawn."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -149,7 +137,7 @@ class GenerateRequest(BaseModel):
         None,
         description="The noise to start from: the same seed, params and model give the same "
         "image. A number or a string of digits, 0 to 2^64-1. Random when absent; every answer "
-        "tells it.",
+        "contains it.",
         examples=["1725311496"],
     )
     width: int = Field(
@@ -175,24 +163,6 @@ class GenerateRequest(BaseModel):
         description="Denoising steps. The model's own default when absent.",
         examples=[4],
     )
-    guidance: float | None = Field(
-        None,
-        ge=0,
-        le=100,
-        allow_inf_nan=False,
-        description="How closely the image follows the prompt. The model's own default when "
-        "absent; distilled models have none and ignore it, the answer then lists it in "
-        "`ignored_fields`.",
-        examples=[3.5],
-    )
-    format: ImageFormat = Field("JPEG", description="File format of the image.", examples=["JPEG"])
-    quality: int = Field(
-        85,
-        ge=1,
-        le=100,
-        description="Quality of JPEG and WEBP in percent; PNG is lossless.",
-        examples=[85],
-    )
     priority: bool | Annotated[int, Field(ge=0, le=1)] = Field(
         False,
         description="true (or 1): urgent, goes ahead of every normal task and behind the urgent "
@@ -217,26 +187,6 @@ class GenerateRequest(BaseModel):
         "own when absent.",
         examples=["flux2-klein-4b"],
     )
-    quantize: int | None = Field(
-        None,
-        ge=3,
-        le=8,
-        description="Bits to quantize the weights to (3, 4, 5, 6, 8), where the operator allows a "
-        "choice.",
-        examples=[8],
-    )
-    negative_prompt: Annotated[str | None, BeforeValidator(_blank_as_absent)] = Field(
-        None,
-        max_length=1_000_000,
-        description="What the image shall not show, for models that are guided away from it. "
-        "Empty counts as absent.",
-        examples=["blurry"],
-    )
-    scheduler: Literal[SCHEDULERS] | None = Field(  # type: ignore[valid-type]
-        None,
-        description="How the noise falls from step to step. The model's own when absent.",
-        examples=[SCHEDULERS[0]],
-    )
     count: int | None = Field(
         None,
         ge=1,
@@ -248,14 +198,6 @@ class GenerateRequest(BaseModel):
     init_image: Image | None = Field(
         None, description="Picture to start from (img2img), or to enlarge:" + IMAGE_HELP
     )
-    image_strength: float | None = Field(
-        None,
-        gt=0,
-        lt=1,
-        allow_inf_nan=False,
-        description="How much of init_image is kept, above 0 and below 1. 0.4 when absent.",
-        examples=[0.4],
-    )
     images: list[Image] | None = Field(
         None,
         min_length=1,
@@ -264,24 +206,10 @@ class GenerateRequest(BaseModel):
         + IMAGE_HELP,
     )
     mask: Image | None = Field(
-        None, description="White where init_image shall be drawn anew:" + IMAGE_HELP
+        None, description="White where init_image is to be repainted:" + IMAGE_HELP
     )
     control_image: Image | None = Field(
         None, description="Picture whose edges, depth or pose are followed:" + IMAGE_HELP
-    )
-    control_strength: float | None = Field(
-        None,
-        ge=0,
-        le=2,
-        allow_inf_nan=False,
-        description="How closely control_image is followed. The model's own default when absent.",
-        examples=[0.7],
-    )
-    control_type: Literal[CONTROL_TYPES] | None = Field(  # type: ignore[valid-type]
-        None,
-        description="What control_image shows, for models that follow several kinds. canny when "
-        "absent.",
-        examples=[CONTROL_TYPES[0]],
     )
     loras: list[LoraInput] | None = Field(
         None,
@@ -289,15 +217,6 @@ class GenerateRequest(BaseModel):
         max_length=MOST_IMAGES,
         description="Adapters from the operator's folder: names, or `{name, scale}`.",
         examples=[[{"name": "watercolour", "scale": 0.8}]],
-    )
-    upscale: float | None = Field(
-        None,
-        gt=1,
-        le=4,
-        allow_inf_nan=False,
-        description="Factor to enlarge the images by at the end, above 1 and up to 4, with an "
-        "upscaler that the operator allows; or, with an upscaler as `model`, init_image.",
-        examples=[2],
     )
     metadata: bool | None = Field(
         None,
@@ -310,13 +229,17 @@ class GenerateRequest(BaseModel):
         min_length=1,
         max_length=2000,
         description="Where the answer of GET /status is sent (POST, JSON) once the task has ended: "
-        "http or https, and a host that the operator allows. No answer tells it.",
+        "http or https, and a host that the operator allows. No answer contains it.",
         examples=["https://chat.example.org/pictures"],
     )
 
+
+class GenerateRequest(PassedFields, _OwnFields):
+    """The body of POST /generate."""
+
     @property
     def digest(self) -> str:
-        """The same for requests that ask for the same, whatever their pictures are: those are known
+        """Equal for requests with equal fields, whatever their pictures are: those are compared
         by their pixels (submission.py)."""
         asked = self.model_dump(exclude=NOT_ASKED, exclude_none=True, exclude_unset=True)
         if "n" in asked:
@@ -400,8 +323,8 @@ def _checked(fields: Mapping[str, Any], limits: Limits, *, strict: bool) -> Gene
         known = ", ".join(GenerateRequest.model_fields)
         name = name[:100]
         raise InvalidInput(f"{name} is not a field of this server. Fields: {known}.", field=name)
-    for name in LISTS:  # pydantic would validate each item before it counts them
-        if isinstance(items := fields.get(name), list) and len(items) > MOST_IMAGES:
+    for name, most in LISTS.items():  # pydantic would validate each item before it counts them
+        if isinstance(items := fields.get(name), list) and len(items) > most:
             raise InvalidInput(refusal(name, items, limits), field=name)
     try:
         request = GenerateRequest.model_validate(fields, strict=strict)
@@ -411,7 +334,13 @@ def _checked(fields: Mapping[str, Any], limits: Limits, *, strict: bool) -> Gene
     return request
 
 
-LISTS = ("images", "loras")
+LISTS: Mapping[str, int] = {
+    name: choice["maxItems"]
+    for name, field in GenerateRequest.model_json_schema()["properties"].items()
+    for choice in field.get("anyOf", ())
+    if choice.get("type") == "array"
+}
+"""Fields that hold several values, and the most that each may hold."""
 OBJECTS = ("images", "loras", "init_image", "mask", "control_image")
 
 

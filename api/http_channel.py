@@ -1,4 +1,4 @@
-"""A connection: what it holds for its client, and whether the client is still there."""
+"""A connection: its output in memory, and whether its client is still connected."""
 
 import socket
 import time
@@ -21,7 +21,7 @@ KEEP_ALIVE_S = 120.0
 """Seconds for which a connection may stay open without a request."""
 LINGER_S = 10.0
 MOST_LINGER_BYTES = 64_000_000
-"""A refused client may go on sending so long and so much: it may look for the answer only then."""
+"""A refused client may send for so long and so much: it may read the answer only afterwards."""
 
 
 class Pieces:
@@ -94,7 +94,7 @@ class Channel(HTTPChannel, ReadsOn):  # type: ignore[misc]
     # For the application, on an HTTP thread.
 
     def check_client_disconnected(self) -> bool:
-        """Whether nobody waits for the answer any more.
+        """Whether the client has gone, so that no answer is needed.
 
         A client that has sent its request may close its half of the connection and still wait. The
         system reports this like a close of both halves, until something is sent: only a client that
@@ -156,7 +156,7 @@ class Channel(HTTPChannel, ReadsOn):  # type: ignore[misc]
         """Send what can be sent, and leave the rest to the loop. Never waits for the client.
 
         Raises:
-            ClientDisconnected: it has gone, or reads too slowly.
+            ClientDisconnected: it has disconnected, or reads too slowly.
         """
         if not data:
             return 0

@@ -19,7 +19,7 @@ from waitress import wasyncore
 log = logging.getLogger(__name__)
 
 CHECK_S = 5.0
-"""Seconds between two looks at all connections, for those that have become idle or too slow."""
+"""Seconds between two checks of all connections for idle and slow ones."""
 
 
 class ReadsOn:

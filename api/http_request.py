@@ -176,8 +176,8 @@ class ErrorAnswerTask(ErrorTask):  # type: ignore[misc]
 
     def execute(self) -> None:
         problem = self._problem()
-        if told := self.channel.server.error_form(getattr(self.request, "path", ""), problem):
-            body = json.dumps(told[0])
+        if foreign := self.channel.server.error_form(getattr(self.request, "path", ""), problem):
+            body = json.dumps(foreign[0])
         else:
             body = ErrorAnswer(
                 error=ErrorBody(code=problem.code, message=problem.message)

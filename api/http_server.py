@@ -1,4 +1,4 @@
-"""The HTTP server under the application: waitress, and how many connections it has."""
+"""The HTTP server under the application: waitress, with a limited number of connections."""
 
 import logging
 import resource
@@ -36,7 +36,7 @@ ErrorForm = Callable[[str, errors.Problem], tuple[object, int, dict[str, str]] |
 
 
 class HttpServer:
-    """Owns the port and the threads that answer; nobody is answered before start()."""
+    """Owns the port and the threads that answer; requests are answered after start()."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class HttpServer:
         """Binds the port.
 
         Args:
-            error_form: how an error on this path is told; None: as JSON like the native API's.
+            error_form: how an error on this path is answered; None: as JSON like the native API's.
             port: 0: any that is free.
             connections: most at a time.
             budget: for bodies and answers in memory; None: several bodies of the largest size.

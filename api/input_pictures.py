@@ -22,7 +22,7 @@ class InputPictures:
 
     Raises:
         InvalidInput: one cannot be decoded.
-        UnknownTask, NotReady, Gone: of a task whose picture is asked for.
+        UnknownTask, NotReady, Gone: of a task whose picture is requested.
     """
 
     def __init__(

@@ -58,13 +58,14 @@ def parse_object(text: bytes, what: str = "The body", field: str | None = None) 
 
 
 def refuse_nul(fields: Iterable[tuple[str, object]]) -> None:
-    """Refuse the character NUL in the texts of fields.
+    """Refuse the character NUL in the texts of fields, and of lists of texts.
 
     Raises:
         InvalidInput: names the field.
     """
     for name, value in fields:
-        if isinstance(value, str) and "\0" in value:
+        texts = value if isinstance(value, list) else [value]
+        if any(isinstance(text, str) and "\0" in text for text in texts):
             raise InvalidInput(f"{name} must not contain the character NUL.", field=name)
 
 

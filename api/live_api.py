@@ -1,4 +1,4 @@
-"""The routes for those who watch: the stream of events, the picture so far, small copies."""
+"""The routes that follow tasks: the stream of events, previews, thumbnails."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -22,14 +22,14 @@ from api.query_values import (
 from api.thumbnails import Thumbnails
 from api.waiting_places import RETRY_AFTER_S, WaitingPlaces
 from decoding.decoder import PictureDecoder
-from drawing.previews import FAMILIES, Previews
+from generation.previews import FAMILIES, Previews
 from queue_manager import QueueManager
-from queueing.events import ENDS, EventKind
+from scheduler.events import ENDS, EventKind
 from task import TaskStatus
 
 HEARTBEAT_S = 15.0
 LOOK_S = 5.0
-"""A stream looks up this often, whether its client is still there and has moved up the queue."""
+"""A stream checks this often whether its client is connected and its tasks have moved up."""
 QUEUE_EVERY_S = 1.0
 MOST_TASKS = 100
 """That one stream may name."""
@@ -69,12 +69,13 @@ def live_routes(
         "Watch tasks",
         tag="queue",
         description="A stream of server-sent events. Of one task: `waiting`, `running`, `step`, "
-        "`image` (of several), `preview` (GET /preview has a newer picture), `done`, `failed`, "
+        "`image` (one of several is stored; the last one comes with `done`), `preview` (GET "
+        "/preview has a newer picture), `done`, `failed`, "
         "`cancelled`, `removed`; their data are fields of GET /status. Of the queue: `queue`, when "
         "its order or length has changed, at most once a second. The stream of named tasks begins "
         "with each as it stands and ends when all have ended; without names it is of all tasks and "
         "has no end. A client that comes back with Last-Event-ID, as browsers do, misses nothing; "
-        "after too long an absence a `queue` event tells to look again.",
+        "after too long an absence a `queue` event asks it to read the state again.",
         parameters=[
             {
                 **query(
@@ -136,7 +137,7 @@ def live_routes(
         description="A small JPEG of what a running task will show, as far as can be seen yet: "
         "an eighth of its width and height, in colours that are near the real ones once the server "
         "has made some pictures. The first request has previews made, with the next step, and for "
-        "as long as somebody asks; /events tells of each new one (`preview`). 204 while a task "
+        "as long as a client asks; /events announces each new one (`preview`). 204 while a task "
         "runs and there is none: not yet, or never, where the server makes none of this model. 409 "
         "while a task waits. Of a finished task: its thumbnail.",
         parameters=[TASK_ID],
@@ -149,9 +150,9 @@ def live_routes(
     def preview() -> Response:
         task_id = task_id_value()
         view = queue.status(task_id)
-        if view.wait is None:
+        if view.ended:
             return jpeg_response(thumbnails.get(task_id, 0, THUMBNAIL_SIDE))
-        family = queue.offer.model(view.params.model).family
+        family = queue.allowed.model(view.params.model).family
         why = "There is no preview of this task yet: it comes once it runs."
         if not previews.on:
             why = "This server makes no previews (--previews off)."
@@ -273,7 +274,7 @@ class _Stream:
     def _is_open(self, task_id: str) -> bool:
         """Whether there is more to come of a task."""
         version = self._queue.events.version(task_id)
-        ended = self._queue.status(task_id).wait is None
+        ended = self._queue.status(task_id).ended
         return not ended or (not self._starts and version > self._after)
 
 

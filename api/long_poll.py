@@ -1,4 +1,4 @@
-"""Waiting for one task on an HTTP thread, until it is as wanted."""
+"""Waits on an HTTP thread until a task has the wanted state."""
 
 import time
 from collections.abc import Callable
@@ -7,10 +7,10 @@ from contextlib import suppress
 from api.waiting_places import WaitingPlaces
 from errors import TooManyWaiting
 from queue_manager import QueueManager
-from queueing.task_view import TaskView
+from task import Task
 
 LOOK_S = 5.0
-"""A waiting request looks up this often, whether its client is still there."""
+"""A waiting request checks this often whether its client is still connected."""
 
 
 def watch(
@@ -19,9 +19,9 @@ def watch(
     task_id: str,
     *,
     wait_s: float,
-    enough: Callable[[TaskView, int], bool],
+    enough: Callable[[Task, int], bool],
     is_gone: Callable[[], bool] = lambda: False,
-) -> tuple[TaskView, int]:
+) -> tuple[Task, int]:
     """A task and its version: once they are enough, or it has ended, or wait_s are over, or the
     client is gone, or the server stops; at once if no waiting place is free.
 
@@ -30,10 +30,10 @@ def watch(
     """
     until = time.monotonic() + wait_s
     view, version = _look(queue, task_id)
-    if wait_s <= 0 or view.wait is None or enough(view, version):
+    if wait_s <= 0 or view.ended or enough(view, version):
         return view, version
     with suppress(TooManyWaiting), places.place():
-        while not (view.wait is None or enough(view, version)):
+        while not (view.ended or enough(view, version)):
             remaining_s = until - time.monotonic()
             if remaining_s <= 0 or queue.events.closed or is_gone():
                 break
@@ -42,6 +42,6 @@ def watch(
     return view, version
 
 
-def _look(queue: QueueManager, task_id: str) -> tuple[TaskView, int]:
+def _look(queue: QueueManager, task_id: str) -> tuple[Task, int]:
     version = queue.events.version(task_id)  # before the look: what comes in between is news
     return queue.status(task_id), version

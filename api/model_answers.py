@@ -1,13 +1,13 @@
-"""What is answered about models: which there are, and what is on its way."""
+"""Answers about models: the list, and running downloads."""
 
 from pydantic import Field
 
 from api.answers import Answer
-from models.model_catalog import Takes
+from fields import Takes
 
 
 class DownloadAnswer(Answer):
-    """Weights on their way from Hugging Face."""
+    """LoadSpec on their way from Hugging Face."""
 
     model: str = Field(description="Whose weights.", examples=["schnell"])
     bytes_done: int = Field(description="On disk so far.", examples=[12_000_000_000])

@@ -5,14 +5,15 @@ import hmac
 from flask import Blueprint, Response, request
 
 import errors
+from allowed import Allowed
 from api.answers import json_response
 from api.api_docs import documented, json_answer
 from api.model_answers import DownloadAnswer, LoadAnswer, LoraAnswer, ModelAnswer, ModelsAnswer
+from fields import SCHEDULERS, Takes
 from models.hub_cache import bytes_on_disk, is_present
-from models.model_catalog import SCHEDULERS, Catalog, Model, Takes, Weights
-from offer import Offer
+from models.model_catalog import Catalog, LoadSpec, Model
 from queue_manager import QueueManager
-from queueing.queue_state import QueueHealth
+from scheduler.health import QueueHealth
 
 MODEL_NAME = {
     "name": "name",
@@ -24,7 +25,7 @@ MODEL_NAME = {
 
 
 def model_routes(
-    queue: QueueManager, offer: Offer, catalog: Catalog, operator_key: str | None
+    queue: QueueManager, allowed: Allowed, catalog: Catalog, operator_key: str | None
 ) -> Blueprint:
     """Args:
     operator_key: what loading asks for; empty: nothing; None: it is closed.
@@ -32,7 +33,7 @@ def model_routes(
     routes = Blueprint("models", __name__)
 
     def find(name: str) -> Model:
-        model = Catalog(offer.models).find(name) or catalog.find(name)
+        model = Catalog(allowed.models).find(name) or catalog.find(name)
         if model is None:
             raise errors.UnknownModel(
                 f"mflux has no model {name[:100]!r}.{catalog.like(name)} GET /models lists all.",
@@ -50,16 +51,18 @@ def model_routes(
     )
     def list_models() -> Response:
         health = queue.health()
-        allowed = {model.name for model in offer.models}
-        others = [model for model in catalog.models if model.name not in allowed]
+        names = {model.name for model in allowed.models}
+        others = [model for model in catalog.models if model.name not in names]
         return json_response(
             ModelsAnswer(
-                default=offer.default.name,
-                models=[model_answer(model, offer, health) for model in (*offer.models, *others)],
-                loras=[LoraAnswer(name=name) for name in offer.loras()],
+                default=allowed.default.name,
+                models=[
+                    model_answer(model, allowed, health) for model in (*allowed.models, *others)
+                ],
+                loras=[LoraAnswer(name=name) for name in allowed.loras()],
                 schedulers=list(SCHEDULERS),
-                quantize=[offer.quantize] if offer.quantize else [],
-                quantize_choices=list(offer.quantize_choices),
+                quantize=[allowed.quantize] if allowed.quantize else [],
+                quantize_choices=list(allowed.quantize_choices),
             )
         )
 
@@ -72,14 +75,14 @@ def model_routes(
         errors=(errors.UnknownModel,),
     )
     def one_model(name: str) -> Response:
-        return json_response(model_answer(find(name), offer, queue.health()))
+        return json_response(model_answer(find(name), allowed, queue.health()))
 
     @routes.post("/models/<name>/load")
     @documented(
         "Load a model ahead",
         tag="models",
         description="For the operator: the model is loaded after the task that runs, so that the "
-        "first task that names it does not wait for that. GET /health tells when it is ready.",
+        "first task that names it does not wait for that. GET /health shows when it is ready.",
         parameters=[MODEL_NAME],
         answers={200: json_answer(LoadAnswer, "It will be loaded, or is already.")},
         errors=(
@@ -91,8 +94,8 @@ def model_routes(
     )
     def load_model(name: str) -> Response:
         check_operator()
-        model = offer.model(find(name).name)
-        weights = Weights(model, model.pipelines[0], offer.quantize)
+        model = allowed.model(find(name).name)
+        weights = LoadSpec(model, model.pipelines[0], allowed.quantize)
         loaded = any(weights.key == other.key for other in queue.health().loaded)
         if not loaded:
             queue.order_load(weights)
@@ -111,7 +114,7 @@ def model_routes(
     return routes
 
 
-def model_answer(model: Model, offer: Offer, health: QueueHealth) -> ModelAnswer:
+def model_answer(model: Model, allowed: Allowed, health: QueueHealth) -> ModelAnswer:
     return ModelAnswer(
         name=model.name,
         title=model.title,
@@ -120,28 +123,28 @@ def model_answer(model: Model, offer: Offer, health: QueueHealth) -> ModelAnswer
         aliases=list(model.aliases),
         default_steps=model.default_steps,
         default_guidance=model.default_guidance,
-        takes=[name for name in Takes if name in model.takes or _always(name, offer)],
+        takes=[name for name in Takes if name in model.takes or _always(name, allowed)],
         needs=[name for name in Takes if all(name in p.needs for p in model.pipelines)],
         repositories=list(model.repositories),
         gated=model.gated,
         weights_gb=model.weights_gb,
-        allowed=any(model.name == other.name for other in offer.models),
+        allowed=any(model.name == other.name for other in allowed.models),
         loaded=any(model.name == weights.model.name for weights in health.loaded),
         present=is_present(model),
         bytes_on_disk=bytes_on_disk(model),
     )
 
 
-def _always(name: Takes, offer: Offer) -> bool:
+def _always(name: Takes, allowed: Allowed) -> bool:
     """An upscaler enlarges the pictures of every model."""
-    return name is Takes.UPSCALE and offer.upscaler is not None
+    return name is Takes.UPSCALE and allowed.upscaler is not None
 
 
 def download_answer(health: QueueHealth) -> DownloadAnswer | None:
     """How far the weights are that come from Hugging Face: for tasks that wait, or for the worker,
     which fetches what the server starts with itself. None: nothing comes."""
     if health.download is not None:
-        weights, bytes_done = health.download.weights, health.download.bytes_done
+        weights, bytes_done = health.download.spec, health.download.bytes_done
     elif health.loading is not None and not is_present(health.loading.model):
         weights, bytes_done = health.loading, bytes_on_disk(health.loading.model)
     else:

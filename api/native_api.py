@@ -1,4 +1,4 @@
-"""The native API: asking for images and fetching them.
+"""The native API: submitting tasks and fetching images.
 
 A route reads, calls, answers; rules live in the QueueManager.
 """
@@ -54,9 +54,8 @@ from images import (
     zip_of,
 )
 from queue_manager import QueueManager
-from queueing.queue_state import ServerState
-from queueing.task_view import TaskView
-from task import GenerationParams
+from scheduler.health import ServerState
+from task import GenerationParams, Task
 
 log = logging.getLogger(__name__)
 
@@ -108,8 +107,8 @@ def native_routes(
             GenerateAnswer(
                 task_id=task.task_id,
                 status=task.status,
-                **estimate_fields(task.wait, others, time.time()),
-                params=params_answer(task.params, task.urgent),
+                **estimate_fields(task.forecast, others, time.time()),
+                params=params_answer(task.params, task.priority),
                 ignored_fields=ignored_fields(asked, task.params),
                 warnings=list(task.params.warnings) or None,
                 server=queue.state(),
@@ -143,7 +142,7 @@ def native_routes(
         with submission.room_for_the_body(request.content_length):
             asked = _read_request(submission.limits)
             prepared = submission.prepare(asked)
-        wait, others = queue.estimate(prepared.params, urgent=bool(asked.priority))
+        wait, others = queue.estimate(prepared.params, priority=int(asked.priority or 0))
         return json_response(
             EstimateAnswer(
                 **estimate_fields(wait, others, time.time()),
@@ -188,7 +187,7 @@ def native_routes(
             is_gone=gone_check(),
         )
         state = queue.state()
-        may_wait_for_it = view.held or state is ServerState.LOADING
+        may_wait_for_it = view.waits_for_download or state is ServerState.LOADING
         download = download_answer(queue.health()) if may_wait_for_it else None
         return json_response(status_answer(view, state, time.time(), download, version=version))
 
@@ -197,15 +196,17 @@ def native_routes(
         "Fetch an image",
         tag="images",
         description="By default this removes the image, once its bytes were sent. Several images "
-        "of a task are fetched one by one (`index`), or all at once (`all`). With `wait` the "
-        "answer comes when the task has ended.",
+        "of a task are fetched one by one (`index`), each as soon as it is stored, also while the "
+        "others are drawn; or all at once (`all`) when the task has ended. A cancelled or failed "
+        "task keeps the images that were stored before. With `wait` the answer comes when the "
+        "image is stored (with `all`: when the task has ended).",
         parameters=[
             TASK_ID,
             WAIT,
             INDEX,
             query(
                 "all",
-                "Answer all images of the task: a zip archive, or with base64=true JSON.",
+                "Answer all images of an ended task: a zip archive, or with base64=true JSON.",
                 {"type": "boolean", "default": False},
             ),
             query(
@@ -244,7 +245,15 @@ def native_routes(
         task_id, index = task_id_value(), number_value("index", 0, 0, 999)
         as_base64, delete = flag_value("base64", False), flag_value("delete", True)
         if wait_s := number_value("wait", 0, 0, MOST_WAIT_S):
-            watch(queue, places, task_id, wait_s=wait_s, enough=_never, is_gone=gone_check())
+            whole = flag_value("all", False)
+            watch(
+                queue,
+                places,
+                task_id,
+                wait_s=wait_s,
+                enough=lambda task, version: not whole and task.images_done > index,
+                is_gone=gone_check(),
+            )
         if flag_value("metadata", False):
             image, params = queue.image(task_id, index)
             return jsonify(read_metadata(image) or _metadata_of(params, index))
@@ -276,14 +285,9 @@ def native_routes(
     return routes
 
 
-def _never(view: TaskView, version: int) -> bool:
-    """Only the end is enough."""
-    return False
-
-
 def _submitted(
     asked: GenerateRequest, queue: QueueManager, submission: Submission, places: WaitingPlaces
-) -> tuple[TaskView, int]:
+) -> tuple[Task, int]:
     """What QueueManager.submit answers. A submit that is repeated needs its earlier results no
     more."""
     header_key = _idempotency_key()
@@ -296,7 +300,7 @@ def _submitted(
     with places.place_for_change():
         task, others = queue.submit(
             prepared.params,
-            urgent=bool(asked.priority),
+            priority=int(asked.priority or 0),
             client_key=client_key,
             inputs=prepared.inputs,
             callback_url=asked.callback_url,
@@ -343,11 +347,11 @@ def _file_name(task_id: str, index: int, params: GenerationParams) -> str:
 
 
 def _metadata_of(params: GenerationParams, index: int) -> dict[str, Any]:
-    """Of an image whose file tells nothing."""
-    told = params.model_dump(
+    """Of an image whose file has none."""
+    fields = params.model_dump(
         mode="json", exclude={"format", "quality", "count", "metadata", "asked"}, exclude_none=True
     )
-    return {**told, "seed": params.seed_of(index)}
+    return {**fields, "seed": params.seed_of(index)}
 
 
 def _idempotency_key() -> str | None:

@@ -1,4 +1,4 @@
-"""What a request says beside its body: values of its query, and whether its client still waits."""
+"""Values of a request's query, and whether its client is still connected."""
 
 from collections.abc import Callable
 
@@ -73,13 +73,13 @@ def flag_value(name: str, default: bool) -> bool:
 
 
 def gone_check() -> Callable[[], bool]:
-    """What tells, also later and elsewhere, whether the client of this request has hung up."""
+    """A function that says, also later and elsewhere, whether this request's client has gone."""
     check: Callable[[], bool] = request.environ.get("waitress.client_disconnected", lambda: False)
     return check
 
 
 def half_closed_check() -> Callable[[], bool]:
-    """What tells, also later, whether the client of this request has closed the connection at least
-    for sending: if more than that, only writing to it shows."""
+    """A function that says, also later, whether this request's client has closed the connection, at
+    least for sending: only writing to it shows whether it has also stopped reading."""
     check: Callable[[], bool] = request.environ.get("mflux.client_half_closed", lambda: False)
     return check

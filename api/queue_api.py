@@ -5,7 +5,7 @@ from flask import Blueprint, Response
 import errors
 from api.answers import json_response
 from api.api_docs import TASK_ID, documented, json_answer, query
-from api.query_values import number_value, task_id_value
+from api.query_values import flag_value, number_value, task_id_value, text_value
 from api.task_answers import DeleteAnswer, QueueAnswer, queue_answer
 from api.waiting_places import WaitingPlaces
 from queue_manager import QueueManager
@@ -31,6 +31,7 @@ def queue_routes(queue: QueueManager, places: WaitingPlaces) -> Blueprint:
                 "Tasks to pass over.",
                 {"type": "integer", "default": 0, "minimum": 0, "maximum": 10_000_000},
             ),
+            query("tag", "Only tasks that have this among their `tags`.", {"type": "string"}),
         ],
         answers={200: json_answer(QueueAnswer, "The queue.")},
         errors=(errors.InvalidInput,),
@@ -38,7 +39,9 @@ def queue_routes(queue: QueueManager, places: WaitingPlaces) -> Blueprint:
     def list_queue() -> Response:
         limit = number_value("limit", 100, 1, 1000)
         offset = number_value("offset", 0, 0, 10_000_000)
-        return json_response(queue_answer(*queue.queue(limit, offset)))
+        tag = text_value("tag")
+        tagged = (lambda task: tag in (task.params.tags or ())) if tag else None
+        return json_response(queue_answer(*queue.unfinished(limit, offset, tagged)))
 
     @routes.delete("/delete")
     @routes.post("/delete")
@@ -46,8 +49,19 @@ def queue_routes(queue: QueueManager, places: WaitingPlaces) -> Blueprint:
         "Cancel or remove a task",
         tag="queue",
         description="Takes a waiting task out of the queue, stops a running one at its next step, "
-        "removes a finished one with its image.",
-        parameters=[TASK_ID],
+        "removes one that has ended, with its images. The images that a cancelled task has stored "
+        "can be fetched, and are kept like those of a finished one.",
+        parameters=[
+            TASK_ID,
+            query(
+                "after_current",
+                "Of a running task with several images: cancel it when the image that is being "
+                "drawn is stored (`last_image` of /status). A task that waits, or whose images "
+                "are still to be upscaled, is cancelled at once. A task that has ended stays as "
+                "it is.",
+                {"type": "boolean", "default": False},
+            ),
+        ],
         answers={200: json_answer(DeleteAnswer, "What happened.")},
         errors=(
             errors.InvalidInput,
@@ -60,12 +74,17 @@ def queue_routes(queue: QueueManager, places: WaitingPlaces) -> Blueprint:
     def delete() -> Response:
         task_id = task_id_value()
         with places.place_for_change():
-            was = queue.delete(task_id)
+            after_current = flag_value("after_current", False)
+        was = queue.delete(task_id, after_current=after_current)
         message = {
             TaskStatus.WAITING: "The task was taken out of the queue.",
             TaskStatus.RUNNING: "The task was cancelled; its generation ends at the next step.",
             TaskStatus.DONE: "The image was removed.",
         }.get(was, "The record of the task was removed.")
+        if after_current and was is TaskStatus.RUNNING:
+            message = "The task ends when the image that is being drawn is stored."
+        elif after_current and was is not TaskStatus.WAITING:
+            message = "The task had ended already; nothing was changed."
         return json_response(DeleteAnswer(task_id=task_id, was=was, message=message))
 
     return routes

@@ -30,7 +30,8 @@ def in_words(schema: dict[str, Any]) -> str:
         return "one of " + ", ".join(schema["enum"])
     if schema["type"] == "array":
         items = in_words(schema["items"])
-        return f"a list of {schema['minItems']} to {schema['maxItems']}, each {items}"
+        least = f"{schema['minItems']} to" if "minItems" in schema else "up to"
+        return f"a list of {least} {schema['maxItems']}, each {items}"
     if schema.get("format") == "byte":
         return "a picture as base64"
     words = "a string of digits" if "[0-9]" in schema.get("pattern", "") else NOUNS[schema["type"]]
@@ -48,8 +49,9 @@ def in_words(schema: dict[str, Any]) -> str:
             if "maximum" in schema
             else f"below {schema['exclusiveMaximum']:g}"
         )
-    if "minLength" not in schema and "maxLength" in schema:
-        words += f" of up to {schema['maxLength']} characters"
+    if "maxLength" in schema:
+        least = f"{schema['minLength']} to" if "minLength" in schema else "up to"
+        words += f" of {least} {schema['maxLength']} characters"
     return words
 
 

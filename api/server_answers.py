@@ -1,10 +1,10 @@
-"""What is answered about the server: its health, and what it has learned about time."""
+"""Answers about the server: its health, and measured durations."""
 
 from pydantic import Field
 
 from api.answers import Answer, Seconds
 from api.model_answers import DownloadAnswer
-from queueing.queue_state import ServerState, Stats
+from scheduler.health import ServerState, Stats
 from timing_model import Confidence
 
 
@@ -95,7 +95,7 @@ def stats_answer(stats: Stats) -> StatsAnswer:
                 total_s=forecast.total_s,
                 confidence=forecast.confidence,
             )
-            for side, forecast in stats.forecasts
+            for side, forecast in stats.durations
         ],
         forecasts_compared=stats.outcomes,
         median_error=stats.median_error,

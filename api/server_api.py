@@ -1,4 +1,4 @@
-"""The routes about the server itself: how it is, and what it has learned."""
+"""The routes about the server itself: its health, and what it has learned."""
 
 import shutil
 import time
@@ -11,8 +11,8 @@ from api.api_docs import documented, json_answer
 from api.models_api import download_answer
 from api.server_answers import HealthAnswer, MemoryAnswer, StatsAnswer, stats_answer
 from queue_manager import QueueManager
-from queueing.queue_state import ServerState
-from worker import Generator, Worker
+from scheduler.health import ServerState
+from workers.worker import Generator, Worker
 
 
 def server_routes(
@@ -49,11 +49,11 @@ def server_routes(
         memory = generator.memory
         answer = HealthAnswer(
             status=health.state,
-            model=queue.model.name,
+            model=queue.allowed.default.name,
             loaded_models=[weights.key for weights in health.loaded],
             loading_model=health.loading.model.name if health.loading else None,
             download=download_answer(health),
-            model_title=queue.model.title,
+            model_title=queue.allowed.default.title,
             quantize=health.quantize,
             uptime_s=time.monotonic() - started_at,
             worker_restarts=worker.restarts,

@@ -1,4 +1,4 @@
-"""What is answered about tasks: what was accepted, how far it is, the queue, the images."""
+"""Answers about tasks: accepted tasks, their progress, the queue, the images."""
 
 from math import ceil
 from typing import Any
@@ -7,9 +7,9 @@ from pydantic import Field
 
 from api.answers import Answer, ErrorBody, Seconds
 from api.model_answers import DownloadAnswer
-from queueing.queue_state import ServerState
-from queueing.task_view import Reason, TaskView, Wait
-from task import MAX_SEED, GenerationParams, InputImage, Phase, TaskStatus
+from fields import PassedFields
+from scheduler.health import ServerState
+from task import MAX_SEED, Forecast, GenerationParams, InputImage, Phase, Reason, Task, TaskStatus
 from timing_model import Confidence, Measured
 
 POLL_AT_MOST_S = 10
@@ -35,47 +35,31 @@ class LoraParams(Answer):
     scale: float = Field(description="How strongly it acts.", examples=[0.8])
 
 
-class Params(Answer):
-    """What is done for the task: defaults filled in, size rounded."""
+class _OwnParams(Answer):
+    """Those that the server has filled in, rounded or decoded."""
 
     model: str = Field(description="Which model draws.", examples=["schnell"])
-    quantize: int | None = Field(
-        None, description="Bits asked for. Absent: as stored.", examples=[8]
-    )
     prompt: str = Field(description="What the image shows.", examples=["A beautiful landscape"])
-    negative_prompt: str | None = Field(None, description="What it shall not show.")
     count: int = Field(description="How many images.", examples=[1])
     seed: str = Field(
         description=f"Digits, 0 to {MAX_SEED}: as a string, because JSON numbers lose precision "
         "above 2^53 in many clients.",
         examples=["1725311496"],
     )
-    scheduler: str | None = Field(None, description="Absent: the model's own.")
     width: int = Field(description="Pixels, a multiple of 16.", examples=[1024])
     height: int = Field(description="Pixels, a multiple of 16.", examples=[1024])
     steps: int = Field(description="Denoising steps.", examples=[4])
-    guidance: float | None = Field(
-        None, description="Absent when the model has no guidance.", examples=[3.5]
-    )
-    format: str = Field(description="JPEG, PNG or WEBP.", examples=["JPEG"])
-    quality: int = Field(description="1 to 100; of JPEG and WEBP.", examples=[85])
     init_image: Picture | None = Field(None, description="Where drawing starts.")
-    image_strength: float | None = Field(
-        None, description="How much of init_image is kept, 0 to 1.", examples=[0.4]
-    )
     images: list[Picture] | None = Field(None, description="What is edited or varied.")
-    mask: Picture | None = Field(None, description="White where init_image is drawn anew.")
+    mask: Picture | None = Field(None, description="White where init_image is repainted.")
     control_image: Picture | None = Field(None, description="What is followed.")
-    control_strength: float | None = Field(
-        None, description="How closely control_image is followed.", examples=[0.7]
-    )
-    control_type: str | None = Field(None, description="What control_image shows.")
     loras: list[LoraParams] | None = Field(None, description="Adapters.")
-    upscale: float | None = Field(
-        None, description="Factor by which the images are enlarged at the end.", examples=[2]
-    )
     metadata: bool = Field(description="Whether the image files tell these params.")
     priority: bool = Field(description="Whether the task is urgent.")
+
+
+class Params(PassedFields, _OwnParams):
+    """What is done for the task: defaults filled in, size rounded."""
 
 
 class EstimateAnswer(Answer):
@@ -166,15 +150,21 @@ class StatusAnswer(Answer):
     )
     reason: Reason | None = Field(
         None,
-        description="Why it is done later than the answer before this one said: overtaken by an "
-        "urgent task, a model_switch is due, or something is slower_than_expected.",
+        description="Why the forecast is later than it was when the status of the task changed "
+        "last (submitted, started, released): it was overtaken by an urgent task, a model_switch "
+        "is due, or something is slower_than_expected. Absent while it is not later. Each answer "
+        "has it, whoever asks.",
     )
     poll_after_s: int | None = Field(
         None,
         description="Seconds after which asking again pays. Absent at the end.",
         examples=[4],
     )
-    phase: Phase | None = Field(None, description="What a running task is at.")
+    phase: Phase | None = Field(
+        None,
+        description="What a running task is at: loading the weights that it needs, text_encoding "
+        "(the prompt), denoising, decoding, image_encoding (writing the file).",
+    )
     progress: Seconds = Field(
         description="Part of a running task's time that is over, 0 to 1; never goes back.",
         examples=[0.35],
@@ -183,7 +173,16 @@ class StatusAnswer(Answer):
         description="Denoising steps of the present image that have ended.", examples=[1]
     )
     steps_total: int = Field(description="Denoising steps of each image.", examples=[4])
-    images_done: int = Field(description="Images that are drawn.", examples=[0])
+    images_done: int = Field(
+        description="Images that are stored: GET /image has those of index 0 to images_done - 1, "
+        "also while the task runs.",
+        examples=[0],
+    )
+    last_image: int | None = Field(
+        None,
+        description="Index of the image after which the task is cancelled (after_current of "
+        "DELETE /delete). Absent where that was not asked for.",
+    )
     download: DownloadAnswer | None = Field(
         None, description="While weights are being downloaded that the task may wait for."
     )
@@ -215,6 +214,7 @@ class QueuedTask(Answer):
     wait_remaining: int = Field(
         description="Forecast of whole seconds until its image is ready.", examples=[15]
     )
+    reason: Reason | None = Field(None, description="As in StatusAnswer.")
     created_at: float = Field(description="Unix seconds, UTC.", examples=[1725311496.5])
     params: Params = Field(description="What is done for it.")
 
@@ -247,7 +247,7 @@ class DeleteAnswer(Answer):
     )
 
 
-def params_answer(params: GenerationParams, urgent: bool) -> Params:
+def params_answer(params: GenerationParams, priority: int) -> Params:
     def picture(image: InputImage | None) -> Picture | None:
         return image and Picture(id=image.file, width=image.width, height=image.height)
 
@@ -261,17 +261,17 @@ def params_answer(params: GenerationParams, urgent: bool) -> Params:
         control_image=picture(params.control_image),
         images=[image for image in map(picture, params.images) if image] or None,
         loras=[LoraParams(name=lora.name, scale=lora.scale) for lora in params.loras] or None,
-        priority=urgent,
+        priority=priority > 0,
     )
 
 
-def estimate_fields(wait: Wait | None, others: int, now: float) -> dict[str, Any]:
+def estimate_fields(wait: Forecast | None, others: int, now: float) -> dict[str, Any]:
     """The fields of EstimateAnswer; a task that has ended waits for nothing.
 
     Args:
         now: unix seconds.
     """
-    wait = wait or Wait(0, 0.0, 0.0, 0.0, Confidence.HIGH)
+    wait = wait or Forecast(0, 0.0, 0.0, 0.0, Confidence.HIGH)
     return {
         "task_length": others,
         "expected_time_seconds": wait.end_s,
@@ -284,7 +284,7 @@ def estimate_fields(wait: Wait | None, others: int, now: float) -> dict[str, Any
 
 
 def status_answer(
-    view: TaskView,
+    view: Task,
     server: ServerState,
     now: float,
     download: DownloadAnswer | None = None,
@@ -301,15 +301,16 @@ def status_answer(
         status=view.status,
         **_waiting_fields(view, now),
         phase=view.phase,
-        progress=view.progress,
+        progress=view.share_done,
         steps_done=view.steps_done,
         steps_total=view.steps_total,
         images_done=view.images_done,
-        download=download if view.wait else None,
+        last_image=view.last_image,
+        download=None if view.ended else download,
         created_at=view.created_at,
         started_at=view.started_at,
         ended_at=view.ended_at,
-        params=params_answer(view.params, view.urgent),
+        params=params_answer(view.params, view.priority),
         warnings=list(view.params.warnings) or None,
         timings=_timings(view.measured) if view.measured else None,
         error=error,
@@ -318,20 +319,21 @@ def status_answer(
     )
 
 
-def queue_answer(views: list[TaskView], length: int) -> QueueAnswer:
+def queue_answer(views: list[Task], length: int) -> QueueAnswer:
     return QueueAnswer(
         length=length,
         tasks=[
             QueuedTask(
                 task_id=view.task_id,
                 status=view.status,
-                pos=view.wait.pos,
-                wait_remaining=_whole_seconds(view.wait.end_s),
+                pos=view.forecast.pos,
+                wait_remaining=_whole_seconds(view.forecast.end_s),
+                reason=view.forecast.reason,
                 created_at=view.created_at,
-                params=params_answer(shortened(view.params), view.urgent),
+                params=params_answer(shortened(view.params), view.priority),
             )
             for view in views
-            if view.wait is not None
+            if view.forecast is not None
         ],
     )
 
@@ -344,8 +346,8 @@ def shortened(params: GenerationParams) -> GenerationParams:
     return params.model_copy(update={"prompt": prompt[: PROMPT_IN_LISTS - 3] + "..."})
 
 
-def _waiting_fields(view: TaskView, now: float) -> dict[str, Any]:
-    wait = view.wait
+def _waiting_fields(view: Task, now: float) -> dict[str, Any]:
+    wait = view.forecast
     if wait is None:
         return {}
     return {

@@ -44,7 +44,8 @@ class Thumbnails:
             UnknownTask, NotReady, Gone, InvalidInput: there is no such image.
             TryLater: too many pictures wait to be decoded.
         """
-        if self._queue.status(task_id).wait is not None:
+        task = self._queue.status(task_id)
+        if not task.ended and task.images_done <= index < task.params.count:
             raise NotReady
         key = (task_id, index, max_side)
         if small := self._find(key):

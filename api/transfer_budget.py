@@ -1,4 +1,4 @@
-"""How many bytes the server holds in memory for its clients, and how slowly they may go."""
+"""Bytes of bodies and answers in memory, and the slowest allowed transfer."""
 
 import time
 from threading import Lock
@@ -50,7 +50,7 @@ def budget_for(max_body_bytes: int) -> TransferBudget:
 
 
 class Pace:
-    """Whether a transfer goes on fast enough."""
+    """Whether a transfer is fast enough."""
 
     def __init__(self) -> None:
         self.started_at = self._since = time.monotonic()

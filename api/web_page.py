@@ -22,7 +22,7 @@ POLICY = (
 HEADERS = {
     "Content-Security-Policy": POLICY,
     "Cross-Origin-Opener-Policy": "same-origin",
-    # Asked for anew each time, which costs a few bytes: the files change with the server.
+    # Requested again each time, which costs a few bytes: the files change with the server.
     "Cache-Control": "no-cache",
 }
 

@@ -1,7 +1,7 @@
 """Calling back: the status of an ended task is sent to the address that its client gave.
 
 What is still to be sent stands in the store, so it survives a restart and needs no queue in memory.
-A thread of its own ("webhooks") sends it, so that a slow receiver delays nobody but the others that
+A thread of its own ("webhooks") sends it, so that a slow receiver delays only the others that
 wait to be called. A receiver may be called twice (the process may end after it was), and never by
 way of a redirect, a proxy or another host than the operator allows.
 
@@ -28,7 +28,7 @@ from api.generate_request import Limits
 from api.task_answers import status_answer
 from errors import Gone, StorageUnavailable, UnknownTask
 from queue_manager import QueueManager
-from queueing.events import ENDS
+from scheduler.events import ENDS
 from storage.callback_store import Callback, CallbackStore
 from supervision import SupervisedThread
 
@@ -71,7 +71,7 @@ class Webhooks:
         self._thread = SupervisedThread("webhooks", self._run)
 
     def start(self) -> None:
-        """Does nothing where nobody may be called."""
+        """No-op when no callback host is allowed."""
         if self._limits.callback_hosts:
             self._thread.start()
 
@@ -134,7 +134,7 @@ class Webhooks:
             view = self._queue.status(task_id)
         except (Gone, UnknownTask):
             return b""
-        if view.wait is not None:
+        if not view.ended:
             return STILL_ENDING
         answer = status_answer(view, self._queue.state(), self._now(), version=version)
         return answer.as_json().encode()

@@ -29,15 +29,16 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from PIL import Image
 
+from allowed import Allowed
 from models.mflux_registry import find_model
-from models.model_catalog import Weights
-from offer import Offer
+from models.model_catalog import LoadSpec
 from queue_manager import QueueManager
-from queueing.queue_state import Rules
+from scheduler.limits import QueueLimits
+from scheduler.scheduler import Scheduler
 from server import Server
 from settings import Settings
 from storage.task_store import TaskStore
-from task import Drawn, GenerationParams, Memory, Report, Stage
+from task import Drawn, GenerationParams, Memory, Report, Stage, Task
 from timing_model import TimingModel
 
 ROOT = Path(__file__).parent.parent
@@ -46,7 +47,7 @@ SEED = 20240917
 """Of everything random here."""
 _model = find_model("tiny")
 assert _model
-OFFER = Offer(_model, (_model,))
+OFFER = Allowed(_model, (_model,))
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -54,7 +55,7 @@ P = ParamSpec("P")
 Draw = Callable[[GenerationParams, Report], Image.Image]
 
 
-# -- the server, with a generator that does what it is told --------------------------------------
+# -- the server, with a scripted generator -----------------------------------------------------
 
 
 def small_picture(params: GenerationParams, report: Report) -> Image.Image:
@@ -69,7 +70,7 @@ class FakeGenerator:
 
         self.resident: tuple[str, ...] = ()
 
-    def load(self, weights: Weights) -> int | None:
+    def load(self, weights: LoadSpec) -> int | None:
         self.resident = (weights.key,)
         return None
 
@@ -82,7 +83,7 @@ class FakeGenerator:
     def refusal(self, params: GenerationParams) -> str | None:
         return None
 
-    def check_adapters(self, weights: Weights) -> tuple[str, ...]:
+    def check_adapters(self, weights: LoadSpec) -> tuple[str, ...]:
         return ()
 
 
@@ -104,9 +105,9 @@ class FakeServer:
         self._server.stop()
 
 
-def make_queue(store: TaskStore) -> QueueManager:
+def make_scheduler(store: TaskStore) -> Scheduler:
     """The rules alone, on this store, for as many tasks as a benchmark wants."""
-    return QueueManager(OFFER, TimingModel(), store, Rules(max_queue=MAX_QUEUE))
+    return Scheduler(OFFER, TimingModel(), store, QueueLimits(max_queue=MAX_QUEUE))
 
 
 def make_params(
@@ -135,15 +136,16 @@ def fill(data_dir: Path, tasks: int) -> list[str]:
     store = TaskStore(data_dir)
     set_synchronous(store, "OFF")
     ids = [f"{number:016x}" for number in range(tasks)]
-    for task_id in ids:
-        store.insert(task_id, make_params(side=64), urgent=False, created_at=time.time())
+    for number, task_id in enumerate(ids, 1):
+        task = Task(task_id, make_params(side=64), 0, time.time(), sequence=number, group=number)
+        store.insert(task)
     store.close()
     return ids
 
 
 def run_waiting(queue: QueueManager, tasks: int) -> None:
     """Return once so many tasks, all that were submitted, have ended."""
-    while queue.queue(1, 0)[1]:
+    while queue.unfinished(1, 0)[1]:
         time.sleep(0.01)
     assert queue.images()[0] >= tasks
 

@@ -1,4 +1,4 @@
-"""How good the forecasts are: thousands of tasks in virtual time, under laws nobody is told.
+"""How good the forecasts are: thousands of tasks in virtual time, under laws unknown to the server.
 
     python benchmarks/forecast_error.py [--quick]        writes docs/images/forecast.png, too
 
@@ -24,14 +24,16 @@ from statistics import fmean, median
 
 from common import ROOT, Results
 
+from allowed import Allowed
 from models.mflux_registry import find_model
-from models.model_catalog import Model, Weights
-from offer import Offer
+from models.model_catalog import LoadSpec, Model
 from queue_manager import QueueManager
-from queueing.queue_state import Rules
+from scheduler.limits import QueueLimits
+from scheduler.scheduler import Scheduler
+from scheduler.worker_api import WorkerApi
 from storage.task_store import TaskStore
-from task import GenerationParams, Phase
-from timing_model import TimingModel
+from task import Encoded, GenerationParams, Phase, Progress
+from timing_model import Measured, TimingModel
 
 SIDES = range(512, 1537, 64)
 URGENT_SHARE, CANCELLED_SHARE = 0.1, 0.05
@@ -155,14 +157,15 @@ class Replay:
         models = [m for m in (SCHNELL, KLEIN) if m.name in scenario.load_s] or [SCHNELL]
         self.models = models
         self.loaded: Model = models[0]
-        self.queue = QueueManager(
-            Offer(models[0], tuple(models)),
+        scheduler = Scheduler(
+            Allowed(models[0], tuple(models)),
             TimingModel(),
             TaskStore(None),
-            Rules(max_queue=1000, keep_s=1e9),
+            QueueLimits(max_queue=1000, keep_s=1e9),
             monotonic=lambda: self.at,
             now=lambda: self.at,
         )
+        self.queue, self.worker = QueueManager(scheduler), WorkerApi(scheduler)
         self.records: dict[str, Record] = {}
         self.done: list[Record] = []
         self.order: list[str] = []  # waiting, as the queue runs them
@@ -183,10 +186,10 @@ class Replay:
         return self.done
 
     def load(self, model: Model, seconds: float) -> None:
-        weights = Weights(model, model.pipelines[0], None)
-        self.queue.load_started(weights)
+        weights = LoadSpec(model, model.pipelines[0], None)
+        self.worker.load_started(weights)
         self.pass_s(seconds)
-        self.queue.load_finished(weights, None)
+        self.worker.load_finished(weights, None, [weights.key])
 
     # -- the clients -----------------------------------------------------------------------------
 
@@ -200,13 +203,13 @@ class Replay:
         )  # fmt: skip
         urgent = self.dice.random() < self.urgent
         self.submitted += 1
-        view, _ = self.queue.submit(params, urgent=urgent)
+        view, _ = self.queue.submit(params, priority=int(urgent))
         law = self.scenario.law(params, model, len(self.done) / self.tasks)
-        poll = Poll(self.at, len(self.done), {}, view.wait.p90_s if view.wait else 0.0)
+        poll = Poll(self.at, len(self.done), {}, view.forecast.p90_s if view.forecast else 0.0)
         record = Record(params, model, urgent, law, self.at, poll)
         self.records[view.task_id] = record
         self.reorder()
-        poll.said = self.say(view.task_id, view.wait_s or 0.0)
+        poll.said = self.say(view.task_id, view.forecast.end_s if view.forecast else 0.0)
         if self.dice.random() < CANCELLED_SHARE:
             victim = self.dice.choice(self.order)
             self.queue.delete(victim)
@@ -220,14 +223,14 @@ class Replay:
             if record is None:
                 continue
             view = self.queue.status(task_id)
-            if view.wait is None:
+            if view.forecast is None:
                 continue
-            end_at = self.at + view.wait.end_s
-            if view.wait.reason is None:
+            end_at = self.at + view.forecast.end_s
+            if view.forecast.reason is None:
                 record.step_back_s = max(record.step_back_s, end_at - record.told_end_at)
             record.told_end_at = end_at
-            said = self.say(task_id, float(max(math.ceil(view.wait.end_s), 1)))
-            poll = Poll(self.at, len(self.done), said, view.wait.p90_s)
+            said = self.say(task_id, float(max(math.ceil(view.forecast.end_s), 1)))
+            poll = Poll(self.at, len(self.done), said, view.forecast.p90_s)
             (record.running if record is self.current else record.waiting).append(poll)
 
     def say(self, task_id: str, ours: float) -> dict[str, float]:
@@ -263,7 +266,7 @@ class Replay:
         return 0.0
 
     def reorder(self) -> None:
-        views, _ = self.queue.queue(1000, 0)
+        views, _ = self.queue.unfinished(1000, 0)
         self.order = [v.task_id for v in views if v.status == "waiting"]
 
     def running_id(self) -> str:
@@ -272,7 +275,7 @@ class Replay:
     # -- the worker ------------------------------------------------------------------------------
 
     def work(self) -> None:
-        task = self.queue.claim(0)
+        task = self.worker.claim(0)
         assert task
         record = self.current = self.records[task.task_id]
         record.started_at = self.at
@@ -296,13 +299,15 @@ class Replay:
         for done in range(n + 1):
             self.left = Seconds(0.0, law.steps[done:], law.decode)
             self.phase_started_at = self.at
-            self.queue.report(task.task_id, Phase.DENOISING, done, n)
+            self.worker.report(task.task_id, 1, Progress(Phase.DENOISING, done, n))
             if done < n:
                 self.pass_s(law.steps[done] * factor)
-        self.queue.report(task.task_id, Phase.DECODING, n, n)
+        self.worker.report(task.task_id, 1, Progress(Phase.DECODING, n, n))
         self.pass_s(law.decode * factor)
-        self.queue.report(task.task_id, Phase.IMAGE_ENCODING, n, n)
-        self.queue.finish(task.task_id, [b""])
+        self.worker.report(task.task_id, 1, Progress(Phase.IMAGE_ENCODING, n, n))
+        took = law.times(factor)
+        measured = Measured(took.text, took.steps, took.decode, 0.0)
+        self.worker.finish(task.task_id, 1, Encoded(b"", 0, ((0, measured),)))
         record.ended_at = self.at
         self.current = None
         self.left = Seconds(0.0, [], 0.0)

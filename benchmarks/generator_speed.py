@@ -5,7 +5,7 @@ How to read it: both draw the same pictures with the same tiny model in this pro
 thread of its own, in alternating rounds; `ratio` is the median of server / bare loop over the
 rounds, the batch as a whole, from the first claim to the last image on disk. `one task` asks for
 all pictures of a prompt at once (count), the others with a task for each. `alternating` has two
-models and memory for one: the bare loop is told the best order (two loads), the server finds it.
+models and memory for one: the bare loop gets the best order (two loads), the server finds it.
 Goal: at most 1.01, below 1.0 where encoding (PNG) overlaps with drawing.
 """
 
@@ -19,18 +19,20 @@ from typing import ParamSpec
 
 from common import Results, median, temporary_folder
 
-from drawing.pipelines import arguments, build
+from allowed import Allowed
+from generation.pipelines import arguments, build
 from generator import MfluxGenerator
 from models.mflux_registry import find_model
-from models.model_catalog import Weights
-from offer import Offer
+from models.model_catalog import LoadSpec
 from queue_manager import QueueManager
-from queueing.events import EventKind
-from queueing.queue_state import Rules
+from scheduler.events import EventKind
+from scheduler.limits import QueueLimits
+from scheduler.scheduler import Scheduler
+from scheduler.worker_api import WorkerApi
 from storage.task_store import TaskStore
 from task import GenerationParams, Stage
 from timing_model import TimingModel
-from worker import Worker
+from workers.worker import Worker
 
 GOAL = 1.01
 P = ParamSpec("P")
@@ -103,10 +105,10 @@ def requests_of(batch: Batch, pictures: int) -> list[GenerationParams]:
     ]
 
 
-def weights_of(name: str) -> Weights:
+def weights_of(name: str) -> LoadSpec:
     model = find_model(name)
     assert model
-    return Weights(model, model.pipelines[0], None)
+    return LoadSpec(model, model.pipelines[0], None)
 
 
 def bare_loop(asked: Sequence[GenerationParams], checkpoints: Path) -> float:
@@ -135,14 +137,15 @@ def server(asked: Sequence[GenerationParams], checkpoints: Path) -> float:
     """The same through the server's queue, worker and store."""
     first = dict.fromkeys(params.model for params in asked)
     models = tuple(weights_of(name).model for name in first)
-    offer = Offer(models[0], models)
+    allowed = Allowed(models[0], models)
     with temporary_folder() as folder:
         store = TaskStore(folder)
-        rules = Rules(max_queue=1000, affinity_s=3600.0)
-        queue = QueueManager(offer, TimingModel(), store, rules)
-        worker = Worker(queue, MfluxGenerator(checkpoints), lambda error: None)
+        limits = QueueLimits(max_queue=1000, max_delay_s=3600.0)
+        scheduler = Scheduler(allowed, TimingModel(), store, limits)
+        queue = QueueManager(scheduler)
+        worker = Worker(WorkerApi(scheduler), MfluxGenerator(checkpoints), lambda error: None)
         for params in asked:
-            queue.submit(params, urgent=False)
+            queue.submit(params)
         heard = queue.events.last_id
         worker.start()
         started_at, done = 0.0, 0

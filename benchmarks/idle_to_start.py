@@ -50,7 +50,7 @@ class Idle:
 
     def note(self, seeds: Sequence[int], answers: Sequence[Answer]) -> None:
         """Leaves out the requests that came while the one before was still being saved."""
-        while self.server.queue.queue(1, 0)[1]:
+        while self.server.queue.unfinished(1, 0)[1]:
             time.sleep(0.01)
         for seed, answer in zip(seeds, answers, strict=True):
             if json.loads(answer.body)["task_length"] == 0:

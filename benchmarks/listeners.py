@@ -47,7 +47,7 @@ class DrawingServer:
                 self._late.append(time.perf_counter() - start - STEP_S)
 
         self._server = FakeServer(folder, draw)
-        self._task_id = self._server.queue.submit(make_params(), urgent=False)[0].task_id
+        self._task_id = self._server.queue.submit(make_params())[0].task_id
         runs.wait()
 
     def port_and_id(self) -> tuple[int, str]:

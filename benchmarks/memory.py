@@ -27,7 +27,7 @@ from common import (
     Results,
     fill,
     make_params,
-    make_queue,
+    make_scheduler,
     median,
     rss_mb,
     run_waiting,
@@ -36,6 +36,7 @@ from common import (
 )
 from PIL import Image
 
+from queue_manager import QueueManager
 from storage.task_store import TaskStore
 from task import GenerationParams, Report
 
@@ -49,14 +50,14 @@ class Waiting:
     def __init__(self, data_dir: Path) -> None:
         start = time.perf_counter()
         self._store = TaskStore(data_dir)
-        self._queue = make_queue(self._store)
+        self._queue = QueueManager(make_scheduler(self._store))
         self._seconds = time.perf_counter() - start
         set_synchronous(self._store, "OFF")
         gc.collect()
 
     def submit(self, tasks: int) -> None:
         for _ in range(tasks):
-            self._queue.submit(make_params(), urgent=False)
+            self._queue.submit(make_params())
         gc.collect()
 
     def seconds(self) -> float:
@@ -80,7 +81,7 @@ class Finishing:
         batch = 50
         for _ in range(tasks // batch):
             for _ in range(batch):
-                self._server.queue.submit(make_params(side=SIDE), urgent=False)
+                self._server.queue.submit(make_params(side=SIDE))
             run_waiting(self._server.queue, batch)
         gc.collect()
 

@@ -17,7 +17,7 @@ from common import (
     describe_fsyncs,
     fsyncs,
     make_params,
-    make_queue,
+    make_scheduler,
     median,
     percentile,
     set_synchronous,
@@ -42,7 +42,7 @@ def main() -> None:
         }
         set_synchronous(stores["disk, synchronous=NORMAL"], "NORMAL")
         set_synchronous(stores["disk, synchronous=OFF"], "OFF")
-        queues = {name: make_queue(store) for name, store in stores.items()}
+        queues = {name: QueueManager(make_scheduler(store)) for name, store in stores.items()}
         rates: dict[tuple[str, int], list[float]] = defaultdict(list)
         waits: dict[tuple[str, int], list[float]] = defaultdict(list)
         syncs: list[float] = []
@@ -88,7 +88,7 @@ def submit_for(queue: QueueManager, threads: int, seconds: float) -> list[float]
     def submit() -> None:
         params = make_params()
         while (start := time.perf_counter()) < until:
-            queue.submit(params, urgent=False)
+            queue.submit(params)
             took.append(time.perf_counter() - start)
 
     run_threads(submit, threads)

@@ -20,7 +20,7 @@ from common import (
     disks,
     fsyncs,
     make_params,
-    make_queue,
+    make_scheduler,
     median,
     percentile,
     run_waiting,
@@ -29,8 +29,10 @@ from common import (
 from PIL import Image
 
 from images import encode_image
+from queue_manager import QueueManager
+from scheduler.worker_api import WorkerApi
 from storage.task_store import TaskStore
-from task import GenerationParams, Report
+from task import Encoded, GenerationParams, Report
 
 GOAL_MS = 5.0
 SIZE = (1024, 1024)
@@ -95,20 +97,21 @@ def main() -> None:
 def run_server(folder: Path, gpu: Gpu, image_format: ImageFormat, tasks: int) -> None:
     server = FakeServer(folder, gpu.draw)
     for _ in range(tasks):
-        server.queue.submit(make_params(image_format=image_format), urgent=False)
+        server.queue.submit(make_params(image_format=image_format))
     run_waiting(server.queue, tasks)
     server.close()
 
 
 def run_reference(folder: Path, gpu: Gpu, image_format: ImageFormat, tasks: int) -> None:
     store = TaskStore(folder)
-    queue = make_queue(store)
+    scheduler = make_scheduler(store)
+    queue, worker = QueueManager(scheduler), WorkerApi(scheduler)
     for _ in range(tasks):
-        queue.submit(make_params(image_format=image_format), urgent=False)
-    while task := queue.claim(0):
+        queue.submit(make_params(image_format=image_format))
+    while task := worker.claim(0):
         picture = gpu.draw(task.params, report_to_nobody)
         image = encode_image(picture, task.params.format, task.params.quality)
-        queue.finish(task.task_id, [image])
+        worker.finish(task.task_id, task.attempt, Encoded(image, 0))
     store.close()
 
 

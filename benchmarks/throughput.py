@@ -55,7 +55,7 @@ class DeepServer:
 
         self._server = FakeServer(data_dir, draw)
         runs.wait()
-        running = self._server.queue.queue(1, 0)[0][0].task_id
+        running = self._server.queue.unfinished(1, 0)[0][0].task_id
         self._ids = random.sample(waiting, min(SAMPLE, depth)) or [running]
 
     def port_and_ids(self) -> tuple[int, list[str]]:

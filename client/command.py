@@ -99,7 +99,8 @@ def _run(options: argparse.Namespace) -> int:
             print(_as_json(status.raw) if options.json else in_words(status))
             return OK
         if options.cancel:
-            print(f"{options.cancel} was {client.cancel(options.cancel)}")
+            was = client.cancel(options.cancel, after_current=options.after_current)
+            print(f"{options.cancel} was {was}")
             return OK
         _check_output(options)
         if options.task:
@@ -107,7 +108,7 @@ def _run(options: argparse.Namespace) -> int:
         try:
             task = _submit(options, client)
         except KeyboardInterrupt:
-            raise Left("interrupted while submitting; --queue tells what was accepted") from None
+            raise Left("interrupted while submitting; --queue shows what was accepted") from None
         return _wait_and_fetch(options, client, task.task_id)
 
 
@@ -346,7 +347,7 @@ FIELDS: dict[str, tuple[str, dict[str, Any]]] = {
         "--strength",
         {"type": float, "metavar": "X", "help": "how much of --init-image is kept, 0 to 1"},
     ),
-    "mask": ("--mask", {"metavar": "FILE", "help": "white where --init-image is drawn anew"}),
+    "mask": ("--mask", {"metavar": "FILE", "help": "white where --init-image is repainted"}),
     "images": (
         "--image",
         {"action": "append", "metavar": "FILE", "help": "picture to edit or combine; repeatable"},
@@ -386,6 +387,8 @@ class _Parser(argparse.ArgumentParser):
         asked = [name for name in ("prompt", *FIELDS) if getattr(options, name) is not None]
         if len(named) > 1 or (named and asked):
             self.error(f"{named[0]} stands alone")
+        if options.after_current and not options.cancel:
+            self.error("--after-current belongs to --cancel")
         if not named and options.prompt is None and options.init_image is None:
             self.error("a prompt is needed: what the picture shows")
         return options
@@ -416,6 +419,11 @@ def _parser() -> argparse.ArgumentParser:
     other.add_argument("--cancel", metavar="ID", help="cancel this task, or remove it if it ended")
     other.add_argument("--queue", action="store_true", help="list the tasks that wait or run")
     other.add_argument("--models", action="store_true", help="list the models")
+    other.add_argument(
+        "--after-current",
+        action="store_true",
+        help="with --cancel: end after the picture that is being drawn, and keep it",
+    )
     how = parser.add_argument_group("how")
     how.add_argument("--url", help="of the server (default: http://localhost:4030)")
     how.add_argument(

@@ -131,32 +131,38 @@ Picture = Union[str, "os.PathLike[str]", bytes, "Image", "PillowImage", ImageOf]
 """A path, a data URL, the bytes of a file, what `image` returned, a Pillow image, or ImageOf."""
 
 
-class Fields(TypedDict, total=False):
-    """Fields of a request, besides the prompt. Absent ones are the server's to choose; its README
-    and /swagger tell what they mean."""
+class Passed(TypedDict, total=False):
+    """Fields of a request that the params of its answer repeat."""
+
+    guidance: float
+    format: str
+    quality: int
+    quantize: int
+    negative_prompt: str
+    scheduler: str
+    image_strength: float
+    control_strength: float
+    control_type: str
+    upscale: float
+    tags: list[str]
+
+
+class Fields(Passed, total=False):
+    """Fields of a request, besides the prompt. The server chooses those that are absent; its README
+    and /swagger say what they mean."""
 
     seed: int | str
     width: int
     height: int
     steps: int
-    guidance: float
-    format: str
-    quality: int
     priority: bool | int
     model: str
-    quantize: int
-    negative_prompt: str
-    scheduler: str
     count: int
     init_image: Picture
-    image_strength: float
     images: list[Picture]
     mask: Picture
     control_image: Picture
-    control_strength: float
-    control_type: str
     loras: list[str | Lora]
-    upscale: float
     metadata: bool
     callback_url: str
 
@@ -164,24 +170,16 @@ class Fields(TypedDict, total=False):
 # -- what is answered ---------------------------------------------------------------------------
 
 
-class Params(TypedDict, total=False):
+class Params(Passed, total=False):
     """What is done for a task: defaults filled in, size rounded."""
 
     model: str
-    quantize: int
     prompt: str
-    negative_prompt: str
     count: int
     seed: str
-    scheduler: str
     width: int
     height: int
     steps: int
-    guidance: float
-    format: str
-    quality: int
-    image_strength: float
-    upscale: float
     metadata: bool
     priority: bool
 
@@ -237,6 +235,7 @@ class Status:
     steps_done: int
     steps_total: int
     images_done: int
+    """Images that are stored: `image` fetches them, also while the task runs."""
     params: Params
     server: str
     """State of the server: loading, ready, busy, draining, failed."""
@@ -250,9 +249,12 @@ class Status:
     expected_end_at: float | None = None
     confidence: str | None = None
     reason: str | None = None
-    """Why it is done later than the answer before said."""
+    """Why the forecast is later than it was when the status changed last."""
     poll_after_s: float | None = None
     phase: str | None = None
+    """loading, text_encoding, denoising, decoding or image_encoding."""
+    last_image: int | None = None
+    """Index of the image after which it is cancelled."""
     created_at: float | None = None
     started_at: float | None = None
     ended_at: float | None = None
@@ -367,7 +369,7 @@ class Client:
         key: sent as `Authorization: Bearer KEY`.
         timeout_s: seconds for which one answer may be silent.
         retry_s: seconds for which a call that failed is tried again; 0: not at all.
-        on_retry: told the failure and the seconds until the next try.
+        on_retry: called with the failure and the seconds until the next try.
     """
 
     def __init__(
@@ -414,7 +416,7 @@ class Client:
 
         Args:
             prompt: what the picture shows; only upscalers do without.
-            idempotency_key: yours, 1 to 200 characters, if this shall be safe to repeat even after
+            idempotency_key: yours, 1 to 200 characters, if this must be safe to repeat even after
                 your own program has ended. Absent: a random one.
         """
         given: dict[str, Any] = {"prompt": prompt, **fields}
@@ -453,7 +455,7 @@ class Client:
         timeout_s: float | None = None,
         on_status: Callable[[Status], object] | None = None,
     ) -> Status:
-        """Wait until a task is done, failed or cancelled; its last status tells which.
+        """Wait until a task is done, failed or cancelled; its last status says which.
 
         A restart of the server in the middle is waited for too, for `retry_s` seconds.
 
@@ -487,8 +489,19 @@ class Client:
             self._sleep(max(left(poll_after_s), 0))
             status = self.status(task_id)
 
+    def _next_status(self, status: Status) -> Status:
+        """The status once it has changed, or after a while."""
+        if status.version is None:  # the server cannot wait for changes
+            self._sleep(status.poll_after_s or 1)
+            return self.status(status.task_id)
+        asked_at = self._clock()
+        later = self.status(status.task_id, wait_s=LONG_POLL_S, since=status.version)
+        if later.version == status.version and self._clock() - asked_at < LONG_POLL_S / 2:
+            self._sleep(1)  # it answered at once: as many wait there as it can bear
+        return later
+
     def image(self, task_id: str, index: int = 0) -> Image:
-        """One picture of a task that is done. It stays on the server (see above)."""
+        """One picture, once it is stored. It stays on the server (see above)."""
         query = {"task_id": task_id, "index": index, "delete": "false"}
         answer = self._call("GET", "/image", params=query)
         content_type = answer.headers.get("Content-Type", "")
@@ -497,9 +510,24 @@ class Client:
         return Image(answer.content, content_type, task_id, index)
 
     def images(self, task_id: str) -> list[Image]:
-        """All pictures of a task that is done, fetched one by one."""
-        count = self.status(task_id).params.get("count", 1)
-        return [self.image(task_id, index) for index in range(count)]
+        """All pictures that are stored of a task, fetched one by one."""
+        return [self.image(task_id, index) for index in range(self.status(task_id).images_done)]
+
+    def images_as_stored(self, task_id: str) -> Iterator[Image]:
+        """The pictures of a task, each as soon as it is stored, until the task has ended.
+
+        A task that is cancelled or fails gives those that were stored before; `status` says which.
+        """
+        index = 0
+        while True:
+            status = self.status(task_id)
+            while index >= status.images_done and not status.ended:
+                status = self._next_status(status)
+            while index < status.images_done:
+                yield self.image(task_id, index)
+                index += 1
+            if status.ended:
+                return
 
     def preview(self, task_id: str) -> bytes | None:
         """A small JPEG of the picture so far of a running task; None while there is none.
@@ -513,17 +541,24 @@ class Client:
         return self._call("GET", "/preview", params={"task_id": task_id}).content or None
 
     def archive(self, task_id: str) -> bytes:
-        """All pictures of a task that is done, as a zip file."""
+        """All pictures of a task that has ended, as a zip file."""
         query = {"task_id": task_id, "all": "true", "delete": "false"}
         return self._call("GET", "/image", params=query).content
 
-    def cancel(self, task_id: str) -> str:
+    def cancel(self, task_id: str, *, after_current: bool = False) -> str:
         """Take a waiting task out of the queue, stop a running one, remove an ended one with its
-        pictures.
+        pictures. The pictures that a cancelled task has stored can be fetched.
+
+        Args:
+            after_current: cancel a running task once the picture that is being drawn is stored; an
+                ended one stays as it is.
 
         Returns:
             The status that the task had before.
         """
+        if after_current:  # safe to repeat: it removes nothing
+            query = {"task_id": task_id, "after_current": "true"}
+            return str(self._json("DELETE", "/delete", params=query).get("was"))
         was = self.status(task_id).status
 
         def look() -> None:
@@ -543,9 +578,9 @@ class Client:
             return was
         return str(answer.get("was", was))
 
-    def queue(self, limit: int = 100, offset: int = 0) -> Queue:
-        """The tasks that are not finished."""
-        query = {"limit": limit, "offset": offset}
+    def queue(self, limit: int = 100, offset: int = 0, tag: str | None = None) -> Queue:
+        """The tasks that are not finished; with `tag`, those that have it among their tags."""
+        query: dict[str, Any] = {"limit": limit, "offset": offset, "tag": tag}
         answer = self._json("GET", "/queue", params=query)
         tasks = [_built(QueuedTask, task) for task in _list(answer, "tasks")]
         return _built(Queue, {**answer, "tasks": tasks}, answer)
@@ -643,7 +678,7 @@ class Client:
             now = self._clock()
             give_up_at = now + self.retry_s if give_up_at is None else give_up_at
             this_pause_s = max(
-                pause_s * random.uniform(0.5, 1.0),  # many clients shall not come back at once
+                pause_s * random.uniform(0.5, 1.0),  # many clients must not come back at once
                 failure.retry_after_s or 0.0,
             )
             if now + this_pause_s > give_up_at:
@@ -839,7 +874,7 @@ def _refusal(answer: requests.Response) -> MfluxError:
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Retry-After: seconds, or a date, by the clock of the server if it tells its own date."""
+    """Retry-After: seconds, or a date, by the clock of the server if it sends its own date."""
     text = headers.get("Retry-After", "")
     if text.strip().isdigit():
         return float(text)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PHASES = {
+    "loading": "loading the model",
     "text_encoding": "reading the prompt",
     "decoding": "decoding",
     "image_encoding": "writing the file",
@@ -165,7 +166,7 @@ def picture_escape(data: bytes, protocol: str, columns: int) -> str:
     chunks = [text[start : start + KITTY_CHUNK] for start in range(0, len(text), KITTY_CHUNK)]
     parts = []
     for number, chunk in enumerate(chunks):
-        head = f"a=T,f=100,q=2{fit}," if number == 0 else ""  # q=2: it shall not answer
+        head = f"a=T,f=100,q=2{fit}," if number == 0 else ""  # q=2: no answer
         parts.append(f"\x1b_G{head}m={int(number < len(chunks) - 1)};{chunk}\x1b\\")
     return "".join(parts) + "\n"
 

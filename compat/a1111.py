@@ -48,8 +48,8 @@ NOTHING = {"description": "Nothing.", "content": {"application/json": {"schema":
 
 
 def a1111_error_body(problem: errors.Problem) -> dict[str, Any]:
-    told = A1111Error(error=problem.code, detail=problem.message, errors=problem.message)
-    return told.model_dump()
+    body = A1111Error(error=problem.code, detail=problem.message, errors=problem.message)
+    return body.model_dump()
 
 
 def a1111_error(problem: errors.Problem) -> tuple[dict[str, Any], int, dict[str, str]]:
@@ -76,7 +76,7 @@ class Checkpoint:
     def __init__(self, calls: SyncCalls, switch: bool) -> None:
         self._calls = calls
         self._switch = switch
-        self._chosen = calls.offer.default
+        self._chosen = calls.allowed.default
 
     @property
     def model(self) -> Model:
@@ -103,7 +103,7 @@ class Checkpoint:
             raise errors.InvalidInput(
                 f"There is no model {str(title)[:100]!r}.", field="sd_model_checkpoint"
             )
-        model = self._calls.offer.model(name)
+        model = self._calls.allowed.model(name)
         if model is self._chosen:
             return
         if not self._switch:
@@ -151,7 +151,7 @@ def a1111_routes(
         with calls.room_for_the_body(request.content_length):
             asked = read_body(ImageToImage, json_body())
             named = checkpoint.named(asked.override_settings.get("sd_model_checkpoint"))
-            if named is None and checkpoint.model is not calls.offer.default:
+            if named is None and checkpoint.model is not calls.allowed.default:
                 named = checkpoint.model.name
             started = _start(asked, placed_pictures(asked, named, calls))
         # Its pictures are not held while the caller waits.
@@ -160,10 +160,10 @@ def a1111_routes(
 
     def _model_of(asked: TextToImage) -> Model:
         named = checkpoint.named(asked.override_settings.get("sd_model_checkpoint"))
-        return calls.offer.model(named) if named else checkpoint.model
+        return calls.allowed.model(named) if named else checkpoint.model
 
     def _start(asked: TextToImage, placed: dict[str, Any]) -> tuple[Call, GenerationParams]:
-        model = calls.offer.model(placed["model"])
+        model = calls.allowed.model(placed["model"])
         fields = fields_of(asked, model, calls) | placed
         _, prepared = calls.prepare(
             fields,
@@ -193,7 +193,7 @@ def a1111_routes(
     @documented(
         "How far the caller's own task is",
         tag=TAG,
-        description="A caller is who has the same address, Authorization and User-Agent.",
+        description="A caller is identified by address, Authorization and User-Agent.",
         parameters=[
             query(
                 "skip_current_image",
@@ -230,10 +230,10 @@ def a1111_routes(
 
     @routes.post("/png-info")
     @documented(
-        "How a picture was made, as far as its file tells",
+        "How a picture was made, if its file says so",
         tag=TAG,
         content={"application/json": {"schema": {"$ref": SCHEMAS + "PngInfo"}}},
-        answers={200: json_answer(A1111PngInfo, "What it tells.")},
+        answers={200: json_answer(A1111PngInfo, "What the file says.")},
         errors=(
             errors.InvalidInput,
             errors.BodyTooLarge,
@@ -254,7 +254,7 @@ def a1111_routes(
 
 
 def _caller() -> Caller:
-    """Who asks, as well as can be known of clients that name no task."""
+    """The caller, as far as it can be identified: these clients name no task."""
     headers = request.headers
     return (
         request.remote_addr or "",

@@ -8,8 +8,7 @@ from compat.a1111_fields import Hires
 from compat.a1111_shapes import A1111Images, A1111Progress, A1111State, TextToImage
 from compat.sync_calls import Finished
 from images import png_of_size, to_base64, with_png_text
-from queueing.task_view import TaskView
-from task import GenerationParams
+from task import GenerationParams, Task
 
 AT_LEAST_SHOWN = 0.01
 """Progress of a task that waits: clients take 0 for idle."""
@@ -100,11 +99,11 @@ def _infotext(
     return "\n".join(lines)
 
 
-def progress_answer(view: TaskView) -> A1111Progress:
-    wait_s = view.wait_s or 0.0
+def progress_answer(view: Task) -> A1111Progress:
+    wait_s = view.forecast.end_s if view.forecast else 0.0
     running = view.started_at is not None
     return A1111Progress(
-        progress=min(max(view.progress, AT_LEAST_SHOWN), 0.99) if running else AT_LEAST_SHOWN,
+        progress=min(max(view.share_done, AT_LEAST_SHOWN), 0.99) if running else AT_LEAST_SHOWN,
         eta_relative=round(wait_s, 3),
         state=A1111State(
             job=view.task_id,

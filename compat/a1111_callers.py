@@ -1,4 +1,4 @@
-"""Who waits for which task: AUTOMATIC1111's progress and interrupt name none."""
+"""Which caller waits for which task: AUTOMATIC1111's progress and interrupt name none."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -6,7 +6,7 @@ from threading import Lock
 
 from errors import Gone, UnknownTask
 from queue_manager import QueueManager
-from queueing.task_view import TaskView
+from task import Task
 
 Caller = tuple[str, ...]
 
@@ -33,12 +33,14 @@ class Callers:
                     del self._tasks[caller]
                 self._interrupted.discard(task_id)
 
-    def present(self, caller: Caller) -> TaskView | None:
+    def present(self, caller: Caller) -> Task | None:
         """The task of this caller that is furthest: it runs, or is the first of those that wait."""
         with self._lock:
             task_ids = list(self._tasks.get(caller, ()))
         views = [view for task_id in task_ids if (view := self._unfinished(task_id))]
-        return min(views, key=lambda view: view.wait.end_s if view.wait else 0.0, default=None)
+        return min(
+            views, key=lambda view: view.forecast.end_s if view.forecast else 0.0, default=None
+        )
 
     def interrupt(self, caller: Caller) -> None:
         """Stop the present task of this caller, and no other one."""
@@ -56,9 +58,13 @@ class Callers:
         with self._lock:
             return task_id in self._interrupted
 
-    def _unfinished(self, task_id: str) -> TaskView | None:
+    def _unfinished(self, task_id: str) -> Task | None:
         try:
             view = self._queue.status(task_id)
         except (UnknownTask, Gone):
             return None
-        return view if view.wait is not None else None
+        return None if view.ended else view
+
+
+def _end_s(task: Task) -> float:
+    return task.forecast.end_s if task.forecast else 0.0

@@ -14,8 +14,9 @@ from compat.bodies import used
 from compat.pictures import EDIT, START, place_pictures
 from compat.sync_calls import SyncCalls
 from errors import InvalidInput
+from fields import SCHEDULERS, Takes
 from images import decode_base64
-from models.model_catalog import SCHEDULERS, Model, Takes
+from models.model_catalog import Model
 from task import SIDE_STEP
 
 NAMES = {
@@ -57,7 +58,7 @@ def hires_of(asked: TextToImage, drawn: tuple[int, int], calls: SyncCalls) -> Hi
     Raises:
         InvalidInput
     """
-    if calls.offer.upscaler is None or not used(asked.enable_hr, "enable_hr"):
+    if calls.allowed.upscaler is None or not used(asked.enable_hr, "enable_hr"):
         return Hires(None, None)
     width, height, size = *drawn, None
     factor = used(asked.hr_scale, "hr_scale")
@@ -131,7 +132,7 @@ def placed_pictures(asked: ImageToImage, named: str | None, calls: SyncCalls) ->
     pictures = [decode_base64(text, "init_images") for text in asked.init_images]
     mask = decode_base64(asked.mask, "mask") if asked.mask else None
     placed = place_pictures(calls, named, pictures, mask, ways=(START, EDIT), field="init_images")
-    model = calls.offer.model(placed["model"])
+    model = calls.allowed.model(placed["model"])
     pipeline = model.pipeline_for(frozenset({Takes.PROMPT, Takes.INIT_IMAGE}))
     if START in placed and not mask and pipeline and Takes.IMAGE_STRENGTH in pipeline.takes:
         changed = used(asked.denoising_strength, "denoising_strength")
@@ -170,7 +171,7 @@ def _without_tags(prompt: str, calls: SyncCalls, model: Model) -> tuple[str, lis
     are ignored, as all other tags are."""
     tags = [(kind, text.split(":")) for kind, text in TAG.findall(prompt)]
     named = [values for kind, values in tags if kind == "lora"]
-    known = calls.offer.loras() if named and Takes.LORAS in model.takes else {}
+    known = calls.allowed.loras() if named and Takes.LORAS in model.takes else {}
     loras = [
         {"name": values[0].strip(), "scale": _scale(values[1:])}
         for values in named

@@ -11,7 +11,7 @@ from api.request_body import json_body
 from compat.a1111 import A1111_ERRORS, NOTHING, TAG, Checkpoint
 from compat.bodies import Body, read_body
 from compat.sync_calls import SyncCalls
-from models.model_catalog import SCHEDULERS
+from fields import SCHEDULERS
 from task import Memory
 
 OPTIONS: dict[str, Any] = {
@@ -25,7 +25,7 @@ OPTIONS: dict[str, Any] = {
     "show_progress_every_n_steps": 1,
     "enable_pnginfo": True,
 }
-"""Those that clients look at; none of them changes anything."""
+"""Those that clients read; none of them changes anything."""
 EMPTY_LISTS = (
     "latent-upscale-modes",
     "sd-vae",
@@ -62,11 +62,11 @@ def a1111_lists(
     routes = Blueprint("a1111_lists", __name__, url_prefix="/sdapi/v1")
 
     def tell(name: str, summary: str, schema: dict[str, Any], answer: Callable[[], Any]) -> None:
-        """A route that takes nothing and tells something."""
-        told = {"description": summary, "content": {"application/json": {"schema": schema}}}
-        view = documented(summary, tag=TAG, answers={200: told}, errors=(), shape=A1111_ERRORS)(
-            lambda: jsonify(answer())
-        )
+        """A route without parameters."""
+        described = {"description": summary, "content": {"application/json": {"schema": schema}}}
+        view = documented(
+            summary, tag=TAG, answers={200: described}, errors=(), shape=A1111_ERRORS
+        )(lambda: jsonify(answer()))
         routes.add_url_rule(f"/{name}", name, view)
 
     @routes.post("/options")
@@ -103,12 +103,12 @@ def a1111_lists(
                 "filename": f"{model.name}.safetensors",
                 "config": None,
             }
-            for model in calls.offer.models
+            for model in calls.allowed.models
             if not model.upscaler
         ]
 
     def upscalers() -> list[dict[str, Any]]:
-        names = ["None", *([calls.offer.upscaler.name] if calls.offer.upscaler else [])]
+        names = ["None", *([calls.allowed.upscaler.name] if calls.allowed.upscaler else [])]
         nothing = {"model_name": None, "model_path": None, "model_url": None}
         return [{"name": name, **nothing, "scale": 1 if name == "None" else 4} for name in names]
 
@@ -120,7 +120,7 @@ def a1111_lists(
     def loras() -> list[dict[str, Any]]:
         return [
             {"name": name, "alias": name, "path": f"{name}.safetensors", "metadata": {}}
-            for name in calls.offer.loras()
+            for name in calls.allowed.loras()
         ]
 
     def memory_told() -> dict[str, Any]:
@@ -159,7 +159,7 @@ def a1111_lists(
     tell("loras", "The operator's adapters", A_LIST, loras)
     tell("embeddings", "Always empty", AN_OBJECT, lambda: {"loaded": {}, "skipped": {}})
     tell("scripts", "Always empty", AN_OBJECT, lambda: {"txt2img": [], "img2img": []})
-    tell("cmd-flags", "The flags that clients look at", AN_OBJECT, lambda: {"api": True})
+    tell("cmd-flags", "The flags that clients read", AN_OBJECT, lambda: {"api": True})
     tell("memory", "The memory, as MLX counts it", AN_OBJECT, memory_told)
 
     for name, why in NOTHING_TO_DO.items():

@@ -61,7 +61,7 @@ class TextToImage(Body):
         "", description="Ignored where the model does not know it."
     )
     seed: A1111Seed = Field(
-        None, description="Random where it is -1, null, empty or absent; `info` tells it."
+        None, description="Random where it is -1, null, empty or absent; `info` contains it."
     )
     steps: Whole | None = Field(
         None,
@@ -157,7 +157,7 @@ class A1111Progress(BaseModel):
 
 class A1111PngInfo(Answer):
     info: str = Field(description="How the picture was made; empty: it does not tell.")
-    items: dict[str, Any] = Field(description="All that the file tells.")
+    items: dict[str, Any] = Field(description="All parameters in the file.")
     parameters: dict[str, Any] = Field(description="The same by name.")
 
 

@@ -120,7 +120,7 @@ EDIT_FORM = {
     "description": "The fields of a generation, and files.",
     "required": ["image"],
     "properties": {
-        "prompt": {"type": "string", "description": "What shall be there; may be empty."},
+        "prompt": {"type": "string", "description": "What the image shows; may be empty."},
         "image": {
             "type": "array",
             "items": {"type": "string", "format": "binary"},
@@ -184,12 +184,12 @@ def openai_routes(
             used(asked.partial_images, "partial_images")
         else:
             used(asked.response_format, "response_format")
-        model = calls.offer.model(fields["model"])
+        model = calls.allowed.model(fields["model"])
         fields["steps"] = calls.steps(model, asked.steps)
         prepared = _prepared(asked, fields, calls)
         call = calls.start(
             prepared,
-            urgent=asked.priority,
+            priority=int(asked.priority),
             client_key=_client_key(),
             hung_up=gone_check(),
         )
@@ -278,12 +278,12 @@ def openai_routes(
         shape=OPENAI_ERRORS,
     )
     def model(name: str) -> Response:
-        if Catalog(calls.offer.models).find(name) is None:
+        if Catalog(calls.allowed.models).find(name) is None:
             raise errors.UnknownModel(f"There is no model {name[:100]!r}.", field="model")
         return json_response(one(name))
 
     def one(name: str) -> OpenAIModel:
-        model = calls.offer.model(name)
+        model = calls.allowed.model(name)
         return OpenAIModel(id=model.name, created=int(started_at), owned_by=model.family)
 
     return routes
@@ -322,7 +322,7 @@ def _pictures(form: Form, name: str, field: str) -> list[bytes]:
 
 
 def _names(calls: SyncCalls) -> list[str]:
-    return [model.name for model in calls.offer.models if not model.upscaler]
+    return [model.name for model in calls.allowed.models if not model.upscaler]
 
 
 def _fields(asked: OpenAIGeneration, calls: SyncCalls) -> dict[str, Any]:

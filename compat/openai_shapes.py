@@ -69,7 +69,8 @@ class OpenAIGeneration(Body):
         None, ge=0, le=100, allow_inf_nan=False, description="Our own: how closely to follow."
     )
     negative_prompt: str | None = Field(
-        None, description="Our own: what the image shall not show, for models that know it."
+        None,
+        description="Extension: what the image must not show, if the model takes it.",
     )
     priority: bool = Field(False, description="Our own: goes ahead of every normal task.")
 
@@ -81,7 +82,7 @@ NULLS = ("null", "undefined")
 class OpenAIEdit(OpenAIGeneration):
     """The form of POST /v1/images/edits, beside its files."""
 
-    prompt: str = Field("", description="What shall be there; may be empty.")
+    prompt: str = Field("", description="What the image shows; may be empty.")
 
     @model_validator(mode="before")
     @classmethod

@@ -5,7 +5,8 @@ from typing import Any
 
 from compat.sync_calls import SyncCalls
 from errors import InvalidInput
-from models.model_catalog import Model, Takes
+from fields import Takes
+from models.model_catalog import Model
 
 START, EDIT = Takes.INIT_IMAGE, Takes.IMAGES
 
@@ -55,10 +56,10 @@ def place_pictures(
 
 
 def _candidates(calls: SyncCalls, named: str | None) -> Iterator[Model]:
-    chosen = calls.offer.model(named)
+    chosen = calls.allowed.model(named)
     yield chosen
     if named is None:
-        yield from (model for model in calls.offer.models if model is not chosen)
+        yield from (model for model in calls.allowed.models if model is not chosen)
 
 
 def _can(model: Model, way: Takes, pictures: int, masked: bool) -> bool:

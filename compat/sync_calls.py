@@ -1,4 +1,4 @@
-"""Calls that answer with the picture: a task in the queue, and a caller who waits for it."""
+"""Calls that answer with the picture: a task in the queue, and a caller that waits for it."""
 
 import logging
 import re
@@ -36,8 +36,7 @@ from errors import (
 )
 from models.model_catalog import Catalog, Model
 from queue_manager import QueueManager
-from queueing.task_view import TaskView
-from task import GenerationParams, TaskStatus
+from task import GenerationParams, Task, TaskStatus
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +77,7 @@ class SyncCalls:
 
     Args:
         max_wait_s: longest forecast wait with which a call is taken; 0: no limit.
-        clamp: whether what apps ask for out of habit is cut to what makes sense for the model.
+        clamp: whether steps and CFG are limited to what suits the model.
     """
 
     def __init__(
@@ -92,7 +91,7 @@ class SyncCalls:
         clamp: bool = True,
     ) -> None:
         self.queue = queue
-        self.offer = submission.offer
+        self.allowed = submission.allowed
         self.limits = submission.limits
         self.catalog = catalog
         self.clamp = clamp
@@ -106,7 +105,7 @@ class SyncCalls:
 
     def known_name(self, name: str | None) -> str | None:
         """The name of a model if there is one of it, allowed or not; None: the default is meant."""
-        if name and (Catalog(self.offer.models).find(name) or self.catalog.find(name)):
+        if name and (Catalog(self.allowed.models).find(name) or self.catalog.find(name)):
             return name
         return None
 
@@ -149,7 +148,7 @@ class SyncCalls:
         self,
         prepared: Prepared,
         *,
-        urgent: bool = False,
+        priority: int = 0,
         client_key: str | None = None,
         hung_up: Callable[[], bool],
     ) -> "Call":
@@ -170,11 +169,14 @@ class SyncCalls:
             if known:
                 check_same(known[0].params, prepared.params, KEY)
             else:
-                self._check_wait(prepared.params, urgent)
+                self._check_wait(prepared.params, priority)
             after = self.queue.events.last_id
             with self._lock:
                 view, _ = self.queue.submit(
-                    prepared.params, urgent=urgent, client_key=client_key, inputs=prepared.inputs
+                    prepared.params,
+                    priority=priority,
+                    client_key=client_key,
+                    inputs=prepared.inputs,
                 )
                 check_same(view.params, prepared.params, KEY)
                 self._callers[view.task_id] += 1
@@ -182,10 +184,10 @@ class SyncCalls:
             until_closed.callback(self._leave, view.task_id)
             return Call(self, view.task_id, after, hung_up, until_closed.pop_all())
 
-    def _check_wait(self, params: GenerationParams, urgent: bool) -> None:
+    def _check_wait(self, params: GenerationParams, priority: int) -> None:
         if self._max_wait_s <= 0:
             return
-        wait, _ = self.queue.estimate(params, urgent=urgent)
+        wait, _ = self.queue.estimate(params, priority=priority)
         over_s = ceil(wait.end_s - self._max_wait_s)
         if over_s > 0:
             # A task would have its weights downloaded; this becomes none.
@@ -199,14 +201,14 @@ class SyncCalls:
             )
 
     def _leave(self, task_id: str) -> None:
-        """A caller goes; the last one cancels what has not ended, for nobody wants it."""
+        """A caller disconnects or is answered; the last one cancels a task that has not ended."""
         with self._lock:
             self._callers[task_id] -= 1
             if self._callers[task_id] > 0:
                 return
             del self._callers[task_id]
             with suppress(ServerError):  # it is gone, or the disk refuses
-                ended = self.queue.status(task_id).wait is None
+                ended = self.queue.status(task_id).ended
                 if not ended and not self.queue.events.closed:
                     self.queue.delete(task_id)
                     log.info("task %s has no caller any more", task_id)
@@ -221,7 +223,7 @@ def _renamed(sentence: str, names: Mapping[str, str]) -> str:
 
 
 class Call:
-    """One caller who waits for one task."""
+    """One caller that waits for one task."""
 
     def __init__(
         self,
@@ -238,15 +240,15 @@ class Call:
         self._hung_up = hung_up
         self._until_closed = until_closed
 
-    def views(self) -> Iterator[TaskView]:
+    def views(self) -> Iterator[Task]:
         """The task as it stands, whenever something has happened and at least each LOOK_S; ends
         with the task.
 
         Raises:
-            Gone: the caller has hung up, or the task's record has gone.
-            NoWorker: the server stops; the task goes on after its next start.
+            Gone: the caller has disconnected, or the task was removed.
+            NoWorker: the server stops; the task runs again after its next start.
         """
-        while (view := self._queue.status(self.task_id)).wait is not None:
+        while not (view := self._queue.status(self.task_id)).ended:
             yield view
             if self._hung_up():
                 raise Gone("The caller has hung up.")

@@ -166,11 +166,11 @@ def _opened(data: bytes, max_pixels: int, min_side: int = MIN_SIDE) -> Iterator[
 
 def _check_size(size: tuple[int, int], max_pixels: int, min_side: int) -> None:
     width, height = size
-    told = f" has {width} x {height} = {width * height} pixels: "
+    size_text = f" has {width} x {height} = {width * height} pixels: "
     if width * height > max_pixels:
-        raise Refused(f"{told}{max_pixels} are allowed.")
+        raise Refused(f"{size_text}{max_pixels} are allowed.")
     if min(size) < min_side:
-        raise Refused(f"{told}each side must have at least {min_side}.")
+        raise Refused(f"{size_text}each side must have at least {min_side}.")
 
 
 def _upright(size: tuple[int, int], orientation: int) -> tuple[int, int]:

@@ -186,8 +186,8 @@ class PictureReader:
             "cover": cover,
             "min_pixels": min_pixels,
         }
-        told, png = self._ask(asked, data, field)
-        return Png(png, *told["size"])
+        reply, png = self._ask(asked, data, field)
+        return Png(png, *reply["size"])
 
     def thumbnail(self, data: bytes, max_side: int) -> bytes:
         """A JPEG with no side longer than max_side pixels."""
@@ -196,8 +196,8 @@ class PictureReader:
 
     def texts(self, data: bytes, field: str) -> tuple[dict[str, str], dict[str, Any]]:
         """How a picture was made, as far as its file says: its texts, and mflux's metadata."""
-        told, _ = self._ask({"do": "texts"}, data, field)
-        return told["texts"], told["metadata"]
+        reply, _ = self._ask({"do": "texts"}, data, field)
+        return reply["texts"], reply["metadata"]
 
     def close(self) -> None:
         if self._child:
@@ -205,10 +205,10 @@ class PictureReader:
             self._child = None
 
     def _ask(self, asked: dict[str, Any], data: bytes, field: str) -> tuple[dict[str, Any], bytes]:
-        told, result = self._tried({"max_pixels": self._decoder.max_pixels} | asked, data, field)
-        if refused := told.get("refused"):
+        reply, result = self._tried({"max_pixels": self._decoder.max_pixels} | asked, data, field)
+        if refused := reply.get("refused"):
             raise InvalidInput(field + refused, field=field)
-        return told, result
+        return reply, result
 
     def _tried(
         self, asked: dict[str, Any], data: bytes, field: str
@@ -266,10 +266,10 @@ class _Child:
         """Raises: TimeoutError, OSError, EOFError; then it is of no use any more."""
         self.works = False
         send(self._channel, asked, data, deadline)
-        told = receive(self._channel, deadline)
+        reply = receive(self._channel, deadline)
         self.works = True
         self.served += 1
-        return told
+        return reply
 
     def end(self) -> None:
         self._channel.close()

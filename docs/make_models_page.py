@@ -1,4 +1,4 @@
-"""Writes docs/models.md from the catalog: run it (make models) after an update of mflux."""
+"""Writes docs/models.md from the catalog: run it (make pages) after an update of mflux."""
 
 import sys
 from pathlib import Path
@@ -7,17 +7,18 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "models.md"
 sys.path.insert(0, str(ROOT))
 
+from fields import Takes  # noqa: E402
 from models.mflux_registry import read_catalog  # noqa: E402
-from models.model_catalog import ALWAYS_TAKEN, Model, Takes  # noqa: E402
+from models.model_catalog import ALWAYS_TAKEN, Model  # noqa: E402
 
 HEAD = """\
 # Models
 
-All models of the pinned mflux, and the built-in tiny ones. `GET /models` tells the same, and which
-are allowed, loaded and on disk. Names in any case of letters; in small print the aliases. "Takes"
-lists the fields of `/generate` that not every model honours; a field that a model does not take is
-refused with 422 and its name. In bold: what it cannot do without. Two lists mean that the model
-draws in two ways, with the fields of one or of the other.
+All models of the pinned mflux, and the built-in tiny ones. `GET /models` lists them too, and says
+which are allowed, loaded and on disk. Upper and lower case make no difference; aliases are in small
+print. "Takes" lists the fields of `/generate` that not every model can use; any other of them is
+refused with 422 and its name. Required fields are bold. A model with two lists has two pipelines: a
+request may use the fields of one or of the other.
 
 | model | what it is | steps | guidance | takes | download |
 |---|---|---|---|---|---|

@@ -45,7 +45,7 @@ def needs_download(data_dir: Path, model: Model) -> bool:
 def marked_as_incomplete(data_dir: Path, model: Model) -> Iterator[None]:
     """While a download is on, and after one that did not end well, however it ended."""
     mark = _mark_of(data_dir, model)
-    with suppress(OSError):  # where nothing can be written, a download tells it better
+    with suppress(OSError):  # if nothing can be written, the download has the better message
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
     yield

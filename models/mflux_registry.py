@@ -2,7 +2,7 @@
 
 Names, aliases, repositories and default steps come from AVAILABLE_MODELS; what each class takes is
 read from its source, because importing all families takes seconds and this takes a tenth of one.
-With generator.py, drawing/ and mlx_setup.py this is all that knows mflux and mlx.
+With generator.py, generation/ and mlx_setup.py this is all that knows mflux and mlx.
 """
 
 import ast
@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from fields import Takes, mflux_parameters
 from models import tiny_models
 from models.mlx_setup import prepare_mlx
 from models.model_catalog import (
@@ -24,7 +25,6 @@ from models.model_catalog import (
     Facts,
     Model,
     Pipeline,
-    Takes,
 )
 
 FIELDS: Mapping[str, str] = {
@@ -33,11 +33,7 @@ FIELDS: Mapping[str, str] = {
     "num_inference_steps": "steps",
     "width": "width",
     "height": "height",
-    "guidance": "guidance",
-    "negative_prompt": "negative_prompt",
-    "scheduler": "scheduler",
     "image_path": "init_image",
-    "image_strength": "image_strength",
     "image_paths": "images",
     "redux_image_paths": "images",
     "mask_path": "mask",
@@ -46,8 +42,7 @@ FIELDS: Mapping[str, str] = {
     "controlnet_image_path": "control_image",
     "depth_image_path": "control_image",
     "controls": "control_image",
-    "controlnet_strength": "control_strength",
-    "resolution": "upscale",
+    **dict(mflux_parameters()),
 }
 """mflux's parameter -> the field of ours that fills it. What is not here keeps its default."""
 

@@ -7,37 +7,13 @@ mflux_registry.py fills the catalog from mflux's own registry. What mflux does n
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from enum import StrEnum
 from typing import NamedTuple
+
+from fields import Takes
 
 MOST_ALIKE = 3
 
 
-class Takes(StrEnum):
-    """Fields of a request that only some pipelines can honour."""
-
-    GUIDANCE = "guidance"
-    NEGATIVE_PROMPT = "negative_prompt"
-    SCHEDULER = "scheduler"
-    INIT_IMAGE = "init_image"
-    IMAGE_STRENGTH = "image_strength"
-    IMAGES = "images"
-    MASK = "mask"
-    CONTROL_IMAGE = "control_image"
-    CONTROL_STRENGTH = "control_strength"
-    CONTROL_TYPE = "control_type"
-    LORAS = "loras"
-    UPSCALE = "upscale"
-    STEPS = "steps"
-    PROMPT = "prompt"
-
-
-SCHEDULERS = ("linear", "flow_match_euler_discrete")
-"""Names that mflux's registry of schedulers knows for drawing. Others are never passed on: mflux
-imports whatever a dotted name leads to."""
-CONTROL_TYPES = ("canny", "mlsd")
-"""What mflux finds in a picture by itself; for the other kinds it would fetch more models."""
-INPUT_IMAGES = (Takes.INIT_IMAGE, Takes.IMAGES, Takes.MASK, Takes.CONTROL_IMAGE)
 REFERENCE_PIXELS = 1024 * 1024
 LARGE_REFERENCES = {"flux3": 4 * 1024 * 1024}
 """By family, what mflux scales reference pictures down to. Init, mask and control pictures are
@@ -141,7 +117,7 @@ class Lora(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Weights:
+class LoadSpec:
     """What has to be loaded before a task can run. Two that have the same key are the same."""
 
     model: Model

@@ -131,7 +131,7 @@ def _component(folder: Path, *, seed: int, biases: bool) -> Iterator[_Weights]:
     weights = _Weights(seed, biases)
     yield weights
     folder.mkdir(parents=True)
-    # The metadata tells mflux that the names are its own. A single entry, because safetensors
+    # The metadata says that the names are mflux's own. A single entry, because safetensors
     # writes several in random order.
     save_file(weights.arrays, folder / "0.safetensors", {"quantization_level": "None"})
 

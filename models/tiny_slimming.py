@@ -82,7 +82,7 @@ def _slim_z_image(model: Any) -> None:
     attention = transformer.layers[0].attention
     attention.dim = attention.head_dim = WIDTH
     attention.n_heads, attention.scale = 1, WIDTH**-0.5
-    # Built anew and not sliced: its tables have to be evaluated before mflux compiles with them.
+    # Built again and not sliced: its tables have to be evaluated before mflux compiles with them.
     rope = transformer.rope_embedder
     transformer.rope_embedder = type(rope)(
         axes_dims=_halved(rope.axes_dims), axes_lens=[len(table) for table in rope.freqs_cis]

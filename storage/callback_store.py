@@ -1,4 +1,4 @@
-"""Who has to be told yet that a task has ended, on disk."""
+"""Callbacks that are still to be made, on disk."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from storage.database import Database
 
 @dataclass(frozen=True)
 class Callback:
-    """Somebody who has to be told that a task has ended."""
+    """A callback that is still to be made."""
 
     task_id: str
     url: str
@@ -46,6 +46,6 @@ class CallbackStore:
             )
 
     def end(self, task_id: str) -> None:
-        """It was told, or will not be."""
+        """The callback was made, or will not be made."""
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM callbacks WHERE task_id = ?", (task_id,))

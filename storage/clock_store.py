@@ -1,4 +1,4 @@
-"""What the next start has to know of this one's clocks, on disk."""
+"""State of the clocks that the next start needs, on disk."""
 
 from storage.database import Database
 
@@ -20,14 +20,14 @@ class ClockStore:
         self._set_mark(KEEP_OFFSET, seconds)
 
     def reserved_event_id(self) -> int:
-        """No event had a higher id so far; 0: there was none."""
+        """The highest event id that may have been used so far; 0: none."""
         return int(self._mark(EVENT_ID))
 
     def reserve_event_ids(self, up_to: int) -> None:
         self._set_mark(EVENT_ID, up_to)
 
     def end_future(self, now: float) -> None:
-        """What ended, was fetched or was removed in the future did so now.
+        """Set times in the future, of tasks that ended, were fetched or removed, to now.
 
         Args:
             now: seconds of the KeepClock.

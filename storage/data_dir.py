@@ -18,10 +18,10 @@ NO_LOCKS_HERE = {errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 def own(data_dir: Path) -> ExitStack:
-    """Create the data dir where it is missing, and lock it for this process.
+    """Create the data dir if it is missing, and lock it for this process.
 
     Two locks: on the folder, which also works where no file can be created, and on a file in it,
-    which earlier versions lock too. They go with the process, however it ends.
+    which earlier versions lock too. They end with the process.
 
     Returns:
         What gives the locks back when it is closed.
@@ -58,8 +58,8 @@ def _lock(data_dir: Path, descriptor: int, locks: ExitStack) -> None:
 
 
 def tighten(data_dir: Path) -> None:
-    """Take all access from other users: folders get the mode 0700 and files 0600, as far as they
-    are ours and the disk lets us. A folder that holds other things too keeps its own mode."""
+    """Remove the access of other users: the server's folders get the mode 0700 and its files 0600,
+    as far as the disk allows. A folder that also contains other files keeps its own mode."""
     entries = list(data_dir.iterdir())
     ours = [path for path in entries if path.name in OWN_NAMES or path.name.startswith(DATABASE)]
     refused = None

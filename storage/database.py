@@ -1,7 +1,7 @@
-"""The SQLite database of a data dir: its schema, its transactions, and how it refuses.
+"""The SQLite database of a data dir: its schema, its transactions, and its errors.
 
 It is in WAL mode with synchronous=FULL: a change is on disk when its transaction has ended, so what
-a client was told survives kill -9 and, as far as fsync tells the truth, a power cut (on macOS with
+a client was answered survives kill -9 and, if fsync works as specified, a power cut (on macOS with
 fullfsync, which alone makes the drive write). That costs about half a millisecond a change on an
 SSD; pictures take seconds.
 
@@ -52,7 +52,7 @@ MIGRATIONS = (
         created_at REAL NOT NULL,                  -- unix seconds, like all that follow
         started_at REAL,
         ended_at REAL,
-        fetched_at REAL,                           -- when its image was sent and shall go
+        fetched_at REAL,                           -- when its image was sent, to be removed
         measured TEXT,                             -- JSON: seconds of each phase
         image_bytes INTEGER,                       -- size of its image file
         error_code TEXT,
@@ -82,10 +82,10 @@ MIGRATIONS = (
     """,
     """
     ALTER TABLE tasks ADD COLUMN image_sizes TEXT; -- JSON: bytes of each of its image files
-    ALTER TABLE tasks ADD COLUMN fetched TEXT;     -- JSON: which of them were sent and shall go
+    ALTER TABLE tasks ADD COLUMN fetched TEXT;     -- JSON: which were sent, to be removed
     """,
     """
-    CREATE TABLE callbacks (                       -- who has to be told yet that a task has ended
+    CREATE TABLE callbacks (                       -- to be made when the task has ended
         task_id TEXT PRIMARY KEY,
         url TEXT NOT NULL,
         tries INTEGER NOT NULL DEFAULT 0,          -- that failed
@@ -98,6 +98,20 @@ MIGRATIONS = (
     DROP INDEX tasks_by_end;
     CREATE INDEX tasks_by_keeping ON tasks (gone, status, kept_since);
     CREATE TABLE marks (name TEXT PRIMARY KEY, value REAL NOT NULL);
+    """,
+    """
+    ALTER TABLE tasks RENAME COLUMN urgent TO priority;
+    ALTER TABLE outcomes RENAME COLUMN urgent TO priority;
+    ALTER TABLE tasks RENAME COLUMN attempts TO attempt;  -- number of the latest claim
+    ALTER TABLE tasks ADD COLUMN interruptions INTEGER NOT NULL DEFAULT 0;  -- claims that died
+    UPDATE tasks SET interruptions = attempt - (status = 'running')
+        WHERE status IN ('waiting', 'running');
+    ALTER TABLE tasks ADD COLUMN sequence INTEGER NOT NULL DEFAULT 0;       -- see policy.key
+    ALTER TABLE tasks ADD COLUMN group_sequence INTEGER NOT NULL DEFAULT 0;
+    UPDATE tasks SET sequence = number, group_sequence = number;
+    ALTER TABLE tasks ADD COLUMN last_image INTEGER;  -- index of the image after which to cancel it
+    UPDATE tasks SET image_sizes = '[' || image_bytes || ']'
+        WHERE image_sizes IS NULL AND image_bytes IS NOT NULL;
     """,
 )
 """Script n brings schema version n to n + 1 (PRAGMA user_version)."""
@@ -173,7 +187,7 @@ class Database:
                 connection.execute("PRAGMA synchronous = FULL")
 
     def probe(self) -> None:
-        """Write something, and take it out again."""
+        """Write something and remove it again."""
         with self.transaction() as connection:
             connection.execute("INSERT OR REPLACE INTO loads VALUES ('', 0)")
             connection.execute("DELETE FROM loads WHERE model = ''")
@@ -236,7 +250,7 @@ class Database:
         self.in_memory_because = str(refusal)
 
     def _open_on_disk(self) -> None:
-        """In place of the copy in memory, which nobody has changed. Raises sqlite3.Error."""
+        """Replace the copy in memory, which has not changed. Raises sqlite3.Error."""
         with self._read_lock:
             copy = self.connection
             self._open()
@@ -251,7 +265,7 @@ def _refusals() -> Iterator[None]:
     except sqlite3.IntegrityError:
         raise
     except (sqlite3.Error, UnicodeDecodeError) as error:
-        # What could not be decoded is quoted: it may hold a prompt.
+        # What could not be decoded is quoted: it may contain a prompt.
         reason = str(error).split(" with text ")[0]
         raise StorageUnavailable(f"The task database refuses: {reason}.") from error
 

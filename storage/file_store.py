@@ -1,13 +1,13 @@
 """The files of a TaskStore: finished images, and the pictures that tasks start from.
 
 Files are written beside, synced, then renamed: complete or not there. Files and not blobs, because
-deleting one gives its space back at once and needs none, even on a full disk.
+deleting one frees its space at once and needs none, even on a full disk.
 """
 
 import fcntl
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
@@ -15,7 +15,7 @@ from threading import Lock
 from errors import StorageUnavailable
 
 PROBE_BYTES = 1 << 20
-"""The room that has to be there, beyond what was refused, before the disk counts as working."""
+"""Free space needed, beyond what was refused, before the disk counts as working."""
 
 
 class FileStore:
@@ -25,14 +25,14 @@ class FileStore:
     """
 
     def __init__(self, data_dir: Path) -> None:
-        """Raises OSError: something else stands where a folder belongs."""
+        """Raises OSError: a file has the name of one of the folders."""
         self.refused_bytes = 0
         """Size of the largest task's files that the disk has refused since the last probe that
         succeeded."""
         self._images = data_dir / "images"
         self._inputs = data_dir / "inputs"
         self._input_bytes: dict[str, int] = {}
-        """By task: what its input pictures take, or may take soon."""
+        """By task: bytes of its input images, also of those that are about to be written."""
         self._input_lock = Lock()
         for folder in (self._images, self._inputs):
             if folder.exists() and not folder.is_dir():
@@ -40,12 +40,11 @@ class FileStore:
             with suppress(OSError):  # a full or read-only disk; it is tried again when it is needed
                 folder.mkdir(mode=0o700, exist_ok=True)
 
-    def write_images(self, task_id: str, images: Sequence[bytes]) -> None:
+    def write_image(self, name: str, image: bytes) -> None:
         try:
-            for index, image in enumerate(images):
-                self._write_image(image_name(task_id, index), image)
+            self._write_image(name, image)
         except StorageUnavailable:
-            self._note_refused(sum(map(len, images)))
+            self._note_refused(len(image))
             raise
 
     def _write_image(self, name: str, image: bytes) -> None:
@@ -121,7 +120,7 @@ class FileStore:
         return {path.name for path in _entries(self._images)}
 
     def keep_inputs_of(self, task_ids: Iterable[str]) -> None:
-        """Remove those of all other tasks, as far as the disk lets us."""
+        """Remove those of all other tasks, as far as the disk allows."""
         known = set(task_ids)
         for path in _entries(self._inputs):
             with suppress(OSError):
@@ -136,7 +135,7 @@ class FileStore:
     def probe(self) -> None:
         """Write PROBE_BYTES more than what was refused, sync it and remove it."""
         draft = self._images / "probe.part"
-        # Random, for a file system that compresses needs no room for zeros.
+        # Random: a file system that compresses needs no space for zeros.
         blocks = [os.urandom(PROBE_BYTES)] * (1 + -(-self.refused_bytes // PROBE_BYTES))
         try:
             self._images.mkdir(mode=0o700, exist_ok=True)

@@ -1,14 +1,13 @@
-"""The disk: tasks, their params and status changes.
+"""Tasks on disk: their params and status changes.
 
-Tasks are rows of the database (database.py), and so are what was learned from them about time
-(timing_store.py) and who has to be told of their ends (callback_store.py). Images, and the pictures
-that tasks start from, are files beside it (file_store.py).
+Tasks are rows of the database (database.py), and so are measured durations (timing_store.py) and
+pending callbacks (callback_store.py). Images and input images are files beside it (file_store.py).
 
 A task whose image was removed, or that was pruned, leaves a row with the reason, so that its id is
 answered with 410; these rows go after TOMBSTONE_S.
 
-On a full disk, images can be removed all the same: the file goes first, which needs no room, and
-what the database refuses to note is noted later (unwritten.py).
+Images can be removed on a full disk, too: the file is removed first, which needs no space, and what
+the database refuses is written later (unwritten.py).
 """
 
 import json
@@ -18,7 +17,10 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from errors import StorageUnavailable, StoreError
@@ -27,16 +29,33 @@ from storage.clock_store import ClockStore
 from storage.data_dir import DATABASE, own, tighten
 from storage.database import DAMAGED, Database, Row
 from storage.file_store import PROBE_BYTES, FileStore, image_name
-from storage.stored_task import StoredTask, Tombstone, images_of, stored_task
+from storage.task_rows import Tombstone, image_sizes, task_of
 from storage.timing_store import TimingStore
 from storage.unwritten import Unwritten
-from task import GenerationParams, TaskStatus
+from task import Task, TaskStatus
 from timing_model import Measured, Work
 
 log = logging.getLogger(__name__)
 
 TOMBSTONE_S = 30 * 24 * 3600
+UNFINISHED = (TaskStatus.WAITING, TaskStatus.RUNNING)
+ENDED_WITH_IMAGES = "ended_at IS NOT NULL AND image_sizes IS NOT NULL AND gone IS NULL"
 END = "ended_at = :ended_at, kept_since = :kept_since"
+FETCHED_AT_END = (
+    "fetched_at = CASE WHEN json_array_length(image_sizes) > 0"
+    " AND json_array_length(fetched) >= json_array_length(image_sizes) THEN :kept_since END"
+)
+"""A task that ends early was fetched if all images that it has were."""
+
+
+@dataclass(frozen=True)
+class End:
+    """When a task ended."""
+
+    ended_at: float
+    """Unix seconds."""
+    kept_since: float
+    """The same moment in seconds of the KeepClock."""
 
 
 class TaskStore:
@@ -59,6 +78,8 @@ class TaskStore:
         """
         self._open = ExitStack()
         self._unwritten = Unwritten()
+        self._adding_images = Lock()
+        """One image at a time: a worker that is refused removes its own file, and no other."""
         with ExitStack() as opened:
             try:
                 if data_dir:
@@ -93,7 +114,7 @@ class TaskStore:
         self._settle()
 
     def seems_fine(self) -> bool:
-        """Whether the disk looks as if it took every change, without writing anything.
+        """Whether the disk seems to accept changes, without writing anything.
 
         Raises:
             StorageUnavailable: the data dir was removed or replaced.
@@ -113,31 +134,26 @@ class TaskStore:
     # -- tasks ----------------------------------------------------------------------------------
 
     def insert(
-        self,
-        task_id: str,
-        params: GenerationParams,
-        *,
-        urgent: bool,
-        created_at: float,
-        client_key: str | None = None,
-        callback_url: str | None = None,
+        self, task: Task, *, client_key: str | None = None, callback_url: str | None = None
     ) -> None:
-        """Keep a new task, waiting. Raises sqlite3.IntegrityError if the id or key is taken."""
+        """Store a new task, waiting. Raises sqlite3.IntegrityError if the id or key is taken."""
         with self._database.transaction() as connection:
             connection.execute(
-                "INSERT INTO tasks (task_id, client_key, urgent, status, params, created_at)"
-                " VALUES (?, ?, ?, ?, ?, ?)",
+                "INSERT INTO tasks (task_id, client_key, priority, status, params, created_at,"
+                " sequence, group_sequence) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (
-                    task_id,
+                    task.task_id,
                     client_key,
-                    urgent,
+                    task.priority,
                     TaskStatus.WAITING,
-                    params.model_dump_json(),
-                    created_at,
+                    task.params.model_dump_json(),
+                    task.created_at,
+                    task.sequence,
+                    task.group,
                 ),
             )
             if callback_url is not None:
-                self.callbacks.keep(task_id, callback_url)
+                self.callbacks.keep(task.task_id, callback_url)
 
     def reserve_inputs(self, task_id: str, size_bytes: int, limit_bytes: int) -> bool:
         """Count the pictures that keep_inputs() will write; returns False if those of all tasks
@@ -145,19 +161,19 @@ class TaskStore:
         return self._files.reserve_inputs(task_id, size_bytes, limit_bytes)
 
     def keep_inputs(self, task_id: str, inputs: Mapping[str, bytes]) -> None:
-        """The pictures that a task starts from, before it is inserted: PNG bytes by
-        InputImage.file. Those of tasks that never were go with the next start."""
+        """Store the input images of a task, before it is inserted: PNG bytes by InputImage.file.
+        Those of tasks that were not inserted are removed at the next start."""
         with ExitStack() as unless_kept:
             unless_kept.callback(_quietly, self._files.remove_inputs, task_id)
             self._files.write_inputs(task_id, inputs)
             unless_kept.pop_all()
 
     def discard_inputs(self, task_id: str) -> None:
-        """They are of no use any more; what cannot be removed now goes with the next start."""
+        """Remove the input images of a task, now or, if the disk refuses, at the next start."""
         _quietly(self._files.remove_inputs, task_id)
 
-    def find(self, task_id: str) -> StoredTask | Tombstone | None:
-        """A task, or why it is gone, or None if it was never known."""
+    def find(self, task_id: str) -> Task | Tombstone | None:
+        """A task, or why it was removed, or None if it is unknown."""
         if removed := self._unwritten.removed.get(task_id):
             return Tombstone(removed.reason)
         with self._database.reading() as connection:
@@ -167,7 +183,7 @@ class TaskStore:
         if row["gone"]:
             return Tombstone(row["gone"])
         try:
-            return stored_task(row)
+            return task_of(row)
         except DAMAGED:
             log.error("the record of task %s is damaged", task_id)
             return Tombstone("The record of the task is damaged.")
@@ -187,130 +203,146 @@ class TaskStore:
                 "UPDATE tasks SET client_key = NULL WHERE client_key = ?", (client_key,)
             )
 
-    def unfinished(self) -> list[StoredTask]:
-        """Tasks that wait or ran when the process ended, in the order in which they run."""
+    def unfinished(self) -> list[Task]:
+        """Tasks that waited or ran when the process ended, in the order of submission."""
         with self._database.reading() as connection:
             rows = connection.execute(
-                "SELECT * FROM tasks WHERE status IN ('waiting', 'running')"
-                " ORDER BY urgent DESC, number"
+                "SELECT * FROM tasks WHERE status IN ('waiting', 'running') ORDER BY number"
             ).fetchall()
         tasks = []
         for row in rows:
             try:
-                tasks.append(stored_task(row))
+                tasks.append(task_of(row))
             except DAMAGED:
-                log.error("the record of task %s is damaged and left alone", row["task_id"])
+                log.error("the record of task %s is damaged and ignored", row["task_id"])
         return tasks
 
-    def claim(self, task_id: str, *, started_at: float) -> bool:
-        """The one change that is not synced, for the GPU waits for it: it survives kill -9, and
-        without it, after a power cut, the task still waits, which is as good."""
+    # -- transitions: each names the status and the attempt that the task must have ---------------
+
+    def claim(self, task: Task, *, started_at: float) -> bool:
+        """A waiting task is running now. The one change that is not synced, because the GPU waits
+        for it: it survives kill -9; after a power cut the task is still waiting."""
         with self._database.unsynced():
             return self._move(
-                task_id,
-                TaskStatus.WAITING,
+                task,
                 TaskStatus.RUNNING,
-                "attempts = attempts + 1, started_at = :started_at",
+                "attempt = attempt + 1, started_at = :started_at",
                 started_at=started_at,
             )
 
-    def release(self, task_id: str, *, count_attempt: bool) -> bool:
-        """A running task waits again; the attempt counts only if it may have been at fault."""
-        return self._move(
-            task_id,
-            TaskStatus.RUNNING,
-            TaskStatus.WAITING,
-            "attempts = attempts - :back, started_at = NULL",
-            back=0 if count_attempt else 1,
-        )
-
-    def finish(
-        self,
-        task_id: str,
-        images: Sequence[bytes],
-        *,
-        ended_at: float,
-        kept_since: float | None = None,
-        samples: Sequence[tuple[Work, Measured]],
-        learns: bool = True,
-    ) -> bool:
-        """Keep the images, then say that the task is done, and keep its timings, one sample for
-        each picture that was made.
+    def release(self, task: Task, *, interrupted: bool) -> bool:
+        """A running task waits again.
 
         Args:
-            ended_at: unix seconds.
-            kept_since: the same moment in seconds of the KeepClock; None: both clocks agree.
-            learns: whether the samples say something of other tasks.
+            interrupted: the worker or the server died meanwhile.
         """
+        return self._move(
+            task,
+            TaskStatus.WAITING,
+            "interruptions = interruptions + :interrupted, started_at = NULL",
+            interrupted=int(interrupted),
+        )
+
+    def add_image(
+        self,
+        task: Task,
+        image: bytes,
+        measured: Sequence[Measured],
+        *,
+        samples: Sequence[tuple[Work, Measured]],
+        end: End | None,
+    ) -> bool:
+        """Store the next image of a running task, and what was measured.
+
+        Args:
+            task: as it was claimed; its images are those stored before.
+            measured: seconds that each stage of the image took.
+            samples: what is learned from.
+            end: the task is done with this image, at this moment; None: it continues.
+
+        Returns:
+            False, and nothing has changed: it was cancelled, or this attempt is not the latest.
+        """
+        with self._adding_images:
+            if not self._runs(task):
+                return False
+            name = image_name(task.task_id, len(task.image_sizes))
+            with ExitStack() as unless_stored:
+                unless_stored.callback(_quietly, self._files.remove_image, name)
+                self._files.write_image(name, image)
+                stored = self._add_image(task, len(image), measured, samples=samples, end=end)
+                if stored:
+                    unless_stored.pop_all()
+            return stored
+
+    def _runs(self, task: Task) -> bool:
+        """Whether this attempt of the task runs: a cheap check before its image is written."""
         with self._database.reading() as connection:
             row = connection.execute(
-                "SELECT status FROM tasks WHERE task_id = ?", (task_id,)
+                "SELECT status, attempt FROM tasks WHERE task_id = ?", (task.task_id,)
             ).fetchone()
-        if row is None or row["status"] != TaskStatus.RUNNING:
-            return False
-        with ExitStack() as unless_done:
-            unless_done.callback(_quietly, self._files.remove_images, task_id, len(images))
-            self._files.write_images(task_id, images)
-            sizes = [len(image) for image in images]
-            end = _end(ended_at, kept_since)
-            moved = self._finish(task_id, sizes, end, samples, learns)
-            if moved:
-                unless_done.pop_all()
-        return moved
+        return row is not None and (row["status"], row["attempt"]) == ("running", task.attempt)
 
-    def _finish(
+    def _add_image(
         self,
-        task_id: str,
-        image_sizes: list[int],
-        end: dict[str, float],
+        task: Task,
+        image_bytes: int,
+        measured: Sequence[Measured],
+        *,
         samples: Sequence[tuple[Work, Measured]],
-        learns: bool,
+        end: End | None,
     ) -> bool:
+        sizes = (*task.image_sizes, image_bytes)
+        all_measured = [*task.measured, *measured]
         with self._database.transaction():
-            moved = self._move(
-                task_id,
-                TaskStatus.RUNNING,
-                TaskStatus.DONE,
+            stored = self._move(
+                task,
+                TaskStatus.DONE if end else TaskStatus.RUNNING,
                 f"{END}, measured = :measured, image_bytes = :image_bytes,"
                 " image_sizes = :image_sizes",
-                **end,
-                measured=json.dumps([json.loads(measured.to_json()) for _, measured in samples]),
-                image_bytes=sum(image_sizes),
-                image_sizes=json.dumps(image_sizes),
+                **(asdict(end) if end else {"ended_at": None, "kept_since": None}),
+                measured=json.dumps([json.loads(each.to_json()) for each in all_measured]),
+                image_bytes=sum(sizes),
+                image_sizes=json.dumps(sizes),
             )
-            if moved and learns:
+            if stored:
                 self.timings.keep_samples(samples)
-        return moved
+        return stored
 
-    def fail(
-        self,
-        task_id: str,
-        was: TaskStatus,
-        *,
-        code: str,
-        message: str,
-        ended_at: float,
-        kept_since: float | None = None,
-    ) -> bool:
+    def cancel_after(self, task: Task, index: int) -> bool:
+        """Note on disk that a running task is to be cancelled after the image of this index.
+
+        Returns:
+            False, and nothing has changed: the image is stored already, or the task runs no more.
+        """
+        with self._database.transaction() as connection:
+            cursor = connection.execute(
+                "UPDATE tasks SET last_image = :index WHERE task_id = :task_id"
+                " AND status = 'running' AND attempt = :attempt"
+                " AND coalesce(json_array_length(image_sizes), 0) <= :index",
+                {"task_id": task.task_id, "attempt": task.attempt, "index": index},
+            )
+            return cursor.rowcount == 1
+
+    def fail(self, task: Task, end: End, *, code: str, message: str) -> bool:
         return self._move(
-            task_id,
-            was,
+            task,
             TaskStatus.FAILED,
-            f"{END}, error_code = :code, error = :message",
-            **_end(ended_at, kept_since),
+            f"{END}, {FETCHED_AT_END}, error_code = :code, error = :message",
+            **asdict(end),
             code=code,
             message=message,
         )
 
-    def cancel(
-        self, task_id: str, was: TaskStatus, *, ended_at: float, kept_since: float | None = None
-    ) -> bool:
-        return self._move(task_id, was, TaskStatus.CANCELLED, END, **_end(ended_at, kept_since))
+    def cancel(self, task: Task, end: End) -> bool:
+        return self._move(task, TaskStatus.CANCELLED, f"{END}, {FETCHED_AT_END}", **asdict(end))
+
+    # -- images -----------------------------------------------------------------------------------
 
     def drop(self, task_id: str, reason: str, *, gone_at: float | None = None) -> int:
         """Remove an ended task with its image, leaving the reason; returns the image's bytes.
 
-        The files go first, which makes room. Once they are gone the task is, whatever the database
+        The files are removed first, which makes room. Then the task is gone, whatever the database
         says: should it refuse, that is written later; should the process end before, the next start
         finds the task without its image and drops it.
 
@@ -322,20 +354,21 @@ class TaskStore:
             row = connection.execute(
                 "SELECT status, image_bytes, image_sizes FROM tasks WHERE task_id = ?", (task_id,)
             ).fetchone()
-        has_images = row is not None and row["status"] == TaskStatus.DONE
-        if has_images:
-            self._files.remove_images(task_id, images_of(row))
+        sizes = image_sizes(row) if row else ()
+        ended = row is not None and row["status"] not in UNFINISHED
+        if ended:
+            self._files.remove_images(task_id, len(sizes))
         _quietly(self._files.remove_inputs, task_id)
         try:
             self._write_drop(task_id, reason, gone_at)
         except StorageUnavailable as error:
-            if not has_images:
+            if not sizes:
                 raise
-            log.warning("that task %s was removed is written later: %s", task_id, error)
+            log.warning("the removal of task %s is written later: %s", task_id, error)
             self._unwritten.remove(task_id, reason, gone_at)
         else:
             self._unwritten.fetched.pop(task_id, None)
-        return (row and row["image_bytes"]) or 0
+        return sum(sizes)
 
     def _write_drop(self, task_id: str, reason: str, gone_at: float | None) -> None:
         with self._database.transaction() as connection:
@@ -347,30 +380,33 @@ class TaskStore:
             self.callbacks.end(task_id)
 
     def mark_fetched(self, task_id: str, fetched_at: float, index: int | None = None) -> bool:
-        """An image was sent and shall go (None: all of them); the first time counts. What the
+        """An image was sent and is removed (None: all of them); the first time counts. What the
         database refuses is written later.
 
         Returns:
-            Whether all images of the task were fetched now.
+            Whether the task has ended and all of its images were fetched now.
         """
         with self._database.reading() as connection:
             row = connection.execute(
-                "SELECT image_sizes, fetched, fetched_at FROM tasks WHERE task_id = ?", (task_id,)
+                "SELECT status, image_sizes, fetched FROM tasks"
+                " WHERE task_id = ? AND image_sizes IS NOT NULL AND gone IS NULL",
+                (task_id,),
             ).fetchone()
         if row is None:
             return False
-        count = images_of(row)
+        count = len(image_sizes(row))
         fetched = set(json.loads(row["fetched"] or "[]"))
         if earlier := self._unwritten.fetched.get(task_id):
             fetched |= earlier.indexes
         fetched |= set(range(count)) if index is None else {index}
-        done_at = fetched_at if len(fetched) == count else None
+        all_fetched = 0 < count <= len(fetched) and row["status"] not in UNFINISHED
+        done_at = fetched_at if all_fetched else None
         try:
             self._write_fetched(task_id, fetched, done_at)
         except StorageUnavailable as error:
             log.warning("that task %s was fetched is written later: %s", task_id, error)
             self._unwritten.fetch(task_id, fetched, done_at)
-        return done_at is not None
+        return all_fetched
 
     def _write_fetched(self, task_id: str, fetched: Set[int], fetched_at: float | None) -> None:
         with self._database.transaction() as connection:
@@ -399,7 +435,7 @@ class TaskStore:
         with self._database.reading() as connection:
             row = connection.execute(
                 "SELECT count(*), coalesce(sum(image_bytes), 0) FROM tasks"
-                " WHERE status = 'done' AND gone IS NULL"
+                " WHERE json_array_length(image_sizes) > 0 AND gone IS NULL"
             ).fetchone()
         return int(row[0]), int(row[1])
 
@@ -415,7 +451,7 @@ class TaskStore:
 
     def fetched_before(self, fetched_at: float) -> list[str]:
         """Tasks of which all images were fetched before this."""
-        written = self._ids("status = 'done' AND fetched_at < ?", fetched_at)
+        written = self._ids("fetched_at < ?", fetched_at)
         return written + self._unwritten.fetched_before(fetched_at)
 
     def oldest_images_over(self, keep_bytes: int) -> list[str]:
@@ -425,8 +461,8 @@ class TaskStore:
             rows = connection.execute(
                 "SELECT task_id FROM (SELECT task_id, sum(image_bytes) OVER"
                 " (ORDER BY kept_since DESC, number DESC) AS size FROM tasks"
-                " WHERE status = 'done' AND gone IS NULL) WHERE size > ?"
-                " AND task_id != (SELECT task_id FROM tasks WHERE status = 'done' AND gone IS NULL"
+                f" WHERE {ENDED_WITH_IMAGES}) WHERE size > ?"
+                f" AND task_id != (SELECT task_id FROM tasks WHERE {ENDED_WITH_IMAGES}"
                 " ORDER BY kept_since DESC, number DESC LIMIT 1)",
                 (keep_bytes,),
             ).fetchall()
@@ -453,43 +489,61 @@ class TaskStore:
 
     # -- inside ---------------------------------------------------------------------------------
 
-    def _move(
-        self, task_id: str, was: TaskStatus, to: TaskStatus, assignments: str, **values: Any
-    ) -> bool:
-        """The one guarded statement that changes a status; tells whether this call moved it."""
+    def _move(self, task: Task, to: TaskStatus, assignments: str, **values: Any) -> bool:
+        """The one statement that changes a status; returns whether this call changed it."""
         with self._database.transaction() as connection:
             cursor = connection.execute(
                 f"UPDATE tasks SET status = :to, {assignments}"
-                " WHERE task_id = :task_id AND status = :was",
-                {"task_id": task_id, "was": was, "to": to, **values},
+                " WHERE task_id = :task_id AND status = :was AND attempt = :attempt",
+                {
+                    "task_id": task.task_id,
+                    "was": task.status,
+                    "attempt": task.attempt,
+                    "to": to,
+                    **values,
+                },
             )
             return cursor.rowcount == 1
 
     def _remove_strays(self) -> None:
-        """After a crash: files without a finished task, and finished tasks without their file."""
+        """After a crash: files without a record, and records without their files."""
         files = self._files.names()
         with self._database.reading() as connection:
             rows = connection.execute(
-                "SELECT task_id, image_sizes FROM tasks WHERE status = 'done' AND gone IS NULL"
+                "SELECT task_id, status, image_sizes, measured FROM tasks WHERE gone IS NULL"
+                " AND (image_sizes IS NOT NULL OR status IN ('waiting', 'running'))"
             ).fetchall()
-            unfinished = connection.execute(
-                "SELECT task_id FROM tasks WHERE status IN ('waiting', 'running')"
-            ).fetchall()
-        finished = {
-            row["task_id"]: {image_name(row["task_id"], index) for index in range(images_of(row))}
-            for row in rows
-        }
-        for name in files.difference(*finished.values()):
+        known = set()
+        for row in rows:
+            sizes = image_sizes(row)
+            names = [image_name(row["task_id"], index) for index in range(len(sizes))]
+            stored = list(takewhile(files.__contains__, names))
+            known.update(stored)
+            if len(stored) == len(names):
+                continue
+            if row["status"] == TaskStatus.DONE:
+                self.drop(row["task_id"], "The image was removed.")
+            else:
+                _quietly(self._forget_images, row, len(stored))
+        for name in files - known:
             _quietly(self._files.remove_image, name)
-        for task_id, names in finished.items():
-            if not names <= files:
-                self.drop(task_id, "The image was removed.")
-        self._files.keep_inputs_of(row["task_id"] for row in unfinished)
+        self._files.keep_inputs_of(row["task_id"] for row in rows if row["status"] in UNFINISHED)
 
-
-def _end(ended_at: float, kept_since: float | None) -> dict[str, float]:
-    """The values of END."""
-    return {"ended_at": ended_at, "kept_since": ended_at if kept_since is None else kept_since}
+    def _forget_images(self, row: Row, stored: int) -> None:
+        """Of a task that is not done only the first images are left; if it has not ended, the
+        others are drawn again."""
+        sizes, measured = image_sizes(row), json.loads(row["measured"] or "[]")
+        kept = measured[: len(measured) // len(sizes) * stored]
+        with self._database.transaction() as connection:
+            connection.execute(
+                "UPDATE tasks SET image_sizes = ?, image_bytes = ?, measured = ? WHERE task_id = ?",
+                (
+                    json.dumps(sizes[:stored]),
+                    sum(sizes[:stored]),
+                    json.dumps(kept),
+                    row["task_id"],
+                ),
+            )
 
 
 def _quietly(change: Callable[..., None], *arguments: object) -> None:

@@ -1,4 +1,4 @@
-"""What was learned about time, on disk: samples of each model, outcomes of forecasts, loading."""
+"""Measured durations on disk: samples of each model, outcomes of forecasts, loading."""
 
 import logging
 from collections.abc import Sequence
@@ -49,8 +49,8 @@ class TimingStore:
     def keep_outcome(self, outcome: Outcome) -> None:
         with self._database.transaction() as connection:
             connection.execute(
-                "INSERT INTO outcomes (urgent, forecast_s, p90_s, actual_s) VALUES (?, ?, ?, ?)",
-                (outcome.urgent, outcome.forecast_s, outcome.p90_s, outcome.actual_s),
+                "INSERT INTO outcomes (priority, forecast_s, p90_s, actual_s) VALUES (?, ?, ?, ?)",
+                (outcome.priority, outcome.forecast_s, outcome.p90_s, outcome.actual_s),
             )
             connection.execute(
                 "DELETE FROM outcomes WHERE number <= (SELECT max(number) FROM outcomes) - ?",
@@ -62,7 +62,7 @@ class TimingStore:
         with self._database.reading() as connection:
             rows = connection.execute("SELECT * FROM outcomes ORDER BY number").fetchall()
         return [
-            Outcome(bool(row["urgent"]), row["forecast_s"], row["p90_s"], row["actual_s"])
+            Outcome(row["priority"], row["forecast_s"], row["p90_s"], row["actual_s"])
             for row in rows
         ]
 

@@ -1,4 +1,4 @@
-"""Removals and fetches that have happened and that the database has refused to note so far."""
+"""Removals and fetches that have happened and that the database has refused to store so far."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ class Removal:
 
 @dataclass(frozen=True)
 class Fetch:
-    """Images of a task that were sent and shall go."""
+    """Images of a task that were sent and are to be removed."""
 
     indexes: frozenset[int]
     at: float | None
@@ -22,10 +22,10 @@ class Fetch:
 
 
 class Unwritten:
-    """In memory alone: after a restart, a removed task is found by its missing files, and a fetched
-    one is kept for as long as one that was never fetched.
+    """In memory only: after a restart, a removed task is found by its missing files, and a fetched
+    one is kept as long as one that was never fetched.
 
-    Changed under the QueueCore's lock for changes; any thread may read.
+    Changed under the scheduler's `changes` lock; any thread may read.
     """
 
     def __init__(self) -> None:

@@ -10,20 +10,43 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import forking
 import pytest
 import requests
 from PIL import Image
 
+from allowed import Allowed
 from models.mflux_registry import find_model
-from models.model_catalog import Weights
-from offer import Offer
-from task import Drawn, GenerationParams, Memory, Report, Stage
+from models.model_catalog import LoadSpec
+from queue_manager import QueueManager
+from scheduler.download_api import DownloadApi
+from scheduler.limits import QueueLimits
+from scheduler.scheduler import Scheduler
+from scheduler.worker_api import WorkerApi
+from storage.task_store import TaskStore
+from task import (
+    Drawn,
+    Encoded,
+    Forecast,
+    GenerationParams,
+    Memory,
+    Phase,
+    Progress,
+    Report,
+    Stage,
+    Task,
+    Verdict,
+)
+from timing_model import Measured, TimingModel
+from workers.worker import Stopwatch
 
-ROOT = Path(__file__).parent.parent
+SERVER = ("server.py",)
+ROOT, clean_environment = forking.ROOT, forking.clean_environment
 START_TIMEOUT_S = 120
 GIVE_UP_S = 120
 CHROMIUM = next(
@@ -34,14 +57,14 @@ needs_chromium = pytest.mark.skipif(
 )
 
 
-def offer_of(*names: str, **options: Any) -> Offer:
+def allow(*names: str, **options: Any) -> Allowed:
     """What a server offers that was started with these models."""
     models = []
     for name in names:
         model = find_model(name)
         assert model, name
         models.append(model)
-    return Offer(models[0], tuple(models), **options)
+    return Allowed(models[0], tuple(models), **options)
 
 
 def params_for(prompt: str = "a lighthouse", **changes: Any) -> GenerationParams:
@@ -58,11 +81,121 @@ def params_for(prompt: str = "a lighthouse", **changes: Any) -> GenerationParams
     return GenerationParams(prompt=prompt, **{**usual, **changes})
 
 
-def clean_environment() -> dict[str, str]:
-    """No test picks up the settings of the person who runs it, nor reaches a model hub."""
-    dropped = ("MFLUX_SERVER_", "TQDM_")  # mlx_setup.py switches progress bars off in this process
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
-    return {**inherited, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+def forecast_of(task: Task) -> Forecast:
+    """Of a task that has not ended."""
+    assert task.forecast
+    return task.forecast
+
+
+class PlayedQueue(QueueManager):
+    """A queue whose worker and downloads the test plays, under the test's clock."""
+
+    def __init__(
+        self,
+        allowed: Allowed,
+        timing: TimingModel,
+        store: TaskStore,
+        limits: QueueLimits | None = None,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        **options: Any,
+    ) -> None:
+        self.scheduler = Scheduler(allowed, timing, store, limits, monotonic=monotonic, **options)
+        super().__init__(self.scheduler)
+        self.worker = WorkerApi(self.scheduler)
+        self.downloads = DownloadApi(self.scheduler)
+        self._clock = monotonic
+        self._claimed: dict[str, Task] = {}
+        self._at: dict[str, tuple[int, int]] = {}  # stage, image
+        self._watches: dict[str, Stopwatch] = {}
+        self._drawn: dict[str, list[tuple[int, Measured]]] = {}
+
+    def load(self, spec: LoadSpec | None = None, resident: Sequence[str] | None = None) -> None:
+        """LoadSpec are loaded at once; the server's own by default."""
+        spec = spec or self.scheduler.first_spec
+        self.worker.load_started(spec)
+        self.loaded(spec, resident=resident)
+
+    def loaded(
+        self,
+        spec: LoadSpec,
+        bits: int | None = None,
+        resident: Sequence[str] | None = None,
+        *,
+        learn: bool = True,
+    ) -> None:
+        """A load that was started has ended; memory holds these weights alone by default."""
+        self.worker.load_finished(spec, bits, resident or [spec.key], learn=learn)
+
+    def claim(self, timeout_s: float = 0.0) -> Task | None:
+        task = self.worker.claim(timeout_s)
+        if task:
+            self._claimed[task.task_id] = task
+            self._at[task.task_id] = 0, task.images_done
+            self._watches[task.task_id] = Stopwatch(self._clock)
+            self._drawn[task.task_id] = []
+        return task
+
+    def attempt(self, task_id: str) -> int:
+        """Of the latest claim; 1 for a task that was not claimed here."""
+        return self._claimed[task_id].attempt if task_id in self._claimed else 1
+
+    def report(self, task_id: str, phase: Phase, steps_done: int, steps_total: int) -> bool:
+        """Returns whether the worker shall continue."""
+        if task_id in self._watches:
+            self._watches[task_id].reached(phase, steps_done)
+        stage, image = self._at.get(task_id, (0, 0))
+        progress = Progress(phase, steps_done, steps_total, stage, image)
+        verdict = self.worker.report(task_id, self.attempt(task_id), progress)
+        return verdict is Verdict.CONTINUE
+
+    def next_image(self, task_id: str, stage: int, index: int) -> bool:
+        """The picture before is drawn."""
+        was_stage, _ = self._at[task_id]
+        self._drawn[task_id].append((was_stage, self._watches[task_id].measured()))
+        self._watches[task_id] = Stopwatch(self._clock)
+        self._at[task_id] = stage, index
+        steps = self._claimed[task_id].stages[stage].params.steps_run
+        return self.report(task_id, Phase.TEXT_ENCODING, 0, steps)
+
+    def finish(
+        self,
+        task_id: str,
+        images: Sequence[bytes],
+        *,
+        image_encoding_s: float | None = None,
+        first: int | None = None,
+    ) -> bool:
+        """All images are encoded, one after the other; that took so many seconds each, or the time
+        since the report of IMAGE_ENCODING. `first`: index of the first of them; by default that
+        of the first one that was not stored at the claim."""
+        if task_id not in self._claimed:
+            return self.worker.finish(task_id, 1, Encoded(images[-1], len(images) - 1))
+        watch, (stage, _) = self._watches[task_id], self._at[task_id]
+        own = watch.measured()
+        if image_encoding_s is None:
+            image_encoding_s = watch.seconds_in_phase()
+        drawn = [*self._drawn[task_id], (stage, own)]
+        if len(drawn) < len(images):  # the test reported nothing in between
+            drawn *= len(images)
+        before, own_stage = drawn[: -len(images)], drawn[-len(images) :]
+        attempt, stored = self.attempt(task_id), False
+        if first is None:
+            first = self._claimed[task_id].images_done
+        for number, (image, (at, measured)) in enumerate(zip(images, own_stage, strict=True), 1):
+            own = replace(measured, image_encoding_s=image_encoding_s)
+            encoded = Encoded(image, first + number - 1, (*before, (at, own)))
+            before = []
+            is_last = number == len(images)
+            store = self.worker.finish if is_last else self.worker.store_image
+            stored = store(task_id, attempt, encoded)
+        return stored
+
+    def fail(self, task_id: str, code: str, message: str) -> bool:
+        return self.worker.fail(task_id, self.attempt(task_id), code, message)
+
+    def release(self, task_id: str, *, interrupted: bool = False) -> bool:
+        return self.worker.release(task_id, self.attempt(task_id), interrupted=interrupted)
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -74,7 +207,10 @@ def until(condition: Callable[[], object]) -> None:
 
 
 class ServerProcess:
-    """`python3 server.py` on a free port, with a client for its JSON routes."""
+    """`python3 server.py` on a free port, with a client for its JSON routes.
+
+    Where it can be, it is forked, unless a test gives it an environment or a program of its own.
+    """
 
     def __init__(
         self,
@@ -82,17 +218,21 @@ class ServerProcess:
         *arguments: str,
         wait: bool = True,
         environment: Mapping[str, str] | None = None,
-        program: Sequence[str] = ("server.py",),
+        program: Sequence[str] = SERVER,
     ) -> None:
-        command = [sys.executable, *program, "--port", "0", "--data-dir", str(data_dir)]
-        self.process = subprocess.Popen(
-            [*command, *arguments],
-            cwd=ROOT,
-            env={**clean_environment(), **(environment or {})},
-            stdin=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        arguments = ("--port", "0", "--data-dir", str(data_dir), *arguments)
+        self.process: subprocess.Popen[str] | forking.ForkedServer
+        if forking.CAN_FORK and environment is None and program == SERVER:
+            self.process = forking.ForkedServer(arguments)
+        else:
+            self.process = subprocess.Popen(
+                [sys.executable, *program, *arguments],
+                cwd=ROOT,
+                env={**clean_environment(), **(environment or {})},
+                stdin=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
         self.log: list[str] = []
         self.url = ""
         self._listening = threading.Event()
@@ -159,7 +299,7 @@ class FakeGenerator:
 
         self.resident: tuple[str, ...] = ()
 
-    def load(self, weights: Weights) -> int | None:
+    def load(self, weights: LoadSpec) -> int | None:
         self.resident = (weights.key,)
         return None
 
@@ -172,7 +312,7 @@ class FakeGenerator:
     def refusal(self, params: GenerationParams) -> str | None:
         return None
 
-    def check_adapters(self, weights: Weights) -> tuple[str, ...]:
+    def check_adapters(self, weights: LoadSpec) -> tuple[str, ...]:
         return ()
 
 

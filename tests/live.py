@@ -9,10 +9,10 @@ from threading import Semaphore
 from typing import Any
 
 import requests
-from conftest import GIVE_UP_S, FakeGenerator, offer_of
+from conftest import GIVE_UP_S, FakeGenerator, allow
 from PIL import Image
 
-from drawing.previews import Previews
+from generation.previews import Previews
 from server import Server
 from settings import Settings
 from task import GenerationParams, Phase, Report
@@ -28,11 +28,9 @@ class SteppedServer:
         self._steps, self._ended = Semaphore(0), False
         chosen = {"port": 0, "data_dir": data_dir, **settings}
         read = Settings(**chosen)
-        previews = Previews(on=read.previews == "on")
-        self.server = Server(
-            read, offer_of(*models or ("tiny",)), FakeGenerator(self._draw), previews
-        )
-        self.queue = self.server.queue
+        previews = Previews(on=read.previews)
+        self.server = Server(read, allow(*models or ("tiny",)), FakeGenerator(self._draw), previews)
+        self.queue, self.worker_api = self.server.queue, self.server.worker_api
         self.url = f"http://127.0.0.1:{self.server.port}"
         self.server.start()
 

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
-from conftest import ServerProcess, offer_of, params_for
+from conftest import ServerProcess, allow, params_for
 from safetensors.numpy import load_file, save_file
 from test_generator import OnItsThread
 
-from drawing.adapters import check_adapters
 from errors import ModelLoadError, UnusableAdapter
+from generation.adapters import check_adapters
 from models import tiny_models
 from models.hub_cache import weight_files
 from models.mflux_registry import read_catalog
-from models.model_catalog import Lora, Weights
+from models.model_catalog import LoadSpec, Lora
 from models.weight_files import BadWeightFile, read_header
 
 HALF = "diffusion_model.double_blocks.{}.img_attn.qkv.lora_down.weight"
@@ -118,9 +118,9 @@ def test_a_whole_file_is_read(tmp_path: Path) -> None:
 # -- whether an adapter fits a model ---------------------------------------------------------------
 
 
-def weights_of(model: str, *loras: str) -> Weights:
-    (found,) = offer_of(model).models
-    return Weights(found, found.pipelines[0], None, tuple(map(Lora, loras)))
+def weights_of(model: str, *loras: str) -> LoadSpec:
+    (found,) = allow(model).models
+    return LoadSpec(found, found.pipelines[0], None, tuple(map(Lora, loras)))
 
 
 def write_matrices(path: Path, prefix: str, down: tuple[int, ...], up: tuple[int, ...]) -> str:
@@ -140,7 +140,7 @@ def test_each_family_that_takes_loras_has_keys_that_mflux_knows(tmp_path: Path) 
         for pipeline in model.pipelines:
             if pipeline.loras:
                 with pytest.raises(UnusableAdapter, match="none of its 1 keys"):
-                    check_adapters(Weights(model, pipeline, None, (Lora(str(path)),)), str)
+                    check_adapters(LoadSpec(model, pipeline, None, (Lora(str(path)),)), str)
                 checked.add(model.family)
     assert {"flux", "flux2", "qwen", "z_image"} <= checked
 
@@ -207,7 +207,7 @@ def generating(data_dir: Path) -> OnItsThread:
     return OnItsThread("tiny-flux2", data_dir)
 
 
-def load(generating: OnItsThread, weights: Weights) -> None:
+def load(generating: OnItsThread, weights: LoadSpec) -> None:
     generating._thread.submit(generating.generator.load, weights).result()
 
 
@@ -261,11 +261,11 @@ def test_a_broken_file_of_a_models_folder_is_named_and_evicts_nothing(
     (tmp_path / "transformer").mkdir()
     (tmp_path / "transformer" / "0.safetensors").write_bytes(b"<html>")
     (tmp_path / "._hidden.safetensors").write_bytes(b"not one")
-    (dev,) = offer_of("dev").models
+    (dev,) = allow("dev").models
     model = replace(dev, path=str(tmp_path))
     assert [path.name for path in weight_files(model)] == ["0.safetensors"]
     with pytest.raises(ModelLoadError, match=r"0.safetensors is broken \(it is a web page"):
-        load(generating, Weights(model, model.pipelines[0], None))
+        load(generating, LoadSpec(model, model.pipelines[0], None))
     assert generating.generator.resident == ("tiny-flux2",)
 
 

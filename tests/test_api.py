@@ -3,6 +3,7 @@
 import base64
 import http.client
 import json
+import signal
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -286,6 +287,45 @@ def test_urgent_tasks_run_before_normal_ones_and_each_level_in_order(
     ended = {n: server.wait_until_ended(accepted[n]["task_id"]) for n in names}
     assert all(status["status"] == "done" for status in ended.values())
     assert sorted(names, key=lambda n: ended[n]["started_at"]) == expected
+
+
+def test_tags_are_kept_with_the_task_and_found_in_the_queue(start_server: StartServer) -> None:
+    server = start_server("--model", "tiny")
+    blocker = server.submit(**LONG, tags=["all", "running"])["task_id"]
+    server.wait_for(blocker, lambda s: s["status"] == "running")
+    both = server.submit(tags=["all", "été"])
+    assert both["params"]["tags"] == ["all", "été"]
+    form = [("prompt", (None, "a lighthouse")), ("tags", (None, "all")), ("tags", (None, "one"))]
+    sent = requests.post(server.url + "/generate", files=form, timeout=60)
+    assert sent.json()["params"]["tags"] == ["all", "one"]
+    plain = server.submit()
+    assert "tags" not in plain["params"]
+
+    def found(tag: str, **paging: int) -> tuple[list[str], int]:
+        answer = server.get("/queue", tag=tag, **paging).json()
+        return [task["task_id"] for task in answer["tasks"]], answer["length"]
+
+    tagged = [blocker, both["task_id"], sent.json()["task_id"]]
+    server.stop(signal.SIGKILL)
+    server = start_server("--model", "tiny")
+    assert found("all") == (tagged, 3)
+    assert found("all", limit=1, offset=1) == (tagged[1:2], 3)
+    assert found("été") == ([both["task_id"]], 1)
+    assert found("al") == ([], 0)
+    assert found("")[0] == [*tagged, plain["task_id"]]
+    status = server.get("/status", task_id=both["task_id"]).json()
+    assert status["params"]["tags"] == ["all", "été"]
+
+
+@pytest.mark.parametrize("tags", ["all", [""], ["x" * 41], ["a"] * 11, [3], ["\0"]])
+def test_tags_that_are_too_many_or_too_long_are_refused(server: ServerProcess, tags: Any) -> None:
+    answer = requests.post(server.url + "/generate", json={"prompt": "x", "tags": tags}, timeout=60)
+    assert answer.status_code == 400
+    error = error_of(answer)
+    assert error["field"] == "tags"
+    if tags != ["\0"]:
+        allowed = "a list of up to 10, each a string of 1 to 40 characters"
+        assert error["message"].startswith(f"tags must be {allowed}, not ")
 
 
 def test_a_waiting_task_is_cancelled_and_those_behind_it_move_up(server: ServerProcess) -> None:

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from allowed import Allowed, not_supported, read_allowed
+from api.generate_request import GenerateRequest
 from errors import BadOption, InvalidInput, ModelNotAllowed, NotSupported
+from fields import Takes, mflux_parameters
 from models import mflux_registry
 from models.mflux_registry import find_model, read_catalog
-from models.model_catalog import FACTS, Catalog, Model, Pipeline, Takes, Weights
-from offer import Offer, not_supported, read_offer
+from models.model_catalog import FACTS, Catalog, LoadSpec, Model, Pipeline
 from settings import Settings
 
 DELIBERATELY_LEFT_OUT = {
@@ -44,6 +46,13 @@ def test_every_model_of_mflux_is_in_the_catalog_with_its_aliases_and_steps() -> 
         assert model.pipelines, key
         if not model.upscaler:
             assert model.default_steps == model_inference_steps(key), key
+
+
+def test_each_field_that_is_declared_to_go_to_mflux_is_taken_by_a_model() -> None:
+    taken = {field for _, pipeline in PIPELINES for field in pipeline.takes}
+    declared = dict(mflux_parameters())
+    assert len(set(declared.values())) == len(declared) == 6
+    assert set(declared.values()) <= taken <= set(GenerateRequest.model_fields)
 
 
 def test_somebody_has_described_every_model_and_no_other() -> None:
@@ -145,9 +154,9 @@ def test_no_pipeline_hides_another_one_of_its_model() -> None:
 # -- the operator's choice ---------------------------------------------------------------------
 
 
-def offer_for(*arguments: str, fallback: str = "tiny") -> Offer:
+def offer_for(*arguments: str, fallback: str = "tiny") -> Allowed:
     settings = Settings.read(list(arguments), {})
-    return read_offer(
+    return read_allowed(
         read_catalog(),
         default=settings.model,
         allowed=settings.models,
@@ -160,8 +169,8 @@ def offer_for(*arguments: str, fallback: str = "tiny") -> Offer:
     )
 
 
-def names_of(offer: Offer) -> list[str]:
-    return [model.name for model in offer.models]
+def names_of(allowed: Allowed) -> list[str]:
+    return [model.name for model in allowed.models]
 
 
 def test_the_default_model_is_the_one_named_else_the_first_allowed_else_the_fallback() -> None:
@@ -179,7 +188,7 @@ def test_all_leaves_out_what_nothing_draws_with() -> None:
     bare = Model("bare", "x", "x", 4, None, 1.0, repositories=("a/b",))
     tiny = find_model("tiny")
     assert tiny
-    offer = read_offer(
+    allowed = read_allowed(
         Catalog([bare, tiny]),
         default=None,
         allowed=("all",),
@@ -190,18 +199,18 @@ def test_all_leaves_out_what_nothing_draws_with() -> None:
         lora_dir=None,
         allow_lora_repos=False,
     )
-    assert names_of(offer) == ["tiny"]
+    assert names_of(allowed) == ["tiny"]
 
 
 def test_a_folder_of_weights_is_allowed_under_a_name_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     for entry, name in ((f"{tmp_path}/mine@dev", "mine"), (f"x={tmp_path}/mine@dev", "x")):
-        offer = offer_for("--models", f"{entry},tiny")
-        model = offer.default
+        allowed = offer_for("--models", f"{entry},tiny")
+        model = allowed.default
         assert (model.name, model.key, model.path) == (name, "dev", f"{tmp_path}/mine")
         assert model.aliases == ()
-        assert offer.model(name.upper()) is model
-        assert Weights(model, model.pipelines[0], None).key == name
+        assert allowed.model(name.upper()) is model
+        assert LoadSpec(model, model.pipelines[0], None).key == name
     assert names_of(offer_for("--models", f"tiny,x={tmp_path}/mine@dev", "--model", "X")) == [
         "x",
         "tiny",
@@ -277,11 +286,11 @@ def test_a_mask_without_the_picture_it_belongs_to_is_told_what_lacks() -> None:
 
 
 def test_a_model_that_is_not_allowed_is_answered_with_those_that_are() -> None:
-    offer = offer_for("--models", "tiny,tiny-flux2")
+    allowed = offer_for("--models", "tiny,tiny-flux2")
     with pytest.raises(ModelNotAllowed, match="Allowed: tiny, tiny-flux2") as caught:
-        offer.model("schnell")
+        allowed.model("schnell")
     assert caught.value.field == "model"
-    assert offer.model("") is offer.model(None) is offer.default
+    assert allowed.model("") is allowed.model(None) is allowed.default
 
 
 @pytest.mark.parametrize(
@@ -302,10 +311,10 @@ def test_a_name_that_is_no_model_is_answered_with_those_like_it_and_where_all_ar
     with pytest.raises(BadOption) as refused:
         offer_for("--model", name)
     assert str(refused.value).endswith(f"{name!r}.{alike} docs/models.md lists all {some}.")
-    offer = offer_for("--models", "all")
+    allowed = offer_for("--models", "all")
     with pytest.raises(ModelNotAllowed) as not_allowed:
-        offer.model(name)
+        allowed.model(name)
     assert not_allowed.value.message == (
         f"This server does not draw with a model {name[:100]!r}.{alike} "
-        f"GET /models lists the {len(offer.models)} that are allowed."
+        f"GET /models lists the {len(allowed.models)} that are allowed."
     )

@@ -10,7 +10,7 @@ import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import requests
@@ -19,8 +19,17 @@ from far_ends import Asked, FakeTask, FarEnd, Time, proxy_of
 from PIL import Image as pillow
 
 from api.generate_request import GenerateRequest
-from client.mflux_client import Client, Fields, MfluxError, Status, TimedOut, Unreachable
+from client.mflux_client import (
+    Client,
+    Fields,
+    MfluxError,
+    Passed,
+    Status,
+    TimedOut,
+    Unreachable,
+)
 from client.mflux_client import _retry_after_s as retry_after
+from fields import PassedFields
 
 SMALL: dict[str, Any] = {"width": 64, "height": 64, "steps": 2}
 LONG: dict[str, Any] = {"width": 1024, "height": 1024, "steps": 60}
@@ -81,6 +90,23 @@ def test_several_pictures_one_by_one_and_as_an_archive(client: Client) -> None:
         assert [archive.read(name) for name in archive.namelist()] == [i.data for i in images]
 
 
+def test_the_pictures_of_a_batch_come_one_by_one_until_it_is_ended_after_one_of_them(
+    client: Client,
+) -> None:
+    task = client.submit("a lighthouse", count=10, **LONG)
+    images = []
+    for image in client.images_as_stored(task.task_id):
+        images.append(image)
+        if len(images) == 1:
+            assert client.status(task.task_id).status == "running"
+            assert client.cancel(task.task_id, after_current=True) == "running"
+    status = client.status(task.task_id)
+    assert status.status == "cancelled"
+    assert 2 <= len(images) == status.images_done < 10
+    assert client.cancel(task.task_id, after_current=True) == "cancelled", "and nothing is removed"
+    assert client.images(task.task_id) == images
+
+
 def test_pictures_go_in_as_paths_bytes_pillow_images_and_results(
     client: Client, tmp_path: Path
 ) -> None:
@@ -121,7 +147,10 @@ def test_lists_of_pictures_keep_their_order(start_server: StartServer) -> None:
 
 
 def test_queue_and_models(client: Client) -> None:
-    task = client.submit("a lighthouse", **LONG)
+    task = client.submit("a lighthouse", **LONG, tags=["chat-42"])
+    assert task.params["tags"] == ["chat-42"]
+    assert [queued.task_id for queued in client.queue(tag="chat-42").tasks] == [task.task_id]
+    assert client.queue(tag="other").length == 0
     queue = client.queue()
     assert (queue.length, queue.tasks[0].task_id) == (1, task.task_id)
     assert client.cancel(task.task_id) in ("waiting", "running")
@@ -136,6 +165,17 @@ def test_every_field_of_a_request_has_its_type() -> None:
     assert set(GenerateRequest.model_fields) - own <= set(Fields.__annotations__)
     later = {"callback_url"}
     assert set(Fields.__annotations__) - later <= set(GenerateRequest.model_fields)
+
+
+def test_the_fields_that_answers_repeat_have_the_types_of_the_server() -> None:
+    properties = PassedFields.model_json_schema()["properties"]
+    types = {"string": str, "number": float, "integer": int}
+
+    def type_of(schema: dict[str, Any]) -> object:
+        (schema, *_) = schema.get("anyOf", [schema])
+        return list[type_of(schema["items"])] if "items" in schema else types[schema["type"]]  # type: ignore[misc]
+
+    assert get_type_hints(Passed) == {name: type_of(field) for name, field in properties.items()}
 
 
 # -- errors -------------------------------------------------------------------------------------

@@ -8,15 +8,14 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import GIVE_UP_S, ROOT, offer_of, params_for
+from conftest import GIVE_UP_S, ROOT, PlayedQueue, allow, params_for
 from live import EventStream, SteppedServer
 
 from api.generate_request import Limits
 from api.webhooks import RETRY_AFTER_S, Webhooks
 from errors import Gone
-from queue_manager import QueueManager
-from queueing.queue_core import PRUNE_EVERY_S, RESERVED_IDS
-from queueing.queue_state import Rules
+from scheduler.limits import QueueLimits
+from scheduler.scheduler import PRUNE_EVERY_S, RESERVED_IDS
 from storage.task_store import TOMBSTONE_S, TaskStore
 from task import TaskStatus
 from timing_model import TimingModel
@@ -38,16 +37,16 @@ class Machine:
 
     def start(self) -> None:
         self.store = TaskStore(self.folder)
-        self.queue = QueueManager(
-            offer_of("tiny"),
+        self.queue = PlayedQueue(
+            allow("tiny"),
             TimingModel(),
             self.store,
-            Rules(keep_s=int(KEEP_S), refetch_s=int(REFETCH_S)),
+            QueueLimits(keep_s=int(KEEP_S), refetch_s=int(REFETCH_S)),
             monotonic=lambda: self.since_boot,
             now=lambda: self.wall,
         )
-        self.queue.load_started(self.queue.first_weights)
-        self.queue.load_finished(self.queue.first_weights, None)
+        self.queue.worker.load_started(self.queue.scheduler.first_spec)
+        self.queue.loaded(self.queue.scheduler.first_spec, None)
 
     def restart(self, down_s: float = 0.0) -> None:
         """The machine too: its monotonic clock begins again."""
@@ -60,13 +59,13 @@ class Machine:
         """Time passes, and the worker is idle."""
         self.wall += seconds
         self.since_boot += seconds
-        self.queue.prune()
+        self.queue.scheduler.prune()
 
     def settle(self) -> None:
         self.pass_s(PRUNE_EVERY_S)
 
     def draw(self, **options: Any) -> str:
-        task_id = self.queue.submit(params_for(), urgent=False, **options)[0].task_id
+        task_id = self.queue.submit(params_for(), priority=0, **options)[0].task_id
         assert self.queue.claim(0)
         assert self.queue.finish(task_id, [b"image"])
         return task_id
@@ -90,11 +89,11 @@ def test_pictures_keys_and_ends_are_kept_for_their_time_whatever_the_wall_clock_
     machine: Machine, jump_s: float
 ) -> None:
     done = machine.draw(client_key="key")
-    failed = machine.queue.submit(params_for(), urgent=False)[0].task_id
+    failed = machine.queue.submit(params_for(), priority=0)[0].task_id
     assert machine.queue.claim(0)
     assert machine.queue.fail(failed, "task_failed", "It was the test.")
-    waiting = machine.queue.submit(params_for(), urgent=False)[0].task_id
-    cancelled = machine.queue.submit(params_for(), urgent=False)[0].task_id
+    waiting = machine.queue.submit(params_for(), priority=0)[0].task_id
+    cancelled = machine.queue.submit(params_for(), priority=0)[0].task_id
     machine.queue.delete(cancelled)
     machine.pass_s(KEEP_S / 2)
     machine.wall += jump_s
@@ -203,8 +202,8 @@ def test_clients_are_told_unix_seconds_of_the_wall_clock(machine: Machine) -> No
 
 @pytest.mark.parametrize("jump_s", JUMPS)
 def test_a_forecast_does_not_follow_the_wall_clock(machine: Machine, jump_s: float) -> None:
-    running = machine.queue.submit(params_for(), urgent=False)[0].task_id
-    waiting = machine.queue.submit(params_for(), urgent=False)[0].task_id
+    running = machine.queue.submit(params_for(), priority=0)[0].task_id
+    waiting = machine.queue.submit(params_for(), priority=0)[0].task_id
     assert machine.queue.claim(0)
     machine.since_boot += 1.0
     before = [machine.queue.status(task_id) for task_id in (running, waiting)]
@@ -302,8 +301,8 @@ USES = {
     "compat/install.py",
     "compat/openai_images.py",
     "models/hub_cache.py",
-    "queueing/events.py",
-    "queueing/queue_core.py",
+    "scheduler/events.py",
+    "scheduler/scheduler.py",
 }
 """They tell times to clients or to other programs, or pass the clock on to who does."""
 

@@ -8,20 +8,19 @@ from threading import Event
 from typing import Any
 
 import pytest
-from conftest import ROOT, FakeGenerator, offer_of
+from conftest import ROOT, FakeGenerator, PlayedQueue, allow
 from flask.testing import FlaskClient
 from PIL import Image
 
 from api.generate_request import Limits
 from api.submission import Submission
 from api.waiting_places import WaitingPlaces
-from drawing.previews import Previews
-from queue_manager import QueueManager
+from generation.previews import Previews
 from server import create_app
 from storage.task_store import TaskStore
 from task import GenerationParams, Phase, Report
 from timing_model import TimingModel
-from worker import Worker
+from workers.worker import Worker
 
 
 class PreviewGenerator(FakeGenerator):
@@ -64,14 +63,14 @@ def generator() -> PreviewGenerator:
 
 @pytest.fixture
 def client(generator: PreviewGenerator) -> Iterator[FlaskClient]:
-    offer = offer_of("tiny")
-    queue = QueueManager(offer, TimingModel(), TaskStore(None))
-    worker = Worker(queue, generator, lambda error: None)
+    allowed = allow("tiny")
+    queue = PlayedQueue(allowed, TimingModel(), TaskStore(None))
+    worker = Worker(queue.worker, generator, lambda error: None)
     app = create_app(
         queue,
         worker,
         generator,
-        Submission(queue, offer, Limits(), generator.why_not, places=WaitingPlaces(10)),
+        Submission(queue, allowed, Limits(), generator.why_not, places=WaitingPlaces(10)),
         places=WaitingPlaces(10),
         previews=LatestOf(generator),
         data_dir=ROOT,

@@ -23,10 +23,11 @@ import pytest
 import requests
 from conftest import (
     FakeGenerator,
+    PlayedQueue,
     ServerProcess,
     StartServer,
+    allow,
     fill_disk,
-    offer_of,
     params_for,
     until,
 )
@@ -35,17 +36,16 @@ from PIL import Image
 from api.generate_request import Limits
 from api.submission import Submission
 from api.waiting_places import WaitingPlaces
-from drawing.previews import Previews
 from errors import ServerError, StoreError
-from queue_manager import QueueManager
+from generation.previews import Previews
 from server import Server, create_app
 from settings import Settings
 from storage.task_store import TaskStore
 from task import GenerationParams, Phase, Report, TaskStatus
 from timing_model import TimingModel
-from worker import Worker
+from workers.worker import Worker
 
-OFFER = offer_of("tiny")
+OFFER = allow("tiny")
 LONG: dict[str, Any] = {"width": 2048, "height": 2048, "steps": 100}
 """Seconds of denoising, then seconds of decoding."""
 
@@ -338,7 +338,7 @@ def check_records(life: Life, stories: list[Story], unanswered: int) -> None:
     """The data dir holds each task once, in the order in which they ran, and no strays."""
     with closing(sqlite3.connect(life.data_dir / "tasks.sqlite3")) as database:
         rows = database.execute(
-            "SELECT task_id, client_key, urgent, status, started_at, gone FROM tasks"
+            "SELECT task_id, client_key, priority, status, started_at, gone FROM tasks"
             " ORDER BY number"
         ).fetchall()
     keys = Counter(key for _, key, *_ in rows if key)
@@ -456,14 +456,14 @@ def test_while_draining_a_submit_is_refused_and_health_says_so(start_server: Sta
 
 
 @pytest.fixture
-def queue(tmp_path: Path) -> Iterator[QueueManager]:
+def queue(tmp_path: Path) -> Iterator[PlayedQueue]:
     store = TaskStore(tmp_path / "data")
-    yield QueueManager(OFFER, TimingModel(), store)
+    yield PlayedQueue(OFFER, TimingModel(), store)
     store.close()
 
 
 def test_a_worker_thread_that_dies_is_replaced_and_its_task_is_tried_once_more(
-    queue: QueueManager, tmp_path: Path
+    queue: PlayedQueue, tmp_path: Path
 ) -> None:
     deaths = {"deadly once": 1, "deadly": 10, "harmless": 0}
 
@@ -474,10 +474,10 @@ def test_a_worker_thread_that_dies_is_replaced_and_its_task_is_tried_once_more(
         return Image.new("RGB", (16, 16))
 
     generator = FakeGenerator(draw)
-    worker = Worker(queue, generator, lambda error: pytest.fail(str(error)))
-    ids = {name: queue.submit(params_for(name), urgent=False)[0].task_id for name in deaths}
+    worker = Worker(queue.worker, generator, lambda error: pytest.fail(str(error)))
+    ids = {name: queue.submit(params_for(name), priority=0)[0].task_id for name in deaths}
     worker.start()
-    until(lambda: not queue.queue(1, 0)[1])
+    until(lambda: not queue.unfinished(1, 0)[1])
     submission = Submission(queue, OFFER, Limits(), generator.refusal, places=WaitingPlaces(1))
     app = create_app(
         queue,
@@ -498,7 +498,7 @@ def test_a_worker_thread_that_dies_is_replaced_and_its_task_is_tried_once_more(
 
 
 def test_a_picture_that_comes_after_the_stop_is_left_without_an_error(
-    queue: QueueManager, monkeypatch: pytest.MonkeyPatch
+    queue: PlayedQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reached, go_on = threading.Event(), threading.Event()
     errors: list[object] = []
@@ -510,13 +510,13 @@ def test_a_picture_that_comes_after_the_stop_is_left_without_an_error(
         go_on.wait(10)
         return Image.new("RGB", (16, 16))
 
-    worker = Worker(queue, FakeGenerator(draw), lambda error: pytest.fail(str(error)))
-    task_id = queue.submit(params_for(), urgent=False)[0].task_id
+    worker = Worker(queue.worker, FakeGenerator(draw), lambda error: pytest.fail(str(error)))
+    task_id = queue.submit(params_for(), priority=0)[0].task_id
     worker.start()
     assert reached.wait(10)
     (thread,) = [thread for thread in threading.enumerate() if thread.name == "worker"]
     assert not worker.stop(0)
-    queue.release_running()
+    queue.worker.release_all()
     go_on.set()
     thread.join(10)
     assert errors == []
@@ -540,9 +540,9 @@ def refusal(server: ServerProcess) -> str:
 def fill_data_dir(data_dir: Path) -> list[str]:
     """What a killed server leaves: tasks that wait, one that runs, some that are done."""
     store = TaskStore(data_dir)
-    queue = QueueManager(OFFER, TimingModel(), store)
+    queue = PlayedQueue(OFFER, TimingModel(), store)
     ids = [
-        queue.submit(params_for(f"{n} " * 200), urgent=False, client_key=f"key {n}")[0].task_id
+        queue.submit(params_for(f"{n} " * 200), priority=0, client_key=f"key {n}")[0].task_id
         for n in range(60)
     ]
     for n in range(9):
@@ -594,7 +594,7 @@ def test_a_damaged_database_is_refused_with_one_sentence(
     "damage",
     [
         pytest.param(bytes_for(b'"tokens":', b'"toxins":'), id="timing samples"),
-        pytest.param(bytes_for(b'{"prompt":"50 ', b'{"pro\x00pt":"50 '), id="params of one task"),
+        pytest.param(bytes_for(b'"prompt":"50 ', b'"pro\x00pt":"50 '), id="params of one task"),
     ],
 )
 def test_a_damaged_record_costs_no_other_task(

@@ -22,19 +22,19 @@ from conftest import (
     GIVE_UP_S,
     FakeGenerator,
     StartServer,
+    allow,
     fill_disk,
-    offer_of,
     until,
 )
 from PIL import Image
 
-import worker as worker_module
 from errors import StorageUnavailable
 from server import Server
 from settings import Settings
 from task import GenerationParams, Report
+from workers import worker as worker_module
 
-OFFER = offer_of("tiny")
+OFFER = allow("tiny")
 SIDE = 640
 """Noise of this size is a PNG of about 1.2 MB."""
 Mount = Callable[[str], Path]
@@ -160,7 +160,7 @@ def test_health_is_failed_steadily_until_there_is_room_and_no_picture_is_lost(
     bench.until_failed()
     for _ in range(20):
         with pytest.raises(StorageUnavailable):
-            bench.queue.check_storage()
+            bench.queue._scheduler.check_storage()
         bench.assert_failed("No space left on device")
         bench.assert_refuses_tasks()
         assert bench.status(running)["status"] == "running"
@@ -186,7 +186,7 @@ def test_room_for_a_picture_alone_is_not_enough_to_accept_tasks(start: Start, mo
         file.truncate(filler.stat().st_size - 1_300_000)
     assert bench.ended(running)["status"] == "done"
     with pytest.raises(StorageUnavailable):
-        bench.queue.check_storage()
+        bench.queue._scheduler.check_storage()
     bench.assert_refuses_tasks()
 
 
@@ -305,7 +305,8 @@ def test_a_start_on_a_full_disk_counts_the_attempts_of_tasks_that_ran(
     bench.stop()
     with closing(sqlite3.connect(disk / "data" / "tasks.sqlite3")) as database, database:
         database.execute(
-            "UPDATE tasks SET status = 'running', attempts = 2 WHERE task_id = ?", (running,)
+            "UPDATE tasks SET status = 'running', attempt = 2, interruptions = 1 WHERE task_id = ?",
+            (running,),
         )
     with full(disk):
         bench = start(disk / "data")
@@ -372,7 +373,7 @@ def test_a_data_dir_that_is_moved_away_is_noticed_and_nothing_is_accepted_until_
     bench.assert_failed("was removed or replaced")
     shutil.copytree(aside, data_dir)  # the same content, and yet not what the server writes to
     with pytest.raises(StorageUnavailable):
-        bench.queue.check_storage()
+        bench.queue._scheduler.check_storage()
     bench.assert_refuses_tasks()
     bench.draw()
     assert bench.status(running)["status"] == "running"
@@ -446,11 +447,13 @@ def test_health_and_waiting_tasks_answer_while_a_change_waits_for_the_lock(
     done = bench.done()
     running, waiting = bench.submit(), bench.submit()
     assert bench.drawing.wait(GIVE_UP_S)
-    bench.queue._store._database.connection.execute(f"PRAGMA busy_timeout = {GIVE_UP_S * 1000}")
+    bench.queue._scheduler.store._database.connection.execute(
+        f"PRAGMA busy_timeout = {GIVE_UP_S * 1000}"
+    )
     with locked(tmp_path / "data"):
         submit = threading.Thread(target=bench.post, daemon=True)
         submit.start()
-        until(bench.queue._writing.locked)
+        until(bench.queue._scheduler.changes.locked)
         assert bench.get("/health").status_code == 200
         assert bench.status(running)["status"] == "running"
         assert bench.status(waiting)["status"] == "waiting"

@@ -1,4 +1,4 @@
-"""What is promised is checked: specification, page, README, the picture of the rooms."""
+"""The documentation agrees with the code: specification, pages, README, imports, locks."""
 
 import ast
 import re
@@ -10,20 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CHROMIUM, ROOT, FakeGenerator, ServerProcess, needs_chromium, offer_of
+from conftest import CHROMIUM, ROOT, FakeGenerator, ServerProcess, allow, needs_chromium
 from flask import Flask
 
 from api.generate_request import GenerateRequest, Limits
 from api.submission import Submission
 from api.task_answers import StatusAnswer
 from api.waiting_places import WaitingPlaces
-from drawing.previews import Previews
+from generation.previews import Previews
 from queue_manager import QueueManager
+from scheduler.scheduler import Scheduler
+from scheduler.worker_api import WorkerApi
 from server import create_app
 from settings import Settings, flag_of, variable_of
 from storage.task_store import TaskStore
 from timing_model import TimingModel
-from worker import Worker
+from workers.worker import Worker
+
+sys.path.insert(0, str(ROOT / "docs"))
 
 PAGES = {
     "/",
@@ -37,14 +41,17 @@ PAGES = {
 
 @pytest.fixture(scope="module")
 def app() -> Flask:
-    offer = offer_of("tiny")
-    queue = QueueManager(offer, TimingModel(), TaskStore(None))
+    allowed = allow("tiny")
+    scheduler = Scheduler(allowed, TimingModel(), TaskStore(None))
+    queue = QueueManager(scheduler)
     generator = FakeGenerator()
     return create_app(
         queue,
-        Worker(queue, generator, lambda error: None),
+        Worker(WorkerApi(scheduler), generator, lambda error: None),
         generator,
-        Submission(queue, offer, Limits(max_steps=42), generator.refusal, places=WaitingPlaces(1)),
+        Submission(
+            queue, allowed, Limits(max_steps=42), generator.refusal, places=WaitingPlaces(1)
+        ),
         places=WaitingPlaces(1),
         previews=Previews(on=False),
         data_dir=ROOT,
@@ -123,24 +130,63 @@ def test_every_answer_has_the_documented_fields(server: ServerProcess) -> None:
     StatusAnswer.model_validate(status)
 
 
-def test_the_readme_names_every_option_with_its_variable() -> None:
-    readme = (ROOT / "README.md").read_text()
+def test_the_page_of_options_is_what_the_settings_say() -> None:
+    from make_reference_pages import OPTIONS_PAGE, options_page
+
+    page = OPTIONS_PAGE.read_text(encoding="utf-8")
+    assert page == options_page(), "run make pages"
     for option in fields(Settings):
-        assert f"`{flag_of(option.name)}`" in readme
-        assert f"`{variable_of(option.name)}`" in readme
+        assert f"`{flag_of(option.name)}`" in page
+        assert f"`{variable_of(option.name)}`" in page
+
+
+def test_the_page_of_fields_is_what_the_request_says() -> None:
+    from make_reference_pages import FIELDS_PAGE, fields_page
+
+    page = FIELDS_PAGE.read_text(encoding="utf-8")
+    assert page == fields_page(), "run make pages"
+    for name in GenerateRequest.model_fields:
+        assert f"`{name}`" in page
 
 
 def test_the_page_of_models_is_what_the_catalog_says() -> None:
-    sys.path.insert(0, str(ROOT / "docs"))
     from make_models_page import PAGE, page
 
-    assert PAGE.read_text(encoding="utf-8") == page(), "run make models"
+    assert PAGE.read_text(encoding="utf-8") == page(), "run make pages"
 
 
-def test_the_readme_names_every_field() -> None:
-    readme = (ROOT / "README.md").read_text()
-    for name in GenerateRequest.model_fields:
-        assert f"`{name}`" in readme
+PAGES_OF_TEXT = sorted([*ROOT.glob("*.md"), *ROOT.glob("*/*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES_OF_TEXT, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_to_a_file_leads_to_one(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    targets = re.findall(r"\]\((?!https?:)([^)#\s]+)", text)
+    missing = [target for target in targets if not (page.parent / target).exists()]
+    assert missing == []
+
+
+def test_the_readme_is_short_enough_for_a_newcomer() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 250
+
+
+def test_the_architecture_page_names_every_module() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for part in sorted(PARTS):
+        for path in sources_of(part):
+            if path.stem != "__init__":
+                assert re.search(rf"\b{path.stem}\b", page), path
+
+
+def test_the_architecture_page_lists_every_lock() -> None:
+    """A row of its table names the module of each Lock, Condition and Semaphore."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    section = page.partition("\n## Locks\n")[2].partition("\n## ")[0]
+    makes_one = re.compile(r"\b(R?Lock|Condition|(Bounded)?Semaphore)\(")
+    for part in sorted(PARTS):
+        for path in sources_of(part):
+            if makes_one.search(path.read_text(encoding="utf-8")):
+                assert f"{path.stem}.py" in section, path
 
 
 def test_help_lists_every_option_with_its_variable() -> None:
@@ -160,70 +206,85 @@ def test_help_lists_every_option_with_its_variable() -> None:
 
 MODULES = {path.stem for path in ROOT.glob("*.py")}
 PACKAGES = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"client"}
-ROOMS = MODULES | PACKAGES
+PARTS = MODULES | PACKAGES
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "settings": set(),
     "supervision": set(),
     "timing_laws": set(),
     "timing_model": {"timing_laws"},
-    "models": set(),
+    "fields": set(),
+    "models": {"fields"},
     "images": {"errors"},
     "decoding": {"errors", "images"},
-    "task": {"models", "timing_model"},
-    "offer": {"errors", "models", "task"},
+    "task": {"fields", "models", "timing_model"},
+    "allowed": {"errors", "fields", "models", "task"},
     "storage": {"errors", "task", "timing_model"},
-    "queueing": {"errors", "models", "offer", "storage", "supervision", "task", "timing_model"},
-    "queue_manager": {"errors", "models", "queueing", "task", "timing_model"},
-    "drawing": {"errors", "images", "models", "supervision", "task"},
-    "generator": {"drawing", "errors", "models", "task"},
-    "worker": {"errors", "images", "models", "supervision", "task"},
-    "downloads": {"errors", "models", "supervision"},
+    "scheduler": {
+        "errors",
+        "models",
+        "allowed",
+        "storage",
+        "supervision",
+        "task",
+        "timing_model",
+    },
+    "queue_manager": {"allowed", "errors", "models", "scheduler", "task", "timing_model"},
+    "generation": {"errors", "images", "models", "supervision", "task"},
+    "generator": {"generation", "errors", "models", "task"},
+    "workers": {"errors", "images", "models", "supervision", "task", "timing_model"},
     "storage_check": {"errors", "supervision"},
     "api": {
         "decoding",
-        "drawing.previews",
+        "generation.previews",
         "errors",
+        "fields",
         "images",
         "models",
-        "offer",
+        "allowed",
         "queue_manager",
-        "queueing",
+        "scheduler",
         "storage.callback_store",
         "supervision",
         "task",
         "timing_model",
-        "worker",
+        "workers",
     },
     "compat": {
         "api",
         "decoding",
         "errors",
+        "fields",
         "images",
         "models",
         "queue_manager",
-        "queueing",
+        "scheduler",
         "task",
     },
-    "server": ROOMS,
+    "server": PARTS,
 }
-"""Rooms, or modules of them."""
+"""By module or package at the top level: the modules and packages that it may import."""
 HOMES: dict[str, set[str]] = {
     "client": set(),
     "requests": set(),
-    "mlx": {"generator", "drawing", "models.mlx_setup"},
-    "mflux": {"drawing", "models.mflux_registry"},
+    "mlx": {"generator", "generation", "models.mlx_setup"},
+    "mflux": {"generation", "models.mflux_registry"},
     "flasgger": {"api.api_docs"},
     "flask": {"server", "api", "compat"},
     "waitress": {"api.http_server", "api.http_loop", "api.http_channel", "api.http_request"},
     "certifi": {"api.webhooks"},
     "jiter": {"api.json_text"},
     "sqlite3": {"storage.database"},
-    "PIL": {"images", "task", "worker", "generator", "drawing.previews", "decoding"},
-    "numpy": {"drawing.previews", "models.tiny_recipes"},
-    "pydantic": {"task", "api", "compat"},
+    "PIL": {"images", "task", "workers.worker", "generator", "generation.previews", "decoding"},
+    "numpy": {
+        "generation.previews",
+        "scheduler.policy",
+        "scheduler.schedule",
+        "models.tiny_recipes",
+    },
+    "pydantic": {"fields", "task", "api", "compat"},
 }
-"""Rooms, or modules of them, that may import a library."""
+"""By library: the modules and packages that may import it."""
 
 
 def imports_of(path: Path) -> set[str]:
@@ -237,8 +298,8 @@ def imports_of(path: Path) -> set[str]:
     return names
 
 
-def sources_of(room: str) -> list[Path]:
-    return sorted((ROOT / room).glob("*.py")) if room in PACKAGES else [ROOT / f"{room}.py"]
+def sources_of(part: str) -> list[Path]:
+    return sorted((ROOT / part).glob("*.py")) if part in PACKAGES else [ROOT / f"{part}.py"]
 
 
 def module_of(path: Path) -> str:
@@ -249,20 +310,20 @@ def is_within(name: str, allowed: str) -> bool:
     return f"{name}.".startswith(f"{allowed}.")
 
 
-@pytest.mark.parametrize("room", sorted(ROOMS))
-def test_imports_point_the_way_the_picture_shows(room: str) -> None:
-    for path in sources_of(room):
+@pytest.mark.parametrize("part", sorted(PARTS))
+def test_imports_point_down_as_the_table_says(part: str) -> None:
+    for path in sources_of(part):
         for name in imports_of(path):
-            if name.split(".")[0] in ROOMS - {room}:
-                assert any(is_within(name, allowed) for allowed in MAY_IMPORT[room]), (path, name)
+            if name.split(".")[0] in PARTS - {part}:
+                assert any(is_within(name, allowed) for allowed in MAY_IMPORT[part]), (path, name)
 
 
 @pytest.mark.parametrize("library", HOMES)
 def test_a_heavy_library_has_its_homes(library: str) -> None:
     users = {
         module_of(path)
-        for room in ROOMS
-        for path in sources_of(room)
+        for part in PARTS
+        for path in sources_of(part)
         if any(is_within(name, library) for name in imports_of(path))
     }
     for user in users:
@@ -272,7 +333,7 @@ def test_a_heavy_library_has_its_homes(library: str) -> None:
 
 
 def test_no_import_leads_in_a_circle() -> None:
-    modules = {module_of(path): path for room in ROOMS for path in sources_of(room)}
+    modules = {module_of(path): path for part in PARTS for path in sources_of(part)}
     imported = {
         module: {other for name in imports_of(path) for other in modules if is_within(name, other)}
         for module, path in modules.items()
@@ -282,12 +343,12 @@ def test_no_import_leads_in_a_circle() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "client").glob("*.py")), ids=lambda p: p.name)
 def test_the_client_knows_http_only(path: Path) -> None:
-    assert not {name.split(".")[0] for name in imports_of(path)} & ROOMS
-    ast.parse(path.read_text(), feature_version=(3, 9))  # it shall run where the server does not
+    assert not {name.split(".")[0] for name in imports_of(path)} & PARTS
+    ast.parse(path.read_text(), feature_version=(3, 9))  # it also runs on older versions
 
 
 def test_no_room_hides_a_module_of_the_standard_library() -> None:
-    assert not ROOMS & set(sys.stdlib_module_names)
+    assert not PARTS & set(sys.stdlib_module_names)
 
 
 @needs_chromium

@@ -1,4 +1,4 @@
-"""Weights that are not on this machine: tasks wait for them while others are drawn. The downloads
+"""LoadSpec that are not on this machine: tasks wait for them while others are drawn. The downloads
 are real processes that fill a real cache folder, and wait there until the test lets them end."""
 
 import os
@@ -12,27 +12,34 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import GIVE_UP_S, FakeGenerator, StallingHub, StartServer, offer_of, params_for
+from conftest import (
+    GIVE_UP_S,
+    FakeGenerator,
+    PlayedQueue,
+    StallingHub,
+    StartServer,
+    allow,
+    forecast_of,
+    params_for,
+)
 from PIL import Image
 
-import downloads
 from api.models_api import download_answer
-from downloads import Downloads
 from errors import NoWorker, QueueFull
 from models.hub_cache import bytes_on_disk, marked_as_incomplete, needs_download, partial_files
-from models.model_catalog import Model, Weights
-from queue_manager import QueueManager
-from queueing.held_tasks import FAILURE_TOLD_S, USUAL_BYTES_PER_S, HeldTasks, HeldWait
-from queueing.queue_state import Rules
-from queueing.task_view import TaskView
+from models.model_catalog import LoadSpec, Model
+from scheduler.downloads import FAILURE_KEPT_S, USUAL_BYTES_PER_S, Downloads, Pending, PendingWait
+from scheduler.limits import QueueLimits
 from storage.task_store import TaskStore
 from task import GenerationParams, Phase, Report, Task, TaskStatus
 from timing_model import Confidence, TimingModel
-from worker import Worker
+from workers import downloads
+from workers.downloads import Downloads as DownloadThread
+from workers.worker import Worker
 
 NOTHING = {True: 0.0, False: 0.0}
 """Seconds until the line is free, for each level."""
-OFFER = offer_of("tiny", "schnell", "dev", "tiny-flux2", "seedvr2-3b")
+OFFER = allow("tiny", "schnell", "dev", "tiny-flux2", "seedvr2-3b")
 
 DOWNLOAD = """
 import os, sys, time
@@ -56,8 +63,8 @@ def model(name: str) -> Model:
     return OFFER.model(name)
 
 
-def weights_of(name: str) -> Weights:
-    return Weights(model(name), model(name).pipelines[0], None)
+def weights_of(name: str) -> LoadSpec:
+    return LoadSpec(model(name), model(name).pipelines[0], None)
 
 
 class Desk:
@@ -68,21 +75,21 @@ class Desk:
         self.at = 1000.0
         self.order: list[str] = []
         self.store = TaskStore(folder / "data")
-        self.queue = QueueManager(
+        self.queue = PlayedQueue(
             OFFER,
             TimingModel(),
             self.store,
-            Rules(**rules),
+            QueueLimits(**rules),
             needs_download=partial(needs_download, folder / "data"),
             monotonic=lambda: self.at,
             now=lambda: self.at,
         )
-        self.worker = Worker(self.queue, FakeGenerator(self._draw), lambda error: None)
-        self.downloads = Downloads(self.queue, self._command)
+        self.worker = Worker(self.queue.worker, FakeGenerator(self._draw), lambda error: None)
+        self.downloads = DownloadThread(self.queue.downloads, self._command)
         self.worker.load()
 
-    def submit(self, name: str, *, urgent: bool = False, **changes: Any) -> TaskView:
-        return self.queue.submit(params_for(model=name, **changes), urgent=urgent)[0]
+    def submit(self, name: str, *, priority: int = 0, **changes: Any) -> Task:
+        return self.queue.submit(params_for(model=name, **changes), priority=priority)[0]
 
     def run_all(self) -> list[str]:
         """The models of the tasks that ran, in this order."""
@@ -98,19 +105,23 @@ class Desk:
 
     def wait_until_held(self, number: int) -> None:
         """So many tasks wait for a download."""
-        self._wait_until(lambda: sum(view.held for view in self.queue.queue(100, 0)[0]) == number)
+        self._wait_until(
+            lambda: (
+                sum(view.waits_for_download for view in self.queue.unfinished(100, 0)[0]) == number
+            )
+        )
 
     def wait_for_bytes(self, name: str, number: int) -> None:
         """The download of a model has come so far."""
 
         def there() -> bool:
             told = self.queue.health().download
-            return bool(told and (told.weights.model.name, told.bytes_done) == (name, number))
+            return bool(told and (told.spec.model.name, told.bytes_done) == (name, number))
 
         self._wait_until(there)
 
     def close(self) -> None:
-        self.queue.stop()
+        self.queue.scheduler.stop()
         assert self.downloads.stop(GIVE_UP_S)
         self.worker.stop(1)
         self.store.close()
@@ -129,7 +140,7 @@ class Desk:
         report(Phase.DENOISING, 0, params.steps)
         return Image.new("RGB", params.final_size)
 
-    def _command(self, weights: Weights) -> list[str]:
+    def _command(self, weights: LoadSpec) -> list[str]:
         name = weights.model.name
         repository = self.cache / f"models--{weights.model.repositories[0].replace('/', '--')}"
         return [sys.executable, "-c", DOWNLOAD, str(repository), str(self._gate_of(name))]
@@ -154,9 +165,9 @@ def desk(tmp_path: Path, cache: Path) -> Iterator[Desk]:
 
 def test_a_task_waits_for_its_weights_while_others_are_drawn(desk: Desk) -> None:
     lacking = desk.submit("schnell")
-    assert lacking.held
+    assert lacking.waits_for_download
     others = [desk.submit("tiny"), desk.submit("tiny-flux2")]
-    assert [view.task_id for view in desk.queue.queue(9, 0)[0]] == [
+    assert [view.task_id for view in desk.queue.unfinished(9, 0)[0]] == [
         *(view.task_id for view in others),
         lacking.task_id,
     ]
@@ -173,7 +184,7 @@ def test_a_task_waits_for_its_weights_while_others_are_drawn(desk: Desk) -> None
     assert desk.queue.events.version(lacking.task_id) > version, "who watches is told"
     assert desk.run_all() == ["schnell"]
     assert desk.queue.status(lacking.task_id).status is TaskStatus.DONE
-    assert not desk.submit("schnell").held
+    assert not desk.submit("schnell").waits_for_download
 
 
 def test_a_download_that_fails_costs_only_the_tasks_that_need_it(desk: Desk) -> None:
@@ -231,7 +242,7 @@ def test_a_download_that_something_else_ends_is_tried_again_and_given_up_in_the_
     monkeypatch.setattr(desk.downloads, "_command", lambda weights: shot)
     for _ in range(2):
         assert desk.downloads.run_once()
-        assert desk.queue.status(view.task_id).held
+        assert desk.queue.status(view.task_id).waits_for_download
     assert desk.downloads.run_once()
     assert "ended with SIGKILL" in str(desk.queue.status(view.task_id).error)
 
@@ -247,7 +258,7 @@ def test_a_download_that_stalls_is_given_up(desk: Desk, monkeypatch: pytest.Monk
 def test_whatever_goes_wrong_in_a_download_the_next_one_is_made(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(weights: Weights) -> list[str]:
+    def broken(weights: LoadSpec) -> list[str]:
         raise ZeroDivisionError
 
     lost = desk.submit("schnell")
@@ -286,7 +297,7 @@ def test_what_was_not_downloaded_to_its_end_is_missing(cache: Path, tmp_path: Pa
 
 def test_urgent_tasks_get_their_weights_first(desk: Desk) -> None:
     desk.submit("dev")
-    desk.submit("schnell", urgent=True)
+    desk.submit("schnell", priority=1)
     for name in ("dev", "schnell"):
         desk.gate(name)
     assert desk.downloads.run_once()
@@ -298,7 +309,7 @@ def test_urgent_tasks_get_their_weights_first(desk: Desk) -> None:
 def test_a_task_that_lacks_the_weights_of_two_stages_waits_for_both(desk: Desk) -> None:
     desk.submit("schnell", upscale=2.0, upscaler="seedvr2-3b")
     for name in ("schnell", "seedvr2-3b"):
-        assert sum(view.held for view in desk.queue.queue(9, 0)[0]) == 1
+        assert sum(view.waits_for_download for view in desk.queue.unfinished(9, 0)[0]) == 1
         desk.gate(name)
         assert desk.downloads.run_once()
     assert desk.run_all() == ["schnell", "seedvr2-3b"]
@@ -323,12 +334,12 @@ def test_weights_can_be_fetched_ahead_of_any_task(desk: Desk) -> None:
         assert desk.queue.fetch_ahead(params_for(model="schnell")) is None
     desk.gate("schnell")
     assert desk.downloads.run_once()
-    assert not desk.submit("schnell").held
+    assert not desk.submit("schnell").waits_for_download
     assert desk.queue.fetch_ahead(params_for(model="dev")) is None
     desk.gate("dev", "No.")
     assert desk.downloads.run_once()
     assert desk.queue.fetch_ahead(params_for(model="dev")) == "No."
-    desk.at += FAILURE_TOLD_S
+    desk.at += FAILURE_KEPT_S
     assert desk.queue.fetch_ahead(params_for(model="dev")) is None
     assert desk.downloads.run_once(), "it is tried again"
 
@@ -344,7 +355,7 @@ def test_a_stop_ends_the_download_and_the_next_start_goes_on(
         desk.submit("schnell")
     again = Desk(tmp_path, cache)
     try:
-        assert again.queue.status(view.task_id).held
+        assert again.queue.status(view.task_id).waits_for_download
         again.gate("schnell")
         assert again.downloads.run_once()
         assert again.run_all() == ["schnell"]
@@ -364,48 +375,58 @@ def test_a_wait_that_a_download_makes_too_long_is_refused(tmp_path: Path, cache:
 
 def test_the_forecast_follows_the_pace_of_the_download(desk: Desk) -> None:
     size = 34e9
-    wait, _ = desk.queue.estimate(params_for(model="schnell"), urgent=False)
+    wait, _ = desk.queue.estimate(params_for(model="schnell"), priority=0)
     assert wait.start_s == pytest.approx(size / USUAL_BYTES_PER_S)
     assert wait.confidence is Confidence.NONE
     assert wait.p90_s > 2 * wait.end_s
     desk.submit("schnell")
-    desk.queue.download_began(weights_of("schnell"), 4_000_000_000)
+    desk.queue.downloads.download_began(weights_of("schnell"), 4_000_000_000)
     desk.at += 10
-    desk.queue.download_progress(weights_of("schnell"), 5_000_000_000)  # 100 MB/s; 29 GB to go
-    (view,) = desk.queue.queue(9, 0)[0]
-    assert view.wait
-    assert view.wait.start_s == pytest.approx(290)
-    assert view.wait.confidence is Confidence.LOW
-    assert view.wait.end_s < view.wait.p90_s < 2 * view.wait.end_s
-    second, _ = desk.queue.estimate(params_for(model="schnell"), urgent=False)
-    assert second.start_s == pytest.approx(view.wait.end_s, rel=0.01), "the first one runs before"
+    desk.queue.downloads.download_progress(
+        weights_of("schnell"), 5_000_000_000
+    )  # 100 MB/s; 29 GB to go
+    (view,) = desk.queue.unfinished(9, 0)[0]
+    assert forecast_of(view).start_s == pytest.approx(290)
+    assert forecast_of(view).confidence is Confidence.LOW
+    assert forecast_of(view).end_s < forecast_of(view).p90_s < 2 * forecast_of(view).end_s
+    second, _ = desk.queue.estimate(params_for(model="schnell"), priority=0)
+    assert second.start_s == pytest.approx(forecast_of(view).end_s, rel=0.01), (
+        "the first one runs before"
+    )
     assert second.pos == 1
-    other, _ = desk.queue.estimate(params_for(model="dev"), urgent=False)
+    other, _ = desk.queue.estimate(params_for(model="dev"), priority=0)
     size_of_dev = (model("dev").weights_gb or 0) * 1e9
     assert other.start_s == pytest.approx(290 + size_of_dev / 100e6), (
         "the others are through by then"
     )
-    here, _ = desk.queue.estimate(params_for(model="tiny"), urgent=False)
+    here, _ = desk.queue.estimate(params_for(model="tiny"), priority=0)
     assert here.start_s < 60, "the line does not wait for downloads"
 
 
 def test_held_tasks_are_listed_as_their_weights_come_from_any_offset(desk: Desk) -> None:
     line = [desk.submit("tiny").task_id for _ in range(3)]
     first, other, second = (desk.submit(n).task_id for n in ("schnell", "dev", "schnell"))
-    urgent = desk.submit("dev", urgent=True).task_id
-    whole = [view.task_id for view in desk.queue.queue(99, 0)[0]]
+    urgent = desk.submit("dev", priority=1).task_id
+    whole = [view.task_id for view in desk.queue.unfinished(99, 0)[0]]
     assert whole == [*line, urgent, other, first, second]
     for offset in range(8):
-        assert [view.task_id for view in desk.queue.queue(99, offset)[0]] == whole[offset:]
-    views = desk.queue.queue(99, 0)[0]
-    ends = [view.wait_s or 0.0 for view in views]
+        assert [view.task_id for view in desk.queue.unfinished(99, offset)[0]] == whole[offset:]
+    some = {line[1], urgent, first, second}
+    of_some = [task_id for task_id in whole if task_id in some]
+    for offset in range(5):
+        views, length = desk.queue.unfinished(2, offset, lambda task: task.task_id in some)
+        assert [view.task_id for view in views] == of_some[offset : offset + 2]
+        assert length == 4
+    views = desk.queue.unfinished(99, 0)[0]
+    ends = [forecast_of(view).end_s for view in views]
     assert ends == sorted(ends)
     for view in views:
-        assert desk.queue.status(view.task_id).wait_s == pytest.approx(view.wait_s, rel=0.02)
+        now = forecast_of(desk.queue.status(view.task_id))
+        assert now.end_s == pytest.approx(forecast_of(view).end_s, rel=0.02)
     for name in ("dev", "schnell"):
         desk.gate(name)
         assert desk.downloads.run_once()
-    assert [view.task_id for view in desk.queue.queue(99, 0)[0]] == [
+    assert [view.task_id for view in desk.queue.unfinished(99, 0)[0]] == [
         *(urgent, *line),
         *(other, first, second),
     ]
@@ -413,19 +434,19 @@ def test_held_tasks_are_listed_as_their_weights_come_from_any_offset(desk: Desk)
 
 def test_a_download_without_progress_keeps_the_pace_known_before() -> None:
     clock = [0.0]
-    held = HeldTasks(lambda: clock[0])
+    held = Downloads(lambda: clock[0])
     (stage,) = OFFER.stages(params_for(model="schnell"))
-    task = Task("1", stage.params, False, (stage,), 0.0)
-    held.add(task, (stage.weights,), load_s=3.0, work_s=10.0)
-    held.begin(stage.weights, 0)
+    task = Task("1", stage.params, 0, created_at=0.0, stages=(stage,))
+    held.add(Pending(task, (stage.load_spec,), load_s=3.0, work_s=10.0))
+    held.begin(stage.load_spec, 0)
     clock[0] = 100.0
     held.progress(0)
     assert not held.pace_known
     ready_s = 34e9 / USUAL_BYTES_PER_S
-    assert held.waits(NOTHING) == [HeldWait(task, 0, ready_s, ready_s + 13.0)]
+    assert held.waits(lambda priority: 0.0) == [PendingWait(task, 0, ready_s, ready_s + 13.0)]
     held.progress(40_000_000_000)  # more than was expected
-    assert held.waits(NOTHING) == [HeldWait(task, 0, 0.0, 13.0)]
-    assert held.waits({True: 0.0, False: 5.0}) == [HeldWait(task, 0, 5.0, 18.0)]
+    assert held.waits(lambda priority: 0.0) == [PendingWait(task, 0, 0.0, 13.0)]
+    assert held.waits(lambda priority: 5.0) == [PendingWait(task, 0, 5.0, 18.0)]
 
 
 # -- whole servers ---------------------------------------------------------------------------------

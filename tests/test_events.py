@@ -15,7 +15,7 @@ from api import live_api
 from api.event_texts import worth_telling
 from api.long_poll import watch
 from api.waiting_places import WaitingPlaces
-from queueing.events import Event, EventKind
+from scheduler.events import Event, EventKind
 
 LISTENERS = 200
 
@@ -116,7 +116,7 @@ def test_a_client_that_comes_back_misses_nothing(server: SteppedServer) -> None:
 def test_a_client_that_was_away_too_long_is_told_to_look_again(
     server: SteppedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("queueing.events.KEPT", 5)
+    monkeypatch.setattr("scheduler.events.KEPT", 5)
     before = server.queue.events.last_id
     task_id = server.running()
     server.step(20)
@@ -165,8 +165,7 @@ def test_a_quiet_stream_beats(server: SteppedServer, monkeypatch: pytest.MonkeyP
     task_id = server.running()
     stream = EventStream(server, f"?task_id={task_id}")
     chunks = stream.chunks()
-    while next(chunks) != b": \n\n":
-        pass
+    assert b": \n\n" in chunks
     stream.close()
 
 
@@ -196,6 +195,7 @@ def test_who_reads_nothing_is_left_when_too_much_waits_for_it(
         number += 1
         server.queue.events.publish(EventKind.IMAGE, f"{number}" * 10_000)
     stream.close()
+    assert server.get("/health").status_code == 200
 
 
 def test_without_a_free_place_a_stream_is_refused_and_everything_else_goes_on(
@@ -248,6 +248,7 @@ def test_the_stop_of_the_server_ends_the_streams(server: SteppedServer) -> None:
     server.close()
     for stream in streams:
         list(stream)
+    assert server.server.places.taken == 0
 
 
 def test_hundreds_listen_and_wait_while_the_server_works(server: SteppedServer) -> None:

@@ -8,23 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import GIVE_UP_S, StartServer, offer_of, params_for, until
+from conftest import GIVE_UP_S, PlayedQueue, StartServer, allow, params_for, until
 from PIL import Image
 from test_generator import OnItsThread
 from test_pipelines import FILES, PROMPTED
 
-from drawing.finite import check_finite
-from drawing.previews import Previews
-from drawing.prompt_cache import PromptCache
 from errors import ModelLoadError, NotFinite, OutOfMemory
+from generation.finite import check_finite
+from generation.previews import Previews
+from generation.prompt_cache import PromptCache
 from generator import MfluxGenerator
 from images import to_png
 from models.mlx_setup import prepare_mlx
-from queue_manager import QueueManager
 from storage.task_store import TaskStore
 from task import Stage, TaskStatus
 from timing_model import TimingModel
-from worker import Worker
+from workers.worker import Worker
 
 ASKED: dict[str, dict[str, Any]] = {
     **PROMPTED,
@@ -138,15 +137,15 @@ class Shop:
 
     def __init__(self, data_dir: Path, *models: str, **options: Any) -> None:
         prepare_mlx()
-        self.queue = QueueManager(offer_of(*models), TimingModel(), TaskStore(None))
+        self.queue = PlayedQueue(allow(*models), TimingModel(), TaskStore(None))
         self.generator = Failing(data_dir, **options)
         self.generator.errors = {}
         self.failures: list[ModelLoadError] = []
-        self.worker = Worker(self.queue, self.generator, self.failures.append)
+        self.worker = Worker(self.queue.worker, self.generator, self.failures.append)
         assert self.worker.load()
 
     def submit(self, prompt: str, **fields: Any) -> str:
-        return self.queue.submit(params_for(prompt, **fields), urgent=False)[0].task_id
+        return self.queue.submit(params_for(prompt, **fields), priority=0)[0].task_id
 
     def run(self, *task_ids: str) -> list[tuple[TaskStatus, str | None, str | None]]:
         """Run as many tasks as there are ids; how each ended."""
@@ -163,7 +162,7 @@ def test_a_picture_of_nan_fails_its_task_and_teaches_no_time(data_dir: Path) -> 
     shop = Shop(data_dir, "tiny")
     good, bad = shop.submit("good"), shop.submit("bad")
     (done,) = shop.run(good)
-    samples = shop.queue._store.timings.samples()
+    samples = shop.queue.scheduler.store.timings.samples()
     pipeline = next(iter(shop.generator._loaded.values())).pipeline
     whole = pipeline.vae.decoder.parameters()
     pipeline.vae.decoder.update(tree_map(lambda a: a * float("nan"), whole))
@@ -171,7 +170,7 @@ def test_a_picture_of_nan_fails_its_task_and_teaches_no_time(data_dir: Path) -> 
     assert (done[0], failed[0], failed[1]) == (TaskStatus.DONE, TaskStatus.FAILED, "not_finite")
     assert failed[2]
     assert "not numbers" in failed[2]
-    assert shop.queue._store.timings.samples() == samples
+    assert shop.queue.scheduler.store.timings.samples() == samples
     pipeline.vae.decoder.update(whole)
     again = shop.submit("good")
     assert shop.run(again)[0][0] is TaskStatus.DONE
@@ -202,7 +201,7 @@ def test_a_model_for_which_memory_does_not_suffice_fails_its_task_alone(
     def no_memory(*_: Any) -> Any:
         raise NO_MEMORY
 
-    monkeypatch.setattr("drawing.pipelines._class_of", no_memory)
+    monkeypatch.setattr("generation.pipelines._class_of", no_memory)
     (failed,) = shop.run(shop.submit("x", model="tiny-flux2"))
     assert failed[:2] == (TaskStatus.FAILED, "model_load_failed")
     assert failed[2]

@@ -13,13 +13,13 @@ import pytest
 from conftest import params_for
 from PIL import Image, ImageChops
 
-from drawing.prompt_cache import PromptCache
 from errors import DoesNotFit, ModelLoadError
+from generation.prompt_cache import PromptCache
 from generator import MfluxGenerator
 from models import tiny_models
 from models.mflux_registry import find_model
 from models.mlx_setup import prepare_mlx
-from models.model_catalog import Model, Weights
+from models.model_catalog import LoadSpec, Model
 from task import GenerationParams, Phase, Report, Stage
 
 Result = TypeVar("Result")
@@ -33,7 +33,7 @@ class OnItsThread:
         self._thread = ThreadPoolExecutor(1)
         self.generator = MfluxGenerator(data_dir)
         model = model_of(name)
-        self.weights = Weights(model, model.pipelines[0], quantize)
+        self.weights = LoadSpec(model, model.pipelines[0], quantize)
         self.bits = self._thread.submit(self.generator.load, self.weights).result()
         self.inputs = data_dir
 
@@ -205,4 +205,4 @@ def test_a_path_without_weights_is_one_clear_sentence(tmp_path: Path) -> None:
     prepare_mlx()
     model = replace(model_of("schnell"), path=str(tmp_path / "nothing"))
     with pytest.raises(ModelLoadError, match=r"cannot be read from .*--path"):
-        MfluxGenerator(tmp_path).load(Weights(model, model.pipelines[0], None))
+        MfluxGenerator(tmp_path).load(LoadSpec(model, model.pipelines[0], None))

@@ -156,7 +156,9 @@ def test_the_end_of_the_loop_closes_every_connection(tmp_path: Path) -> None:
 
 
 def test_a_loop_that_never_ran_can_end() -> None:
-    HttpLoop().end()
+    loop = HttpLoop()
+    loop.end()
+    assert loop._woken.fileno() == -1
 
 
 class Asked:

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ServerProcess, offer_of, params_for
+from conftest import PlayedQueue, ServerProcess, allow, forecast_of, params_for
 
-from models.model_catalog import Weights
-from queue_manager import QueueManager
-from queueing.running_clock import GAP_S, RunningClock
+from models.model_catalog import LoadSpec
+from scheduler.running_clock import GAP_S, RunningClock
 from storage.task_store import TaskStore
 from task import Phase
 from timing_model import TimingModel
@@ -24,11 +23,11 @@ class Machine:
     def __init__(self) -> None:
         self.at = 1000.0
         self.clock = RunningClock(lambda: self.at)
-        offer = offer_of("tiny")
-        self.weights = Weights(offer.default, offer.default.pipelines[0], None)
+        allowed = allow("tiny")
+        self.weights = LoadSpec(allowed.default, allowed.default.pipelines[0], None)
         self.store = TaskStore(None)
-        self.queue = QueueManager(
-            offer,
+        self.queue = PlayedQueue(
+            allowed,
             TimingModel(),
             self.store,
             monotonic=self.clock,
@@ -46,15 +45,15 @@ class Machine:
         self.at += STOPPED_S
 
     def load(self, *, stopped: bool = False) -> None:
-        self.queue.load_started(self.weights)
+        self.queue.worker.load_started(self.weights)
         self.runs(7.0)
         if stopped:
             self.is_stopped()
-        self.queue.load_finished(self.weights, None)
+        self.queue.loaded(self.weights, None)
 
     def submit(self) -> str:
         params = params_for(width=1024, height=1024)
-        return self.queue.submit(params, urgent=False)[0].task_id
+        return self.queue.submit(params, priority=0)[0].task_id
 
     def draw(self, *, stopped_at_step: int | None = None) -> str:
         """1 s text, 4 steps of 2 s, 3 s decoding."""
@@ -74,9 +73,7 @@ class Machine:
         return task.task_id
 
     def wait_of(self, task_id: str) -> float:
-        wait_s = self.queue.status(task_id).wait_s
-        assert wait_s is not None
-        return wait_s
+        return forecast_of(self.queue.status(task_id)).end_s
 
 
 @pytest.fixture
@@ -104,7 +101,7 @@ def test_the_clock_leaves_out_the_time_for_which_the_process_was_stopped() -> No
 def test_the_clock_is_read_by_a_thread_of_its_own_so_an_idle_process_has_no_gaps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("queueing.running_clock.TICK_S", 0.001)
+    monkeypatch.setattr("scheduler.running_clock.TICK_S", 0.001)
     read = threading.Event()
     clock = RunningClock(lambda: 0.0)
 
@@ -173,7 +170,7 @@ def test_loading_that_was_interrupted_is_not_learned(machine: Machine) -> None:
 
 
 SHORT_GAPS = """
-import queueing.running_clock as clock, server, sys
+import scheduler.running_clock as clock, server, sys
 clock.GAP_S, clock.TICK_S = 1.0, 0.2
 sys.exit(server.main(sys.argv[1:]))
 """

@@ -190,7 +190,7 @@ def test_what_was_fetched_can_be_fetched_again_for_a_time(start_server: StartSer
     assert refusal(server.get("/image", task_id=task_id))[:2] == (410, "gone")
 
 
-def test_several_images_are_cancelled_in_the_middle_and_the_next_task_runs(
+def test_several_images_cancelled_in_the_middle_keep_those_that_are_stored(
     press: ServerProcess,
 ) -> None:
     task_id = submit(press, **LONG, count=10)
@@ -205,22 +205,53 @@ def test_several_images_are_cancelled_in_the_middle_and_the_next_task_runs(
     assert seen == sorted(seen)
     assert status["steps_total"] == 20
     assert status["steps_done"] <= 20
-    assert refusal(press.get("/image", task_id=task_id))[:2] == (409, "not_ready")
+    first = image(press, task_id)
+    assert refusal(press.get("/image", task_id=task_id, all="true"))[:2] == (409, "not_ready")
     requests.delete(press.url + "/delete", params={"task_id": task_id}, timeout=60)
     assert ended(press, behind)["status"] == "done"
-    assert ended(press, task_id)["status"] == "cancelled"
-    assert refusal(press.get("/image", task_id=task_id))[:2] == (410, "gone")
+    told = ended(press, task_id)
+    assert told["status"] == "cancelled"
+    assert 1 <= told["images_done"] < 10
+    assert image(press, task_id) == first
+    answer = press.get("/image", task_id=task_id, all="true", delete="false")
+    with zipfile.ZipFile(BytesIO(answer.content)) as archive:
+        assert len(archive.namelist()) == told["images_done"]
+    assert refusal(press.get("/image", task_id=task_id, index=9))[:2] == (410, "gone")
 
 
-def test_several_images_are_drawn_anew_after_kill_9_in_the_middle(
+def test_a_task_that_was_to_end_after_an_image_ends_so_after_kill_9(
+    start_server: StartServer,
+) -> None:
+    server = start_server("--model", "tiny")
+    task_id = submit(server, **LONG, count=10)
+    server.wait_for(task_id, lambda status: bool(status["images_done"] >= 1))
+    answer = requests.delete(
+        server.url + "/delete", params={"task_id": task_id, "after_current": "true"}, timeout=60
+    )
+    assert answer.json()["was"] == "running"
+    last_image = server.get("/status", task_id=task_id).json()["last_image"]
+    server.stop(signal.SIGKILL)
+    server = start_server("--model", "tiny")
+    told = ended(server, task_id)
+    assert told["status"] == "cancelled"
+    assert told["images_done"] in (last_image, last_image + 1)
+    for index in range(told["images_done"]):
+        assert Image.open(BytesIO(image(server, task_id, index))).size == (1024, 1024)
+
+
+def test_after_kill_9_in_the_middle_only_the_images_that_are_missing_are_drawn(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     server = start_server("--model", "tiny")
     task_id = submit(server, width=256, height=256, steps=12, count=4)
     server.wait_for(task_id, lambda status: status["images_done"] >= 2)
+    folder = tmp_path / "server" / "images"
+    before = {name: (folder / name).stat().st_mtime_ns for name in (task_id, f"{task_id}.1")}
     server.stop(signal.SIGKILL)
     server = start_server("--model", "tiny")
+    assert server.get("/status", task_id=task_id).json()["images_done"] >= 2
     assert ended(server, task_id)["status"] == "done"
+    assert before == {name: (folder / name).stat().st_mtime_ns for name in before}
     files = [image(server, task_id, index) for index in range(4)]
     alone = submit(server, width=256, height=256, steps=12, seed=7)
     ended(server, alone)

@@ -285,6 +285,28 @@ def test_a_picture_develops_in_front_of_who_asked_and_the_console_stays_empty(
     assert heard == []
 
 
+def test_the_pictures_of_a_batch_appear_one_by_one_and_it_stops_after_the_present_one(
+    visit: Visit, served: ServerProcess
+) -> None:
+    me = visit().open()
+    me["#n"].fill("10")
+    me.draw("a batch", size=768, steps=20)
+    card = me[".card.developing"]
+    stop = card.get_by_role("button", name="Stop after this one")
+    expect(me.shown("a batch").first).to_be_visible()
+    expect(card).to_have_count(1)
+    stop.click()
+    expect(card).to_contain_text("It ends after this picture.")
+    expect(stop).to_be_hidden()
+    me.picture("batch")
+    expect(card).to_have_count(0)
+    told = served.get("/status", task_id=me.task_ids()[0]).json()
+    assert (told["status"], told["images_done"]) == ("cancelled", told["last_image"] + 1)
+    expect(me.shown("a batch")).to_have_count(told["images_done"])
+    me.page.reload()
+    expect(me.shown("a batch")).to_have_count(told["images_done"])
+
+
 def test_two_people_see_each_others_place_but_not_each_others_prompts(visit: Visit) -> None:
     one, other = visit().open(), visit().open()
     one.draw_for_long("the secret of the one")

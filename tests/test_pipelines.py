@@ -13,20 +13,21 @@ from typing import Any, TypeVar
 
 import httpx
 import pytest
-from conftest import offer_of, params_for
+from conftest import allow, params_for
 from huggingface_hub import errors as hub
 from PIL import Image, ImageDraw
 
-from drawing import pipelines
-from drawing.pipelines import arguments, explain, remember_prompts
-from drawing.prompt_cache import PromptCache
 from errors import ModelLoadError, UnusableAdapter
+from fields import CONTROL_TYPES, SCHEDULERS, Takes
+from generation import pipelines
+from generation.pipelines import arguments, explain, remember_prompts
+from generation.prompt_cache import PromptCache
 from generator import MfluxGenerator
 from images import to_png
 from models import tiny_models
 from models.mflux_registry import read_catalog
 from models.mlx_setup import prepare_mlx
-from models.model_catalog import CONTROL_TYPES, SCHEDULERS, Lora, Model, Pipeline, Takes, Weights
+from models.model_catalog import LoadSpec, Lora, Model, Pipeline
 from task import GenerationParams, InputImage, Stage
 
 Result = TypeVar("Result")
@@ -72,7 +73,7 @@ def test_what_the_params_hold_binds_to_the_signature_of_the_class(
     """Families that have no tiny model (FLUX.3, FIBO, Qwen 2.1, Krea 2, ERNIE, Ideogram, Iris,
     MOSS, Lens, Anima, Boogu, Ming; of FLUX.1 Depth and in-context; the controls of Z-Image) are
     tested only this way: nothing here draws with them."""
-    stage = Stage(Weights(model, pipeline, None), full_params(pipeline))
+    stage = Stage(LoadSpec(model, pipeline, None), full_params(pipeline))
     call = arguments(stage, INPUTS)
     signature = inspect.signature(class_of(pipeline).generate_image)
     bound = signature.bind(object(), **call)
@@ -91,7 +92,7 @@ def test_what_the_params_hold_binds_to_the_signature_of_the_class(
 def test_the_least_that_a_pipeline_needs_binds_too(model: Model, pipeline: Pipeline) -> None:
     full = full_params(pipeline).model_dump()
     least = {field: full[field] for field in pipeline.needs}
-    stage = Stage(Weights(model, pipeline, None), params_for(**least))
+    stage = Stage(LoadSpec(model, pipeline, None), params_for(**least))
     call = arguments(stage, INPUTS)
     inspect.signature(class_of(pipeline).generate_image).bind(object(), **call)
     assert None not in call.values()
@@ -108,21 +109,21 @@ def test_what_loads_a_pipeline_binds_to_its_constructor(model: Model, pipeline: 
 
 
 def test_pictures_are_passed_as_files_of_the_inputs_and_one_alone_where_one_is_taken() -> None:
-    kontext, klein, seedvr2 = offer_of("tiny-kontext", "tiny-flux2", "tiny-seedvr2").models
+    kontext, klein, seedvr2 = allow("tiny-kontext", "tiny-flux2", "tiny-seedvr2").models
     pair = params_for(images=(FILES["first"], FILES["second"]))
-    call = arguments(Stage(Weights(klein, klein.pipelines[1], None), pair), INPUTS)
+    call = arguments(Stage(LoadSpec(klein, klein.pipelines[1], None), pair), INPUTS)
     assert call["image_paths"] == ["/inputs/first.png", "/inputs/second.png"]
     one = params_for(images=(FILES["first"],))
-    call = arguments(Stage(Weights(kontext, kontext.pipelines[0], None), one), INPUTS)
+    call = arguments(Stage(LoadSpec(kontext, kontext.pipelines[0], None), one), INPUTS)
     assert call["image_path"] == "/inputs/first.png"
     enlarge = params_for(init_image=FILES["start"], upscale=1.5, width=80, height=64)
-    call = arguments(Stage(Weights(seedvr2, seedvr2.pipelines[0], None), enlarge), INPUTS)
+    call = arguments(Stage(LoadSpec(seedvr2, seedvr2.pipelines[0], None), enlarge), INPUTS)
     assert call == {"seed": 1, "image_path": "/inputs/start.png", "resolution": 96}
 
 
 def test_a_control_becomes_what_mflux_calls_one() -> None:
-    model = offer_of("z-image-controlnet").default
-    weights = Weights(model, model.pipelines[0], None)
+    model = allow("z-image-controlnet").default
+    weights = LoadSpec(model, model.pipelines[0], None)
     for kind in (*CONTROL_TYPES, None):
         asked = params_for(control_image=FILES["control"], control_type=kind)
         (control,) = arguments(Stage(weights, asked), INPUTS)["controls"]
@@ -222,16 +223,16 @@ class OnItsThread:
     def run(self, function: Callable[..., Result], *values: Any) -> Result:
         return self._thread.submit(function, *values).result()
 
-    def load(self, weights: Weights) -> int | None:
+    def load(self, weights: LoadSpec) -> int | None:
         return self.run(self.generator.load, weights)
 
-    def draw(self, weights: Weights, asked: GenerationParams) -> Image.Image:
+    def draw(self, weights: LoadSpec, asked: GenerationParams) -> Image.Image:
         if weights.key not in self.generator.resident:
             self.load(weights)
         stage = Stage(weights, asked)
         return self.run(self.generator.generate, stage, self.inputs, lambda *_: None).picture
 
-    def pipeline(self, weights: Weights) -> Any:
+    def pipeline(self, weights: LoadSpec) -> Any:
         return self.generator._loaded[weights.key].pipeline
 
 
@@ -268,8 +269,8 @@ PROMPTED: dict[str, dict[str, Any]] = {
 def test_the_images_of_a_task_encode_its_prompt_once(
     name: str, on_thread: OnItsThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = offer_of(name).default
-    weights = Weights(model, model.pipelines[0], None)
+    model = allow(name).default
+    weights = LoadSpec(model, model.pipelines[0], None)
     on_thread.load(weights)
     pipeline = on_thread.pipeline(weights)
     part = "t5_text_encoder" if hasattr(pipeline, "t5_text_encoder") else "text_encoder"
@@ -305,8 +306,8 @@ def test_the_edits_of_klein_share_its_weights_and_draw_as_if_loaded_alone(
     import mlx.core as mx
     from mflux.models.common.config.model_config import ModelConfig
 
-    klein = offer_of("tiny-flux2").default
-    text, edit = (Weights(klein, pipeline, None) for pipeline in klein.pipelines)
+    klein = allow("tiny-flux2").default
+    text, edit = (LoadSpec(klein, pipeline, None) for pipeline in klein.pipelines)
     assert text.key == edit.key
     edited = params_for(images=(FILES["first"],))
     plain = on_thread.draw(text, params_for())
@@ -333,8 +334,8 @@ def test_the_edits_of_klein_share_its_weights_and_draw_as_if_loaded_alone(
 
 
 def test_an_edit_may_be_the_first_task_after_loading(on_thread: OnItsThread) -> None:
-    klein = offer_of("tiny-flux2").default
-    edit = Weights(klein, klein.pipelines[1], None)
+    klein = allow("tiny-flux2").default
+    edit = LoadSpec(klein, klein.pipelines[1], None)
     edited = on_thread.draw(edit, params_for(images=(FILES["first"], FILES["second"])))
     assert edited.size == (64, 64)
     assert on_thread.generator.resident == ("tiny-flux2",)
@@ -343,8 +344,8 @@ def test_an_edit_may_be_the_first_task_after_loading(on_thread: OnItsThread) -> 
 def test_two_models_in_memory_are_those_used_last(on_thread: OnItsThread) -> None:
     keys = {}
     for name in ("tiny", "tiny-flux2", "tiny-qwen"):
-        model = offer_of(name).default
-        keys[name] = Weights(model, model.pipelines[0], None)
+        model = allow(name).default
+        keys[name] = LoadSpec(model, model.pipelines[0], None)
     for name, resident in (
         ("tiny", ("tiny",)),
         ("tiny-flux2", ("tiny-flux2", "tiny")),
@@ -364,12 +365,12 @@ def memory_of_switching(data_dir: Path, rounds: int) -> list[tuple[list[int], in
     import mlx.core as mx
 
     generating = OnItsThread(data_dir)
-    models = offer_of("tiny", "tiny-flux2", "tiny-z-image").models
+    models = allow("tiny", "tiny-flux2", "tiny-z-image").models
     measured = []
     for _ in range(rounds):
         active = []
         for model in models:
-            weights = Weights(model, model.pipelines[0], None)
+            weights = LoadSpec(model, model.pipelines[0], None)
             generating.draw(weights, params_for(steps=1, width=32, height=32))
             active.append(generating.run(mx.get_active_memory))
         command = ["ps", "-o", "rss=", "-p", str(os.getpid())]
@@ -398,8 +399,8 @@ def test_fetching_computes_nothing_even_where_a_class_wants_to(
     import mlx.core as mx
 
     prepare_mlx()
-    (model,) = offer_of("tiny").models
-    weights, evaluate = Weights(model, model.pipelines[0], None), mx.eval
+    (model,) = allow("tiny").models
+    weights, evaluate = LoadSpec(model, model.pipelines[0], None), mx.eval
     build, grown = pipelines.build, []
 
     def build_and_evaluate(*arguments: Any) -> Any:
@@ -420,7 +421,7 @@ def test_fetching_computes_nothing_even_where_a_class_wants_to(
 def test_a_step_is_compiled_once_for_many_pictures(data_dir: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(pipelines, "PICTURES_OF_A_COMPILED_STEP", 3)
     generating = OnItsThread(data_dir)
-    (model,) = offer_of("tiny-flux2").models
+    (model,) = allow("tiny-flux2").models
     built = []
     drawing = importlib.import_module(model.pipelines[0].module)
     compile_step = drawing.Flux2Klein._predict
@@ -430,7 +431,7 @@ def test_a_step_is_compiled_once_for_many_pictures(data_dir: Path, monkeypatch: 
         return compile_step(transformer)
 
     monkeypatch.setattr(drawing.Flux2Klein, "_predict", staticmethod(noted))
-    weights = Weights(model, model.pipelines[0], None)
+    weights = LoadSpec(model, model.pipelines[0], None)
     sizes = (64, 32, 64, 64)
     drawn = [generating.draw(weights, params_for(width=size, height=size)) for size in sizes]
     assert len(built) == 2
@@ -442,13 +443,13 @@ def test_a_lora_acts_as_strongly_as_it_is_asked_to_and_is_loaded_anew_for_each_c
 ) -> None:
     for name in ("one", "two"):
         tiny_models.write_lora(tmp_path / f"{name}.safetensors", "tiny")
-    offer = offer_of("tiny", lora_dir=tmp_path)
-    generating = OnItsThread(data_dir, models_in_memory=1, lora_path=offer.lora)
+    allowed = allow("tiny", lora_dir=tmp_path)
+    generating = OnItsThread(data_dir, models_in_memory=1, lora_path=allowed.lora)
 
     def drawn(*loras: Lora) -> bytes:
-        (stage,) = offer.stages(params_for(model="tiny", loras=loras))
-        picture = generating.draw(stage.weights, stage.params)
-        assert generating.generator.resident == (stage.weights.key,)
+        (stage,) = allowed.stages(params_for(model="tiny", loras=loras))
+        picture = generating.draw(stage.load_spec, stage.params)
+        assert generating.generator.resident == (stage.load_spec.key,)
         return picture.tobytes()
 
     plain, full = drawn(), drawn(Lora("one"))
@@ -465,10 +466,10 @@ def test_what_cannot_be_loaded_leaves_the_others_in_memory_and_the_thread_alive(
     on_thread: OnItsThread, tmp_path: Path
 ) -> None:
     tiny, flux2 = (
-        Weights(model, model.pipelines[0], None) for model in offer_of("tiny", "tiny-flux2").models
+        LoadSpec(model, model.pipelines[0], None) for model in allow("tiny", "tiny-flux2").models
     )
     before = on_thread.draw(tiny, params_for())
-    broken = Weights(tiny.model, tiny.pipeline, None, (Lora("/no/such/file.safetensors"),))
+    broken = LoadSpec(tiny.model, tiny.pipeline, None, (Lora("/no/such/file.safetensors"),))
     with pytest.raises(UnusableAdapter, match=r"file.safetensors.*No such file"):
         on_thread.load(broken)
     assert on_thread.draw(tiny, params_for()).tobytes() == before.tobytes()
@@ -483,12 +484,10 @@ def test_what_a_file_tells_names_no_path_of_this_machine_and_is_the_same_again(
     on_thread: OnItsThread, tmp_path: Path
 ) -> None:
     for name, more in PROMPTED.items():
-        model = offer_of(name).default
-        (stage,) = offer_of(name).stages(
-            params_for(model=name, steps=2, scheduler="linear", **more)
-        )
-        if stage.weights.key not in on_thread.generator.resident:
-            on_thread.load(stage.weights)
+        model = allow(name).default
+        (stage,) = allow(name).stages(params_for(model=name, steps=2, scheduler="linear", **more))
+        if stage.load_spec.key not in on_thread.generator.resident:
+            on_thread.load(stage.load_spec)
         told = [
             on_thread.run(
                 on_thread.generator.generate, stage, on_thread.inputs, lambda *_: None
@@ -525,7 +524,7 @@ def answered(status: int) -> httpx.Response:
 def test_what_fails_while_loading_is_told_in_one_sentence_with_a_way_out(
     error: Exception, words: list[str]
 ) -> None:
-    told = explain(error, offer_of("dev").default)
+    told = explain(error, allow("dev").default)
     assert "\n" not in told
     assert "dev" in told
     assert "--path" in told

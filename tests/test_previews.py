@@ -15,11 +15,11 @@ from live import EventStream, SteppedServer
 from PIL import Image
 
 from client.mflux_client import Client, MfluxError
-from drawing.previews import LEARN_FROM, SHARE, WATCHED_S, Previews
+from generation.previews import LEARN_FROM, SHARE, WATCHED_S, Previews
 from generator import MfluxGenerator
 from models.mflux_registry import find_model
 from models.mlx_setup import prepare_mlx
-from models.model_catalog import Weights
+from models.model_catalog import LoadSpec
 from task import Phase, Stage
 
 
@@ -38,7 +38,7 @@ class Drawing:
         self.previews = previews
         model = find_model(name)
         assert model
-        self._weights = Weights(model, model.pipelines[0], None)
+        self._weights = LoadSpec(model, model.pipelines[0], None)
         self._data_dir = data_dir
         self._thread = ThreadPoolExecutor(1)
         self._generator = MfluxGenerator(data_dir, previews=previews)
@@ -271,16 +271,16 @@ def test_there_is_nothing_to_see_yet_of_a_running_task_and_it_is_too_early_for_a
     server.close()
 
 
-@pytest.mark.parametrize("previews", ["on", "off"])
+@pytest.mark.parametrize("previews", [True, False])
 def test_where_none_are_made_a_waiting_task_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, previews: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, previews: bool
 ) -> None:
     monkeypatch.setattr("api.live_api.FAMILIES", frozenset())
     server = SteppedServer(tmp_path, previews=previews)
     assert preview(server, server.running()).status_code == 204
     answer = preview(server, server.submit())
     assert answer.status_code == 409
-    reason = "family flux" if previews == "on" else "--previews off"
+    reason = "family flux" if previews else "--previews off"
     assert reason in answer.json()["error"]["message"]
     server.close()
 
@@ -289,12 +289,12 @@ def test_a_preview_is_no_news_of_a_task_that_has_ended(tmp_path: Path) -> None:
     server = SteppedServer(tmp_path)
     task_id = server.running()
     stream = EventStream(server, f"?task_id={task_id}")
-    server.queue.preview_made(task_id)
+    server.worker_api.preview_made(task_id)
     assert stream.until("preview")[-1][2]["status"] == "running"
     server.end()
     kinds = [kind for kind, _, _ in stream]
     version = server.status(task_id)["version"]
-    server.queue.preview_made(task_id)
+    server.worker_api.preview_made(task_id)
     assert kinds[-1] == "done"
     assert server.status(task_id)["version"] == version
     server.close()

@@ -3,17 +3,17 @@
 from typing import Any
 
 import pytest
-from conftest import offer_of, params_for
+from conftest import PlayedQueue, allow, params_for
 
 from api.task_answers import status_answer
 from errors import Gone, NoWorker, QueueFull, UnknownTask
-from queue_manager import QueueManager
-from queueing.queue_state import Rules, ServerState
+from scheduler.health import ServerState
+from scheduler.limits import QueueLimits
 from storage.task_store import TaskStore
 from task import Phase, Task, TaskStatus
 from timing_model import TimingModel
 
-OFFER = offer_of("tiny")
+OFFER = allow("tiny")
 
 
 class Clock:
@@ -32,21 +32,21 @@ class Bench:
 
     def __init__(self, loaded: bool = True, store: TaskStore | None = None, **rules: Any) -> None:
         self.clock = Clock()
-        self.queue = QueueManager(
+        self.queue = PlayedQueue(
             OFFER,
             TimingModel(),
             store or TaskStore(None),
-            Rules(**rules),
+            QueueLimits(**rules),
             monotonic=self.clock,
             now=self.clock,
         )
-        self.queue.load_started(self.queue.first_weights)
+        self.queue.worker.load_started(self.queue.scheduler.first_spec)
         if loaded:
-            self.queue.load_finished(self.queue.first_weights, None)
+            self.queue.loaded(self.queue.scheduler.first_spec, None)
 
-    def submit(self, urgent: bool = False, steps: int = 4) -> str:
+    def submit(self, priority: int = 0, steps: int = 4) -> str:
         params = params_for(width=1024, height=1024, steps=steps, format="JPEG")
-        return self.queue.submit(params, urgent=urgent)[0].task_id
+        return self.queue.submit(params, priority=priority)[0].task_id
 
     def claim(self) -> Task:
         task = self.queue.claim(0)
@@ -69,17 +69,17 @@ class Bench:
         return task.task_id
 
     def wait_of(self, task_id: str) -> float:
-        wait_s = self.queue.status(task_id).wait_s
-        assert wait_s is not None
-        return wait_s
+        forecast = self.queue.status(task_id).forecast
+        assert forecast is not None
+        return forecast.end_s
 
 
 def test_urgent_tasks_go_first_and_each_level_is_first_come_first_served() -> None:
     bench = Bench()
     normal = [bench.submit() for _ in range(3)]
-    urgent = [bench.submit(urgent=True) for _ in range(2)]
+    urgent = [bench.submit(priority=1) for _ in range(2)]
     order = urgent + normal
-    assert [view.task_id for view in bench.queue.queue(100, 0)[0]] == order
+    assert [view.task_id for view in bench.queue.unfinished(100, 0)[0]] == order
     assert [bench.queue.status(task_id).pos for task_id in order] == [0, 1, 2, 3, 4]
     assert [bench.run() for _ in order] == order
 
@@ -122,7 +122,7 @@ def test_loading_counts_into_the_wait_and_shows_in_the_state() -> None:
     while_loading = bench.wait_of(task_id)
     bench.clock.pass_s(1.0)
     assert bench.wait_of(task_id) == pytest.approx(while_loading - 1.0)
-    bench.queue.load_finished(bench.queue.first_weights, 8)
+    bench.queue.loaded(bench.queue.scheduler.first_spec, 8)
     assert bench.queue.state() is ServerState.READY
     assert bench.queue.health().quantize == 8
     assert bench.wait_of(task_id) < while_loading
@@ -162,7 +162,7 @@ def test_a_failed_task_says_why_and_the_next_one_runs() -> None:
     bench.claim()
     assert bench.queue.fail(failing, "task_failed", "ValueError: no")
     view = bench.queue.status(failing)
-    assert (view.status, view.error, view.wait_s) == (TaskStatus.FAILED, "ValueError: no", None)
+    assert (view.status, view.error, view.forecast) == (TaskStatus.FAILED, "ValueError: no", None)
     with pytest.raises(Gone, match="ValueError: no"):
         bench.queue.image(failing)
     assert bench.queue.health().last_error == f"task {failing}: task_failed"  # for everyone to see
@@ -186,7 +186,7 @@ def test_a_released_task_waits_again_before_all_others_of_its_level() -> None:
     first, second = bench.submit(), bench.submit()
     assert bench.claim().task_id == first
     assert bench.queue.release(first)
-    assert [view.task_id for view in bench.queue.queue(100, 0)[0]] == [first, second]
+    assert [view.task_id for view in bench.queue.unfinished(100, 0)[0]] == [first, second]
     assert bench.queue.status(first).status is TaskStatus.WAITING
 
 
@@ -195,7 +195,7 @@ def test_a_stopping_queue_takes_and_gives_nothing_and_tells_the_running_task() -
     running = bench.submit()
     bench.submit()
     bench.claim()
-    bench.queue.stop()
+    bench.queue.scheduler.stop()
     assert bench.queue.claim(0) is None
     assert not bench.queue.report(running, Phase.DENOISING, 1, 4)
     with pytest.raises(NoWorker):

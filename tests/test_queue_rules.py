@@ -1,6 +1,6 @@
 """The queue's rules against a simple model, through thousands of random histories.
 
-The QueueManager stands on the real store in a folder of its own, under a virtual clock. The model
+The PlayedQueue stands on the real store in a folder of its own, under a virtual clock. The model
 is a list of tasks in the order of submission and knows no SQLite, no threads and no sums of
 features. A kill leaves what is on disk at that moment: the folder is copied while the store is
 open, and the next start finds the copy.
@@ -19,7 +19,7 @@ from threading import Barrier
 from typing import Any
 
 import pytest
-from conftest import offer_of, params_for
+from conftest import PlayedQueue, allow, forecast_of, params_for
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -32,19 +32,24 @@ from hypothesis.stateful import (
 )
 
 from errors import Gone, NotReady, NoWorker, QueueFull, ServerError, StorageUnavailable, UnknownTask
-from queue_manager import QueueManager
-from queueing.kept_tasks import DELETED, EXPIRED, FETCHED, NO_ROOM
-from queueing.live_queue import STEADY_PART, STEADY_S
-from queueing.queue_core import ENDED_TOO_OFTEN, MAX_ATTEMPTS, PRUNE_EVERY_S
-from queueing.queue_state import Rules, ServerState
-from queueing.task_view import TaskView
+from scheduler.health import ServerState
+from scheduler.limits import QueueLimits
+from scheduler.retention import DELETED, EXPIRED, FETCHED, NO_ROOM
+from scheduler.scheduler import (
+    ENDED_TOO_OFTEN,
+    MAX_INTERRUPTIONS,
+    PRUNE_EVERY_S,
+    STEADY_S,
+    STEADY_SHARE,
+)
+from storage.file_store import image_name
 from storage.task_store import TOMBSTONE_S, TaskStore
-from task import GenerationParams, Phase, TaskStatus
+from task import Encoded, Forecast, GenerationParams, Phase, Reason, Task, TaskStatus
 from timing_model import Measured, TimingModel, Work
 
-OFFER = offer_of("tiny")
+OFFER = allow("tiny")
 TINY = OFFER.default
-RULES = Rules(max_queue=8, keep_s=300.0, keep_bytes=150, refetch_s=50.0)
+RULES = QueueLimits(max_queue=8, keep_s=300.0, keep_bytes=150, refetch_s=50.0)
 RAM_DISK = "/dev/shm" if Path("/dev/shm").is_dir() else None
 """Where the folders are, if there is one: thousands of fsyncs say nothing about rules."""
 PAUSES = st.sampled_from([1.0, 9.75, 30.0, 60.0, 400.0, TOMBSTONE_S + 1.0])
@@ -65,19 +70,21 @@ class Clock:
 class ModelTask:
     task_id: str
     params: GenerationParams
-    urgent: bool
+    priority: int
     key: str | None
     created_at: float
     promised: bool = True
     """Its forecast at submit is known still; a restart forgets it."""
     status: TaskStatus = WAITING
-    attempts: int = 0
+    interruptions: int = 0
     started_at: float | None = None
     marks: list[tuple[Phase, float]] = field(default_factory=list)
     """While it runs: when each phase and each further step began."""
     ended_at: float = 0.0
-    image: bytes = b""
-    measured: Measured | None = None
+    images: list[bytes] = field(default_factory=list)
+    measured: list[Measured] = field(default_factory=list)
+    fetched: int = 0
+    """Of its images, from the first one on."""
     fetched_at: float | None = None
     error: str | None = None
     error_code: str | None = None
@@ -92,7 +99,9 @@ class ModelTask:
     @property
     def work(self) -> Work:
         params = self.params
-        return Work(TINY.name, TINY.parameters_b, params.tokens, params.steps, params.format)
+        return Work(
+            TINY.name, TINY.parameters_b, params.tokens, params.steps, params.format, params.count
+        )
 
     def began(self, phase: Phase) -> float:
         return next(at for marked, at in self.marks if marked is phase)
@@ -112,15 +121,27 @@ class ModelTask:
 
     def end(self, status: TaskStatus, at: float) -> None:
         self.status, self.ended_at, self.marks = status, at, []
+        if self.images and self.fetched == len(self.images):
+            self.fetched_at = at
 
-    def wait(self, attempts: int) -> None:
-        """It runs no more and waits again."""
-        self.status, self.attempts = WAITING, attempts
+    def wait(self, *, interrupted: bool) -> None:
+        """It runs no more and waits again, with the images that it has."""
+        self.status, self.interruptions = WAITING, self.interruptions + interrupted
         self.started_at, self.marks = None, []
 
     def fail(self, code: str, message: str, at: float) -> None:
         self.end(FAILED, at)
         self.error_code, self.error = code, message
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What was forecast for a task when its status changed last, or earlier than that since."""
+
+    at: float
+    forecast: Forecast
+    claims: int
+    """Of all tasks until then."""
 
 
 class QueueRules(RuleBasedStateMachine):
@@ -145,8 +166,8 @@ class QueueRules(RuleBasedStateMachine):
     def start(self) -> None:
         """A new process on what the folder holds."""
         self.store = TaskStore(self.folder)
-        self.queue = QueueManager(
-            offer_of("tiny"),
+        self.queue = PlayedQueue(
+            allow("tiny"),
             TimingModel(),
             self.store,
             self.limits,
@@ -154,13 +175,14 @@ class QueueRules(RuleBasedStateMachine):
             now=self.clock,
         )
         self.prune_at, self.leaving = 0.0, None
-        self.told: dict[str, float] = {}  # when each task was last said to be done
+        self.baselines: dict[str, Baseline] = {}
+        self.claims = 0
         for task in self.tasks:
             task.promised = False
         self.begin_to_load()
 
     def begin_to_load(self) -> None:
-        self.queue.load_started(self.queue.first_weights)
+        self.queue.worker.load_started(self.queue.scheduler.first_spec)
         self.loaded, self.load_started_at = False, self.clock()
 
     def teardown(self) -> None:
@@ -173,7 +195,7 @@ class QueueRules(RuleBasedStateMachine):
     def waiting(self) -> list[ModelTask]:
         """In the order in which they run."""
         waiting = [task for task in self.tasks if task.status is WAITING]
-        return sorted(waiting, key=lambda task: not task.urgent)
+        return sorted(waiting, key=lambda task: -task.priority)
 
     @property
     def unfinished(self) -> int:
@@ -181,8 +203,12 @@ class QueueRules(RuleBasedStateMachine):
 
     @property
     def kept(self) -> list[ModelTask]:
-        """Those whose images are on disk."""
-        return [task for task in self.tasks if task.status is DONE and not task.gone]
+        """Ended ones whose images are on disk."""
+        return [task for task in self.with_images if task.status in ENDED]
+
+    @property
+    def with_images(self) -> list[ModelTask]:
+        return [task for task in self.tasks if task.images and not task.gone]
 
     @property
     def on_gpu(self) -> ModelTask | None:
@@ -199,7 +225,7 @@ class QueueRules(RuleBasedStateMachine):
 
     def reason(self, task: ModelTask) -> str | None:
         """Why the task is gone, if it is."""
-        if task.gone is None and task.fetched_at is not None:
+        if task.gone is None and task.fetched_at is not None and task.status in ENDED:
             return FETCHED if task.fetched_at + RULES.refetch_s <= self.clock() else None
         return task.gone
 
@@ -207,13 +233,13 @@ class QueueRules(RuleBasedStateMachine):
         return next((task for task in self.tasks if key and task.key == key), None)
 
     def load_remaining_s(self) -> float:
-        load_s = self.timing.forecast_load_s(TINY.name, TINY.parameters_b)
+        load_s = self.timing.load_s(TINY.name, TINY.parameters_b)
         return 0.0 if self.loaded else max(load_s - (self.clock() - self.load_started_at), 0.0)
 
     def prune(self) -> None:
         """What the queue drops when it is told to look, which it does every PRUNE_EVERY_S."""
         now = self.clock()
-        over = sum(len(task.image) for task in self.kept) > RULES.keep_bytes
+        over = sum(size_of(task) for task in self.with_images) > RULES.keep_bytes
         if not over and now < self.prune_at:
             return
         self.prune_at = now + PRUNE_EVERY_S
@@ -227,7 +253,7 @@ class QueueRules(RuleBasedStateMachine):
             size = 0
             by_age = sorted(self.kept, key=lambda task: (task.ended_at, self.tasks.index(task)))
             for task in reversed(by_age):
-                size += len(task.image)
+                size += size_of(task)
                 if size > RULES.keep_bytes and task is not by_age[-1]:
                     task.gone, task.gone_at = NO_ROOM, self.clock()
         for task in list(self.tasks):
@@ -240,57 +266,60 @@ class QueueRules(RuleBasedStateMachine):
     @initialize(
         done=st.lists(st.integers(20, 60), max_size=4),
         running=st.integers(0, 9),
-        waiting=st.lists(st.booleans(), max_size=5),
+        waiting=st.lists(st.integers(0, 1), max_size=5),
     )
-    def the_history_begins(self, done: list[int], running: int, waiting: list[bool]) -> None:
+    def the_history_begins(self, done: list[int], running: int, waiting: list[int]) -> None:
         """In the middle of the day: some tasks are done, one runs, some wait."""
         self.the_model_is_loaded()
         for size in done:
-            self.submit(False, 1, 256, None)
+            self.submit(0, 1, 256, None)
             self.a_task_runs_to_its_end(0.25, size)
         if running:
-            self.submit(False, 2, 1024, None)
+            self.submit(0, 2, 1024, None)
             self.claim()
             self.report(running, 0.25)
-        for urgent in waiting:
-            self.submit(urgent, 2, 1024, None)
+        for priority in waiting:
+            self.submit(priority, 2, 1024, None)
 
-    @rule(levels=st.lists(st.booleans(), min_size=1, max_size=5), steps=st.integers(1, 3))
-    def several_are_submitted(self, levels: list[bool], steps: int) -> None:
-        for urgent in levels:
-            self.submit(urgent, steps, 1024, None)
+    @rule(levels=st.lists(st.integers(0, 1), min_size=1, max_size=5), steps=st.integers(1, 3))
+    def several_are_submitted(self, levels: list[int], steps: int) -> None:
+        for priority in levels:
+            self.submit(priority, steps, 1024, None)
 
     @rule(
-        urgent=st.booleans(),
+        priority=st.integers(0, 1),
         steps=st.sampled_from([1, 2, 4]),
         side=st.sampled_from([256, 1024]),
         key=st.sampled_from([None, None, "a", "b", "c"]),
+        count=st.sampled_from([1, 1, 3]),
     )
-    def submit(self, urgent: bool, steps: int, side: int, key: str | None) -> None:
-        params = some_params(len(self.seen_ids), steps, side)
+    def submit(self, priority: int, steps: int, side: int, key: str | None, count: int = 1) -> None:
+        params = some_params(len(self.seen_ids), steps, side, count)
         known = self.by_key(key)
         if known and (self.reason(known) or known.status in (FAILED, CANCELLED)):
             known.key, known = None, None  # the key is free
         if known:
-            view, others = self.queue.submit(params, urgent=urgent, client_key=key)
+            view, others = self.queue.submit(params, priority=priority, client_key=key)
             assert view == self.ask(known.task_id)
             assert (view.task_id, view.params) == (known.task_id, known.params)
             assert others == self.unfinished - (known.status not in ENDED)
         elif len(self.waiting) >= RULES.max_queue:
             with pytest.raises(QueueFull) as full:
-                self.queue.submit(params, urgent=urgent, client_key=key)
+                self.queue.submit(params, priority=priority, client_key=key)
             assert full.value.retry_after_s >= 1
         else:
-            estimate, before = self.queue.estimate(params, urgent=urgent)
-            view, others = self.queue.submit(params, urgent=urgent, client_key=key)
+            estimate, before = self.queue.estimate(params, priority=priority)
+            view, others = self.queue.submit(params, priority=priority, client_key=key)
             assert others == before == self.unfinished
-            assert view.wait is not None
-            assert estimate.pos == view.wait.pos
-            assert estimate.end_s == pytest.approx(view.wait.end_s, rel=1e-6, abs=1e-6)
+            forecast = forecast_of(view)
+            assert (estimate.pos, forecast.reason) == (forecast.pos, None)
+            assert estimate.end_s == pytest.approx(forecast.end_s, rel=1e-6, abs=1e-6)
             assert view.task_id not in self.seen_ids
             self.seen_ids.add(view.task_id)
-            self.tasks.append(ModelTask(view.task_id, params, urgent, key, self.clock()))
-            assert (view.status, view.params, view.urgent) == (WAITING, params, urgent)
+            task = ModelTask(view.task_id, params, priority, key, self.clock())
+            self.tasks.append(task)
+            self.set_baseline(task)
+            assert (view.status, view.params, view.priority) == (WAITING, params, priority)
 
     @precondition(lambda self: self.tasks)
     @rule(choice=st.integers(0, 99))
@@ -319,10 +348,16 @@ class QueueRules(RuleBasedStateMachine):
     @precondition(lambda self: self.tasks)
     @rule(choice=st.integers(0, 99))
     def fetch(self, choice: int) -> None:
-        """Also of a task that has none, when there is no image at all."""
-        task = (self.kept or self.tasks)[choice % len(self.kept or self.tasks)]
+        """All images that there are. Also of a task that has none, when there is no image."""
+        task = (self.with_images or self.tasks)[choice % len(self.with_images or self.tasks)]
         self.queue.fetched(task.task_id)
-        if task.status is DONE and not task.gone and task.fetched_at is None:
+        self.is_fetched(task)
+
+    def is_fetched(self, task: ModelTask) -> None:
+        if not task.images or task.gone:
+            return
+        task.fetched = len(task.images)
+        if task.status in ENDED and task.fetched_at is None:
             task.fetched_at = self.clock()
 
     # -- the worker --------------------------------------------------------------------------------
@@ -330,7 +365,7 @@ class QueueRules(RuleBasedStateMachine):
     @precondition(lambda self: not self.loaded)
     @rule()
     def the_model_is_loaded(self) -> None:
-        self.queue.load_finished(self.queue.first_weights, None)
+        self.queue.loaded(self.queue.scheduler.first_spec, None)
         self.loaded = True
         self.timing.learn_load(TINY.name, self.clock() - self.load_started_at)
 
@@ -344,14 +379,16 @@ class QueueRules(RuleBasedStateMachine):
         task = self.waiting[0]
         assert claimed is not None
         assert (claimed.task_id, claimed.params) == (task.task_id, task.params)
-        task.status, task.attempts = RUNNING, task.attempts + 1
+        assert claimed.images_done == len(task.images)
+        task.status, self.claims = RUNNING, self.claims + 1
         task.started_at, task.marks = self.clock(), [(Phase.TEXT_ENCODING, self.clock())]
         self.running.append(task)
+        self.set_baseline(task)
 
     @precondition(lambda self: self.on_gpu)
     @rule(reports=st.integers(1, 8), each_s=st.sampled_from([0.0, 0.25, 1.0, 3.0]))
     def report(self, reports: int, each_s: float) -> None:
-        """The task on the GPU goes on by so many reports, or until its picture is decoded."""
+        """The task on the GPU goes on by so many reports, or until its last image is decoded."""
         for _ in range(reports):
             if task := self.on_gpu:
                 self.clock.at += each_s
@@ -360,11 +397,55 @@ class QueueRules(RuleBasedStateMachine):
                     task.phase is Phase.DENOISING and task.steps_done < steps
                 ):
                     phase = Phase.DENOISING
+                elif task.phase is Phase.DENOISING:
+                    phase = Phase.DECODING
+                elif len(task.images) < task.params.count - 1:
+                    self.next_image(task)
+                    continue
                 else:
-                    denoised = task.phase is Phase.DENOISING
-                    phase = Phase.DECODING if denoised else Phase.IMAGE_ENCODING
+                    phase = Phase.IMAGE_ENCODING
                 task.marks.append((phase, self.clock()))
                 assert self.queue.report(task.task_id, phase, task.steps_done, steps)
+                self.reported(task)
+
+    def next_image(self, task: ModelTask) -> None:
+        """One of several images is decoded: it is encoded at once, and the next one begins."""
+        now, index = self.clock(), len(task.images)
+        measured = self.measured(task, decoded_at=now, image_encoding_s=0.0)
+        image = f"{task.task_id} {index}".encode()
+        encoded = Encoded(image, index, ((0, measured),))
+        attempt = self.queue.attempt(task.task_id)
+        assert self.queue.worker.store_image(task.task_id, attempt, encoded)
+        assert not self.queue.worker.store_image(task.task_id, attempt, encoded), "only once"
+        self.stored(task, image, measured)
+        assert self.queue.next_image(task.task_id, 0, index + 1)
+        task.marks = [(Phase.TEXT_ENCODING, now)]
+        self.reported(task)
+
+    def measured(self, task: ModelTask, *, decoded_at: float, image_encoding_s: float) -> Measured:
+        return Measured(
+            text_encoding_s=task.began(Phase.DENOISING) - task.began(Phase.TEXT_ENCODING),
+            step_s=task.step_s,
+            decoding_s=decoded_at - task.began(Phase.DECODING),
+            image_encoding_s=image_encoding_s,
+        )
+
+    def stored(self, task: ModelTask, image: bytes, measured: Measured) -> None:
+        task.images.append(image)
+        task.measured.append(measured)
+        self.samples += measured.gpu_s > 0
+        self.timing.learn(replace(task.work, images=1), measured)
+
+    def set_baseline(self, task: ModelTask) -> None:
+        """Its status has changed."""
+        forecast = self.forecasts()[task.task_id]
+        self.baselines[task.task_id] = Baseline(self.clock(), forecast, self.claims)
+
+    def reported(self, task: ModelTask) -> None:
+        """Earlier forecasts of a running task than the baseline replace it."""
+        forecast, baseline = self.forecasts()[task.task_id], self.baselines[task.task_id]
+        if self.clock() + forecast.end_s < baseline.at + baseline.forecast.end_s:
+            self.baselines[task.task_id] = replace(baseline, at=self.clock(), forecast=forecast)
 
     @precondition(lambda self: self.encoding)
     @rule(
@@ -375,26 +456,25 @@ class QueueRules(RuleBasedStateMachine):
     def finish(self, choice: int, size: int, spent_s: float | None) -> None:
         task = self.encoding[choice % len(self.encoding)]
         image = (task.task_id.encode() * 4)[:size]
-        assert self.queue.finish(
-            task.task_id, [image], image_encoding_s=None if spent_s is None else [spent_s]
-        )
-        task.image, now = image, self.clock()
+        assert self.finish_last(task, image, spent_s)
+        now = self.clock()
         if spent_s is None:
             spent_s = now - task.began(Phase.IMAGE_ENCODING)
-        task.measured = Measured(
-            text_encoding_s=task.began(Phase.DENOISING) - task.began(Phase.TEXT_ENCODING),
-            step_s=task.step_s,
-            decoding_s=task.began(Phase.IMAGE_ENCODING) - task.began(Phase.DECODING),
-            image_encoding_s=spent_s,
-        )
-        self.samples += task.measured.gpu_s > 0
+        decoded_at = task.began(Phase.IMAGE_ENCODING)
+        measured = self.measured(task, decoded_at=decoded_at, image_encoding_s=spent_s)
+        self.stored(task, image, measured)
         outcomes = self.queue.stats().outcomes  # those that can be compared at all
         assert self.outcomes <= outcomes <= self.outcomes + task.promised
         self.outcomes = outcomes
-        self.timing.learn(task.work, task.measured)
         task.end(DONE, now)
         self.running.remove(task)
         self.prune()
+
+    def finish_last(self, task: ModelTask, image: bytes, spent_s: float | None) -> bool:
+        self.queue._drawn[task.task_id] = []  # those before are stored
+        return self.queue.finish(
+            task.task_id, [image], image_encoding_s=spent_s, first=len(task.images)
+        )
 
     @precondition(lambda self: self.running)
     @rule(choice=st.integers(0, 99))
@@ -406,15 +486,16 @@ class QueueRules(RuleBasedStateMachine):
         self.running.remove(task)
 
     @precondition(lambda self: self.on_gpu)
-    @rule(count_attempt=st.booleans())
-    def release(self, count_attempt: bool) -> None:
+    @rule(interrupted=st.booleans())
+    def release(self, interrupted: bool) -> None:
         task = self.running.pop()  # a worker releases the one on the GPU
-        assert self.queue.release(task.task_id, count_attempt=count_attempt)
-        if count_attempt and task.attempts >= MAX_ATTEMPTS:
+        assert self.queue.release(task.task_id, interrupted=interrupted)
+        if interrupted and task.interruptions + 1 >= MAX_INTERRUPTIONS:
             task.fail(*ENDED_TOO_OFTEN, at=self.clock())
         else:
-            task.wait(task.attempts - (not count_attempt))
-        if count_attempt:  # the worker died, and the one that replaces it loads anew
+            task.wait(interrupted=interrupted)
+            self.set_baseline(task)
+        if interrupted:  # the worker died, and the one that replaces it loads again
             self.begin_to_load()
 
     @precondition(lambda self: self.leaving)
@@ -429,7 +510,7 @@ class QueueRules(RuleBasedStateMachine):
     @rule()
     def the_worker_dies_of_the_cancelled_task(self) -> None:
         assert self.leaving
-        assert not self.queue.release(self.leaving.task_id, count_attempt=True)
+        assert not self.queue.release(self.leaving.task_id, interrupted=True)
         self.leaving = None
         self.begin_to_load()
         self.the_model_is_loaded()
@@ -438,12 +519,12 @@ class QueueRules(RuleBasedStateMachine):
     @rule(each_s=st.sampled_from([0.0, 0.25, 1.0]), size=st.integers(20, 60))
     def a_task_runs_to_its_end(self, each_s: float, size: int) -> None:
         self.claim()
-        self.report(8, each_s)
+        self.report(99, each_s)
         self.finish(0, size, None)
 
     def tidy_up(self) -> None:
         """As an idle worker does."""
-        self.queue.prune()
+        self.queue.worker.prune()
         self.prune()
 
     # -- time, restarts and the disk ---------------------------------------------------------------
@@ -475,34 +556,36 @@ class QueueRules(RuleBasedStateMachine):
         shutil.copytree(self.folder, as_it_was, ignore=shutil.ignore_patterns("*-shm"))
         if with_strays:  # it was killed between the image and the status, or while writing
             for task in self.running:
-                (as_it_was / "images" / task.task_id).write_bytes(b"not done yet")
-                (as_it_was / "images" / f"{task.task_id}.part").write_bytes(b"half")
+                name = image_name(task.task_id, len(task.images))
+                (as_it_was / "images" / name).write_bytes(b"not done yet")
+                (as_it_was / "images" / f"{name}.part").write_bytes(b"half")
         self.store.close()
         shutil.rmtree(self.folder)
         self.folder = as_it_was
         self.start()
         for task in self.running:
-            if task.attempts >= MAX_ATTEMPTS:
+            if task.interruptions + 1 >= MAX_INTERRUPTIONS:
                 task.fail(*ENDED_TOO_OFTEN, at=self.clock())
             else:
-                task.wait(task.attempts)
+                task.wait(interrupted=True)
         self.running = []
 
     def stop(self, lose_an_image: bool) -> None:
-        self.queue.stop()
+        self.queue.scheduler.stop()
         assert self.queue.state() is ServerState.DRAINING
         assert self.queue.claim(0) is None
         with pytest.raises(NoWorker):
-            self.queue.submit(some_params(0, 1, 16), urgent=False)
-        self.queue.release_running()
+            self.queue.submit(some_params(0, 1, 16), priority=0)
+        self.queue.worker.release_all()
         for task in self.running:
-            task.wait(task.attempts - 1)
+            task.wait(interrupted=False)
         self.running = []
         self.the_order_is_urgent_first_then_first_come_first_served()
         self.store.close()
-        if lose_an_image and self.kept:
-            (self.folder / "images" / self.kept[0].task_id).unlink()
-            lost = self.kept[0]
+        done = [task for task in self.kept if task.status is DONE]
+        if lose_an_image and done:
+            (self.folder / "images" / done[0].task_id).unlink()
+            lost = done[0]
             lost.gone, lost.gone_at = "The image was removed.", lost.ended_at
         self.start()
 
@@ -510,7 +593,7 @@ class QueueRules(RuleBasedStateMachine):
     def the_disk_refuses_for_a_while_and_nothing_changes(self) -> None:
         changes: list[Callable[[], object]] = []
         if len(self.waiting) < RULES.max_queue:
-            changes.append(lambda: self.queue.submit(some_params(0, 1, 16), urgent=True))
+            changes.append(lambda: self.queue.submit(some_params(0, 1, 16), priority=1))
         if self.waiting:
             waiting = self.waiting[-1].task_id
             changes += [lambda: self.queue.claim(0), lambda: self.queue.delete(waiting)]
@@ -522,30 +605,34 @@ class QueueRules(RuleBasedStateMachine):
                 lambda: self.queue.delete(running),
                 lambda: self.queue.finish(running, [b"no room for it"]),
             ]
-        if self.kept:
-            fetched = self.kept[-1].task_id
-            changes.append(lambda: self.queue.fetched(fetched))
         self.store._database.connection.execute("PRAGMA query_only = ON")
         for change in changes:
             with pytest.raises(StorageUnavailable):
                 change()
             assert self.queue.health().state is ServerState.FAILED
             self.every_task_has_the_status_that_it_should_have()
+        for task in self.kept[-1:]:  # its image was sent: that is written later
+            self.queue.fetched(task.task_id)
+            self.is_fetched(task)
         self.store._database.connection.execute("PRAGMA query_only = OFF")
+        for _ in range(2):  # it works again when nothing was refused between two probes
+            if self.queue.scheduler.health.storage_error is not None:
+                self.prune()
+            self.queue.scheduler.check_storage()
+        self.store.probe()
 
     # -- what holds at any moment ------------------------------------------------------------------
 
-    def ask(self, task_id: str) -> TaskView:
-        """Its status; an end later than the one that was told before needs a reason."""
-        view, now = self.queue.status(task_id), self.clock()
-        if view.wait:
-            latest = max(self.told.get(task_id, math.inf), now)
-            assert view.wait.reason or now + view.wait.end_s <= latest + 1e-6
-            self.told[task_id] = now + view.wait.end_s
-        return view
+    def ask(self, task_id: str) -> Task:
+        return self.queue.status(task_id)
 
-    def listing(self) -> list[TaskView]:
-        views, length = self.queue.queue(1000, 0)
+    def forecasts(self) -> dict[str, Forecast]:
+        """By task, what is expected now, whatever was said before."""
+        in_order, _ = self.queue.scheduler.forecaster.in_order(0, 1000)
+        return {task.task_id: forecast() for task, forecast in in_order}
+
+    def listing(self) -> list[Task]:
+        views, length = self.queue.unfinished(1000, 0)
         assert length == len(views) == self.unfinished
         return views
 
@@ -556,52 +643,64 @@ class QueueRules(RuleBasedStateMachine):
         assert [view.task_id for view in views] == order
         pos = [0] * len(self.running) + list(range(len(self.waiting)))
         assert [view.pos for view in views] == pos
-        page, total = self.queue.queue(2, 1)
+        page, total = self.queue.unfinished(2, 1)
         assert (total, [view.task_id for view in page]) == (
             len(views),
             [view.task_id for view in views[1:3]],
         )
-        assert [view.wait_s for view in page] == pytest.approx([v.wait_s for v in views[1:3]])
+        ends = [forecast_of(view).end_s for view in views[1:3]]
+        assert [forecast_of(view).end_s for view in page] == pytest.approx(ends)
         assert [self.ask(view.task_id).pos for view in views] == pos
 
     @invariant()
     def every_forecast_is_that_of_a_plain_simulation(self) -> None:
         """From the start of the first waiting task on: one GPU, task after task. Those that wait
         count the encoding of those that run, and not of one another."""
-        views = self.listing()
-        running, waiting = views[: len(self.running)], views[len(self.running) :]
+        forecasts = list(self.forecasts().values())
+        running, waiting = forecasts[: len(self.running)], forecasts[len(self.running) :]
         encoder_free_s = 0.0
-        for view in running:
-            assert view.wait is not None
-            assert view.wait.start_s == 0
-            assert view.wait.end_s >= encoder_free_s
-            encoder_free_s = view.wait.end_s
-        gpu_free_s = waiting[0].wait.start_s if waiting and waiting[0].wait else 0.0
+        for forecast in running:
+            assert forecast.start_s == 0
+            assert forecast.end_s >= encoder_free_s
+            encoder_free_s = forecast.end_s
+        gpu_free_s = waiting[0].start_s if waiting else 0.0
         if waiting and not running and not self.leaving:
             assert gpu_free_s == pytest.approx(self.load_remaining_s())
-        for task, view in zip(self.waiting, waiting, strict=True):
-            assert view.wait is not None
-            assert view.wait.start_s == near(gpu_free_s)
-            forecast = self.timing.forecast(task.work)
-            gpu_free_s += forecast.gpu_s
-            end_s = max(gpu_free_s, encoder_free_s) + forecast.image_encoding_s
-            assert view.wait.end_s == near(end_s)
-            assert view.wait.confidence is forecast.confidence
+        for task, forecast in zip(self.waiting, waiting, strict=True):
+            assert forecast.start_s == near(gpu_free_s)
+            durations = self.timing.durations(task.work)
+            gpu_free_s += durations.gpu_s
+            end_s = max(gpu_free_s, encoder_free_s) + durations.image_encoding_s
+            assert forecast.end_s == near(end_s)
+            assert forecast.confidence is durations.confidence
 
     @invariant()
-    def what_a_client_is_told_is_the_forecast_of_the_listing_and_counts_down(self) -> None:
+    def every_reader_gets_the_same_and_a_forecast_that_is_later_has_a_reason(self) -> None:
+        """Later than when the task's status changed last: a little is not reported, so that the
+        countdown goes on; more comes with its reason."""
+        forecasts, now = self.forecasts(), self.clock()
         for view in self.listing():
-            told = self.ask(view.task_id)
-            assert view.wait is not None
-            assert told.wait is not None
-            for wait in (view.wait, told.wait):
-                assert 0 <= wait.start_s <= wait.end_s + 1e-6
-                assert wait.end_s <= wait.p90_s + 1e-6
-                assert math.isfinite(wait.p90_s)
-            assert told.wait.pos == view.wait.pos
-            trifle_s = max(STEADY_S, STEADY_PART * view.wait.end_s)
-            assert told.wait.end_s <= view.wait.end_s + 1e-6
-            assert told.wait.end_s >= view.wait.end_s - trifle_s - 1e-6
+            shown, forecast = forecast_of(view), forecasts[view.task_id]
+            assert forecast_of(self.ask(view.task_id)) == shown, "asking changes nothing"
+            assert 0 <= shown.start_s <= shown.end_s + 1e-6
+            assert shown.end_s <= shown.p90_s + 1e-6
+            assert math.isfinite(shown.p90_s)
+            assert (shown.pos, shown.p90_s) == (forecast.pos, forecast.p90_s)
+            baseline = self.baselines.get(view.task_id)
+            if baseline is None:  # it waits since before the start of this process
+                assert shown == forecast
+                continue
+            end_at = baseline.at + baseline.forecast.end_s
+            late_s = now + forecast.end_s - end_at
+            little_s = max(STEADY_S, STEADY_SHARE * forecast.end_s)
+            if late_s < little_s - 1e-6:
+                assert shown.reason is None
+                assert shown.end_s == near(max(min(forecast.end_s, end_at - now), 0.0))
+            elif late_s > little_s + 1e-6:
+                assert shown.end_s == forecast.end_s
+                ahead = max(baseline.forecast.pos - (self.claims - baseline.claims), 0)
+                overtaken = forecast.pos > ahead
+                assert shown.reason is (Reason.OVERTAKEN if overtaken else Reason.SLOWER)
 
     @invariant()
     def every_task_has_the_status_that_it_should_have(self) -> None:
@@ -613,29 +712,37 @@ class QueueRules(RuleBasedStateMachine):
                 continue
             view = self.ask(task.task_id)
             assert (view.status, view.params) == (task.status, task.params)
-            assert (view.urgent, view.created_at) == (task.urgent, task.created_at)
+            assert (view.priority, view.created_at) == (task.priority, task.created_at)
+            assert view.image_sizes == tuple(map(len, task.images))
             assert view.started_at == task.started_at
             assert (view.error_code, view.error) == (task.error_code, task.error)
             if task.status in ENDED:
                 assert view.ended_at == task.ended_at
-                assert (view.pos, view.wait_s, view.phase) == (None, None, None)
-                assert view.measured == ((task.measured,) if task.measured else ())
+                assert (view.pos, view.forecast, view.phase) == (None, None, None)
+                assert view.measured == tuple(task.measured)
             if task.status is RUNNING:
                 assert (view.phase, view.steps_done) == (task.phase, task.steps_done)
 
     @invariant()
     def every_image_is_there_exactly_as_long_as_it_should_be(self) -> None:
         for task in self.tasks:
-            if task.status is DONE and not self.reason(task):
-                assert self.queue.image(task.task_id) == (task.image, task.params)
-                continue
-            expected: type[ServerError] = Gone if task.status in ENDED else NotReady
-            with pytest.raises(expected) as caught:
-                self.queue.image(task.task_id)
-            assert (self.reason(task) or task.error or "") in str(caught.value)
+            for index in range(task.params.count):
+                if index < len(task.images) and not self.reason(task):
+                    found = self.queue.image(task.task_id, index)
+                    assert found == (task.images[index], task.params)
+                    continue
+                expected: type[ServerError] = Gone if task.status in ENDED else NotReady
+                with pytest.raises(expected) as caught:
+                    self.queue.image(task.task_id, index)
+                assert (self.reason(task) or task.error or "") in str(caught.value)
         files = {path.name: path.read_bytes() for path in (self.folder / "images").iterdir()}
-        assert files == {task.task_id: task.image for task in self.kept}
-        assert self.queue.images() == (len(files), sum(map(len, files.values())))
+        assert files == {
+            image_name(task.task_id, index): image
+            for task in self.with_images
+            for index, image in enumerate(task.images)
+        }
+        sizes = list(map(size_of, self.with_images))
+        assert self.queue.images() == self.store.images() == (len(sizes), sum(sizes))
 
     @invariant()
     def what_was_forgotten_or_never_was_is_unknown(self) -> None:
@@ -669,14 +776,24 @@ class QueueRules(RuleBasedStateMachine):
         assert (stats.samples, stats.outcomes) == (self.samples, self.outcomes)
 
 
+def size_of(task: ModelTask) -> int:
+    return sum(map(len, task.images))
+
+
 def near(seconds: float) -> Any:
     return pytest.approx(seconds, rel=1e-6, abs=1e-6)
 
 
-def some_params(number: int, steps: int, side: int) -> GenerationParams:
+def some_params(number: int, steps: int, side: int, count: int = 1) -> GenerationParams:
     image_format = "PNG" if number % 3 else "JPEG"
     return params_for(
-        f"number {number}", seed=number, width=side, height=side, steps=steps, format=image_format
+        f"number {number}",
+        seed=number,
+        width=side,
+        height=side,
+        steps=steps,
+        format=image_format,
+        count=count,
     )
 
 
@@ -711,23 +828,22 @@ def test_the_reason_why_a_task_is_gone_stays_the_same(history: QueueRules) -> No
     for _ in range(2):
         with pytest.raises(Gone, match="fetched"):
             history.queue.status(task.task_id)
-        history.queue.prune()
+        history.queue.worker.prune()
 
 
 def test_nobody_is_told_that_a_task_is_done_before_it_starts(history: QueueRules) -> None:
     """Short tasks overtake a short one: its end moves back by a trifle, which is not told."""
     history.the_model_is_loaded()
-    history.submit(False, 1, 256, None)
+    history.submit(0, 1, 256, None)
     history.a_task_runs_to_its_end(0.1, 20)
-    history.submit(False, 1, 256, None)
+    history.submit(0, 1, 256, None)
     (task,) = history.waiting
     history.ask(task.task_id)
     for _ in range(3):
-        history.submit(True, 1, 256, None)
-    wait = history.ask(task.task_id).wait
-    assert wait is not None
-    assert (wait.pos, wait.reason) == (3, None)
-    assert wait.start_s <= wait.end_s
+        history.submit(1, 1, 256, None)
+    forecast = forecast_of(history.ask(task.task_id))
+    assert (forecast.pos, forecast.reason) == (3, None)
+    assert forecast.start_s <= forecast.end_s
 
 
 def test_a_worker_that_dies_of_a_cancelled_task_leaves_no_trace_of_it(history: QueueRules) -> None:
@@ -745,7 +861,7 @@ def test_a_damaged_record_does_not_keep_anything_from_being_pruned(history: Queu
         "UPDATE tasks SET params = replace(params, '{', '') WHERE task_id = ?", (damaged,)
     )
     history.clock.at += RULES.keep_s + 1
-    history.queue.prune()
+    history.queue.worker.prune()
     for task in history.tasks:
         with pytest.raises(Gone, match="expired"):
             history.queue.status(task.task_id)
@@ -759,6 +875,7 @@ def test_a_damaged_record_can_be_deleted(history: QueueRules) -> None:
     history.store._database.connection.execute("UPDATE tasks SET params = 'x'")
     with suppress(ServerError):  # it may be refused, but it must not be an internal error
         history.queue.delete(task.task_id)
+    assert history.queue.health().running == 0
 
 
 def test_a_task_that_was_kept_for_months_is_gone_then_and_not_unknown(history: QueueRules) -> None:
@@ -768,10 +885,10 @@ def test_a_task_that_was_kept_for_months_is_gone_then_and_not_unknown(history: Q
     history.the_history_begins(done=[20], running=0, waiting=[])
     (task,) = history.tasks
     history.clock.at += history.limits.keep_s
-    history.queue.prune()
+    history.queue.worker.prune()
     assert history.queue.status(task.task_id).status is DONE
     history.clock.at += PRUNE_EVERY_S
-    history.queue.prune()
+    history.queue.worker.prune()
     with pytest.raises(Gone, match="expired"):
         history.queue.status(task.task_id)
 
@@ -779,25 +896,25 @@ def test_a_task_that_was_kept_for_months_is_gone_then_and_not_unknown(history: Q
 def test_a_task_of_which_the_worker_died_twice_is_failed_and_those_released_do_not_count(
     history: QueueRules,
 ) -> None:
-    history.the_history_begins(done=[], running=1, waiting=[False])
+    history.the_history_begins(done=[], running=1, waiting=[0])
     suspect, other = history.tasks
-    history.release(count_attempt=False)
-    for _ in range(MAX_ATTEMPTS - 1):
+    history.release(interrupted=False)
+    for _ in range(MAX_INTERRUPTIONS - 1):
         history.claim()
-        history.release(count_attempt=True)
+        history.release(interrupted=True)
         history.the_model_is_loaded()
         assert history.queue.status(suspect.task_id).status is WAITING
     history.claim()
-    history.release(count_attempt=False)
+    history.release(interrupted=False)
     history.claim()
-    history.release(count_attempt=True)
+    history.release(interrupted=True)
     view = history.queue.status(suspect.task_id)
     assert (view.status, view.error_code) == (FAILED, "ended_too_often")
-    assert [view.task_id for view in history.queue.queue(10, 0)[0]] == [other.task_id]
+    assert [view.task_id for view in history.queue.unfinished(10, 0)[0]] == [other.task_id]
 
 
 def test_a_stop_with_several_tasks_running_keeps_their_order(history: QueueRules) -> None:
-    history.the_history_begins(done=[], running=9, waiting=[False, False, True])
+    history.the_history_begins(done=[], running=9, waiting=[0, 0, 1])
     for _ in range(2):
         history.claim()
         history.report(9, 0.25)
@@ -824,7 +941,7 @@ def at_once(*calls: Callable[[], Any]) -> list[Any]:
 
 
 def run_to_encoding(history: QueueRules) -> str:
-    history.submit(False, 1, 256, None)
+    history.submit(0, 1, 256, None)
     history.claim()
     history.report(8, 0.0)
     return history.running.pop().task_id
@@ -847,7 +964,7 @@ def test_a_task_that_is_finished_and_deleted_at_once_is_cancelled_or_deleted(
             assert (was, finished) == (DONE, True)
             with pytest.raises(Gone, match="deleted"):
                 queue.status(task_id)
-        assert queue.queue(10, 0) == ([], 0)
+        assert queue.unfinished(10, 0) == ([], 0)
         assert (queue.health().waiting, queue.health().running) == (0, 0)
         assert queue.images() == (0, 0)
         assert list((history.folder / "images").iterdir()) == []
@@ -866,7 +983,7 @@ def test_a_task_that_is_finished_and_released_at_once_is_done_or_waits(
         )
         assert released is not finished
         assert queue.status(task_id).status is (DONE if finished else WAITING)
-        assert [view.task_id for view in queue.queue(10, 0)[0]] == [task_id] * released
+        assert [view.task_id for view in queue.unfinished(10, 0)[0]] == [task_id] * released
         queue.delete(task_id)
         assert queue.images() == (0, 0)
         history.tasks.clear()
@@ -884,7 +1001,7 @@ def test_many_threads_that_submit_claim_finish_and_delete_leave_nothing_behind(
     def submit(number: int) -> str:
         key = f"key {number % 20}"  # each is used twice
         params = some_params(number, 1, 256)
-        return queue.submit(params, urgent=False, client_key=key)[0].task_id
+        return queue.submit(params, priority=0, client_key=key)[0].task_id
 
     def work() -> int:
         done = 0
@@ -898,7 +1015,7 @@ def test_many_threads_that_submit_claim_finish_and_delete_leave_nothing_behind(
     with ThreadPoolExecutor(8) as threads:
         ids = set(threads.map(submit, range(40)))
         assert len(ids) == 20
-        assert [view.pos for view in queue.queue(100, 0)[0]] == list(range(20))
+        assert [view.pos for view in queue.unfinished(100, 0)[0]] == list(range(20))
         assert sum(future.result() for future in [threads.submit(work) for _ in range(4)]) == 20
         assert queue.images() == (20, 20 * 16)
         assert all(queue.image(task_id)[0] == task_id.encode() for task_id in ids)

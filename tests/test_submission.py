@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import offer_of
+from conftest import PlayedQueue, allow
 from PIL import Image
 
 from api.generate_request import GenerateRequest, Limits, parse_request, request_schema
@@ -13,22 +13,22 @@ from api.submission import Prepared, Submission
 from api.waiting_places import WaitingPlaces
 from decoding.decoder import PictureDecoder
 from errors import InvalidInput, ServerError
+from fields import Takes
 from images import to_base64, to_png
 from models.mflux_registry import find_model, read_catalog
-from models.model_catalog import Model, Takes
-from queue_manager import QueueManager
+from models.model_catalog import Model
 from storage.task_store import TaskStore
-from task import GenerationParams
+from task import GenerationParams, InputImage
 from timing_model import TimingModel
 
 DECODER = PictureDecoder()
-SCHNELL, DEV = offer_of("schnell", "dev").models
+SCHNELL, DEV = allow("schnell", "dev").models
 
 
 def resolve(request: GenerateRequest, model: Model, limits: Limits) -> GenerationParams:
-    offer = offer_of(model.name)
-    queue = QueueManager(offer, TimingModel(), TaskStore(None))
-    submission = Submission(queue, offer, limits, lambda params: None, places=WaitingPlaces(1))
+    allowed = allow(model.name)
+    queue = PlayedQueue(allowed, TimingModel(), TaskStore(None))
+    submission = Submission(queue, allowed, limits, lambda params: None, places=WaitingPlaces(1))
     return submission.prepare(request).params
 
 
@@ -74,6 +74,37 @@ def test_the_default_steps_stay_within_the_operators_limit() -> None:
     assert resolve(parse_request(b'{"prompt": "x"}', limits), DEV, limits).steps == 7
 
 
+def test_params_that_an_earlier_version_has_stored_are_read() -> None:
+    first = '{"prompt":"x","seed":1,"width":64,"height":64,"steps":4,"guidance":null,'
+    first += '"format":"JPEG","quality":85}'
+    params = GenerationParams.model_validate_json(first)
+    assert (params.model, params.count, params.scheduler, params.asked) == ("", 1, None, "")
+    later = (
+        first[:-1] + ',"model":"dev","quantize":8,"count":2,"negative_prompt":null,'
+        '"scheduler":"linear","init_image":["0123456789abcdef",64,64],"image_strength":0.4,'
+        '"images":[],"mask":null,"control_image":null,"control_strength":null,'
+        '"control_type":null,"loras":[["a",0.5]],"upscale":2.0,"upscaler":"seedvr2-3b",'
+        '"metadata":true,"warnings":[],"asked":"b4199e33255db273"}'
+    )
+    params = GenerationParams.model_validate_json(later)
+    assert (params.quantize, params.scheduler, params.upscale) == (8, "linear", 2.0)
+    assert params.init_image == InputImage("0123456789abcdef", 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("body", "allowed"),
+    [
+        (b'{"model": ""}', "a string of 1 to 200 characters"),
+        (b'{"negative_prompt": 3}', "a string of up to 10000 characters"),
+        (b'{"loras": []}', "a list of 1 to 8, each a string or {name, scale}"),
+    ],
+)
+def test_refusals_name_the_range_of_texts_and_lists(body: bytes, allowed: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        parse_request(body, Limits())
+    assert f" must be {allowed}, not " in caught.value.message
+
+
 def test_a_long_value_is_cut_in_the_refusal() -> None:
     with pytest.raises(InvalidInput) as caught:
         parse_request(b'{"prompt": "x", "format": "' + b"y" * 10_000 + b'"}', Limits())
@@ -102,11 +133,11 @@ class Desk:
 
     def __init__(self, *names: str, limits: Limits | None = None, **options: Any) -> None:
         self.limits = limits or Limits()
-        self.offer = offer_of(*names, **options)
-        self.queue = QueueManager(self.offer, TimingModel(), TaskStore(None))
+        self.allowed = allow(*names, **options)
+        self.queue = PlayedQueue(self.allowed, TimingModel(), TaskStore(None))
         self._desk = Submission(
             self.queue,
-            self.offer,
+            self.allowed,
             self.limits,
             lambda params: None,
             places=WaitingPlaces(1),
@@ -135,7 +166,7 @@ class Desk:
 
     def submit(self, **fields: Any) -> str:
         prepared = self.prepare(**fields)
-        return self.queue.submit(prepared.params, urgent=False, inputs=prepared.inputs)[0].task_id
+        return self.queue.submit(prepared.params, priority=0, inputs=prepared.inputs)[0].task_id
 
     def finish(self, task_id: str, *images: bytes) -> None:
         assert self.queue.claim(0)
@@ -404,7 +435,7 @@ def test_an_empty_prompt_needs_a_picture() -> None:
     for prompt in (None, "", " \t"):
         assert desk.params(prompt=prompt, init_image=PICTURE).prompt == ""
         edit = desk.params(prompt=prompt, model="flux2-klein-4b", images=[PICTURE])
-        assert desk.offer.stages(edit)[0].params.prompt == ""
+        assert desk.allowed.stages(edit)[0].params.prompt == ""
         assert desk.refusal(prompt=prompt)[1] == "prompt"
     assert desk.params(prompt=" x ").prompt == " x "
     assert desk.params(negative_prompt=" ").negative_prompt is None
@@ -441,8 +472,8 @@ def test_a_task_of_another_model_is_enlarged_by_the_upscaler_without_what_only_d
 ):
     desk = Desk("flux2-klein-4b", "seedvr2-3b", quantize_choices=(4,))
     params = desk.params(images=[PICTURE], upscale=2, quantize=4, count=3, width=64, height=96)
-    draw, enlarge = desk.offer.stages(params)
-    assert [stage.weights.key for stage in (draw, enlarge)] == ["flux2-klein-4b/q4", "seedvr2-3b"]
+    draw, enlarge = desk.allowed.stages(params)
+    assert [stage.load_spec.key for stage in (draw, enlarge)] == ["flux2-klein-4b/q4", "seedvr2-3b"]
     assert (draw.params.upscale, draw.params.count, enlarge.params.count) == (None, 3, 3)
     assert enlarge.params.final_size == params.final_size == (128, 192)
     assert draw.params.final_size == (64, 96)
@@ -455,7 +486,7 @@ def test_adapters_are_named_by_their_path_below_the_folder(tmp_path: Path) -> No
     for name in ("one.safetensors", "style/two.safetensors", "notes.txt"):
         (tmp_path / name).touch()
     desk = Desk("z-image", lora_dir=tmp_path)
-    assert list(desk.offer.loras()) == ["one", "style/two"]
+    assert list(desk.allowed.loras()) == ["one", "style/two"]
     params = desk.params(loras=["one", {"name": "style/two", "scale": 0.5}])
     assert params.loras == (("one", 1.0), ("style/two", 0.5))
     for name in (
@@ -476,7 +507,7 @@ def test_adapters_of_hugging_face_are_taken_where_the_operator_allows_them() -> 
     desk = Desk("z-image", allow_lora_repos=True)
     for name in ("org/name", "org/name:file.safetensors", "org/name:a/b.safetensors"):
         assert desk.params(loras=[name]).loras == ((name, 1.0),)
-        assert desk.offer.lora(name) == name
+        assert desk.allowed.lora(name) == name
     for name in (
         "name",
         "../name",

@@ -7,24 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import offer_of, params_for
+from conftest import PlayedQueue, allow, forecast_of, params_for
 from PIL import Image
 
+from allowed import Allowed
 from api.models_api import download_answer, model_answer
 from errors import ModelLoadError, NoWorker
 from models.hub_cache import bytes_on_disk, cache_dir, is_present
-from models.model_catalog import Model, Weights
-from offer import Offer
-from queue_manager import QueueManager
-from queueing.queue_state import QueueHealth, Rules, ServerState
-from queueing.task_view import TaskView
+from models.model_catalog import LoadSpec, Model
+from scheduler.health import QueueHealth, ServerState
+from scheduler.limits import QueueLimits
 from storage.task_store import TaskStore
 from supervision import SupervisedQueue
-from task import Drawn, GenerationParams, InputImage, Memory, Phase, Report, Stage, TaskStatus
+from task import Drawn, GenerationParams, InputImage, Memory, Phase, Report, Stage, Task, TaskStatus
 from timing_model import TimingModel
-from worker import Worker
+from workers.worker import Worker
 
-OFFER = offer_of("tiny", "tiny-flux2", "tiny-qwen", "tiny-seedvr2")
+OFFER = allow("tiny", "tiny-flux2", "tiny-qwen", "tiny-seedvr2")
 
 
 class Clock:
@@ -52,7 +51,7 @@ class Gpu:
         self._clock = clock
         self._models_in_memory = models_in_memory
 
-    def load(self, weights: Weights) -> int | None:
+    def load(self, weights: LoadSpec) -> int | None:
         self.resident = self.resident[: self._models_in_memory - 1]
         self._clock.at += self.LOAD_S
         self.loads.append(weights.key)
@@ -65,12 +64,12 @@ class Gpu:
         self.resident = ()
 
     def generate(self, stage: Stage, inputs: Path, report: Report) -> Drawn:
-        key, steps = stage.weights.key, stage.params.steps
+        key, steps = stage.load_spec.key, stage.params.steps
         assert key in self.resident
         self.resident = (key, *(other for other in self.resident if other != key))
-        if stage.weights.model.upscaler:
+        if stage.load_spec.model.upscaler:
             assert (inputs / f"{_init_image(stage).file}.png").is_file()
-        if stage.weights.model.upscaler or (key, stage.params.prompt) not in self._encoded:
+        if stage.load_spec.model.upscaler or (key, stage.params.prompt) not in self._encoded:
             self._clock.at += 0.5
         self._encoded.add((key, stage.params.prompt))
         report(Phase.DENOISING, 0, steps)
@@ -86,7 +85,7 @@ class Gpu:
     def refusal(self, params: GenerationParams) -> str | None:
         return None
 
-    def check_adapters(self, weights: Weights) -> tuple[str, ...]:
+    def check_adapters(self, weights: LoadSpec) -> tuple[str, ...]:
         return ()
 
 
@@ -110,29 +109,27 @@ class Studio:
         monkeypatch: pytest.MonkeyPatch,
         *,
         in_memory: int = 1,
-        affinity_s: float = 0.0,
+        max_delay_s: float = 0.0,
         unload_after_s: float = 0.0,
     ) -> None:
         self.clock = Clock()
         self.submitted = 0
         self.gpu = Gpu(self.clock, in_memory)
-        rules = Rules(models_in_memory=in_memory, affinity_s=affinity_s)
-        self.queue = QueueManager(
+        rules = QueueLimits(models_in_memory=in_memory, max_delay_s=max_delay_s)
+        self.queue = PlayedQueue(
             OFFER, TimingModel(), TaskStore(None), rules, monotonic=self.clock, now=self.clock
         )
-        monkeypatch.setattr("worker.time.monotonic", self.clock)
+        monkeypatch.setattr("workers.worker.time.monotonic", self.clock)
         self.failures: list[ModelLoadError] = []
         self.worker = Worker(
-            self.queue, self.gpu, self.failures.append, unload_after_s=unload_after_s
+            self.queue.worker, self.gpu, self.failures.append, unload_after_s=unload_after_s
         )
         self.worker._encoder = AtOnce("encoder", self.worker._encode, lambda item: None)
 
-    def submit(
-        self, model: str, prompt: str = "", *, urgent: bool = False, **fields: Any
-    ) -> TaskView:
+    def submit(self, model: str, prompt: str = "", *, priority: int = 0, **fields: Any) -> Task:
         self.submitted += 1
         params = params_for(prompt or str(self.submitted), model=model, **fields)
-        return self.queue.submit(params, urgent=urgent)[0]
+        return self.queue.submit(params, priority=priority)[0]
 
     def run_one(self) -> bool:
         """One task or load; whether there was one."""
@@ -142,7 +139,7 @@ class Studio:
         while self.run_one():
             pass
 
-    def status(self, task_id: str) -> TaskView:
+    def status(self, task_id: str) -> Task:
         return self.queue.status(task_id)
 
     @property
@@ -168,7 +165,7 @@ StudioOf = Callable[..., Studio]
 
 
 def test_without_affinity_tasks_run_first_come_first_served(studio_of: StudioOf) -> None:
-    studio = studio_of(affinity_s=0)
+    studio = studio_of(max_delay_s=0)
     for number in range(6):
         studio.submit(("tiny", "tiny-flux2")[number % 2], str(number))
     studio.run_all()
@@ -177,11 +174,11 @@ def test_without_affinity_tasks_run_first_come_first_served(studio_of: StudioOf)
 
 
 def test_with_affinity_tasks_of_a_model_run_together_level_by_level(studio_of: StudioOf) -> None:
-    studio = studio_of(affinity_s=3600)
+    studio = studio_of(max_delay_s=3600)
     for number in range(6):
         studio.submit(("tiny", "tiny-flux2")[number % 2], str(number))
     for number in range(4):
-        studio.submit(("tiny-qwen", "tiny-flux2")[number % 2], f"u{number}", urgent=True)
+        studio.submit(("tiny-qwen", "tiny-flux2")[number % 2], f"u{number}", priority=1)
     studio.run_all()
     assert studio.order == ["u0", "u2", "u1", "u3", "0", "2", "4", "1", "3", "5"]
     assert len(studio.gpu.loads) == 5
@@ -203,11 +200,11 @@ def test_two_models_in_memory_are_not_loaded_again_and_the_oldest_makes_room(
 
 
 @pytest.mark.parametrize("in_memory", [1, 2, 3])
-@pytest.mark.parametrize("affinity_s", [0.0, 3600.0])
+@pytest.mark.parametrize("max_delay_s", [0.0, 3600.0])
 def test_what_is_forecast_at_submit_comes_true_where_the_work_is_as_learned(
-    studio_of: StudioOf, in_memory: int, affinity_s: float
+    studio_of: StudioOf, in_memory: int, max_delay_s: float
 ) -> None:
-    studio = studio_of(in_memory=in_memory, affinity_s=affinity_s)
+    studio = studio_of(in_memory=in_memory, max_delay_s=max_delay_s)
     asked: list[tuple[str, dict[str, Any]]] = [
         ("tiny", {}),
         ("tiny-flux2", {"count": 3}),
@@ -223,13 +220,14 @@ def test_what_is_forecast_at_submit_comes_true_where_the_work_is_as_learned(
     for _ in range(3):
         views = [studio.submit(model, **fields) for model, fields in asked]
         forecast = {
-            view.task_id: studio.clock.at + (studio.status(view.task_id).wait_s or 0)
+            view.task_id: studio.clock.at + (forecast_of(studio.status(view.task_id)).end_s)
             for view in views
         }
-        listed, length = studio.queue.queue(100, 0)
+        listed, length = studio.queue.unfinished(100, 0)
         assert length == len(asked)
         for view in listed:
-            assert view.wait_s == pytest.approx(studio.status(view.task_id).wait_s)
+            now = studio.status(view.task_id)
+            assert forecast_of(view).end_s == pytest.approx(forecast_of(now).end_s)
         for _ in asked:
             assert studio.run_one()
         for task_id, end_at in forecast.items():
@@ -250,13 +248,13 @@ def test_the_weights_are_freed_when_nothing_comes_and_their_loading_is_forecast(
     studio.worker.unload_if_idle()
     assert studio.queue.health().loaded == before.loaded
     params = params_for(model="tiny")
-    loaded_s = studio.queue.estimate(params, urgent=False)[0].end_s
+    loaded_s = studio.queue.estimate(params, priority=0)[0].end_s
     studio.clock.at += 1
     studio.worker.unload_if_idle()
     assert studio.gpu.resident == ()
     health = studio.queue.health()
     assert (health.loaded, health.loading, health.state) == ((), None, ServerState.READY)
-    cold = studio.queue.estimate(params, urgent=False)[0]
+    cold = studio.queue.estimate(params, priority=0)[0]
     assert cold.end_s == pytest.approx(loaded_s + Gpu.LOAD_S)
     assert cold.switches == 1
     studio.submit("tiny")
@@ -292,7 +290,7 @@ def test_what_the_operator_orders_is_loaded_between_two_tasks_and_once(
 ) -> None:
     studio = studio_of(in_memory=2)
     qwen = OFFER.model("tiny-qwen")
-    weights = Weights(qwen, qwen.pipelines[0], None)
+    weights = LoadSpec(qwen, qwen.pipelines[0], None)
     studio.submit("tiny", "first")
     studio.submit("tiny", "second")
     assert studio.run_one()
@@ -305,11 +303,11 @@ def test_what_the_operator_orders_is_loaded_between_two_tasks_and_once(
     assert studio.order == ["first", "second"]
     studio.gpu.broken.add("tiny-flux2")
     flux2 = OFFER.model("tiny-flux2")
-    studio.queue.order_load(Weights(flux2, flux2.pipelines[0], None))
+    studio.queue.order_load(LoadSpec(flux2, flux2.pipelines[0], None))
     assert studio.run_one()
     assert studio.queue.health().last_error == "There are no weights of tiny-flux2."
     assert studio.queue.state() is ServerState.READY
-    studio.queue.stop()
+    studio.queue.scheduler.stop()
     with pytest.raises(NoWorker):
         studio.queue.order_load(weights)
 
@@ -344,9 +342,9 @@ def test_a_cancel_in_any_stage_ends_it_and_the_next_task_runs(
     behind = studio.submit("tiny", "behind").task_id
 
     def cancel(stage: Stage, step: int) -> None:
-        if (stage.weights.key, step) == moment and stage.params.prompt != "behind":
+        if (stage.load_spec.key, step) == moment and stage.params.prompt != "behind":
             studio.queue.delete(task_id)
-            assert 0 <= (studio.status(behind).wait_s or -1) < 60
+            assert 0 <= forecast_of(studio.status(behind)).end_s < 60
 
     studio.gpu.on_step = cancel
     studio.run_all()
@@ -365,7 +363,7 @@ def test_an_upscaler_that_cannot_be_loaded_fails_the_task_that_was_drawn(
     view = studio.status(task_id)
     assert (view.status, view.error_code) == (TaskStatus.FAILED, "model_load_failed")
     assert studio.queue.health().loaded == ()
-    assert studio.submit("tiny").wait_s
+    assert forecast_of(studio.submit("tiny")).end_s
 
 
 def test_a_wait_never_jumps_while_a_task_of_two_stages_runs(studio_of: StudioOf) -> None:
@@ -382,14 +380,16 @@ def test_a_wait_never_jumps_while_a_task_of_two_stages_runs(studio_of: StudioOf)
     def note(*_: object) -> None:
         ends.append(
             (
-                studio.clock.at + (studio.status(running).wait_s or 0),
-                studio.clock.at + (studio.status(behind).wait_s or 0),
+                studio.clock.at + forecast_of(studio.status(running)).end_s
+                if studio.queue.length > 1
+                else 0,
+                studio.clock.at + forecast_of(studio.status(behind)).end_s,
             )
         )
 
     load = studio.gpu.load
 
-    def noting_load(weights: Weights) -> int | None:
+    def noting_load(weights: LoadSpec) -> int | None:
         note()
         bits = load(weights)
         note()
@@ -408,7 +408,7 @@ def test_tasks_from_before_a_start_that_allows_less_are_failed_with_the_reason(
     tmp_path: Path,
 ) -> None:
     store = TaskStore(tmp_path)
-    queue = QueueManager(OFFER, TimingModel(), store)
+    queue = PlayedQueue(OFFER, TimingModel(), store)
     asked: dict[str, dict[str, Any]] = {
         "kept": {},
         "model": {"model": "tiny-qwen"},
@@ -420,8 +420,8 @@ def test_tasks_from_before_a_start_that_allows_less_are_failed_with_the_reason(
     for name, changes in asked.items():
         params = params_for(**{"model": "tiny", **changes})
         ids[name] = f"task-{name}"
-        store.insert(ids[name], params, urgent=False, created_at=1.0)
-    queue = QueueManager(offer_of("tiny"), TimingModel(), store)
+        store.insert(Task(ids[name], params, 0, created_at=1.0))
+    queue = PlayedQueue(allow("tiny"), TimingModel(), store)
     views = {name: queue.status(task_id) for name, task_id in ids.items()}
     assert {name for name, view in views.items() if view.status is TaskStatus.WAITING} == {
         "kept",
@@ -459,7 +459,7 @@ def put(cache: Path, repository: str, size: int, *, whole: bool = True) -> None:
 
 
 def model(known: str, **changes: Any) -> Model:
-    return replace(offer_of(known).default, **changes)
+    return replace(allow(known).default, **changes)
 
 
 def test_a_model_is_present_when_each_of_its_repositories_is_whole(cache: Path) -> None:
@@ -509,19 +509,19 @@ def test_the_variables_of_hugging_face_say_where_its_cache_is(
     assert cache_dir() == tmp_path / "hub"
 
 
-def health_while_loading(weights: Weights | None) -> QueueHealth:
+def health_while_loading(weights: LoadSpec | None) -> QueueHealth:
     return QueueHealth(ServerState.LOADING, 0, 0, (), weights, None, None, None)
 
 
 def test_a_download_is_told_with_what_is_there_of_how_much(cache: Path) -> None:
     schnell = model("schnell")
-    weights = Weights(schnell, schnell.pipelines[0], None)
+    weights = LoadSpec(schnell, schnell.pipelines[0], None)
     put(cache, schnell.repositories[0], 1000, whole=False)
     told = download_answer(health_while_loading(weights))
     assert told
     assert (told.model, told.bytes_done, told.bytes_total) == ("schnell", 1000, 34_000_000_000)
     unknown = replace(schnell, weights_gb=None)
-    told = download_answer(health_while_loading(Weights(unknown, unknown.pipelines[0], None)))
+    told = download_answer(health_while_loading(LoadSpec(unknown, unknown.pipelines[0], None)))
     assert told
     assert told.bytes_total is None
     assert download_answer(health_while_loading(None)) is None
@@ -529,17 +529,17 @@ def test_a_download_is_told_with_what_is_there_of_how_much(cache: Path) -> None:
     (cache / "models--black-forest-labs--FLUX.1-schnell/blobs/def.incomplete").unlink()
     assert download_answer(health_while_loading(weights)) is None
     tiny = OFFER.default
-    assert download_answer(health_while_loading(Weights(tiny, tiny.pipelines[0], None))) is None
+    assert download_answer(health_while_loading(LoadSpec(tiny, tiny.pipelines[0], None))) is None
 
 
 def test_a_model_tells_what_is_on_disk_and_in_memory(cache: Path) -> None:
-    offer = Offer(model("schnell"), (model("schnell"), model("tiny-seedvr2")))
+    allowed = Allowed(model("schnell"), (model("schnell"), model("tiny-seedvr2")))
     put(cache, "black-forest-labs/FLUX.1-schnell", 500)
-    weights = Weights(offer.default, offer.default.pipelines[0], 8)
+    weights = LoadSpec(allowed.default, allowed.default.pipelines[0], 8)
     health = QueueHealth(ServerState.READY, 0, 0, (weights,), None, None, 8, None)
-    answer = model_answer(offer.default, offer, health)
+    answer = model_answer(allowed.default, allowed, health)
     assert (answer.allowed, answer.loaded, answer.present) == (True, True, True)
     assert (answer.bytes_on_disk, answer.default_steps, answer.gated) == (500, 4, True)
     assert "upscale" in answer.takes
-    other = model_answer(model("dev"), offer, health)
+    other = model_answer(model("dev"), allowed, health)
     assert (other.allowed, other.loaded, other.present) == (False, False, False)

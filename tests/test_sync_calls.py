@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
-from conftest import ServerProcess, StartServer, offer_of
+from conftest import PlayedQueue, ServerProcess, StartServer, allow
 
 from api.generate_request import Limits
 from api.submission import Submission
@@ -18,7 +18,6 @@ from api.waiting_places import WaitingPlaces
 from compat.sync_calls import Call, SyncCalls
 from errors import Gone, NoWorker, QueueFull, TaskFailed, UnknownTask
 from models.mflux_registry import read_catalog
-from queue_manager import QueueManager
 from storage.task_store import TaskStore
 from task import TaskStatus
 from timing_model import TimingModel
@@ -27,13 +26,13 @@ FIELDS = {"prompt": "x", "width": 64, "height": 64}
 
 
 @pytest.fixture
-def queue() -> QueueManager:
-    return QueueManager(offer_of("tiny"), TimingModel(), TaskStore(None))
+def queue() -> PlayedQueue:
+    return PlayedQueue(allow("tiny"), TimingModel(), TaskStore(None))
 
 
-def calls_of(queue: QueueManager, places: int = 10, **options: Any) -> SyncCalls:
+def calls_of(queue: PlayedQueue, places: int = 10, **options: Any) -> SyncCalls:
     waiting = WaitingPlaces(places)
-    submission = Submission(queue, queue.offer, Limits(), lambda params: None, places=waiting)
+    submission = Submission(queue, queue.allowed, Limits(), lambda params: None, places=waiting)
     return SyncCalls(queue, submission, read_catalog(), waiting, **options)
 
 
@@ -41,7 +40,7 @@ def start(calls: SyncCalls, hung_up: Callable[[], bool] = lambda: False, **how: 
     return calls.start(calls.prepare(FIELDS)[1], hung_up=hung_up, **how)
 
 
-def test_a_call_ends_with_the_images_of_its_task(queue: QueueManager) -> None:
+def test_a_call_ends_with_the_images_of_its_task(queue: PlayedQueue) -> None:
     with start(calls_of(queue)) as call:
         task = queue.claim()
         assert task
@@ -52,7 +51,7 @@ def test_a_call_ends_with_the_images_of_its_task(queue: QueueManager) -> None:
 
 
 def test_what_is_noted_after_the_answer_takes_none_of_the_threads_left_for_others(
-    queue: QueueManager, caplog: pytest.LogCaptureFixture
+    queue: PlayedQueue, caplog: pytest.LogCaptureFixture
 ) -> None:
     with start(calls_of(queue, places=1)) as call:
         task = queue.claim()
@@ -66,14 +65,14 @@ def test_what_is_noted_after_the_answer_takes_none_of_the_threads_left_for_other
     assert queue.image(call.task_id, 0)[0] == b"image"
 
 
-def test_a_caller_who_hangs_up_takes_the_waiting_task_along(queue: QueueManager) -> None:
+def test_a_caller_who_hangs_up_takes_the_waiting_task_along(queue: PlayedQueue) -> None:
     with pytest.raises(Gone, match="hung up"), start(calls_of(queue), lambda: True) as call:
         call.result()
     assert queue.status(call.task_id).status is TaskStatus.CANCELLED
 
 
 def test_a_running_task_whose_caller_hangs_up_is_stopped_at_its_next_step(
-    queue: QueueManager,
+    queue: PlayedQueue,
 ) -> None:
     with start(calls_of(queue), lambda: True) as call:
         assert queue.claim()
@@ -82,7 +81,7 @@ def test_a_running_task_whose_caller_hangs_up_is_stopped_at_its_next_step(
     assert not queue.next_image(call.task_id, 0, 0)
 
 
-def test_a_task_that_somebody_else_waits_for_goes_on(queue: QueueManager) -> None:
+def test_a_task_that_somebody_else_waits_for_goes_on(queue: PlayedQueue) -> None:
     calls = calls_of(queue)
     first, second = (start(calls, client_key="same") for _ in range(2))
     assert first.task_id == second.task_id
@@ -93,7 +92,7 @@ def test_a_task_that_somebody_else_waits_for_goes_on(queue: QueueManager) -> Non
     assert queue.status(second.task_id).status is TaskStatus.CANCELLED
 
 
-def test_a_key_whose_task_was_cancelled_or_failed_draws_again(queue: QueueManager) -> None:
+def test_a_key_whose_task_was_cancelled_or_failed_draws_again(queue: PlayedQueue) -> None:
     calls = calls_of(queue)
     with pytest.raises(Gone), start(calls, lambda: True, client_key="key") as hung_up:
         hung_up.result()
@@ -112,7 +111,7 @@ def test_a_key_whose_task_was_cancelled_or_failed_draws_again(queue: QueueManage
     assert fourth.task_id == third.task_id
 
 
-def test_a_failed_and_a_cancelled_task_are_told_apart(queue: QueueManager) -> None:
+def test_a_failed_and_a_cancelled_task_are_told_apart(queue: PlayedQueue) -> None:
     calls = calls_of(queue)
     with start(calls) as call:
         assert queue.claim()
@@ -128,7 +127,7 @@ def test_a_failed_and_a_cancelled_task_are_told_apart(queue: QueueManager) -> No
         queue.status(call.task_id)
 
 
-def test_a_server_that_stops_keeps_the_task_for_its_next_start(queue: QueueManager) -> None:
+def test_a_server_that_stops_keeps_the_task_for_its_next_start(queue: PlayedQueue) -> None:
     with start(calls_of(queue)) as call:
         queue.events.close()
         with pytest.raises(NoWorker, match="next start"):
@@ -136,16 +135,16 @@ def test_a_server_that_stops_keeps_the_task_for_its_next_start(queue: QueueManag
     assert queue.status(call.task_id).status is TaskStatus.WAITING
 
 
-def test_who_would_wait_too_long_is_told_so_at_once_in_words(queue: QueueManager) -> None:
+def test_who_would_wait_too_long_is_told_so_at_once_in_words(queue: PlayedQueue) -> None:
     with pytest.raises(QueueFull, match="and a call that waits may take") as caught:
         start(calls_of(queue, max_wait_s=1e-9))
     assert caught.value.retry_after_s >= 1
-    assert queue.queue(10, 0) == ([], 0)
+    assert queue.unfinished(10, 0) == ([], 0)
     start(calls_of(queue, max_wait_s=0)).close()
 
 
 def test_without_a_free_place_a_call_is_refused_and_a_closed_one_gives_its_place_back(
-    queue: QueueManager,
+    queue: PlayedQueue,
 ) -> None:
     calls = calls_of(queue, places=1)
     first = start(calls)

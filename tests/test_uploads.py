@@ -13,13 +13,12 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import ServerProcess, StartServer, offer_of, params_for
+from conftest import PlayedQueue, ServerProcess, StartServer, allow, params_for
 from PIL import Image, ImageDraw, ImageOps
 
 from errors import QueueFull, StorageUnavailable, StoreError
 from images import to_base64, to_png
-from queue_manager import QueueManager
-from queueing.queue_state import Rules
+from scheduler.limits import QueueLimits
 from storage import file_store
 from storage.task_store import TaskStore
 from task import GenerationParams, InputImage
@@ -387,11 +386,11 @@ def test_a_disk_that_fills_while_pictures_are_written_keeps_nothing_of_the_task(
 
 def test_a_submit_that_is_refused_keeps_no_pictures(tmp_path: Path) -> None:
     store = TaskStore(tmp_path)
-    queue = QueueManager(offer_of("tiny"), TimingModel(), store, Rules(max_queue=1))
-    queue.submit(params_with("a"), urgent=False, inputs={"a": PNG})
+    queue = PlayedQueue(allow("tiny"), TimingModel(), store, QueueLimits(max_queue=1))
+    queue.submit(params_with("a"), priority=0, inputs={"a": PNG})
     kept = inputs_in(tmp_path)
     with pytest.raises(QueueFull):
-        queue.submit(params_with("a"), urgent=False, inputs={"a": PNG})
+        queue.submit(params_with("a"), priority=0, inputs={"a": PNG})
     assert inputs_in(tmp_path) == kept
     store.close()
 
@@ -399,8 +398,8 @@ def test_a_submit_that_is_refused_keeps_no_pictures(tmp_path: Path) -> None:
 @pytest.mark.parametrize("leave", ["done", "failed", "cancelled"])
 def test_pictures_go_when_their_task_has_ended(tmp_path: Path, leave: str) -> None:
     store = TaskStore(tmp_path)
-    queue = QueueManager(offer_of("tiny"), TimingModel(), store)
-    task_id = queue.submit(params_with("a"), urgent=False, inputs={"a": PNG})[0].task_id
+    queue = PlayedQueue(allow("tiny"), TimingModel(), store)
+    task_id = queue.submit(params_with("a"), priority=0, inputs={"a": PNG})[0].task_id
     assert inputs_in(tmp_path) == {task_id}
     if leave == "cancelled":
         queue.delete(task_id)
@@ -411,19 +410,19 @@ def test_pictures_go_when_their_task_has_ended(tmp_path: Path, leave: str) -> No
             assert queue.finish(task_id, [PNG])
         else:
             assert queue.fail(task_id, "task_failed", "no")
-        queue.left(task_id)
+        queue.worker.left(task_id)
     assert inputs_in(tmp_path) == set()
     store.close()
 
 
 def test_pictures_of_a_running_task_stay_until_the_worker_has_left_it(tmp_path: Path) -> None:
     store = TaskStore(tmp_path)
-    queue = QueueManager(offer_of("tiny"), TimingModel(), store)
-    task_id = queue.submit(params_with("a"), urgent=False, inputs={"a": PNG})[0].task_id
+    queue = PlayedQueue(allow("tiny"), TimingModel(), store)
+    task_id = queue.submit(params_with("a"), priority=0, inputs={"a": PNG})[0].task_id
     assert queue.claim(0)
     queue.delete(task_id)
     assert inputs_in(tmp_path) == {task_id}, "the worker may be reading them"
-    queue.left(task_id)
+    queue.worker.left(task_id)
     assert inputs_in(tmp_path) == set()
     store.close()
 

@@ -16,7 +16,7 @@ from PIL import Image
 from api import long_poll
 from api.waiting_places import RETRY_AFTER_S, WaitingPlaces
 from errors import TooManyWaiting
-from queueing.events import EventKind, EventLog
+from scheduler.events import EventKind, EventLog
 
 
 @pytest.fixture
@@ -207,7 +207,7 @@ def test_a_listener_gets_the_events_of_its_tasks_alone() -> None:
 def test_versions_never_fall_and_events_that_are_kept_no_more_are_known_to_be(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("queueing.events.KEPT", 3)
+    monkeypatch.setattr("scheduler.events.KEPT", 3)
     log = EventLog()
     start = log.last_id
     told: dict[str, int] = {}

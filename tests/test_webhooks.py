@@ -172,7 +172,7 @@ def test_failed_and_cancelled_tasks_are_told_too(server: SteppedServer, receiver
     delete(server, waiting)
     told = receiver.next()
     assert (told["task_id"], told["status"]) == (waiting, "cancelled")
-    server.queue.fail(running, "task_failed", "It was the test.")
+    server.worker_api.fail(running, 1, "task_failed", "It was the test.")
     told = receiver.next()
     assert (told["task_id"], told["error"]["message"]) == (running, "It was the test.")
 

@@ -4,28 +4,27 @@ from pathlib import Path
 from threading import Event
 
 import pytest
-from conftest import FakeGenerator, offer_of, params_for
+from conftest import FakeGenerator, PlayedQueue, allow, params_for
 from PIL import Image
 
 from errors import ModelLoadError
 from generator import MfluxGenerator
 from models.mlx_setup import prepare_mlx
-from models.model_catalog import Weights
-from queue_manager import QueueManager
-from queueing.queue_state import ServerState
+from models.model_catalog import LoadSpec
+from scheduler.health import ServerState
 from storage.task_store import TaskStore
 from task import Drawn, GenerationParams, Phase, Report, Stage, TaskStatus
 from timing_model import TimingModel
-from worker import Worker
+from workers.worker import Worker
 
 
 @pytest.fixture
-def queue() -> QueueManager:
-    return QueueManager(offer_of("tiny"), TimingModel(), TaskStore(None))
+def queue() -> PlayedQueue:
+    return PlayedQueue(allow("tiny"), TimingModel(), TaskStore(None))
 
 
-def submit(queue: QueueManager, prompt: str = "x") -> str:
-    return queue.submit(params_for(prompt, format="JPEG"), urgent=False)[0].task_id
+def submit(queue: PlayedQueue, prompt: str = "x") -> str:
+    return queue.submit(params_for(prompt, format="JPEG"), priority=0)[0].task_id
 
 
 def fail_to_load(error: ModelLoadError) -> None:
@@ -33,7 +32,7 @@ def fail_to_load(error: ModelLoadError) -> None:
 
 
 def test_a_failure_in_the_middle_of_real_mflux_costs_only_its_task(
-    queue: QueueManager, data_dir: Path
+    queue: PlayedQueue, data_dir: Path
 ) -> None:
     class FailsAtStep2(MfluxGenerator):
         def generate(self, stage: Stage, inputs: Path, report: Report) -> Drawn:
@@ -45,7 +44,7 @@ def test_a_failure_in_the_middle_of_real_mflux_costs_only_its_task(
             return super().generate(stage, inputs, report_and_fail)
 
     prepare_mlx()
-    worker = Worker(queue, FailsAtStep2(data_dir), fail_to_load)
+    worker = Worker(queue.worker, FailsAtStep2(data_dir), fail_to_load)
     bad, good = submit(queue, "bad"), submit(queue, "good")
     worker.load()
     assert worker.run_once(0)
@@ -59,22 +58,22 @@ def test_a_failure_in_the_middle_of_real_mflux_costs_only_its_task(
     assert queue.image(good)[0].startswith(b"\xff\xd8")
 
 
-def test_a_picture_that_cannot_be_encoded_fails_its_task(queue: QueueManager) -> None:
-    worker = Worker(queue, FakeGenerator(lambda *_: None), fail_to_load)  # type: ignore[arg-type]
+def test_a_picture_that_cannot_be_encoded_fails_its_task(queue: PlayedQueue) -> None:
+    worker = Worker(queue.worker, FakeGenerator(lambda *_: None), fail_to_load)  # type: ignore[arg-type]
     task_id = submit(queue)
     assert worker.run_once(0)
     worker.stop(0)
     assert queue.status(task_id).status is TaskStatus.FAILED
 
 
-def test_a_task_starts_the_moment_it_is_submitted(queue: QueueManager) -> None:
+def test_a_task_starts_the_moment_it_is_submitted(queue: PlayedQueue) -> None:
     started = Event()
 
     def draw(_: GenerationParams, __: Report) -> Image.Image:
         started.set()
         return Image.new("RGB", (16, 16))
 
-    worker = Worker(queue, FakeGenerator(draw), fail_to_load)
+    worker = Worker(queue.worker, FakeGenerator(draw), fail_to_load)
     worker.start()
     submit(queue)
     assert started.wait(10)
@@ -82,7 +81,7 @@ def test_a_task_starts_the_moment_it_is_submitted(queue: QueueManager) -> None:
 
 
 def test_stop_leaves_the_running_task_at_its_next_report_and_it_waits_again(
-    queue: QueueManager,
+    queue: PlayedQueue,
 ) -> None:
     reached, go_on = Event(), Event()
 
@@ -92,7 +91,7 @@ def test_stop_leaves_the_running_task_at_its_next_report_and_it_waits_again(
         report(Phase.DENOISING, 1, 4)
         pytest.fail("the report must not return")
 
-    worker = Worker(queue, FakeGenerator(draw), fail_to_load)
+    worker = Worker(queue.worker, FakeGenerator(draw), fail_to_load)
     worker.start()
     task_id = submit(queue)
     assert reached.wait(10)
@@ -103,14 +102,14 @@ def test_stop_leaves_the_running_task_at_its_next_report_and_it_waits_again(
 
 
 def test_a_model_that_cannot_be_loaded_is_told_once_and_ends_the_thread(
-    queue: QueueManager,
+    queue: PlayedQueue,
 ) -> None:
     class Unloadable(FakeGenerator):
-        def load(self, weights: Weights) -> int | None:
+        def load(self, weights: LoadSpec) -> int | None:
             raise ModelLoadError("no weights")
 
     told: list[ModelLoadError] = []
-    worker = Worker(queue, Unloadable(), told.append)
+    worker = Worker(queue.worker, Unloadable(), told.append)
     worker.start()
     assert worker.stop(10)
     assert [str(error) for error in told] == ["no weights"]

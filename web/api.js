@@ -54,6 +54,9 @@ export const specification = () => ask("openapi.json");
 export const queue = () => ask("queue?limit=100");
 export const status = (id) => ask(`status?${query({ task_id: id })}`);
 export const remove = (id) => ask(`delete?${query({ task_id: id })}`, { method: "DELETE" });
+/** Cancel a task once the picture that is being drawn is stored. */
+export const endAfterPicture = (id) =>
+  ask(`delete?${query({ task_id: id, after_current: true })}`, { method: "DELETE" });
 /** Of a task with several: fetching one with delete=true is how one goes. */
 export const removeOne = (id, index) =>
   fetch(`image?${query({ task_id: id, index, delete: true })}`).then((answer) => answer.blob());

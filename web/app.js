@@ -8,7 +8,7 @@ import { Live } from "./live.js";
 import { Queue } from "./queue.js";
 import { sendAgain, submit } from "./request.js";
 import { forgetPictures } from "./store.js";
-import { Tasks, isLive } from "./tasks.js";
+import { Tasks, isLive, stored } from "./tasks.js";
 import { say, toast } from "./toasts.js";
 import { Viewer } from "./viewer.js";
 import { downloadWords, place, plain, short, some } from "./words.js";
@@ -21,7 +21,7 @@ const tasks = new Tasks();
 const live = new Live(tasks);
 const form = new Form();
 const queue = new Queue(tasks);
-const act = { open: (item) => viewer.open(item), again, vary, use, remove, cancel, lost };
+const act = { open: (item) => viewer.open(item), again, vary, use, remove, cancel, endAfter, lost };
 const gallery = new Gallery(tasks, act);
 const viewer = new Viewer(() => gallery.pictures(), act);
 
@@ -56,7 +56,7 @@ form.addEventListener("submit", (event) => draw(event.detail));
 
 function settings({ task, index }) {
   const { n, ...fields } = task.fields;
-  if (task.status === "done") return [{ fields, inputs: task.inputs }, { seed: seedOf(task, index) }];
+  if (index !== null) return [{ fields, inputs: task.inputs }, { seed: seedOf(task, index) }];
   return [{ fields: n ? { ...fields, n } : fields, inputs: task.inputs }, task.params];
 }
 
@@ -78,9 +78,20 @@ function use({ task, index }) {
   } else toast("The chosen model takes no pictures: choose another one first.", { bad: true });
 }
 
-async function cancel({ task }) {
+function cancel({ task }) {
+  return tryToEnd(() => api.remove(task.id));
+}
+
+function endAfter({ task }) {
+  return tryToEnd(async () => {
+    await api.endAfterPicture(task.id);
+    tasks.follow(task.id, await api.status(task.id));
+  });
+}
+
+async function tryToEnd(ask) {
   try {
-    await api.remove(task.id);
+    await ask();
   } catch (error) {
     if (error instanceof api.Away) toast("The server is away: it could not be cancelled.", { bad: true });
     else if (error.status !== 404 && error.status !== 410) toast(plain(error), { bad: true });
@@ -90,10 +101,10 @@ async function cancel({ task }) {
 
 /** At once for the eye, on the server when it can no longer be undone. */
 function remove({ task, index }) {
-  const left = Array.from({ length: task.params.count }, (_, one) => one).filter(
+  const left = Array.from({ length: stored(task) }, (_, one) => one).filter(
     (one) => one !== index && !task.hidden?.includes(one),
   );
-  const whole = index === null || left.length === 0;
+  const whole = index === null || (left.length === 0 && !isLive(task));
   const before = task.hidden ?? [];
   if (whole) tasks.set(task.id, { removed: true });
   else tasks.set(task.id, { hidden: [...before, index] });
@@ -119,8 +130,8 @@ async function removeForGood(task) {
 /** Its picture could not be shown: is it gone, or only the server away? */
 async function lost({ task }) {
   try {
-    const { status } = await api.status(task.id);
-    if (status !== "done") tasks.lost(task.id);
+    const { images_done: images } = await api.status(task.id);
+    if (!images) tasks.lost(task.id);
   } catch (error) {
     if (error instanceof api.Refused && [404, 410].includes(error.status)) tasks.lost(task.id);
   }
@@ -131,6 +142,7 @@ async function lost({ task }) {
 tasks.addEventListener("change", () => gallery.show());
 tasks.addEventListener("ended", ({ detail: task }) => {
   if (task.status === "done") say("Your picture is ready.");
+  if (task.status === "cancelled" && stored(task)) say(`Cancelled. ${some(stored(task), "picture is", "pictures are")} ready.`);
   if (task.status === "failed") toast(`It failed: ${short(task.error)}`, { bad: true });
 });
 

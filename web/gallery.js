@@ -3,7 +3,7 @@
 import * as api from "./api.js";
 import { imageUrl, thumbnailUrl } from "./api.js";
 import { el, find, follow, icon, iconButton, setText } from "./dom.js";
-import { isLive, progress, remaining } from "./tasks.js";
+import { isLive, progress, remaining, stored } from "./tasks.js";
 import { PHASES, REASONS, countdown, downloadWords, place, plain, short, size, some } from "./words.js";
 
 const AT_FIRST = 48;
@@ -30,7 +30,7 @@ export class Gallery {
   #grid = find("grid");
   #most = AT_FIRST;
 
-  /** act: functions by the name of the action, each (item); also open, cancel, lost. */
+  /** act: functions by the name of the action, each (item); also open, cancel, endAfter, lost. */
   constructor(tasks, act) {
     this.tasks = tasks;
     this.act = act;
@@ -48,12 +48,14 @@ export class Gallery {
 
   #items() {
     return this.tasks.list().flatMap((task) => {
-      if (task.status !== "done") return [{ key: `${task.id} ${isLive(task)}`, task, index: null }];
-      return Array.from({ length: task.params.count }, (_, index) => ({
+      const pictures = Array.from({ length: stored(task) }, (_, index) => ({
         key: `${task.id} ${index}`,
         task,
         index,
-      })).filter(({ index }) => !task.hidden?.includes(index));
+      }));
+      const shown = pictures.filter(({ index }) => !task.hidden?.includes(index));
+      const whole = task.status === "done" || (task.status === "cancelled" && pictures.length > 0);
+      return whole ? shown : [{ key: `${task.id} ${isLive(task)}`, task, index: null }, ...shown];
     });
   }
 
@@ -71,7 +73,7 @@ export class Gallery {
     find("more").hidden = items.length <= this.#most;
     find("empty").hidden = items.length > 0;
     const finished = items.filter((item) => item.index !== null).length;
-    const developing = items.filter((item) => isLive(item.task)).length;
+    const developing = items.filter((item) => item.index === null && isLive(item.task)).length;
     const words = [];
     if (developing) words.push(`${developing} developing`);
     if (finished) words.push(`${finished} finished`);
@@ -158,6 +160,11 @@ export class Gallery {
       { type: "button", class: "quiet", on: { click: () => this.act.cancel({ task }) } },
       "Cancel",
     );
+    const endAfter = el(
+      "button",
+      { type: "button", class: "quiet", hidden: true, on: { click: () => this.act.endAfter({ task }) } },
+      "Stop after this one",
+    );
     const card = el(
       "li",
       { class: "card developing" },
@@ -165,7 +172,7 @@ export class Gallery {
       el("p", { class: "words" }, titleOf(task)),
       stand,
       why,
-      el("div", { class: "actions" }, cancel),
+      el("div", { class: "actions" }, endAfter, cancel),
     );
     let shown = null;
     card.tick = () => {
@@ -177,7 +184,9 @@ export class Gallery {
       frame.style.setProperty("--blur", `${((1 - share) * 10).toFixed(1)}px`);
       setText(frame.querySelector(".left"), countdown(remaining(now)));
       setText(stand, standOf(now, this.download));
-      setText(why, REASONS[now.reason] ?? "");
+      const ending = now.last_image !== undefined;
+      setText(why, ending ? "It ends after this picture." : (REASONS[now.reason] ?? ""));
+      endAfter.hidden = ending || now.status !== "running" || stored(now) + 1 >= now.params.count;
     };
     card.refresh = () => {
       const now = this.tasks.get(task.id);
@@ -204,7 +213,7 @@ export class Gallery {
       cancelled: ["Cancelled.", ""],
       gone: ["No longer on the server.", "Finished pictures are kept for a while only."],
     }[task.status] ?? ["It has ended.", ""];
-    const item = { task, index: 0 };
+    const item = { task, index: null };
     return el(
       "li",
       { class: `card ended ${task.status}` },
@@ -226,7 +235,7 @@ function standOf(task, download) {
   if (task.phase === "denoising" && task.steps_total) {
     const step = Math.min((task.steps_done ?? 0) + 1, task.steps_total);
     const { count } = task.params;
-    const which = count > 1 ? `picture ${Math.min((task.images_done ?? 0) + 1, count)} of ${count}, ` : "";
+    const which = count > 1 ? `picture ${Math.min(stored(task) + 1, count)} of ${count}, ` : "";
     return `Drawing: ${which}step ${step} of ${task.steps_total}`;
   }
   const words = PHASES[task.phase] ?? "about to start";

@@ -3,12 +3,18 @@
 import { onTaskChanged, storedTasks, writeTask } from "./store.js";
 
 const LIVE = ["waiting", "running"];
-const STORED = ["id", "created", "fields", "inputs", "params", "status", "error", "hidden", "removed"];
+const STORED = [
+  "id", "created", "fields", "inputs", "params", "status", "error", "hidden", "removed", "images_done",
+];
 const FOLLOWED = [
-  "pos", "progress", "phase", "steps_done", "steps_total", "images_done", "confidence",
+  "pos", "progress", "phase", "steps_done", "steps_total", "images_done", "last_image", "confidence",
 ];
 
 export const isLive = (task) => LIVE.includes(task.status);
+
+/** Pictures of a task that can be fetched: also while it runs, and when it was cancelled. */
+export const stored = (task) =>
+  task.status === "done" ? task.params.count : task.status === "gone" ? 0 : (task.images_done ?? 0);
 
 /** Dispatches "change" when the list or a task in it changed, "ended" with the task in detail. */
 export class Tasks extends EventTarget {
@@ -67,6 +73,7 @@ export class Tasks extends EventTarget {
       if (told.version < (task.version ?? 0)) return; // an older answer that came late
       task.version = told.version;
     }
+    const imagesBefore = task.images_done;
     for (const name of FOLLOWED) if (told[name] !== undefined) task[name] = told[name];
     if (told.wait_remaining !== undefined) {
       task.remaining = told.wait_remaining;
@@ -78,7 +85,7 @@ export class Tasks extends EventTarget {
       task.status = told.status;
       task.error = told.error;
       this.#store(id);
-    }
+    } else if (task.images_done !== imagesBefore) this.#store(id);
     this.#changed();
     if (!isLive(task)) this.#ended(task);
   }

@@ -52,7 +52,6 @@ export const PHASES = {
   text_encoding: "reading the prompt",
   denoising: "drawing",
   decoding: "finishing",
-  encoding: "writing the file",
   image_encoding: "writing the file",
 };
 

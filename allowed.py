@@ -1,0 +1,276 @@
+"""What the operator permits: models, quantizations, adapters.
+
+Clients choose by name from what is listed here; nothing they send becomes a path or a download
+that the operator did not allow.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from errors import BadOption, InvalidInput, ModelNotAllowed, NotSupported
+from fields import Takes
+from models.model_catalog import Catalog, LoadSpec, Model
+from task import GenerationParams, Stage
+
+MOST_LISTED = 10
+"""Allowed models that an error names one by one."""
+_NAME = r"\w[\w.-]*"
+LORA_REPOSITORY = re.compile(rf"{_NAME}/{_NAME}(:{_NAME}(/{_NAME})*\.safetensors)?")
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """Args:
+    default: the model of tasks that name none; the first of `models`.
+    quantize: bits to quantize weights to where a task asks for none.
+    quantize_choices: other bits that tasks may ask for.
+    lora_dir: folder of adapters (.safetensors), or None.
+    allow_lora_repos: whether an adapter may also be a Hugging Face repository, to be downloaded.
+    """
+
+    default: Model
+    models: tuple[Model, ...]
+    quantize: int | None = None
+    quantize_choices: tuple[int, ...] = ()
+    lora_dir: Path | None = None
+    allow_lora_repos: bool = False
+
+    def model(self, name: str | None) -> Model:
+        """The model of this name or alias; the default for None and "".
+
+        Raises:
+            ModelNotAllowed: there is none, or the operator does not allow it.
+        """
+        if not name:
+            return self.default
+        found = Catalog(self.models).find(name)
+        if found is None:
+            if len(self.models) <= MOST_LISTED:
+                allowed = f" Allowed: {', '.join(model.name for model in self.models)}."
+            else:
+                alike = Catalog(self.models).like(name)
+                allowed = f"{alike} GET /models lists the {len(self.models)} that are allowed."
+            raise ModelNotAllowed(
+                f"This server does not draw with a model {name[:100]!r}.{allowed}", field="model"
+            )
+        return found
+
+    @property
+    def upscaler(self) -> Model | None:
+        """The model that upscales the images of others."""
+        return next((model for model in self.models if model.upscaler), None)
+
+    def bits(self, asked: int | None) -> int | None:
+        """Bits to quantize to.
+
+        Raises:
+            NotSupported: the operator does not allow them.
+        """
+        if asked is None or asked == self.quantize:
+            return self.quantize
+        if asked not in self.quantize_choices:
+            allowed = sorted({*self.quantize_choices, *([self.quantize] if self.quantize else [])})
+            raise NotSupported(
+                f"quantize {asked} is not allowed on this server. Allowed: "
+                f"{', '.join(map(str, allowed)) or 'none; leave the field out'}.",
+                field="quantize",
+            )
+        return asked
+
+    def stages(self, params: GenerationParams) -> tuple[Stage, ...]:
+        """What has to be loaded and done for a task, in this order.
+
+        Raises:
+            ModelNotAllowed, NotSupported: also for tasks from before the start, when the operator
+                allowed more.
+        """
+        model = self.model(params.model)
+        given = given_fields(params)
+        if params.upscaler:
+            given -= {Takes.UPSCALE}
+        if model.upscaler:
+            given -= {Takes.PROMPT}
+        pipeline = model.pipeline_for(given)
+        if pipeline is None:
+            raise not_supported(model, given)
+        if pipeline.one_image and len(params.images) > 1:
+            raise NotSupported(f"{model.name} takes one picture in images.", field="images")
+        for lora in params.loras:
+            self.lora(lora.name)
+        weights = LoadSpec(model, pipeline, params.quantize, params.loras)
+        if not params.upscaler:
+            return (Stage(weights, params),)
+        upscaler = self.model(params.upscaler)
+        enlarge = params.model_copy(
+            update={
+                "model": upscaler.name,
+                "upscaler": None,
+                "steps": 1,
+                "guidance": None,
+                "negative_prompt": None,
+                "scheduler": None,
+                "image_strength": None,
+                "images": (),
+                "mask": None,
+                "control_image": None,
+                "control_strength": None,
+                "control_type": None,
+                "loras": (),
+            }
+        )
+        drawn = params.model_copy(update={"upscale": None, "upscaler": None})
+        enlarging = LoadSpec(upscaler, upscaler.pipelines[0], self.quantize)
+        return Stage(weights, drawn), Stage(enlarging, enlarge)
+
+    def loras(self) -> dict[str, Path]:
+        """The adapters of the operator's folder by name: the path below it, without its ending."""
+        if self.lora_dir is None:
+            return {}
+        return {
+            path.relative_to(self.lora_dir).with_suffix("").as_posix(): path
+            for path in sorted(self.lora_dir.rglob("*.safetensors"))
+            if path.is_file()
+        }
+
+    def lora(self, name: str) -> str:
+        """What mflux loads an adapter from: a file, or a repository.
+
+        Raises:
+            NotSupported: there is none of this name.
+        """
+        loras = self.loras()
+        if name in loras:
+            return str(loras[name])
+        is_repository = LORA_REPOSITORY.fullmatch(name) and not Path(name).exists()
+        if self.allow_lora_repos and is_repository:  # mflux would take a file in its place
+            return name
+        known = ", ".join(loras) or "none"
+        raise NotSupported(
+            f"There is no adapter {name[:100]!r} on this server. Adapters: {known}.", field="loras"
+        )
+
+
+def given_fields(params: GenerationParams) -> frozenset[Takes]:
+    """The fields of these params that only some pipelines can use."""
+    given = {name for name in Takes if getattr(params, name) not in (None, ())}
+    return frozenset(given - {Takes.STEPS, Takes.GUIDANCE})
+
+
+def not_supported(model: Model, given: frozenset[Takes]) -> NotSupported | InvalidInput:
+    """The error that names the first field that a model cannot use, or that it requires."""
+    for name in Takes:
+        if name in given and name not in model.takes:
+            return NotSupported(f"{model.name} has no {name}.", field=name)
+    able = [pipeline for pipeline in model.pipelines if given <= pipeline.takes]
+    if able:
+        lacking = min((pipeline.needs - given for pipeline in able), key=len)
+        name = next(name for name in Takes if name in lacking)
+        return InvalidInput(f"{model.name} needs {name}.", field=name)
+    first, second = _at_odds(model, given)
+    return NotSupported(f"{model.name} takes {first} or {second}, not both.", field=second)
+
+
+def _at_odds(model: Model, given: frozenset[Takes]) -> tuple[str, str]:
+    ordered = [name for name in Takes if name in given]
+    for number, first in enumerate(ordered):
+        for second in ordered[number + 1 :]:
+            if not any({first, second} <= pipeline.takes for pipeline in model.pipelines):
+                return first, second
+    return ordered[0], ordered[-1]
+
+
+def read_allowed(
+    catalog: Catalog,
+    *,
+    default: str | None,
+    allowed: Sequence[str],
+    path: str | None,
+    fallback: str,
+    quantize: int | None,
+    quantize_choices: Sequence[int],
+    lora_dir: Path | None,
+    allow_lora_repos: bool,
+    default_option: str = "--model",
+) -> Allowed:
+    """What the options of the server permit.
+
+    Args:
+        default: --model, or what default_option says.
+        allowed: --models: names, `all`, or [NAME=]FOLDER@BASE for local weights.
+        path: --path, for the default model.
+        fallback: the model to load where neither says one.
+
+    Raises:
+        BadOption: an option names a model or a folder that is not there.
+    """
+    models: list[Model] = []
+    for entry in allowed:
+        if entry == "all":
+            models += (model for model in catalog.models if model.pipelines)
+        elif "@" in entry:
+            models.append(_local(Catalog([*catalog.models, *models]), entry))
+        else:
+            models.append(_named(catalog, entry, "--models"))
+    by_name = {model.name: model for model in models}
+    if default and (found := Catalog(models).find(default)):
+        chosen = found
+    elif default or not models:
+        chosen = _named(catalog, default or fallback, default_option)
+    else:
+        chosen = models[0]
+    if path:
+        if chosen.tiny:
+            raise BadOption(
+                f"argument --path: the model {chosen.name} builds its own weights. Say with "
+                "--model which model the weights are of."
+            )
+        chosen = replace(chosen, path=path)
+    if lora_dir is not None and not lora_dir.is_dir():
+        raise BadOption(f"argument --lora-dir: there is no folder {lora_dir}.")
+    others = [model for name, model in by_name.items() if name != chosen.name]
+    return Allowed(
+        default=chosen,
+        models=(chosen, *others),
+        quantize=quantize,
+        quantize_choices=tuple(quantize_choices),
+        lora_dir=lora_dir,
+        allow_lora_repos=allow_lora_repos,
+    )
+
+
+def _named(catalog: Catalog, name: str, option: str) -> Model:
+    model = catalog.find(name)
+    if model is None or not model.pipelines:
+        raise BadOption(
+            f"argument {option}: there is no model {name!r}.{catalog.like(name)} "
+            f"docs/models.md lists all {len(catalog.models)}."
+        )
+    return model
+
+
+def _local(catalog: Catalog, entry: str) -> Model:
+    """[NAME=]FOLDER@BASE: weights of a folder, as mflux-save writes them."""
+    folder, _, base_name = entry.rpartition("@")
+    base = _named(catalog, base_name, "--models")
+    name, found, rest = folder.partition("=")
+    if not found:
+        name, rest = "", folder
+    path = Path(rest).expanduser()
+    name = name or path.name
+    if not path.is_dir():
+        raise BadOption(f"argument --models: there is no folder {rest}.")
+    if base.tiny or catalog.find(name) or not re.fullmatch(r"[\w.-]{1,64}", name):
+        raise BadOption(
+            f"argument --models: {entry!r} must be [NAME=]FOLDER@BASE, with a NAME of its own of "
+            "letters, digits, '.', '_' and '-', and a BASE with real weights."
+        )
+    return replace(
+        base,
+        name=name,
+        title=f"{name}, from {base.name}",
+        aliases=(),
+        base=base.key,
+        path=str(path),
+    )

@@ -1,0 +1,158 @@
+"""The fields of a request that stay as they are: declared once, for all who read them.
+
+`PassedFields` are part of GenerateRequest (what a client may send), of GenerationParams (what is
+kept and drawn) and of Params (what is answered). A field that is added here is validated, refused
+in words, documented, kept, answered and given to mflux without a change elsewhere; client/
+mflux_client.py repeats its name and type, and a test compares the two.
+
+Fields that the server fills in, rounds or decodes stand in each of the three.
+"""
+
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import BaseModel, BeforeValidator, Field
+
+SCHEDULERS = ("linear", "flow_match_euler_discrete")
+"""Names that mflux's registry of schedulers knows for drawing. Others are never passed on: mflux
+imports whatever a dotted name leads to."""
+CONTROL_TYPES = ("canny", "mlsd")
+"""What mflux finds in a picture by itself; for the other kinds it would fetch more models."""
+
+
+class Takes(StrEnum):
+    """Fields of a request that only some pipelines take, in the order in which they are refused."""
+
+    GUIDANCE = "guidance"
+    NEGATIVE_PROMPT = "negative_prompt"
+    SCHEDULER = "scheduler"
+    INIT_IMAGE = "init_image"
+    IMAGE_STRENGTH = "image_strength"
+    IMAGES = "images"
+    MASK = "mask"
+    CONTROL_IMAGE = "control_image"
+    CONTROL_STRENGTH = "control_strength"
+    CONTROL_TYPE = "control_type"
+    LORAS = "loras"
+    UPSCALE = "upscale"
+    STEPS = "steps"
+    PROMPT = "prompt"
+
+
+class Mflux(NamedTuple):
+    """Marks a field that goes to mflux. The pipelines that take it are those whose generate_image
+    has this parameter."""
+
+    parameter: str
+
+
+def _blank_as_absent(value: object) -> object:
+    return None if isinstance(value, str) and not value.strip() else value
+
+
+def _upper_jpeg(value: object) -> object:
+    if isinstance(value, str):
+        value = value.upper()
+        return "JPEG" if value == "JPG" else value
+    return value
+
+
+class PassedFields(BaseModel):
+    """Ranges may become wider, not narrower: they also hold for tasks that are stored."""
+
+    guidance: Annotated[float | None, Mflux("guidance")] = Field(
+        None,
+        ge=0,
+        le=100,
+        allow_inf_nan=False,
+        description="How closely the image follows the prompt. The model's own default when "
+        "absent; distilled models have none and ignore it, the answer then lists it in "
+        "`ignored_fields`.",
+        examples=[3.5],
+    )
+    format: Annotated[Literal["JPEG", "PNG", "WEBP"], BeforeValidator(_upper_jpeg)] = Field(
+        "JPEG", description="File format of the image.", examples=["JPEG"]
+    )
+    quality: int = Field(
+        85,
+        ge=1,
+        le=100,
+        description="Quality of JPEG and WEBP in percent; PNG is lossless.",
+        examples=[85],
+    )
+    quantize: int | None = Field(
+        None,
+        ge=3,
+        le=8,
+        description="Bits to quantize the weights to (3, 4, 5, 6, 8), where the operator allows a "
+        "choice.",
+        examples=[8],
+    )
+    negative_prompt: Annotated[
+        str | None, BeforeValidator(_blank_as_absent), Mflux("negative_prompt")
+    ] = Field(
+        None,
+        max_length=1_000_000,
+        description="What the image must not show, for models that are guided away from it. "
+        "Empty counts as absent.",
+        examples=["blurry"],
+    )
+    scheduler: Annotated[
+        Literal[SCHEDULERS] | None,  # type: ignore[valid-type]
+        Mflux("scheduler"),
+    ] = Field(
+        None,
+        description="How the noise falls from step to step. The model's own when absent.",
+        examples=[SCHEDULERS[0]],
+    )
+    image_strength: Annotated[float | None, Mflux("image_strength")] = Field(
+        None,
+        gt=0,
+        lt=1,
+        allow_inf_nan=False,
+        description="How much of init_image is kept, above 0 and below 1. 0.4 when absent.",
+        examples=[0.4],
+    )
+    control_strength: Annotated[float | None, Mflux("controlnet_strength")] = Field(
+        None,
+        ge=0,
+        le=2,
+        allow_inf_nan=False,
+        description="How closely control_image is followed. The model's own default when absent.",
+        examples=[0.7],
+    )
+    control_type: Literal[CONTROL_TYPES] | None = Field(  # type: ignore[valid-type]
+        None,
+        description="What control_image shows, for models that follow several kinds. canny when "
+        "absent.",
+        examples=[CONTROL_TYPES[0]],
+    )
+    upscale: Annotated[float | None, Mflux("resolution")] = Field(
+        None,
+        gt=1,
+        le=4,
+        allow_inf_nan=False,
+        description="Factor to enlarge the images by at the end, above 1 and up to 4, with an "
+        "upscaler that the operator allows; or, with an upscaler as `model`, init_image.",
+        examples=[2],
+    )
+    tags: list[Annotated[str, Field(min_length=1, max_length=40)]] | None = Field(
+        None,
+        max_length=10,
+        description="Words of your own that are kept with the task: GET /queue?tag= finds it by "
+        "each of them.",
+        examples=[["chat-42"]],
+    )
+
+    def passed(self) -> dict[str, object]:
+        """These fields alone, with their values."""
+        return {name: getattr(self, name) for name in PassedFields.model_fields}
+
+
+def mflux_parameters() -> Iterator[tuple[str, str]]:
+    """mflux's parameter, and the field that fills it."""
+    for name, field in PassedFields.model_fields.items():
+        for mark in field.metadata:
+            if isinstance(mark, Mflux):
+                yield mark.parameter, name

@@ -1,0 +1,327 @@
+"""mflux's classes: built from weights, called with a task's params, and what they write into files.
+
+One of the files that know mflux and mlx.
+"""
+
+import importlib
+import inspect
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from errors import ModelLoadError, UnusableAdapter, without_folders
+from generation.adapters import raised_by_adapter
+from generation.finite import check_decoded_pictures
+from generation.prompt_cache import PromptCache
+from models import tiny_models
+from models.hub_cache import weight_files
+from models.model_catalog import LoadSpec, Model, Pipeline
+from models.weight_files import first_bad_file
+from task import GenerationParams, InputImage, Stage
+
+log = logging.getLogger(__name__)
+
+ENCODERS = (
+    "_encode_prompt_pair",
+    "_encode_prompts",
+    "_encode_prompts_with_images",
+    "_encode_instruction",
+)
+"""Methods that encode a prompt, in the classes that would do it again for each picture."""
+COMPILED_STEP = "_predict"
+PICTURES_OF_A_COMPILED_STEP = 100
+"""Then it is compiled again: MLX keeps what it compiled for each size and guidance."""
+NOT_OF_THE_PARAMS = ("generation_time_seconds", "created_at", "model_path")
+"""Metadata of mflux that differ when a picture is made again, or contain a path of this machine."""
+PATHS = ("image_path", "controlnet_image_path", "masked_image_path", "depth_image_path")
+LISTS_OF_PATHS = ("image_paths", "redux_image_paths")
+
+
+def build(weights: LoadSpec, data_dir: Path, lora_path: Callable[[str], str]) -> Any:
+    """One of mflux's classes with its weights, not yet evaluated; downloads what is missing.
+
+    Args:
+        data_dir: where the tiny models are built.
+        lora_path: what mflux loads an adapter of this name from.
+
+    Raises:
+        ModelLoadError: with what the operator can do.
+        UnusableAdapter: mflux cannot apply an adapter.
+    """
+    try:
+        check_decoded_pictures()
+        return _build(weights, data_dir, lora_path)
+    except Exception as error:
+        log.debug("loading failed", exc_info=True)
+        if weights.loras and raised_by_adapter(error):
+            names = ", ".join(repr(lora.name) for lora in weights.loras)
+            reason = without_folders(_first_line(error))
+            raise UnusableAdapter(
+                f"The LoRAs {names} cannot be used with {weights.model.name}: {reason}"
+            ) from error
+        raise ModelLoadError(explain(error, weights.model)) from error
+
+
+def check_files(model: Model) -> None:
+    """Check the headers of the weights that are on this machine.
+
+    Raises:
+        ModelLoadError: a file is broken.
+    """
+    bad = first_bad_file(weight_files(model))
+    if bad is not None:
+        path, reason = bad
+        raise ModelLoadError(
+            f"The weights of {model.name} cannot be used: {path.name} is broken ({reason}). Remove "
+            f"it, so that it is downloaded again, or replace it: {path}"
+        )
+
+
+def fetch(weights: LoadSpec, data_dir: Path, lora_path: Callable[[str], str]) -> None:
+    """Download what build() would, and compute nothing: some classes evaluate their weights as soon
+    as they are made, and these are whole, not quantized.
+
+    Raises:
+        ModelLoadError: with what the operator can do.
+    """
+    import mlx.core as mx
+
+    evaluate, mx.eval = mx.eval, lambda *arrays: None
+    try:
+        build(weights, data_dir, lora_path)
+    finally:
+        mx.eval = evaluate
+
+
+def _build(weights: LoadSpec, data_dir: Path, lora_path: Callable[[str], str]) -> Any:
+    from mflux.models.common.config.model_config import AVAILABLE_MODELS, ModelConfig
+
+    model = weights.model
+    if model.tiny:
+        path: str | None = str(tiny_models.ensure_checkpoint(model.name, data_dir))
+        config = ModelConfig(**tiny_models.TINY_CONFIGS[model.name])
+    else:
+        path, config = _checked(model.path), AVAILABLE_MODELS[model.key]
+    adapters: dict[str, Any] = {}
+    if weights.loras:
+        adapters["lora_paths"] = [lora_path(lora.name) for lora in weights.loras]
+        adapters["lora_scales"] = [lora.scale for lora in weights.loras]
+    pipeline = _class_of(weights.pipeline)(
+        quantize=weights.quantize, model_path=path, model_config=config, **adapters
+    )
+    if model.tiny:
+        tiny_models.slim(pipeline)
+    return pipeline
+
+
+def other_face(pipeline: Any, wanted: Pipeline) -> Any:
+    """Another of mflux's classes on the modules of a loaded one, which is constructed alike."""
+    other = _class_of(wanted).__new__(_class_of(wanted))
+    own = (*ENCODERS, COMPILED_STEP)
+    kept = {name: value for name, value in vars(pipeline).items() if name not in own}
+    vars(other).update(kept)
+    dict.update(other, pipeline)  # MLX keeps the modules and arrays of a module as its items
+    return other
+
+
+def _class_of(pipeline: Pipeline) -> Any:
+    return getattr(importlib.import_module(pipeline.module), pipeline.name)
+
+
+def keep_between_pictures(pipeline: Any, cache: PromptCache) -> None:
+    """Let a pipeline reuse what the previous picture has computed."""
+    remember_prompts(pipeline, cache)
+    keep_compiled_step(pipeline)
+
+
+def keep_compiled_step(pipeline: Any) -> None:
+    """Let a pipeline compile its denoising step for many pictures at a time.
+
+    FLUX.2 and Z-Image compile it for each picture, though it depends on the transformer alone (the
+    steps of other classes hold the picture's prompt: those stay). Beside the time that it takes,
+    MLX (0.32, on the CPU) never frees about one in twenty compiled functions, nor the weights that
+    they refer to.
+    """
+    build_step = getattr(pipeline, COMPILED_STEP, None)
+    if build_step is None or list(inspect.signature(build_step).parameters) != ["transformer"]:
+        return
+    step: Any = None
+    pictures = 0
+
+    def kept_step(transformer: Any) -> Any:
+        nonlocal step, pictures
+        if step is None or pictures >= PICTURES_OF_A_COMPILED_STEP:
+            step, pictures = build_step(transformer), 0
+        pictures += 1
+        return step
+
+    setattr(pipeline, COMPILED_STEP, kept_step)
+
+
+def remember_prompts(pipeline: Any, cache: PromptCache) -> None:
+    """Let a pipeline keep the embeddings of its prompts here, evaluated when they are made.
+
+    Most classes have a `prompt_cache` of their own, a dict that grows for ever: it is replaced.
+    Others encode each prompt again: the method that does it is wrapped.
+    """
+    if getattr(pipeline, "prompt_cache", None) is not None:
+        pipeline.prompt_cache = cache
+    for name in ENCODERS:
+        encode = getattr(pipeline, name, None)
+        if encode and "prompt_cache" not in inspect.getsource(encode):
+            owner = type(pipeline).__name__
+            setattr(pipeline, name, _remembering(encode, owner, name, cache))
+
+
+def _remembering(
+    encode: Callable[..., Any], owner: str, name: str, cache: PromptCache
+) -> Callable[..., Any]:
+    def remembered(*values: Any, **arguments: Any) -> Any:
+        named = (
+            (argument, tuple(value) if isinstance(value, list) else value)
+            for argument, value in sorted(arguments.items())
+            if argument != "config"  # of one picture, and nothing that the embeddings depend on
+        )
+        key = (owner, name, *values, *named)
+        try:
+            hash(key)
+        except TypeError:  # it reads pictures, which cannot be compared
+            return encode(*values, **arguments)
+        if key not in cache:
+            cache[key] = encode(*values, **arguments)
+            cache.evaluate()
+        return cache[key]
+
+    return remembered
+
+
+def arguments(stage: Stage, inputs: Path) -> dict[str, Any]:
+    """What generate_image of a stage's class is called with, for one picture.
+
+    Args:
+        inputs: the folder of the pictures that the params name.
+    """
+
+    def path_of(image: InputImage | None) -> str | None:
+        return None if image is None else str(inputs / f"{image.file}.png")
+
+    params, pipeline = stage.params, stage.load_spec.pipeline
+    images: Any = [path_of(image) for image in params.images]
+    values: dict[str, Any] = {
+        **params.model_dump(),
+        "prompt": params.prompt or " ",  # mflux makes no token at all of ""
+        "init_image": path_of(params.init_image),
+        "mask": path_of(params.mask),
+        "control_image": path_of(params.control_image),
+        "images": (images[0] if pipeline.one_image else images) if images else None,
+        "upscale": params.shorter_side if params.upscale else None,
+    }
+    call = {
+        parameter: values[field]
+        for parameter, field in pipeline.parameters.items()
+        if values[field] is not None
+    }
+    if "controls" in call:
+        call["controls"] = [_control(call.pop("control_type", "canny"), call["controls"])]
+    return call
+
+
+def _control(kind: str, path: str) -> Any:
+    from mflux.models.z_image.variants.controlnet.control_types import ControlSpec, ControlType
+
+    return ControlSpec(type=ControlType(kind), image_path=path)
+
+
+def metadata(generated: Any, params: GenerationParams, model: Model) -> dict[str, Any]:
+    """What mflux writes about a picture into its file, without what is not of its params: equal
+    params give equal files."""
+    details: dict[str, Any] = generated._get_metadata()
+    for name in NOT_OF_THE_PARAMS:
+        details.pop(name, None)
+    for name in PATHS:
+        if details.get(name):
+            details[name] = Path(details[name]).name
+    for name in LISTS_OF_PATHS:
+        if details.get(name):
+            details[name] = [Path(path).name for path in details[name]]
+    if details.get("lora_paths"):
+        details["lora_paths"] = [lora.name for lora in params.loras]
+    if model.tiny or model.path:
+        details["model"] = model.name
+    if not params.prompt:
+        details["prompt"] = ""
+    if params.scheduler:
+        details["scheduler"] = params.scheduler
+    return details
+
+
+def _checked(path: str | None) -> str | None:
+    """mflux takes what is no folder for a repository: what cannot be one has to be a folder."""
+    if path is None or (re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not path.startswith(".")):
+        return path
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise NotADirectoryError(f"there is no folder {path}")
+    return str(folder)
+
+
+def explain(error: Exception, model: Model) -> str:
+    """One sentence: what went wrong while loading, and what the operator can do."""
+    import httpx
+    from huggingface_hub import errors as hub
+
+    source = model.path or next(iter(model.repositories), model.name)
+    otherwise = (
+        "choose another model (--model) or give a local folder with its weights (--path, --models)"
+    )
+    page = f"huggingface.co/{source}"
+    if is_out_of_memory(error):
+        return (
+            f"The weights of {model.name} do not fit into memory now ({_first_line(error)}): ask "
+            "for fewer bits (quantize), or end other programs."
+        )
+    if model.tiny:
+        return f"The model {model.name} cannot be built in the data dir ({_first_line(error)})."
+    refused = isinstance(error, hub.HfHubHTTPError) and error.response.status_code in (401, 403)
+    if isinstance(error, hub.GatedRepoError) or (
+        refused and not isinstance(error, hub.RepositoryNotFoundError)
+    ):
+        return (
+            f"The weights of {model.name} are only for those who log in: accept the licence at "
+            f"{page}, log in with 'hf auth login', and start again; or {otherwise}."
+        )
+    if isinstance(error, hub.RepositoryNotFoundError):
+        return (
+            f"There is no repository {source}, or it is private: log in with 'hf auth login' "
+            f"if it is yours, or {otherwise}."
+        )
+    if isinstance(
+        error, hub.LocalEntryNotFoundError | hub.HfHubHTTPError | httpx.HTTPError | OSError
+    ):
+        on_disk = isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError)
+        if on_disk and not isinstance(error, hub.LocalEntryNotFoundError):
+            return (
+                f"The weights of {model.name} cannot be read from {source} ({error}): {otherwise}."
+            )
+        return (
+            f"The weights of {model.name} cannot be downloaded from {page} "
+            f"({_first_line(error)}): check the connection, or {otherwise}."
+        )
+    reason = _first_line(error)
+    return f"The model {model.name} cannot be loaded from {source} ({reason}): {otherwise}."
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether MLX or Python could not get memory; MLX says so in a RuntimeError."""
+    words = ("malloc", "unable to allocate", "attempting to allocate", "insufficient memory")
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in text for word in words)
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,256 @@
+"""The picture so far of a running task: small, made only while somebody looks.
+
+Latents become colours by a linear map of each latent and its eight neighbours, which is nearly free
+and good enough to see what comes. It is learned by least squares from finished pictures, their last
+latents against the picture averaged over 8 x 8 pixels, one map for each decoder; before there is
+one, the three main directions of the latents stand for brightness and colours.
+
+The worker thread copies the latents, at most once a step and for at most SHARE of its time; a
+thread of its own ("previews") does the rest.
+"""
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from images import jpeg_of
+from supervision import SupervisedQueue
+
+log = logging.getLogger(__name__)
+
+Array = NDArray[np.float32]
+
+PACKED = frozenset({"flux", "flux2", "qwen"})
+"""Families whose latents are (1, tokens, channels x 2 x 2), a token for each 16 x 16 pixels."""
+PLANES = frozenset({"z_image", "krea2", "anima"})
+"""Families whose latents are channels of H/8 x W/8."""
+FAMILIES = PACKED | PLANES
+SHARE = 0.03
+"""Part of the worker's time that previews may take."""
+WATCHED_S = 10.0
+"""Who asked so long ago, or in the latest two steps, still looks."""
+LEARN_FROM = 8
+"""Pictures from which a map is learned."""
+LATENTS_OF_EACH = 4096
+"""Of these pictures, at most."""
+RIDGE = 1e-3
+KEPT = 8
+"""Previews, and tasks that somebody looks at: 100 times as many."""
+
+
+@dataclass
+class _Map:
+    """From the channels of latents to a colour, with what it was learned from."""
+
+    weights: Array | None = None
+    pictures: int = 0
+    inputs: Any = 0.0
+    outputs: Any = 0.0
+    """Sums over the latents: channels x channels, channels x colours."""
+
+    def learn(self, latents: Array, colours: Array) -> None:
+        every = -(-latents.shape[0] * latents.shape[1] // LATENTS_OF_EACH)
+        known, wanted = _with_neighbours(latents)[::every], colours.reshape(-1, 3)[::every]
+        self.inputs = self.inputs + known.T @ known
+        self.outputs = self.outputs + known.T @ wanted
+        size = len(self.inputs)
+        steady = RIDGE * np.trace(self.inputs) / size * np.eye(size, dtype=np.float32)
+        self.weights = np.linalg.solve(self.inputs + steady, self.outputs)
+        self.pictures += 1
+
+    def colours(self, latents: Array) -> Array:
+        """0 to 255, as many rows and columns as the latents."""
+        if self.weights is None:
+            return _main_directions(latents)
+        shape = (*latents.shape[:2], 3)
+        return np.asarray(
+            (_with_neighbours(latents) @ self.weights).reshape(shape), dtype=np.float32
+        )
+
+
+@dataclass
+class Sketch:
+    """What the worker has of the picture it draws, for the hook between its steps."""
+
+    task_id: str = ""
+    family: str = ""
+    decoder: str = ""
+    """Pictures of the same decoder share a map."""
+    step_at: float = 0.0
+    step_before_at: float = 0.0
+    """When the latest steps ended; monotonic clock."""
+    final: Array | None = field(default=None, repr=False)
+
+
+class Previews:
+    """Args:
+    on: whether any are made.
+    """
+
+    def __init__(self, *, on: bool = True, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self.on = on
+        self.made = 0
+        """JPEGs, since the start."""
+        self.on_new: Callable[[str], None] = lambda task_id: None
+        """Called with the id of a task that has a newer preview, on the thread that made it."""
+        self._monotonic = monotonic
+        self._lock = Lock()
+        self._looked_at: OrderedDict[str, float] = OrderedDict()
+        self._jpegs: OrderedDict[str, bytes] = OrderedDict()
+        self._maps: dict[str, _Map] = {}
+        self._thread = SupervisedQueue[Callable[[], None]]("previews", self._do, self._job_died)
+        self._busy = False
+        self._now = Sketch()
+        self._rest_until = self._started_at = 0.0
+
+    # -- HTTP threads -----------------------------------------------------------------------------
+
+    def look(self, task_id: str) -> bytes | None:
+        """The latest preview of a task, JPEG; more are made while somebody looks."""
+        with self._lock:
+            self._looked_at[task_id] = self._monotonic()
+            self._looked_at.move_to_end(task_id)
+            if len(self._looked_at) > 100 * KEPT:
+                self._looked_at.popitem(last=False)
+            return self._jpegs.get(task_id)
+
+    # -- the worker thread ------------------------------------------------------------------------
+
+    def turn_to(self, task_id: str) -> None:
+        """The pictures from now on are of this task."""
+        self._now = Sketch(task_id)
+
+    def begin(self, family: str, decoder: str) -> None:
+        """A picture begins."""
+        at = self._monotonic()
+        self._now = Sketch(self._now.task_id, family, decoder, at, at)
+
+    def shall_draw(self) -> bool:
+        """Whether draw() has to be called now. Called once after each step."""
+        now, at = self._now, self._monotonic()
+        since = min(at - WATCHED_S, now.step_before_at)
+        now.step_before_at, now.step_at, self._started_at = now.step_at, at, at
+        return (
+            self.on
+            and now.family in FAMILIES
+            and not self._busy
+            and at >= self._rest_until
+            and self._looked_at.get(now.task_id, -1.0) >= since
+        )
+
+    def draw(self, latents: Any, width: int, height: int) -> None:
+        """Make a preview of the picture as it will be.
+
+        Args:
+            latents: without noise, 32 bit floats, evaluated.
+        """
+        copy = _arranged(latents, self._now.family, width, height)
+        at = self._monotonic()
+        self._rest_until = at + (at - self._started_at) * (1 - SHARE) / SHARE
+        if copy is not None:
+            self._busy = True
+            self._thread.put(partial(self._draw, self._now.task_id, self._map_of(self._now), copy))
+
+    def shall_learn(self) -> bool:
+        """Whether keep() and learn() are of use."""
+        now = self._now
+        return self.on and now.family in FAMILIES and self._map_of(now).pictures < LEARN_FROM
+
+    def keep(self, latents: Any, width: int, height: int) -> None:
+        """The last latents of a picture, 32 bit floats."""
+        self._now.final = _arranged(latents, self._now.family, width, height)
+
+    def learn(self, picture: Image.Image) -> None:
+        """What became of the latents that were kept."""
+        final, self._now.final = self._now.final, None
+        if final is not None:
+            self._thread.put(partial(self._learn, self._map_of(self._now), final, picture))
+
+    # -- its own thread ---------------------------------------------------------------------------
+
+    def _do(self, job: Callable[[], None]) -> None:
+        job()
+
+    def _job_died(self, job: Callable[[], None]) -> None:
+        self._busy = False
+
+    def _draw(self, task_id: str, known: _Map, latents: Array) -> None:
+        try:
+            colours = known.colours(latents).clip(0, 255).astype(np.uint8)
+            height, width, _ = colours.shape
+            jpeg = jpeg_of(colours.tobytes(), width, height)
+            with self._lock:
+                self._jpegs[task_id] = jpeg
+                self._jpegs.move_to_end(task_id)
+                if len(self._jpegs) > KEPT:
+                    self._jpegs.popitem(last=False)
+            self.made += 1
+            self.on_new(task_id)
+        except Exception:
+            log.exception("a preview of task %s failed", task_id)
+        finally:
+            self._busy = False
+
+    def _learn(self, known: _Map, latents: Array, picture: Image.Image) -> None:
+        try:
+            rows, columns, _ = latents.shape
+            if picture.size == (columns * 8, rows * 8):
+                small = np.asarray(picture.convert("RGB").reduce(8), dtype=np.float32)
+                known.learn(latents, small)
+        except Exception:
+            log.exception("nothing could be learned for previews")
+
+    def _map_of(self, sketch: Sketch) -> _Map:
+        return self._maps.setdefault(sketch.decoder, _Map())
+
+
+def _arranged(latents: Any, family: str, width: int, height: int) -> Array | None:
+    """A copy of latents as rows, columns, channels, one for each 8 x 8 pixels; None: they are
+    arranged in a way that is not known, or hold NaN."""
+    rows, columns = height // 8, width // 8
+    copy = np.array(latents, dtype=np.float32)
+    if not np.isfinite(copy).all():
+        return None
+    if family in PACKED:
+        if copy.ndim != 3 or copy.shape[1] != (rows // 2) * (columns // 2) or copy.shape[2] % 4:
+            return None
+        copy = copy.reshape(rows // 2, columns // 2, copy.shape[2] // 4, 2, 2)
+        return copy.transpose(0, 3, 1, 4, 2).reshape(rows, columns, -1)
+    copy = copy.squeeze()
+    if copy.ndim != 3 or copy.shape[1:] != (rows, columns):
+        return None
+    return copy.transpose(1, 2, 0)
+
+
+def _with_neighbours(latents: Array) -> Array:
+    """A row for each latent: the channels of it and of those around it, and a constant."""
+    rows, columns, channels = latents.shape
+    around = np.pad(latents, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    known = np.ones((rows, columns, 9 * channels + 1), np.float32)
+    for number in range(9):
+        down, right = divmod(number, 3)
+        part = known[:, :, number * channels : (number + 1) * channels]
+        part[:] = around[down : down + rows, right : right + columns]
+    return known.reshape(rows * columns, -1)
+
+
+def _main_directions(latents: Array) -> Array:
+    """Colours for latents of which nothing is known: what varies most is brightness, what varies
+    less tints it."""
+    flat = latents.reshape(-1, latents.shape[-1])
+    flat = flat - flat.mean(axis=0)
+    _, directions = np.linalg.eigh(flat.T @ flat)
+    main = flat @ directions[:, :-4:-1]
+    main = main / (main.std(axis=0) + 1e-6)
+    light, warm, green = main.T
+    colours = np.stack([light + 0.4 * warm, light + 0.4 * green, light - 0.4 * warm], axis=-1)
+    return np.asarray(128 + 45 * colours, dtype=np.float32).reshape(*latents.shape[:2], 3)

@@ -1,0 +1,65 @@
+"""What the thread of the downloads calls."""
+
+import logging
+
+from errors import ModelLoadError
+from models.model_catalog import LoadSpec
+from scheduler.events import EventKind
+from scheduler.scheduler import Scheduler
+
+log = logging.getLogger(__name__)
+
+
+class DownloadApi:
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._downloads = scheduler.downloads
+
+    def next_download(self) -> LoadSpec | None:
+        """The weights to download next; waits until there are some. None: the server stops."""
+        scheduler, downloads = self._scheduler, self._downloads
+        with scheduler.lock:
+            scheduler.wake_downloads.wait_for(
+                lambda: scheduler.stopping or downloads.next_missing()
+            )
+            return None if scheduler.stopping else downloads.next_missing()
+
+    def download_began(self, spec: LoadSpec, bytes_before: int) -> None:
+        """Args:
+        bytes_before: what an earlier download has left on disk.
+        """
+        with self._scheduler.lock:
+            self._downloads.begin(spec, bytes_before)
+
+    def download_progress(self, spec: LoadSpec, bytes_done: int) -> bool:
+        """This many bytes of the weights are on disk. Returns whether they are still wanted."""
+        with self._scheduler.lock:
+            self._downloads.progress(bytes_done)
+            return self._downloads.wants(spec.model)
+
+    def download_interrupted(self) -> None:
+        """The download has ended without a result."""
+        with self._scheduler.lock:
+            self._downloads.interrupt()
+
+    def download_failed(self, spec: LoadSpec, message: str) -> None:
+        """These weights cannot be downloaded: the tasks that wait for them fail."""
+        scheduler, name = self._scheduler, spec.model.name
+        with scheduler.changes, scheduler.health.noting_storage():
+            with scheduler.lock:
+                needing = self._downloads.needing(spec.model)
+            for task in needing:
+                scheduler.fail(task, ModelLoadError.code, message)
+            with scheduler.lock:
+                scheduler.health.last_error = message
+                scheduler.load_orders = [o for o in scheduler.load_orders if o.model.name != name]
+                self._downloads.fail(spec.model, message)
+
+    def download_ended(self, spec: LoadSpec) -> None:
+        """These weights are on this machine: the tasks that waited for them join the schedule."""
+        scheduler = self._scheduler
+        with scheduler.changes, scheduler.lock:
+            ready = scheduler.downloaded(spec)
+        log.info("the weights of %s are downloaded", spec.model.name)
+        for task in ready:
+            scheduler.events.publish(EventKind.WAITING, task.task_id)

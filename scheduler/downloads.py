@@ -1,0 +1,196 @@
+"""Tasks that wait for weights which are not on this machine, and the download of those.
+
+These tasks are not in the schedule: the others go on meanwhile. Not thread-safe: the scheduler
+calls it under its lock.
+"""
+
+from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass, replace
+
+from models.model_catalog import LoadSpec, Model
+from task import Task
+
+USUAL_BYTES_PER_S = 20e6
+"""Assumed until a download has been measured."""
+PACE_AFTER_S = 5.0
+FAILURE_KEPT_S = 300.0
+
+
+@dataclass
+class Download:
+    """The download that is running."""
+
+    spec: LoadSpec
+    bytes_done: int
+    """On disk so far."""
+    began_at: float
+    """Reading of the monotonic clock."""
+    bytes_before: int
+    """On disk when it began."""
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A task that waits for a download."""
+
+    task: Task
+    missing: tuple[LoadSpec, ...]
+    load_s: float
+    work_s: float
+    """Of the GPU and the encoder, as forecast when it came."""
+
+
+@dataclass(frozen=True)
+class PendingWait:
+    """When a task is expected to run. Seconds from now."""
+
+    task: Task
+    pos: int
+    """Tasks that wait for downloads and run before it."""
+    start_s: float
+    end_s: float
+
+
+class Downloads:
+    """Args:
+    monotonic: the clock, in seconds.
+    """
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self.current: Download | None = None
+        self.pace_known = False
+        """Whether a download has been measured."""
+        self._monotonic = monotonic
+        self._bytes_per_s = USUAL_BYTES_PER_S
+        self._pending: dict[str, Pending] = {}
+        self._ordered: dict[str, LoadSpec] = {}  # by model; no task waits for them
+        self._failures: dict[str, tuple[float, str]] = {}
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def __contains__(self, task: Task) -> bool:
+        return task.task_id in self._pending
+
+    def add(self, pending: Pending) -> None:
+        self._pending[pending.task.task_id] = pending
+
+    def remove(self, task: Task) -> None:
+        self._pending.pop(task.task_id, None)
+
+    def order(self, spec: LoadSpec) -> None:
+        """Download these weights, though no task waits for them."""
+        self._ordered.setdefault(spec.model.name, spec)
+
+    def next_missing(self) -> LoadSpec | None:
+        """What to download next: what tasks wait for first, in the order of the tasks."""
+        wanted = [*(pending.missing[0] for pending in self._in_order()), *self._ordered.values()]
+        return wanted[0] if wanted else None
+
+    def wants(self, model: Model) -> bool:
+        """Whether a task waits for this model, or it was ordered."""
+        return model.name in self._ordered or bool(self.needing(model))
+
+    def needing(self, model: Model) -> list[Task]:
+        """The tasks that wait for this model."""
+        return [
+            pending.task
+            for pending in self._in_order()
+            if any(spec.model.name == model.name for spec in pending.missing)
+        ]
+
+    def begin(self, spec: LoadSpec, bytes_before: int) -> None:
+        """A download begins, with this many bytes on disk from an earlier one."""
+        self.current = Download(spec, bytes_before, self._monotonic(), bytes_before)
+
+    def progress(self, bytes_done: int) -> None:
+        """This many bytes of the weights are on disk now."""
+        download = self.current
+        if download is None:
+            return
+        download.bytes_done = bytes_done
+        seconds, came = self._monotonic() - download.began_at, bytes_done - download.bytes_before
+        if seconds >= PACE_AFTER_S and came > 0:
+            self._bytes_per_s = came / seconds
+            self.pace_known = True
+
+    def snapshot(self) -> Download | None:
+        """The running download, as it stands."""
+        return copy(self.current)
+
+    def interrupt(self) -> None:
+        """The download has ended without a result: no task needs it, or it will be tried again."""
+        self.current = None
+
+    def fail(self, model: Model, message: str) -> None:
+        """This model cannot be downloaded."""
+        self.current = None
+        self._ordered.pop(model.name, None)
+        self._failures[model.name] = (self._monotonic(), message)
+
+    def failure(self, model: Model) -> str | None:
+        """Why a recent download of this model failed."""
+        at, message = self._failures.get(model.name, (0.0, ""))
+        return message if message and self._monotonic() - at < FAILURE_KEPT_S else None
+
+    def finish(self, model: Model) -> list[Task]:
+        """This model is on disk. Removes and returns the tasks whose weights are now complete."""
+        self.current = None
+        self._ordered.pop(model.name, None)
+        ready = []
+        for pending in self._in_order():
+            missing = tuple(spec for spec in pending.missing if spec.model.name != model.name)
+            if missing:
+                self._pending[pending.task.task_id] = replace(pending, missing=missing)
+            else:
+                del self._pending[pending.task.task_id]
+                ready.append(pending.task)
+        return ready
+
+    def waits(self, joining_s: Callable[[int], float], *new: Pending) -> list[PendingWait]:
+        """The tasks in the order in which they will run: when their weights have come, behind what
+        is in the schedule by then and those before them here.
+
+        Args:
+            joining_s: seconds until a task of this priority would start that joined the schedule
+                now.
+            new: a task that would wait here.
+        """
+        ready_s = self._ready_s(*new)
+        in_order = sorted(self._in_order(*new), key=lambda pending: ready_s[pending.task.task_id])
+        joining = {p: joining_s(p) for p in {pending.task.priority for pending in in_order}}
+        waits, free_s, loaded = [], 0.0, ""
+        for pos, pending in enumerate(in_order):
+            task = pending.task
+            start_s = max(ready_s[task.task_id], joining[task.priority], free_s)
+            free_s = start_s + pending.work_s
+            if task.stages[0].load_spec.key != loaded:
+                free_s += pending.load_s
+            loaded = task.stages[-1].load_spec.key
+            waits.append(PendingWait(task, pos, start_s, free_s))
+        return waits
+
+    def first_ready_s(self) -> float:
+        """Seconds until the first of them joins the schedule; 0 without any."""
+        return min(self._ready_s().values(), default=0.0)
+
+    def _ready_s(self, *new: Pending) -> dict[str, float]:
+        """By task, seconds until its weights are on disk: one model after the other, the running
+        download first, then what tasks lack, in their order."""
+        at_s, arrivals = 0.0, {}
+        if self.current is not None:
+            model = self.current.spec.model
+            at_s = max(model.download_bytes - self.current.bytes_done, 0.0) / self._bytes_per_s
+            arrivals[model.name] = at_s
+        ready_s = {}
+        for pending in self._in_order(*new):
+            for spec in pending.missing:
+                if spec.model.name not in arrivals:
+                    at_s += spec.model.download_bytes / self._bytes_per_s
+                    arrivals[spec.model.name] = at_s
+            ready_s[pending.task.task_id] = max(arrivals[s.model.name] for s in pending.missing)
+        return ready_s
+
+    def _in_order(self, *new: Pending) -> list[Pending]:
+        return sorted((*self._pending.values(), *new), key=lambda pending: -pending.task.priority)

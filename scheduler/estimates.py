@@ -1,0 +1,114 @@
+"""What the stages of a task take: their work under the key of its law of time, and seconds.
+
+Not thread-safe: its owner holds a lock.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from models.model_catalog import LoadSpec
+from task import SIDE_STEP, Stage
+from timing_model import Confidence, Durations, TimingModel, Work
+
+WORKS_KEPT = 1_000
+"""Of the stages asked about last; each holds its params in memory."""
+
+
+class Estimates:
+    def __init__(self, timing: TimingModel) -> None:
+        self._timing = timing
+        self._bits: dict[str, int | None] = {}  # by load spec, once it was loaded
+        self._bits_version = 0
+        self._works: dict[int, tuple[Stage, Work]] = {}  # by id(): a stage has no cheap hash
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """Changes with whatever changes an estimate."""
+        return self._timing.version, self._bits_version
+
+    def bits(self, spec: LoadSpec) -> int | None:
+        """Bits that weights are quantized to: as requested, until they are loaded."""
+        return self._bits.get(spec.key, spec.quantize)
+
+    def learn_bits(self, spec: LoadSpec, bits: int | None) -> bool:
+        """LoadSpec were loaded, quantized to this many bits. Returns whether that is new."""
+        if bits == self.bits(spec):
+            return False
+        self._bits[spec.key] = bits
+        self._bits_version += 1
+        self._works.clear()
+        return True
+
+    def load_key(self, spec: LoadSpec) -> str:
+        """What takes the same time to load: the model and its quantization."""
+        bits = self.bits(spec)
+        return f"{spec.model.name}/q{bits}" if bits else spec.model.name
+
+    def timing_key(self, stage: Stage) -> str:
+        """What shares one law of time: the model, its quantization, and whatever changes a step's
+        work: guidance above 1, with which most models run each step twice, and input images."""
+        model, params = stage.load_spec.model, stage.params
+        key = self.load_key(stage.load_spec)
+        if (params.guidance or 0) > 1 and model.family != "flux":
+            key += "/guided"
+        if params.images:
+            key += f"/images{len(params.images)}"
+        if params.control_image:
+            key += "/control"
+        if params.init_image and not model.upscaler:
+            key += "/img2img"
+        return key
+
+    def work(self, stage: Stage) -> Work:
+        """The work of all images of a stage."""
+        known, work = self._works.get(id(stage), (None, None))
+        if known is not stage or work is None:
+            work = self._work(stage)
+            if len(self._works) >= WORKS_KEPT:
+                self._works.clear()
+            self._works[id(stage)] = stage, work
+        return work
+
+    def _work(self, stage: Stage) -> Work:
+        model, params = stage.load_spec.model, stage.params
+        tokens = params.tokens
+        if model.upscaler:
+            width, height = params.final_size
+            tokens = max(width * height // SIDE_STEP**2, 1)
+        return Work(
+            model=self.timing_key(stage),
+            parameters_b=model.parameters_b,
+            tokens=tokens,
+            steps=params.steps_run,
+            format=params.format,
+            images=params.count,
+            text_each=bool(params.inputs) or model.upscaler,
+        )
+
+    def durations(self, *stages: Stage) -> Durations:
+        """Predicted seconds of these stages, one after the other."""
+        each = [self._timing.durations(self.work(stage)) for stage in stages]
+        last = each[-1]
+        if len(each) == 1:
+            return last
+        order = list(Confidence)
+        return replace(
+            last,
+            before_s=sum(durations.gpu_s for durations in each[:-1]),
+            sigma=max(durations.sigma for durations in each),
+            confidence=min((durations.confidence for durations in each), key=order.index),
+        )
+
+    def coefficients(self, timing_key: str, parameters_b: float) -> tuple[float, ...]:
+        """Seconds of the GPU for each feature of a Work."""
+        return self._timing.coefficients(timing_key, parameters_b)
+
+    def load_s(self, spec: LoadSpec) -> float:
+        return self._timing.load_s(self.load_key(spec), spec.model.parameters_b)
+
+    def loads_s(self, specs: Iterable[LoadSpec]) -> float:
+        """Seconds to load all of these."""
+        return sum(map(self.load_s, specs))
+
+    def learn_load(self, spec: LoadSpec, seconds: float) -> None:
+        self._timing.learn_load(self.load_key(spec), seconds)

@@ -1,0 +1,351 @@
+"""When each task will start and end.
+
+A function of the schedule, the machines, the timing model and the time; it changes none of them.
+Each waiting task, in order, goes to the machine on which it is expected to end first (list
+scheduling; Graham 1969, "Bounds on multiprocessing timing anomalies"). With one machine that is a
+prefix sum (Schedule.walk); with several it is simulated task by task.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+
+from models.model_catalog import LoadSpec
+from scheduler.downloads import Downloads, Pending
+from scheduler.estimates import Estimates
+from scheduler.machines import Machine, Run, used
+from scheduler.policy import Policy
+from scheduler.schedule import Schedule
+from task import Forecast, Phase, Task
+from timing_model import Confidence, Durations, Live, Spread, TimingModel
+
+P90_SIGMAS = 1.2816
+"""The 90 % quantile of the standard normal distribution."""
+P90_WITHOUT_KNOWLEDGE = 3.0
+P90_OF_DOWNLOADS = 1.5
+"""A download's 90 % quantile as a multiple of its forecast: download times vary widely."""
+
+
+@dataclass(frozen=True)
+class _Lane:
+    """A machine from now on. Seconds from now."""
+
+    machine: Machine
+    gpu_free_s: float
+    """Until its GPU has no running task any more."""
+    encoder_free_s: float
+    running: list[tuple[Task, Forecast]]
+    """Its running tasks, in the order of their claims."""
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where and when a waiting task is expected to start. Seconds from now."""
+
+    lane: _Lane
+    start_s: float
+    load_s: float
+    loads: int
+    """Loads of weights on that machine up to this task, its own included."""
+
+
+class Forecaster:
+    """Not thread-safe: the scheduler calls it under its lock.
+
+    Args:
+        machines: one at least.
+        monotonic: the clock, in seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        schedule: Schedule,
+        machines: Sequence[Machine],
+        policy: Policy,
+        estimates: Estimates,
+        timing: TimingModel,
+        spread: Spread,
+        downloads: Downloads,
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._schedule = schedule
+        self._machines = machines
+        self._policy = policy
+        self._estimates = estimates
+        self._timing = timing
+        self._spread = spread
+        self._downloads = downloads
+        self._monotonic = monotonic
+
+    def of(self, task: Task) -> Forecast:
+        """The forecast of a task that waits or runs."""
+        lanes = self._lanes()
+        for lane in lanes:
+            for running, forecast in lane.running:
+                if running is task:
+                    return forecast
+        if task in self._downloads:
+            return next(f for pending, f in self._pending(lanes) if pending is task)
+        position = self._schedule.position(task)
+        start = next(self._starts(lanes, (position,)))
+        return self._waiting(task, position, start, self._schedule.durations(position))
+
+    def of_new(self, task: Task, missing: tuple[LoadSpec, ...] = ()) -> Forecast:
+        """The forecast of a task as if it were submitted now.
+
+        Args:
+            missing: the weights that it would have to wait for.
+        """
+        lanes = self._lanes()
+        if missing:
+            pending = Pending(task, missing, *self.load_and_work_s(task))
+            return next(f for other, f in self._pending(lanes, pending) if other is task)
+        position = self._policy.place(task, self._schedule, self.resident_at_start()).index
+        durations = self._estimates.durations(*task.stages)
+        if len(lanes) > 1:
+            tasks = [*self._works(position), (task, durations.gpu_s)]
+            start = next(islice(self._simulated(tasks, lanes), position, None))
+            return self._waiting(task, position, start, durations)
+        (lane,) = lanes
+        walk = self._schedule.walk(lane.machine.resident_after_runs())
+        loads, _ = lane.machine.loads(task.stages, walk.resident_before(position))
+        start = _Start(
+            lane,
+            lane.gpu_free_s + float(walk.start_s[position]),
+            self._estimates.loads_s(loads),
+            int(walk.loads[position]) + len(loads),
+        )
+        return self._waiting(task, position, start, durations)
+
+    def in_order(
+        self, offset: int, limit: int, wanted: Callable[[Task], bool] | None = None
+    ) -> tuple[list[tuple[Task, Callable[[], Forecast]]], int]:
+        """The tasks in the order in which they run, those that wait for a download last.
+
+        Each comes with a function that computes its forecast as of now. It needs no lock.
+
+        Args:
+            wanted: which tasks count; None: all.
+
+        Returns:
+            Up to `limit` of them after the first `offset`, and how many there are in all.
+        """
+        lanes = self._lanes()
+        running = [
+            (task, partial(_same, forecast))
+            for lane in lanes
+            for task, forecast in lane.running
+            if wanted is None or wanted(task)
+        ]
+        positions: Sequence[int] = range(len(self._schedule))
+        if wanted:
+            positions = [place for place, task in enumerate(self._schedule) if wanted(task)]
+        entries: list[tuple[Task, Callable[[], Forecast]]] = [*running[offset : offset + limit]]
+        first = max(offset - len(running), 0)
+        entries += self._waiting_at(positions[first : first + limit - len(entries)], lanes)
+        length = len(running) + len(positions)
+        if wanted or len(entries) < limit:
+            pending = [
+                (task, partial(_same, forecast))
+                for task, forecast in (self._pending(lanes) if len(self._downloads) else ())
+                if wanted is None or wanted(task)
+            ]
+            passed = max(offset - length, 0)
+            entries += pending[passed : passed + limit - len(entries)]
+            return entries, length + len(pending)
+        return entries, length + len(self._downloads)
+
+    def _waiting_at(
+        self, positions: Sequence[int], lanes: list[_Lane]
+    ) -> Iterator[tuple[Task, Callable[[], Forecast]]]:
+        """The waiting tasks at these positions, which ascend."""
+        for position, start in zip(positions, self._starts(lanes, positions), strict=True):
+            task, durations = self._schedule[position], self._schedule.durations(position)
+            factor = self._p90_factor(task, durations)
+            yield task, partial(_forecast, position, start, durations, factor)
+
+    def prepare(self) -> None:
+        """Walk through the schedule now, after a change, rather than at the next question."""
+        if len(self._machines) == 1:
+            self._schedule.walk(self._machines[0].resident_after_runs())
+
+    def next_start_s(self) -> float:
+        """Seconds until a GPU is free for the first waiting task."""
+        free_s = min(lane.gpu_free_s for lane in self._lanes())
+        return free_s if len(self._schedule) else max(free_s, self._downloads.first_ready_s())
+
+    def resident_at_start(self) -> tuple[str, ...]:
+        """Keys of what is in memory where the first waiting task starts."""
+        lane = min(self._lanes(), key=lambda lane: lane.gpu_free_s)
+        return lane.machine.resident_after_runs()
+
+    def load_and_work_s(self, task: Task) -> tuple[float, float]:
+        """Seconds of loading everything that a task needs, and of its own work."""
+        specs = {stage.load_spec.key: stage.load_spec for stage in task.stages}.values()
+        return self._estimates.loads_s(specs), self._estimates.durations(*task.stages).total_s
+
+    def gpu_remaining_s(self, run: Run, machine: Machine) -> float:
+        """Seconds for which a running task still needs the GPU, loading of its weights included."""
+        if not run.on_gpu:
+            return 0.0
+        progress, at = run.progress, self._monotonic()
+        phase, resident = progress.phase, machine.resident
+        if machine.loading is not None or phase is Phase.LOADING:  # the task has not begun
+            phase, at = Phase.TEXT_ENCODING, run.phase_started_at
+            if machine.loading is not None:
+                resident = used(resident, machine.loading.key, machine.models_in_memory)
+        needed, _ = machine.loads(run.task.stages[progress.stage :], resident)
+        live = Live(
+            phase=phase,
+            phase_elapsed_s=at - run.phase_started_at,
+            steps_done=progress.steps_done,
+            steps_total=progress.steps_total,
+            step_s=run.step_s,
+            step_elapsed_s=at - run.step_started_at,
+            images_done=progress.image,
+        )
+        now = self._estimates.durations(run.stage)
+        later = [self._estimates.durations(s) for s in run.task.stages[progress.stage + 1 :]]
+        work_s = self._timing.remaining_s(now, live) + sum(after.gpu_s for after in later)
+        return self._estimates.loads_s(needed) + work_s / machine.speed
+
+    # -- running tasks --------------------------------------------------------------------------
+
+    def _lanes(self) -> list[_Lane]:
+        return [self._lane(machine) for machine in self._machines]
+
+    def _lane(self, machine: Machine) -> _Lane:
+        gpu_free_s = self._load_remaining_s(machine) + self._stopping_s(machine)
+        encoder_free_s = 0.0
+        running = []
+        for run in machine.runs.values():
+            durations = self._estimates.durations(*run.task.stages)
+            encoding_s = durations.image_encoding_s
+            if not run.on_gpu:
+                encoding_s = max(encoding_s - (self._monotonic() - run.phase_started_at), 0.0)
+            gpu_free_s += self.gpu_remaining_s(run, machine)
+            encoder_free_s = max(encoder_free_s, gpu_free_s) + encoding_s
+            p90_s = encoder_free_s * (1.0 + P90_SIGMAS * durations.sigma)
+            forecast = Forecast(0, 0.0, encoder_free_s, p90_s, durations.confidence)
+            running.append((run.task, forecast))
+        return _Lane(machine, gpu_free_s, encoder_free_s, running)
+
+    def _load_remaining_s(self, machine: Machine) -> float:
+        """Of the load that is running, or is due before anything can run."""
+        if machine.loading is None:
+            return 0.0
+        load_s = self._estimates.load_s(machine.loading)
+        if machine.load_started_at is None:
+            return load_s
+        return max(load_s - (self._monotonic() - machine.load_started_at), 0.0)
+
+    def _stopping_s(self, machine: Machine) -> float:
+        """Until the worker stops the cancelled task: the rest of its step, or of its decoding."""
+        run = machine.stopping
+        if run is None:
+            return 0.0
+        durations, at = self._estimates.durations(run.stage), self._monotonic()
+        if run.progress.phase is Phase.DECODING:
+            return max(durations.decoding_s / machine.speed - (at - run.phase_started_at), 0.0)
+        step_s = durations.step_s
+        if run.progress.phase is Phase.TEXT_ENCODING:
+            step_s = durations.text_encoding_s
+        elif not run.step_s:
+            step_s += durations.first_step_extra_s
+        return max(step_s / machine.speed - (at - run.step_started_at), 0.0)
+
+    # -- waiting tasks --------------------------------------------------------------------------
+
+    def _starts(self, lanes: list[_Lane], positions: Sequence[int]) -> Iterator[_Start]:
+        """Of the waiting tasks at these positions, which ascend."""
+        if len(lanes) > 1:
+            works = self._works(positions[-1] + 1 if positions else 0)
+            simulated = enumerate(self._simulated(works, lanes))
+            among = frozenset(positions)
+            yield from (start for position, start in simulated if position in among)
+            return
+        (lane,) = lanes
+        walk = self._schedule.walk(lane.machine.resident_after_runs())
+        for position in positions:
+            yield _Start(
+                lane,
+                lane.gpu_free_s + float(walk.start_s[position]),
+                float(walk.load_s[position]),
+                int(walk.loads[position + 1]),
+            )
+
+    def _works(self, end: int) -> Iterator[tuple[Task, float]]:
+        """The waiting tasks up to this position, and the seconds of the GPU of each."""
+        for position in range(end):
+            yield self._schedule[position], self._schedule.durations(position).gpu_s
+
+    def _simulated(
+        self, tasks: Iterable[tuple[Task, float]], lanes: list[_Lane]
+    ) -> Iterator[_Start]:
+        free_s = [lane.gpu_free_s for lane in lanes]
+        resident = [lane.machine.resident_after_runs() for lane in lanes]
+        loads = [0] * len(lanes)
+        for task, work_s in tasks:
+            best, best_end_s, best_load_s = 0, float("inf"), 0.0
+            for number, lane in enumerate(lanes):
+                needed, _ = lane.machine.loads(task.stages, resident[number])
+                load_s = self._estimates.loads_s(needed)
+                end_s = free_s[number] + load_s + work_s / lane.machine.speed
+                if end_s < best_end_s:
+                    best, best_end_s, best_load_s = number, end_s, load_s
+            needed, resident[best] = lanes[best].machine.loads(task.stages, resident[best])
+            loads[best] += len(needed)
+            yield _Start(lanes[best], free_s[best], best_load_s, loads[best])
+            free_s[best] = best_end_s
+
+    def _waiting(self, task: Task, position: int, start: _Start, durations: Durations) -> Forecast:
+        return _forecast(position, start, durations, self._p90_factor(task, durations))
+
+    def _pending(self, lanes: list[_Lane], *new: Pending) -> Iterator[tuple[Task, Forecast]]:
+        """Of the tasks that wait for a download, in the order in which they will run; among them
+        perhaps a new one."""
+        known = self._downloads.pace_known
+        for wait in self._downloads.waits(lambda priority: self._joining_s(priority, lanes), *new):
+            p90_s = wait.end_s * (P90_OF_DOWNLOADS if known else P90_WITHOUT_KNOWLEDGE)
+            confidence = Confidence.LOW if known else Confidence.NONE
+            _, end = self._schedule.level(wait.task.priority)
+            yield wait.task, Forecast(end + wait.pos, wait.start_s, wait.end_s, p90_s, confidence)
+
+    def _joining_s(self, priority: int, lanes: list[_Lane]) -> float:
+        """Seconds until a task would start that joins its level now, as the last one."""
+        _, end = self._schedule.level(priority)
+        if len(lanes) == 1:
+            walk = self._schedule.walk(lanes[0].machine.resident_after_runs())
+            return lanes[0].gpu_free_s + float(walk.start_s[end])
+        ahead = [*self._works(end)]
+        free_s = {lane.machine.name: lane.gpu_free_s for lane in lanes}
+        for (_, work_s), start in zip(ahead, self._simulated(ahead, lanes), strict=True):
+            machine = start.lane.machine
+            free_s[machine.name] = start.start_s + start.load_s + work_s / machine.speed
+        return min(free_s.values())
+
+    def _p90_factor(self, task: Task, durations: Durations) -> float:
+        """The 90 % quantile of a forecast as a multiple of it."""
+        if durations.confidence is Confidence.NONE:
+            return P90_WITHOUT_KNOWLEDGE
+        return self._spread.p90_factor(task.priority)
+
+
+def _forecast(position: int, start: _Start, durations: Durations, p90_factor: float) -> Forecast:
+    """Of a waiting task. Its image encoding also waits for the encoder to end the running tasks."""
+    gpu_done_s = start.start_s + start.load_s + durations.gpu_s / start.lane.machine.speed
+    end_s = max(gpu_done_s, start.lane.encoder_free_s) + durations.image_encoding_s
+    return Forecast(
+        pos=position,
+        start_s=start.start_s,
+        end_s=end_s,
+        p90_s=p90_factor * end_s,
+        confidence=durations.confidence,
+        switches=start.loads,
+    )
+
+
+def _same(forecast: Forecast) -> Forecast:
+    return forecast

@@ -1,0 +1,107 @@
+"""Errors and state reported by /health, and what /stats reports."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+
+from errors import StorageUnavailable
+from models.model_catalog import LoadSpec
+from scheduler.downloads import Download
+from timing_model import Durations
+
+log = logging.getLogger(__name__)
+
+
+class ServerState(StrEnum):
+    LOADING = "loading"  # the worker loads weights; tasks are accepted and wait
+    READY = "ready"  # nothing runs
+    BUSY = "busy"  # a task runs
+    DRAINING = "draining"  # the server is stopping; no new tasks
+    FAILED = "failed"  # the model could not be loaded, or the disk refuses
+
+
+class Health:
+    """Any thread may call and read."""
+
+    def __init__(self) -> None:
+        self.load_failed = False
+        """The server's own model cannot be loaded: the server ends."""
+        self.storage_error: str | None = None
+        """Why the disk has refused something; None: it works, or was tried with success since."""
+        self.last_error: str | None = None
+        self._refusals = 0
+        self._refusals_at_probe = 0
+
+    @contextmanager
+    def noting_storage(self, *, probing: bool = False) -> Iterator[None]:
+        """Remember that the disk refused; only storage_works() forgets it.
+
+        Args:
+            probing: this gives a better reason than what was refused first.
+        """
+        try:
+            yield
+        except StorageUnavailable as error:
+            self._refusals += 1
+            if self.storage_error is None:
+                log.error("the data dir cannot be written to: %s", error)
+            if self.storage_error is None or probing:
+                self.storage_error = self.last_error = error.message
+            raise
+
+    @contextmanager
+    def accepting(self) -> Iterator[None]:
+        """Refuse without a try while the disk refuses; else as noting_storage."""
+        if self.storage_error is not None:
+            raise StorageUnavailable(
+                f"The server cannot store anything now and accepts nothing: {self.storage_error}"
+            )
+        with self.noting_storage():
+            yield
+
+    def storage_works(self) -> None:
+        """A probe has succeeded. The error ends if nothing was refused since the probe before, so
+        that the state does not alternate while something else is still refused."""
+        refused_since = self._refusals != self._refusals_at_probe
+        self._refusals_at_probe = self._refusals
+        if self.storage_error is None or refused_since:
+            return
+        self.storage_error = None
+        log.info("the data dir can be written to again")
+
+
+@dataclass(frozen=True)
+class QueueHealth:
+    state: ServerState
+    waiting: int
+    running: int
+    loaded: tuple[LoadSpec, ...]
+    """In memory, the latest used first."""
+    loading: LoadSpec | None
+    download: Download | None
+    quantize: int | None
+    """Bits that the weights used last are quantized to."""
+    last_error: str | None
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What was learned, and how good the forecasts are."""
+
+    timing_key: str
+    """The server's own model and its quantization."""
+    samples: int
+    """Images learned from."""
+    load_s: float
+    durations: list[tuple[int, Durations]]
+    """For square images of STATS_SIDES pixels, with the model's default steps."""
+    outcomes: int
+    """Forecasts at submit that could be compared with the truth."""
+    median_error: float | None
+    """Of |forecast - truth| / truth."""
+    share_inside_p90: float | None
+    tasks_last_hour: int
+    busy_share: float
+    """Share of the last hour in which the GPU had a task, 0 to 1."""

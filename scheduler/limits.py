@@ -1,0 +1,22 @@
+"""The operator's limits of the queue."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class QueueLimits:
+    max_queue: int = 1000
+    """Tasks that may wait."""
+    max_wait_s: float = 0.0
+    """Longest forecast wait with which a task is accepted; 0: no limit."""
+    keep_s: float = 24 * 3600.0
+    """Seconds for which finished tasks are kept."""
+    keep_bytes: int = 5_000_000_000
+    """Of the stored images."""
+    input_bytes: int = 2_000_000_000
+    """Of the input images of all tasks that wait or run."""
+    refetch_s: float = 300.0
+    """Seconds for which an image that was fetched and marked for deletion can be fetched again."""
+    max_delay_s: float = 0.0
+    """Seconds by which a task may be delayed in favour of others whose model is loaded."""
+    models_in_memory: int = 1

@@ -1,0 +1,211 @@
+"""What draws: the tasks that run on a machine, the weights in its memory, and its busy time.
+
+Data and bookkeeping; no forecasts. Not thread-safe: the scheduler calls it under its lock.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from models.model_catalog import LoadSpec
+from task import Phase, Progress, Stage, Task
+
+HOUR_S = 3600.0
+LEAST_LEFT = 0.05
+"""Share of the remaining time that is shown as left when it has taken longer."""
+MOST_SHOWN = 0.999
+LOCAL = "local"
+"""Name of the machine that the server runs on."""
+
+
+@dataclass(eq=False)
+class Run:
+    """A task that runs. Times are readings of the monotonic clock, in seconds."""
+
+    task: Task
+    claimed_at: float
+    progress: Progress
+    phase_started_at: float
+    step_started_at: float
+    step_s: list[float] = field(default_factory=list)
+    """Seconds of each step of the present image that has ended."""
+    gaps_before: int = 0
+    """How often the process had been stopped when it was claimed (RunningClock.gaps)."""
+    reported_at: float = 0.0
+    remaining_s: float = 0.0
+    """Seconds that were left at the latest report."""
+    least_done: float = 0.0
+    """Share of its time that was over at the latest report."""
+
+    @property
+    def stage(self) -> Stage:
+        return self.task.stages[self.progress.stage]
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it still needs the GPU: its last image is not being encoded yet."""
+        return self.progress.phase is not Phase.IMAGE_ENCODING
+
+    def share_done(self, at: float) -> float:
+        """Share of its time that is over, 0 to 1; never falls. A step that takes longer than
+        forecast makes it stand still, close to the end of that step."""
+        spent_s = at - self.claimed_at
+        left_s = max(self.remaining_s - (at - self.reported_at), self.remaining_s * LEAST_LEFT)
+        share = spent_s / (spent_s + left_s) if spent_s + left_s > 0 else 0.0
+        return min(max(share, self.least_done), MOST_SHOWN)
+
+    def forecast_is(self, remaining_s: float, at: float) -> None:
+        """At a report, this many seconds are left."""
+        self.least_done = self.share_done(at) if self.reported_at else 0.0
+        self.reported_at, self.remaining_s = at, remaining_s
+
+    def advance(self, progress: Progress, at: float) -> None:
+        """A report came at this moment."""
+        before = self.progress
+        if (before.stage, before.image) != (progress.stage, progress.image):
+            self.step_s = []
+            self.phase_started_at = self.step_started_at = at
+        elif progress.phase is not before.phase:
+            self.phase_started_at = self.step_started_at = at
+        elif progress.steps_done > before.steps_done:
+            self.step_s.append(at - self.step_started_at)
+            self.step_started_at = at
+        self.progress = self.task.progress = progress
+
+
+class Machine:
+    """Args:
+    models_in_memory: load specs that its memory holds at a time.
+    first: what it loads before anything else.
+    """
+
+    def __init__(
+        self,
+        name: str = LOCAL,
+        *,
+        first: LoadSpec | None = None,
+        models_in_memory: int = 1,
+        speed: float = 1.0,
+    ) -> None:
+        self.name = name
+        self.models_in_memory = models_in_memory
+        self.speed = speed
+        """Work that it does in a second, in seconds of the timing model."""
+        self.runs: dict[str, Run] = {}
+        """By task id, in the order of their claims: one on the GPU at most, those before it are
+        being encoded."""
+        self.stopping: Run | None = None
+        """Cancelled, but the worker has not stopped at a step yet."""
+        self.loading: LoadSpec | None = first
+        """What is being loaded, or will be before anything else."""
+        self.load_started_at: float | None = None
+        self._loaded: dict[str, LoadSpec] = {}
+        self._resident: tuple[str, ...] = ()
+        self._busy: deque[tuple[float, float]] = deque()  # end, seconds; of the last hour
+
+    @property
+    def resident(self) -> tuple[str, ...]:
+        """Keys of the weights in memory, the latest used first."""
+        return self._resident
+
+    @property
+    def loaded(self) -> tuple[LoadSpec, ...]:
+        """The weights in memory, the latest used first."""
+        return tuple(self._loaded[key] for key in self._resident if key in self._loaded)
+
+    def start(self, task: Task, at: float, gaps: int = 0) -> None:
+        """A task is claimed."""
+        self.stopping = None
+        progress = Progress(
+            Phase.TEXT_ENCODING, steps_total=task.params.steps_run, image=task.images_done
+        )
+        task.progress = progress
+        self.runs[task.task_id] = Run(task, at, progress, at, at, gaps_before=gaps)
+        self.use(task.stages[0].load_spec)
+
+    def report(self, run: Run, progress: Progress, at: float) -> None:
+        was_on_gpu = run.on_gpu
+        new_stage = progress.stage != run.progress.stage
+        run.advance(progress, at)
+        if was_on_gpu and not run.on_gpu:
+            self._book(run, at)
+        if new_stage:
+            self.use(run.stage.load_spec)
+
+    def end(self, run: Run, at: float, *, stopping: bool = False) -> None:
+        """A task runs no more.
+
+        Args:
+            stopping: the worker is still at a step of it.
+        """
+        del self.runs[run.task.task_id]
+        if run.on_gpu:
+            self._book(run, at)
+            if stopping:
+                self.stopping = run
+
+    def use(self, spec: LoadSpec) -> None:
+        """These weights are used, if they are in memory."""
+        if spec.key in self._resident:
+            self._resident = used(self._resident, spec.key, self.models_in_memory)
+
+    def load_started(self, spec: LoadSpec, at: float) -> None:
+        self.loading, self.load_started_at = spec, at
+
+    def load_finished(self, spec: LoadSpec, resident: Sequence[str], at: float) -> float:
+        """These weights are in memory. Returns the seconds that loading took.
+
+        Args:
+            resident: keys of all that is in memory now, the latest used first.
+        """
+        seconds = at - (at if self.load_started_at is None else self.load_started_at)
+        self._loaded[spec.key] = spec
+        if len(resident) < len(used(self._resident, spec.key, self.models_in_memory)):
+            self.models_in_memory = max(len(resident), 1)  # it holds fewer than allowed
+        self.now_resident(resident)
+        for run in self.runs.values():  # the task has lost no time of its own by it
+            if run.progress.phase in (Phase.LOADING, Phase.TEXT_ENCODING):
+                run.phase_started_at = run.step_started_at = at
+        return seconds
+
+    def now_resident(self, resident: Sequence[str]) -> None:
+        """Loading has ended, well or not, or weights were unloaded: this is in memory."""
+        self.loading = self.load_started_at = None
+        self._resident = tuple(resident)
+        self._loaded = {key: self._loaded[key] for key in resident if key in self._loaded}
+
+    def resident_after_runs(self) -> tuple[str, ...]:
+        """Keys of what is in memory when the first waiting task starts."""
+        resident = self._resident
+        if self.loading is not None:
+            resident = used(resident, self.loading.key, self.models_in_memory)
+        for run in self.runs.values():
+            if run.on_gpu:
+                _, resident = self.loads(run.task.stages[run.progress.stage :], resident)
+        return resident
+
+    def loads(
+        self, stages: Iterable[Stage], resident: tuple[str, ...]
+    ) -> tuple[list[LoadSpec], tuple[str, ...]]:
+        """What has to be loaded for these stages with that in memory, and what is there then."""
+        loads = []
+        for stage in stages:
+            if stage.load_spec.key not in resident:
+                loads.append(stage.load_spec)
+            resident = used(resident, stage.load_spec.key, self.models_in_memory)
+        return loads, resident
+
+    def busy_s(self, since: float, now: float) -> float:
+        """Seconds since this moment, at most an hour ago, in which the GPU had a task."""
+        while self._busy and self._busy[0][0] < now - HOUR_S:
+            self._busy.popleft()
+        ended_s = sum(seconds for end, seconds in self._busy if end >= since)
+        return ended_s + sum(now - run.claimed_at for run in self.runs.values() if run.on_gpu)
+
+    def _book(self, run: Run, at: float) -> None:
+        self._busy.append((at, at - run.claimed_at))
+
+
+def used(resident: tuple[str, ...], key: str, models_in_memory: int) -> tuple[str, ...]:
+    """What memory holds once these weights were used: those used last."""
+    return (key, *(other for other in resident if other != key))[:models_in_memory]

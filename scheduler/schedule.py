@@ -1,0 +1,329 @@
+"""The waiting tasks in the order in which they run, and the work ahead of each of them.
+
+The order is that of `policy.key`. Many stages are alike: the schedule keeps one number for each
+stage of each task, of its kind. `walk` turns them into seconds and prefix sums, with numpy, when
+something asks after a change of the order, of what was learned, or of what is in memory.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from models.model_catalog import LoadSpec
+from scheduler.estimates import Estimates
+from task import Stage, Task
+from timing_model import FEATURES, Durations, Work
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+Ints = np.ndarray[Any, np.dtype[np.intp]]
+NEVER = np.iinfo(np.intp).min
+KINDS_KEPT = 1_000
+"""Kinds that no stage has any more are forgotten once there are this many, and more than stages."""
+
+
+class _Kinds:
+    """Kinds of stages: those with the same work and the same weights are alike.
+
+    A stage's GPU time is linear in the features of its work (timing_model.py), so the seconds of
+    all kinds are one product.
+    """
+
+    def __init__(self, estimates: Estimates) -> None:
+        self._estimates = estimates
+        self._numbers: dict[tuple[Work, str], int] = {}
+        self._laws: dict[str, tuple[int, float]] = {}  # timing key: index, billions of parameters
+        self._features = np.zeros((0, FEATURES))
+        self._law = np.zeros(0, np.intp)
+        self._seconds: tuple[object, Floats, Floats] | None = None
+        self.specs: list[LoadSpec] = []
+        self.spec_numbers: dict[str, int] = {}
+        """Index in `specs`, by key."""
+        self.spec = np.zeros(0, np.intp)
+        """Of each kind, the index in `specs`."""
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def number(self, stage: Stage) -> int:
+        """Of the kind of a stage."""
+        work, spec = self._estimates.work(stage), stage.load_spec
+        number = self._numbers.setdefault((work, spec.key), len(self))
+        if number == len(self.spec):
+            if spec.key not in self.spec_numbers:
+                self.spec_numbers[spec.key] = len(self.specs)
+                self.specs.append(spec)
+            law, _ = self._laws.setdefault(work.model, (len(self._laws), work.parameters_b))
+            self._features = np.concatenate((self._features, [work.features]))
+            self._law = np.append(self._law, law)
+            self.spec = np.append(self.spec, self.spec_numbers[spec.key])
+            self._seconds = None
+        return number
+
+    def seconds(self) -> tuple[Floats, Floats]:
+        """Of each kind, seconds of the GPU and of loading its weights."""
+        version = self._estimates.version
+        if self._seconds is None or self._seconds[0] != version:
+            coefficients = np.array(
+                [self._estimates.coefficients(key, size) for key, (_, size) in self._laws.items()]
+            ).reshape(-1, FEATURES)
+            gpu_s = np.einsum("ij,ij->i", coefficients[self._law], self._features)
+            load_s = np.array([self._estimates.load_s(spec) for spec in self.specs])
+            self._seconds = version, gpu_s, load_s[self.spec] if len(self) else np.zeros(0)
+        return self._seconds[1:]
+
+
+@dataclass(frozen=True)
+class Walk:
+    """The schedule as one machine would run it. Never changed: readers need no lock."""
+
+    start_s: Floats
+    """Seconds of work and loading before each task; one more value: of the whole schedule."""
+    rows_load_s: Floats
+    """Seconds of loading for each stage; 0 if its weights are in memory."""
+    rows_spec: Ints
+    """Index of the load spec of each stage."""
+    rows_loads: np.ndarray[Any, np.dtype[np.bool_]]
+    """Whether weights are loaded for each stage."""
+    ends: Ints
+    """Stages before each task; one more value: of the whole schedule."""
+    specs: Sequence[LoadSpec]
+    resident: tuple[str, ...]
+    """Keys of the weights in memory before the first task, the latest used first."""
+    models_in_memory: int
+
+    @cached_property
+    def load_s(self) -> Floats:
+        """Seconds of loading for each task itself."""
+        if len(self.rows_load_s) == len(self.ends) - 1:
+            return self.rows_load_s
+        load_s: Floats = np.add.reduceat(self.rows_load_s, self.ends[:-1])
+        return load_s
+
+    @cached_property
+    def loads(self) -> Ints:
+        """How often weights are loaded before each task; one more value: in the whole schedule."""
+        loads: Ints = _before_each(self.rows_loads, self.ends)
+        return loads
+
+    def resident_before(self, position: int) -> tuple[str, ...]:
+        """Keys of the weights in memory when the task of this position starts, the latest used
+        first."""
+        used: list[str] = []
+        rest = self.rows_spec[: self.ends[position]]
+        while len(rest) and len(used) < self.models_in_memory:
+            used.append(self.specs[rest[-1]].key)
+            rest = rest[rest != rest[-1]]
+        return tuple(dict.fromkeys((*used, *self.resident)))[: self.models_in_memory]
+
+
+class Schedule:
+    """Not thread-safe: its owner holds a lock.
+
+    Args:
+        estimates: the work of stages, and what it takes.
+        key: sort key of a task; policy.key.
+    """
+
+    def __init__(self, estimates: Estimates, key: Callable[[Task], Any]) -> None:
+        self.models_in_memory = 1
+        """Load specs that memory holds at a time."""
+        self.delay_budgets_s: Floats = np.zeros(0)
+        """Seconds by which affinity may still delay each task."""
+        self._estimates = estimates
+        self._key = key
+        self._tasks: list[Task] = []
+        self._keys: list[Any] = []
+        self._kinds = _Kinds(estimates)
+        self._rows = np.zeros(0, np.intp)  # kind of each stage of each task
+        self._stages = np.zeros(0, np.intp)  # number of stages of each task
+        self._walk: tuple[object, Walk] | None = None
+        self._durations: tuple[object, dict[tuple[int, ...], Durations]] = (None, {})
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(self._tasks)
+
+    def __getitem__(self, position: int) -> Task:
+        return self._tasks[position]
+
+    def __contains__(self, task: Task) -> bool:
+        position = self.position(task)
+        return position < len(self._tasks) and self._tasks[position] is task
+
+    def first(self) -> Task | None:
+        """The task that runs next."""
+        return self._tasks[0] if self._tasks else None
+
+    def position(self, task: Task) -> int:
+        """How many tasks run before this one."""
+        return bisect_left(self._keys, self._key(task))
+
+    def level(self, priority: int) -> tuple[int, int]:
+        """Positions of the tasks of this priority: the first, and the one after the last."""
+        return bisect_left(self._keys, (-priority,)), bisect_left(self._keys, (1 - priority,))
+
+    def last_with(self, spec: str, begin: int, end: int) -> int | None:
+        """Position of the last task in this range that uses these weights last."""
+        number = self._kinds.spec_numbers.get(spec)
+        if number is None:
+            return None
+        last_row = _ends(self._stages)[begin + 1 : end + 1] - 1
+        found = np.flatnonzero(self._kinds.spec[self._rows[last_row]] == number)
+        return begin + int(found[-1]) if len(found) else None
+
+    def add(self, *tasks: Task, delay_budget_s: float = 0.0) -> None:
+        """Tasks join, each where its key says; those of one call in one pass."""
+        if len(tasks) == 1:
+            (task,) = tasks
+            position, row = self.position(task), self._row(self.position(task))
+            self._tasks.insert(position, task)
+            self._keys.insert(position, self._key(task))
+            self._rows = _inserted(self._rows, row, self._kinds_of(task))
+            self._stages = _inserted(self._stages, position, [len(task.stages)])
+            self.delay_budgets_s = _inserted(self.delay_budgets_s, position, [delay_budget_s])
+        else:
+            budgets = dict(zip((t.task_id for t in self), self.delay_budgets_s, strict=True))
+            self._tasks = sorted((*self._tasks, *tasks), key=self._key)
+            self._keys = [self._key(task) for task in self._tasks]
+            self.delay_budgets_s = np.array(
+                [budgets.get(task.task_id, delay_budget_s) for task in self._tasks]
+            )
+            self.rebuild()
+        self._walk = None
+        if len(self._kinds) > max(len(self._rows), KINDS_KEPT):
+            self.rebuild()
+
+    def delay(self, task: Task, delays_s: Floats) -> None:
+        """A task that joins next delays the ones behind it by so many seconds each."""
+        position = self.position(task)
+        self.delay_budgets_s[position : position + len(delays_s)] -= delays_s
+
+    def remove(self, task: Task) -> None:
+        position = self.position(task)
+        row = self._row(position)
+        self._rows = _deleted(self._rows, row, row + len(task.stages))
+        self._stages = _deleted(self._stages, position, position + 1)
+        self.delay_budgets_s = _deleted(self.delay_budgets_s, position, position + 1)
+        del self._tasks[position], self._keys[position]
+        self._walk = None
+
+    def rebuild(self) -> None:
+        """The work of tasks has changed: they have other timing keys."""
+        self._kinds = _Kinds(self._estimates)
+        rows = [kind for task in self._tasks for kind in self._kinds_of(task)]
+        self._rows = np.array(rows, np.intp)
+        self._stages = np.array([len(task.stages) for task in self._tasks], np.intp)
+        self._walk, self._durations = None, (None, {})
+
+    def durations(self, position: int) -> Durations:
+        """Of the task at this position, by itself."""
+        version = self._estimates.version
+        if self._durations[0] != version:
+            self._durations = version, {}
+        row = self._row(position)
+        kinds = tuple(self._rows[row : row + self._stages[position]].tolist())
+        known = self._durations[1].get(kinds)
+        if known is None:
+            known = self._estimates.durations(*self._tasks[position].stages)
+            self._durations[1][kinds] = known
+        return known
+
+    def walk(self, resident: Sequence[str]) -> Walk:
+        """The schedule on a machine that has these weights in memory, the latest used first."""
+        state = (self._estimates.version, tuple(resident), self.models_in_memory)
+        if self._walk is None or self._walk[0] != state:
+            self._walk = state, self._computed(self._rows, self._stages, resident)
+        return self._walk[1]
+
+    def delays_s(self, task: Task, position: int, resident: Sequence[str]) -> Floats:
+        """Seconds by which a task that joins at this position delays each one behind it: its work,
+        its loading, and theirs as far as it leaves them other weights in memory."""
+        rows = _inserted(self._rows, self._row(position), self._kinds_of(task))
+        stages = _inserted(self._stages, position, [len(task.stages)])
+        now, then = self.walk(resident), self._computed(rows, stages, resident)
+        before = now.start_s[position:-1] + now.load_s[position:]
+        after = then.start_s[position + 1 : -1] + then.load_s[position + 1 :]
+        return np.maximum(after - before, 0.0)
+
+    # -- inside ---------------------------------------------------------------------------------
+
+    def _row(self, position: int) -> int:
+        """Of the first stage of the task at this position."""
+        if len(self._rows) == len(self._tasks):
+            return position
+        return int(self._stages[:position].sum())
+
+    def _kinds_of(self, task: Task) -> list[int]:
+        return [self._kinds.number(stage) for stage in task.stages]
+
+    def _computed(self, rows: Ints, stages: Ints, resident: Sequence[str]) -> Walk:
+        gpu_s, load_s = self._kinds.seconds()
+        spec = self._kinds.spec[rows]
+        loads = self._loads(spec, resident)
+        rows_load_s = load_s[rows] * loads
+        ends = _ends(stages)
+        return Walk(
+            start_s=_before_each(gpu_s[rows] + rows_load_s, ends),
+            rows_load_s=rows_load_s,
+            rows_spec=spec,
+            rows_loads=loads,
+            ends=ends,
+            specs=self._kinds.specs,
+            resident=tuple(resident),
+            models_in_memory=self.models_in_memory,
+        )
+
+    def _loads(self, spec: Ints, resident: Sequence[str]) -> Any:
+        """Whether weights have to be loaded for each row: memory holds those used last.
+
+        The stack distance of a row is the number of other specs used since its own was used last
+        (Mattson et al. 1970, "Evaluation techniques for storage hierarchies"); they are in memory
+        if it is smaller than what memory holds.
+        """
+        numbers = [self._kinds.spec_numbers.get(key) for key in resident]
+        if self.models_in_memory == 1:
+            before_first = -1 if not numbers or numbers[0] is None else numbers[0]
+            return spec != np.concatenate(([before_first], spec[:-1]))[: len(spec)]
+        before = np.full(len(self._kinds.specs), NEVER, np.intp)
+        for age, number in enumerate(numbers):
+            if number is not None:
+                before[number] = -1 - age
+        position = np.arange(len(spec))
+        last_use = np.empty((len(before), len(spec)), np.intp)
+        for number, used_before in enumerate(before):
+            uses = np.where(spec == number, position, NEVER)
+            latest = np.maximum.accumulate(np.concatenate(([used_before], uses)))
+            last_use[number] = latest[:-1]
+        own = last_use[spec, position]
+        others_since = (last_use > own).sum(axis=0)
+        foreign = np.array([-1 - age for age, number in enumerate(numbers) if number is None])
+        others_since += (foreign[:, None] > own).sum(axis=0) if len(foreign) else 0
+        return (own == NEVER) | (others_since >= self.models_in_memory)
+
+
+def _inserted(values: Any, at: int, own: Sequence[float]) -> Any:
+    return np.concatenate((values[:at], np.array(own, values.dtype), values[at:]))
+
+
+def _deleted(values: Any, begin: int, end: int) -> Any:
+    return np.concatenate((values[:begin], values[end:]))
+
+
+def _ends(stages: Ints) -> Ints:
+    """Stages before each task, and of all."""
+    ends = np.zeros(len(stages) + 1, np.intp)
+    np.cumsum(stages, out=ends[1:])
+    return ends
+
+
+def _before_each(rows: Any, ends: Ints) -> Any:
+    """The sum of these values before each task, and of all."""
+    sums = np.zeros(len(rows) + 1, np.intp if rows.dtype == bool else rows.dtype)
+    np.cumsum(rows, out=sums[1:])
+    return sums if len(sums) == len(ends) else sums[ends]

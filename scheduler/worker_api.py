@@ -1,0 +1,328 @@
+"""What workers call: claim a task, report on it, and end it.
+
+Every call about a task names its attempt. A worker whose task was cancelled, or released and
+claimed again, is refused: report() answers STOP, the others False.
+"""
+
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+from copy import copy
+from dataclasses import replace
+from pathlib import Path
+
+from errors import StorageUnavailable
+from models.model_catalog import LoadSpec
+from scheduler.events import EventKind
+from scheduler.machines import Run
+from scheduler.scheduler import ENDED_TOO_OFTEN, MAX_INTERRUPTIONS, Scheduler
+from task import Encoded, Phase, Progress, Task, TaskStatus, Verdict
+from timing_model import Measured, Work
+
+log = logging.getLogger(__name__)
+
+
+class WorkerApi:
+    """The worker thread and the encoder thread call it. All methods may raise StorageUnavailable;
+    then nothing has changed."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._gaps_before_load = 0
+
+    @property
+    def stopping(self) -> bool:
+        return self._scheduler.stopping
+
+    @property
+    def first_spec(self) -> LoadSpec:
+        """What to load before anything else."""
+        return self._scheduler.first_spec
+
+    # -- the machine ------------------------------------------------------------------------------
+
+    def load_started(self, spec: LoadSpec) -> None:
+        with self._scheduler.lock:
+            self._scheduler.machine.load_started(spec, self._scheduler.monotonic())
+            self._gaps_before_load = self._scheduler.gaps()
+
+    def load_finished(
+        self,
+        spec: LoadSpec,
+        bits: int | None,
+        resident: Sequence[str],
+        *,
+        learn: bool = True,
+    ) -> None:
+        """These weights are in memory, quantized to this many bits (None: not quantized).
+
+        Args:
+            resident: keys of all that is in memory now, the latest used first.
+            learn: whether the time says something about the next load.
+        """
+        scheduler = self._scheduler
+        with scheduler.lock:
+            learn = learn and scheduler.gaps() == self._gaps_before_load
+            if scheduler.estimates.learn_bits(spec, bits):
+                scheduler.schedule.rebuild()
+            seconds = scheduler.machine.load_finished(spec, resident, scheduler.monotonic())
+            scheduler.schedule.models_in_memory = scheduler.machine.models_in_memory
+            if learn:
+                scheduler.estimates.learn_load(spec, seconds)
+            scheduler.forecaster.prepare()
+            load_key = scheduler.estimates.load_key(spec)
+        log.info("%s is loaded after %.1f s", spec.key, seconds)
+        if learn:
+            with suppress(StorageUnavailable), scheduler.health.noting_storage():
+                scheduler.store.timings.keep_load(load_key, seconds)
+
+    def load_failed(self, message: str, resident: Sequence[str], *, fatal: bool) -> None:
+        """These weights cannot be loaded.
+
+        Args:
+            fatal: the server ends; else only the tasks that need them fail.
+        """
+        with self._scheduler.lock:
+            self._scheduler.machine.now_resident(resident)
+            self._scheduler.health.load_failed = fatal
+            self._scheduler.health.last_error = message
+
+    def now_resident(self, resident: Sequence[str]) -> None:
+        """LoadSpec were unloaded, or could not be loaded: these are in memory, the latest first."""
+        with self._scheduler.lock:
+            self._scheduler.machine.now_resident(resident)
+
+    def next_load_order(self) -> LoadSpec | None:
+        """LoadSpec that the operator wants loaded; they are removed from the orders."""
+        with self._scheduler.lock:
+            ordered = self._next_load_order()
+            if ordered:
+                self._scheduler.load_orders.remove(ordered)
+            return ordered
+
+    # -- tasks ------------------------------------------------------------------------------------
+
+    def claim(self, timeout_s: float | None = None) -> Task | None:
+        """The next task, now running; waits for one. None: time is up, a load was ordered, or the
+        server stops."""
+        scheduler = self._scheduler
+        with scheduler.lock:
+            scheduler.wake_worker.wait_for(
+                lambda: scheduler.stopping or scheduler.schedule.first() or self._next_load_order(),
+                timeout_s,
+            )
+            if self._next_load_order():
+                return None
+        with scheduler.changes:
+            with scheduler.lock:
+                task = scheduler.schedule.first()
+            if scheduler.stopping or task is None:
+                return None
+            started_at = scheduler.now()
+            with scheduler.health.accepting():  # else its image could not be stored
+                if not scheduler.store.claim(task, started_at=started_at):
+                    raise StorageUnavailable(f"The record of task {task.task_id} does not wait.")
+            with scheduler.lock:
+                task.status, task.started_at = TaskStatus.RUNNING, started_at
+                task.attempt += 1
+                scheduler.start(task)
+                claimed = copy(task)
+            scheduler.events.publish(EventKind.RUNNING, task.task_id)
+            log.info(
+                "task %s is running: %s, %d x %d, %d steps",
+                task.task_id,
+                task.stages[0].load_spec.key,
+                task.params.width,
+                task.params.height,
+                task.params.steps_run,
+            )
+            return claimed
+
+    def inputs_of(self, task_id: str) -> Path:
+        """The folder with the input images of a task."""
+        return self._scheduler.store.inputs_of(task_id)
+
+    def report(self, task_id: str, attempt: int, progress: Progress) -> Verdict:
+        """The task has reached a phase or ended a step, at this moment."""
+        scheduler = self._scheduler
+        with scheduler.lock:
+            run = self._run(task_id, attempt)
+            if run is None:
+                return Verdict.STOP
+            scheduler.machine.report(run, progress, scheduler.monotonic())
+            scheduler.reported(run)
+            scheduler.events.publish(EventKind.STEP, task_id)
+            return Verdict.CONTINUE if self._may_continue(run) else Verdict.STOP
+
+    def store_image(self, task_id: str, attempt: int, encoded: Encoded) -> bool:
+        """One of several images is encoded: it can be fetched from now on. The last one goes to
+        finish()."""
+        stored = self._store_image(task_id, attempt, encoded, last=False)
+        self._cancel_after_image(task_id, attempt)
+        return stored
+
+    def finish(self, task_id: str, attempt: int, encoded: Encoded) -> bool:
+        """The last image is encoded: the task is done."""
+        return self._store_image(task_id, attempt, encoded, last=True)
+
+    def fail(self, task_id: str, attempt: int, code: str, message: str) -> bool:
+        scheduler = self._scheduler
+        with scheduler.changes, scheduler.health.noting_storage():
+            with scheduler.lock:
+                run = self._run(task_id, attempt)
+            return run is not None and scheduler.fail(run.task, code, message)
+
+    def release(self, task_id: str, attempt: int, *, interrupted: bool = False) -> bool:
+        """The worker has left the task: it waits again, where it was. One that is cancelled after
+        its present image waits no more: it ends with the images that are stored, and with the one
+        that is being encoded, if there is one.
+
+        Args:
+            interrupted: the worker died, perhaps because of the task; after MAX_INTERRUPTIONS it
+                is failed.
+        """
+        scheduler = self._scheduler
+        with scheduler.changes, scheduler.health.noting_storage():
+            with scheduler.lock:
+                run = self._run(task_id, attempt)
+            if run is None:
+                return False
+            task = run.task
+            if run.task.last_image is not None:
+                return self._end_after_image(run, interrupted=interrupted)
+            if interrupted and task.interruptions + 1 >= MAX_INTERRUPTIONS:
+                return scheduler.fail(task, *ENDED_TOO_OFTEN)
+            if not scheduler.store.release(task, interrupted=interrupted):
+                return False  # it has finished, this moment
+            with scheduler.lock:
+                task.interruptions += interrupted
+                scheduler.release(run)
+            scheduler.events.publish(EventKind.WAITING, task_id)
+            log.info("task %s waits again", task_id)
+            return True
+
+    def release_all(self) -> None:
+        """Whatever still runs waits again: the process ends now."""
+        with self._scheduler.lock:
+            running = [run.task for run in self._scheduler.machine.runs.values()]
+        for task in reversed(running):
+            self.release(task.task_id, task.attempt)
+
+    def left(self, task_id: str) -> None:
+        """The worker does not read the input images of a task any more: if it has ended, they are
+        removed."""
+        with self._scheduler.lock:
+            ended = self._scheduler.get(task_id) is None
+        if ended:
+            self._scheduler.store.discard_inputs(task_id)
+
+    def preview_made(self, task_id: str) -> None:
+        """There is a newer preview of a running task."""
+        with self._scheduler.lock:
+            if task_id in self._scheduler.machine.runs:
+                self._scheduler.events.publish(EventKind.PREVIEW, task_id)
+
+    def prune(self) -> None:
+        self._scheduler.prune()
+
+    def stop(self, drain_s: float = 0.0) -> None:
+        self._scheduler.stop(drain_s)
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _run(self, task_id: str, attempt: int) -> Run | None:
+        """(locked) None: the task runs no more, or not this attempt; the worker has stopped it."""
+        run = self._scheduler.run_of(task_id, attempt)
+        stopping = self._scheduler.machine.stopping
+        if run is None and stopping is not None and stopping.task.task_id == task_id:
+            self._scheduler.machine.stopping = None
+        return run
+
+    def _store_image(self, task_id: str, attempt: int, encoded: Encoded, *, last: bool) -> bool:
+        # Not under `changes`: syncing an image takes milliseconds, for which the worker would wait
+        # with its next claim. The store's own guard decides against a cancel at the same moment.
+        scheduler = self._scheduler
+        with scheduler.lock:
+            run = scheduler.run_of(task_id, attempt)
+            if run is None or encoded.index != run.task.images_done:
+                return False  # refused, or stored already
+            task = copy(run.task)  # as it runs; it may be released meanwhile
+            samples = [self._sample(run.task, stage, m) for stage, m in encoded.measured]
+            if scheduler.gaps() != run.gaps_before:
+                samples = []  # the process was stopped meanwhile
+        with scheduler.health.noting_storage():
+            stored = scheduler.store.add_image(
+                task,
+                encoded.image,
+                [measured for _, measured in encoded.measured],
+                samples=samples,
+                end=scheduler.end() if last else None,
+            )
+        if not stored:
+            return False
+        outcome = None
+        with scheduler.lock:
+            for work, measured in samples:
+                scheduler.timing.learn(work, measured)
+            run.task.image_sizes += (len(encoded.image),)
+            run.task.measured += tuple(measured for _, measured in encoded.measured)
+            first = run.task.images_done == 1
+            if last:
+                outcome = scheduler.finish(run)
+            scheduler.forecaster.prepare()
+        scheduler.retention.added(len(encoded.image), first=first)
+        scheduler.events.publish(EventKind.DONE if last else EventKind.IMAGE, task_id)
+        if last:
+            scheduler.store.discard_inputs(task_id)
+            log.info("task %s is done", task_id)
+            scheduler.prune()
+        if outcome is not None:
+            with suppress(StorageUnavailable):  # the task is done all the same
+                scheduler.store.timings.keep_outcome(outcome)
+        return True
+
+    def _cancel_after_image(self, task_id: str, attempt: int) -> None:
+        """An image is stored: cancel the task if it was the last one that its client wants."""
+        scheduler = self._scheduler
+        with scheduler.lock:
+            run = scheduler.run_of(task_id, attempt)
+            if (
+                run is None
+                or run.task.last_image is None
+                or run.task.images_done <= run.task.last_image
+            ):
+                return
+        with scheduler.changes, scheduler.health.noting_storage():
+            if scheduler.store.cancel(run.task, scheduler.end()):
+                scheduler.cancelled(run.task)
+
+    def _end_after_image(self, run: Run, *, interrupted: bool) -> bool:
+        """(under `changes`) The worker has left a task that is cancelled after its present image.
+        Returns whether the task has ended; else its image is being encoded."""
+        scheduler, progress = self._scheduler, run.progress
+        is_drawn = run.task.last_image is not None and progress.image > run.task.last_image
+        if is_drawn and not interrupted and not scheduler.stopping:
+            with scheduler.lock:
+                encoding = replace(progress, phase=Phase.IMAGE_ENCODING)
+                scheduler.machine.report(run, encoding, scheduler.monotonic())
+            return False
+        if not scheduler.store.cancel(run.task, scheduler.end()):
+            return False
+        scheduler.cancelled(run.task)
+        return True
+
+    def _sample(self, task: Task, stage: int, measured: Measured) -> tuple[Work, Measured]:
+        return replace(self._scheduler.estimates.work(task.stages[stage]), images=1), measured
+
+    def _may_continue(self, run: Run) -> bool:
+        scheduler = self._scheduler
+        if run.task.last_image is not None and run.progress.image > run.task.last_image:
+            return False
+        if scheduler.drain_until is None:
+            return True
+        left_s = scheduler.forecaster.gpu_remaining_s(run, scheduler.machine)
+        return scheduler.monotonic() + left_s <= scheduler.drain_until
+
+    def _next_load_order(self) -> LoadSpec | None:
+        scheduler = self._scheduler
+        return next((spec for spec in scheduler.load_orders if scheduler.is_on_disk(spec)), None)

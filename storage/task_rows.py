@@ -1,0 +1,45 @@
+"""Reading rows of the table of tasks."""
+
+import json
+
+from storage.database import Row
+from task import GenerationParams, Task, TaskStatus
+from timing_model import Measured
+
+
+class Tombstone(str):
+    """Why a task that once was is gone."""
+
+
+def task_of(row: Row) -> Task:
+    """A task as it is stored, without its stages. Raises one of DAMAGED if the row is damaged."""
+    return Task(
+        task_id=row["task_id"],
+        params=GenerationParams.model_validate_json(row["params"]),
+        priority=row["priority"],
+        created_at=row["created_at"],
+        status=TaskStatus(row["status"]),
+        attempt=row["attempt"],
+        interruptions=row["interruptions"],
+        started_at=row["started_at"],
+        ended_at=row["ended_at"],
+        fetched_at=row["fetched_at"],
+        last_image=row["last_image"],
+        image_sizes=image_sizes(row),
+        measured=_measured(row["measured"]) if row["measured"] else (),
+        error_code=row["error_code"],
+        error=row["error"],
+        sequence=row["sequence"],
+        group=row["group_sequence"],
+        share_done=1.0 if row["status"] == TaskStatus.DONE else 0.0,
+    )
+
+
+def image_sizes(row: Row) -> tuple[int, ...]:
+    """Bytes of each image file of a task."""
+    return tuple(int(size) for size in json.loads(row["image_sizes"] or "[]"))
+
+
+def _measured(text: str) -> tuple[Measured, ...]:
+    values = json.loads(text)
+    return tuple(Measured(**each) for each in (values if isinstance(values, list) else [values]))

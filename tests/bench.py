@@ -1,0 +1,140 @@
+"""The parts of a scheduler without disk, for tests of the order and of the forecasts."""
+
+from collections.abc import Callable
+from typing import Any
+
+from conftest import allow, params_for
+
+from models.model_catalog import LoadSpec, Model
+from scheduler.downloads import Downloads
+from scheduler.estimates import Estimates
+from scheduler.forecast import Forecaster
+from scheduler.machines import Machine, Run
+from scheduler.policy import Policy, key
+from scheduler.schedule import Schedule
+from task import Forecast, Phase, Progress, Stage, Task
+from timing_model import Measured, Spread, TimingModel
+
+ALLOWED = allow("schnell", "flux2-klein-4b", "flux2-klein-base-4b", "z-image", "seedvr2-3b")
+MODELS = ALLOWED.models[:4]
+SCHNELL, KLEIN, BASE, Z_IMAGE = MODELS
+UPSCALER = ALLOWED.models[4]
+
+
+def spec_of(model: Model) -> LoadSpec:
+    return LoadSpec(model, model.pipelines[0], None)
+
+
+def learned() -> TimingModel:
+    """Each model has another law, and takes another time to load: 7 s, 14 s, ..."""
+    timing = TimingModel()
+    estimates = Estimates(timing)
+    for number, model in enumerate((*MODELS, UPSCALER), 1):
+        for side, steps in ((512, 4), (1024, 10), (1536, 1)):
+            x = side * side / 1024**2
+            params = params_for(width=side, height=side, steps=steps, format="JPEG")
+            measured = Measured(0.5, [number * (0.2 + x)] * steps, x, 0.01)
+            timing.learn(estimates.work(Stage(spec_of(model), params)), measured)
+        estimates.learn_load(spec_of(model), 7.0 * number)
+    return timing
+
+
+class Bench:
+    """Schedule, machines and forecaster under a clock that the test moves."""
+
+    def __init__(
+        self, *, machines: int = 1, models_in_memory: int = 1, max_delay_s: float = 0.0
+    ) -> None:
+        self.at = 0.0
+        self.timing = learned()
+        self.estimates = Estimates(self.timing)
+        self.schedule = Schedule(self.estimates, key)
+        self.schedule.models_in_memory = models_in_memory
+        self.machines = [
+            Machine(f"m{n}", models_in_memory=models_in_memory, speed=1.0 + 0.5 * n)
+            for n in range(machines)
+        ]
+        self.machine = self.machines[0]
+        self.policy = Policy(max_delay_s)
+        self.downloads = Downloads(self.clock)
+        self.spread = Spread()
+        self.forecaster = Forecaster(
+            schedule=self.schedule,
+            machines=self.machines,
+            policy=self.policy,
+            estimates=self.estimates,
+            timing=self.timing,
+            spread=self.spread,
+            downloads=self.downloads,
+            monotonic=self.clock,
+        )
+        self.joined = 0
+
+    def clock(self) -> float:
+        return self.at
+
+    def task(
+        self,
+        task_id: str,
+        model: Model = SCHNELL,
+        *,
+        priority: int = 0,
+        side: int = 512,
+        upscale: float | None = None,
+        **changes: Any,
+    ) -> Task:
+        params = params_for(
+            model=model.name,
+            upscale=upscale,
+            upscaler=UPSCALER.name if upscale else None,
+            **{"width": side, "height": side, "format": "JPEG", **changes},
+        )
+        return Task(task_id, params, priority, created_at=0.0, stages=ALLOWED.stages(params))
+
+    def load(self, model: Model = SCHNELL, resident: tuple[Model, ...] = ()) -> None:
+        """A model is loaded at once; memory holds these models, the latest used first."""
+        self.machine.load_started(spec_of(model), self.at)
+        keys = [spec_of(other).key for other in resident or (model,)]
+        self.machine.load_finished(spec_of(model), keys, self.at)
+
+    def join(self, task: Task) -> Forecast:
+        """Returns the forecast from before it joined."""
+        promised = self.forecaster.of_new(task)
+        place = self.policy.place(task, self.schedule, self.forecaster.resident_at_start())
+        self.joined += 1
+        task.sequence = self.joined
+        task.group = task.sequence if place.group is None else place.group
+        if place.delays_s is not None:
+            self.schedule.delay(task, place.delays_s)
+        self.schedule.add(task, delay_budget_s=self.policy.max_delay_s)
+        assert self.schedule.position(task) == place.index
+        return promised
+
+    def start(self, task: Task, machine: Machine | None = None) -> Run:
+        """A waiting task is claimed."""
+        machine = machine or self.machine
+        self.schedule.remove(task)
+        machine.start(task, self.at)
+        return machine.runs[task.task_id]
+
+    def report(self, run: Run, phase: Phase, steps_done: int = 0, *at: int) -> None:
+        """Args:
+        at: stage and image.
+        """
+        stage, image = at or (0, 0)
+        total = run.task.stages[stage].params.steps_run
+        progress = Progress(phase, steps_done, total, stage, image)
+        self.machine.report(run, progress, self.at)
+
+    def ids(self) -> list[str]:
+        return [task.task_id for task in self.schedule]
+
+    def in_order(
+        self, offset: int = 0, limit: int = 1000, wanted: Callable[[Task], bool] | None = None
+    ) -> list[tuple[Task, Forecast]]:
+        """All tasks, the running ones first, and their forecasts."""
+        found, _ = self.forecaster.in_order(offset, limit, wanted)
+        return [(task, forecast()) for task, forecast in found]
+
+    def end_s(self, task: Task) -> float:
+        return self.forecaster.of(task).end_s

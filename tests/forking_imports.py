@@ -1,0 +1,22 @@
+"""Imported by the process from which servers are forked (forking.py), and by no other."""
+
+import importlib
+import os
+
+from forking import clean_environment
+
+os.environ.update(clean_environment())  # Hugging Face's libraries read it when they are imported
+
+from models.mflux_registry import read_catalog
+from models.mlx_setup import prepare_mlx
+
+prepare_mlx()
+for name in (
+    "server",
+    "mflux.models.flux.variants.txt2img.flux",
+    "numpy.random",
+    "transformers.models.clip.tokenization_clip",
+    "transformers.models.t5.tokenization_t5",
+):
+    importlib.import_module(name)
+read_catalog()  # cached

@@ -1,0 +1,393 @@
+"""Tasks with several images over real HTTP: each image is there once it is stored, also when its
+task is cancelled, now or after the image that is being drawn. Readers change nothing."""
+
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from conftest import GIVE_UP_S, PlayedQueue, allow, params_for
+from live import EventStream, SteppedServer
+from PIL import Image
+
+from api.task_answers import DeleteAnswer, StatusAnswer
+from scheduler.limits import QueueLimits
+from storage.task_store import TaskStore
+from task import Encoded, InputImage, Phase, Task, TaskStatus
+from timing_model import TimingModel
+
+BIG: dict[str, Any] = {"width": 1024, "height": 1024}
+"""Forecast to take long, so that a change of the forecast is no trifle."""
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., SteppedServer]]:
+    started: list[SteppedServer] = []
+
+    def new(**settings: Any) -> SteppedServer:
+        started.append(SteppedServer(tmp_path / "data", **settings))
+        return started[-1]
+
+    yield new
+    for server in started:
+        server.close()
+
+
+@pytest.fixture
+def server(start: Callable[..., SteppedServer]) -> SteppedServer:
+    return start()
+
+
+def delete(server: SteppedServer, task_id: str, **query: Any) -> requests.Response:
+    return requests.delete(
+        server.url + "/delete", params={"task_id": task_id, **query}, timeout=GIVE_UP_S
+    )
+
+
+def stop_after(server: SteppedServer, task_id: str) -> DeleteAnswer:
+    answer = delete(server, task_id, after_current="true")
+    assert answer.status_code == 200, answer.text
+    return DeleteAnswer.model_validate(answer.json())
+
+
+def draw_image(server: SteppedServer) -> None:
+    """The running task, of one step for each image, draws its present image."""
+    server.step(2)
+
+
+def until_stored(server: SteppedServer, task_id: str, images: int) -> dict[str, Any]:
+    """The status of a task once it has so many images."""
+    told = server.status(task_id)
+    while told["images_done"] < images:
+        told = server.status(task_id, wait=60, since=told["version"])
+    StatusAnswer.model_validate(told)
+    return told
+
+
+def until_ended(server: SteppedServer, task_id: str) -> dict[str, Any]:
+    told = server.status(task_id)
+    while told["status"] in ("waiting", "running"):
+        told = server.status(task_id, wait=60, since=told["version"])
+    return told
+
+
+def code(answer: requests.Response) -> tuple[int, str]:
+    return answer.status_code, answer.json()["error"]["code"]
+
+
+def fetched(server: SteppedServer, task_id: str, index: int, **query: Any) -> requests.Response:
+    return server.get("/image", task_id=task_id, index=index, **{"delete": "false", **query})
+
+
+def test_each_image_can_be_fetched_while_the_others_are_drawn(server: SteppedServer) -> None:
+    task_id = server.running(steps=1, count=3)
+    assert code(fetched(server, task_id, 0)) == (409, "not_ready")
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(fetched, server, task_id, 0, wait=60)
+        draw_image(server)
+        image = waiting.result(GIVE_UP_S)
+    assert Image.open(BytesIO(image.content)).size == (64, 64)
+    assert server.status(task_id)["status"] == "running"
+    assert server.status(task_id)["images_done"] == 1
+    small = server.get("/thumbnail", task_id=task_id, index=0)
+    assert Image.open(BytesIO(small.content)).format == "JPEG"
+    told = fetched(server, task_id, 0, metadata="true").json()
+    assert (told["prompt"], told["width"]) == ("a lighthouse", 64)
+    assert server.get("/preview", task_id=task_id).status_code == 204
+    for path in ("/image", "/thumbnail"):
+        assert code(server.get(path, task_id=task_id, index=1)) == (409, "not_ready")
+        assert code(server.get(path, task_id=task_id, index=3)) == (400, "invalid_input")
+    assert code(server.get("/image", task_id=task_id, all="true")) == (409, "not_ready")
+    from_it = {"prompt": "x", "steps": 2, "init_image": {"task_id": task_id, "index": 0}}
+    answer = requests.post(server.url + "/estimate", json=from_it, timeout=GIVE_UP_S)
+    assert answer.json()["params"]["init_image"]["width"] == 64
+    server.end()
+    assert until_ended(server, task_id)["images_done"] == 3
+    assert fetched(server, task_id, 0).content == image.content
+
+
+def test_the_stream_has_an_event_for_each_image_that_is_stored(server: SteppedServer) -> None:
+    task_id = server.running(steps=1, count=3)
+    stream = EventStream(server, f"?task_id={task_id}")
+    for number in (1, 2):
+        draw_image(server)
+        _, _, data = stream.until("image")[-1]
+        assert (data["images_done"], data["status"]) == (number, "running")
+        assert fetched(server, task_id, number - 1).status_code == 200
+    draw_image(server)
+    *before, (kind, _, data) = list(stream)
+    assert (kind, data["images_done"]) == ("done", 3)
+    assert "image" not in [event[0] for event in before]
+
+
+def test_what_was_fetched_while_the_task_ran_stays_until_all_of_it_was_fetched(
+    start: Callable[..., SteppedServer],
+) -> None:
+    server = start(refetch_s=0)
+    task_id = server.running(steps=1, count=2)
+    draw_image(server)
+    until_stored(server, task_id, 1)
+    assert fetched(server, task_id, 0, delete="true").status_code == 200
+    assert fetched(server, task_id, 0).status_code == 200
+    server.end()
+    assert until_ended(server, task_id)["status"] == "done"
+    assert fetched(server, task_id, 0).status_code == 200
+    assert fetched(server, task_id, 1, delete="true").status_code == 200
+    told = server.get("/status", task_id=task_id)
+    while told.status_code != 410:  # the image goes when its last byte was sent
+        told = server.get("/status", task_id=task_id)
+
+
+def test_cancelling_keeps_the_images_that_are_stored(start: Callable[..., SteppedServer]) -> None:
+    server = start(refetch_s=0)
+    events = EventStream(server)
+    task_id = server.running(steps=1, count=4)
+    for number in (1, 2):
+        draw_image(server)
+        until_stored(server, task_id, number)
+    assert delete(server, task_id).json()["was"] == "running"
+    told = server.status(task_id)
+    assert (told["status"], told["images_done"]) == ("cancelled", 2)
+    assert server.get("/health").json()["done"] == 1
+    assert code(fetched(server, task_id, 2)) == (410, "gone")
+    assert code(fetched(server, task_id, 4)) == (400, "invalid_input")
+    archive = fetched(server, task_id, 0, all="true")
+    names = zipfile.ZipFile(BytesIO(archive.content)).namelist()
+    assert names == [f"{task_id}-0.jpg", f"{task_id}-1.jpg"]
+    for index in (0, 1):
+        assert fetched(server, task_id, index, delete="true").status_code == 200
+    gone = events.until("removed")[-1][2]
+    assert gone["task_id"] == task_id, "removed like a finished task whose images were fetched"
+    assert server.get("/health").json()["images_bytes"] == 0
+
+
+def test_a_task_is_cancelled_after_the_image_that_is_being_drawn(server: SteppedServer) -> None:
+    task_id = server.running(steps=1, count=5, **BIG)
+    behind = server.submit(steps=1)
+    draw_image(server)
+    before = until_stored(server, task_id, 1)
+    stream = EventStream(server, f"?task_id={task_id}")
+    answer = stop_after(server, task_id)
+    assert (answer.was, "is being drawn" in answer.message) == ("running", True)
+    told = server.status(task_id)
+    assert (told["status"], told["last_image"]) == ("running", 1)
+    assert told["wait_p90_s"] < before["wait_p90_s"]
+    assert stop_after(server, task_id).was == "running"
+    draw_image(server)
+    kind, _, data = list(stream)[-1]
+    assert (kind, data["images_done"]) == ("cancelled", 2)
+    assert [fetched(server, task_id, index).status_code for index in range(3)] == [200, 200, 410]
+    server.end()
+    assert until_ended(server, behind)["status"] == "done"
+    assert server.status(task_id)["images_done"] == 2
+
+
+def test_the_last_image_ends_its_task_as_done(server: SteppedServer) -> None:
+    task_id = server.running(steps=1, count=2)
+    draw_image(server)
+    until_stored(server, task_id, 1)
+    stop_after(server, task_id)
+    draw_image(server)
+    assert until_ended(server, task_id)["status"] == "done"
+    alone = server.running(steps=1)
+    stop_after(server, alone)
+    draw_image(server)
+    assert until_ended(server, alone)["status"] == "done"
+
+
+def test_ending_after_an_image_removes_nothing_of_a_task_that_has_ended(
+    server: SteppedServer,
+) -> None:
+    running = server.running(steps=1)
+    waiting = server.submit(steps=1, count=2)
+    assert stop_after(server, waiting).was == "waiting"
+    assert server.status(waiting)["status"] == "cancelled"
+    server.end()
+    until_ended(server, running)
+    answer = stop_after(server, running)
+    assert (answer.was, answer.message) == (
+        "done",
+        "The task had ended already; nothing was changed.",
+    )
+    assert fetched(server, running, 0).status_code == 200
+    assert code(delete(server, "nobody", after_current="true")) == (404, "unknown_task")
+    assert code(delete(server, running, after_current="perhaps")) == (400, "invalid_input")
+    delete(server, running)
+    assert code(delete(server, running, after_current="true")) == (410, "gone")
+
+
+def test_a_task_without_images_that_is_cancelled_has_none(server: SteppedServer) -> None:
+    task_id = server.running(steps=1, count=3)
+    delete(server, task_id)
+    for query in ({}, {"all": "true"}, {"index": 1}, {"metadata": "true"}):
+        assert code(server.get("/image", task_id=task_id, **query)) == (410, "gone")
+    assert code(server.get("/thumbnail", task_id=task_id)) == (410, "gone")
+
+
+# -- the same in the scheduler: what a worker may do at the same moment ----------------------------
+
+
+class Played:
+    """A queue on disk whose worker the test plays; again() starts it anew after a kill -9."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.now = 0.0
+        self.queue = self._open()
+
+    def _open(self) -> PlayedQueue:
+        self.store = TaskStore(self.folder)
+        queue = PlayedQueue(
+            allow("tiny"), TimingModel(), self.store, QueueLimits(), monotonic=lambda: self.now
+        )
+        queue.load()
+        return queue
+
+    def again(self) -> None:
+        self.store.close()
+        self.queue = self._open()
+
+    def running(self, count: int) -> Task:
+        self.queue.submit(params_for(count=count, seed=5))
+        task = self.queue.claim()
+        assert task
+        return task
+
+    def store_image(self, task: Task) -> bool:
+        index = self.queue.status(task.task_id).images_done
+        encoded = Encoded(b"image", index)
+        return self.queue.worker.store_image(task.task_id, task.attempt, encoded)
+
+
+@pytest.fixture
+def played(tmp_path: Path) -> Iterator[Played]:
+    played = Played(tmp_path)
+    yield played
+    played.store.close()
+
+
+def _state(played: Played, task: Task) -> tuple[TaskStatus, int]:
+    task = played.queue.status(task.task_id)
+    return task.status, task.images_done
+
+
+@pytest.mark.parametrize("images", [0, 2])
+def test_after_a_kill_9_a_task_that_was_to_end_is_cancelled_with_its_images(
+    played: Played, images: int
+) -> None:
+    task = played.running(count=5)
+    for number in range(images):
+        assert played.store_image(task)
+        played.queue.next_image(task.task_id, 0, number + 1)
+    played.queue.delete(task.task_id, after_current=True)
+    played.again()
+    assert _state(played, task) == (TaskStatus.CANCELLED, images)
+    assert played.queue.claim() is None
+    assert [played.queue.image(task.task_id, index)[0] for index in range(images)] == [
+        b"image"
+    ] * images
+
+
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_a_task_that_was_to_end_does_not_wait_again_when_its_worker_leaves_it(
+    played: Played, interrupted: bool
+) -> None:
+    task = played.running(count=3)
+    played.queue.delete(task.task_id, after_current=True)
+    assert played.queue.release(task.task_id, interrupted=interrupted)
+    assert _state(played, task) == (TaskStatus.CANCELLED, 0)
+    assert played.queue.claim() is None
+
+
+def test_the_last_image_is_stored_though_the_worker_has_left_before(played: Played) -> None:
+    task = played.running(count=3)
+    played.queue.delete(task.task_id, after_current=True)
+    assert not played.queue.next_image(task.task_id, 0, 1), "the worker has to stop"
+    played.queue.release(task.task_id)
+    told = played.queue.status(task.task_id)
+    assert (told.status, told.phase) == (TaskStatus.RUNNING, Phase.IMAGE_ENCODING)
+    other = played.running(count=1)
+    assert other.status is TaskStatus.RUNNING, "the GPU is free for the next task"
+    assert played.store_image(task)
+    assert _state(played, task) == (TaskStatus.CANCELLED, 1)
+
+
+def test_an_encoder_that_dies_with_the_last_image_leaves_a_cancelled_task(played: Played) -> None:
+    task = played.running(count=3)
+    played.queue.delete(task.task_id, after_current=True)
+    played.queue.next_image(task.task_id, 0, 1)
+    played.queue.release(task.task_id)
+    played.queue.release(task.task_id, interrupted=True)
+    assert _state(played, task) == (TaskStatus.CANCELLED, 0)
+
+
+def test_a_task_whose_present_image_is_stored_already_is_cancelled_at_once(
+    played: Played,
+) -> None:
+    task = played.running(count=3)
+    assert played.store_image(task)  # and the worker has not reported the next one yet
+    played.queue.delete(task.task_id, after_current=True)
+    assert _state(played, task) == (TaskStatus.CANCELLED, 1)
+
+
+def test_input_images_go_once_the_worker_has_left(played: Played) -> None:
+    picture = InputImage("0123456789abcdef", 64, 64)
+    params = params_for(count=3, init_image=picture, image_strength=0.5)
+    submitted, _ = played.queue.submit(params, inputs={picture.file: b"png"})
+    task = played.queue.claim()
+    assert task
+    folder = played.store.inputs_of(submitted.task_id)
+    played.queue.delete(task.task_id, after_current=True)
+    assert [path.name for path in folder.iterdir()] == [f"{picture.file}.png"]
+    assert played.store_image(task)
+    played.queue.worker.left(task.task_id)
+    assert not folder.exists()
+
+
+# -- readers change nothing -----------------------------------------------------------------------
+
+
+def _kept(server: SteppedServer) -> str:
+    """All that the scheduler knows of the present tasks' past forecasts and progress."""
+    scheduler = server.server.queue._scheduler
+    with scheduler.lock:
+        return repr([scheduler._baselines, list(scheduler.machine.runs.values())])
+
+
+def test_every_reader_is_told_why_a_task_is_later_each_time(server: SteppedServer) -> None:
+    server.running(steps=1, **BIG)
+    task_id = server.submit(steps=1)
+    assert "reason" not in server.status(task_id)
+    server.submit(steps=1, count=4, priority=True, **BIG)
+    for _ in range(2):
+        assert server.status(task_id)["reason"] == "overtaken"
+        stream = EventStream(server, f"?task_id={task_id}")
+        _, _, data = next(iter(stream))
+        assert data["reason"] == "overtaken"
+        stream.close()
+        queued = server.get("/queue").json()["tasks"]
+        reasons = {task["task_id"]: task.get("reason") for task in queued}
+        assert reasons[task_id] == "overtaken"
+    assert list(reasons.values()).count(None) == 2
+
+
+def test_reading_changes_neither_forecasts_nor_progress(server: SteppedServer) -> None:
+    running, waiting = server.running(steps=2, **BIG), server.submit(steps=1)
+    server.submit(steps=1, count=4, priority=True, **BIG)
+    server.step()
+    told = server.status(running)
+    while told["phase"] != "denoising":
+        told = server.status(running, wait=60, since=told["version"])
+    before = _kept(server)
+    for _ in range(3):
+        for task_id in (running, waiting):
+            server.status(task_id)
+            stream = EventStream(server, f"?task_id={task_id}")
+            assert next(iter(stream))[2]["task_id"] == task_id
+            stream.close()
+        server.get("/queue")
+    assert _kept(server) == before

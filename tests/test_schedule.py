@@ -1,0 +1,302 @@
+"""The order of the waiting tasks and the forecasts of all, against plain simulations of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from bench import BASE, KLEIN, MODELS, SCHNELL, Bench
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.model_catalog import Model
+from task import Task
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A task that a test submits."""
+
+    priority: int
+    model: Model
+    side: int
+    steps: int
+    count: int
+    upscale: float | None
+
+    def task(self, bench: Bench, task_id: str) -> Task:
+        guided: dict[str, Any] = {}
+        if self.model is BASE and self.steps % 2:
+            guided["guidance"] = 4.0  # runs each step twice: another law of time
+        return bench.task(
+            task_id,
+            self.model,
+            priority=self.priority,
+            side=self.side,
+            steps=self.steps,
+            count=self.count,
+            upscale=self.upscale,
+            **guided,
+        )
+
+
+requests = st.lists(
+    st.builds(
+        Asked,
+        priority=st.integers(-1, 1),
+        model=st.sampled_from(MODELS),
+        side=st.sampled_from([256, 512, 1024]),
+        steps=st.integers(1, 20),
+        count=st.integers(1, 4),
+        upscale=st.sampled_from([None, None, 2.0]),
+    ),
+    min_size=1,
+    max_size=25,
+)
+
+
+def simulated(bench: Bench) -> dict[str, tuple[float, float, int]]:
+    """When each waiting task starts and ends, and the loads on its machine up to then, by walking
+    through them one by one."""
+    free, resident, loads = [], [], []
+    for machine in bench.machines:
+        left = 0.0
+        if machine.loading:
+            left += bench.estimates.load_s(machine.loading)
+        for run in machine.runs.values():
+            left += bench.forecaster.gpu_remaining_s(run, machine)
+        free.append(left)
+        resident.append(machine.resident_after_runs())
+        loads.append(0)
+    found = {}
+    for task in sorted(bench.schedule, key=lambda t: (-t.priority, t.group, t.sequence)):
+        ends = []
+        for number, machine in enumerate(bench.machines):
+            at, loaded, memory = free[number], loads[number], list(resident[number])
+            for stage in task.stages:
+                if stage.load_spec.key not in memory:
+                    at += bench.estimates.load_s(stage.load_spec)
+                    loaded += 1
+                    memory = memory[: machine.models_in_memory - 1]
+                else:
+                    memory.remove(stage.load_spec.key)
+                memory.insert(0, stage.load_spec.key)
+            work = [bench.timing.durations(bench.estimates.work(stage)) for stage in task.stages]
+            at += sum(durations.gpu_s for durations in work) / machine.speed
+            ends.append((at, number, loaded, tuple(memory), work[-1].image_encoding_s))
+        end, number, loads_then, memory_then, encoding = min(ends, key=lambda e: (e[0], e[1]))
+        start = free[number]
+        free[number], resident[number], loads[number] = end, memory_then, loads_then
+        found[task.task_id] = (start, end + encoding, loads_then)
+    return found
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    requests,
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.sampled_from([0.0, 40.0, 1000.0]),
+    st.lists(st.sampled_from(["start", "remove", "release", "end", "idle"]), max_size=8),
+)
+def test_the_forecast_of_each_task_equals_a_plain_list_scheduling_simulation(
+    asked: list[Asked],
+    machines: int,
+    models_in_memory: int,
+    max_delay_s: float,
+    changes: list[str],
+) -> None:
+    bench = Bench(machines=machines, models_in_memory=models_in_memory, max_delay_s=max_delay_s)
+    bench.load(SCHNELL)
+    for number, one in enumerate(asked):
+        task = one.task(bench, str(number))
+        promised = bench.join(task)
+        told = bench.forecaster.of(task)
+        assert (promised.pos, promised.switches) == (told.pos, told.switches)
+        assert promised.start_s == pytest.approx(told.start_s)
+        assert promised.end_s == pytest.approx(told.end_s)
+        assert promised.p90_s == pytest.approx(told.p90_s)
+    started = changed(bench, changes)
+    expected = simulated(bench)
+    whole = bench.in_order()
+    waiting = whole[len(started) :]
+    assert [task for task, _ in whole[: len(started)]] == started
+    assert [task.task_id for task, _ in waiting] == bench.ids()
+    for pos, (task, forecast) in enumerate(waiting):
+        start, end, loads = expected[task.task_id]
+        assert forecast == bench.forecaster.of(task)
+        assert (forecast.pos, forecast.switches) == (pos, loads)
+        assert forecast.start_s == pytest.approx(start)
+        assert forecast.end_s == pytest.approx(end, abs=0.1)  # the encoder may be busy before
+        assert forecast.p90_s >= forecast.end_s
+    for offset in range(len(whole) + 1):
+        assert bench.in_order(offset) == whole[offset:]
+
+    def is_even(task: Task) -> bool:
+        return int(task.task_id) % 2 == 0
+
+    even = [(task, forecast) for task, forecast in whole if is_even(task)]
+    assert bench.forecaster.in_order(0, 1, is_even)[1] == len(even)
+    for offset in range(len(even) + 1):
+        assert bench.in_order(offset, 2, is_even) == even[offset : offset + 2]
+
+
+def changed(bench: Bench, changes: list[str]) -> list[Task]:
+    """Claims, releases, ends, cancels, and frees memory. Returns the tasks that run, by machine."""
+    for number, change in enumerate(changes):
+        first = bench.schedule.first()
+        machine = bench.machines[number % len(bench.machines)]
+        if change == "remove" and first:
+            bench.schedule.remove(bench.schedule[len(bench.schedule) // 2])
+        elif change == "start" and first and not machine.runs:
+            bench.start(first, machine)
+        elif change in ("release", "end") and machine.runs:
+            (run,) = machine.runs.values()
+            machine.end(run, bench.at)
+            if change == "release":
+                bench.schedule.add(run.task)
+            else:  # its weights are in memory now
+                _, resident = machine.loads(run.task.stages, machine.resident)
+                machine.now_resident(resident)
+        elif change == "idle" and not machine.runs:
+            machine.now_resident(())
+    return [run.task for machine in bench.machines for run in machine.runs.values()]
+
+
+def test_with_one_machine_the_prefix_sums_equal_the_simulation_of_several() -> None:
+    one, two = Bench(models_in_memory=2), Bench(machines=2, models_in_memory=2)
+    two.machines[1].speed = 1e-9
+    for bench in (one, two):
+        for number in range(12):
+            bench.join(bench.task(str(number), MODELS[number * 7 % 4], steps=1 + number))
+    assert [f.end_s for _, f in one.in_order()] == pytest.approx(
+        [f.end_s for _, f in two.in_order()]
+    )
+
+
+def test_tasks_run_by_priority_then_first_come_first_served() -> None:
+    bench = Bench()
+    for name, priority in (("a", 0), ("b", 1), ("c", -1), ("d", 0), ("e", 1)):
+        bench.join(bench.task(name, priority=priority))
+    assert bench.ids() == ["b", "e", "a", "d", "c"]
+
+
+@settings(deadline=None, max_examples=100)
+@given(requests, st.integers(1, 3), st.sampled_from([0.0, 30.0, 300.0]))
+def test_no_task_is_delayed_by_those_that_overtake_it_by_more_than_max_delay_s(
+    asked: list[Asked], models_in_memory: int, max_delay_s: float
+) -> None:
+    bench = Bench(models_in_memory=models_in_memory, max_delay_s=max_delay_s)
+    bench.load(SCHNELL)
+    delayed: dict[str, float] = {}
+    for number, one in enumerate(asked):
+        before = {task.task_id: forecast.end_s for task, forecast in bench.in_order()}
+        bench.join(one.task(bench, str(number)))
+        delayed[str(number)] = 0.0
+        for task, forecast in bench.in_order():
+            if task.task_id in before and task.priority == one.priority:
+                delayed[task.task_id] += max(forecast.end_s - before[task.task_id], 0.0)
+        priorities = [-task.priority for task in bench.schedule]
+        assert priorities == sorted(priorities)
+    assert max(delayed.values()) <= max_delay_s + 1e-6
+    if max_delay_s == 0.0:
+        first_come = sorted(range(len(asked)), key=lambda number: -asked[number].priority)
+        assert bench.ids() == [str(number) for number in first_come]
+
+
+def test_a_task_joins_the_last_one_that_shares_its_weights() -> None:
+    bench = Bench(max_delay_s=1e6)
+    for name, model in (("a", 0), ("b", 1), ("c", 0), ("d", 1), ("e", 2), ("f", 0)):
+        bench.join(bench.task(name, MODELS[model]))
+    assert bench.ids() == ["a", "c", "f", "b", "d", "e"]
+
+
+@pytest.mark.parametrize(("max_delay_s", "switches"), [(0.0, 9), (1e6, 1)])
+def test_two_clients_that_alternate_between_models_are_grouped(
+    max_delay_s: float, switches: int
+) -> None:
+    bench = Bench(max_delay_s=max_delay_s)
+    bench.load(SCHNELL)
+    for number in range(10):
+        bench.join(bench.task(str(number), (SCHNELL, KLEIN)[number % 2]))
+    _, last = bench.in_order()[-1]
+    assert last.switches == switches
+    grouped = [str(number) for number in (0, 2, 4, 6, 8, 1, 3, 5, 7, 9)]
+    assert bench.ids() == (grouped if max_delay_s else sorted(grouped))
+
+
+def test_no_group_grows_further_than_max_delay_s_allows() -> None:
+    own_s = Bench().estimates.durations(*Bench().task("x").stages).gpu_s
+    bench = Bench(max_delay_s=2.5 * own_s)
+    for name, model in (("a", 0), ("b", 1), ("c", 0), ("d", 0), ("e", 0), ("f", 0)):
+        bench.join(bench.task(name, MODELS[model]))
+    assert bench.ids() == ["a", "c", "d", "b", "e", "f"]
+
+
+def test_a_group_at_the_head_grows_while_its_model_is_loaded_until_max_delay_s_is_used_up() -> None:
+    bench = Bench(max_delay_s=20.0)
+    bench.load(SCHNELL)
+    own_s = bench.estimates.durations(*bench.task("x").stages).gpu_s
+    bench.join(bench.task("klein", KLEIN))
+    for number in range(40):
+        bench.join(bench.task(str(number)))
+    ahead = bench.ids().index("klein")
+    assert ahead == int(20.0 / own_s) > 0
+    assert bench.ids()[ahead + 1 :] == [str(number) for number in range(ahead, 40)]
+
+
+def test_a_task_joins_first_if_the_machine_has_its_weights() -> None:
+    bench = Bench(max_delay_s=1e6)
+    bench.load(SCHNELL)
+    running = bench.task("running")
+    bench.join(running)
+    run = bench.start(running)
+    for name, model in (("b", KLEIN), ("c", SCHNELL)):
+        bench.join(bench.task(name, model))
+    assert bench.ids() == ["c", "b"]
+    bench.machine.end(run, 1.0)
+    bench.schedule.add(running)
+    assert bench.ids() == ["running", "c", "b"]
+
+
+def relearn(bench: Bench) -> None:
+    for model in MODELS:
+        bench.timing.learn_load(model.name, 70.0)
+
+
+def store_quantized(bench: Bench) -> None:
+    """The weights turn out to be quantized, and then load in 3 s."""
+    (stage,) = bench.task("x").stages
+    assert bench.estimates.learn_bits(stage.load_spec, 8)
+    bench.schedule.rebuild()
+    bench.timing.learn_load("schnell/q8", 3.0)
+
+
+def free_memory(bench: Bench) -> None:
+    bench.machine.now_resident(())
+
+
+def two_in_memory(bench: Bench) -> None:
+    for machine in bench.machines:
+        machine.models_in_memory = bench.schedule.models_in_memory = 2
+
+
+@pytest.mark.parametrize("change", [relearn, store_quantized, free_memory, two_in_memory])
+@pytest.mark.parametrize("machines", [1, 2])
+def test_forecasts_follow_what_was_learned_and_what_is_in_memory(
+    change: Callable[[Bench], None], machines: int
+) -> None:
+    bench = Bench(machines=machines)
+    bench.load(SCHNELL)
+    for number, model in enumerate((SCHNELL, KLEIN, SCHNELL, BASE) * 2):
+        bench.join(bench.task(str(number), model))
+    before = simulated(bench)
+    assert ends_of(bench) == pytest.approx([end for _, end, _ in before.values()])
+    change(bench)
+    after = simulated(bench)
+    assert after != before
+    assert ends_of(bench) == pytest.approx([end for _, end, _ in after.values()])
+
+
+def ends_of(bench: Bench) -> list[float]:
+    return [forecast.end_s for _, forecast in bench.in_order()]
