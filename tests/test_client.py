@@ -292,6 +292,7 @@ def test_a_proxy_without_its_server_is_asked_again(status: int) -> None:
 def test_a_submit_whose_answer_was_lost_makes_no_second_task(start_server: StartServer) -> None:
     server = start_server("--model", "tiny")
     lost: list[str] = []
+    endless: dict[str, Any] = {"width": 2048, "height": 2048, "steps": 100}
 
     def fault(asked: Asked, answer: requests.Response) -> bool:
         if asked.route != "/generate" or len(lost) == 2:
@@ -301,15 +302,15 @@ def test_a_submit_whose_answer_was_lost_makes_no_second_task(start_server: Start
         return True
 
     with FarEnd(proxy_of(server.url, fault)) as proxy, Client(proxy.url) as client:
-        tasks = [client.submit("x", **LONG), client.submit("x", init_image=png(), **LONG)]
+        tasks = [client.submit("x", **endless), client.submit("x", init_image=png(), **endless)]
         queued = [task.task_id for task in client.queue().tasks]
         assert lost == [tasks[0].task_id] * 2
         assert queued == [task.task_id for task in tasks]
         key = tasks[1].idempotency_key
-        again = client.submit("x", init_image=png(), idempotency_key=key, **LONG)
+        again = client.submit("x", init_image=png(), idempotency_key=key, **endless)
         assert again.task_id == tasks[1].task_id
         with pytest.raises(MfluxError) as refused:
-            client.submit("x", idempotency_key=key, **LONG)
+            client.submit("x", idempotency_key=key, **endless)
         assert (refused.value.code, refused.value.http_status) == ("idempotency_key_reused", 422)
 
 

@@ -391,7 +391,7 @@ def test_sigterm_in_any_phase_exits_0_and_the_tasks_are_done_after_the_next_star
     start_server: StartServer,
 ) -> None:
     """One long task is ended again and again: an end at the server's own wish is no attempt."""
-    server = start_server("--model", "tiny")
+    server = start_server("--model", "tiny", environment={})  # a forked one has loaded at once
     assert server.get("/health").json()["status"] == "loading"
     first = server.submit(width=2048, height=2048, steps=20, seed=1)["task_id"]
     second = server.submit(seed=2)["task_id"]
