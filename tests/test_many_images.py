@@ -229,12 +229,13 @@ def test_a_task_that_was_to_end_after_an_image_ends_so_after_kill_9(
         server.url + "/delete", params={"task_id": task_id, "after_current": "true"}, timeout=60
     )
     assert answer.json()["was"] == "running"
-    last_image = server.get("/status", task_id=task_id).json()["last_image"]
+    before = server.get("/status", task_id=task_id).json()
     server.stop(signal.SIGKILL)
     server = start_server("--model", "tiny")
     told = ended(server, task_id)
     assert told["status"] == "cancelled"
-    assert told["images_done"] in (last_image, last_image + 1)
+    # What was drawn and not stored yet, at the encoder, is lost with the process.
+    assert before["images_done"] <= told["images_done"] <= before["last_image"] + 1
     for index in range(told["images_done"]):
         assert Image.open(BytesIO(image(server, task_id, index))).size == (1024, 1024)
 
