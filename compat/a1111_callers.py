@@ -38,9 +38,7 @@ class Callers:
         with self._lock:
             task_ids = list(self._tasks.get(caller, ()))
         views = [view for task_id in task_ids if (view := self._unfinished(task_id))]
-        return min(
-            views, key=lambda view: view.forecast.end_s if view.forecast else 0.0, default=None
-        )
+        return min(views, key=_end_s, default=None)
 
     def interrupt(self, caller: Caller) -> None:
         """Stop the present task of this caller, and no other one."""
