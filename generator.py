@@ -10,8 +10,7 @@ import logging
 import os
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from PIL import Image
 
 from errors import DoesNotFit, ModelLoadError, NotFinite, OutOfMemory, ServerError
 from generation.adapters import check_adapters, check_values, layer_sizes
-from generation.finite import check_finite
 from generation.pipelines import (
     arguments,
     build,
@@ -33,9 +31,10 @@ from generation.pipelines import (
 )
 from generation.previews import Previews
 from generation.prompt_cache import PromptCache
+from generation.step_hook import StepHook, harmless
 from models.hub_cache import is_present
 from models.model_catalog import LoadSpec, Model, Pipeline
-from task import Drawn, GenerationParams, Memory, Phase, Report, Stage
+from task import Drawn, GenerationParams, Memory, Report, Stage
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +52,7 @@ SHARE_FOR_WEIGHTS = 0.75
 @dataclass
 class _Loaded:
     pipeline: Any
-    hook: "_Hook"
+    hook: StepHook
     weights_bytes: int
     faces: dict[str, Any] = field(default_factory=dict)
     """Other classes of mflux on the same modules, by name."""
@@ -143,9 +142,9 @@ class MfluxGenerator:
         pipeline = pipeline or build(weights, self._data_dir, self._lora_path)
         mx.eval(pipeline.parameters(), mx.random.state)  # its modules drew from it, to no purpose:
         # left lazy, all these draws would be kept, about 1 MB for each model ever loaded
-        cache, hook = PromptCache(PROMPT_CACHE_BYTES), _Hook(self._note_memory, self._previews)
+        cache = PromptCache(PROMPT_CACHE_BYTES)
         keep_between_pictures(pipeline, cache)
-        hook.prompt_cache = cache
+        hook = StepHook(cache, self._note_memory, self._previews)
         pipeline.callbacks.register(hook)
         self._loaded[weights.key] = loaded = _Loaded(pipeline, hook, _bytes_of(pipeline))
         self._weights_bytes[weights.model.name] = loaded.weights_bytes
@@ -197,13 +196,13 @@ class MfluxGenerator:
         finally:
             hook.end()
         self._learn_memory(params)
-        with _harmless("nothing could be learned for previews"):
+        with harmless("nothing could be learned for previews"):
             self._previews.learn(generated.image)
         if weights.pipeline.right_half:
             generated = generated.get_right_half()
         picture: Image.Image = generated.image
         details: dict[str, Any] | None = None
-        with _harmless("a picture goes without metadata"):
+        with harmless("a picture goes without metadata"):
             details = metadata(generated, params, weights.model)
         return Drawn(picture, details)
 
@@ -317,15 +316,6 @@ def _bytes_of(pipeline: Any) -> int:
     return sum(arrays.values())
 
 
-@contextmanager
-def _harmless(what: str) -> Iterator[None]:
-    """For extras: an error there is logged, and the picture goes on."""
-    try:
-        yield
-    except Exception:
-        log.exception(what)
-
-
 def _free(error: BaseException) -> None:
     """Give back the memory that a failed call has left in the frames of its exception."""
     import mlx.core as mx
@@ -346,82 +336,6 @@ def _too_little_memory(params: GenerationParams, model: Model) -> str:
     )
 
 
-def _report_to_nobody(phase: Phase, steps_done: int, steps_total: int) -> None:
-    pass
-
-
 def _total_memory() -> int:
     """Bytes of the machine's memory; Apple Silicon's GPU shares them."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-class _Hook:
-    """mflux's callbacks, registered once per loaded model.
-
-    Everything in MLX is lazy: each callback evaluates the latents first, else the work of a step
-    would be booked on the next one.
-    """
-
-    def __init__(self, note_memory: Callable[[], None], previews: Previews) -> None:
-        self.report: Report = _report_to_nobody
-        self.prompt_cache = PromptCache(0)
-        self._note_memory = note_memory
-        self._previews = previews
-        self._latents: Any = None
-        """Those before the present step."""
-        self._steps_done = 0
-        self._steps_total = 0
-
-    def end(self) -> None:
-        """The picture is drawn, or failed."""
-        self.report = _report_to_nobody
-        self._latents = None
-
-    def call_before_loop(self, *, latents: Any, config: Any, **_: Any) -> None:
-        import mlx.core as mx
-
-        self.prompt_cache.evaluate()
-        mx.eval(latents)
-        self._latents = latents
-        self._steps_done = 0
-        self._steps_total = config.num_inference_steps - config.init_time_step
-        self.report(Phase.DENOISING, 0, self._steps_total)
-
-    def call_in_loop(
-        self, *, t: int, latents: Any, config: Any, denoised: Any = None, **_: Any
-    ) -> None:
-        import mlx.core as mx
-
-        check_finite(latents, "a step")
-        self._note_memory()
-        with _harmless("a preview failed"):
-            if self._previews.shall_draw():
-                clean = denoised
-                if clean is None:
-                    clean = _without_noise(t, self._latents, latents, config)
-                self._previews.draw(clean.astype(mx.float32), config.width, config.height)
-        self._latents = latents
-        self._steps_done += 1
-        self.report(Phase.DENOISING, self._steps_done, self._steps_total)
-
-    def call_after_loop(self, *, latents: Any, config: Any, **_: Any) -> None:
-        import mlx.core as mx
-
-        mx.eval(latents)
-        self._latents = None
-        with _harmless("a preview failed"):
-            if self._previews.shall_learn():
-                self._previews.keep(latents.astype(mx.float32), config.width, config.height)
-        self.report(Phase.DECODING, self._steps_done, self._steps_total)
-
-
-def _without_noise(t: int, before: Any, after: Any, config: Any) -> Any:
-    """Where step t leads: what is noise moves along a line, x = (1 - sigma) clean + sigma noise, so
-    two points of it, at sigma of t and of t + 1, tell where it meets sigma = 0."""
-    sigmas = getattr(config.scheduler, "sigmas", None)
-    if before is None or sigmas is None or len(sigmas) <= t + 1:
-        return after
-    was, now = float(sigmas[t]), float(sigmas[t + 1])
-    if was <= now or before.shape != after.shape:
-        return after
-    return after + (after - before) * (now / (was - now))

@@ -184,21 +184,28 @@ def _compared(path: Path, version: tuple[int, int, int], family: str) -> tuple[F
 @cache
 def _known_keys(family: str) -> dict[str, list[Target]]:
     """What mflux applies to the models of a family: keys of adapters, with BLOCK for a number."""
-    import mflux.models
     from mflux.models.common.lora.mapping.lora_loader import LoRALoader
 
     known: dict[str, list[Target]] = {}
+    for mapping in _mappings(family):
+        for match in LoRALoader._build_pattern_mappings(mapping.get_mapping()):
+            target = Target(match.target_path, match.matrix_name, match.transform is None)
+            pattern = match.source_pattern
+            for key in {pattern, pattern.removesuffix(".weight")}:
+                known.setdefault(key, []).append(target)
+    return known
+
+
+def _mappings(family: str) -> Iterator[Any]:
+    """mflux's tables of keys for the models of a family."""
+    import mflux.models
+
     folder = Path(mflux.models.__path__[0], family, "weights")
     for path in sorted(folder.glob("*_lora_mapping.py")):
         module = importlib.import_module(f"mflux.models.{family}.weights.{path.stem}")
         for name, mapping in vars(module).items():
             if name.endswith("LoRAMapping") and mapping.__module__ == module.__name__:
-                for match in LoRALoader._build_pattern_mappings(mapping.get_mapping()):
-                    target = Target(match.target_path, match.matrix_name, match.transform is None)
-                    pattern = match.source_pattern
-                    for key in {pattern, pattern.removesuffix(".weight")}:
-                        known.setdefault(key, []).append(target)
-    return known
+                yield mapping
 
 
 def _targets_of(key: str, known: Mapping[str, list[Target]]) -> Iterator[Target]:

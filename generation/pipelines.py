@@ -80,8 +80,12 @@ def check_files(model: Model) -> None:
 
 
 def fetch(weights: LoadSpec, data_dir: Path, lora_path: Callable[[str], str]) -> None:
-    """Download what build() would, and compute nothing: some classes evaluate their weights as soon
-    as they are made, and these are whole, not quantized.
+    """Download what build() would, in a process that ends afterwards.
+
+    Builds the class, with an `mx.eval` that computes nothing: some classes evaluate their weights
+    as soon as they are made, and these are whole, not quantized. Downloading by patterns
+    (`snapshot_download`) would repeat mflux: its patterns stand in 25 weight definitions, its
+    initializers choose among them by model, and six modules fetch single files by themselves.
 
     Raises:
         ModelLoadError: with what the operator can do.

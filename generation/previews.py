@@ -11,7 +11,6 @@ thread of its own ("previews") does the rest.
 
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +18,7 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
+from cachetools import LRUCache
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -104,8 +104,8 @@ class Previews:
         """Called with the id of a task that has a newer preview, on the thread that made it."""
         self._monotonic = monotonic
         self._lock = Lock()
-        self._looked_at: OrderedDict[str, float] = OrderedDict()
-        self._jpegs: OrderedDict[str, bytes] = OrderedDict()
+        self._looked_at: LRUCache[str, float] = LRUCache(100 * KEPT)
+        self._jpegs: LRUCache[str, bytes] = LRUCache(KEPT)
         self._maps: dict[str, _Map] = {}
         self._thread = SupervisedQueue[Callable[[], None]]("previews", self._do, self._job_died)
         self._busy = False
@@ -118,9 +118,6 @@ class Previews:
         """The latest preview of a task, JPEG; more are made while somebody looks."""
         with self._lock:
             self._looked_at[task_id] = self._monotonic()
-            self._looked_at.move_to_end(task_id)
-            if len(self._looked_at) > 100 * KEPT:
-                self._looked_at.popitem(last=False)
             return self._jpegs.get(task_id)
 
     # -- the worker thread ------------------------------------------------------------------------
@@ -139,12 +136,14 @@ class Previews:
         now, at = self._now, self._monotonic()
         since = min(at - WATCHED_S, now.step_before_at)
         now.step_before_at, now.step_at, self._started_at = now.step_at, at, at
+        with self._lock:
+            looked_at = self._looked_at.get(now.task_id, -1.0)
         return (
             self.on
             and now.family in FAMILIES
             and not self._busy
             and at >= self._rest_until
-            and self._looked_at.get(now.task_id, -1.0) >= since
+            and looked_at >= since
         )
 
     def draw(self, latents: Any, width: int, height: int) -> None:
@@ -190,9 +189,6 @@ class Previews:
             jpeg = jpeg_of(colours.tobytes(), width, height)
             with self._lock:
                 self._jpegs[task_id] = jpeg
-                self._jpegs.move_to_end(task_id)
-                if len(self._jpegs) > KEPT:
-                    self._jpegs.popitem(last=False)
             self.made += 1
             self.on_new(task_id)
         except Exception:

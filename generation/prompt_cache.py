@@ -1,51 +1,36 @@
 """The text embeddings of the prompts used last: memory that mflux would never give back."""
 
-from collections import OrderedDict
-from collections.abc import Hashable, Iterator, MutableMapping
+from collections.abc import Hashable
 from typing import Any
 
+from cachetools import LRUCache
 
-class PromptCache(MutableMapping[Hashable, Any]):
+
+class PromptCache(LRUCache[Hashable, Any]):
     """The text embeddings of the prompts used last, up to a number of bytes.
 
-    Takes the place of mflux's own `prompt_cache`, a dict that grows for ever. At least the latest
-    prompt stays, whatever its size. Values are MLX arrays, or tuples and lists of them.
+    Replaces mflux's own `prompt_cache`, a dict that grows without a limit. The latest prompt always
+    stays, whatever its size: mflux reads it again. Values are MLX arrays, or tuples and lists of
+    them.
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self.bytes = 0
-        self._entries: OrderedDict[Hashable, Any] = OrderedDict()
+        super().__init__(max_bytes, lambda embeddings: min(_size_of(embeddings), max_bytes))
         self._fresh: set[Hashable] = set()  # kept, but perhaps not evaluated
 
-    def __getitem__(self, prompt: Hashable) -> Any:
-        embeddings = self._entries[prompt]
-        self._entries.move_to_end(prompt)
-        return embeddings
-
     def __setitem__(self, prompt: Hashable, embeddings: Any) -> None:
-        self.pop(prompt, None)
-        self._entries[prompt] = embeddings
+        super().__setitem__(prompt, embeddings)
         self._fresh.add(prompt)
-        self.bytes += _size_of(embeddings)
-        while self.bytes > self.max_bytes and len(self._entries) > 1:
-            del self[next(iter(self._entries))]
 
     def __delitem__(self, prompt: Hashable) -> None:
+        super().__delitem__(prompt)
         self._fresh.discard(prompt)
-        self.bytes -= _size_of(self._entries.pop(prompt))
-
-    def __iter__(self) -> Iterator[Hashable]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
 
     def evaluate(self) -> None:
-        """Let MLX compute what is lazy still."""
+        """Let MLX compute what is still lazy."""
         import mlx.core as mx
 
-        mx.eval([array for key in self._fresh for array in _arrays(self._entries[key])])
+        mx.eval([array for key in self._fresh for array in _arrays(self[key])])
         self._fresh.clear()
 
     def forget_fresh(self) -> None:

@@ -20,7 +20,7 @@ Here a token is one byte.)
 mflux fixes most sizes of these architectures in code. But neither its loader nor mlx compares the
 shape of a stored weight with the module that receives it, and a weight that is not stored stays
 lazy: it costs nothing until something evaluates it. So a checkpoint stores a few layers, all of
-them narrow (tiny_recipes.py), and slim() takes the others out of the loaded model, which cannot
+them narrow (tiny_weights.py), and slim() takes the others out of the loaded model, which cannot
 run without it (tiny_slimming.py).
 """
 
@@ -29,15 +29,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from models.tiny_recipes import (
-    QWEN3_LAYERS,
-    QWEN_VOCABULARY,
-    RECIPES,
-    WIDTH,
-    write_flux1_lora,
-    write_flux2_lora,
-)
+from models.tiny_recipes import RECIPES, write_flux1_lora, write_flux2_lora
 from models.tiny_slimming import slim
+from models.tiny_weights import QWEN3_LAYERS, QWEN_VOCABULARY, WIDTH
 
 __all__ = [
     "ALL_TINY_MODELS",

@@ -1,151 +1,51 @@
-"""What the tiny checkpoints hold: random weights from fixed seeds, and tokenizers of single bytes.
+"""What the tiny checkpoints hold, one recipe for each checkpoint folder.
 
-One recipe for each checkpoint folder. Names and layouts are mflux's own, as `mflux-save` writes
-them. Why most of a model may be left out, and what takes its place: tiny_models.py and
-tiny_slimming.py.
+Names and layouts are mflux's own, as `mflux-save` writes them. Why most of a model may be left out,
+and what takes its place: tiny_models.py and tiny_slimming.py.
 """
 
-import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from safetensors.numpy import save_file
 
-WIDTH = 64  # of every Linear and Embedding input, or a multiple: mlx quantizes in groups of 64
-VAE_CHANNELS = 4  # between latents and picture: at 1024 x 1024 most of the work is done there
-LATENT_CHANNELS, FLUX2_LATENT_CHANNELS = 16, 32
-PATCH = 2 * 2  # latent pixels in one transformer token
-TIMESTEP_WIDTH = 256  # sines and cosines, fixed in mflux
-CLIP_LAYERS = 2  # kept of 12
-CLIP_LENGTH = 77  # tokens, fixed in mflux
-QWEN3_LAYERS = 27  # the least: klein reads the hidden states after layers 9, 18 and 27
-QWEN3_STRIDE = 9  # slim() keeps one layer before each of the three
-LORA_RANK = 4
-SIGLIP_WIDTH = 1152  # fixed in mflux
-SIGLIP_SIDE = 7  # pixels of a patch that are looked at; the least that gives mflux its 27 x 27
-
-# GPT-2's printable stand-ins for the 256 bytes. The vocabularies hold them and no merges, so every
-# text can be written in tokens, one for each byte.
-_BYTES = [chr(code) for code in (*range(33, 127), *range(161, 173), *range(174, 324))]
-QWEN_VOCABULARY = [*_BYTES, "<|endoftext|>"]
-# CLIP marks the last byte of a word, and its pooling finds the end of the prompt by the highest id.
-_CLIP_VOCABULARY = [
-    *_BYTES,
-    *(f"{byte}</w>" for byte in _BYTES),
-    "<|startoftext|>",
-    "<|endoftext|>",
-]
-_T5_VOCABULARY = ["<pad>", "</s>", "<unk>"]
-_CHAT_TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
-
-
-class _Weights:
-    """The arrays of one component, drawn in order from one stream.
-
-    The draws are uniform, so the bytes are the same on every machine.
-    """
-
-    def __init__(self, seed: int, biases: bool) -> None:
-        self.arrays: dict[str, NDArray[np.float32]] = {}
-        self._random = np.random.default_rng(seed)
-        self._biases = biases
-
-    def embedding(self, name: str, rows: int, width: int = WIDTH) -> None:
-        self._add(name, self._draw(rows, width))
-
-    def norm(
-        self, name: str, width: int = WIDTH, *, scale: float = 1, bias: bool | None = None
-    ) -> None:
-        weight = np.full(width, scale, np.float32)
-        self._add(name, weight, self._biases if bias is None else bias)
-
-    def linear(
-        self,
-        name: str,
-        inputs: int = WIDTH,
-        outputs: int = WIDTH,
-        *,
-        gain: float = 1,
-        bias: bool | None = None,
-    ) -> None:
-        bias = self._biases if bias is None else bias
-        self._add(name, self._draw(outputs, inputs, deviation=gain / inputs**0.5), bias)
-
-    def conv(
-        self,
-        name: str,
-        inputs: int,
-        outputs: int,
-        *,
-        side: int = 3,
-        frames: int = 0,
-        gain: float = 1,
-    ) -> None:
-        self.blur(
-            name,
-            self._draw(outputs, inputs, deviation=gain / inputs**0.5),
-            side=side,
-            frames=frames,
-        )
-
-    def blur(self, name: str, mix: NDArray[np.float32], *, side: int = 3, frames: int = 0) -> None:
-        """A convolution that mixes channels by a matrix (outputs, inputs) and blurs space.
-
-        The blur makes clouds of the noise, and lets the shapes of an input image survive. Of
-        several frames, for the video VAEs, it looks at the last: the others are padding.
-        """
-        row = np.array({1: [1], 3: [1, 2, 1]}[side], np.float32)
-        kernel = np.outer(row, row) / row.sum() ** 2
-        weight = mix[:, None, None, :] * kernel[None, :, :, None]
-        if frames:
-            weight = np.stack([*[np.zeros_like(weight)] * (frames - 1), weight], axis=1)
-        self._add(name, weight, self._biases)
-
-    def patches(self, name: str, outputs: int, side: int) -> None:
-        """A convolution that sees squares of a picture."""
-        inputs = side * side * 3
-        weight = self._draw(outputs, side, side, 3, deviation=inputs**-0.5)
-        self._add(name, weight, self._biases)
-
-    def raw(self, name: str, *shape: int) -> None:
-        """An array that is no layer's weight."""
-        self.arrays[name] = self._draw(*shape)
-
-    def _draw(self, *shape: int, deviation: float = 1) -> NDArray[np.float32]:
-        limit = np.float32(deviation * 3**0.5)
-        return limit * (2 * self._random.random(shape, np.float32) - 1)
-
-    def _add(self, name: str, weight: NDArray[np.float32], bias: bool = False) -> None:
-        self.arrays[f"{name}.weight"] = weight
-        if bias:
-            self.arrays[f"{name}.bias"] = np.zeros(len(weight), np.float32)
-
-
-@contextmanager
-def _component(folder: Path, *, seed: int, biases: bool) -> Iterator[_Weights]:
-    weights = _Weights(seed, biases)
-    yield weights
-    folder.mkdir(parents=True)
-    # The metadata says that the names are mflux's own. A single entry, because safetensors
-    # writes several in random order.
-    save_file(weights.arrays, folder / "0.safetensors", {"quantization_level": "None"})
+from models.tiny_weights import (
+    CHAT_TEMPLATE,
+    CLIP_LAYERS,
+    CLIP_LENGTH,
+    CLIP_VOCABULARY,
+    FLUX2_LATENT_CHANNELS,
+    LATENT_CHANNELS,
+    LORA_RANK,
+    PATCH,
+    QWEN3_LAYERS,
+    QWEN3_STRIDE,
+    QWEN_VOCABULARY,
+    SIGLIP_SIDE,
+    SIGLIP_WIDTH,
+    T5_VOCABULARY,
+    TIMESTEP_WIDTH,
+    VAE_CHANNELS,
+    WIDTH,
+    Weights,
+    byte_pairs,
+    component,
+    save_lora,
+    write_tokenizer,
+)
 
 
 def _write_flux1(folder: Path) -> None:
     _write_flux1_encoders(folder)
-    with _component(folder / "transformer", seed=2, biases=True) as weights:
+    with component(folder / "transformer", seed=2, biases=True) as weights:
         # No block: mflux builds as many as are stored.
         _add_flux1_transformer(weights, LATENT_CHANNELS * PATCH)
 
 
 def _write_flux1_fill(folder: Path) -> None:
     _write_flux1_encoders(folder)
-    with _component(folder / "transformer", seed=16, biases=True) as weights:
+    with component(folder / "transformer", seed=16, biases=True) as weights:
         # Beside the latents: those of the masked image, and the mask, 8 x 8 for each of them.
         inputs = (2 * LATENT_CHANNELS + 8 * 8) * PATCH
         _add_flux1_transformer(weights, inputs, is_guided=True)
@@ -154,33 +54,33 @@ def _write_flux1_fill(folder: Path) -> None:
 def _write_flux1_dev(folder: Path) -> None:
     """With a block, in which the tokens of other pictures meet those of the one to draw."""
     _write_flux1_encoders(folder)
-    with _component(folder / "transformer", seed=17, biases=True) as weights:
+    with component(folder / "transformer", seed=17, biases=True) as weights:
         _add_flux1_transformer(weights, LATENT_CHANNELS * PATCH, is_guided=True)
         _add_flux1_block(weights)
         # Without it, the norm that follows would undo the strength of a picture to vary (Redux).
         weights.raw("context_embedder.bias", WIDTH)
 
-    with _component(folder / "transformer_controlnet", seed=18, biases=True) as weights:
+    with component(folder / "transformer_controlnet", seed=18, biases=True) as weights:
         _add_flux1_embedders(weights, LATENT_CHANNELS * PATCH, is_guided=True)
         _add_flux1_block(weights)
         weights.linear("controlnet_x_embedder", LATENT_CHANNELS * PATCH, gain=12)
         weights.linear("controlnet_single_blocks.0")
 
-    with _component(folder / "image_encoder", seed=19, biases=True) as weights:  # SigLIP
+    with component(folder / "image_encoder", seed=19, biases=True) as weights:  # SigLIP
         weights.patches("embeddings.patch_embedding", SIGLIP_WIDTH, SIGLIP_SIDE)
         weights.norm("post_layernorm", SIGLIP_WIDTH)
 
-    with _component(folder / "image_embedder", seed=20, biases=True) as weights:  # Redux
+    with component(folder / "image_embedder", seed=20, biases=True) as weights:  # Redux
         weights.linear("redux_up", SIGLIP_WIDTH, gain=3)
         weights.linear("redux_down", gain=3)
 
 
 def _write_flux1_encoders(folder: Path) -> None:
-    with _component(folder / "vae", seed=1, biases=True) as weights:
+    with component(folder / "vae", seed=1, biases=True) as weights:
         _add_vae(weights, _FLUX1_VAE, LATENT_CHANNELS)
 
-    with _component(folder / "text_encoder", seed=3, biases=True) as weights:  # CLIP
-        weights.embedding("text_model.embeddings.token_embedding", len(_CLIP_VOCABULARY))
+    with component(folder / "text_encoder", seed=3, biases=True) as weights:  # CLIP
+        weights.embedding("text_model.embeddings.token_embedding", len(CLIP_VOCABULARY))
         weights.embedding("text_model.embeddings.position_embedding", CLIP_LENGTH)
         for number in range(CLIP_LAYERS):
             layer = f"text_model.encoder.layers.{number}"
@@ -191,22 +91,22 @@ def _write_flux1_encoders(folder: Path) -> None:
                 weights.norm(f"{layer}.layer_norm{part}")
         weights.norm("text_model.final_layer_norm")
 
-    with _component(folder / "text_encoder_2", seed=4, biases=False) as weights:  # T5
-        weights.embedding("shared", len(_T5_VOCABULARY))
+    with component(folder / "text_encoder_2", seed=4, biases=False) as weights:  # T5
+        weights.embedding("shared", len(T5_VOCABULARY))
         weights.norm("final_layer_norm")
 
-    _write_tokenizer(folder / "tokenizer", _byte_pairs(_CLIP_VOCABULARY), {})
-    pieces = {"type": "Unigram", "unk_id": 2, "vocab": [(piece, 0.0) for piece in _T5_VOCABULARY]}
-    _write_tokenizer(folder / "tokenizer_2", pieces, {"extra_ids": 0})
+    write_tokenizer(folder / "tokenizer", byte_pairs(CLIP_VOCABULARY), {})
+    pieces = {"type": "Unigram", "unk_id": 2, "vocab": [(piece, 0.0) for piece in T5_VOCABULARY]}
+    write_tokenizer(folder / "tokenizer_2", pieces, {"extra_ids": 0})
 
 
-def _add_flux1_transformer(weights: _Weights, inputs: int, *, is_guided: bool = False) -> None:
+def _add_flux1_transformer(weights: Weights, inputs: int, *, is_guided: bool = False) -> None:
     _add_flux1_embedders(weights, inputs, is_guided=is_guided)
     weights.linear("norm_out.linear", outputs=2 * WIDTH)
     weights.linear("proj_out", outputs=LATENT_CHANNELS * PATCH)
 
 
-def _add_flux1_embedders(weights: _Weights, inputs: int, *, is_guided: bool) -> None:
+def _add_flux1_embedders(weights: Weights, inputs: int, *, is_guided: bool) -> None:
     weights.linear("x_embedder", inputs)
     weights.linear("context_embedder")
     embedders = [("timestep_embedder", TIMESTEP_WIDTH), ("text_embedder", WIDTH)]
@@ -217,7 +117,7 @@ def _add_flux1_embedders(weights: _Weights, inputs: int, *, is_guided: bool) -> 
         weights.linear(f"time_text_embed.{embedder}.linear_2", gain=2)
 
 
-def _add_flux1_block(weights: _Weights) -> None:
+def _add_flux1_block(weights: Weights) -> None:
     # A single-stream one: the widths of the others are written into mflux's code.
     block = "single_transformer_blocks.0"
     weights.linear(f"{block}.norm.linear", outputs=3 * WIDTH, gain=2)
@@ -230,12 +130,12 @@ def _add_flux1_block(weights: _Weights) -> None:
 
 
 def _write_flux2(folder: Path) -> None:
-    with _component(folder / "vae", seed=5, biases=True) as weights:
+    with component(folder / "vae", seed=5, biases=True) as weights:
         _add_vae(weights, _FLUX2_VAE, FLUX2_LATENT_CHANNELS)
         weights.conv("quant_conv", 2 * FLUX2_LATENT_CHANNELS, 2 * FLUX2_LATENT_CHANNELS, side=1)
         weights.conv("post_quant_conv", FLUX2_LATENT_CHANNELS, FLUX2_LATENT_CHANNELS, side=1)
 
-    with _component(folder / "transformer", seed=6, biases=False) as weights:
+    with component(folder / "transformer", seed=6, biases=False) as weights:
         weights.linear("x_embedder", FLUX2_LATENT_CHANNELS * PATCH)
         weights.linear("context_embedder", 3 * WIDTH)
         for part in (1, 2):
@@ -252,7 +152,7 @@ def _write_flux2(folder: Path) -> None:
         weights.linear("norm_out.linear", outputs=2 * WIDTH)
         weights.linear("proj_out", outputs=FLUX2_LATENT_CHANNELS * PATCH)
 
-    with _component(folder / "text_encoder", seed=7, biases=False) as weights:  # Qwen3
+    with component(folder / "text_encoder", seed=7, biases=False) as weights:  # Qwen3
         weights.embedding("embed_tokens", len(QWEN_VOCABULARY))
         for number in range(0, QWEN3_LAYERS, QWEN3_STRIDE):
             _add_qwen_layer(weights, f"layers.{number}")
@@ -260,16 +160,16 @@ def _write_flux2(folder: Path) -> None:
                 weights.norm(f"layers.{number}.self_attn.{norm}")
         weights.norm("norm")
 
-    _write_tokenizer(
-        folder / "tokenizer", _byte_pairs(QWEN_VOCABULARY), {"chat_template": _CHAT_TEMPLATE}
+    write_tokenizer(
+        folder / "tokenizer", byte_pairs(QWEN_VOCABULARY), {"chat_template": CHAT_TEMPLATE}
     )
 
 
 def _write_z_image(folder: Path) -> None:
-    with _component(folder / "vae", seed=8, biases=True) as weights:
+    with component(folder / "vae", seed=8, biases=True) as weights:
         _add_vae(weights, _Z_IMAGE_VAE, LATENT_CHANNELS)
 
-    with _component(folder / "transformer", seed=9, biases=True) as weights:
+    with component(folder / "transformer", seed=9, biases=True) as weights:
         weights.linear("all_x_embedder.2-1", LATENT_CHANNELS * PATCH)
         weights.linear("t_embedder.linear1", TIMESTEP_WIDTH, gain=2)
         weights.linear("t_embedder.linear2", gain=2)
@@ -291,18 +191,18 @@ def _write_z_image(folder: Path) -> None:
         weights.linear("all_final_layer.2-1.adaLN_modulation.0")
         weights.linear("all_final_layer.2-1.linear", outputs=LATENT_CHANNELS * PATCH)
 
-    with _component(folder / "text_encoder", seed=10, biases=False) as weights:  # Qwen3
+    with component(folder / "text_encoder", seed=10, biases=False) as weights:  # Qwen3
         weights.embedding("embed_tokens", len(QWEN_VOCABULARY))
         _add_qwen_layer(weights, "layers.0")
         for norm in ("q_norm", "k_norm"):
             weights.norm(f"layers.0.self_attn.{norm}")
 
-    config = {"tokenizer_class": "Qwen2Tokenizer", "chat_template": _CHAT_TEMPLATE}
-    _write_tokenizer(folder / "tokenizer", _byte_pairs(QWEN_VOCABULARY), config)
+    config = {"tokenizer_class": "Qwen2Tokenizer", "chat_template": CHAT_TEMPLATE}
+    write_tokenizer(folder / "tokenizer", byte_pairs(QWEN_VOCABULARY), config)
 
 
 def _write_qwen(folder: Path) -> None:
-    with _component(folder / "vae", seed=11, biases=True) as weights:
+    with component(folder / "vae", seed=11, biases=True) as weights:
         _add_vae(weights, _QWEN_VAE, LATENT_CHANNELS)
         for conv, channels in (
             ("quant_conv", 2 * LATENT_CHANNELS),
@@ -310,7 +210,7 @@ def _write_qwen(folder: Path) -> None:
         ):
             weights.conv(f"{conv}.conv3d", channels, channels, side=1, frames=1)
 
-    with _component(folder / "transformer", seed=12, biases=True) as weights:
+    with component(folder / "transformer", seed=12, biases=True) as weights:
         weights.linear("img_in", LATENT_CHANNELS * PATCH)
         weights.norm("txt_norm", bias=False)
         weights.linear("txt_in")
@@ -330,16 +230,16 @@ def _write_qwen(folder: Path) -> None:
         weights.linear("norm_out.linear", outputs=2 * WIDTH)
         weights.linear("proj_out", outputs=LATENT_CHANNELS * PATCH)
 
-    with _component(folder / "text_encoder", seed=13, biases=False) as weights:  # Qwen2.5-VL
+    with component(folder / "text_encoder", seed=13, biases=False) as weights:  # Qwen2.5-VL
         weights.embedding("encoder.embed_tokens", len(QWEN_VOCABULARY))
         _add_qwen_layer(weights, "encoder.layers.0", biases=("q_proj", "k_proj", "v_proj"))
         weights.norm("encoder.norm")
 
-    _write_tokenizer(folder / "tokenizer", _byte_pairs(QWEN_VOCABULARY), {})
+    write_tokenizer(folder / "tokenizer", byte_pairs(QWEN_VOCABULARY), {})
 
 
 def _write_seedvr2(folder: Path) -> None:
-    with _component(folder / "vae", seed=14, biases=True) as weights:
+    with component(folder / "vae", seed=14, biases=True) as weights:
         _add_vae(weights, _SEEDVR2_VAE, LATENT_CHANNELS)
         for number, frames in enumerate((2, 2, 1)):
             # Each pixel becomes 2 x 2, and each frame as many: copies, which the blur smooths.
@@ -347,7 +247,7 @@ def _write_seedvr2(folder: Path) -> None:
             name = f"decoder.up_blocks.{number}.upsamplers.0.upscale_conv"
             weights.blur(name, copies, side=1, frames=1)
 
-    with _component(folder / "transformer", seed=15, biases=True) as weights:
+    with component(folder / "transformer", seed=15, biases=True) as weights:
         # No block: on a CPU, mlx 0.32 dies of how mflux cuts the picture into windows.
         # The last norm and its modulation are small and not random in mflux: not stored either.
         weights.linear("vid_in.proj", (2 * LATENT_CHANNELS + 1) * PATCH)
@@ -357,7 +257,7 @@ def _write_seedvr2(folder: Path) -> None:
         weights.linear("vid_out.proj", outputs=LATENT_CHANNELS * PATCH)
 
 
-def _add_qwen_layer(weights: _Weights, layer: str, *, biases: tuple[str, ...] = ()) -> None:
+def _add_qwen_layer(weights: Weights, layer: str, *, biases: tuple[str, ...] = ()) -> None:
     for projection in ("q_proj", "k_proj", "v_proj", "o_proj"):
         weights.linear(f"{layer}.self_attn.{projection}", gain=3, bias=projection in biases)
     for projection in ("gate_proj", "up_proj", "down_proj"):
@@ -397,7 +297,7 @@ _QWEN_VAE = _VaeNames(
 _SEEDVR2_VAE = _VaeNames(frames=3, sampler_frames=((1, 3, 3), (3, 3, 3)))
 
 
-def _add_vae(weights: _Weights, names: _VaeNames, latent_channels: int) -> None:
+def _add_vae(weights: Weights, names: _VaeNames, latent_channels: int) -> None:
     frames = names.frames
     unmixed = np.eye(VAE_CHANNELS, dtype=np.float32)
     for half, inputs, ends, sampler, sampler_frames in (
@@ -426,34 +326,17 @@ def _add_vae(weights: _Weights, names: _VaeNames, latent_channels: int) -> None:
 
 def write_flux1_lora(path: Path) -> None:
     """A LoKr, the only kind that mflux applies outside of FLUX.1's blocks."""
-    weights = _Weights(seed=21, biases=False)
+    weights = Weights(seed=21, biases=False)
     for factor in (1, 2):
         weights.raw(f"lycoris__proj_out.lokr_w{factor}", 8, 8)
-    _save_lora(path, weights)
+    save_lora(path, weights)
 
 
 def write_flux2_lora(path: Path) -> None:
-    weights = _Weights(seed=22, biases=False)
+    weights = Weights(seed=22, biases=False)
     weights.raw("x_embedder.lora_A.weight", LORA_RANK, FLUX2_LATENT_CHANNELS * PATCH)
     weights.raw("x_embedder.lora_B.weight", WIDTH, LORA_RANK)
-    _save_lora(path, weights)
-
-
-def _save_lora(path: Path, weights: _Weights) -> None:
-    arrays = {name: array * np.float32(0.2) for name, array in weights.arrays.items()}
-    save_file(arrays, path)
-
-
-def _byte_pairs(vocabulary: list[str]) -> dict[str, Any]:
-    ids = {token: number for number, token in enumerate(vocabulary)}
-    return {"type": "BPE", "vocab": ids, "merges": []}
-
-
-def _write_tokenizer(folder: Path, model: dict[str, Any], config: dict[str, Any]) -> None:
-    folder.mkdir(parents=True)
-    document = {"version": "1.0", "added_tokens": [], "model": model}
-    for name, content in (("tokenizer.json", document), ("tokenizer_config.json", config)):
-        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    save_lora(path, weights)
 
 
 RECIPES: dict[str, Callable[[Path], None]] = {

@@ -7,7 +7,7 @@ of mflux is patched: only the instances are touched.
 
 from typing import Any
 
-from models.tiny_recipes import CLIP_LAYERS, QWEN3_STRIDE, VAE_CHANNELS, WIDTH
+from models.tiny_weights import CLIP_LAYERS, QWEN3_STRIDE, VAE_CHANNELS, WIDTH
 
 
 def slim(model: Any) -> None:

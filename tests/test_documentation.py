@@ -268,7 +268,9 @@ HOMES: dict[str, set[str]] = {
     "client": set(),
     "requests": set(),
     "mlx": {"generator", "generation", "models.mlx_setup"},
-    "mflux": {"generation", "models.mflux_registry"},
+    "mflux": {"generation", "models.mflux_registry", "models.hub_cache"},
+    "huggingface_hub": {"generation", "models.hub_cache"},
+    "cachetools": {"generation"},
     "flasgger": {"api.api_docs"},
     "flask": {"server", "api", "compat"},
     "waitress": {"api.http_server", "api.http_loop", "api.http_channel", "api.http_request"},
@@ -281,6 +283,7 @@ HOMES: dict[str, set[str]] = {
         "scheduler.policy",
         "scheduler.schedule",
         "models.tiny_recipes",
+        "models.tiny_weights",
     },
     "pydantic": {"fields", "task", "api", "compat"},
 }

@@ -22,6 +22,8 @@ from conftest import (
     forecast_of,
     params_for,
 )
+from huggingface_hub import constants
+from mflux.models.common.resolution.model_revisions import ModelRevisions
 from PIL import Image
 
 from api.models_api import download_answer
@@ -45,7 +47,7 @@ DOWNLOAD = """
 import os, sys, time
 from pathlib import Path
 
-repository, gate = Path(sys.argv[1]), Path(sys.argv[2])
+repository, revision, gate = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 blob = repository / "blobs" / f"abc.{os.getpid()}.incomplete"
 blob.parent.mkdir(parents=True, exist_ok=True)
 blob.write_bytes(bytes(1000))
@@ -54,8 +56,8 @@ while not gate.exists():
 if error := gate.read_text():
     print("Some warning.\\nserver.py: " + error, file=sys.stderr)
     sys.exit(1)
-(repository / "snapshots" / "main").mkdir(parents=True)
-blob.rename(repository / "snapshots" / "main" / "model.safetensors")
+(repository / "snapshots" / revision).mkdir(parents=True)
+blob.rename(repository / "snapshots" / revision / "model.safetensors")
 """
 
 
@@ -142,8 +144,10 @@ class Desk:
 
     def _command(self, weights: LoadSpec) -> list[str]:
         name = weights.model.name
-        repository = self.cache / f"models--{weights.model.repositories[0].replace('/', '--')}"
-        return [sys.executable, "-c", DOWNLOAD, str(repository), str(self._gate_of(name))]
+        repository = weights.model.repositories[0]
+        folder = self.cache / f"models--{repository.replace('/', '--')}"
+        revision, gate = str(ModelRevisions.get(repository)), str(self._gate_of(name))
+        return [sys.executable, "-c", DOWNLOAD, str(folder), revision, gate]
 
     def _gate_of(self, name: str) -> Path:
         return self.folder / f"{name}.gate"
@@ -151,7 +155,7 @@ class Desk:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(downloads, "PROGRESS_EVERY_S", 0.01)
     return tmp_path / "hub"
 
@@ -275,7 +279,9 @@ def test_whatever_goes_wrong_in_a_download_the_next_one_is_made(
 def test_what_was_not_downloaded_to_its_end_is_missing(cache: Path, tmp_path: Path) -> None:
     """One of several files may be whole, and nothing in the cache tells that others are not."""
     schnell = model("schnell")
-    folder = cache / f"models--{schnell.repositories[0].replace('/', '--')}" / "snapshots" / "main"
+    repository = schnell.repositories[0]
+    snapshots = cache / f"models--{repository.replace('/', '--')}" / "snapshots"
+    folder = snapshots / str(ModelRevisions.get(repository))
     assert needs_download(tmp_path, schnell)
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"x")

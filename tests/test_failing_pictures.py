@@ -92,7 +92,7 @@ def test_embeddings_of_nan_are_not_kept_for_the_next_picture(data_dir: Path) -> 
     with pytest.raises(NotFinite):
         generating.generate(params_for("a cat"))
     cache: PromptCache = generating.loaded.hook.prompt_cache
-    assert (len(cache), cache.bytes) == (0, 0)
+    assert (len(cache), cache.currsize) == (0, 0)
     on(generating, lambda: encoder.update(kept))
     assert generating.generate(params_for("a fox")).tobytes() == before
     assert generating.generate(params_for("a cat")).tobytes() != before

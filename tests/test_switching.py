@@ -1,6 +1,7 @@
 """Switching between models: the queue and the worker with a clock and a generator of the test, and
 what the cache of Hugging Face is said to hold."""
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,12 +9,14 @@ from typing import Any
 
 import pytest
 from conftest import PlayedQueue, allow, forecast_of, params_for
+from huggingface_hub import constants
+from mflux.models.common.resolution.model_revisions import ModelRevisions
 from PIL import Image
 
 from allowed import Allowed
 from api.models_api import download_answer, model_answer
 from errors import ModelLoadError, NoWorker
-from models.hub_cache import bytes_on_disk, cache_dir, is_present
+from models.hub_cache import bytes_on_disk, cache_dir, is_present, weight_files
 from models.model_catalog import LoadSpec, Model
 from scheduler.health import QueueHealth, ServerState
 from scheduler.limits import QueueLimits
@@ -442,18 +445,21 @@ def test_tasks_from_before_a_start_that_allows_less_are_failed_with_the_reason(
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     return tmp_path
 
 
-def put(cache: Path, repository: str, size: int, *, whole: bool = True) -> None:
+def put(
+    cache: Path, repository: str, size: int, *, whole: bool = True, revision: str | None = None
+) -> None:
     """As huggingface_hub lays a repository out: blobs, and links to them in a snapshot."""
     folder = cache / f"models--{repository.replace('/', '--')}"
     (folder / "blobs").mkdir(parents=True, exist_ok=True)
     blob = folder / "blobs" / ("abc" if whole else "def.incomplete")
     blob.write_bytes(bytes(size))
     if whole:
-        snapshot = folder / "snapshots" / "123"
+        pinned = revision or ModelRevisions.get(repository) or "123"
+        snapshot = folder / "snapshots" / pinned
         snapshot.mkdir(parents=True)
         (snapshot / "model.safetensors").symlink_to(blob)
 
@@ -494,19 +500,25 @@ def test_weights_of_a_folder_or_of_another_repository_are_looked_for_there(
     assert (is_present(other), bytes_on_disk(other)) == (True, 5)
 
 
-def test_the_variables_of_hugging_face_say_where_its_cache_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_dir() == tmp_path / ".cache/huggingface/hub"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_dir() == tmp_path / "xdg/huggingface/hub"
-    monkeypatch.setenv("HF_HOME", "~/hf")
-    assert cache_dir() == tmp_path / "hf/hub"
-    monkeypatch.setenv("HF_HUB_CACHE", "~/hub")
-    assert cache_dir() == tmp_path / "hub"
+def test_weights_of_another_revision_than_mflux_loads_are_not_present(cache: Path) -> None:
+    """A new release of mflux may pin another one; then it downloads again."""
+    schnell = model("schnell")
+    put(cache, schnell.repositories[0], 500, revision="an-older-one")
+    assert not is_present(schnell)
+    assert weight_files(schnell) == []
+    put(cache, schnell.repositories[0], 500)
+    assert is_present(schnell)
+    assert len(weight_files(schnell)) == 1
+
+
+def test_of_a_repository_without_a_pin_the_newest_revision_is_checked(cache: Path) -> None:
+    other = model("schnell", path="somebody/else")
+    for age_s, revision in enumerate(("newest", "older", "oldest")):
+        put(cache, "somebody/else", 5, revision=revision)
+        folder = cache / "models--somebody--else" / "snapshots" / revision
+        os.utime(folder, (1_000 - age_s, 1_000 - age_s))
+    assert is_present(other)
+    assert [path.parent.name for path in weight_files(other)] == ["newest"]
 
 
 def health_while_loading(weights: LoadSpec | None) -> QueueHealth:

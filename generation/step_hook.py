@@ -1,0 +1,103 @@
+"""mflux's callbacks during one picture: steps reported, values checked, previews made.
+
+One of the files that know mflux and mlx.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from generation.finite import check_finite
+from generation.previews import Previews
+from generation.prompt_cache import PromptCache
+from task import Phase, Report
+
+log = logging.getLogger(__name__)
+
+
+class StepHook:
+    """mflux's callbacks, registered once per loaded model.
+
+    Everything in MLX is lazy: each callback evaluates the latents first, else the work of a step
+    would be booked on the next one.
+    """
+
+    def __init__(
+        self, prompt_cache: PromptCache, note_memory: Callable[[], None], previews: Previews
+    ) -> None:
+        self.report: Report = _report_to_nobody
+        self.prompt_cache = prompt_cache
+        self._note_memory = note_memory
+        self._previews = previews
+        self._latents: Any = None
+        """Those before the present step."""
+        self._steps_done = 0
+        self._steps_total = 0
+
+    def end(self) -> None:
+        """The picture is drawn, or failed."""
+        self.report = _report_to_nobody
+        self._latents = None
+
+    def call_before_loop(self, *, latents: Any, config: Any, **_: Any) -> None:
+        import mlx.core as mx
+
+        self.prompt_cache.evaluate()
+        mx.eval(latents)
+        self._latents = latents
+        self._steps_done = 0
+        self._steps_total = config.num_inference_steps - config.init_time_step
+        self.report(Phase.DENOISING, 0, self._steps_total)
+
+    def call_in_loop(
+        self, *, t: int, latents: Any, config: Any, denoised: Any = None, **_: Any
+    ) -> None:
+        import mlx.core as mx
+
+        check_finite(latents, "a step")
+        self._note_memory()
+        with harmless("a preview failed"):
+            if self._previews.shall_draw():
+                clean = denoised
+                if clean is None:
+                    clean = _without_noise(t, self._latents, latents, config)
+                self._previews.draw(clean.astype(mx.float32), config.width, config.height)
+        self._latents = latents
+        self._steps_done += 1
+        self.report(Phase.DENOISING, self._steps_done, self._steps_total)
+
+    def call_after_loop(self, *, latents: Any, config: Any, **_: Any) -> None:
+        import mlx.core as mx
+
+        mx.eval(latents)
+        self._latents = None
+        with harmless("a preview failed"):
+            if self._previews.shall_learn():
+                self._previews.keep(latents.astype(mx.float32), config.width, config.height)
+        self.report(Phase.DECODING, self._steps_done, self._steps_total)
+
+
+def _without_noise(t: int, before: Any, after: Any, config: Any) -> Any:
+    """Where step t leads: what is noise moves along a line, x = (1 - sigma) clean + sigma noise, so
+    two points of it, at sigma of t and of t + 1, tell where it meets sigma = 0."""
+    sigmas = getattr(config.scheduler, "sigmas", None)
+    if before is None or sigmas is None or len(sigmas) <= t + 1:
+        return after
+    was, now = float(sigmas[t]), float(sigmas[t + 1])
+    if was <= now or before.shape != after.shape:
+        return after
+    return after + (after - before) * (now / (was - now))
+
+
+@contextmanager
+def harmless(what: str) -> Iterator[None]:
+    """For extras: an error there is logged, and the picture goes on."""
+    try:
+        yield
+    except Exception:
+        log.exception(what)
+
+
+def _report_to_nobody(phase: Phase, steps_done: int, steps_total: int) -> None:
+    pass
