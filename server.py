@@ -23,18 +23,21 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 import errors
 from allowed import Allowed, read_allowed
+from api.answers import error_response
 from api.api_docs import PAGE_ROUTE, install_docs
 from api.cors import Cors
 from api.generate_request import Limits
 from api.http_server import HttpServer, most_connections, most_waiting
-from api.live_api import live_routes
-from api.models_api import model_routes
-from api.native_api import error_answer, native_routes
+from api.image_api import ImageRoutes
+from api.live_api import LiveRoutes
+from api.models_api import ModelRoutes
+from api.native_api import TaskRoutes
 from api.origin_check import LOOPBACK, AllowedHosts, install_origin_check
 from api.query_values import check_query
-from api.queue_api import queue_routes
+from api.queue_api import QueueRoutes
+from api.routes import blueprint_of
 from api.security_headers import install_security_headers
-from api.server_api import server_routes
+from api.server_api import ServerRoutes
 from api.submission import MOST_OUTPUT_PIXELS_FACTOR, Submission
 from api.waiting_places import WaitingPlaces
 from api.web_page import page_routes
@@ -106,15 +109,17 @@ def create_app(
     app.before_request(check_query)
     cors.install(app)
     catalog = read_catalog()
-    for routes in (
-        native_routes(queue, submission, places),
-        queue_routes(queue, places),
-        live_routes(queue, places, previews, submission.decoder),
-        server_routes(queue, worker, generator, data_dir),
-        model_routes(queue, submission.allowed, catalog, operator_key),
+    for name, routes in (
+        ("tasks", TaskRoutes(queue, submission, places)),
+        ("images", ImageRoutes(queue, places)),
+        ("queue", QueueRoutes(queue, places)),
+        ("live", LiveRoutes(queue, places, previews, submission.decoder)),
+        ("server", ServerRoutes(queue, worker, generator, data_dir)),
+        ("models", ModelRoutes(queue, submission.allowed, catalog, operator_key)),
     ):
-        app.register_blueprint(routes)
-        app.register_blueprint(routes, url_prefix="/api", name=f"api_{routes.name}")
+        blueprint = blueprint_of(routes, name)
+        app.register_blueprint(blueprint)
+        app.register_blueprint(blueprint, url_prefix="/api", name=f"api_{name}")
     schemas = install_foreign_apis(
         app,
         queue,
@@ -166,9 +171,7 @@ def _answer_error(error: Exception) -> Response:
         answer.status_code = status
         answer.headers.update(own_headers)
     else:
-        answer = error_answer(problem.http_status, problem.code, problem.message, problem.field)
-        if problem.retry_after_s is not None:
-            answer.headers["Retry-After"] = str(problem.retry_after_s)
+        answer = error_response(problem)
     answer.headers.extend(headers)
     return answer
 

@@ -10,6 +10,8 @@ from typing import Annotated
 from flask import Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from errors import Problem
+
 Seconds = Annotated[float, AfterValidator(lambda seconds: round(seconds, 6))]
 
 
@@ -39,6 +41,14 @@ class ErrorAnswer(Answer):
 
 def json_response(answer: Answer, status: int = 200) -> Response:
     return Response(answer.as_json(), status, mimetype="application/json")
+
+
+def error_response(problem: Problem) -> Response:
+    body = ErrorBody(code=problem.code, message=problem.message, field=problem.field)
+    answer = json_response(ErrorAnswer(error=body), problem.http_status)
+    if problem.retry_after_s is not None:
+        answer.headers["Retry-After"] = str(problem.retry_after_s)
+    return answer
 
 
 def jpeg_response(picture: bytes) -> Response:

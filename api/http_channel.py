@@ -228,22 +228,23 @@ class Channel(HTTPChannel, ReadsOn):  # type: ignore[misc]
 
     def check(self, now: float) -> None:
         """Close or refuse a connection that is idle or too slow (now: monotonic)."""
-        if self._linger_until is not None:
-            if now > self._linger_until:
-                self.handle_close()
-        elif self.requests:
-            return
-        elif self.total_outbufs_len:
-            sent_bytes = self._to_send - self.total_outbufs_len
-            if self._sending.too_slow(now, sent_bytes, self._held > 0):
-                self.handle_close()
-        elif self.request is not None:
-            if self.request.pace.too_slow(
-                now, self.request.received_bytes, self.request.held_bytes > 0
-            ):
-                self._refuse(self.request, errors.RequestTooSlow())
-        elif now - self._idle_since > KEEP_ALIVE_S:
+        if self._is_overdue(now):
             self.handle_close()
+        elif self.request is not None and self.waits_since is not None:
+            request = self.request
+            if request.pace.too_slow(now, request.received_bytes, request.held_bytes > 0):
+                self._refuse(request, errors.RequestTooSlow())
+
+    def _is_overdue(self, now: float) -> bool:
+        """Whether the client is idle, lingers or reads its answer for longer than it may."""
+        if self._linger_until is not None:
+            return now > self._linger_until
+        if self.requests:
+            return False
+        if self.total_outbufs_len:
+            sent_bytes = self._to_send - self.total_outbufs_len
+            return self._sending.too_slow(now, sent_bytes, self._held > 0)
+        return self.request is None and now - self._idle_since > KEEP_ALIVE_S
 
     def readable(self) -> bool:
         if self._linger_until is not None:

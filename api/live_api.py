@@ -1,15 +1,14 @@
 """The routes that follow tasks: the stream of events, previews, thumbnails."""
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 
-from flask import Blueprint, Response, request
+from flask import Response, request
 
 import errors
 from api.answers import jpeg_response
 from api.api_docs import INDEX, READING_ERRORS, TASK_ID, documented, jpeg_answer, query
-from api.event_texts import HEARTBEAT, RETRY, EventTexts, worth_telling
+from api.event_stream import EventStream
+from api.event_texts import EventTexts
 from api.query_values import (
     MAX_ID,
     gone_check,
@@ -19,23 +18,18 @@ from api.query_values import (
     text_value,
     whole_number,
 )
+from api.routes import route
 from api.thumbnails import Thumbnails
 from api.waiting_places import RETRY_AFTER_S, WaitingPlaces
 from decoding.decoder import PictureDecoder
 from generation.previews import FAMILIES, Previews
 from queue_manager import QueueManager
-from scheduler.events import ENDS, EventKind
+from scheduler.events import EventKind
 from task import TaskStatus
 
-HEARTBEAT_S = 15.0
-LOOK_S = 5.0
-"""A stream checks this often whether its client is connected and its tasks have moved up."""
-QUEUE_EVERY_S = 1.0
 MOST_TASKS = 100
 """That one stream may name."""
 THUMBNAIL_SIDE = 256
-MOVES = frozenset({EventKind.WAITING, EventKind.RUNNING, *ENDS})
-"""What changes the order or the length of the queue."""
 
 EXAMPLE = (
     "retry: 2000\n\n"
@@ -57,14 +51,21 @@ EVENT = {
 }
 
 
-def live_routes(
-    queue: QueueManager, places: WaitingPlaces, previews: Previews, decoder: PictureDecoder
-) -> Blueprint:
-    routes = Blueprint("live", __name__)
-    texts = EventTexts(queue)
-    thumbnails = Thumbnails(queue, decoder, places)
+class LiveRoutes:
+    def __init__(
+        self,
+        queue: QueueManager,
+        places: WaitingPlaces,
+        previews: Previews,
+        decoder: PictureDecoder,
+    ) -> None:
+        self._queue = queue
+        self._places = places
+        self._previews = previews
+        self._texts = EventTexts(queue)
+        self._thumbnails = Thumbnails(queue, decoder, places)
 
-    @routes.get("/events")
+    @route("GET", "/events")
     @documented(
         "Watch tasks",
         tag="queue",
@@ -111,10 +112,10 @@ def live_routes(
             errors.StorageUnavailable,
         ),
     )
-    def events() -> Response:
-        stream = _Stream(
-            queue,
-            texts,
+    def events(self) -> Response:
+        stream = EventStream(
+            self._queue,
+            self._texts,
             _asked_tasks(),
             _last_event_id(),
             is_gone=gone_check(),
@@ -123,14 +124,15 @@ def live_routes(
         if stream.is_over:
             return Response(status=204)
         place = ExitStack()
-        place.enter_context(places.place(errors.TooManyListeners(retry_after_s=RETRY_AFTER_S)))
+        full = errors.TooManyListeners(retry_after_s=RETRY_AFTER_S)
+        place.enter_context(self._places.place(full))
         answer = Response(iter(stream), mimetype="text/event-stream")
         answer.call_on_close(place.close)
         answer.headers["Cache-Control"] = "no-store"
         answer.headers["X-Accel-Buffering"] = "no"  # else nginx holds it back
         return answer
 
-    @routes.get("/preview")
+    @route("GET", "/preview")
     @documented(
         "See the picture so far",
         tag="images",
@@ -147,24 +149,24 @@ def live_routes(
         },
         errors=(*READING_ERRORS, errors.TooManyWaiting),
     )
-    def preview() -> Response:
+    def preview(self) -> Response:
         task_id = task_id_value()
-        view = queue.status(task_id)
+        view = self._queue.status(task_id)
         if view.ended:
-            return jpeg_response(thumbnails.get(task_id, 0, THUMBNAIL_SIDE))
-        family = queue.allowed.model(view.params.model).family
+            return jpeg_response(self._thumbnails.get(task_id, 0, THUMBNAIL_SIDE))
+        family = self._queue.allowed.model(view.params.model).family
         why = "There is no preview of this task yet: it comes once it runs."
-        if not previews.on:
+        if not self._previews.on:
             why = "This server makes no previews (--previews off)."
         elif family not in FAMILIES:
             why = f"There are no previews for the models of the family {family}."
-        elif jpeg := previews.look(task_id):
+        elif jpeg := self._previews.look(task_id):
             return jpeg_response(jpeg)
         if view.status is TaskStatus.WAITING:
             raise errors.NotReady(why)
         return Response(status=204, headers={"Cache-Control": "no-store"})
 
-    @routes.get("/thumbnail")
+    @route("GET", "/thumbnail")
     @documented(
         "A small copy of an image",
         tag="images",
@@ -181,101 +183,10 @@ def live_routes(
         answers={200: jpeg_answer("The small copy.")},
         errors=(*READING_ERRORS, errors.TooManyWaiting),
     )
-    def show_thumbnail() -> Response:
+    def thumbnail(self) -> Response:
         task_id, index = task_id_value(), number_value("index", 0, 0, 999)
         max_side = number_value("size", THUMBNAIL_SIDE, 64, 1024)
-        return jpeg_response(thumbnails.get(task_id, index, max_side))
-
-    return routes
-
-
-class _Stream:
-    """What one client gets.
-
-    Args:
-        task_ids: the tasks it names; empty: all.
-        last_id: the latest event it knows; None: it knows nothing.
-
-    Raises:
-        UnknownTask, Gone.
-    """
-
-    def __init__(
-        self,
-        queue: QueueManager,
-        texts: EventTexts,
-        task_ids: frozenset[str],
-        last_id: int | None,
-        *,
-        is_gone: Callable[[], bool],
-        half_closed: Callable[[], bool],
-    ) -> None:
-        self._queue, self._texts = queue, texts
-        self._is_gone, self._half_closed = is_gone, half_closed
-        self._missed_some = last_id is not None and not queue.events.reaches_back(last_id)
-        self._starts = last_id is None or self._missed_some
-        self._after = queue.events.last_id if last_id is None or self._missed_some else last_id
-        self._named = task_ids
-        self._open = {task_id for task_id in task_ids if self._is_open(task_id)}
-        self._positions: dict[str, int | None] = {}
-        self._told_at = self._queue_told_at = 0.0
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the client knows all already."""
-        return bool(self._named) and not self._open and not self._starts
-
-    def __iter__(self) -> Iterator[bytes]:
-        yield RETRY
-        if self._starts:
-            yield from self._beginning()
-        events, queue_changed, look_at, beats = self._queue.events, False, 0.0, False
-        while not (events.closed or (self._named and not self._open)):
-            if time.monotonic() >= look_at:
-                look_at = time.monotonic() + LOOK_S
-                if self._is_gone():
-                    return
-                beats = self._half_closed()  # a client that has gone answers it with a reset
-            wait_s = LOOK_S
-            if queue_changed:
-                wait_s = max(self._queue_told_at + QUEUE_EVERY_S - time.monotonic(), 0.0)
-            found = events.wait(self._after, wait_s, self._open if self._named else None)
-            if found:
-                self._after = found[-1].id
-                self._open -= {e.task_id for e in found if e.kind in {*ENDS, EventKind.REMOVED}}
-                queue_changed |= not self._named and any(e.kind in MOVES for e in found)
-            text = b"".join(map(self._texts.of, worth_telling(found)))
-            now = time.monotonic()
-            if queue_changed and now >= self._queue_told_at + QUEUE_EVERY_S:
-                queue_changed, self._queue_told_at = False, now
-                text += self._texts.of_queue(self._after)
-            if not found:
-                text += b"".join(self._moved_up())
-            if text or beats or now >= self._told_at + HEARTBEAT_S:
-                self._told_at, beats = now, False
-                yield text or HEARTBEAT
-
-    def _beginning(self) -> Iterator[bytes]:
-        if self._missed_some or not self._named:
-            self._queue_told_at = time.monotonic()
-            yield self._texts.of_queue(self._after)
-        for task_id in sorted(self._named):
-            yield self._texts.of_task(task_id, self._after)
-
-    def _moved_up(self) -> Iterator[bytes]:
-        """The waiting tasks whose position has changed, though nothing happened to themselves."""
-        for task_id in self._open:
-            with suppress(errors.ServerError):  # it has gone, which is an event
-                view = self._queue.status(task_id)
-                was, self._positions[task_id] = self._positions.get(task_id), view.pos
-                if view.status is TaskStatus.WAITING and view.pos != was:
-                    yield self._texts.of_task(task_id, self._after)
-
-    def _is_open(self, task_id: str) -> bool:
-        """Whether there is more to come of a task."""
-        version = self._queue.events.version(task_id)
-        ended = self._queue.status(task_id).ended
-        return not ended or (not self._starts and version > self._after)
+        return jpeg_response(self._thumbnails.get(task_id, index, max_side))
 
 
 def _asked_tasks() -> frozenset[str]:

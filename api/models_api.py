@@ -2,13 +2,14 @@
 
 import hmac
 
-from flask import Blueprint, Response, request
+from flask import Response, request
 
 import errors
 from allowed import Allowed
 from api.answers import json_response
 from api.api_docs import documented, json_answer
 from api.model_answers import DownloadAnswer, LoadAnswer, LoraAnswer, ModelAnswer, ModelsAnswer
+from api.routes import route
 from fields import SCHEDULERS, Takes
 from models.hub_cache import bytes_on_disk, is_present
 from models.model_catalog import Catalog, LoadSpec, Model
@@ -24,24 +25,21 @@ MODEL_NAME = {
 }
 
 
-def model_routes(
-    queue: QueueManager, allowed: Allowed, catalog: Catalog, operator_key: str | None
-) -> Blueprint:
-    """Args:
-    operator_key: what loading asks for; empty: nothing; None: it is closed.
+class ModelRoutes:
     """
-    routes = Blueprint("models", __name__)
+    Args:
+        operator_key: what loading asks for; empty: nothing; None: it is closed.
+    """
 
-    def find(name: str) -> Model:
-        model = Catalog(allowed.models).find(name) or catalog.find(name)
-        if model is None:
-            raise errors.UnknownModel(
-                f"mflux has no model {name[:100]!r}.{catalog.like(name)} GET /models lists all.",
-                field="name",
-            )
-        return model
+    def __init__(
+        self, queue: QueueManager, allowed: Allowed, catalog: Catalog, operator_key: str | None
+    ) -> None:
+        self._queue = queue
+        self._allowed = allowed
+        self._catalog = catalog
+        self._operator_key = operator_key
 
-    @routes.get("/models")
+    @route("GET", "/models")
     @documented(
         "List the models",
         tag="models",
@@ -49,10 +47,10 @@ def model_routes(
         answers={200: json_answer(ModelsAnswer, "The models.")},
         errors=(),
     )
-    def list_models() -> Response:
-        health = queue.health()
+    def list_models(self) -> Response:
+        allowed, health = self._allowed, self._queue.health()
         names = {model.name for model in allowed.models}
-        others = [model for model in catalog.models if model.name not in names]
+        others = [model for model in self._catalog.models if model.name not in names]
         return json_response(
             ModelsAnswer(
                 default=allowed.default.name,
@@ -66,7 +64,7 @@ def model_routes(
             )
         )
 
-    @routes.get("/models/<name>")
+    @route("GET", "/models/<name>")
     @documented(
         "One model",
         tag="models",
@@ -74,10 +72,11 @@ def model_routes(
         answers={200: json_answer(ModelAnswer, "The model.")},
         errors=(errors.UnknownModel,),
     )
-    def one_model(name: str) -> Response:
-        return json_response(model_answer(find(name), allowed, queue.health()))
+    def one_model(self, name: str) -> Response:
+        model = self._find(name)
+        return json_response(model_answer(model, self._allowed, self._queue.health()))
 
-    @routes.post("/models/<name>/load")
+    @route("POST", "/models/<name>/load")
     @documented(
         "Load a model ahead",
         tag="models",
@@ -92,26 +91,35 @@ def model_routes(
             errors.NoWorker,
         ),
     )
-    def load_model(name: str) -> Response:
-        check_operator()
-        model = allowed.model(find(name).name)
-        weights = LoadSpec(model, model.pipelines[0], allowed.quantize)
-        loaded = any(weights.key == other.key for other in queue.health().loaded)
+    def load_model(self, name: str) -> Response:
+        self._check_operator()
+        model = self._allowed.model(self._find(name).name)
+        weights = LoadSpec(model, model.pipelines[0], self._allowed.quantize)
+        loaded = any(weights.key == other.key for other in self._queue.health().loaded)
         if not loaded:
-            queue.order_load(weights)
+            self._queue.order_load(weights)
         return json_response(LoadAnswer(model=model.name, loaded=loaded))
 
-    def check_operator() -> None:
-        if operator_key is None:
+    def _find(self, name: str) -> Model:
+        catalog = self._catalog
+        model = Catalog(self._allowed.models).find(name) or catalog.find(name)
+        if model is None:
+            raise errors.UnknownModel(
+                f"mflux has no model {name[:100]!r}.{catalog.like(name)} GET /models lists all.",
+                field="name",
+            )
+        return model
+
+    def _check_operator(self) -> None:
+        key = self._operator_key
+        if key is None:
             raise errors.OperatorOnly(
                 "Start the server with --operator-key to allow this from the network."
             )
         sent = request.headers.get("Authorization", "").removeprefix("Bearer ")
         raw = sent.encode("latin-1")  # as WSGI hands on the bytes of a header
-        if operator_key and not hmac.compare_digest(raw, operator_key.encode()):
+        if key and not hmac.compare_digest(raw, key.encode()):
             raise errors.OperatorOnly
-
-    return routes
 
 
 def model_answer(model: Model, allowed: Allowed, health: QueueHealth) -> ModelAnswer:

@@ -1,21 +1,24 @@
 """The routes about the queue: listing it, and taking tasks out of it."""
 
-from flask import Blueprint, Response
+from flask import Response
 
 import errors
 from api.answers import json_response
 from api.api_docs import TASK_ID, documented, json_answer, query
 from api.query_values import flag_value, number_value, task_id_value, text_value
+from api.routes import route
 from api.task_answers import DeleteAnswer, QueueAnswer, queue_answer
 from api.waiting_places import WaitingPlaces
 from queue_manager import QueueManager
 from task import TaskStatus
 
 
-def queue_routes(queue: QueueManager, places: WaitingPlaces) -> Blueprint:
-    routes = Blueprint("queue", __name__)
+class QueueRoutes:
+    def __init__(self, queue: QueueManager, places: WaitingPlaces) -> None:
+        self._queue = queue
+        self._places = places
 
-    @routes.get("/queue")
+    @route("GET", "/queue")
     @documented(
         "List the queue",
         tag="queue",
@@ -36,15 +39,15 @@ def queue_routes(queue: QueueManager, places: WaitingPlaces) -> Blueprint:
         answers={200: json_answer(QueueAnswer, "The queue.")},
         errors=(errors.InvalidInput,),
     )
-    def list_queue() -> Response:
+    def list_queue(self) -> Response:
         limit = number_value("limit", 100, 1, 1000)
         offset = number_value("offset", 0, 0, 10_000_000)
         tag = text_value("tag")
         tagged = (lambda task: tag in (task.params.tags or ())) if tag else None
-        return json_response(queue_answer(*queue.unfinished(limit, offset, tagged)))
+        return json_response(queue_answer(*self._queue.unfinished(limit, offset, tagged)))
 
-    @routes.delete("/delete")
-    @routes.post("/delete")
+    @route("DELETE", "/delete")
+    @route("POST", "/delete")
     @documented(
         "Cancel or remove a task",
         tag="queue",
@@ -71,11 +74,11 @@ def queue_routes(queue: QueueManager, places: WaitingPlaces) -> Blueprint:
             errors.StorageUnavailable,
         ),
     )
-    def delete() -> Response:
+    def delete(self) -> Response:
         task_id = task_id_value()
-        with places.place_for_change():
+        with self._places.place_for_change():
             after_current = flag_value("after_current", False)
-        was = queue.delete(task_id, after_current=after_current)
+        was = self._queue.delete(task_id, after_current=after_current)
         message = {
             TaskStatus.WAITING: "The task was taken out of the queue.",
             TaskStatus.RUNNING: "The task was cancelled; its generation ends at the next step.",
@@ -86,5 +89,3 @@ def queue_routes(queue: QueueManager, places: WaitingPlaces) -> Blueprint:
         elif after_current and was is not TaskStatus.WAITING:
             message = "The task had ended already; nothing was changed."
         return json_response(DeleteAnswer(task_id=task_id, was=was, message=message))
-
-    return routes

@@ -129,38 +129,41 @@ def read_form(body: bytes, boundary: bytes) -> Form:
         InvalidInput: see `form_body`.
     """
     form = Form()
-    for part, content in _parts(body, boundary):
-        if not part.name:
-            raise InvalidInput(
-                "A part of the form has no name: each needs one "
-                '(Content-Disposition: form-data; name="prompt").'
-            )
-        if isinstance(part, Field):
-            form.texts.setdefault(part.name, []).append(_text(part, content))
-        elif part.filename:
-            form.files.setdefault(part.name, []).append(content)
-    return form
-
-
-def _parts(body: bytes, boundary: bytes) -> Iterator[tuple[Field | File, bytes]]:
-    decoder = MultipartDecoder(boundary, max_parts=MAX_PARTS)
-    part: Field | File | None = None
-    content: list[bytes] = []
     try:
-        for event in _events(decoder, body):
-            if isinstance(event, Field | File):
-                part, content = event, []
-                _check_headers(event.headers)
-            elif isinstance(event, Data) and part is not None:
-                content.append(event.data)
-                if not event.more_data:
-                    yield part, b"".join(content)
+        for part, content in _parts(body, boundary):
+            _add(form, part, content)
     except RequestEntityTooLarge:
         raise InvalidInput(f"The form has too many parts: it may have {MAX_PARTS}.") from None
     except (ValueError, AttributeError):  # AttributeError: no line end behind the headers
         raise InvalidInput(
             "The form is not valid multipart/form-data with this boundary, or is cut off."
         ) from None
+    return form
+
+
+def _add(form: Form, part: Field | File, content: bytes) -> None:
+    if not part.name:
+        raise InvalidInput(
+            "A part of the form has no name: each needs one "
+            '(Content-Disposition: form-data; name="prompt").'
+        )
+    if isinstance(part, Field):
+        form.texts.setdefault(part.name, []).append(_text(part, content))
+    elif part.filename:
+        form.files.setdefault(part.name, []).append(content)
+
+
+def _parts(body: bytes, boundary: bytes) -> Iterator[tuple[Field | File, bytes]]:
+    part: Field | File | None = None
+    content: list[bytes] = []
+    for event in _events(MultipartDecoder(boundary, max_parts=MAX_PARTS), body):
+        if isinstance(event, Field | File):
+            part, content = event, []
+            _check_headers(event.headers)
+        elif isinstance(event, Data) and part is not None:
+            content.append(event.data)
+            if not event.more_data:
+                yield part, b"".join(content)
 
 
 def _events(decoder: MultipartDecoder, body: bytes) -> Iterator[Event]:

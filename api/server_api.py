@@ -4,24 +4,29 @@ import shutil
 import time
 from pathlib import Path
 
-from flask import Blueprint, Response
+from flask import Response
 
 from api.answers import json_response
 from api.api_docs import documented, json_answer
 from api.models_api import download_answer
+from api.routes import route
 from api.server_answers import HealthAnswer, MemoryAnswer, StatsAnswer, stats_answer
 from queue_manager import QueueManager
 from scheduler.health import ServerState
 from workers.worker import Generator, Worker
 
 
-def server_routes(
-    queue: QueueManager, worker: Worker, generator: Generator, data_dir: Path
-) -> Blueprint:
-    routes = Blueprint("server", __name__)
-    started_at = time.monotonic()
+class ServerRoutes:
+    def __init__(
+        self, queue: QueueManager, worker: Worker, generator: Generator, data_dir: Path
+    ) -> None:
+        self._queue = queue
+        self._worker = worker
+        self._generator = generator
+        self._data_dir = data_dir
+        self._started_at = time.monotonic()
 
-    @routes.get("/stats")
+    @route("GET", "/stats")
     @documented(
         "What was learned about time",
         tag="server",
@@ -30,10 +35,10 @@ def server_routes(
         answers={200: json_answer(StatsAnswer, "The figures.")},
         errors=(),
     )
-    def stats() -> Response:
-        return json_response(stats_answer(queue.stats()))
+    def stats(self) -> Response:
+        return json_response(stats_answer(self._queue.stats()))
 
-    @routes.get("/health")
+    @route("GET", "/health")
     @documented(
         "Health of the server",
         tag="server",
@@ -43,27 +48,28 @@ def server_routes(
         },
         errors=(),
     )
-    def tell_health() -> Response:
-        health = queue.health()
-        done, images_bytes = queue.images()
-        memory = generator.memory
+    def health(self) -> Response:
+        health = self._queue.health()
+        default = self._queue.allowed.default
+        done, images_bytes = self._queue.images()
+        memory = self._generator.memory
         answer = HealthAnswer(
             status=health.state,
-            model=queue.allowed.default.name,
+            model=default.name,
             loaded_models=[weights.key for weights in health.loaded],
             loading_model=health.loading.model.name if health.loading else None,
             download=download_answer(health),
-            model_title=queue.allowed.default.title,
+            model_title=default.title,
             quantize=health.quantize,
-            uptime_s=time.monotonic() - started_at,
-            worker_restarts=worker.restarts,
+            uptime_s=time.monotonic() - self._started_at,
+            worker_restarts=self._worker.restarts,
             last_error=health.last_error,
             memory=MemoryAnswer(
                 active_bytes=memory.active_bytes,
                 peak_bytes=memory.peak_bytes,
                 cache_bytes=memory.cache_bytes,
             ),
-            disk_free_bytes=_free_bytes(data_dir),
+            disk_free_bytes=_free_bytes(self._data_dir),
             waiting=health.waiting,
             running=health.running,
             done=done,
@@ -71,8 +77,6 @@ def server_routes(
         )
         works = health.state not in (ServerState.DRAINING, ServerState.FAILED)
         return json_response(answer, 200 if works else 503)
-
-    return routes
 
 
 def _free_bytes(folder: Path) -> int:

@@ -3,19 +3,20 @@
 a1111_lists.py has what its clients ask around a picture: options, models, samplers.
 """
 
-import re
 from collections.abc import Callable
 from typing import Any
 
-from flask import Blueprint, Response, jsonify, request
+from flask import Response, jsonify, request
 
 import errors
 from api.answers import json_response
 from api.api_docs import SCHEMAS, ErrorShape, ForeignSchemas, documented, json_answer, query
 from api.query_values import gone_check
 from api.request_body import json_body
+from api.routes import route
 from compat.a1111_answers import images_answer, progress_answer
 from compat.a1111_callers import Caller, Callers
+from compat.a1111_checkpoint import Checkpoint
 from compat.a1111_fields import NAMES, fields_of, hires_of, is_inverted, placed_pictures
 from compat.a1111_shapes import (
     A1111Error,
@@ -30,10 +31,8 @@ from compat.bodies import read_body
 from compat.sync_calls import DRAWING_ERRORS, Call, Finished, SyncCalls
 from decoding.protocol import Meaning
 from images import decode_base64, to_base64
-from models.model_catalog import Model
 from task import GenerationParams
 
-PREFIX = "/sdapi/"
 TAG = "AUTOMATIC1111"
 SCHEMAS_OF_A1111: ForeignSchemas = (
     (TextToImage, "validation"),
@@ -60,70 +59,23 @@ def a1111_error(problem: errors.Problem) -> tuple[dict[str, Any], int, dict[str,
     return a1111_error_body(problem), problem.http_status, headers
 
 
-HASH = re.compile(r"\s*\[[^\[\]]*\]$")
-"""What AUTOMATIC1111 writes behind the name of a model."""
-ENDING = re.compile(r"\.(safetensors|sft|ckpt|gguf)$", re.IGNORECASE)
 A1111_ERRORS = ErrorShape("A1111Error", a1111_error_body, int)
 
 
-class Checkpoint:
-    """The model of requests of this API that name none.
-
-    Args:
-        switch: whether clients may choose another one for all of them.
-    """
-
-    def __init__(self, calls: SyncCalls, switch: bool) -> None:
+class A1111Routes:
+    def __init__(
+        self,
+        calls: SyncCalls,
+        checkpoint: Checkpoint,
+        callers: Callers,
+        preview: Callable[[str], bytes | None],
+    ) -> None:
         self._calls = calls
-        self._switch = switch
-        self._chosen = calls.allowed.default
+        self._checkpoint = checkpoint
+        self._callers = callers
+        self._preview = preview
 
-    @property
-    def model(self) -> Model:
-        return self._chosen
-
-    def named(self, title: object) -> str | None:
-        """The model of this title; None where the present one is meant."""
-        name = str(title or "").strip()
-        plain = ENDING.sub("", HASH.sub("", name))
-        candidates = (name, plain, re.split(r"[/\\]", plain)[-1])
-        return next(filter(None, map(self._calls.known_name, candidates)), None)
-
-    def choose(self, title: object) -> None:
-        """
-        Raises:
-            InvalidInput: there is no such model.
-            OperatorOnly: another one than before, which the operator does not allow.
-            ModelNotAllowed.
-        """
-        if title is None or title == "":
-            return
-        name = self.named(title)
-        if name is None:
-            raise errors.InvalidInput(
-                f"There is no model {str(title)[:100]!r}.", field="sd_model_checkpoint"
-            )
-        model = self._calls.allowed.model(name)
-        if model is self._chosen:
-            return
-        if not self._switch:
-            raise errors.OperatorOnly(
-                "This server does not let its clients switch the model for all; name it in "
-                "override_settings.sd_model_checkpoint, or start the server with "
-                "--sdapi-model-switch on."
-            )
-        self._chosen = model
-
-
-def a1111_routes(
-    calls: SyncCalls,
-    checkpoint: Checkpoint,
-    callers: Callers,
-    preview: Callable[[str], bytes | None],
-) -> Blueprint:
-    routes = Blueprint("a1111", __name__, url_prefix="/sdapi/v1")
-
-    @routes.post("/txt2img")
+    @route("POST", "/txt2img")
     @documented(
         "Draw images, and wait for them",
         tag=TAG,
@@ -132,13 +84,14 @@ def a1111_routes(
         errors=DRAWING_ERRORS,
         shape=A1111_ERRORS,
     )
-    def txt2img() -> Response:
-        with calls.room_for_the_body(request.content_length):
+    def txt2img(self) -> Response:
+        with self._calls.room_for_the_body(request.content_length):
             asked = read_body(TextToImage, json_body())
-            started = _start(asked, {"model": _model_of(asked).name})
-        return _wait(asked, *started)
+            model = self._named_model(asked) or self._checkpoint.model.name
+            started = self._start(asked, {"model": model})
+        return self._drawn(asked, *started)
 
-    @routes.post("/img2img")
+    @route("POST", "/img2img")
     @documented(
         "Draw images from a picture, and wait for them",
         tag=TAG,
@@ -147,49 +100,19 @@ def a1111_routes(
         errors=DRAWING_ERRORS,
         shape=A1111_ERRORS,
     )
-    def img2img() -> Response:
+    def img2img(self) -> Response:
+        calls, checkpoint = self._calls, self._checkpoint
         with calls.room_for_the_body(request.content_length):
             asked = read_body(ImageToImage, json_body())
-            named = checkpoint.named(asked.override_settings.get("sd_model_checkpoint"))
+            named = self._named_model(asked)
             if named is None and checkpoint.model is not calls.allowed.default:
                 named = checkpoint.model.name
-            started = _start(asked, placed_pictures(asked, named, calls))
+            started = self._start(asked, placed_pictures(asked, named, calls))
         # Its pictures are not held while the caller waits.
         asked = asked.model_copy(update={"init_images": [], "mask": None})
-        return _wait(asked, *started)
+        return self._drawn(asked, *started)
 
-    def _model_of(asked: TextToImage) -> Model:
-        named = checkpoint.named(asked.override_settings.get("sd_model_checkpoint"))
-        return calls.allowed.model(named) if named else checkpoint.model
-
-    def _start(asked: TextToImage, placed: dict[str, Any]) -> tuple[Call, GenerationParams]:
-        model = calls.allowed.model(placed["model"])
-        fields = fields_of(asked, model, calls) | placed
-        _, prepared = calls.prepare(
-            fields,
-            NAMES,
-            mask_meaning=Meaning.MASK_OPAQUE,
-            invert_mask=is_inverted(asked),
-            empty_prompt=True,
-        )
-        return calls.start(prepared, hung_up=gone_check()), prepared.params
-
-    def _wait(asked: TextToImage, started: Call, params: GenerationParams) -> Response:
-        with started as call, callers.waiting(_caller(), call.task_id):
-            try:
-                finished = call.result()
-            except errors.Gone:
-                if not callers.was_interrupted(call.task_id):
-                    raise
-                finished = Finished([], params)
-        drawn = (finished.params.width, finished.params.height)
-        hires = hires_of(asked, drawn, calls)
-        answer = json_response(images_answer(asked, finished, hires))
-        if finished.images and asked.send_images:
-            answer.call_on_close(call.fetched)
-        return answer
-
-    @routes.get("/progress")
+    @route("GET", "/progress")
     @documented(
         "How far the caller's own task is",
         tag=TAG,
@@ -205,16 +128,16 @@ def a1111_routes(
         errors=(errors.StorageUnavailable,),
         shape=A1111_ERRORS,
     )
-    def progress() -> Response:
-        view = callers.present(_caller())
+    def progress(self) -> Response:
+        view = self._callers.present(_caller())
         answer = progress_answer(view) if view else A1111Progress()
         if view and request.args.get("skip_current_image", "").lower() not in ("true", "1"):
-            picture = preview(view.task_id)
+            picture = self._preview(view.task_id)
             answer.current_image = to_base64(picture) if picture else None
         return jsonify(answer.model_dump())
 
-    @routes.post("/interrupt")
-    @routes.post("/skip")
+    @route("POST", "/interrupt")
+    @route("POST", "/skip")
     @documented(
         "Stop the caller's own task",
         tag=TAG,
@@ -223,12 +146,12 @@ def a1111_routes(
         errors=(errors.TooManyWaiting, errors.StorageUnavailable),
         shape=A1111_ERRORS,
     )
-    def stop() -> Response:
-        with calls.places.place_for_change():
-            callers.interrupt(_caller())
+    def stop(self) -> Response:
+        with self._calls.places.place_for_change():
+            self._callers.interrupt(_caller())
         return jsonify({})
 
-    @routes.post("/png-info")
+    @route("POST", "/png-info")
     @documented(
         "How a picture was made, if its file says so",
         tag=TAG,
@@ -242,15 +165,50 @@ def a1111_routes(
         ),
         shape=A1111_ERRORS,
     )
-    def png_info() -> Response:
-        with calls.room_for_the_body(request.content_length):
+    def png_info(self) -> Response:
+        with self._calls.room_for_the_body(request.content_length):
             data = decode_base64(read_body(PngInfo, json_body()).image, "image")
-            with calls.decoder.reading() as reader:
+            with self._calls.decoder.reading() as reader:
                 texts, made = reader.texts(data, "image")
         info = texts.get("parameters") or str(made.get("prompt") or "")
         return json_response(A1111PngInfo(info=info, items={**texts}, parameters=made))
 
-    return routes
+    def _named_model(self, asked: TextToImage) -> str | None:
+        """The model that this request names, if there is one of this name."""
+        return self._checkpoint.named(asked.override_settings.get("sd_model_checkpoint"))
+
+    def _start(self, asked: TextToImage, placed: dict[str, Any]) -> tuple[Call, GenerationParams]:
+        """
+        Args:
+            placed: fields of /generate: `model`, and the pictures.
+        """
+        calls = self._calls
+        model = calls.allowed.model(placed["model"])
+        fields = fields_of(asked, model, calls) | placed
+        _, prepared = calls.prepare(
+            fields,
+            NAMES,
+            mask_meaning=Meaning.MASK_OPAQUE,
+            invert_mask=is_inverted(asked),
+            empty_prompt=True,
+        )
+        return calls.start(prepared, hung_up=gone_check()), prepared.params
+
+    def _drawn(self, asked: TextToImage, started: Call, params: GenerationParams) -> Response:
+        callers = self._callers
+        with started as call, callers.waiting(_caller(), call.task_id):
+            try:
+                finished = call.result()
+            except errors.Gone:
+                if not callers.was_interrupted(call.task_id):
+                    raise
+                finished = Finished([], params)
+        drawn = (finished.params.width, finished.params.height)
+        hires = hires_of(asked, drawn, self._calls)
+        answer = json_response(images_answer(asked, finished, hires))
+        if finished.images and asked.send_images:
+            answer.call_on_close(call.fetched)
+        return answer
 
 
 def _caller() -> Caller:

@@ -6,9 +6,11 @@ from typing import Any
 from flask import Blueprint, Response, jsonify, request
 
 import errors
-from api.api_docs import documented
+from api.api_docs import View, documented
 from api.request_body import json_body
-from compat.a1111 import A1111_ERRORS, NOTHING, TAG, Checkpoint
+from api.routes import route
+from compat.a1111 import A1111_ERRORS, NOTHING, TAG
+from compat.a1111_checkpoint import Checkpoint
 from compat.bodies import Body, read_body
 from compat.sync_calls import SyncCalls
 from fields import SCHEDULERS
@@ -48,6 +50,10 @@ NOTHING_TO_DO = {
 """Routes that take POST, and why they do nothing."""
 A_LIST = {"type": "array", "items": {"type": "object"}}
 AN_OBJECT = {"type": "object"}
+ALWAYS_EMPTY = {
+    "description": "Always empty",
+    "content": {"application/json": {"schema": A_LIST}},
+}
 
 
 class Options(Body):
@@ -56,20 +62,33 @@ class Options(Body):
     sd_model_checkpoint: str | None = None
 
 
-def a1111_lists(
-    calls: SyncCalls, checkpoint: Checkpoint, memory: Callable[[], Memory]
-) -> Blueprint:
-    routes = Blueprint("a1111_lists", __name__, url_prefix="/sdapi/v1")
+def _described(summary: str, answer: dict[str, Any]) -> Callable[[View], View]:
+    return documented(summary, tag=TAG, answers={200: answer}, errors=(), shape=A1111_ERRORS)
 
-    def tell(name: str, summary: str, schema: dict[str, Any], answer: Callable[[], Any]) -> None:
-        """A route without parameters."""
-        described = {"description": summary, "content": {"application/json": {"schema": schema}}}
-        view = documented(
-            summary, tag=TAG, answers={200: described}, errors=(), shape=A1111_ERRORS
-        )(lambda: jsonify(answer()))
-        routes.add_url_rule(f"/{name}", name, view)
 
-    @routes.post("/options")
+def listed(path: str, summary: str, schema: dict[str, Any]) -> Callable[[View], View]:
+    """A route that takes no parameters and answers JSON of this schema."""
+    answer = {"description": summary, "content": {"application/json": {"schema": schema}}}
+
+    def describe(view: View) -> View:
+        return route("GET", f"/{path}")(_described(summary, answer)(view))
+
+    return describe
+
+
+class A1111Lists:
+    def __init__(
+        self, calls: SyncCalls, checkpoint: Checkpoint, memory: Callable[[], Memory]
+    ) -> None:
+        self._calls = calls
+        self._checkpoint = checkpoint
+        self._memory = memory
+
+    @listed("options", "The options, as clients expect them", AN_OBJECT)
+    def options(self) -> Response:
+        return jsonify(OPTIONS | {"sd_model_checkpoint": self._checkpoint.model.name})
+
+    @route("POST", "/options")
     @documented(
         "Choose the model of requests that name none",
         tag=TAG,
@@ -87,44 +106,72 @@ def a1111_lists(
         ),
         shape=A1111_ERRORS,
     )
-    def set_options() -> Response:
-        with calls.room_for_the_body(request.content_length):
+    def set_options(self) -> Response:
+        with self._calls.room_for_the_body(request.content_length):
             asked = read_body(Options, json_body())
-        checkpoint.choose(asked.sd_model_checkpoint)
+        self._checkpoint.choose(asked.sd_model_checkpoint)
         return jsonify(None)
 
-    def models() -> list[dict[str, Any]]:
-        return [
-            {
-                "title": model.name,
-                "model_name": model.name,
-                "hash": None,
-                "sha256": None,
-                "filename": f"{model.name}.safetensors",
-                "config": None,
-            }
-            for model in calls.allowed.models
-            if not model.upscaler
-        ]
+    @listed("sd-models", "The models that may be named", A_LIST)
+    def models(self) -> Response:
+        return jsonify(
+            [
+                {
+                    "title": model.name,
+                    "model_name": model.name,
+                    "hash": None,
+                    "sha256": None,
+                    "filename": f"{model.name}.safetensors",
+                    "config": None,
+                }
+                for model in self._calls.allowed.models
+                if not model.upscaler
+            ]
+        )
 
-    def upscalers() -> list[dict[str, Any]]:
-        names = ["None", *([calls.allowed.upscaler.name] if calls.allowed.upscaler else [])]
-        nothing = {"model_name": None, "model_path": None, "model_url": None}
-        return [{"name": name, **nothing, "scale": 1 if name == "None" else 4} for name in names]
+    @listed("samplers", "One: the models have their own", A_LIST)
+    def samplers(self) -> Response:
+        return jsonify([{"name": "Euler", "aliases": ["k_euler"], "options": {}}])
 
-    def schedulers() -> list[dict[str, Any]]:
+    @listed("schedulers", "The schedulers", A_LIST)
+    def schedulers(self) -> Response:
         labels = {"automatic": "Automatic"} | {name: name for name in SCHEDULERS}
         rest = {"aliases": None, "default_rho": -1.0, "need_inner_model": False}
-        return [{"name": name, "label": label, **rest} for name, label in labels.items()]
+        return jsonify([{"name": name, "label": label, **rest} for name, label in labels.items()])
 
-    def loras() -> list[dict[str, Any]]:
-        return [
-            {"name": name, "alias": name, "path": f"{name}.safetensors", "metadata": {}}
-            for name in calls.allowed.loras()
-        ]
+    @listed("upscalers", "The upscaler, where the operator allows one", A_LIST)
+    def upscalers(self) -> Response:
+        upscaler = self._calls.allowed.upscaler
+        names = ["None", upscaler.name] if upscaler else ["None"]
+        nothing = {"model_name": None, "model_path": None, "model_url": None}
+        return jsonify(
+            [{"name": name, **nothing, "scale": 1 if name == "None" else 4} for name in names]
+        )
 
-    def memory_told() -> dict[str, Any]:
-        now = memory()
+    @listed("loras", "The operator's adapters", A_LIST)
+    def loras(self) -> Response:
+        return jsonify(
+            [
+                {"name": name, "alias": name, "path": f"{name}.safetensors", "metadata": {}}
+                for name in self._calls.allowed.loras()
+            ]
+        )
+
+    @listed("embeddings", "Always empty", AN_OBJECT)
+    def embeddings(self) -> Response:
+        return jsonify({"loaded": {}, "skipped": {}})
+
+    @listed("scripts", "Always empty", AN_OBJECT)
+    def scripts(self) -> Response:
+        return jsonify({"txt2img": [], "img2img": []})
+
+    @listed("cmd-flags", "The flags that clients read", AN_OBJECT)
+    def cmd_flags(self) -> Response:
+        return jsonify({"api": True})
+
+    @listed("memory", "The memory, as MLX counts it", AN_OBJECT)
+    def memory(self) -> Response:
+        now = self._memory()
         free = max(now.total_bytes - now.active_bytes - now.cache_bytes, 0)
         system = {"free": free, "used": now.total_bytes - free, "total": now.total_bytes}
         active = {"current": now.active_bytes, "peak": now.peak_bytes}
@@ -137,39 +184,16 @@ def a1111_lists(
             "inactive": nothing,
             "events": {"retries": 0, "oom": 0},
         }
-        return {"ram": system, "cuda": cuda}
+        return jsonify({"ram": system, "cuda": cuda})
 
-    tell(
-        "options",
-        "The options, as clients expect them",
-        AN_OBJECT,
-        lambda: OPTIONS | {"sd_model_checkpoint": checkpoint.model.name},
-    )
-    tell("sd-models", "The models that may be named", A_LIST, models)
-    tell(
-        "samplers",
-        "One: the models have their own",
-        A_LIST,
-        lambda: [{"name": "Euler", "aliases": ["k_euler"], "options": {}}],
-    )
-    tell("schedulers", "The schedulers", A_LIST, schedulers)
-    tell("upscalers", "The upscaler, where the operator allows one", A_LIST, upscalers)
-    for name in EMPTY_LISTS:
-        tell(name, "Always empty", A_LIST, list)
-    tell("loras", "The operator's adapters", A_LIST, loras)
-    tell("embeddings", "Always empty", AN_OBJECT, lambda: {"loaded": {}, "skipped": {}})
-    tell("scripts", "Always empty", AN_OBJECT, lambda: {"txt2img": [], "img2img": []})
-    tell("cmd-flags", "The flags that clients read", AN_OBJECT, lambda: {"api": True})
-    tell("memory", "The memory, as MLX counts it", AN_OBJECT, memory_told)
 
-    for name, why in NOTHING_TO_DO.items():
-        ignore = documented(
-            f"Accepted and ignored: {why}",
-            tag=TAG,
-            answers={200: NOTHING},
-            errors=(),
-            shape=A1111_ERRORS,
-        )(lambda: jsonify({}))
-        routes.add_url_rule(f"/{name}", name, ignore, methods=["POST"])
-
-    return routes
+def without_effect(name: str, url_prefix: str) -> Blueprint:
+    """The routes that have nothing to list or to do."""
+    blueprint = Blueprint(name, __name__, url_prefix=url_prefix)
+    for path in EMPTY_LISTS:
+        empty = _described("Always empty", ALWAYS_EMPTY)(lambda: jsonify([]))
+        blueprint.add_url_rule(f"/{path}", path, empty)
+    for path, why in NOTHING_TO_DO.items():
+        ignore = _described(f"Accepted and ignored: {why}", NOTHING)(lambda: jsonify({}))
+        blueprint.add_url_rule(f"/{path}", path, ignore, methods=["POST"])
+    return blueprint

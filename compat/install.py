@@ -7,19 +7,23 @@ from dataclasses import dataclass
 from flask import Flask
 
 from api.api_docs import ForeignSchemas
+from api.routes import blueprint_of
 from api.submission import Submission
 from api.waiting_places import WaitingPlaces
-from compat.a1111 import PREFIX as A1111_PREFIX
-from compat.a1111 import SCHEMAS_OF_A1111, Checkpoint, a1111_error, a1111_routes
+from compat.a1111 import SCHEMAS_OF_A1111, A1111Routes, a1111_error
 from compat.a1111_callers import Callers
-from compat.a1111_lists import a1111_lists
-from compat.openai_images import PREFIX as OPENAI_PREFIX
-from compat.openai_images import SCHEMAS_OF_OPENAI, openai_error, openai_routes
+from compat.a1111_checkpoint import Checkpoint
+from compat.a1111_lists import A1111Lists, without_effect
+from compat.openai_errors import openai_error
+from compat.openai_images import SCHEMAS_OF_OPENAI, OpenAIRoutes
 from compat.sync_calls import SyncCalls
 from errors import Problem
 from models.model_catalog import Catalog
 from queue_manager import QueueManager
 from task import Memory
+
+OPENAI_PREFIX = "/v1"
+A1111_PREFIX = "/sdapi/v1"
 
 
 @dataclass(frozen=True)
@@ -57,19 +61,21 @@ def install_foreign_apis(
         clamp=options.clamp,
     )
     checkpoint = Checkpoint(calls, options.model_switch)
-    app.register_blueprint(
-        openai_routes(calls, preview, public_url=options.public_url, started_at=time.time())
-    )
-    app.register_blueprint(a1111_routes(calls, checkpoint, Callers(queue), preview))
-    app.register_blueprint(a1111_lists(calls, checkpoint, memory))
+    openai = OpenAIRoutes(calls, preview, public_url=options.public_url, started_at=time.time())
+    a1111 = A1111Routes(calls, checkpoint, Callers(queue), preview)
+    lists = A1111Lists(calls, checkpoint, memory)
+    app.register_blueprint(blueprint_of(openai, "openai", OPENAI_PREFIX))
+    app.register_blueprint(blueprint_of(a1111, "a1111", A1111_PREFIX))
+    app.register_blueprint(blueprint_of(lists, "a1111_lists", A1111_PREFIX))
+    app.register_blueprint(without_effect("a1111_without_effect", A1111_PREFIX))
     return (*SCHEMAS_OF_OPENAI, *SCHEMAS_OF_A1111)
 
 
 def foreign_error(path: str, problem: Problem) -> tuple[object, int, dict[str, str]] | None:
     """The body, the status and the headers of an error in the form of the API that this path
     belongs to; None: it is the native one's."""
-    if path.startswith(OPENAI_PREFIX):
+    if path.startswith(f"{OPENAI_PREFIX}/"):
         return openai_error(problem)
-    if path.startswith(A1111_PREFIX):
+    if path.startswith("/sdapi/"):
         return a1111_error(problem)
     return None

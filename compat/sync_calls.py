@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from api.generate_request import GenerateRequest, check_request
-from api.native_api import note_fetched
+from api.image_api import note_fetched
 from api.submission import Prepared, Submission, check_same
 from api.waiting_places import RETRY_AFTER_S, WaitingPlaces
 from decoding.protocol import Meaning

@@ -16,8 +16,8 @@ from conftest import ROOT, ServerProcess, clean_environment
 from far_ends import FakeTask, FarEnd, Terminal, command
 from PIL import Image as pillow
 
-from client.command import FIELDS
 from client.mflux_client import Client, Fields, MfluxError, Status
+from client.options import FIELDS
 from client.terminal import Waiting, duration, in_words, ordinal, picture_escape, picture_protocol
 
 SMALL = ("--width", "64", "--height", "64", "--steps", "2")

@@ -299,7 +299,7 @@ USES = {
     "api/webhooks.py",
     "client/mflux_client.py",
     "compat/install.py",
-    "compat/openai_images.py",
+    "compat/openai_answers.py",
     "models/hub_cache.py",
     "scheduler/events.py",
     "scheduler/scheduler.py",

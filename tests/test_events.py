@@ -11,7 +11,7 @@ import requests
 from conftest import GIVE_UP_S, ServerProcess
 from live import Connection, EventStream, SteppedServer
 
-from api import live_api
+from api import event_stream
 from api.event_texts import worth_telling
 from api.long_poll import watch
 from api.waiting_places import WaitingPlaces
@@ -146,7 +146,7 @@ def test_the_stream_of_ended_tasks_tells_so_and_ends(server: SteppedServer) -> N
 def test_a_waiting_task_is_told_again_when_it_moves_up(
     server: SteppedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live_api, "LOOK_S", 0.05)
+    monkeypatch.setattr(event_stream, "LOOK_S", 0.05)
     server.running()
     ahead, task_id = server.submit(), server.submit()
     stream = EventStream(server, f"?task_id={task_id}")
@@ -160,8 +160,8 @@ def test_a_waiting_task_is_told_again_when_it_moves_up(
 
 
 def test_a_quiet_stream_beats(server: SteppedServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_api, "LOOK_S", 0.01)
-    monkeypatch.setattr(live_api, "HEARTBEAT_S", 0.02)
+    monkeypatch.setattr(event_stream, "LOOK_S", 0.01)
+    monkeypatch.setattr(event_stream, "HEARTBEAT_S", 0.02)
     task_id = server.running()
     stream = EventStream(server, f"?task_id={task_id}")
     chunks = stream.chunks()
@@ -173,7 +173,7 @@ def test_a_quiet_stream_beats(server: SteppedServer, monkeypatch: pytest.MonkeyP
 def test_who_hangs_up_gives_the_place_back(
     server: SteppedServer, monkeypatch: pytest.MonkeyPatch, named: bool
 ) -> None:
-    monkeypatch.setattr(live_api, "LOOK_S", 0.05)
+    monkeypatch.setattr(event_stream, "LOOK_S", 0.05)
     task_id = server.running()
     streams = [EventStream(server, f"?task_id={task_id}" if named else "") for _ in range(10)]
     for stream in streams:
@@ -187,7 +187,7 @@ def test_who_hangs_up_gives_the_place_back(
 def test_who_reads_nothing_is_left_when_too_much_waits_for_it(
     server: SteppedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live_api, "LOOK_S", 0.01)
+    monkeypatch.setattr(event_stream, "LOOK_S", 0.01)
     monkeypatch.setattr("api.http_channel.MOST_UNREAD_BYTES", 1000)
     stream = EventStream(server)
     number = 0

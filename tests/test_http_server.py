@@ -23,7 +23,7 @@ from flask import Flask
 from live import Connection, EventStream, SteppedServer
 from PIL import Image
 
-from api import http_channel, http_loop, live_api, long_poll, transfer_budget
+from api import event_stream, http_channel, http_loop, long_poll, transfer_budget
 from api.event_texts import HEARTBEAT
 from api.http_channel import Pieces
 from api.http_loop import HttpLoop
@@ -111,7 +111,7 @@ def test_streams_that_open_and_break_by_the_hundred_leave_the_server_well(
     server: SteppedServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A connection that another thread opened or closed would be an error in the log."""
-    monkeypatch.setattr(live_api, "LOOK_S", 0.05)
+    monkeypatch.setattr(event_stream, "LOOK_S", 0.05)
     caplog.set_level(logging.WARNING)
     server.running()
     idle = [opened(server) for _ in range(50)]
@@ -533,7 +533,7 @@ def test_who_closes_one_half_gets_the_picture_of_a_call_that_draws(
 def test_who_closes_one_half_of_a_stream_gets_all_of_it(
     server: SteppedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live_api, "LOOK_S", 0.01)
+    monkeypatch.setattr(event_stream, "LOOK_S", 0.01)
     task_id = server.running()
     stream = EventStream(server, f"?task_id={task_id}")
     stream.socket.shutdown(socket.SHUT_WR)
@@ -583,7 +583,7 @@ def test_who_hangs_up_a_stream_of_a_call_that_draws_has_it_cancelled(
     connection = opened(server)
     connection.sendall(post("/v1/images/generations", body))
     assert connection.recv(100).startswith(b"HTTP/1.1 200")
-    monkeypatch.setattr("compat.openai_images.SIGN_OF_LIFE_AFTER", 10**9)
+    monkeypatch.setattr("compat.openai_answers.SIGN_OF_LIFE_AFTER", 10**9)
     connection.close()
     until(lambda: server.server.places.taken == 0)
     server.step(9)
