@@ -75,7 +75,7 @@ def server(*arguments: str) -> Iterator[str]:
 
 def draw(page: Page, prompt: str) -> None:
     page.fill("#prompt", prompt)
-    page.click("#draw")
+    page.click("#generate")
     expect(page.locator(".card .words").filter(has_text=prompt)).not_to_have_count(0)
 
 
@@ -96,15 +96,15 @@ def still(page: Page, url: str, path: Path) -> None:
     page.fill("#steps", "100")
     page.fill("#n", "8")
     draw(page, PROMPTS[0])
-    expect(page.locator(".developing.running")).to_have_count(1)
+    expect(page.locator(".unfinished.running")).to_have_count(1)
     someone_draws(url, steps=100, n=4)
     page.fill("#n", "1")
     page.fill("#steps", "4")
     draw(page, PROMPTS[1])
     page.fill("#prompt", "A lighthouse in the fog, early morning")
     expect(page.locator("#queue .row")).to_have_count(3)
-    expect(page.locator("#forecast")).to_contain_text("3 others")
-    expect(page.locator(".stand").last).to_contain_text("picture 3 of 8")
+    expect(page.locator("#forecast")).to_contain_text("3 tasks")
+    expect(page.locator(".status").last).to_contain_text("picture 3 of 8")
     page.mouse.move(5, 5)
     page.evaluate("document.activeElement.blur(), scrollTo(0, 0)")
     shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB")

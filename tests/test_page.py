@@ -1,4 +1,4 @@
-"""The page at /: real servers with tiny models, a real browser, nothing but the public API."""
+"""The page at /: a real browser, real servers with tiny models."""
 
 import io
 import os
@@ -43,7 +43,7 @@ window.EventSource = class extends EventTarget {
   close() {}
 };
 """
-"""An EventSource as in a browser behind a proxy that lets none through."""
+"""An EventSource as behind a proxy that blocks event streams."""
 VIOLATIONS = """
 document.addEventListener("securitypolicyviolation", (event) =>
   console.error(`violation: ${event.violatedDirective} ${event.blockedURI}`));
@@ -51,7 +51,7 @@ document.addEventListener("securitypolicyviolation", (event) =>
 
 
 class Visitor:
-    """One person with a browser of their own, and whatever was wrong while they looked."""
+    """One person with a separate browser context, and all errors seen in it."""
 
     def __init__(self, browser: Browser, url: str, **options: Any) -> None:
         options = {"viewport": {"width": 1360, "height": 900}, "service_workers": "block"} | options
@@ -61,7 +61,7 @@ class Visitor:
         self.page.set_default_timeout(WAIT_MS)
         self.url = url + "/"
         self.wrong: list[str] = []
-        self.away_is_fine = False
+        self.unreachable_is_expected = False
         self.page.on("console", self._heard)
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
         self.page.on("request", self._asked)
@@ -69,10 +69,10 @@ class Visitor:
     def _heard(self, message: ConsoleMessage) -> None:
         if message.type not in ("error", "warning"):
             return
-        if self.away_is_fine and "Failed to load resource: net::ERR" in message.text:
+        if self.unreachable_is_expected and "Failed to load resource: net::ERR" in message.text:
             return
         if "/preview?" in message.location["url"] and "status of 410" in message.text:
-            return  # the task was cancelled, or failed, when it was on its way
+            return  # the task was cancelled or failed before the request arrived
         self.wrong.append(f"{message.text} {message.location}")
 
     def _asked(self, request: Request) -> None:
@@ -88,7 +88,7 @@ class Visitor:
         return self.page.locator(selector)
 
     def draw_for_long(self, prompt: str) -> None:
-        """What is not finished before a test has looked at it."""
+        """Submit a task that is still running when the test looks at it."""
         self["#n"].fill("10")
         self.draw(prompt, size=1536, steps=100)
         self["#n"].fill("1")
@@ -99,7 +99,7 @@ class Visitor:
         self["#width"].fill(str(size))
         self["#height"].fill(str(size))
         self["#steps"].fill(str(steps))
-        self["#draw"].click()
+        self["#generate"].click()
         expect(self.card(prompt)).not_to_have_count(0)
 
     def choose(self, name: str, value: str) -> None:
@@ -110,7 +110,7 @@ class Visitor:
         return self[".card"].filter(has=self.page.get_by_text(prompt, exact=True))
 
     def shown(self, prompt: str) -> Locator:
-        """Finished, and the picture of it can be seen."""
+        """The cards of finished pictures whose image has loaded."""
         return self[".card.loaded"].filter(has=self.page.get_by_text(prompt, exact=True))
 
     def task_ids(self) -> list[str]:
@@ -121,7 +121,7 @@ class Visitor:
         return [key.split()[0] for key in keys]
 
     def picture(self, name: str) -> None:
-        """For people to look at; `screenshots` is what a build may keep."""
+        """Write a screenshot to `screenshots/`, which a build may keep."""
         SCREENSHOTS.mkdir(exist_ok=True)
         self.page.screenshot(path=SCREENSHOTS / f"{name}.png", animations="disabled")
 
@@ -152,7 +152,7 @@ Visit = Callable[..., Visitor]
 
 @pytest.fixture
 def visit(browser: Browser, served: ServerProcess) -> Iterator[Visit]:
-    """Opens the page for one more person; nothing may have gone wrong in the end."""
+    """Opens the page for another person. Fails if an error was seen on any page."""
     visitors: list[Visitor] = []
 
     def come(server: ServerProcess = served, **options: Any) -> Visitor:
@@ -195,7 +195,7 @@ def test_the_page_is_served_with_strict_headers_and_kept_by_the_browser_until_it
     assert "style=" not in served.get("/").text
 
 
-def test_everything_from_the_prompt_to_the_removed_picture(  # noqa: PLR0915
+def test_a_picture_is_generated_viewed_varied_used_as_input_and_removed(  # noqa: PLR0915
     visit: Visit, served: ServerProcess
 ) -> None:
     me = visit().open()
@@ -209,7 +209,7 @@ def test_everything_from_the_prompt_to_the_removed_picture(  # noqa: PLR0915
     params = served.get("/status", task_id=task_id).json()["params"]
     assert (params["count"], params["format"], params["width"]) == (2, "PNG", 64)
 
-    # The large view tells how it was made, and the next one is one key away.
+    # The large view shows the parameters; an arrow key shows the next picture.
     me.card("a lighthouse").first.locator(".open").click()
     expect(me["#viewer"]).to_be_visible()
     expect(me["#viewer-params"]).to_contain_text(params["seed"])
@@ -222,7 +222,7 @@ def test_everything_from_the_prompt_to_the_removed_picture(  # noqa: PLR0915
     me.page.keyboard.press("Escape")
     expect(me["#viewer"]).to_be_hidden()
 
-    # Again: the same settings; vary: another seed.
+    # Again: the same settings. Vary: another seed.
     me["#prompt"].fill("something else")
     first = me.card("a lighthouse").first
     first.hover()
@@ -239,17 +239,17 @@ def test_everything_from_the_prompt_to_the_removed_picture(  # noqa: PLR0915
     assert varied["count"] == 1
     assert {**varied, "seed": "", "count": 2} == {**params, "seed": ""}
 
-    # Use as input: no upload, the server has it.
+    # Use as input: the picture is not uploaded, the server has it.
     me["#n"].fill("1")
     me.card("a lighthouse").first.hover()
-    me.card("a lighthouse").first.get_by_role("button", name="Use it as input").click()
+    me.card("a lighthouse").first.get_by_role("button", name="Use as input").click()
     expect(me["[data-field=init_image] .picks img"]).to_be_visible()
     me.draw("in winter", steps=4)
     expect(me.shown("in winter")).to_have_count(1)
     drawn = served.get("/status", task_id=me.task_ids()[0]).json()["params"]
     assert drawn["init_image"]["width"] == 64
 
-    # Removed, and it comes back; removed for good.
+    # Remove and undo; then remove without undo.
     me.card("in winter").hover()
     me.card("in winter").get_by_role("button", name="Remove").click()
     expect(me.card("in winter")).to_have_count(0)
@@ -264,7 +264,7 @@ def test_everything_from_the_prompt_to_the_removed_picture(  # noqa: PLR0915
     assert served.get("/image", task_id=gone).status_code in (404, 410)
 
 
-def test_a_picture_develops_in_front_of_who_asked_and_the_console_stays_empty(
+def test_previews_are_shown_and_the_console_stays_empty(
     visit: Visit, served: ServerProcess
 ) -> None:
     me = visit()
@@ -285,29 +285,29 @@ def test_a_picture_develops_in_front_of_who_asked_and_the_console_stays_empty(
     assert heard == []
 
 
-def test_the_pictures_of_a_batch_appear_one_by_one_and_it_stops_after_the_present_one(
+def test_the_pictures_of_a_batch_appear_one_by_one_and_it_stops_after_the_current_one(
     visit: Visit, served: ServerProcess
 ) -> None:
     me = visit().open()
     me["#n"].fill("10")
     me.draw("a batch", size=768, steps=20)
-    card = me[".card.developing"]
-    stop = card.get_by_role("button", name="Stop after this one")
+    card = me[".card.unfinished"]
+    stop = card.get_by_role("button", name="Stop after this picture")
     expect(me.shown("a batch").first).to_be_visible()
     expect(card).to_have_count(1)
     stop.click()
-    expect(card).to_contain_text("It ends after this picture.")
+    expect(card).to_contain_text("Stops after this picture.")
     expect(stop).to_be_hidden()
     me.picture("batch")
     expect(card).to_have_count(0)
-    told = served.get("/status", task_id=me.task_ids()[0]).json()
-    assert (told["status"], told["images_done"]) == ("cancelled", told["last_image"] + 1)
-    expect(me.shown("a batch")).to_have_count(told["images_done"])
+    status = served.get("/status", task_id=me.task_ids()[0]).json()
+    assert (status["status"], status["images_done"]) == ("cancelled", status["last_image"] + 1)
+    expect(me.shown("a batch")).to_have_count(status["images_done"])
     me.page.reload()
-    expect(me.shown("a batch")).to_have_count(told["images_done"])
+    expect(me.shown("a batch")).to_have_count(status["images_done"])
 
 
-def test_two_people_see_each_others_place_but_not_each_others_prompts(visit: Visit) -> None:
+def test_two_people_see_each_others_tasks_but_not_each_others_prompts(visit: Visit) -> None:
     one, other = visit().open(), visit().open()
     one.draw_for_long("the secret of the one")
     expect(one["#queue .row"]).to_have_count(1)
@@ -320,31 +320,31 @@ def test_two_people_see_each_others_place_but_not_each_others_prompts(visit: Vis
     expect(one["#queue .who"].first).to_have_text("the secret of the one")
     expect(one["#queue .who"].last).to_have_text(SOMEONE)
     expect(other["#queue .who"].first).to_have_text(SOMEONE)
-    expect(other.card("what the other wants")).to_contain_text("it is next")
+    expect(other.card("what the other wants")).to_contain_text("next in the queue")
     assert "secret" not in other.page.content()
-    expect(other["#forecast"]).to_contain_text("2 others in the queue")
+    expect(other["#forecast"]).to_contain_text("2 tasks in the queue")
     one.card("the secret of the one").get_by_role("button", name="Cancel").click()
     expect(other["#queue .row"]).to_have_count(1)
     expect(other["#queue .number"]).to_have_text("now")
 
 
 @pytest.mark.parametrize("events", [True, False])
-def test_a_model_that_was_loaded_is_known_as_loaded_at_once(visit: Visit, events: bool) -> None:
+def test_the_page_shows_at_once_that_a_model_is_loaded(visit: Visit, events: bool) -> None:
     me = visit()
     if not events:
         me.context.add_init_script(NO_EVENTS)
     me.open()
     for model in ("tiny-z-image", "tiny"):
         me["#model"].select_option(model)
-        expect(me["#model-note"]).to_contain_text("Has to be loaded first.")
+        expect(me["#model-note"]).to_contain_text("Not loaded")
         me.draw_for_long(f"with {model}")
         card = me.card(f"with {model}")
-        expect(card).to_contain_text("Drawing:")
-        expect(me["#model-note"]).not_to_contain_text("Has to be", timeout=4_000)
+        expect(card).to_contain_text("Generating:")
+        expect(me["#model-note"]).not_to_contain_text("Not loaded", timeout=4_000)
         card.get_by_role("button", name="Cancel").click()
 
 
-def test_a_picture_that_waits_for_a_download_says_so(
+def test_a_task_that_waits_for_a_download_shows_its_progress(
     visit: Visit, start_server: StartServer, stalling_hub: StallingHub
 ) -> None:
     server = start_server("--models", "tiny,schnell", environment=stalling_hub.environment)
@@ -378,7 +378,7 @@ def test_cancel_ends_a_waiting_and_a_running_task(visit: Visit, served: ServerPr
     expect(me["#steps"]).to_have_value("100")
 
 
-def test_a_reload_in_the_middle_loses_nothing(visit: Visit) -> None:
+def test_a_reload_loses_neither_tasks_nor_the_form(visit: Visit) -> None:
     me = visit().open()
     me["#theme"].click()
     me.draw("drawn across a reload", size=1024, steps=30)
@@ -403,20 +403,20 @@ def test_a_reload_in_the_middle_loses_nothing(visit: Visit) -> None:
     expect(me.shown("drawn across a reload")).to_have_count(1)
 
 
-def test_what_was_sent_by_a_page_that_closed_too_early_is_found_again(
+def test_a_request_whose_answer_was_lost_is_not_submitted_twice(
     visit: Visit, served: ServerProcess
 ) -> None:
     me = visit().open()
     answered: list[str] = []
 
-    def take_and_tell_nothing(route: Any) -> None:
+    def drop_the_answer(route: Any) -> None:
         answered.append(route.fetch().json()["task_id"])
         route.abort()
 
-    me.away_is_fine = True
-    me.page.route("**/generate", take_and_tell_nothing)
+    me.unreachable_is_expected = True
+    me.page.route("**/generate", drop_the_answer)
     me["#prompt"].fill("sent, and no answer")
-    me["#draw"].click()
+    me["#generate"].click()
     expect(me["#form-error"]).to_contain_text("Nothing is lost")
     me.page.unroute("**/generate")
     me.page.reload()
@@ -424,11 +424,11 @@ def test_what_was_sent_by_a_page_that_closed_too_early_is_found_again(
     assert me.task_ids() == answered
 
 
-def test_a_double_click_is_one_picture_and_two_quick_wishes_are_two(visit: Visit) -> None:
+def test_a_double_click_submits_one_task_and_two_different_requests_submit_two(visit: Visit) -> None:
     me = visit().open()
     me.choose("scale", "Small")
     me["#prompt"].fill("clicked twice")
-    me["#draw"].dblclick()
+    me["#generate"].dblclick()
     me["#prompt"].fill("right behind it")
     me.page.keyboard.press("Control+Enter")
     me["#prompt"].fill("and one more")
@@ -439,25 +439,25 @@ def test_a_double_click_is_one_picture_and_two_quick_wishes_are_two(visit: Visit
     assert len(me.task_ids()) == 3
 
 
-def test_a_task_that_fails_says_why_in_words(visit: Visit) -> None:
+def test_a_failed_task_shows_the_reason(visit: Visit) -> None:
     me = visit().open()
     me["#model"].select_option("dev")
-    expect(me["#model-note"]).to_contain_text("weights are not all on the server yet")
+    expect(me["#model-note"]).to_contain_text("Weights not downloaded yet")
     me.draw("a picture without weights")
     card = me.card("a picture without weights")
-    expect(card).to_contain_text("It failed.")
+    expect(card).to_contain_text("Failed.")
     expect(card.locator(".frame .hint")).to_contain_text(re.compile(r"\w+ \w+ \w+"))
     card.get_by_role("button", name="Remove").click()
     expect(card).to_have_count(0)
 
 
-def test_what_the_server_refuses_stands_beside_its_field(visit: Visit) -> None:
+def test_an_error_is_shown_beside_its_field(visit: Visit) -> None:
     me = visit().open()
-    me["#draw"].click()
-    expect(me["#prompt-error"]).to_have_text("Say what the picture shall show.")
+    me["#generate"].click()
+    expect(me["#prompt-error"]).to_have_text("Enter a prompt.")
     expect(me["#prompt"]).to_be_focused()
     me["#steps"].fill("9999")
-    expect(me["#steps-error"]).to_have_text("A number from 1 to 100, please.")
+    expect(me["#steps-error"]).to_have_text("Enter a number from 1 to 100.")
     expect(me["#steps"]).to_have_attribute("aria-invalid", "")
     me["#steps"].fill("3")
     expect(me["#steps-error"]).to_be_empty()
@@ -468,7 +468,35 @@ def test_what_the_server_refuses_stands_beside_its_field(visit: Visit) -> None:
     me.wrong = [words for words in me.wrong if "status of 400" not in words]
 
 
-SPELLS = (
+def test_tags_are_entered_shown_and_kept_with_the_settings(
+    visit: Visit, served: ServerProcess
+) -> None:
+    me = visit().open()
+    me["#tags"].fill(" christmas card, draft,,")
+    me.draw_for_long("with tags")
+    card = me.card("with tags")
+    expect(card.locator(".tags li")).to_have_text(["christmas card", "draft"])
+    task_id = me.task_ids()[0]
+    listed = served.get("/queue", tag="christmas card").json()["tasks"]
+    assert [task["task_id"] for task in listed] == [task_id]
+    card.get_by_role("button", name="Cancel").click()
+    expect(card).to_contain_text("Cancelled.")
+    me["#tags"].fill("")
+    card.get_by_role("button", name="Again").click()
+    expect(me["#tags"]).to_have_value("christmas card, draft")
+    me["#n"].fill("1")
+    me.draw("small with tags")
+    expect(me.shown("small with tags").locator(".tags li")).to_have_count(2)
+    me.picture("tags")
+    me.shown("small with tags").locator(".open").click()
+    expect(me["#viewer-params"]).to_contain_text("christmas card, draft")
+    me.page.keyboard.press("Escape")
+    me["#tags"].fill("x" * 41)
+    expect(me["#tags-error"]).to_contain_text("1 to 40 characters")
+    me.wrong = [words for words in me.wrong if "status of 400" not in words]
+
+
+HOSTILE_PROMPTS = (
     "<img src=x onerror=alert(1)>",
     "<script>alert(1)</script>",
     "\"><svg onload=alert(1)>'",
@@ -477,7 +505,7 @@ SPELLS = (
 )
 
 
-@pytest.mark.parametrize("prompt", SPELLS)
+@pytest.mark.parametrize("prompt", HOSTILE_PROMPTS)
 def test_prompts_are_text_and_never_html(visit: Visit, prompt: str) -> None:
     me = visit()
     dialogs: list[str] = []
@@ -498,7 +526,7 @@ def test_prompts_are_text_and_never_html(visit: Visit, prompt: str) -> None:
 PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
 
 
-def test_on_a_phone_everything_fits_and_can_be_touched(visit: Visit) -> None:
+def test_everything_fits_on_a_phone_and_is_large_enough_to_touch(visit: Visit) -> None:
     me = visit(**PHONE).open()
     me.draw("a very long word: " + "w" * 300)
     expect(me[".card.loaded"]).to_have_count(1)
@@ -524,7 +552,7 @@ def test_on_a_phone_everything_fits_and_can_be_touched(visit: Visit) -> None:
     check("phone-large-view")
 
 
-def test_by_keyboard_alone(visit: Visit) -> None:
+def test_the_page_can_be_used_with_the_keyboard_only(visit: Visit) -> None:
     me = visit().open()
     keys = me.page.keyboard
 
@@ -533,7 +561,7 @@ def test_by_keyboard_alone(visit: Visit) -> None:
             keys.press(key)
             if me.page.evaluate("s => document.activeElement.matches(s)", selector):
                 return
-        raise AssertionError(f"{selector} is out of reach")
+        raise AssertionError(f"{selector} cannot be reached with the keyboard")
 
     keys.press("Tab")
     expect(me[".skip"]).to_be_focused()
@@ -567,14 +595,14 @@ def test_by_keyboard_alone(visit: Visit) -> None:
     ("platform", "keys"),
     [("Linux x86_64", "Ctrl Enter"), ("MacIntel", "\N{PLACE OF INTEREST SIGN} Return")],
 )
-def test_the_keys_are_called_as_on_the_machine_of_who_looks(
+def test_keys_have_the_names_of_the_users_platform(
     visit: Visit, platform: str, keys: str
 ) -> None:
     me = visit()
     me.context.add_init_script(
         f"Object.defineProperty(Navigator.prototype, 'platform', {{get: () => '{platform}'}})"
     )
-    expect(me.open()[".keys"]).to_have_text(f"{keys} draws")
+    expect(me.open()[".keys"]).to_have_text(f"{keys} generates")
     me["#prompt"].fill("by the Mac's own keys")
     me.choose("scale", "Small")
     me.page.keyboard.press("Meta+Enter" if platform == "MacIntel" else "Control+Enter")
@@ -582,7 +610,7 @@ def test_the_keys_are_called_as_on_the_machine_of_who_looks(
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_theme_follows_the_system_until_one_is_chosen(visit: Visit, scheme: Scheme) -> None:
+def test_the_theme_follows_the_system_until_the_user_chooses_one(visit: Visit, scheme: Scheme) -> None:
     other: Scheme = "light" if scheme == "dark" else "dark"
     me = visit(color_scheme=scheme).open()
 
@@ -603,7 +631,7 @@ def test_the_theme_follows_the_system_until_one_is_chosen(visit: Visit, scheme: 
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious(visit: Visit, scheme: str) -> None:
+def test_axe_finds_no_serious_accessibility_problem(visit: Visit, scheme: str) -> None:
     me = visit(color_scheme=scheme, reduced_motion="reduce").open()
     me["#model"].select_option("tiny-z-image")
 
@@ -623,14 +651,14 @@ def test_axe_finds_nothing_serious(visit: Visit, scheme: str) -> None:
         expect(me.shown(prompt)).to_have_count(1)
     me["#model"].select_option("dev")
     me.draw("a picture that fails")
-    expect(me.card("a picture that fails")).to_contain_text("It failed.")
+    expect(me.card("a picture that fails")).to_contain_text("Failed.")
     me["#model"].select_option("tiny-z-image")
     me.draw_for_long("a picture that runs")
     me.draw("a picture that waits")
-    expect(me[".developing.running"]).to_have_count(1)
+    expect(me[".unfinished.running"]).to_have_count(1)
     expect(me["#toasts"]).to_be_empty()
     me["#prompt"].fill(" ")
-    me["#draw"].click()
+    me["#generate"].click()
     expect(me["#prompt-error"]).not_to_be_empty()
     check("busy")
     me.card("quinces and a blue jug").locator(".open").click()
@@ -639,38 +667,38 @@ def test_axe_finds_nothing_serious(visit: Visit, scheme: str) -> None:
     me.page.keyboard.press("Escape")
 
 
-def test_the_server_goes_and_comes_back_while_the_page_is_open(
+def test_the_page_recovers_when_the_server_restarts(
     visit: Visit, start_server: StartServer
 ) -> None:
     server = start_server("--models", MODELS)
     me = visit(server).open()
-    me.away_is_fine = True
+    me.unreachable_is_expected = True
     me.draw("interrupted", size=1024, steps=60)
-    expect(me[".developing.running"]).to_have_count(1)
+    expect(me[".unfinished.running"]).to_have_count(1)
     server.stop(signal.SIGKILL)
-    expect(me["#away"]).to_contain_text("The server is away")
-    expect(me["body"]).to_have_attribute("data-state", "away")
+    expect(me["#unreachable"]).to_contain_text("The server cannot be reached")
+    expect(me["body"]).to_have_attribute("data-state", "unreachable")
     me["#prompt"].fill("while it is away")
-    me["#draw"].click()
+    me["#generate"].click()
     expect(me["#form-error"]).to_contain_text("Nothing is lost")
     me.picture("away")
     port = server.url.rsplit(":", 1)[1]
     again = start_server("--models", MODELS, "--port", port)
     assert again.url == server.url
-    expect(me["#away"]).to_be_hidden(timeout=WAIT_MS)
+    expect(me["#unreachable"]).to_be_hidden(timeout=WAIT_MS)
     expect(me.shown("interrupted")).to_have_count(1)
-    me["#draw"].click()
+    me["#generate"].click()
     expect(me.shown("while it is away")).to_have_count(1)
 
 
-def test_without_events_the_page_asks_again_and_again(visit: Visit) -> None:
+def test_without_events_the_page_polls(visit: Visit) -> None:
     me = visit()
     me.context.add_init_script(NO_EVENTS)
     me.open().draw("without events", steps=4)
     expect(me.shown("without events")).to_have_count(1)
 
 
-def test_below_a_prefix_every_address_is_still_right(visit: Visit, served: ServerProcess) -> None:
+def test_the_page_works_below_a_path_prefix(visit: Visit, served: ServerProcess) -> None:
     me = visit()
     me.context.add_init_script(NO_EVENTS)
     prefix = served.url + "/deep/down/"
@@ -680,7 +708,7 @@ def test_below_a_prefix_every_address_is_still_right(visit: Visit, served: Serve
             response=route.fetch(url=route.request.url.replace(prefix, served.url + "/"))
         ),
     )
-    me.url = prefix  # and nothing else may be asked
+    me.url = prefix  # requests to other URLs are errors
     me.open().draw("below a prefix")
     expect(me.shown("below a prefix")).to_have_count(1)
 
@@ -688,13 +716,12 @@ def test_below_a_prefix_every_address_is_still_right(visit: Visit, served: Serve
 def test_the_form_shows_what_the_model_takes(visit: Visit, served: ServerProcess) -> None:
     me = visit().open()
     expect(me["[data-field=guidance]"]).to_be_hidden()
-    expect(me["#wishes"]).to_have_text(
-        "Give it a prompt; if you like, also a picture to start from."
+    expect(me["#model-inputs"]).to_have_text(
+        "Needs a prompt. Optional: an input image."
     )
     me["#model"].select_option("tiny-z-image")
-    expect(me["#wishes"]).to_have_text(
-        "Give it a prompt; "
-        "if you like, also guidance, a negative prompt or a picture to start from."
+    expect(me["#model-inputs"]).to_have_text(
+        "Needs a prompt. Optional: guidance, a negative prompt and an input image."
     )
     expect(me["#guidance"]).to_have_value("3.5")
     me["#negative_prompt"].fill("fog")
@@ -708,26 +735,26 @@ def test_the_form_shows_what_the_model_takes(visit: Visit, served: ServerProcess
     expect(me["#negative_prompt-note"]).to_have_text("Needs guidance above 1.")
 
     me["#model"].select_option("tiny-fill")
-    expect(me["#wishes"]).to_have_text(
-        "Give it a prompt, a picture to start from and a mask; if you like, also guidance."
+    expect(me["#model-inputs"]).to_have_text(
+        "Needs a prompt, an input image and a mask. Optional: guidance."
     )
-    expect(me["#forecast"]).to_have_text("needs a picture to start from")
+    expect(me["#forecast"]).to_have_text("needs an input image")
     me["#prompt"].fill("filled")
-    me["#draw"].click()
-    expect(me["#init_image-error"]).to_contain_text("needs a picture to start from")
+    me["#generate"].click()
+    expect(me["#init_image-error"]).to_contain_text("needs an input image")
     me["#init_image"].set_input_files(picture_file(128, 96, "teal"))
     expect(me["#forecast"]).to_have_text("needs a mask")
     me.choose("shape", "input")
     me["#mask"].set_input_files(picture_file(128, 96, "white"))
     expect(me["#forecast"]).to_contain_text(re.compile(r"\d s"))
-    me["#draw"].click()
+    me["#generate"].click()
     expect(me.shown("filled")).to_have_count(1)
     params = served.get("/status", task_id=me.task_ids()[0]).json()["params"]
     assert (params["width"], params["height"]) == (128, 96)
     assert params["mask"]["width"] == 128
 
     me["#model"].select_option("tiny-flux2")
-    me["[aria-label='Take this picture out']:visible"].click()
+    me["[aria-label='Remove this image']:visible"].click()
     me["#images"].set_input_files([picture_file(64, 64, "red"), picture_file(64, 64, "blue")])
     expect(me["[data-field=images] .picks img"]).to_have_count(2)
     me.draw("edited")
@@ -753,7 +780,7 @@ GIVE = """(kind) => new Promise((resolve) => {
 
 
 @pytest.mark.parametrize("kind", ["paste", "drop"])
-def test_a_picture_is_pasted_or_dropped_anywhere(visit: Visit, kind: str) -> None:
+def test_a_picture_can_be_pasted_or_dropped_anywhere(visit: Visit, kind: str) -> None:
     me = visit().open()
     if kind == "drop":
         me.page.evaluate(GIVE, "dragenter")
@@ -761,11 +788,11 @@ def test_a_picture_is_pasted_or_dropped_anywhere(visit: Visit, kind: str) -> Non
     me.page.evaluate(GIVE, kind)
     expect(me["#drop"]).to_be_hidden()
     expect(me["[data-field=init_image] .picks img"]).to_have_js_property("naturalWidth", 48)
-    expect(me["#size-words"]).to_have_text("as the picture")
+    expect(me["#size-words"]).to_have_text("as the input image")
     expect(me["#image_strength"]).to_be_visible()
 
 
-def test_a_picture_that_the_server_no_longer_has_can_be_asked_for_again(
+def test_a_picture_that_the_server_has_removed_can_be_generated_again(
     visit: Visit, served: ServerProcess
 ) -> None:
     me = visit().open()
@@ -776,18 +803,18 @@ def test_a_picture_that_the_server_no_longer_has_can_be_asked_for_again(
     me.page.reload()
     card = me.card("soon gone")
     expect(card).to_contain_text("No longer on the server.")
-    me.wrong = wrong  # the browser itself reports that the picture is gone
+    me.wrong = wrong  # the browser reports the 410 of the picture
     card.get_by_role("button", name="Again").click()
-    me["#draw"].click()
+    me["#generate"].click()
     expect(me.shown("soon gone")).to_have_count(1)
 
 
-def test_nothing_of_the_page_names_another_host() -> None:
+def test_the_page_refers_to_no_other_host() -> None:
     for path in (ROOT / "web").iterdir():
         named = set(re.findall(r"https?://[^\s\"')]+", path.read_text()))
         assert named <= {"http://www.w3.org/2000/svg"}, path
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|eval\(", path.read_text())
 
 
-def test_the_pages_files_stay_small() -> None:
+def test_the_files_of_the_page_stay_small() -> None:
     assert sum(os.path.getsize(path) for path in (ROOT / "web").iterdir()) < 120_000

@@ -1,8 +1,8 @@
-// The public API. Every address is relative: the page also works below a prefix.
+// Calls of the public API. All URLs are relative, so that the page works below a path prefix.
 
-const PATIENCE_MS = 20_000;
+const TIMEOUT_MS = 20_000;
 
-/** The server refused, and says why in words. */
+/** The server refused a request. `message` is a sentence for the user. */
 export class Refused extends Error {
   constructor(status, body) {
     const error = body?.error ?? {};
@@ -14,36 +14,36 @@ export class Refused extends Error {
   }
 }
 
-/** Nobody answered. */
-export class Away extends Error {
+/** The server cannot be reached. */
+export class Unreachable extends Error {
   constructor() {
-    super("The server is away.");
+    super("The server cannot be reached.");
   }
 }
 
-export async function ask(path, { signal, patience = PATIENCE_MS, ...options } = {}) {
+export async function ask(path, { signal, timeout = TIMEOUT_MS, ...options } = {}) {
   const stop = new AbortController();
-  const leave = () => stop.abort();
-  const timer = setTimeout(leave, patience);
-  signal?.addEventListener("abort", leave);
+  const abort = () => stop.abort();
+  const timer = setTimeout(abort, timeout);
+  signal?.addEventListener("abort", abort);
   try {
     const answer = await fetch(path, { ...options, signal: stop.signal, cache: "no-store" });
     const text = await answer.text();
-    if (answer.status === 502 || answer.status === 504) throw new Away(); // a proxy's words
+    if (answer.status === 502 || answer.status === 504) throw new Unreachable(); // from a proxy
     let body = null;
     try {
       body = JSON.parse(text);
     } catch {
-      // not ours
+      // not an answer of this server
     }
     if (!answer.ok) throw new Refused(answer.status, body);
     return body;
   } catch (error) {
     if (error instanceof Refused || signal?.aborted) throw error;
-    throw new Away();
+    throw new Unreachable();
   } finally {
     clearTimeout(timer);
-    signal?.removeEventListener("abort", leave);
+    signal?.removeEventListener("abort", abort);
   }
 }
 
@@ -54,20 +54,20 @@ export const specification = () => ask("openapi.json");
 export const queue = () => ask("queue?limit=100");
 export const status = (id) => ask(`status?${query({ task_id: id })}`);
 export const remove = (id) => ask(`delete?${query({ task_id: id })}`, { method: "DELETE" });
-/** Cancel a task once the picture that is being drawn is stored. */
+/** Cancel a task after the picture that is being generated. */
 export const endAfterPicture = (id) =>
   ask(`delete?${query({ task_id: id, after_current: true })}`, { method: "DELETE" });
-/** Of a task with several: fetching one with delete=true is how one goes. */
+/** Remove one picture of a task: fetched with delete=true. */
 export const removeOne = (id, index) =>
   fetch(`image?${query({ task_id: id, index, delete: true })}`).then((answer) => answer.blob());
 
-/** The picture so far, or null (204: not yet). Asking is what makes the server prepare the next one. */
+/** The latest preview, or null if there is none yet (204). The server prepares previews only on request. */
 export async function preview(id) {
   const answer = await fetch(`preview?${query({ task_id: id })}`, { cache: "no-store" });
   return answer.status === 200 ? answer.blob() : null;
 }
 
-/** Also when it says that it cannot work, which it does with 503. */
+/** The body of /health, also with status 503. */
 export async function health() {
   try {
     return await ask("health");
@@ -86,7 +86,7 @@ function post(path, body, headers, signal) {
     method: "POST",
     body: form ? body : JSON.stringify(body),
     headers: form ? headers : { ...headers, "Content-Type": "application/json" },
-    patience: form ? 120_000 : PATIENCE_MS,
+    timeout: form ? 120_000 : TIMEOUT_MS,
     signal,
   });
 }

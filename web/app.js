@@ -1,4 +1,4 @@
-// The page: connects form, tasks, queue and gallery with the server.
+// The entry point: connects form, tasks, queue and gallery with the server.
 
 import * as api from "./api.js";
 import { find, icon, setText } from "./dom.js";
@@ -9,7 +9,7 @@ import { Queue } from "./queue.js";
 import { sendAgain, submit } from "./request.js";
 import { forgetPictures } from "./store.js";
 import { Tasks, isLive, stored } from "./tasks.js";
-import { say, toast } from "./toasts.js";
+import { announce, toast } from "./toasts.js";
 import { Viewer } from "./viewer.js";
 import { downloadWords, place, plain, short, some } from "./words.js";
 
@@ -25,24 +25,24 @@ const act = { open: (item) => viewer.open(item), again, vary, use, remove, cance
 const gallery = new Gallery(tasks, act);
 const viewer = new Viewer(() => gallery.pictures(), act);
 
-// Asking for pictures
+// Submitting
 
-const sending = new Set(); // what a double click sends twice is meant once
+const sending = new Set(); // requests under way: a double click submits once
 
-async function draw(request, what = JSON.stringify(request)) {
+async function generate(request, what = JSON.stringify(request)) {
   if (sending.has(what)) return;
   sending.add(what);
   form.sending = true;
   try {
     const answer = await submit(request);
     tasks.add(answer, request);
-    say(`Your picture is in the queue: ${place(answer.pos)}.`);
+    announce(`Your picture is in the queue: ${place(answer.pos)}.`);
     if (matchMedia("(max-width: 60rem)").matches) find("yours").scrollIntoView({ block: "start" });
     live.now();
   } catch (error) {
-    if (error instanceof api.Away) {
+    if (error instanceof api.Unreachable) {
       live.now();
-      form.fail(new Error("The server is away. Nothing is lost: press Draw again when it is back."));
+      form.fail(new Error("The server cannot be reached. Nothing is lost: press Generate again later."));
     } else form.fail(error);
   } finally {
     form.sending = false;
@@ -50,9 +50,9 @@ async function draw(request, what = JSON.stringify(request)) {
   }
 }
 
-form.addEventListener("submit", (event) => draw(event.detail));
+form.addEventListener("submit", (event) => generate(event.detail));
 
-// What can be done with one's own
+// Actions on a task
 
 function settings({ task, index }) {
   const { n, ...fields } = task.fields;
@@ -63,19 +63,19 @@ function settings({ task, index }) {
 function again(item) {
   const undo = form.load(...settings(item));
   form.focus();
-  toast("Its settings are in the form.", { action: { words: "Undo", run: undo } });
+  toast("The settings are in the form.", { action: { words: "Undo", run: undo } });
 }
 
 function vary({ task }) {
   const { n, seed, ...fields } = task.fields;
-  draw({ fields, inputs: task.inputs }, `vary ${task.id}`);
+  generate({ fields, inputs: task.inputs }, `vary ${task.id}`);
 }
 
 function use({ task, index }) {
   if (form.addPicture({ task_id: task.id, index })) {
     form.focus();
-    toast("It is in the form.");
-  } else toast("The chosen model takes no pictures: choose another one first.", { bad: true });
+    toast("The picture is in the form.");
+  } else toast("This model takes no images. Choose another model first.", { bad: true });
 }
 
 function cancel({ task }) {
@@ -93,13 +93,13 @@ async function tryToEnd(ask) {
   try {
     await ask();
   } catch (error) {
-    if (error instanceof api.Away) toast("The server is away: it could not be cancelled.", { bad: true });
+    if (error instanceof api.Unreachable) toast("The server cannot be reached. The task was not cancelled.", { bad: true });
     else if (error.status !== 404 && error.status !== 410) toast(plain(error), { bad: true });
   }
   live.now();
 }
 
-/** At once for the eye, on the server when it can no longer be undone. */
+/** Hides the picture at once, and removes it on the server when the undo message is gone. */
 function remove({ task, index }) {
   const left = Array.from({ length: stored(task) }, (_, one) => one).filter(
     (one) => one !== index && !task.hidden?.includes(one),
@@ -122,12 +122,12 @@ async function removeForGood(task) {
   try {
     if (task.status !== "gone") await api.remove(task.id);
   } catch (error) {
-    if (error instanceof api.Away) return; // at the next visit
+    if (error instanceof api.Unreachable) return; // tried again when the page is opened next
   }
   tasks.forget(task.id);
 }
 
-/** Its picture could not be shown: is it gone, or only the server away? */
+/** A picture failed to load: asks the server whether it still exists. */
 async function lost({ task }) {
   try {
     const { images_done: images } = await api.status(task.id);
@@ -137,13 +137,13 @@ async function lost({ task }) {
   }
 }
 
-// What is shown
+// Showing changes
 
 tasks.addEventListener("change", () => gallery.show());
 tasks.addEventListener("ended", ({ detail: task }) => {
-  if (task.status === "done") say("Your picture is ready.");
-  if (task.status === "cancelled" && stored(task)) say(`Cancelled. ${some(stored(task), "picture is", "pictures are")} ready.`);
-  if (task.status === "failed") toast(`It failed: ${short(task.error)}`, { bad: true });
+  if (task.status === "done") announce("Your picture is ready.");
+  if (task.status === "cancelled" && stored(task)) announce(`Cancelled. ${some(stored(task), "picture is", "pictures are")} ready.`);
+  if (task.status === "failed") toast(`Failed: ${short(task.error)}`, { bad: true });
 });
 
 let length = null;
@@ -192,16 +192,16 @@ function showState(state, words) {
   setText(find("state-words"), words);
 }
 
-live.addEventListener("away", () => {
-  showState("away", "Server away");
-  setText(find("away"), "The server is away. Nothing is lost: this page asks again every few seconds.");
-  find("away").hidden = false;
+live.addEventListener("unreachable", () => {
+  showState("unreachable", "Server unreachable");
+  setText(find("unreachable"), "The server cannot be reached. Nothing is lost. This page tries again every few seconds.");
+  find("unreachable").hidden = false;
 });
 
-live.addEventListener("back", () => {
-  find("away").hidden = true;
-  setText(find("away"), "");
-  toast("The server is back.");
+live.addEventListener("reachable", () => {
+  find("unreachable").hidden = true;
+  setText(find("unreachable"), "");
+  toast("The server can be reached again.");
   if (!form.model) begin();
   gallery.loadAgain();
   form.forecastSoon();
@@ -209,44 +209,44 @@ live.addEventListener("back", () => {
 
 setInterval(() => {
   if (document.hidden) return;
-  if (queue.tick() && !live.away) live.refresh();
+  if (queue.tick() && !live.unreachable) live.refresh();
   gallery.tick();
 }, TICK_MS);
 
-// Pictures from outside
+// Images from outside: dropped or pasted
 
 const carriesFiles = (event) => event.dataTransfer?.types.includes("Files");
 const files = (list) => [...(list ?? [])].filter((file) => file.type.startsWith("image/"));
 let inside = 0;
 
-function shield(shown) {
+function showDropArea(shown) {
   if (!shown) inside = 0;
   find("drop").hidden = !shown;
 }
 
 function takeFiles(list) {
   const slot = form.mainSlot();
-  if (!list.length) toast("That is not a picture.", { bad: true });
+  if (!list.length) toast("This is not an image file.", { bad: true });
   else if (slot) slot.addFiles(list);
-  else toast("The chosen model takes no pictures: choose another one first.", { bad: true });
+  else toast("This model takes no images. Choose another model first.", { bad: true });
 }
 
 addEventListener("dragenter", (event) => {
   if (!carriesFiles(event)) return;
   inside += 1;
-  shield(true);
+  showDropArea(true);
 });
 addEventListener("dragleave", (event) => {
-  if (carriesFiles(event) && --inside <= 0) shield(false);
+  if (carriesFiles(event) && --inside <= 0) showDropArea(false);
 });
 addEventListener("dragover", (event) => carriesFiles(event) && event.preventDefault());
 addEventListener("drop", (event) => {
   if (!carriesFiles(event)) return;
   event.preventDefault();
-  shield(false);
+  showDropArea(false);
   takeFiles(files(event.dataTransfer.files));
 });
-document.addEventListener("dropped", () => shield(false));
+document.addEventListener("dropped", () => showDropArea(false));
 document.addEventListener("paste", (event) => {
   const pasted = files(event.clipboardData?.files);
   if (!pasted.length) return;
@@ -277,7 +277,7 @@ if (navigator.platform.startsWith("Mac")) {
   setText(find("key"), "Return");
 }
 
-// Beginning
+// Start
 
 async function begin() {
   try {
@@ -287,7 +287,7 @@ async function begin() {
     ]);
     form.setModels(models, specification);
   } catch {
-    // the page says that the server is away, and comes back here when it is back
+    // the page shows that the server cannot be reached, and calls this again later
   }
 }
 

@@ -1,4 +1,4 @@
-// Elements without HTML: text stays text.
+// Builds elements without parsing HTML.
 
 export const find = (id) => document.getElementById(id);
 
@@ -30,7 +30,7 @@ export function icon(name) {
   return svg;
 }
 
-/** A round button that shows a picture and says its words. */
+/** A round button with an icon and a label for screen readers. */
 export function iconButton(name, words, onClick) {
   return el(
     "button",
@@ -43,11 +43,11 @@ export function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
-/** Children of `parent` follow `items`; what stays is kept, with its focus and its motion. */
+/** Makes the children of `parent` match `items`. Elements that remain are reused and keep focus and animations. */
 export function follow(parent, items, keyOf, create, update) {
   const old = new Map([...parent.children].map((child) => [child.dataset.key, child]));
   const keys = new Set(items.map(keyOf));
-  for (const [key, node] of old) if (!keys.has(key)) node.remove(); // first: nothing need move
+  for (const [key, node] of old) if (!keys.has(key)) node.remove(); // first, so that the others need not move
   let place = parent.firstElementChild;
   for (const item of items) {
     const key = keyOf(item);

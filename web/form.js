@@ -1,4 +1,4 @@
-// The form: what is asked for, what the chosen model takes of it, and the forecast on the button.
+// The form: its fields, which of them the chosen model takes, and the forecast on the button.
 
 import { Refused } from "./api.js";
 import { el, find, icon, iconButton, setText } from "./dom.js";
@@ -40,9 +40,10 @@ const EMPTY = {
   control_strength: null,
   control_type: "",
   loras: {},
+  tags: "",
 };
 const NUMBERS = ["n", "steps", "guidance", "width", "height", "image_strength", "control_strength"];
-const TEXTS = ["prompt", "negative_prompt", "seed", "upscale", "format", "control_type"];
+const TEXTS = ["prompt", "negative_prompt", "seed", "upscale", "format", "control_type", "tags"];
 
 /** Dispatches "submit" (detail: {fields, inputs}). */
 export class Form extends EventTarget {
@@ -52,7 +53,7 @@ export class Form extends EventTarget {
   #limits = { side: 1024, steps: 100, n: 10, prompt: 10_000 };
   #slots = {};
   #timer = null;
-  #asking = null;
+  #request = null;
 
   constructor() {
     super();
@@ -73,15 +74,15 @@ export class Form extends EventTarget {
     this.show();
   }
 
-  /** answer: of GET /models; specification: with the operator's limits, where it could be had. */
+  /** answer: from GET /models; specification: the OpenAPI document with the operator's limits, or null. */
   setModels(answer, specification) {
     this.#models = answer.models.filter((model) => model.allowed);
     const fields = specification?.components?.schemas?.GenerateRequest?.properties;
-    const most = (name) => fields?.[name]?.maximum ?? this.#limits[name];
+    const maximum = (name) => fields?.[name]?.maximum ?? this.#limits[name];
     this.#limits = {
       side: fields?.width?.default ?? this.#limits.side,
-      steps: most("steps"),
-      n: most("n"),
+      steps: maximum("steps"),
+      n: maximum("n"),
       prompt: fields?.prompt?.maxLength ?? this.#limits.prompt,
     };
     find("steps").max = this.#limits.steps;
@@ -101,7 +102,7 @@ export class Form extends EventTarget {
     this.forecastSoon();
   }
 
-  /** What is loaded and what is on disk changes. */
+  /** Takes over which models are loaded and on disk. */
   refresh(answer) {
     this.#models = answer.models.filter((model) => model.allowed);
     this.show(document.activeElement);
@@ -117,7 +118,7 @@ export class Form extends EventTarget {
     return this.model?.takes.includes(name) ?? false;
   }
 
-  // What is asked for
+  // The request
 
   request() {
     const { state } = this;
@@ -146,10 +147,12 @@ export class Form extends EventTarget {
     if (this.takes("loras") && loras.length) fields.loras = loras;
     if (state.seed_mode === "locked" && state.seed) fields.seed = state.seed;
     fields.format = state.format;
+    const tags = tagsOf(state.tags);
+    if (tags.length) fields.tags = tags;
     return { fields, inputs };
   }
 
-  /** Pictures of the store that it names. */
+  /** Keys of the stored images in the form. */
   pictureKeys() {
     return Object.values(this.#slots).flatMap((slot) => slot.inputs.map((input) => input.key));
   }
@@ -179,7 +182,7 @@ export class Form extends EventTarget {
     );
   }
 
-  /** The settings of an earlier task. Returns what undoes it. */
+  /** Loads the settings of an earlier task. Returns a function that undoes it. */
   load({ fields, inputs }, params) {
     const before = structuredClone({ ...this.state, inputs: this.#inputs() });
     const model = this.#models.some((one) => one.name === fields.model) ? fields.model : this.state.model;
@@ -189,6 +192,7 @@ export class Form extends EventTarget {
     next.seed = String(params.seed);
     next.seed_mode = "locked";
     next.n = fields.n ?? 1;
+    next.tags = fields.tags?.join(", ") ?? "";
     const { shape, scale } = this.#shapeOf(fields.width, fields.height);
     Object.assign(next, { shape, scale });
     this.#restore({ ...next, inputs: structuredClone(inputs ?? {}) });
@@ -217,7 +221,7 @@ export class Form extends EventTarget {
     return { shape: "custom", scale: "Large" };
   }
 
-  /** A picture from elsewhere on the page; false: this model takes none. */
+  /** Adds a picture of the gallery. Returns false if the model takes no images. */
   addPicture(input) {
     const slot = this.mainSlot();
     if (!slot) return false;
@@ -268,7 +272,7 @@ export class Form extends EventTarget {
     write("form", { ...this.state, inputs: this.#inputs() });
   }
 
-  /** typing: the element that is not overwritten. */
+  /** Writes the state into the form. typing: the element that is not overwritten. */
   show(typing = null) {
     const { state, model } = this;
     if (state.shape === "input" && !this.#hasInput) state.shape = "1:1";
@@ -276,7 +280,7 @@ export class Form extends EventTarget {
       const node = find(id);
       if (node !== typing && node.value !== String(value)) node.value = value;
     };
-    for (const name of ["prompt", "negative_prompt", "seed", "upscale", "format"]) set(name, state[name]);
+    for (const name of ["prompt", "negative_prompt", "seed", "upscale", "format", "tags"]) set(name, state[name]);
     set("n", state.n);
     set("width", state.width ?? "");
     set("height", state.height ?? "");
@@ -291,9 +295,9 @@ export class Form extends EventTarget {
     set("model", model.name);
     set("steps", state.steps ?? model.default_steps);
     set("guidance", state.guidance ?? model.default_guidance ?? "");
-    setText(find("steps-note"), state.steps === null ? "" : `usually ${model.default_steps}`);
+    setText(find("steps-note"), state.steps === null ? "" : `default ${model.default_steps}`);
     const usual = model.default_guidance;
-    setText(find("guidance-note"), state.guidance === null || usual === undefined ? "" : `usually ${usual}`);
+    setText(find("guidance-note"), state.guidance === null || usual === undefined ? "" : `default ${usual}`);
     setText(find("model-note"), this.#modelNote(model));
     for (const field of this.#form.querySelectorAll("[data-takes]")) {
       field.hidden = !this.takes(field.dataset.takes);
@@ -306,7 +310,7 @@ export class Form extends EventTarget {
     setText(find("negative_prompt-note"), this.#negative ? "" : "Needs guidance above 1.");
     if (model.needs.includes("upscale") && !state.upscale) set("upscale", (state.upscale = "2"));
     this.#showSlots(model);
-    setText(find("wishes"), this.#wishes());
+    setText(find("model-inputs"), this.#modelInputs());
   }
 
   #showSize() {
@@ -315,7 +319,7 @@ export class Form extends EventTarget {
     find("custom").hidden = state.shape !== "custom";
     find("scales").hidden = ["custom", "input"].includes(state.shape);
     find("shape-input").hidden = !this.#hasInput;
-    setText(find("size-words"), state.shape === "input" ? "as the picture" : size(...this.#sides()));
+    setText(find("size-words"), state.shape === "input" ? "as the input image" : size(...this.#sides()));
   }
 
   #showSlots(model) {
@@ -326,14 +330,14 @@ export class Form extends EventTarget {
     const { init_image: start, control_image: control } = this.#slots;
     find("image_strength").closest(".strength").hidden =
       !this.takes("image_strength") || !start.inputs.length;
-    const follows = control.inputs.length > 0;
-    find("control_strength").closest(".strength").hidden = !this.takes("control_strength") || !follows;
-    find("control_type").closest(".strength").hidden = !this.takes("control_type") || !follows;
+    const controlled = control.inputs.length > 0;
+    find("control_strength").closest(".strength").hidden = !this.takes("control_strength") || !controlled;
+    find("control_type").closest(".strength").hidden = !this.takes("control_type") || !controlled;
     find("image_strength").value = this.state.image_strength;
-    setText(find("image_strength-words"), `${Math.round(this.state.image_strength * 100)} % kept`);
+    setText(find("image_strength-words"), `${Math.round(this.state.image_strength * 100)} %`);
     const strength = this.state.control_strength;
     find("control_strength").value = strength ?? 0.7;
-    setText(find("control_strength-words"), strength === null ? "usual" : `${Math.round(strength * 100)} %`);
+    setText(find("control_strength-words"), strength === null ? "default" : `${Math.round(strength * 100)} %`);
     find("control_type").value = this.state.control_type;
   }
 
@@ -343,13 +347,13 @@ export class Form extends EventTarget {
     if (what) parts.push(`${what[0].toUpperCase()}${what.slice(1)}.`);
     if (!model.present) {
       const much = model.weights_gb ? `, ${Math.round(model.weights_gb)} GB` : "";
-      parts.push(`Its weights are not all on the server yet${much}: the first picture waits for them.`);
-    } else if (!model.loaded) parts.push("Has to be loaded first.");
+      parts.push(`Weights not downloaded yet${much}. The first picture waits for the download.`);
+    } else if (!model.loaded) parts.push("Not loaded: loading it comes first.");
     return parts.join(" ");
   }
 
-  /** What can be given to the model: what it cannot do without, and what else it takes. */
-  #wishes() {
+  /** The required and the optional inputs of the model, as a sentence. */
+  #modelInputs() {
     const named = [...this.#form.querySelectorAll("[data-name]")].map(({ dataset }) => [
       dataset.takes,
       dataset.name,
@@ -361,7 +365,7 @@ export class Form extends EventTarget {
     const words = (pairs, last) => listed(pairs.map(([, name]) => name), last);
     const more = taken.filter((pair) => !needs(pair));
     const needed = words(taken.filter(needs), "and");
-    return `Give it ${needed}${more.length ? `; if you like, also ${words(more, "or")}` : ""}.`;
+    return `Needs ${needed}.${more.length ? ` Optional: ${words(more, "and")}.` : ""}`;
   }
 
   // The forecast
@@ -373,25 +377,25 @@ export class Form extends EventTarget {
 
   async forecast() {
     if (!this.model) return;
-    this.#asking?.abort();
-    const asking = (this.#asking = new AbortController());
+    this.#request?.abort();
+    const aborter = (this.#request = new AbortController());
     const request = this.request();
     const missing = this.#missingPicture(request);
     if (missing) return this.#showForecast(`needs ${missing.short}`);
     if (this.#outOfRange()) return this.#showForecast("");
     if (this.takes("prompt")) request.fields.prompt ??= "a";
     try {
-      const told = await estimate(request, asking.signal);
-      if (asking.signal.aborted) return;
+      const answer = await estimate(request, aborter.signal);
+      if (aborter.signal.aborted) return;
       for (const { dataset } of this.#form.querySelectorAll("[data-field]")) this.#fail(dataset.field, "");
-      const sure = told.confidence === "none" ? "perhaps " : "about ";
-      const others = told.task_length ? ` · ${some(told.task_length, "other", "others")} in the queue` : "";
+      const sure = answer.confidence === "none" ? "roughly " : "about ";
+      const others = answer.task_length ? ` · ${some(answer.task_length, "task", "tasks")} in the queue` : "";
       this.#showForecast(
-        `${sure}${duration(told.expected_time_seconds)}${others}`,
-        `Nine times out of ten within ${duration(told.wait_p90_s)}.`,
+        `${sure}${duration(answer.expected_time_seconds)}${others}`,
+        `With 90 % probability within ${duration(answer.wait_p90_s)}.`,
       );
     } catch (error) {
-      if (asking.signal.aborted) return;
+      if (aborter.signal.aborted) return;
       this.#showForecast("");
       if (error instanceof Refused) this.#fail(error.field, plain(error));
     }
@@ -401,7 +405,7 @@ export class Form extends EventTarget {
     return SLOTS.find(({ name }) => this.model.needs.includes(name) && !inputs[name]);
   }
 
-  /** The first number that cannot be sent; says so beside it. */
+  /** The first number field that is out of range; shows the error beside it. */
   #outOfRange() {
     const numbers = [...this.#form.querySelectorAll("input[type=number]")];
     const wrong = numbers.find((node) => {
@@ -410,14 +414,14 @@ export class Form extends EventTarget {
     });
     if (wrong) {
       const field = wrong.closest("[data-field]").dataset.field;
-      this.#fail(field, `A number from ${wrong.min} to ${wrong.max}, please.`);
+      this.#fail(field, `Enter a number from ${wrong.min} to ${wrong.max}.`);
     }
     return wrong;
   }
 
   #showForecast(words, title = "") {
     setText(find("forecast"), words);
-    find("draw").title = title;
+    find("generate").title = title;
   }
 
   // Submitting
@@ -430,7 +434,7 @@ export class Form extends EventTarget {
       this.#fail(missing.name, `${modelName(this.model)} needs ${missing.short}.`);
       this.#slots[missing.name].focus();
     } else if (this.takes("prompt") && !request.fields.prompt) {
-      this.#fail("prompt", "Say what the picture shall show.");
+      this.#fail("prompt", "Enter a prompt.");
       find("prompt").focus();
     } else if (this.#outOfRange()) {
       this.#outOfRange().focus();
@@ -439,10 +443,10 @@ export class Form extends EventTarget {
     }
   }
 
-  /** While it is sent: once is enough. */
+  /** Whether a request is being sent. */
   set sending(sending) {
-    find("draw").setAttribute("aria-disabled", String(sending));
-    find("draw").classList.toggle("sending", sending);
+    find("generate").setAttribute("aria-disabled", String(sending));
+    find("generate").classList.toggle("sending", sending);
   }
 
   fail(error) {
@@ -450,7 +454,7 @@ export class Form extends EventTarget {
     if (field) find(field)?.focus();
   }
 
-  /** Words beside the field that they are about, else above the button. Returns the field. */
+  /** Shows an error beside its field, or above the button. Returns the name of the field. */
   #fail(field, words) {
     const home = { height: "width", control_strength: "control_image", control_type: "control_image" };
     const name = { image_strength: "init_image", count: "n", ...home }[field] ?? field;
@@ -482,19 +486,19 @@ export class Form extends EventTarget {
         el("input", { type: "range", name, id: name, ...props }),
       );
     this.#slots.init_image.extra.append(
-      range("image_strength", "How much of it stays", { min: 0.05, max: 0.95, step: 0.05 }),
+      range("image_strength", "Image strength (higher: closer to the image)", { min: 0.05, max: 0.95, step: 0.05 }),
     );
     const types = ["canny", "depth", "hed", "mlsd", "pose"];
     this.#slots.control_image.extra.append(
-      range("control_strength", "How closely", { min: 0, max: 2, step: 0.05 }),
+      range("control_strength", "Control strength", { min: 0, max: 2, step: 0.05 }),
       el(
         "label",
         { class: "strength" },
-        "It shows ",
+        "Control type ",
         el(
           "select",
           { name: "control_type", id: "control_type" },
-          el("option", { value: "" }, "edges (usual)"),
+          el("option", { value: "" }, "default"),
           ...types.map((type) => el("option", { value: type }, type)),
         ),
       ),
@@ -517,7 +521,7 @@ export class Form extends EventTarget {
       frame.style.setProperty("--down", down / Math.max(across, down));
       return radio("shape", value, frame, words);
     };
-    const input = shape("As it is", "input", 4, 4);
+    const input = shape("As input", "input", 4, 4);
     input.id = "shape-input";
     input.querySelector("i").replaceWith(icon("picture"));
     const custom = shape("Other", "custom", 4, 4);
@@ -546,7 +550,7 @@ export class Form extends EventTarget {
             max: 10,
             step: 0.1,
             value: scale ?? 1,
-            "aria-label": `How strongly ${name} acts`,
+            "aria-label": `Scale of ${name}`,
           }),
         );
       }),
@@ -560,6 +564,11 @@ export class Form extends EventTarget {
       if (chosen.checked) this.state.loras[chosen.value] = Number(scale.value) || 0;
     }
   }
+}
+
+/** "a, b,, c" -> ["a", "b", "c"] */
+function tagsOf(text) {
+  return text.split(",").map((tag) => tag.trim()).filter(Boolean);
 }
 
 function buildStepper(stepper) {
@@ -577,7 +586,7 @@ function buildStepper(stepper) {
   stepper.append(step(`More: ${what}`, "plus", 1));
 }
 
-/** As tall as its text, also where CSS cannot say so. */
+/** Fits the height to the text, for browsers without CSS field-sizing. */
 function grow(area) {
   if (CSS.supports("field-sizing", "content")) return;
   area.style.height = "auto";

@@ -1,4 +1,4 @@
-// The pictures that were asked for here: those that develop, and those that are finished.
+// The tasks of this browser: unfinished ones and finished pictures.
 
 import * as api from "./api.js";
 import { imageUrl, thumbnailUrl } from "./api.js";
@@ -6,18 +6,24 @@ import { el, find, follow, icon, iconButton, setText } from "./dom.js";
 import { isLive, progress, remaining, stored } from "./tasks.js";
 import { PHASES, REASONS, countdown, downloadWords, place, plain, short, size, some } from "./words.js";
 
-const AT_FIRST = 48;
+const PAGE_SIZE = 48;
 
-/** What can be done with a finished picture: [name of the icon, words, name of the action]. */
+/** Actions on a finished picture: [icon, label, name of the action]. */
 export const ACTIONS = [
-  ["again", "Again: these settings into the form", "again"],
-  ["vary", "Vary: draw it with another seed", "vary"],
-  ["input", "Use it as input", "use"],
+  ["again", "Again: load these settings into the form", "again"],
+  ["vary", "Vary: same settings, another seed", "vary"],
+  ["input", "Use as input", "use"],
   ["remove", "Remove", "remove"],
 ];
 
 export const seedOf = (task, index) => String((BigInt(task.params.seed) + BigInt(index)) % 2n ** 64n);
-export const titleOf = (task) => task.params.prompt || "An enlarged picture";
+export const titleOf = (task) => task.params.prompt || "Upscaled picture";
+
+/** The tags of a task as a list, or null. */
+export function tagList({ params: { tags } }) {
+  if (!tags?.length) return null;
+  return el("ul", { class: "tags", "aria-label": "Tags" }, ...tags.map((tag) => el("li", {}, tag)));
+}
 
 export function downloadLink(item) {
   const words = "Download";
@@ -28,20 +34,20 @@ export function downloadLink(item) {
 
 export class Gallery {
   #grid = find("grid");
-  #most = AT_FIRST;
+  #limit = PAGE_SIZE;
 
   /** act: functions by the name of the action, each (item); also open, cancel, endAfter, lost. */
   constructor(tasks, act) {
     this.tasks = tasks;
     this.act = act;
-    this.download = undefined; // what the server fetches now, as /health tells it
+    this.download = undefined; // the running download, from /health
     find("more").addEventListener("click", () => {
-      this.#most += AT_FIRST;
+      this.#limit += PAGE_SIZE;
       this.show();
     });
   }
 
-  /** Of finished pictures, the latest first. */
+  /** Finished pictures, the latest first. */
   pictures() {
     return this.#items().filter((item) => item.index !== null);
   }
@@ -64,41 +70,41 @@ export class Gallery {
     const focused = document.activeElement?.closest?.(".card")?.dataset.key;
     follow(
       this.#grid,
-      items.slice(0, this.#most),
+      items.slice(0, this.#limit),
       (item) => item.key,
       (item) => this.#card(item),
       (node, item) => node.refresh?.(item),
     );
     if (focused && document.activeElement === document.body) this.#keepFocus(focused);
-    find("more").hidden = items.length <= this.#most;
+    find("more").hidden = items.length <= this.#limit;
     find("empty").hidden = items.length > 0;
     const finished = items.filter((item) => item.index !== null).length;
-    const developing = items.filter((item) => item.index === null && isLive(item.task)).length;
+    const unfinished = items.filter((item) => item.index === null && isLive(item.task)).length;
     const words = [];
-    if (developing) words.push(`${developing} developing`);
+    if (unfinished) words.push(`${unfinished} in progress`);
     if (finished) words.push(`${finished} finished`);
     setText(find("yours-words"), words.join(", "));
   }
 
-  /** The card that had the focus is another one now: the picture that came of it, or the list. */
+  /** Moves the focus from a replaced card to the picture that replaced it, or else to the list. */
   #keepFocus(key) {
     const id = key.split(" ")[0];
-    const heir = [...this.#grid.children].find((card) => card.dataset.key.startsWith(id));
-    (heir?.querySelector("button, a") ?? find("yours")).focus({ preventScroll: true });
+    const successor = [...this.#grid.children].find((card) => card.dataset.key.startsWith(id));
+    (successor?.querySelector("button, a") ?? find("yours")).focus({ preventScroll: true });
   }
 
   tick() {
     for (const card of this.#grid.children) card.tick?.();
   }
 
-  /** What could not be shown while the server was away. */
+  /** Loads the pictures again that failed while the server could not be reached. */
   loadAgain() {
     for (const card of this.#grid.querySelectorAll(".picture:not(.loaded)")) card.load();
   }
 
   #card(item) {
     if (item.index !== null) return this.#picture(item);
-    return isLive(item.task) ? this.#developing(item) : this.#ended(item);
+    return isLive(item.task) ? this.#unfinished(item) : this.#ended(item);
   }
 
   #picture(item) {
@@ -109,7 +115,7 @@ export class Gallery {
     image.addEventListener("load", () => card.classList.add("loaded"));
     image.addEventListener("error", () => {
       tries += 1;
-      if (tries === 1) image.src = imageUrl(task.id, index); // no thumbnail: the picture itself
+      if (tries === 1) image.src = imageUrl(task.id, index); // without a thumbnail: the full image
       else this.act.lost(item);
     });
     card.load = () => {
@@ -134,11 +140,12 @@ export class Gallery {
       el("div", { class: "shot" }, open, actions),
       el("p", { class: "words" }, titleOf(task)),
       el("p", { class: "hint facts" }, facts),
+      tagList(task),
     );
     return card;
   }
 
-  #developing({ task }) {
+  #unfinished({ task }) {
     const preview = el("img", { alt: "", class: "preview", hidden: true });
     preview.addEventListener("load", () => {
       preview.hidden = false;
@@ -153,7 +160,7 @@ export class Gallery {
     });
     const clouds = el("div", { class: "clouds" });
     const frame = el("div", { class: "frame" }, clouds, preview, el("span", { class: "left" }), bar);
-    const stand = el("p", { class: "hint stand" });
+    const status = el("p", { class: "hint status" });
     const why = el("p", { class: "hint why" });
     const cancel = el(
       "button",
@@ -163,14 +170,15 @@ export class Gallery {
     const endAfter = el(
       "button",
       { type: "button", class: "quiet", hidden: true, on: { click: () => this.act.endAfter({ task }) } },
-      "Stop after this one",
+      "Stop after this picture",
     );
     const card = el(
       "li",
-      { class: "card developing" },
+      { class: "card unfinished" },
       frame,
       el("p", { class: "words" }, titleOf(task)),
-      stand,
+      tagList(task),
+      status,
       why,
       el("div", { class: "actions" }, endAfter, cancel),
     );
@@ -183,42 +191,43 @@ export class Gallery {
       bar.setAttribute("aria-valuenow", String(Math.round(share * 100)));
       frame.style.setProperty("--blur", `${((1 - share) * 10).toFixed(1)}px`);
       setText(frame.querySelector(".left"), countdown(remaining(now)));
-      setText(stand, standOf(now, this.download));
+      setText(status, statusOf(now, this.download));
       const ending = now.last_image !== undefined;
-      setText(why, ending ? "It ends after this picture." : (REASONS[now.reason] ?? ""));
+      setText(why, ending ? "Stops after this picture." : (REASONS[now.reason] ?? ""));
       endAfter.hidden = ending || now.status !== "running" || stored(now) + 1 >= now.params.count;
     };
     card.refresh = () => {
       const now = this.tasks.get(task.id);
       card.classList.toggle("running", now.status === "running");
-      look(now);
+      loadPreview(now);
       card.tick();
     };
-    let looking = false;
-    /** Once when it begins to run, which asks for previews, then at each newer one. */
-    const look = async (now) => {
+    let loading = false;
+    /** Fetches each new preview of a running task. The first request makes the server prepare previews. */
+    const loadPreview = async (now) => {
       const version = now.preview ?? 0;
-      if (looking || now.status !== "running" || version === shown) return;
-      [shown, looking] = [version, true];
+      if (loading || now.status !== "running" || version === shown) return;
+      [shown, loading] = [version, true];
       const blob = await api.preview(task.id).catch(() => null);
-      looking = false;
+      loading = false;
       if (blob && card.isConnected) preview.src = URL.createObjectURL(blob);
     };
     return card;
   }
 
   #ended({ task }) {
-    const told = {
-      failed: ["It failed.", short(task.error)],
+    const [title, detail] = {
+      failed: ["Failed.", short(task.error)],
       cancelled: ["Cancelled.", ""],
-      gone: ["No longer on the server.", "Finished pictures are kept for a while only."],
-    }[task.status] ?? ["It has ended.", ""];
+      gone: ["No longer on the server.", "The server deletes finished pictures after some time."],
+    }[task.status] ?? ["Ended.", ""];
     const item = { task, index: null };
     return el(
       "li",
       { class: `card ended ${task.status}` },
-      el("div", { class: "frame" }, icon("trouble"), el("p", { class: "end" }, told[0]), el("p", { class: "hint", title: task.error ? plain(task.error) : "" }, told[1])),
+      el("div", { class: "frame" }, icon("trouble"), el("p", { class: "end" }, title), el("p", { class: "hint", title: task.error ? plain(task.error) : "" }, detail)),
       el("p", { class: "words" }, titleOf(task)),
+      tagList(task),
       el(
         "div",
         { class: "actions" },
@@ -229,15 +238,15 @@ export class Gallery {
   }
 }
 
-function standOf(task, download) {
+function statusOf(task, download) {
   if (task.status === "waiting" && download?.model === task.params.model) return downloadWords(download);
   if (task.status === "waiting") return `Waiting: ${place(task.pos ?? 0)}`;
   if (task.phase === "denoising" && task.steps_total) {
     const step = Math.min((task.steps_done ?? 0) + 1, task.steps_total);
     const { count } = task.params;
     const which = count > 1 ? `picture ${Math.min(stored(task) + 1, count)} of ${count}, ` : "";
-    return `Drawing: ${which}step ${step} of ${task.steps_total}`;
+    return `Generating: ${which}step ${step} of ${task.steps_total}`;
   }
-  const words = PHASES[task.phase] ?? "about to start";
+  const words = PHASES[task.phase] ?? "starting";
   return words[0].toUpperCase() + words.slice(1);
 }

@@ -1,18 +1,18 @@
-// Keeps up with the server: by its events where they can be had, else by asking again and again.
+// Follows the server: by its events, or by polling if there are none.
 
 import * as api from "./api.js";
 
 const WITH_EVENTS_MS = { busy: 5_000, idle: 20_000 };
-const BY_ASKING_MS = { busy: 1_000, idle: 4_000 };
+const POLLING_MS = { busy: 1_000, idle: 4_000 };
 const HIDDEN_MS = 10_000;
-const AWAY_MS = 2_000;
+const UNREACHABLE_MS = 2_000;
 const EVENTS_AGAIN_MS = 30_000;
 const HEALTH_EVERY_MS = 10_000;
 const REFRESH_MS = 1_000;
 const KINDS = ["waiting", "running", "step", "image", "done", "failed", "cancelled"];
-const MOST_ASKED = 20;
+const MAX_STATUS_CALLS = 20;
 
-/** Dispatches "queue" (detail: QueueAnswer), "health" (HealthAnswer), "step", "away", "back". */
+/** Dispatches "queue" (detail: QueueAnswer), "health" (HealthAnswer), "step", "unreachable", "reachable". */
 export class Live extends EventTarget {
   #tasks;
   #timer = null;
@@ -28,7 +28,7 @@ export class Live extends EventTarget {
   #busy = false;
   #soonTimer = null;
   #askedAt = 0;
-  away = false;
+  unreachable = false;
 
   constructor(tasks) {
     super();
@@ -42,7 +42,7 @@ export class Live extends EventTarget {
     addEventListener("pageshow", (event) => event.persisted && this.now());
   }
 
-  /** Ask now; while an answer is on its way, once more after it. */
+  /** Ask the server now; if a request is under way, once more after it. */
   async now() {
     if (this.#asking) {
       this.#again = true;
@@ -54,16 +54,16 @@ export class Live extends EventTarget {
     try {
       await this.#ask();
       this.#open();
-      if (this.away) {
-        this.away = false;
-        this.#tell("back");
+      if (this.unreachable) {
+        this.unreachable = false;
+        this.#dispatch("reachable");
       }
     } catch (error) {
-      if (!(error instanceof api.Away || error instanceof api.Refused)) console.error(error);
+      if (!(error instanceof api.Unreachable || error instanceof api.Refused)) console.error(error);
       this.#healthAt = -Infinity;
-      if (error instanceof api.Away && !this.away) {
-        this.away = true;
-        this.#tell("away");
+      if (error instanceof api.Unreachable && !this.unreachable) {
+        this.unreachable = true;
+        this.#dispatch("unreachable");
       }
     }
     this.#asking = false;
@@ -72,12 +72,12 @@ export class Live extends EventTarget {
     this.#timer = setTimeout(() => this.now(), again ? 0 : this.#pause());
   }
 
-  /** A countdown is over or was wrong: the others may be, too. At most once a second. */
+  /** Ask again because a countdown ended or was wrong. At most once a second. */
   refresh() {
     if (performance.now() - this.#askedAt > REFRESH_MS) this.soon();
   }
 
-  /** Soon, and not once for each of many reasons. */
+  /** Ask in a moment; several calls make one request. */
   soon() {
     this.#soonTimer ??= setTimeout(() => {
       this.#soonTimer = null;
@@ -86,16 +86,16 @@ export class Live extends EventTarget {
   }
 
   #pause() {
-    if (this.away) return AWAY_MS;
+    if (this.unreachable) return UNREACHABLE_MS;
     if (document.hidden) return HIDDEN_MS;
-    if (this.#restless()) return BY_ASKING_MS.busy;
+    if (this.#changesOften()) return POLLING_MS.busy;
     if (this.#healthChanged) return REFRESH_MS;
-    const pauses = this.#streaming ? WITH_EVENTS_MS : BY_ASKING_MS;
+    const pauses = this.#streaming ? WITH_EVENTS_MS : POLLING_MS;
     return this.#busy ? pauses.busy : pauses.idle;
   }
 
-  /** Whether what it says changes by the second. */
-  #restless() {
+  /** Whether /health changes every second: while a model is loaded or downloaded. */
+  #changesOften() {
     return this.#health?.status === "loading" || this.#health?.download !== undefined;
   }
 
@@ -104,7 +104,7 @@ export class Live extends EventTarget {
     const due = age > (this.#healthChanged ? REFRESH_MS : HEALTH_EVERY_MS);
     const [queue, health] = await Promise.all([
       api.queue(),
-      due || this.#restless() || this.#health?.status === "failed" ? api.health() : this.#health,
+      due || this.#changesOften() || this.#health?.status === "failed" ? api.health() : this.#health,
     ]);
     if (health !== this.#health) {
       this.#health = health;
@@ -116,25 +116,25 @@ export class Live extends EventTarget {
     const unknown = [];
     for (const task of this.#tasks.live()) {
       const found = listed.get(task.id);
-      // The list has no version: it may be older than what an event told.
+      // The list has no version: it may be older than the latest event.
       const older = found?.status === "waiting" && task.status === "running";
       if (found && !older) this.#tasks.follow(task.id, found);
       if (!found || older || (found.status === "running" && !this.#streaming)) unknown.push(task.id);
     }
-    this.#tell("queue", queue);
-    this.#tell("health", health);
-    await Promise.all(unknown.slice(0, MOST_ASKED).map((id) => this.#askFor(id)));
+    this.#dispatch("queue", queue);
+    this.#dispatch("health", health);
+    await Promise.all(unknown.slice(0, MAX_STATUS_CALLS).map((id) => this.#askFor(id)));
   }
 
   async #askFor(id) {
     try {
       const before = this.#tasks.get(id)?.steps_done ?? 0;
-      const told = await api.status(id);
-      this.#tasks.follow(id, told);
+      const answer = await api.status(id);
+      this.#tasks.follow(id, answer);
       if (this.#streaming) return;
-      if (told.phase === "denoising" || told.status === "done") this.#runs(id);
-      if (told.status === "running" && told.steps_done > before) {
-        this.#tasks.previewed(id, told.version ?? told.steps_done);
+      if (answer.phase === "denoising" || answer.status === "done") this.#runs(id);
+      if (answer.status === "running" && answer.steps_done > before) {
+        this.#tasks.previewed(id, answer.version ?? answer.steps_done);
       }
     } catch (error) {
       if (!(error instanceof api.Refused)) throw error;
@@ -148,7 +148,7 @@ export class Live extends EventTarget {
     this.#stream = stream;
     stream.addEventListener("open", () => {
       this.#streaming = true;
-      this.soon(); // what happened before it began
+      this.soon(); // what changed before the stream was open
     });
     stream.addEventListener("error", () => {
       this.#streaming = false;
@@ -160,26 +160,26 @@ export class Live extends EventTarget {
     });
     for (const kind of KINDS) {
       stream.addEventListener(kind, (event) => {
-        const told = JSON.parse(event.data);
-        this.#tasks.follow(told.task_id, told);
+        const data = JSON.parse(event.data);
+        this.#tasks.follow(data.task_id, data);
         if (kind === "step") {
-          this.#runs(told.task_id);
-          this.#tell("step", told);
+          this.#runs(data.task_id);
+          this.#dispatch("step", data);
         } else {
-          if (kind === "done") this.#healthChanged = true; // another model may have enlarged it
+          if (kind === "done") this.#healthChanged = true; // an upscaler may have been loaded
           this.soon();
         }
       });
     }
     stream.addEventListener("preview", (event) => {
-      const told = JSON.parse(event.data);
-      this.#tasks.follow(told.task_id, told);
-      this.#tasks.previewed(told.task_id, told.version ?? event.lastEventId);
+      const data = JSON.parse(event.data);
+      this.#tasks.follow(data.task_id, data);
+      this.#tasks.previewed(data.task_id, data.version ?? event.lastEventId);
     });
     stream.addEventListener("queue", () => this.soon());
   }
 
-  /** The first step of a task: its model is loaded by now, perhaps in place of another one. */
+  /** A task has started: its model is loaded, perhaps in place of another one, so /health has changed. */
   #runs(id) {
     if (id === this.#running) return;
     this.#running = id;
@@ -193,7 +193,7 @@ export class Live extends EventTarget {
     this.#streaming = false;
   }
 
-  #tell(kind, detail) {
+  #dispatch(kind, detail) {
     this.dispatchEvent(new CustomEvent(kind, { detail }));
   }
 }

@@ -1,9 +1,9 @@
-// The queue: everyone's tasks in the order in which they run. Other people's prompts are theirs.
+// The queue: all tasks in the order in which they run. Prompts of other people are not shown.
 
 import { el, find, follow, setText } from "./dom.js";
 import { countdown, duration, size, some } from "./words.js";
 
-const MOST_ROWS = 12;
+const MAX_ROWS = 12;
 
 /** Forecast seconds that remain of a row. */
 const left = (row) => row.wait_remaining - (performance.now() - row.now) / 1000;
@@ -23,23 +23,23 @@ export class Queue {
     const now = performance.now();
     this.#length = answer.length;
     this.#rows = answer.tasks.map((task) => ({ ...task, now }));
-    const shown = this.#rows.filter((row, index) => index < MOST_ROWS || this.tasks.get(row.task_id));
+    const shown = this.#rows.filter((row, index) => index < MAX_ROWS || this.tasks.get(row.task_id));
     follow(this.#list, shown, (row) => row.task_id, () => this.#row(), (node, row) => this.#fill(node, row));
     const hidden = answer.length - shown.length;
     this.#list.dataset.more = hidden > 0 ? `and ${hidden} more` : "";
     this.tick();
   }
 
-  /** told: of a running task. Returns whether the queue was told something else before. */
-  step(told) {
-    const row = this.#rows.find((one) => one.task_id === told.task_id);
-    if (!row || told.wait_remaining === undefined) return false;
-    const wrong = Math.abs(left(row) - told.wait_remaining) > 1 + told.wait_remaining / 10;
-    Object.assign(row, { wait_remaining: told.wait_remaining, now: performance.now() });
+  /** event: a step of a running task. Returns whether the forecast differs much from the one shown. */
+  step(event) {
+    const row = this.#rows.find((one) => one.task_id === event.task_id);
+    if (!row || event.wait_remaining === undefined) return false;
+    const wrong = Math.abs(left(row) - event.wait_remaining) > 1 + event.wait_remaining / 10;
+    Object.assign(row, { wait_remaining: event.wait_remaining, now: performance.now() });
     return wrong;
   }
 
-  /** Countdowns go on between two answers. Returns whether one is over. */
+  /** Updates the countdowns. Returns whether one has ended. */
   tick() {
     const lefts = this.#rows.map(left);
     this.#rows.forEach((row, index) => {
@@ -50,10 +50,10 @@ export class Queue {
   }
 
   #summary(lefts) {
-    if (this.#length === 0) return "Empty: the next picture starts at once.";
+    if (this.#length === 0) return "Empty. The next task starts at once.";
     const all = Math.max(...lefts, 1);
     const more = this.#length > lefts.length ? "more than " : "about ";
-    return `${some(this.#length, "task", "tasks")}, ${more}${duration(all)} in all`;
+    return `${some(this.#length, "task", "tasks")}, ${more}${duration(all)} in total`;
   }
 
   #row() {
@@ -73,7 +73,7 @@ export class Queue {
     node.classList.toggle("running", running);
     const [number, what, seconds] = node.children;
     setText(number, running ? "now" : String(row.pos + 1));
-    setText(what.children[0], own ? row.params.prompt || "Enlarging a picture" : "Someone else’s picture");
+    setText(what.children[0], own ? row.params.prompt || "Upscaling a picture" : "Someone else’s picture");
     const { count, width, height, model } = row.params;
     const many = count > 1 ? ` · ${count} pictures` : "";
     const mine = own ? "yours · " : "";

@@ -1,26 +1,26 @@
-// What is asked for: {fields, inputs}. Fields are those of POST /generate; inputs are lists of
-// pictures by field, each {key, width, height} (of the store) or {task_id, index}.
+// A request: {fields, inputs}. `fields` are those of POST /generate; `inputs` are lists of images by
+// field, each {key, width, height} (in the store) or {task_id, index}.
 
 import * as api from "./api.js";
 import { keepPicture, picture, randomKey, read, write } from "./store.js";
 
-const MOST_SIDE = 2560; // what a phone takes is larger than any model can use
-const AS_THEY_ARE = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"];
+const MAX_SIDE = 2560; // photos of phones are larger than any model can use
+const SENT_UNCHANGED = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"];
 const LISTS = ["images"];
 
-/** Of a file that was chosen, dropped or pasted. Throws an Error with words. */
+/** The input for a file, scaled down if it is large. Throws an Error with a message for the user. */
 export async function inputOfFile(file) {
   let bitmap;
   try {
     bitmap = await createImageBitmap(file);
   } catch {
-    throw new Error(`${file.name || "This file"} is not a picture that this browser can read.`);
+    throw new Error(`${file.name || "This file"} is not an image that this browser can read.`);
   }
-  const shrink = Math.min(1, MOST_SIDE / Math.max(bitmap.width, bitmap.height));
+  const shrink = Math.min(1, MAX_SIDE / Math.max(bitmap.width, bitmap.height));
   const width = Math.max(Math.round(bitmap.width * shrink), 1);
   const height = Math.max(Math.round(bitmap.height * shrink), 1);
   let blob = file;
-  if (shrink < 1 || !AS_THEY_ARE.includes(file.type)) {
+  if (shrink < 1 || !SENT_UNCHANGED.includes(file.type)) {
     const canvas = canvasOf(width, height);
     canvas.getContext("2d").drawImage(bitmap, 0, 0, width, height);
     blob = await new Promise((resolve) =>
@@ -42,18 +42,18 @@ async function sent(input, blank) {
   if (input.task_id) return { task_id: input.task_id, index: input.index };
   if (blank) return blankOf(input.width, input.height);
   const blob = await picture(input.key);
-  if (!blob) throw new Error("A picture of this form is no longer in this browser: add it again.");
+  if (!blob) throw new Error("An image of this form is no longer in this browser: add it again.");
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result.slice(reader.result.indexOf(",") + 1));
-    reader.onerror = () => reject(new Error("A picture of this form cannot be read."));
+    reader.onerror = () => reject(new Error("An image of this form cannot be read."));
     reader.readAsDataURL(blob);
   });
 }
 
 const blanks = new Map();
 
-/** A forecast depends on the size of a picture alone: an empty one spares the upload. */
+/** An empty image of this size: a forecast depends on the size only, so the upload is saved. */
 function blankOf(width, height) {
   const name = `${width}x${height}`;
   if (!blanks.has(name)) {
@@ -77,8 +77,8 @@ export async function estimate(request, signal) {
 }
 
 /**
- * Submit, safely: what was sent without an answer (a broken line, a closed page) is sent again with
- * the same key, which answers with the same task.
+ * Submit a request. If no answer arrives (lost connection, closed page), it is sent again with the
+ * same idempotency key, and the server answers with the same task.
  */
 export async function submit(request) {
   const body = await bodyOf(request);
@@ -89,7 +89,7 @@ export async function submit(request) {
   try {
     return await api.generate(body, key).then((answer) => (settled(key), answer));
   } catch (error) {
-    if (!(error instanceof api.Away)) settled(key);
+    if (!(error instanceof api.Unreachable)) settled(key);
     throw error;
   }
 }
@@ -99,13 +99,13 @@ function settled(key) {
   write("sending", open.length ? open : null);
 }
 
-/** Send what a closed page left without an answer; found(answer, request) for each. */
+/** Send the requests again that have no answer yet; calls found(answer, request) for each. */
 export async function sendAgain(found) {
   for (const { key, request } of read("sending") ?? []) {
     try {
       found(await api.generate(await bodyOf(request), key), request);
     } catch (error) {
-      if (error instanceof api.Away) return;
+      if (error instanceof api.Unreachable) return;
     }
     settled(key);
   }

@@ -1,4 +1,4 @@
-// Where pictures go into the form: dropped, pasted, chosen, or taken from the gallery.
+// The image fields of the form. Images are dropped, pasted, chosen or taken from the gallery.
 
 import { thumbnailUrl, imageUrl } from "./api.js";
 import { el, icon, iconButton, setText } from "./dom.js";
@@ -6,13 +6,13 @@ import { inputOfFile } from "./request.js";
 import { picture } from "./store.js";
 
 export const SLOTS = [
-  { name: "init_image", label: "Start from a picture", short: "a picture to start from" },
-  { name: "images", label: "Pictures to work with", short: "pictures to edit", most: 8 },
-  { name: "mask", label: "Mask: white is drawn anew", short: "a mask" },
-  { name: "control_image", label: "Picture to follow", short: "a picture to follow" },
+  { name: "init_image", label: "Input image", short: "an input image" },
+  { name: "images", label: "Reference images", short: "reference images", most: 8 },
+  { name: "mask", label: "Mask (white is redrawn)", short: "a mask" },
+  { name: "control_image", label: "Control image", short: "a control image" },
 ];
 
-/** One field of the form that takes pictures. onChange(list of inputs) */
+/** One image field. Calls onChange() when its list of inputs changes. */
 export class Slot {
   inputs = [];
   #picks = el("ul", { class: "picks" });
@@ -79,7 +79,7 @@ export class Slot {
     }
   }
 
-  /** What is there already makes room. */
+  /** Adds an input; the oldest one is dropped if there are too many. */
   add(input) {
     this.set([...this.inputs, input].slice(-this.most));
     this.onChange();
@@ -92,9 +92,9 @@ export class Slot {
     this.fail("");
   }
 
-  /** needed: whether the model cannot draw without it. */
+  /** needed: whether the model requires this field. */
   need(needed) {
-    setText(this.#hint, needed ? "needed" : "drop, paste or choose");
+    setText(this.#hint, needed ? "required" : "drop, paste or choose");
     this.#hint.classList.toggle("needed", needed);
   }
 
@@ -122,7 +122,7 @@ export class Slot {
         image.onload = () => URL.revokeObjectURL(image.src);
       });
     }
-    const remove = iconButton("close", "Take this picture out", () => {
+    const remove = iconButton("close", "Remove this image", () => {
       this.set(this.inputs.filter((_, other) => other !== index));
       this.focus();
       this.onChange();

@@ -1,10 +1,10 @@
-// What this browser remembers: its tasks and the form in localStorage, pictures in IndexedDB.
+// What this browser stores: its tasks and the form in localStorage, input images in IndexedDB.
 // Each task has a key of its own, so that two tabs do not overwrite each other.
 
 const PREFIX = `mflux:${location.pathname}:`;
 const TASK = `${PREFIX}task:`;
-const MOST_TASKS = 400;
-const memory = new Map(); // where the browser keeps nothing for us
+const MAX_TASKS = 400;
+const memory = new Map(); // used if the browser stores nothing
 
 export function read(name) {
   try {
@@ -38,14 +38,14 @@ export function storedTasks() {
     .map((name) => read(name.slice(PREFIX.length)))
     .filter((task) => task?.id && task.params)
     .sort((one, other) => other.created - one.created);
-  for (const old of tasks.splice(MOST_TASKS)) writeTask(old.id, null);
+  for (const old of tasks.splice(MAX_TASKS)) writeTask(old.id, null);
   return tasks;
 }
 
 export const readTask = (id) => read(`task:${id}`);
 export const writeTask = (id, task) => write(`task:${id}`, task);
 
-/** Another tab of this browser changed a task: its id, and what it is now (null: removed). */
+/** Calls listener(id, task) when another tab changes a task; task is null if it was removed. */
 export function onTaskChanged(listener) {
   addEventListener("storage", (event) => {
     if (event.key?.startsWith(TASK)) {
@@ -55,7 +55,7 @@ export function onTaskChanged(listener) {
   });
 }
 
-/** Not crypto.randomUUID: that is only there on https and localhost. */
+/** A random key. crypto.randomUUID exists only on https and localhost. */
 export function randomKey() {
   const bytes = crypto.getRandomValues(new Uint8Array(16));
   return [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
@@ -75,7 +75,7 @@ function database() {
   return opened;
 }
 
-const kept = new Map(); // of this visit, also where there is no IndexedDB
+const kept = new Map(); // pictures of this visit, also if there is no IndexedDB
 
 async function inStore(mode, use) {
   const request = use((await database()).transaction("pictures", mode).objectStore("pictures"));
@@ -92,7 +92,7 @@ export async function keepPicture(blob) {
   return key;
 }
 
-/** The Blob, or null when this browser no longer has it. */
+/** The Blob, or null if it is no longer in this browser. */
 export async function picture(key) {
   if (!kept.has(key)) {
     const found = await inStore("readonly", (store) => store.get(key)).catch(() => null);
@@ -102,7 +102,7 @@ export async function picture(key) {
   return kept.get(key);
 }
 
-/** Forget the pictures that neither the form nor a task names. */
+/** Delete all pictures but those with the keys in `named`. */
 export async function forgetPictures(named) {
   const keys = await inStore("readonly", (store) => store.getAllKeys()).catch(() => []);
   for (const key of keys) {

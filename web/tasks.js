@@ -1,4 +1,4 @@
-// The tasks that were asked for in this browser: what is stored of them, and how they stand now.
+// The tasks that were submitted from this browser: their stored fields and their present state.
 
 import { onTaskChanged, storedTasks, writeTask } from "./store.js";
 
@@ -12,11 +12,11 @@ const FOLLOWED = [
 
 export const isLive = (task) => LIVE.includes(task.status);
 
-/** Pictures of a task that can be fetched: also while it runs, and when it was cancelled. */
+/** The number of pictures of a task that can be fetched, also while it runs and after a cancel. */
 export const stored = (task) =>
   task.status === "done" ? task.params.count : task.status === "gone" ? 0 : (task.images_done ?? 0);
 
-/** Dispatches "change" when the list or a task in it changed, "ended" with the task in detail. */
+/** Dispatches "change" (the list or a task changed) and "ended" (detail: the task). */
 export class Tasks extends EventTarget {
   #tasks = new Map();
 
@@ -30,7 +30,7 @@ export class Tasks extends EventTarget {
     });
   }
 
-  /** The latest first, without those whose removal may still be undone. */
+  /** The latest first, without removed ones (a removal can be undone for some seconds). */
   list() {
     return [...this.#tasks.values()]
       .filter((task) => !task.removed)
@@ -49,7 +49,7 @@ export class Tasks extends EventTarget {
     return this.all().filter(isLive);
   }
 
-  /** answer: of /generate; request: {fields, inputs} as it was sent. */
+  /** answer: from /generate; request: {fields, inputs} that was sent. */
   add(answer, request) {
     const known = this.#tasks.get(answer.task_id);
     this.#tasks.set(answer.task_id, {
@@ -65,32 +65,32 @@ export class Tasks extends EventTarget {
     this.follow(answer.task_id, { ...answer, wait_remaining: answer.expected_time_seconds });
   }
 
-  /** told: fields of StatusAnswer, as many as there are. */
-  follow(id, told) {
+  /** Takes over some or all fields of a StatusAnswer. */
+  follow(id, answer) {
     const task = this.#tasks.get(id);
     if (!task || !isLive(task)) return;
-    if (told.version !== undefined) {
-      if (told.version < (task.version ?? 0)) return; // an older answer that came late
-      task.version = told.version;
+    if (answer.version !== undefined) {
+      if (answer.version < (task.version ?? 0)) return; // an old answer that arrived late
+      task.version = answer.version;
     }
     const imagesBefore = task.images_done;
-    for (const name of FOLLOWED) if (told[name] !== undefined) task[name] = told[name];
-    if (told.wait_remaining !== undefined) {
-      task.remaining = told.wait_remaining;
-      task.toldAt = performance.now();
-      task.reason = told.reason;
+    for (const name of FOLLOWED) if (answer[name] !== undefined) task[name] = answer[name];
+    if (answer.wait_remaining !== undefined) {
+      task.remaining = answer.wait_remaining;
+      task.answeredAt = performance.now();
+      task.reason = answer.reason;
     }
     const before = task.status;
-    if (told.status !== undefined && told.status !== before) {
-      task.status = told.status;
-      task.error = told.error;
+    if (answer.status !== undefined && answer.status !== before) {
+      task.status = answer.status;
+      task.error = answer.error;
       this.#store(id);
     } else if (task.images_done !== imagesBefore) this.#store(id);
     this.#changed();
     if (!isLive(task)) this.#ended(task);
   }
 
-  /** A newer preview can be had. */
+  /** There is a newer preview. */
   previewed(id, version) {
     const task = this.#tasks.get(id);
     if (!task || !isLive(task)) return;
@@ -98,7 +98,7 @@ export class Tasks extends EventTarget {
     this.#changed();
   }
 
-  /** The server no longer has it. */
+  /** The server no longer has the task. */
   lost(id) {
     this.set(id, { status: "gone" });
   }
@@ -131,17 +131,17 @@ export class Tasks extends EventTarget {
   }
 }
 
-/** Forecast seconds that remain at this moment. */
+/** Forecast of the remaining seconds, now. */
 export function remaining(task) {
-  return Math.max((task.remaining ?? 1) - (performance.now() - (task.toldAt ?? 0)) / 1000, 0);
+  return Math.max((task.remaining ?? 1) - (performance.now() - (task.answeredAt ?? 0)) / 1000, 0);
 }
 
-/** 0 to 1: goes on by the forecast between two answers, and never quite arrives by itself. */
+/** Progress from 0 to 1. Between two answers it follows the forecast, up to 0.98. */
 export function progress(task) {
   if (task.status !== "running") return 0;
-  const told = task.progress ?? 0;
+  const reported = task.progress ?? 0;
   const share = task.remaining ? 1 - remaining(task) / task.remaining : 0;
-  const now = Math.min(told + (1 - told) * share, 0.98);
+  const now = Math.min(reported + (1 - reported) * share, 0.98);
   task.shown_progress = Math.max(task.shown_progress ?? 0, now);
   return task.shown_progress;
 }

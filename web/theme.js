@@ -1,4 +1,4 @@
-// Before anything is painted: the theme that was chosen here, or the system's.
+// Sets the theme before the page is painted: the chosen one, or the system's.
 (() => {
   const root = document.documentElement;
   const system = matchMedia("(prefers-color-scheme: dark)");
@@ -20,7 +20,7 @@
     try {
       localStorage.setItem(key, event.detail);
     } catch {
-      root.dataset.theme = event.detail; // until the page is left
+      root.dataset.theme = event.detail; // without storage: until the page is closed
     }
     show();
   });

@@ -1,15 +1,15 @@
-// Words that come and go at the edge of the page; a screen reader says them.
+// Short messages at the edge of the page, also read by screen readers.
 
 import { el, find } from "./dom.js";
 
-const STAY_MS = 7_000;
+const SHOWN_MS = 7_000;
 
-/** Only for those who cannot see it happen. */
-export function say(words) {
-  find("said").textContent = words;
+/** A message for screen readers only. */
+export function announce(words) {
+  find("announcer").textContent = words;
 }
 
-/** action: {words, run}; onGone runs when the toast went without it. */
+/** action: {words, run}; onGone runs if the message disappears without it. */
 export function toast(words, { action = null, onGone = null, bad = false } = {}) {
   let timer = null;
   const button = action
@@ -25,13 +25,13 @@ export function toast(words, { action = null, onGone = null, bad = false } = {})
   };
   const wait = () => {
     clearTimeout(timer);
-    timer = setTimeout(() => go(false), STAY_MS);
+    timer = setTimeout(() => go(false), SHOWN_MS);
   };
   for (const kind of ["pointerenter", "focusin"]) node.addEventListener(kind, () => clearTimeout(timer));
   for (const kind of ["pointerleave", "focusout"]) node.addEventListener(kind, wait);
-  const shelf = find("toasts");
-  while (shelf.childElementCount >= 3) shelf.firstElementChild.dispatchEvent(new Event("go"));
+  const list = find("toasts");
+  while (list.childElementCount >= 3) list.firstElementChild.dispatchEvent(new Event("go"));
   node.addEventListener("go", () => go(false));
-  shelf.append(node);
+  list.append(node);
   wait();
 }

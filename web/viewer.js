@@ -1,4 +1,4 @@
-// The large view.
+// The large view of a picture and its parameters.
 
 import { imageUrl } from "./api.js";
 import { el, find, iconButton } from "./dom.js";
@@ -10,7 +10,7 @@ export class Viewer {
   #image = find("viewer-picture");
   #item = null;
 
-  /** pictures(): the items of the gallery, the latest first; act: as the gallery's. */
+  /** pictures(): the finished pictures of the gallery, the latest first; act: as in Gallery. */
   constructor(pictures, act) {
     this.pictures = pictures;
     this.act = act;
@@ -59,11 +59,12 @@ export class Viewer {
       ["Steps", params.steps],
       ["Seed", seedOf(task, index)],
       ["Guidance", params.guidance],
-      ["Not shown", params.negative_prompt],
-      ["Kept of the start", params.init_image && params.image_strength],
-      ["Enlarged", params.upscale && `${params.upscale} times`],
-      ["Adapters", params.loras?.map((lora) => `${lora.name} ${lora.scale}`).join(", ")],
+      ["Negative prompt", params.negative_prompt],
+      ["Image strength", params.init_image && params.image_strength],
+      ["Upscale", params.upscale && `${params.upscale} times`],
+      ["LoRAs", params.loras?.map((lora) => `${lora.name} ${lora.scale}`).join(", ")],
       ["Format", params.format],
+      ["Tags", params.tags?.join(", ")],
     ].filter(([, value]) => value !== undefined && value !== null && value !== "");
     find("viewer-params").replaceChildren(
       ...facts.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, String(value)))),

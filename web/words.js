@@ -1,4 +1,4 @@
-// What numbers and states are called, for people.
+// Numbers, states and errors as text.
 
 /** 0.4 -> "1 s", 75 -> "75 s", 200 -> "3 min" */
 export function duration(seconds) {
@@ -10,7 +10,7 @@ export function duration(seconds) {
 }
 
 export function countdown(seconds) {
-  return seconds < 0.5 ? "any moment" : duration(seconds);
+  return seconds < 0.5 ? "soon" : duration(seconds);
 }
 
 export function some(number, one, many) {
@@ -23,12 +23,12 @@ export function listed(names, last) {
   return most ? `${most} ${last} ${names.at(-1)}` : (names[0] ?? "");
 }
 
-/** Tasks waiting before it -> its place. */
+/** The number of tasks ahead as text: 0 -> "next in the queue". */
 export function place(pos) {
-  return pos === 0 ? "it is next" : `number ${pos + 1} in line`;
+  return pos === 0 ? "next in the queue" : `number ${pos + 1} in the queue`;
 }
 
-/** How far the weights of a model are that come from Hugging Face. */
+/** Progress of a download of weights. */
 export function downloadWords({ model, bytes_done: done, bytes_total: total }) {
   const gb = (bytes) => (bytes / 1e9).toFixed(1);
   return `Downloading ${model}: ${gb(done)}${total ? ` of ${gb(total)}` : ""} GB`;
@@ -36,26 +36,26 @@ export function downloadWords({ model, bytes_done: done, bytes_total: total }) {
 
 export const size = (width, height) => `${width} × ${height}`;
 
-/** The first part of a title: what follows a colon explains. */
+/** The title of a model up to the colon. */
 export function modelName(model) {
   return model.title === "not described yet" ? model.name : model.title.split(":")[0];
 }
 
 export const REASONS = {
-  overtaken: "An urgent picture went first.",
+  overtaken: "A task with higher priority runs first.",
   model_switch: "Another model has to be loaded first.",
-  slower_than_expected: "It is slower than expected.",
+  slower_than_expected: "Running slower than expected.",
 };
 
 export const PHASES = {
   loading: "loading the model",
-  text_encoding: "reading the prompt",
-  denoising: "drawing",
-  decoding: "finishing",
-  image_encoding: "writing the file",
+  text_encoding: "encoding the prompt",
+  denoising: "generating",
+  decoding: "decoding the image",
+  image_encoding: "encoding the file",
 };
 
-/** Without what stands in brackets for the operator: "(ConnectionError: ...)". */
+/** An error without the details for the operator in brackets: "(ConnectionError: ...)". */
 export const short = (error) => plain(error).replace(/ \(\w+: .*\)(?=[:.])/, "");
 
 export function plain(error) {
