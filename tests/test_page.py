@@ -424,7 +424,9 @@ def test_a_request_whose_answer_was_lost_is_not_submitted_twice(
     assert me.task_ids() == answered
 
 
-def test_a_double_click_submits_one_task_and_two_different_requests_submit_two(visit: Visit) -> None:
+def test_a_double_click_submits_one_task_and_two_different_requests_submit_two(
+    visit: Visit,
+) -> None:
     me = visit().open()
     me.choose("scale", "Small")
     me["#prompt"].fill("clicked twice")
@@ -595,9 +597,7 @@ def test_the_page_can_be_used_with_the_keyboard_only(visit: Visit) -> None:
     ("platform", "keys"),
     [("Linux x86_64", "Ctrl Enter"), ("MacIntel", "\N{PLACE OF INTEREST SIGN} Return")],
 )
-def test_keys_have_the_names_of_the_users_platform(
-    visit: Visit, platform: str, keys: str
-) -> None:
+def test_keys_have_the_names_of_the_users_platform(visit: Visit, platform: str, keys: str) -> None:
     me = visit()
     me.context.add_init_script(
         f"Object.defineProperty(Navigator.prototype, 'platform', {{get: () => '{platform}'}})"
@@ -610,7 +610,9 @@ def test_keys_have_the_names_of_the_users_platform(
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_theme_follows_the_system_until_the_user_chooses_one(visit: Visit, scheme: Scheme) -> None:
+def test_the_theme_follows_the_system_until_the_user_chooses_one(
+    visit: Visit, scheme: Scheme
+) -> None:
     other: Scheme = "light" if scheme == "dark" else "dark"
     me = visit(color_scheme=scheme).open()
 
@@ -716,9 +718,7 @@ def test_the_page_works_below_a_path_prefix(visit: Visit, served: ServerProcess)
 def test_the_form_shows_what_the_model_takes(visit: Visit, served: ServerProcess) -> None:
     me = visit().open()
     expect(me["[data-field=guidance]"]).to_be_hidden()
-    expect(me["#model-inputs"]).to_have_text(
-        "Needs a prompt. Optional: an input image."
-    )
+    expect(me["#model-inputs"]).to_have_text("Needs a prompt. Optional: an input image.")
     me["#model"].select_option("tiny-z-image")
     expect(me["#model-inputs"]).to_have_text(
         "Needs a prompt. Optional: guidance, a negative prompt and an input image."
