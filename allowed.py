@@ -1,7 +1,7 @@
 """What the operator permits: models, quantizations, adapters.
 
-Clients choose by name from what is listed here; nothing they send becomes a path or a download
-that the operator did not allow.
+Clients choose names from these lists. What they send never becomes a path, and never causes a
+download that the operator did not allow.
 """
 
 import re
@@ -15,7 +15,7 @@ from models.model_catalog import Catalog, LoadSpec, Model
 from task import GenerationParams, Stage
 
 MOST_LISTED = 10
-"""Allowed models that an error names one by one."""
+"""The largest number of allowed models that an error lists."""
 _NAME = r"\w[\w.-]*"
 LORA_REPOSITORY = re.compile(rf"{_NAME}/{_NAME}(:{_NAME}(/{_NAME})*\.safetensors)?")
 
@@ -24,10 +24,10 @@ LORA_REPOSITORY = re.compile(rf"{_NAME}/{_NAME}(:{_NAME}(/{_NAME})*\.safetensors
 class Allowed:
     """Args:
     default: the model of tasks that name none; the first of `models`.
-    quantize: bits to quantize weights to where a task asks for none.
-    quantize_choices: other bits that tasks may ask for.
-    lora_dir: folder of adapters (.safetensors), or None.
-    allow_lora_repos: whether an adapter may also be a Hugging Face repository, to be downloaded.
+    quantize: bits to quantize weights to if a task requests none.
+    quantize_choices: other bits that tasks may request.
+    lora_dir: folder of LoRAs (.safetensors), or None.
+    allow_lora_repos: whether tasks may name LoRAs on Hugging Face, to be downloaded.
     """
 
     default: Model
@@ -38,7 +38,7 @@ class Allowed:
     allow_lora_repos: bool = False
 
     def model(self, name: str | None) -> Model:
-        """The model of this name or alias; the default for None and "".
+        """Returns the model of this name or alias; the default model for None and "".
 
         Raises:
             ModelNotAllowed: there is none, or the operator does not allow it.
@@ -59,11 +59,11 @@ class Allowed:
 
     @property
     def upscaler(self) -> Model | None:
-        """The model that upscales the images of others."""
+        """Returns the model that upscales the images of other models."""
         return next((model for model in self.models if model.upscaler), None)
 
     def bits(self, asked: int | None) -> int | None:
-        """Bits to quantize to.
+        """Returns the bits to quantize the weights to.
 
         Raises:
             NotSupported: the operator does not allow them.
@@ -80,11 +80,11 @@ class Allowed:
         return asked
 
     def stages(self, params: GenerationParams) -> tuple[Stage, ...]:
-        """What has to be loaded and done for a task, in this order.
+        """Returns the stages of a task, in order.
 
         Raises:
-            ModelNotAllowed, NotSupported: also for tasks from before the start, when the operator
-                allowed more.
+            ModelNotAllowed, NotSupported: also for stored tasks, if an earlier start allowed
+                more.
         """
         model = self.model(params.model)
         given = given_fields(params)
@@ -125,7 +125,7 @@ class Allowed:
         return Stage(weights, drawn), Stage(enlarging, enlarge)
 
     def loras(self) -> dict[str, Path]:
-        """The adapters of the operator's folder by name: the path below it, without its ending."""
+        """The LoRAs in the operator's folder. A name is a path in it, without `.safetensors`."""
         if self.lora_dir is None:
             return {}
         return {
@@ -135,7 +135,7 @@ class Allowed:
         }
 
     def lora(self, name: str) -> str:
-        """What mflux loads an adapter from: a file, or a repository.
+        """Returns what mflux loads a LoRA from: a file or a repository.
 
         Raises:
             NotSupported: there is none of this name.
@@ -144,7 +144,7 @@ class Allowed:
         if name in loras:
             return str(loras[name])
         is_repository = LORA_REPOSITORY.fullmatch(name) and not Path(name).exists()
-        if self.allow_lora_repos and is_repository:  # mflux would take a file in its place
+        if self.allow_lora_repos and is_repository:  # mflux would load a local file of this name
             return name
         known = ", ".join(loras) or "none"
         raise NotSupported(
@@ -153,13 +153,13 @@ class Allowed:
 
 
 def given_fields(params: GenerationParams) -> frozenset[Takes]:
-    """The fields of these params that only some pipelines can use."""
+    """Returns the fields of these params that only some pipelines take."""
     given = {name for name in Takes if getattr(params, name) not in (None, ())}
     return frozenset(given - {Takes.STEPS, Takes.GUIDANCE})
 
 
 def not_supported(model: Model, given: frozenset[Takes]) -> NotSupported | InvalidInput:
-    """The error that names the first field that a model cannot use, or that it requires."""
+    """Returns the error for the first field that the model does not take, or that is missing."""
     for name in Takes:
         if name in given and name not in model.takes:
             return NotSupported(f"{model.name} has no {name}.", field=name)
@@ -194,16 +194,16 @@ def read_allowed(
     allow_lora_repos: bool,
     default_option: str = "--model",
 ) -> Allowed:
-    """What the options of the server permit.
+    """Builds `Allowed` from the options of the server.
 
     Args:
         default: --model, or what default_option says.
         allowed: --models: names, `all`, or [NAME=]FOLDER@BASE for local weights.
         path: --path, for the default model.
-        fallback: the model to load where neither says one.
+        fallback: the model to load if neither option names one.
 
     Raises:
-        BadOption: an option names a model or a folder that is not there.
+        BadOption: an option names a model or a folder that does not exist.
     """
     models: list[Model] = []
     for entry in allowed:
@@ -251,7 +251,7 @@ def _named(catalog: Catalog, name: str, option: str) -> Model:
 
 
 def _local(catalog: Catalog, entry: str) -> Model:
-    """[NAME=]FOLDER@BASE: weights of a folder, as mflux-save writes them."""
+    """Parses [NAME=]FOLDER@BASE: local weights, as mflux-save writes them."""
     folder, _, base_name = entry.rpartition("@")
     base = _named(catalog, base_name, "--models")
     name, found, rest = folder.partition("=")

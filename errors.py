@@ -1,7 +1,7 @@
-"""Every error the server can answer: its code, its HTTP status and its sentence.
+"""All errors that the server answers: code, HTTP status and message.
 
-`code` is stable and meant for programs, the message is meant for people. `field` names the
-query parameter or body field at fault, where there is one.
+`code` is stable and meant for programs, the message for people. `field` is the name of the wrong
+query parameter or body field, if there is one.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import ClassVar
 
 
 class ServerError(Exception):
-    """Base of everything that is answered as `{"error": {"code", "message", "field"?}}`."""
+    """Base class of all errors. The answer is `{"error": {"code", "message", "field"?}}`."""
 
     code: ClassVar[str] = "internal_error"
     http_status: ClassVar[int] = 500
@@ -24,7 +24,7 @@ class ServerError(Exception):
 
 @dataclass(frozen=True)
 class Problem:
-    """An error as it is answered: each API gives it its own form."""
+    """The content of an error. Each API writes it in its own format."""
 
     http_status: int
     code: str
@@ -87,7 +87,7 @@ class Gone(ServerError):
 
 
 class TryLater(ServerError):
-    """Answered with Retry-After."""
+    """An error with the header Retry-After."""
 
     def __init__(self, message: str | None = None, *, retry_after_s: int) -> None:
         super().__init__(message)
@@ -228,19 +228,19 @@ class NoWorker(ServerError):
 
 
 class BadOption(Exception):
-    """An option of the server cannot be used; the message names it."""
+    """An option of the server is invalid. The message names it."""
 
 
 class StoreError(Exception):
-    """The data dir cannot be used; the message says in one sentence why."""
+    """The data dir cannot be used. The message is the reason, as one sentence."""
 
 
 class ModelLoadError(Exception):
-    """The model cannot be loaded; the message says in one sentence what the operator can do."""
+    """The model cannot be loaded. The message says what the operator can do, in one sentence."""
 
     code: ClassVar[str] = "model_load_failed"
 
 
 def without_folders(text: str) -> str:
-    """A message for clients, without the folders of this machine; the log has them."""
+    """Removes the folders of this machine from a message for clients. The log keeps them."""
     return re.sub(r"(?<![\w:/])~?(?:/[\w.@+~ -]+)+/([\w.@+~-]+)", r"\1", text)

@@ -1,11 +1,11 @@
-"""The fields of a request that stay as they are: declared once, for all who read them.
+"""Declares each field of a request that the server passes on unchanged.
 
 `PassedFields` are part of GenerateRequest (what a client may send), of GenerationParams (what is
-kept and drawn) and of Params (what is answered). A field that is added here is validated, refused
-in words, documented, kept, answered and given to mflux without a change elsewhere; client/
-mflux_client.py repeats its name and type, and a test compares the two.
+stored and generated) and of Params (what is answered). A field that is added here is validated,
+documented, stored, answered and passed to mflux without other changes. client/mflux_client.py
+repeats its name and type; a test compares the two.
 
-Fields that the server fills in, rounds or decodes stand in each of the three.
+Fields that the server fills in, rounds or decodes are declared in each of the three classes.
 """
 
 from collections.abc import Iterator
@@ -15,14 +15,13 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import BaseModel, BeforeValidator, Field
 
 SCHEDULERS = ("linear", "flow_match_euler_discrete")
-"""Names that mflux's registry of schedulers knows for drawing. Others are never passed on: mflux
-imports whatever a dotted name leads to."""
+"""Schedulers of mflux. Other names are never passed on, because mflux imports dotted names."""
 CONTROL_TYPES = ("canny", "mlsd")
-"""What mflux finds in a picture by itself; for the other kinds it would fetch more models."""
+"""Kinds of control that mflux extracts from an image without downloading more models."""
 
 
 class Takes(StrEnum):
-    """Fields of a request that only some pipelines take, in the order in which they are refused."""
+    """Fields that only some pipelines take. Errors name the first one in this order."""
 
     GUIDANCE = "guidance"
     NEGATIVE_PROMPT = "negative_prompt"
@@ -41,8 +40,8 @@ class Takes(StrEnum):
 
 
 class Mflux(NamedTuple):
-    """Marks a field that goes to mflux. The pipelines that take it are those whose generate_image
-    has this parameter."""
+    """Marks a field that is passed to mflux. A pipeline takes it if its generate_image has this
+    parameter."""
 
     parameter: str
 
@@ -59,7 +58,7 @@ def _upper_jpeg(value: object) -> object:
 
 
 class PassedFields(BaseModel):
-    """Ranges may become wider, not narrower: they also hold for tasks that are stored."""
+    """The fields. Ranges may only become wider, because stored tasks are validated, too."""
 
     guidance: Annotated[float | None, Mflux("guidance")] = Field(
         None,
@@ -146,12 +145,12 @@ class PassedFields(BaseModel):
     )
 
     def passed(self) -> dict[str, object]:
-        """These fields alone, with their values."""
+        """Returns only these fields, with their values."""
         return {name: getattr(self, name) for name in PassedFields.model_fields}
 
 
 def mflux_parameters() -> Iterator[tuple[str, str]]:
-    """mflux's parameter, and the field that fills it."""
+    """Yields each parameter of mflux and the field that fills it."""
     for name, field in PassedFields.model_fields.items():
         for mark in field.metadata:
             if isinstance(mark, Mflux):

@@ -1,7 +1,7 @@
-"""Pictures as bytes: encoding with generation metadata, reading that back, base64, archives.
+"""Encoded images: formats, generation metadata (written and read), base64, zip.
 
-Metadata stand where mflux puts them and finds them: as JSON in the EXIF field UserComment.
-Pictures of clients are decoded elsewhere (decoding/); what is read of them here is a few headers.
+Metadata are stored as mflux stores them: as JSON in the EXIF field UserComment. Images from clients
+are decoded in decoding/; this module reads only their headers.
 """
 
 import base64
@@ -22,17 +22,17 @@ from errors import InvalidInput
 CONTENT_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 UPLOAD_FORMATS = "PNG, JPEG, WebP or GIF"
-"""What clients may send, in words. TIFF, AVIF and BMP are left out: too many decoders for too few
-pictures, and Pillow unpacks compressed BMP in Python, pixel by pixel."""
+"""Formats that clients may send, for messages. TIFF, AVIF and BMP are not accepted: they are rare,
+have many decoders, and Pillow decodes compressed BMP in Python, pixel by pixel."""
 SHORTENED = " [shortened]"
-"""Ends a text that had no room in a JPEG's EXIF."""
+"""The end of a text that was cut to fit into the EXIF of a JPEG."""
 
 _PNG_START, _EXIF_START, _COMMENT_START = b"\x89PNG\r\n\x1a\n", b"Exif\0\0", b"ASCII\0\0\0"
 _ORIENTATION, _EXIF_DIRECTORY, _USER_COMMENT = 0x0112, 0x8769, 0x9286
 _AFTER_HEADER = len(_PNG_START) + 25
-"""Where the chunk that follows IHDR starts."""
+"""Offset of the chunk after IHDR."""
 _JPEG_EXIF_ROOM = 65533 - 54
-"""Bytes of JSON: what a segment holds, less what `_exif` puts in front of the text."""
+"""Largest JSON in bytes: the size of a segment minus the bytes that `_exif` adds."""
 _PLAIN_ALPHABET = bytes.maketrans(b"-_", b"+/")
 _WHITE_SPACE = b" \t\r\n\v\f"
 
@@ -40,13 +40,13 @@ _WHITE_SPACE = b" \t\r\n\v\f"
 def encode_image(
     image: Image.Image, format: str, quality: int, metadata: Mapping[str, Any] | None = None
 ) -> bytes:
-    """The bytes of an image file: equal pictures and metadata give equal bytes.
+    """Encodes an image file. Equal pictures and metadata give equal bytes.
 
     Args:
         format: JPEG, PNG or WEBP.
         quality: 1 to 100, for JPEG and WEBP; PNG is lossless.
-        metadata: shaped like those of mflux, values as JSON knows them. A JPEG holds 64 KB of
-            them: beyond that the longest texts are cut and end in `SHORTENED`.
+        metadata: as mflux writes them, with JSON values. A JPEG has room for 64 KB: if there is
+            more, the longest texts are cut and end in `SHORTENED`.
     """
     options: dict[str, Any] = {} if format == "PNG" else {"quality": quality}
     if metadata is not None:
@@ -57,14 +57,14 @@ def encode_image(
 
 
 def to_png(image: Image.Image) -> bytes:
-    """Lossless and quick rather than small: for pictures that stay on this machine."""
+    """Encodes a PNG fast rather than small, for files that stay on this machine."""
     buffer = BytesIO()
     image.save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
 
 
 def jpeg_of(pixels: bytes, width: int, height: int) -> bytes:
-    """A JPEG of RGB pixels, three bytes each, that shows each of them: few, to be enlarged."""
+    """Encodes RGB pixels (three bytes each) as a JPEG without colour subsampling, for previews."""
     buffer = BytesIO()
     image = Image.frombytes("RGB", (width, height), pixels)
     image.save(buffer, format="JPEG", quality=90, subsampling=0)
@@ -72,9 +72,9 @@ def jpeg_of(pixels: bytes, width: int, height: int) -> bytes:
 
 
 def zip_of(files: Sequence[tuple[str, bytes]]) -> bytes:
-    """An archive of (name, content): equal files give equal bytes.
+    """Builds a zip of (name, content). Equal files give equal bytes.
 
-    Nothing is compressed, because pictures already are, and no time is stored.
+    Files are not compressed, because images already are, and no time is stored.
     """
     buffer = BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -91,12 +91,12 @@ def to_base64(image: bytes) -> str:
 
 
 def decode_base64(text: str, field: str) -> bytes:
-    """The bytes of plain base64 or of a data URL, whatever type that names.
+    """Decodes plain base64 or a data URL of any type.
 
     White space, the URL-safe alphabet and missing padding are tolerated.
 
     Raises:
-        InvalidInput: for anything else, addresses of pictures among it.
+        InvalidInput: for anything else, for example http URLs.
     """
     start = text[:200].lstrip().lower()
     if start.startswith(("http://", "https://", "file:")):
@@ -123,15 +123,15 @@ def decode_base64(text: str, field: str) -> bytes:
 
 
 def png_of_size(data: bytes, width: int, height: int) -> bytes:
-    """A PNG that `encode_image` made, scaled to cover this size in pixels and cut to it around its
-    centre, with its metadata."""
+    """Scales a PNG of `encode_image` to cover this size in pixels and crops its edges. The metadata
+    are kept."""
     with Image.open(BytesIO(data)) as picture:
         fitted = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
     return encode_image(fitted, "PNG", 100, read_metadata(data))
 
 
 def with_png_text(data: bytes, keyword: str, text: str) -> bytes:
-    """A PNG that also holds a text, where AUTOMATIC1111 puts its parameters."""
+    """Adds a text to a PNG, in the chunk where AUTOMATIC1111 stores its parameters."""
     payload = keyword.encode("latin-1") + b"\0\0\0\0\0" + text.encode("utf-8", "backslashreplace")
     chunk = struct.pack(">I", len(payload)) + b"iTXt" + payload
     chunk += struct.pack(">I", zlib.crc32(chunk[4:]))
@@ -139,7 +139,7 @@ def with_png_text(data: bytes, keyword: str, text: str) -> bytes:
 
 
 def read_png_texts(data: bytes) -> dict[str, str]:
-    """The texts in a PNG that are not compressed, by keyword."""
+    """Returns the uncompressed texts of a PNG by keyword."""
     texts: dict[str, str] = {}
     if format_of(data) == "PNG":
         for name, payload in _chunks(data, "PNG"):
@@ -153,7 +153,7 @@ def read_png_texts(data: bytes) -> dict[str, str]:
 
 
 def read_metadata(data: bytes) -> dict[str, Any] | None:
-    """What `encode_image` or mflux wrote into a PNG, JPEG or WebP; None without or if damaged."""
+    """Returns the metadata that `encode_image` or mflux wrote; None if missing or damaged."""
     format = format_of(data)
     if format is None:
         return None
@@ -169,7 +169,7 @@ def read_metadata(data: bytes) -> dict[str, Any] | None:
 
 
 def format_of(data: bytes) -> str | None:
-    """PNG, JPEG, WEBP or GIF, from the first bytes of a file; None: it is none of these."""
+    """Detects PNG, JPEG, WEBP or GIF by the first bytes of a file; None: another format."""
     if data.startswith(_PNG_START):
         return "PNG"
     if data.startswith(b"\xff\xd8\xff"):
@@ -180,7 +180,7 @@ def format_of(data: bytes) -> str | None:
 
 
 def orientation_of(data: bytes) -> int:
-    """The orientation in a picture's EXIF, 1 to 8; 1 (upright) if there is none."""
+    """Returns the EXIF orientation, 1 to 8; 1 (upright) if there is none."""
     exif = _exif_of(data, format_of(data) or "")
     with suppress(KeyError, struct.error):
         return _value_of(exif, _find(exif, _value_of(exif, 4), _ORIENTATION) + 8, "H")
@@ -188,15 +188,15 @@ def orientation_of(data: bytes) -> int:
 
 
 def _exif(metadata: Mapping[str, Any], room: int | None) -> bytes:
-    """The very bytes that mflux writes; room is for the JSON text, in bytes."""
+    """Builds the same EXIF bytes as mflux. room: largest size of the JSON text in bytes."""
     comment = _COMMENT_START + _json(metadata, room)
-    main = struct.pack(">HHHIII", 1, _EXIF_DIRECTORY, 4, 1, 26, 0)  # one entry; no directory next
+    main = struct.pack(">HHHIII", 1, _EXIF_DIRECTORY, 4, 1, 26, 0)  # one entry, no next one
     inner = struct.pack(">HHHII", 1, _USER_COMMENT, 7, len(comment), 40)
     return _EXIF_START + b"MM\0*" + struct.pack(">I", 8) + main + inner + comment
 
 
 def _json(metadata: Mapping[str, Any], room: int | None) -> bytes:
-    text = json.dumps(dict(metadata)).encode()  # mflux's form: all but ASCII escaped
+    text = json.dumps(dict(metadata)).encode()  # like mflux: only ASCII, the rest escaped
     if room is None or len(text) <= room:
         return text
     values = dict(metadata)
@@ -211,7 +211,7 @@ def _json(metadata: Mapping[str, Any], room: int | None) -> bytes:
 
 
 def _terse(value: object) -> bytes:
-    """JSON in UTF-8, which mflux reads as well; half a surrogate pair has none and is escaped."""
+    """Encodes JSON as UTF-8, which mflux can read. Unpaired surrogates are escaped."""
     return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace")
 
 
@@ -220,7 +220,7 @@ def _refusal(field: str, sentence: str) -> InvalidInput:
 
 
 def _chunks(data: bytes, format: str) -> Iterator[tuple[bytes, memoryview]]:
-    """(name, payload) of what a PNG or WebP is made of, as far as it is complete."""
+    """Yields (name, payload) of the complete chunks of a PNG or WebP."""
     view, at = memoryview(data), 8 if format == "PNG" else 12
     while at + 8 <= len(data):
         if format == "PNG":
@@ -237,7 +237,7 @@ def _chunks(data: bytes, format: str) -> Iterator[tuple[bytes, memoryview]]:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, memoryview]]:
-    """(marker, payload) of a JPEG, up to the first scan."""
+    """Yields (marker, payload) of the segments of a JPEG before the first scan."""
     view, at = memoryview(data), 2
     while (at := data.find(b"\xff", at)) >= 0 and at + 4 <= len(data):
         name, length = struct.unpack_from(">xBH", data, at)
@@ -256,7 +256,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, memoryview]]:
 
 
 def _exif_of(data: bytes, format: str) -> bytes:
-    """Without the words Exif in front; empty if there is none."""
+    """Returns the EXIF data without the prefix "Exif"; empty if there is none."""
     if format == "JPEG":
         for name, payload in _segments(data):
             if name == 0xE1 and payload[:6] == _EXIF_START:
@@ -269,7 +269,7 @@ def _exif_of(data: bytes, format: str) -> bytes:
 
 
 def _find(exif: bytes, directory: int, tag: int) -> int:
-    """Where the directory's entry of this tag is; KeyError or struct.error without one."""
+    """Returns the offset of the entry of this tag. Raises KeyError or struct.error without one."""
     for entry in range(_value_of(exif, directory, "H")):
         at = directory + 2 + 12 * entry
         if _value_of(exif, at, "H") == tag:

@@ -1,7 +1,7 @@
 """What the HTTP routes call: submit, estimate, status, list, cancel, fetch.
 
-A facade: the order is scheduler/policy.py's, forecasts are scheduler/forecast.py's, tasks that have
-ended are scheduler/retention.py's.
+A facade. The order of tasks is decided in scheduler/policy.py, forecasts are computed in
+scheduler/forecast.py, and ended tasks are handled in scheduler/retention.py.
 """
 
 import logging
@@ -34,8 +34,8 @@ STATS_SIDES = (512, 768, 1024, 1536)
 
 
 class QueueManager:
-    """Any thread may call. Tasks that it returns are copies, as they stand at that moment. All
-    methods may raise StorageUnavailable; then nothing has changed."""
+    """Thread-safe. Returned tasks are snapshots. All methods may raise StorageUnavailable; then
+    nothing has changed."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
@@ -52,10 +52,10 @@ class QueueManager:
         inputs: Mapping[str, bytes] | None = None,
         callback_url: str | None = None,
     ) -> tuple[Task, int]:
-        """Put a task into the queue; on return it is on disk.
+        """Puts a task into the queue. It is on disk when this returns.
 
         Args:
-            client_key: the same key gives the same task, as submitted_as() says.
+            client_key: idempotency key: the same key gives the same task (submitted_as()).
             inputs: the input images that the params name, as PNG, by InputImage.file.
             callback_url: called when the task has ended (webhooks.py).
 
@@ -71,7 +71,7 @@ class QueueManager:
         task = self._new_task(params, priority)
         store = self._scheduler.store
         with ExitStack() as unless_submitted:
-            if inputs:  # before the writer's lock is taken: it may take long
+            if inputs:  # before the lock is taken, because it may take long
                 self._reserve_inputs(task.task_id, sum(map(len, inputs.values())))
                 unless_submitted.callback(store.discard_inputs, task.task_id)
                 with self._scheduler.health.accepting():
@@ -82,10 +82,10 @@ class QueueManager:
             return submitted
 
     def submitted_as(self, client_key: str) -> tuple[Task, int] | None:
-        """The task of this key, and the number of other unfinished tasks.
+        """Returns the task of this key, and the number of other unfinished tasks.
 
         Returns:
-            None when the key is free: it is new, or its task failed, was cancelled, or is gone.
+            None if the key is free: it is new, or its task failed, was cancelled or was removed.
         """
         known = self._scheduler.store.find_by_key(client_key)
         if known is None:
@@ -99,14 +99,14 @@ class QueueManager:
         return task, self.length - (not task.ended)
 
     def estimate(self, params: GenerationParams, *, priority: int = 0) -> tuple[Forecast, int]:
-        """What submit() would answer now, and the number of tasks that are not finished."""
+        """Returns the task that submit() would return now, and the number of unfinished tasks."""
         task = self._new_task(params, priority)
         missing = self._scheduler.missing(task)
         with self._scheduler.lock:
             return self._scheduler.forecaster.of_new(task, missing), len(self._scheduler)
 
     def status(self, task_id: str) -> Task:
-        """Raises: UnknownTask, Gone."""
+        """Returns a task. Raises UnknownTask, Gone."""
         with self._scheduler.lock:
             task = self._scheduler.get(task_id)
             if task is not None:
@@ -116,10 +116,10 @@ class QueueManager:
     def unfinished(
         self, limit: int, offset: int, wanted: Callable[[Task], bool] | None = None
     ) -> tuple[list[Task], int]:
-        """Unfinished tasks in the order in which they run, and how many there are.
+        """Returns unfinished tasks in the order in which they run, and their total number.
 
         Args:
-            wanted: which tasks count; None: all.
+            wanted: selects tasks; None: all.
         """
         with self._scheduler.lock:
             build, length = self._scheduler.snapshots(offset, limit, wanted)
@@ -127,16 +127,16 @@ class QueueManager:
 
     @property
     def length(self) -> int:
-        """Tasks that are not finished."""
+        """Returns the number of unfinished tasks."""
         with self._scheduler.lock:
             return len(self._scheduler)
 
     def image(self, task_id: str, index: int = 0) -> tuple[bytes, GenerationParams]:
-        """One image, also of a task that is not finished or was cancelled, once it is stored.
+        """Returns one stored image, also of a running or cancelled task.
 
         Raises:
             UnknownTask.
-            NotReady: it is not drawn yet.
+            NotReady: it is not generated yet.
             InvalidInput: the task has no image of this index.
             Gone: the image was removed, or the task ended without it.
         """
@@ -146,28 +146,28 @@ class QueueManager:
         return self._scheduler.retention.image(task, index), task.params
 
     def all_images(self, task_id: str) -> tuple[list[bytes], GenerationParams]:
-        """All images of a task that has ended. Raises what image() raises."""
+        """Returns all images of an ended task. Raises what image() raises."""
         task = self.status(task_id)
         if not task.ended:
             raise NotReady
         return self._scheduler.retention.all_images(task), task.params
 
     def fetched(self, task_id: str, index: int | None = None) -> None:
-        """An image (None: all) was sent and is removed, as Retention.mark_fetched says."""
+        """Marks an image (None: all) as fetched; Retention.mark_fetched says when it is removed."""
         with self._scheduler.changes, self._scheduler.health.noting_storage():
             self._scheduler.retention.mark_fetched(task_id, index)
 
     def delete(self, task_id: str, *, after_current: bool = False) -> TaskStatus:
-        """Cancel a task that waits or runs, remove one that has ended.
+        """Cancels a waiting or running task; removes an ended one.
 
-        The worker stops a running task at its next step; images that are stored can be fetched.
+        The worker stops a running task at its next step. Stored images can still be fetched.
 
         Args:
-            after_current: let a running task store the image that is being drawn before it is
-                cancelled, and remove nothing if the task has ended.
+            after_current: cancel a running task after its current image is stored; do nothing if
+                the task has ended.
 
         Returns:
-            The status that the task had.
+            The status that the task had before.
 
         Raises:
             UnknownTask, Gone.
@@ -183,16 +183,16 @@ class QueueManager:
                     return was
                 if scheduler.cancel(task):
                     return was
-            was = scheduler.retention.find(task_id).status  # it has ended, perhaps just now
+            was = scheduler.retention.find(task_id).status  # the task has ended, perhaps just now
             if not after_current:
                 scheduler.retention.drop(task_id, DELETED)
             return was
 
     def fetch_ahead(self, params: GenerationParams) -> str | None:
-        """Download the weights that a task with these params would lack, without a task.
+        """Starts the download of the weights that a task with these params would need.
 
         Returns:
-            Why a recent download of them failed; then it is not tried again yet.
+            The error of a recent failed download; then it is not tried again yet. Else None.
         """
         missing = self._scheduler.missing(self._new_task(params, 0))
         with self._scheduler.lock:
@@ -205,8 +205,7 @@ class QueueManager:
             return None
 
     def order_load(self, spec: LoadSpec) -> None:
-        """Load these weights between the running task and the next one; what is not on this
-        machine is downloaded before.
+        """Loads these weights after the running task. Missing weights are downloaded first.
 
         Raises:
             NoWorker: the server is stopping.
@@ -260,10 +259,10 @@ class QueueManager:
             )
 
     def images(self) -> tuple[int, int]:
-        """How many finished tasks are kept with their images, and the bytes of these."""
+        """Returns the number of finished tasks with images, and the bytes of these images."""
         return self._scheduler.retention.images
 
-    # -- inside -----------------------------------------------------------------------------------
+    # -- private -----------------------------------------------------------------------------------
 
     def _reserve_inputs(self, task_id: str, size_bytes: int) -> None:
         limit = self._scheduler.limits.input_bytes
@@ -307,7 +306,7 @@ class QueueManager:
                     scheduler.join_downloads(task, missing)
                 else:
                     scheduler.join(task, place)
-                # A forecast that waits for a download says more about the network.
+                # With a download, the error of a forecast depends mostly on the network.
                 scheduler.set_baseline(task, submitted=not missing)
                 snapshot = scheduler.snapshot(task)
             self.events.publish(EventKind.WAITING, task.task_id)

@@ -70,7 +70,7 @@ log = logging.getLogger("mflux-server")
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LOAD_FAILED = b"\xff"
 STOP_S = 2.0
-"""Seconds that a running step gets when the server stops."""
+"""Seconds that a running step may still take when the server stops."""
 
 
 def create_app(
@@ -88,14 +88,14 @@ def create_app(
     foreign: ForeignOptions | None = None,
     cors_origins: tuple[str, ...] = (),
 ) -> Flask:
-    """The WSGI application: every route at the root and under /api, the foreign APIs at their own
-    prefixes.
+    """Builds the WSGI application: all routes at the root and under /api, foreign APIs under their
+    own prefixes.
 
     Args:
-        places: for requests that hold a thread for long.
-        allowed_hosts: names under which clients may address it; None: any.
-        operator_key: what the operator's routes ask for; empty: nothing; None: they are closed.
-        cors_origins: of pages that may use it from elsewhere.
+        places: budget for requests that hold a thread for long.
+        allowed_hosts: host names under which clients may address the server; None: any.
+        operator_key: key of the operator's routes; empty: no key needed; None: they are closed.
+        cors_origins: origins whose pages may use this server.
     """
     cors = Cors(cors_origins)
     app = Flask(__name__, static_folder=None)
@@ -137,8 +137,8 @@ def create_app(
 
 
 def _without_double_slashes(inner: WSGIApplication) -> WSGIApplication:
-    """Apps join a base URL that ends with a slash and a path that begins with one, and follow no
-    redirect."""
+    """Removes double slashes from paths, because apps append "/path" to a base URL that ends with a
+    slash, and do not follow redirects."""
 
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         environ["PATH_INFO"] = re.sub("/{2,}", "/", environ.get("PATH_INFO", ""))
@@ -177,7 +177,7 @@ def _answer_error(error: Exception) -> Response:
 
 
 class Server:
-    """Everything that runs, connected: queue, worker, HTTP. Nothing starts before start()."""
+    """Queue, worker and HTTP server, connected. Nothing runs before start()."""
 
     def __init__(
         self,
@@ -189,11 +189,11 @@ class Server:
         """Opens the store and binds the port.
 
         Args:
-            previews: what the generator gives its latents to; None: it does not.
+            previews: receives the latents of the generator; None: no previews.
 
         Raises:
             StoreError: the data dir cannot be used.
-            OSError: the port cannot be had.
+            OSError: the port cannot be opened.
         """
         limits = Limits(
             max_pixels=settings.max_pixels,
@@ -234,7 +234,7 @@ class Server:
         self.queue = QueueManager(self.scheduler)
         self.worker_api = WorkerApi(self.scheduler)
         self._end, self.end_fd = os.pipe()
-        """Who wants the server to end writes a byte here: a signal its number, we LOAD_FAILED."""
+        """A byte that is written here ends the server: the number of a signal, or LOAD_FAILED."""
         os.set_blocking(self.end_fd, False)
         connections = most_connections()
         places = most_waiting(settings.threads, connections)
@@ -309,14 +309,14 @@ class Server:
         self._webhooks.start()
 
     def wait(self) -> int:
-        """Wait until the server has to end; returns the exit code."""
+        """Waits until the server has to end; returns the exit code."""
         return 1 if os.read(self._end, 1) == LOAD_FAILED else 0
 
     def stop(self) -> bool:
-        """Stop accepting tasks, leave the running one (see --drain-s), close port and store.
+        """Stops accepting tasks, stops the running task (see --drain-s), closes port and store.
 
         Returns:
-            Whether the worker has ended in time.
+            Whether the worker ended in time.
         """
         self.scheduler.stop(self._drain_s)
         self._storage_check.stop(0.5)
@@ -340,10 +340,10 @@ class Server:
 
 
 def allow(settings: Settings, has_gpu: bool, default_option: str = "--model") -> Allowed:
-    """What clients may use.
+    """Builds what clients may use, from the options.
 
     Raises:
-        BadOption: an option names a model or a folder that is not there.
+        BadOption: an option names a model or a folder that does not exist.
     """
     return read_allowed(
         read_catalog(),
@@ -360,14 +360,14 @@ def allow(settings: Settings, has_gpu: bool, default_option: str = "--model") ->
 
 
 def download_command(data_dir: Path, weights: LoadSpec) -> list[str]:
-    """What fetches weights, in a process of its own."""
+    """Returns the command that downloads weights in a separate process."""
     model = weights.model
     command = [sys.executable, __file__, "--download", model.name, "--data-dir", str(data_dir)]
     return [*command, "--path", model.path or "", "--log-level", "error"]
 
 
 def download(settings: Settings) -> int:
-    """Fetch the weights of --download, with mflux's own progress bars; returns the exit code."""
+    """Downloads the weights of --download, with progress bars; returns the exit code."""
     asked = replace(settings, model=settings.download, models=())
     allowed = allow(asked, has_gpu=False, default_option="--download")
     with marked_as_incomplete(settings.data_dir, allowed.default):
@@ -418,7 +418,7 @@ def main(argv: list[str]) -> int:
             "listening on %s: everyone who reaches this address may use it",
             settings.host or "every address",
         )
-    # A byte in a pipe and no lock: signals may come at any moment, and several at once.
+    # A byte in a pipe needs no lock: signals may arrive at any time, several at once.
     signal.set_wakeup_fd(server.end_fd, warn_on_full_buffer=False)
     for number in ENDING_SIGNALS:
         signal.signal(number, lambda *_: None)
@@ -429,7 +429,7 @@ def main(argv: list[str]) -> int:
     log.info("serving %s on http://%s:%d", allowed.default.name, host, server.port)
     log.info("documentation: http://%s:%d%s", host, server.port, PAGE_ROUTE)
     exit_code = server.wait()
-    for number in ENDING_SIGNALS:  # it ends already
+    for number in ENDING_SIGNALS:  # the server is already stopping
         signal.signal(number, signal.SIG_IGN)
     log.info("stopping")
     if not server.stop():
@@ -441,7 +441,7 @@ def main(argv: list[str]) -> int:
 
 def _cannot_listen(settings: Settings, error: OSError) -> str:
     why = error.strerror or str(error)
-    why = why.partition(" (while")[0]  # Python adds the address, which is said already
+    why = why.partition(" (while")[0]  # Python adds the address, which the message already has
     if error.errno == errno.EADDRINUSE:
         why = "it is in use. Choose another one with --port, or stop what listens there"
     return f"cannot listen on {settings.host}, port {settings.port}: {why}."

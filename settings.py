@@ -1,7 +1,7 @@
-"""Every option of the server, described once: flag, environment variable, default, unit, help.
+"""All options of the server: flag, environment variable, default, unit, help.
 
-`Settings` is the only place that knows them. `Settings.read` merges, in rising order of
-precedence: the defaults, the environment (`MFLUX_SERVER_<NAME>`), the command line.
+Options are declared only here. `Settings.read` merges, in rising order of precedence: the defaults,
+the environment (`MFLUX_SERVER_<NAME>`), the command line.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def _bits(text: str) -> tuple[int, ...]:
 
 
 def _webhook_secret(text: str) -> str:
-    """Raises without the text, which is a secret."""
+    """Checks a webhook secret. The error does not contain the text, because it is a secret."""
     encoded = text.removeprefix("whsec_")
     try:
         secret = b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
@@ -97,7 +97,7 @@ def _origins(text: str) -> tuple[str, ...]:
 
 def _option(
     default: Any,
-    help: str,  # argparse's word
+    help: str,  # the name that argparse uses
     *,
     parse: Callable[[str], Any] = str,
     choices: Sequence[Any] | None = None,
@@ -330,10 +330,10 @@ class Settings:
 
     @staticmethod
     def read(argv: Sequence[str], environ: Mapping[str, str]) -> "Settings":
-        """The settings of one start.
+        """Reads the settings.
 
         Raises:
-            SystemExit: as argparse does: 0 for --help, 2 for a bad value (on stderr, named).
+            SystemExit: as in argparse: 0 for --help, 2 for a bad value (stderr names it).
         """
         parser = _Parser(
             prog="server.py",
@@ -347,7 +347,7 @@ class Settings:
             flag, variable = flag_of(option.name), variable_of(option.name)
             described = dict(option.metadata)
             default = f" (default: {_shown(option.default)})"
-            if option.default in (None, (), ""):  # the help says what happens then
+            if option.default in (None, (), ""):  # the help describes this case
                 default = ""
             described["help"] = f"{described['help']}{default} [{variable}]"
             if is_switch(option):
@@ -372,7 +372,7 @@ class Settings:
 
 
 def is_switch(option: Field[Any]) -> bool:
-    """Whether an option is on or off."""
+    """Whether an option is a switch (on or off)."""
     return option.metadata["type"] is _switch
 
 
@@ -381,7 +381,7 @@ def flag_of(name: str) -> str:
 
 
 def negative_flag_of(name: str) -> str:
-    """Another way to say `off`, of an option that is on or off."""
+    """Returns the flag that switches an option off: --no-NAME."""
     return "--no-" + name.replace("_", "-")
 
 
@@ -395,7 +395,7 @@ def _shown(default: object) -> object:
 
 class _Parser(argparse.ArgumentParser):
     source = ""
-    """Where a bad value comes from, if not from the command line."""
+    """The source of a bad value, if it is not the command line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {self.source}{message} (--help lists every option)\n")

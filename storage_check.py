@@ -1,7 +1,7 @@
 """The thread that checks whether the disk accepts changes.
 
-So /health reports a full, read-only or removed data dir even if nobody submits anything, without
-waiting for the disk, and the server continues by itself when there is space again.
+So /health reports a full, read-only or removed data dir even if no task is submitted, without
+waiting for the disk. The server continues by itself when there is space again.
 """
 
 import logging

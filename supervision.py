@@ -27,10 +27,10 @@ Item = TypeVar("Item")
 
 
 class SupervisedThread(Thread):
-    """Runs a loop until it returns. If the loop raises anything, it is called again.
+    """Runs a loop until it returns. If the loop raises, it is called again.
 
     Args:
-        loop: returns when the server stops, and never before.
+        loop: returns only when the server stops.
         recover: called before the loop is called again, on the same thread.
     """
 
@@ -39,14 +39,14 @@ class SupervisedThread(Thread):
     ) -> None:
         super().__init__(name=name, daemon=True)
         self.restarts = 0
-        """How often the loop was called again."""
+        """How often the loop was called again after an error."""
         self._loop = loop
         self._recover = recover
         self._may_end = False
         self._deaths: deque[float] = deque(maxlen=MOST_DEATHS + 1)
 
     def let_end(self) -> None:
-        """The server stops: the loop is not called again, however it ends."""
+        """Stop restarting: when the loop ends, it is not called again."""
         self._may_end = True
 
     def run(self) -> None:
@@ -75,12 +75,12 @@ class SupervisedThread(Thread):
 
 
 class SupervisedQueue(Generic[Item]):
-    """Handles items one after the other on a supervised thread, which starts with the first one.
+    """Handles items one after the other on a supervised thread. The first item starts the thread.
 
     Args:
         handle: called with each item.
-        lost: called with the item whose handling raised.
-        size: most items that wait; put() blocks while there are as many. 0: no limit.
+        lost: called with an item if handling it raised an error.
+        size: largest number of waiting items; put() blocks while it is reached. 0: no limit.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class SupervisedQueue(Generic[Item]):
         self._items.put((item,))
 
     def stop(self, timeout_s: float) -> bool:
-        """End after the items that wait; returns whether the thread has ended."""
+        """Ends the thread after the waiting items; returns whether it has ended."""
         deadline = time.monotonic() + timeout_s
         with self._lock:
             if not self._started:
@@ -130,7 +130,7 @@ class SupervisedQueue(Generic[Item]):
 
 
 def end_process(exit_code: int) -> NoReturn:
-    """End at once, from any thread, without Python's own cleaning up."""
+    """Ends the process at once, from any thread, without Python's cleanup."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):
             stream.flush()

@@ -1,8 +1,8 @@
 """A task: one request for images, from submit to deletion.
 
-`GenerationParams` is what is done for it (api/generate_request.py: what a client may send).
-`Task` is its one snapshot: the scheduler changes it under its lock, the store keeps it, and
-answers are made from copies of it.
+`GenerationParams` are its complete parameters (api/generate_request.py: what a client may send).
+`Task` is its state: the scheduler changes it under its lock, the store keeps it, and answers are
+built from copies of it.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
 MAX_SEED = 2**64 - 1
 SIDE_STEP = 16
-"""mflux draws in squares of 16 pixels: widths and heights are rounded down to multiples of it."""
+"""Pixels. Widths and heights are rounded down to multiples of it, as mflux requires."""
 
 
 class TaskStatus(StrEnum):
     WAITING = "waiting"  # in the schedule or waiting for a download; next: claim, cancel
     RUNNING = "running"  # a worker has it; next: finish, fail, release (by the worker), cancel
-    DONE = "done"  # all images can be fetched; deleted when they were, or pruned
-    FAILED = "failed"  # ended with an error; pruned
-    CANCELLED = "cancelled"  # ended by its client, perhaps with some images; pruned
+    DONE = "done"  # all images are stored; next: deleted (when fetched, or on request), pruned
+    FAILED = "failed"  # ended with an error; next: pruned
+    CANCELLED = "cancelled"  # ended by its client, perhaps with some images; next: pruned
 
 
 class Phase(StrEnum):
-    """What a running task is at, in this order."""
+    """Phases of a running task, in order."""
 
     LOADING = "loading"
     TEXT_ENCODING = "text_encoding"
@@ -43,13 +43,12 @@ class Phase(StrEnum):
 
 
 Report = Callable[[Phase, int, int], None]
-"""Called by a generator when a phase begins or a step ends: (phase, steps_done, steps_total). May
-raise to end the generation at this point."""
+"""A generator calls this when a phase begins or a step ends: (phase, steps_done, steps_total). The
+callee may raise to end the generation."""
 
 
 class InputImage(NamedTuple):
-    """A picture that the client gave, decoded, turned upright and kept as PNG in the task's folder
-    of inputs."""
+    """An image from the client: decoded, upright, stored as PNG in the input folder of the task."""
 
     file: str
     """Name of the file: the first 16 hexadecimal digits of the SHA-256 of its bytes."""
@@ -58,46 +57,46 @@ class InputImage(NamedTuple):
 
 
 class GenerationParams(PassedFields):
-    """What is done for a task: the request with everything filled in and rounded.
+    """The complete parameters of a task: the request with defaults filled in and sizes rounded.
 
-    `guidance` is None when the model has none. width and height are those before `upscale`.
+    `guidance` is None if the model has none. width and height are those before `upscale`.
     """
 
     model_config = ConfigDict(frozen=True)
 
     prompt: str
     seed: int = Field(ge=0, le=MAX_SEED)
-    """Of the first image; the next one has this plus 1, and so on, modulo 2^64."""
+    """Seed of the first image. Each further image adds 1, modulo 2^64."""
     width: int
     height: int
     steps: int
     model: str = ""
-    """Empty in records from before tasks named one: the server's default."""
+    """Empty in old records: the server's default model."""
     count: int = 1
-    """Images."""
+    """Number of images."""
     init_image: InputImage | None = None
     images: tuple[InputImage, ...] = ()
     mask: InputImage | None = None
     control_image: InputImage | None = None
     loras: tuple[Lora, ...] = ()
     upscaler: str | None = None
-    """The model that enlarges the pictures at the end, where that is not `model`."""
+    """The model that upscales the images, if it is not `model`."""
     metadata: bool = True
-    """Whether the image files tell these params."""
+    """Whether the image files contain the parameters."""
     warnings: tuple[str, ...] = ()
-    """What its client should know: a sentence for each LoRA that fits the model in part."""
+    """Sentences for the client: one for each LoRA that fits only a part of the model."""
     asked: str = ""
-    """Digest of the request, without its pictures (GenerateRequest.digest); empty in
-    records from before it was kept."""
+    """Digest of the request without its images (GenerateRequest.digest); empty in old
+    records."""
 
     @property
     def tokens(self) -> int:
-        """Latent tokens of an image: one for each 16 x 16 pixels."""
+        """Latent tokens of an image: one per 16 x 16 pixels."""
         return (self.width // SIDE_STEP) * (self.height // SIDE_STEP)
 
     @property
     def steps_run(self) -> int:
-        """Steps that really run: with an init_image mflux starts from one that is partly done."""
+        """Steps that are run. With an init_image, mflux skips the first ones."""
         if self.init_image is None or not self.image_strength:
             return self.steps
         return self.steps - max(1, int(self.steps * self.image_strength))
@@ -113,11 +112,11 @@ class GenerationParams(PassedFields):
         if not self.upscale:
             return self.width, self.height
         scale = self.shorter_side / min(self.width, self.height)
-        return int(self.width * scale) // 2 * 2, int(self.height * scale) // 2 * 2  # as mflux does
+        return int(self.width * scale) // 2 * 2, int(self.height * scale) // 2 * 2  # as in mflux
 
     @property
     def shorter_side(self) -> int:
-        """Of the finished images, in pixels: the parameter of an upscaler."""
+        """The shorter side of the finished images in pixels, a parameter of the upscaler."""
         return round(min(self.width, self.height) * (self.upscale or 1.0))
 
     def seed_of(self, index: int) -> int:
@@ -126,26 +125,26 @@ class GenerationParams(PassedFields):
 
 @dataclass(frozen=True)
 class Progress:
-    """What a worker reports of a running task."""
+    """The progress of a running task, as its worker reports it."""
 
     phase: Phase
     steps_done: int = 0
-    """Of the present image."""
+    """Steps of the current image."""
     steps_total: int = 0
     stage: int = 0
     image: int = 0
-    """Index of the image that this stage is at."""
+    """Index of the current image."""
 
 
 class Verdict(Enum):
-    """What a worker must do after a report."""
+    """The answer to a report: what the worker must do."""
 
     CONTINUE = "continue"
     STOP = "stop"  # the task was cancelled or taken away, or the server stops
 
 
 class Reason(StrEnum):
-    """Why a task is done later than was forecast when it was submitted or claimed."""
+    """Why a task ends later than was forecast when it was submitted or claimed."""
 
     OVERTAKEN = "overtaken"
     MODEL_SWITCH = "model_switch"
@@ -154,19 +153,19 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True)
 class Forecast:
-    """When a task is expected to start and to end. Seconds from now."""
+    """Expected start and end of a task, in seconds from now."""
 
     pos: int
-    """Tasks that wait before it; 0 when it is next or running."""
+    """Number of tasks that wait before it; 0 if it is next or running."""
     start_s: float
-    """Until a worker starts it; 0 when it runs."""
+    """Seconds until a worker starts it; 0 if it runs."""
     end_s: float
-    """Until its last image is ready: median estimate."""
+    """Seconds until its last image is ready, median estimate."""
     p90_s: float
-    """Until then, in nine of ten cases."""
+    """Seconds until then, 90 % bound."""
     confidence: Confidence
     switches: int = 0
-    """Loads of weights that are due before it starts, its own included."""
+    """Number of model loads before it starts, its own included."""
     reason: Reason | None = None
 
 
@@ -178,12 +177,12 @@ class Stage:
     params: GenerationParams
 
     def image(self, index: int) -> "Stage":
-        """The part of it that makes one of its images."""
+        """Returns the part of this stage that makes one image."""
         seed = self.params.seed_of(index)
         return Stage(self.load_spec, self.params.model_copy(update={"seed": seed, "count": 1}))
 
     def first_images(self, count: int) -> "Stage":
-        """The part of it that makes only so many of its images."""
+        """Returns this stage with only so many images."""
         return Stage(self.load_spec, self.params.model_copy(update={"count": count}))
 
     def starting_from(self, picture: InputImage) -> "Stage":
@@ -192,7 +191,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A picture that was made, and what mflux writes about it into a file."""
+    """A generated picture, and the metadata that mflux would write into its file."""
 
     picture: "Image"
     metadata: Mapping[str, Any] | None = None
@@ -200,21 +199,20 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Encoded:
-    """An image that is drawn and encoded."""
+    """A generated and encoded image."""
 
     image: bytes
     index: int
-    """Of the image, from 0."""
+    """Index of the image, from 0."""
     measured: tuple[tuple[int, Measured], ...] = ()
-    """Seconds of each picture that was drawn for it: stage, and what it took. Empty: nothing is
-    learned."""
+    """Measured durations of each stage of this image. Empty: nothing is learned."""
 
 
 @dataclass
 class Task:
     """One task: in memory while it waits or runs, on disk until it is pruned.
 
-    The scheduler alone changes one, under its lock; everybody else gets copies.
+    Only the scheduler changes a task, under its lock. All others get copies.
     """
 
     task_id: str
@@ -222,42 +220,41 @@ class Task:
     priority: int
     """Higher runs first: 0 normal, 1 urgent."""
     created_at: float
-    """Unix seconds, like the other times that end with _at."""
+    """Unix seconds, as all fields that end with _at."""
     status: TaskStatus = TaskStatus.WAITING
     attempt: int = 0
-    """Number of its latest claim, from 1; a worker that names another one is refused."""
+    """Number of its latest claim, from 1. Calls of a worker with another number are refused."""
     interruptions: int = 0
-    """Claims during which the worker or the server died."""
+    """Number of claims during which the worker or the server died."""
     started_at: float | None = None
     ended_at: float | None = None
     last_image: int | None = None
-    """Index of the image after which its client wants it cancelled; None: draw all images."""
+    """Index of the image after which the task is to be cancelled; None: generate all images."""
     fetched_at: float | None = None
-    """When the last of its images was sent and marked for deletion."""
+    """When all of its images had been fetched and were marked for deletion."""
     image_sizes: tuple[int, ...] = ()
-    """Bytes of each image that is stored."""
+    """Size of each stored image in bytes."""
     measured: tuple[Measured, ...] = ()
-    """Seconds that each stored image took, by stage."""
+    """Measured durations of each stored image, by stage."""
     error_code: str | None = None
     error: str | None = None
 
     stages: tuple[Stage, ...] = ()
-    """What is done for it, one after the other: drawing, and perhaps upscaling. Empty once it has
-    ended."""
+    """Its stages in order: generation, and perhaps upscaling. Empty once it has ended."""
     sequence: int = 0
     """Number in the order in which tasks joined the schedule."""
     group: int = 0
-    """Sequence of the task that it joined because they share weights, or its own (policy.py)."""
+    """Sequence of the task with the same load spec that it joined, or its own (policy.py)."""
     waits_for_download: bool = False
     progress: Progress | None = None
-    """None unless it runs."""
+    """None unless it is running."""
     share_done: float = 0.0
-    """Share of its running time that is over, 0 to 1; in copies for readers."""
+    """Share of its running time that is over, 0 to 1. Set in copies only."""
     forecast: Forecast | None = None
-    """In copies for readers; None once it has ended."""
+    """None once it has ended. Set in copies only."""
 
     def __copy__(self) -> "Task":
-        """Several times as fast as the default of copy(): lists copy 1,000 tasks at a time."""
+        """Faster than the default of copy(), because lists copy 1,000 tasks at a time."""
         task = object.__new__(Task)
         task.__dict__.update(self.__dict__)
         return task
@@ -268,12 +265,12 @@ class Task:
 
     @property
     def images_done(self) -> int:
-        """Images that are stored."""
+        """Number of stored images."""
         return len(self.image_sizes)
 
     @property
     def pos(self) -> int | None:
-        """Tasks that wait before it; in copies for readers."""
+        """Number of tasks that wait before it. Set in copies only."""
         return self.forecast.pos if self.forecast else None
 
     @property
@@ -282,7 +279,7 @@ class Task:
 
     @property
     def steps_done(self) -> int:
-        """Of the present image."""
+        """Steps of the current image."""
         if self.progress:
             return self.progress.steps_done
         return self.params.steps_run if self.status is TaskStatus.DONE else 0
@@ -294,14 +291,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes, as MLX counts them."""
+    """Memory in bytes, as counted by MLX."""
 
     active_bytes: int = 0
     peak_bytes: int = 0
-    """Most that was active during the latest picture."""
+    """Peak of active memory during the latest image."""
     cache_bytes: int = 0
-    """Freed, and kept for reuse."""
+    """Memory that was freed and is kept for reuse."""
     weights_bytes: int = 0
-    """Of the loaded models; 0: none is."""
+    """Memory of the loaded models; 0: none is loaded."""
     total_bytes: int = 0
-    """Of the machine."""
+    """Memory of the machine."""

@@ -2,14 +2,14 @@
 
 Coefficients are >= 0 and learned by weighted least squares with forgetting: each sample counts
 FORGETTING times as much as the one after it, and is weighted with 1 / prediction^2, so that
-relative errors count. A ridge holds the coefficients near a prior shape whose scale the first
-sample sets; more samples outweigh it. Samples are winsorized: what is further from the prediction
-than OUTLIER_SIGMAS counts as just that far (Huber 1964, "Robust estimation of a location
+relative errors count. A ridge keeps the coefficients near a prior shape; the first sample sets its
+scale, and more samples outweigh it. Samples are winsorized: a deviation from the prediction of more
+than OUTLIER_SIGMAS counts as OUTLIER_SIGMAS (Huber 1964, "Robust estimation of a location
 parameter").
 
-The scale follows the residuals log(measured / predicted) of whole tasks slowly, as a Kalman filter
-of a random walk in its steady state does, and at once when a two-sided CUSUM test (Page 1954,
-"Continuous inspection schemes") says that they have moved to one side.
+The scale follows the residuals log(measured / predicted) of whole tasks: slowly, like a Kalman
+filter of a random walk in its steady state, and at once if a two-sided CUSUM test (Page 1954,
+"Continuous inspection schemes") detects a shift.
 """
 
 from collections.abc import Sequence
@@ -24,26 +24,26 @@ RIDGE = 0.02
 OUTLIER_SIGMAS = 2.5
 SIGMA_AT_FIRST = 0.3
 SIGMA_LEAST = 0.02
-"""Spread of log(measured / predicted) of a task's own work: assumed at first, and at the least."""
+"""Spread of log(measured / predicted) of a task's own work: the initial value, and the minimum."""
 SCALE_GAIN = 0.05
-"""Part of a residual by which the scale follows: random walk of 0.16 sigma a task."""
+"""Kalman gain of the scale, for a random walk of 0.16 sigma per task."""
 CUSUM_SLACK, CUSUM_LIMIT = 0.5, 5.0
-"""In sigmas: a shift below the slack is left to the gain; the limit is reached by three residuals
-of 2.2 sigmas on one side, not by two of any size."""
+"""In sigmas. Shifts below the slack are followed by the gain only. Three residuals of 2.2 sigmas on
+one side reach the limit; two of any size do not."""
 RESIDUAL_LIMIT = 2.9
 SAMPLES_TO_TRUST = 3
 CACHED_TEXT = 0.02
-"""Text encoding that took less than this part of its forecast came from mflux's prompt cache, and
-says nothing about a new prompt."""
+"""If text encoding took less than this part of its forecast, the embeddings were cached, and the
+sample is not learned."""
 FIRST_STEP_EXTRA = 0.1
-"""Of a step, on top of the first one, before that was measured."""
+"""Extra time of the first step, in steps, before it was measured."""
 REFERENCE_TOKENS = 4096
 TEXT_TOKENS = 512
 PRIOR_FLOP_PER_S = 10e12
 
 
 class GpuLaws:
-    """The GPU phases of one key, and their common scale; x and the formulas: timing_model.py."""
+    """The GPU phases of one key and their common scale (formulas: timing_model.py)."""
 
     def __init__(self, parameters_b: float) -> None:
         per_token = 2 * parameters_b * 1e9 / PRIOR_FLOP_PER_S
@@ -70,7 +70,7 @@ class GpuLaws:
         return self.step.samples
 
     def is_far(self, x: float) -> bool:
-        """From the sizes seen."""
+        """Whether a size is far from all measured sizes."""
         least, most = self._seen
         return x < least / 2 or x > most * 2
 
@@ -83,11 +83,11 @@ class GpuLaws:
         decoding_s: float,
         predicted_s: float,
     ) -> None:
-        """Take in the seconds of an image.
+        """Learns from the durations of one image.
 
         Args:
-            step_s: of each step, at least one.
-            predicted_s: of all of it.
+            step_s: seconds of each step, at least one.
+            predicted_s: predicted seconds of the whole image.
         """
         size = (1.0, x, x * x)
         if self.samples > 0 and predicted_s > 0.0:
@@ -113,7 +113,7 @@ class GpuLaws:
         self._seen = (min(self._seen[0], x), max(self._seen[1], x))
 
     def _follow(self, residual: float) -> None:
-        """The scale and the spread follow the residual of a task."""
+        """Updates scale and spread with the residual of a task."""
         bounded = max(-RESIDUAL_LIMIT * self.sigma, min(residual, RESIDUAL_LIMIT * self.sigma))
         shift = self._shifts.add(residual, bounded / self.sigma)
         if shift is None:
@@ -140,11 +140,11 @@ class LinearLaw:
     def learn(
         self, features: Sequence[float], y: float, *, sigma: float, unit: float = 0.0
     ) -> None:
-        """Take in one sample.
+        """Learns from one sample.
 
         Args:
             sigma: spread of y, in units.
-            unit: what sigma and the weight of the sample refer to; 0: the prediction.
+            unit: reference of sigma and of the weight; 0: the prediction.
         """
         predicted = self.predict(features)
         if self.samples == 0:
@@ -164,7 +164,7 @@ class LinearLaw:
         self.coefficients = _non_negative_least_squares(self._normal, self._right)
 
     def _start_from(self, predicted: float, y: float, unit: float) -> None:
-        """A ridge: as if each coefficient alone had been measured, with the weight RIDGE."""
+        """Adds the ridge: one measurement of each coefficient, with the weight RIDGE."""
         size = range(len(self.coefficients))
         ratio = y / predicted if predicted > 0.0 else 0.0
         prior = [c * ratio for c in self.coefficients]
@@ -174,10 +174,10 @@ class LinearLaw:
 
 
 def _non_negative_least_squares(normal: list[list[float]], right: list[float]) -> tuple[float, ...]:
-    """Minimize c'Ac/2 - b'c over c >= 0, by trying every set of coefficients that may be above 0.
+    """Minimizes c'Ac/2 - b'c over c >= 0 by trying each set of positive coefficients.
 
-    At most three coefficients: seven small systems, exact (Lawson & Hanson 1974, ch. 23, says that
-    the solution solves the equations of its own support).
+    There are at most three coefficients, so seven small systems; the result is exact, because the
+    solution solves the equations of its own support (Lawson & Hanson 1974, ch. 23).
     """
     best, least = (0.0,) * len(right), 0.0
     for count in range(1, len(right) + 1):
@@ -212,7 +212,7 @@ def _solve(matrix: list[list[float]], right: list[float]) -> list[float] | None:
 
 
 class Cusum:
-    """Tells when residuals have moved to one side."""
+    """Detects that residuals have shifted to one side."""
 
     def __init__(self) -> None:
         self._reset()
@@ -222,7 +222,7 @@ class Cusum:
         self._since: dict[int, list[float]] = {1: [], -1: []}
 
     def add(self, residual: float, in_sigmas: float) -> float | None:
-        """The median residual since they moved, or None if they have not."""
+        """Adds a residual. Returns the median since the shift, or None without a shift."""
         for side in (1, -1):
             self._sums[side] += side * in_sigmas - CUSUM_SLACK
             self._since[side].append(residual)
@@ -237,5 +237,5 @@ class Cusum:
 
 
 def text_was_kept(text_s: float, forecast_s: float) -> bool:
-    """Whether the embeddings of a prompt were still there, so that nothing was encoded."""
+    """Whether the embeddings were cached, so that no text was encoded."""
     return text_s < CACHED_TEXT * forecast_s

@@ -1,20 +1,19 @@
 """How long a task takes: arithmetic only, no clock, no files, no threads.
 
-A task's time is a sum of phases, each linear in a few features of its work (x = latent tokens /
-4096, so x = 1 is 1024 x 1024 pixels; n = steps), and all of the GPU's phases share one scale s,
-the machine's drift (heat, other load):
+A task's time is a sum of phases. Each is linear in a few features of its work (x = latent tokens /
+4096, so x = 1 is 1024 x 1024 pixels; n = steps). All phases on the GPU share one scale s, the drift
+of the machine (heat, other load):
 
-    text encoding     s a                           once for all images of a task; for each, where
-                                                    pictures are encoded with it
+    text encoding     s a                           once per task; once per image for pipelines
+                                                    that also encode input images
     denoising         s n (b + c x + d x^2)         linear layers cost x, attention x^2
-    its first step    s (g + h x + i x^2)           on top (graphs are compiled, memory is taken)
+    its first step    s (g + h x + i x^2)           in addition (compilation, allocation)
     decoding          s (e + f x)
     image encoding    p + q x                       by file format, off the GPU
 
-Coefficients are learned per key (model, quantization, whatever doubles a step's work);
-timing_laws.py says how. Before anything was measured, the prior is used
-alone (confidence "none"): one step is about 2 FLOP per parameter and token, at 10 TFLOP/s (an Apple
-M2 Max at bf16).
+Coefficients are learned per key (model, quantization, and what else changes the work of a step);
+see timing_laws.py. Before the first measurement only the prior is used (confidence "none"): one
+step is about 2 FLOP per parameter and token, at 10 TFLOP/s (an Apple M2 Max at bf16).
 """
 
 import json
@@ -27,41 +26,42 @@ from statistics import median
 from timing_laws import REFERENCE_TOKENS, SAMPLES_TO_TRUST, GpuLaws, LinearLaw, text_was_kept
 
 FORECASTS_KEPT = 10_000
-"""Until the next sample changes them all."""
+"""Size of the cache of durations, which the next sample empties."""
 LONGEST_S = 1e7
 """Seconds. Longer samples are discarded as measurement errors."""
 PRIOR_LOAD_BYTES_PER_S = 1e9
 LIVE_STEP_WEIGHT = 0.7
-"""Of the pace of a running task's own steps, against the learned one, from its second step on."""
+"""Weight of the measured pace of a running task, from its second step on; the learned pace has the
+rest."""
 OVERRUN = 0.1
-"""What goes on for longer than forecast is forecast to go on for this part of its time so far."""
+"""Expected rest of a phase that takes longer than forecast, as a part of its elapsed time."""
 FEATURES = 7
 """Length of Work.features."""
 TASKS_FEATURE = 6
-"""The one that is 1 or more for each task."""
+"""Index of the feature that is 1 or more for each task."""
 
 
 class Confidence(StrEnum):
-    NONE = "none"  # nothing was measured for this model: the prior is used alone
+    NONE = "none"  # nothing measured for this model: only the prior is used
     LOW = "low"  # fewer than SAMPLES_TO_TRUST tasks, or far from the sizes seen
     HIGH = "high"
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a task's time depends on."""
+    """The work of a task: all that its duration depends on."""
 
     model: str
-    """Key: model and quantization, whatever shares one law of time."""
+    """Key of the timing law: model, quantization and what else changes the work of a step."""
     parameters_b: float
     """Billions of parameters, for the prior."""
     tokens: int
     steps: int
-    """Of each image."""
+    """Steps of each image."""
     format: str
     images: int = 1
     text_each: bool = False
-    """Whether each image begins with what counts as text encoding: pictures are encoded there."""
+    """Whether text encoding runs for each image, because it also encodes input images."""
 
     @property
     def x(self) -> float:
@@ -69,8 +69,8 @@ class Work:
 
     @property
     def features(self) -> tuple[float, ...]:
-        """GPU seconds are linear in these: k (n, n x, n x^2, 1, x, x^2) for k images, and the times
-        that text is encoded."""
+        """The features in which GPU seconds are linear: k (n, n x, n x^2, 1, x, x^2) for k images,
+        and the number of text encodings."""
         n, x, k = float(self.steps * self.images), self.x, float(self.images)
         return (n, n * x, n * x * x, k, k * x, k * x * x, k if self.text_each else 1.0)
 
@@ -87,20 +87,20 @@ class Durations:
     """Predicted seconds of one task's own work, all >= 0."""
 
     text_encoding_s: float
-    """Once a task, or with text_each of each image, like all that follow."""
+    """Seconds of text encoding: per task, or with text_each per image."""
     first_step_extra_s: float
     step_s: float
-    """Of one step; an image has `steps` of them."""
+    """Seconds of one step; an image has `steps` of them."""
     steps: int
     decoding_s: float
     image_encoding_s: float
     sigma: float
-    """Spread of log(truth / forecast) of the whole."""
+    """Spread of log(truth / forecast) of the whole task."""
     confidence: Confidence
     images: int = 1
     text_each: bool = False
     before_s: float = 0.0
-    """Of the stages before this one."""
+    """Seconds of the stages before this one."""
 
     @property
     def denoising_s(self) -> float:
@@ -108,12 +108,12 @@ class Durations:
 
     @property
     def image_gpu_s(self) -> float:
-        """Seconds of the GPU for one image, once the prompt is encoded."""
+        """GPU seconds of one image, without text encoding."""
         return self.denoising_s + self.decoding_s
 
     @property
     def gpu_s(self) -> float:
-        """Seconds for which the task keeps the GPU from the next one."""
+        """GPU seconds of the whole task."""
         texts = self.images if self.text_each else 1
         return self.before_s + texts * self.text_encoding_s + self.images * self.image_gpu_s
 
@@ -124,11 +124,11 @@ class Durations:
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds that one image of a finished task really took."""
+    """Measured seconds of one image."""
 
     text_encoding_s: float
     step_s: Sequence[float]
-    """One value for each step that ran."""
+    """Seconds of each step that ran."""
     decoding_s: float
     image_encoding_s: float
 
@@ -159,7 +159,7 @@ class Live:
 
 
 class TimingModel:
-    """Learns from finished tasks. Not thread-safe: its owner holds a lock."""
+    """Learns durations from finished tasks. Not thread-safe: the owner holds a lock."""
 
     def __init__(self) -> None:
         self._laws: dict[str, GpuLaws] = {}
@@ -167,7 +167,7 @@ class TimingModel:
         self._load_s: dict[str, float] = {}
         self._forecasts: dict[Work, Durations] = {}
         self.version = 0
-        """Grows with each change of what was learned."""
+        """Increases with each change of what was learned."""
 
     def durations(self, work: Work) -> Durations:
         known = self._forecasts.get(work)
@@ -194,7 +194,7 @@ class TimingModel:
         )
 
     def coefficients(self, model: str, parameters_b: float) -> tuple[float, ...]:
-        """Seconds of the GPU for each of Work.features."""
+        """Returns the GPU seconds per unit of each of Work.features."""
         law = self._law(model, parameters_b)
         (text,) = law.text_encoding.coefficients
         first, first_x, first_xx = law.first_step.coefficients
@@ -203,9 +203,9 @@ class TimingModel:
         return tuple(law.scale * c for c in (*law.step.coefficients, *each, text))
 
     def learn(self, work: Work, measured: Measured) -> None:
-        """Take in an image that was made.
+        """Learns from a finished image.
 
-        One with a value that cannot be a duration (negative, NaN, LONGEST_S) teaches nothing.
+        A sample with an impossible duration (negative, NaN, above LONGEST_S) is ignored.
         """
         seconds = [measured.text_encoding_s, *measured.step_s, measured.decoding_s]
         if not all(0.0 <= s < LONGEST_S for s in [*seconds, measured.image_encoding_s]):
@@ -225,16 +225,16 @@ class TimingModel:
         self._forecasts.clear()
         self.version += 1
         if measured.image_encoding_s <= 0.0:
-            return  # a picture that was drawn to be enlarged: it was not encoded
+            return  # an image that is upscaled next is not encoded
         encoding = self._image_encoding_law(work.format)
         encoding.learn((1.0, work.x), measured.image_encoding_s, sigma=1.0)
 
     def remaining_s(self, forecast: Durations, live: Live) -> float:
-        """Seconds of GPU work that a running task still has, at the pace it is really going.
+        """Returns the remaining GPU seconds of a running task, at its measured pace.
 
-        The pace of its steps is the learned one after its first step, and from its second one on
-        mostly (LIVE_STEP_WEIGHT) the median of its own, without the first. Decoding follows that
-        pace where the law is well known: then it shows how fast the machine is now.
+        After the first step the learned pace is used, from the second step on mostly
+        (LIVE_STEP_WEIGHT) the median of its own steps without the first. If the law is well known,
+        decoding follows the same pace, because it then shows the present speed of the machine.
         """
         images_after = forecast.images - live.images_done - 1
         after_s = images_after * forecast.image_gpu_s
@@ -253,7 +253,7 @@ class TimingModel:
             step_s = pace * forecast.step_s
             now_s = step_s + (0.0 if live.step_s else forecast.first_step_extra_s)
             decoding_s = forecast.decoding_s
-            if forecast.confidence is Confidence.HIGH:  # else it says more of the law than of now
+            if forecast.confidence is Confidence.HIGH:  # else the pace shows errors of the law
                 decoding_s *= pace
             steps_after = live.steps_total - live.steps_done - 1
             if steps_after < 0:
@@ -265,7 +265,7 @@ class TimingModel:
         return 0.0
 
     def load_s(self, model: str, parameters_b: float) -> float:
-        """Seconds to load a model: as last measured, else 2 bytes per parameter at 1 GB/s."""
+        """Seconds to load a model: the last measurement, or 2 bytes per parameter at 1 GB/s."""
         prior = 2.0 + parameters_b * 2e9 / PRIOR_LOAD_BYTES_PER_S
         return self._load_s.get(model, prior)
 
@@ -275,7 +275,7 @@ class TimingModel:
             self.version += 1
 
     def samples(self, model: str) -> int:
-        """Tasks of this key that were learned from."""
+        """Number of tasks with this key that were learned."""
         return self._laws[model].samples if model in self._laws else 0
 
     def _law(self, model: str, parameters_b: float) -> GpuLaws:
@@ -298,13 +298,13 @@ def _confidence(law: GpuLaws, x: float) -> Confidence:
 
 
 def _left(forecast_s: float, elapsed_s: float) -> float:
-    """What is left of something, also when it takes longer than forecast."""
+    """Returns the remaining seconds of a phase, also if it takes longer than forecast."""
     return max(forecast_s - elapsed_s, OVERRUN * min(elapsed_s, forecast_s * 10))
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was forecast for a task when it was submitted, and what came."""
+    """The forecast of a task at submit, and the true duration."""
 
     priority: int
     forecast_s: float
@@ -313,17 +313,17 @@ class Outcome:
 
 
 class Spread:
-    """How far waits were from their forecasts: the source of the p90, and of its quality.
+    """The distribution of truth / forecast: gives the p90 and the accuracy of the forecasts.
 
-    The 90 % quantile of truth / forecast over the last tasks of the same level. It is empirical on
-    purpose: it contains what no model of a single task can know, urgent tasks that overtake.
+    The p90 is the 90 % quantile of truth / forecast over the last tasks of the same priority. It is
+    empirical, so that it includes urgent tasks that overtake, which no model of one task predicts.
     """
 
     KEPT = 200
     AT_FIRST = (0.8, 1.0, 1.25, 1.6)
-    """Ratios assumed before there are any; they count as long as few others are known."""
+    """Assumed ratios, used while few true ones are known."""
     QUANTILE = 0.92
-    """A little over 0.9: neighbours in the queue share their fate, so the sample lags."""
+    """A little over 0.9: errors of neighbouring tasks are correlated, so the sample lags."""
 
     def __init__(self, outcomes: Iterable[Outcome] = ()) -> None:
         self._outcomes: defaultdict[int, deque[Outcome]] = defaultdict(
@@ -340,7 +340,7 @@ class Spread:
             self._factors.pop(outcome.priority, None)
 
     def p90_factor(self, priority: int) -> float:
-        """The time within which nine of ten tasks are done, as a multiple of their forecast."""
+        """Returns the 90 % bound as a multiple of the forecast."""
         if priority not in self._factors:
             known = self._outcomes[priority]
             ratios = [o.actual_s / o.forecast_s for o in known]
@@ -356,11 +356,11 @@ class Spread:
 
     @property
     def count(self) -> int:
-        """Outcomes known."""
+        """Number of known outcomes."""
         return sum(map(len, self._outcomes.values()))
 
     def median_error(self) -> float | None:
-        """Median of |forecast - truth| / truth over the outcomes known."""
+        """Median of |forecast - truth| / truth over the known outcomes."""
         known = [o for level in self._outcomes.values() for o in level]
         return median(abs(o.forecast_s / o.actual_s - 1) for o in known) if known else None
 
