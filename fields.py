@@ -65,8 +65,8 @@ class PassedFields(BaseModel):
         ge=0,
         le=100,
         allow_inf_nan=False,
-        description="How closely the image follows the prompt. The model's own default when "
-        "absent; distilled models have none and ignore it, the answer then lists it in "
+        description="How closely the image follows the prompt. The model's own default if "
+        "absent. Distilled models have none and ignore it; the answer then lists it in "
         "`ignored_fields`.",
         examples=[3.5],
     )
@@ -84,7 +84,7 @@ class PassedFields(BaseModel):
         None,
         ge=3,
         le=8,
-        description="Bits to quantize the weights to (3, 4, 5, 6, 8), where the operator allows a "
+        description="Bits to quantize the weights to (3, 4, 5, 6, 8), if the operator allows a "
         "choice.",
         examples=[8],
     )
@@ -93,8 +93,8 @@ class PassedFields(BaseModel):
     ] = Field(
         None,
         max_length=1_000_000,
-        description="What the image must not show, for models that are guided away from it. "
-        "Empty counts as absent.",
+        description="What the image must not show. Has an effect with guidance above 1. Empty "
+        "counts as absent.",
         examples=["blurry"],
     )
     scheduler: Annotated[
@@ -102,7 +102,7 @@ class PassedFields(BaseModel):
         Mflux("scheduler"),
     ] = Field(
         None,
-        description="How the noise falls from step to step. The model's own when absent.",
+        description="Noise schedule of the steps. The model's own default if absent.",
         examples=[SCHEDULERS[0]],
     )
     image_strength: Annotated[float | None, Mflux("image_strength")] = Field(
@@ -110,7 +110,7 @@ class PassedFields(BaseModel):
         gt=0,
         lt=1,
         allow_inf_nan=False,
-        description="How much of init_image is kept, above 0 and below 1. 0.4 when absent.",
+        description="How much of init_image is kept, above 0 and below 1. 0.4 if absent.",
         examples=[0.4],
     )
     control_strength: Annotated[float | None, Mflux("controlnet_strength")] = Field(
@@ -118,13 +118,13 @@ class PassedFields(BaseModel):
         ge=0,
         le=2,
         allow_inf_nan=False,
-        description="How closely control_image is followed. The model's own default when absent.",
+        description="How closely control_image is followed. The model's own default if absent.",
         examples=[0.7],
     )
     control_type: Literal[CONTROL_TYPES] | None = Field(  # type: ignore[valid-type]
         None,
-        description="What control_image shows, for models that follow several kinds. canny when "
-        "absent.",
+        description="Kind of control that is extracted from control_image, for models with several "
+        "kinds. canny if absent.",
         examples=[CONTROL_TYPES[0]],
     )
     upscale: Annotated[float | None, Mflux("resolution")] = Field(
@@ -132,15 +132,15 @@ class PassedFields(BaseModel):
         gt=1,
         le=4,
         allow_inf_nan=False,
-        description="Factor to enlarge the images by at the end, above 1 and up to 4, with an "
-        "upscaler that the operator allows; or, with an upscaler as `model`, init_image.",
+        description="Factor by which the finished images are upscaled, above 1 and up to 4, if the "
+        "operator allows an upscaler. With an upscaler as `model`: the factor for init_image.",
         examples=[2],
     )
     tags: list[Annotated[str, Field(min_length=1, max_length=40)]] | None = Field(
         None,
         max_length=10,
-        description="Words of your own that are kept with the task: GET /queue?tag= finds it by "
-        "each of them.",
+        description="Labels that are kept with the task. GET /queue?tag= lists the tasks with a "
+        "tag.",
         examples=[["chat-42"]],
     )
 

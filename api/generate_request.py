@@ -30,7 +30,7 @@ from task import MAX_SEED, SIDE_STEP
 
 CALLBACK_URL = re.compile(r"https?://([A-Za-z0-9._-]+)(?::[0-9]{1,5})?(?:[/?][!-\[\]-~]*)?")
 MOST_IMAGES = 8
-"""Pictures in `images`, and adapters in `loras`."""
+"""Largest number of `images` and of `loras`."""
 
 
 def _digits_to_int(value: object) -> object:
@@ -55,27 +55,27 @@ Seed = Annotated[
 
 
 class ImageOf(BaseModel):
-    """A picture that this server made."""
+    """An image that this server generated."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
-    task_id: str = Field(min_length=1, max_length=64, description="Of a finished task.")
-    index: int = Field(0, ge=0, le=999, description="Which of its images, from 0.")
+    task_id: str = Field(min_length=1, max_length=64, description="Id of a finished task.")
+    index: int = Field(0, ge=0, le=999, description="Index of its image, from 0.")
 
 
 class LoraChoice(BaseModel):
-    """An adapter and how strongly it acts."""
+    """A LoRA and its scale."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     name: str = Field(
         min_length=1,
         max_length=200,
-        description="Of a file in the operator's --lora-dir, as GET /models lists it.",
+        description="Name of a LoRA in the operator's --lora-dir, as GET /models lists it.",
         examples=["watercolour"],
     )
     scale: float = Field(
-        1.0, ge=-10, le=10, allow_inf_nan=False, description="1: as it was trained; 0: not at all."
+        1.0, ge=-10, le=10, allow_inf_nan=False, description="Scale. 1: as trained; 0: no effect."
     )
 
 
@@ -90,7 +90,7 @@ def _named(value: object) -> object:
 
 
 def _check_names(value: object, model: type[BaseModel]) -> None:
-    """Pydantic builds an error for each unknown name, and there may be many."""
+    """Raises at the first unknown name: pydantic would build an error for each of many."""
     if isinstance(value, dict) and unknown_field(value, model.model_fields):
         raise ValueError("unknown field")
 
@@ -122,105 +122,102 @@ NOT_ASKED = {*PICTURES, "client_task_id"}
 
 
 class _OwnFields(BaseModel):
-    """Those that submission.py fills in or decodes, and those that are not drawn."""
+    """Fields that submission.py fills in or decodes, and fields that do not change the image."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     prompt: Annotated[str | None, BeforeValidator(_blank_as_empty)] = Field(
         None,
         max_length=1_000_000,
-        description="What the image shows. Models read only the first few hundred words. May be "
-        "absent or empty only with a picture (init_image, images, control_image).",
+        description="Describes the image. Models read only the first few hundred words. May be "
+        "absent or empty only with an input image (init_image, images, control_image).",
         examples=["A beautiful landscape"],
     )
     seed: Seed | None = Field(
         None,
-        description="The noise to start from: the same seed, params and model give the same "
-        "image. A number or a string of digits, 0 to 2^64-1. Random when absent; every answer "
-        "contains it.",
+        description="Seed of the noise: the same seed, params and model give the same image. "
+        "A number or a string of digits, 0 to 2^64-1. Random if absent; every answer contains it.",
         examples=["1725311496"],
     )
     width: int = Field(
         1024,
         ge=SIDE_STEP,
         le=8192,
-        description="Pixels; rounded down to a multiple of 16, the answer says the width used. "
-        "With a picture, an absent side follows its aspect ratio; without one it is the default.",
+        description="Pixels, rounded down to a multiple of 16; the answer contains the result. "
+        "With an input image, an absent side follows its aspect ratio.",
         examples=[1024],
     )
     height: int = Field(
         1024,
         ge=SIDE_STEP,
         le=8192,
-        description="Pixels; rounded down to a multiple of 16, the answer says the height used. "
-        "With a picture, an absent side follows its aspect ratio; without one it is the default.",
+        description="Pixels, rounded down to a multiple of 16; the answer contains the result. "
+        "With an input image, an absent side follows its aspect ratio.",
         examples=[1024],
     )
     steps: int | None = Field(
         None,
         ge=1,
         le=1000,
-        description="Denoising steps. The model's own default when absent.",
+        description="Denoising steps. The model's own default if absent.",
         examples=[4],
     )
     priority: bool | Annotated[int, Field(ge=0, le=1)] = Field(
         False,
-        description="true (or 1): urgent, goes ahead of every normal task and behind the urgent "
-        "ones that came earlier.",
+        description="true (or 1): urgent. Runs before normal tasks, after earlier urgent ones.",
         examples=[False],
     )
     client_task_id: str | None = Field(
         None,
         min_length=1,
         max_length=200,
-        description="Makes submitting safe to repeat, like the header Idempotency-Key: the same "
-        "key answers with the same task, also after a restart of the server; with another request "
-        "it is refused. The key is free again once its task has failed, was cancelled, or was "
-        "removed with its images.",
+        description="Idempotency key, like the header Idempotency-Key. The same key returns the "
+        "same task, also after a restart of the server; with a different request it is refused. "
+        "The key is free again when its task has failed, was cancelled or was removed.",
         examples=["chat-42-message-7"],
     )
     model: str | None = Field(
         None,
         min_length=1,
         max_length=200,
-        description="Which model draws: one of GET /models that the operator allows. The server's "
-        "own when absent.",
+        description="Name of a model from GET /models that the operator allows. The server's "
+        "default if absent.",
         examples=["flux2-klein-4b"],
     )
     count: int | None = Field(
         None,
         ge=1,
         le=100,
-        description="How many images: with the seeds `seed`, `seed` + 1, and so on. 1 when absent.",
+        description="Number of images, with the seeds `seed`, `seed` + 1, and so on. 1 if absent.",
         examples=[1],
     )
     n: int | None = Field(None, ge=1, le=100, description="The same as `count`.", examples=[1])
     init_image: Image | None = Field(
-        None, description="Picture to start from (img2img), or to enlarge:" + IMAGE_HELP
+        None, description="Image to start from (img2img), or to upscale:" + IMAGE_HELP
     )
     images: list[Image] | None = Field(
         None,
         min_length=1,
         max_length=MOST_IMAGES,
-        description="Pictures to edit, combine or vary (edit models, Kontext, Redux, in-context):"
-        + IMAGE_HELP,
+        description="Reference images to edit, combine or vary (edit models, Kontext, Redux, "
+        "in-context):" + IMAGE_HELP,
     )
     mask: Image | None = Field(
-        None, description="White where init_image is to be repainted:" + IMAGE_HELP
+        None, description="Mask of init_image: white is repainted:" + IMAGE_HELP
     )
     control_image: Image | None = Field(
-        None, description="Picture whose edges, depth or pose are followed:" + IMAGE_HELP
+        None, description="Image whose edges, depth or pose are followed (ControlNet):" + IMAGE_HELP
     )
     loras: list[LoraInput] | None = Field(
         None,
         min_length=1,
         max_length=MOST_IMAGES,
-        description="Adapters from the operator's folder: names, or `{name, scale}`.",
+        description="LoRAs from the operator's folder: names, or `{name, scale}`.",
         examples=[[{"name": "watercolour", "scale": 0.8}]],
     )
     metadata: bool | None = Field(
         None,
-        description="Whether the image files tell how they were made. The operator's default when "
+        description="Whether the image files contain the parameters. The operator's default if "
         "absent.",
         examples=[True],
     )
@@ -228,8 +225,8 @@ class _OwnFields(BaseModel):
         None,
         min_length=1,
         max_length=2000,
-        description="Where the answer of GET /status is sent (POST, JSON) once the task has ended: "
-        "http or https, and a host that the operator allows. No answer contains it.",
+        description="URL to which the final answer of GET /status is sent (POST, JSON): http or "
+        "https, and a host that the operator allows. No answer contains it.",
         examples=["https://chat.example.org/pictures"],
     )
 
@@ -250,23 +247,23 @@ class GenerateRequest(PassedFields, _OwnFields):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def given(self) -> frozenset[Takes]:
-        """The fields of this request that only some models can honour."""
+        """Returns the fields of this request that only some models take."""
         return frozenset(name for name in Takes if getattr(self, name) not in (None, ""))
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the operator allows, on top of what the request model allows."""
+    """Limits of the operator, in addition to those of the request model."""
 
     max_pixels: int = 2048 * 2048
     max_steps: int = 100
     max_prompt_chars: int = 10_000
     max_count: int = 10
-    """Images of one task."""
+    """Largest number of images of one task."""
     max_input_pixels: int = 50_000_000
-    """Of a picture that a client sends."""
+    """Largest number of pixels of an image that a client sends."""
     callback_hosts: frozenset[str] = frozenset()
-    """Names of hosts that may be called back, in lower case."""
+    """Hosts of callbacks, in lower case."""
 
     def may_call(self, url: str) -> bool:
         """Whether this is an address of one of the callback hosts, and nothing else: no user, no
@@ -340,7 +337,7 @@ LISTS: Mapping[str, int] = {
     for choice in field.get("anyOf", ())
     if choice.get("type") == "array"
 }
-"""Fields that hold several values, and the most that each may hold."""
+"""Fields with several values, and the largest number of them."""
 OBJECTS = ("images", "loras", "init_image", "mask", "control_image")
 
 
@@ -351,7 +348,7 @@ def _from_form(name: str, value: str) -> object:
 
 
 def request_schema(limits: Limits, ref_template: str = "#/$defs/{model}") -> dict[str, Any]:
-    """JSON schema of the request body, with the operator's limits in place of the widest ones."""
+    """Returns the JSON schema of the request body, with the operator's limits."""
     schema = GenerateRequest.model_json_schema(ref_template=ref_template)
     for choice in schema["properties"]["steps"]["anyOf"]:
         if choice["type"] == "integer":
@@ -370,7 +367,7 @@ def request_schema(limits: Limits, ref_template: str = "#/$defs/{model}") -> dic
 
 
 def default_side(limits: Limits) -> int:
-    """Of a square picture that the operator allows."""
+    """Returns the default width and height in pixels: a square that the operator allows."""
     return min(1024, isqrt(limits.max_pixels) // SIDE_STEP * SIDE_STEP)
 
 
@@ -381,6 +378,6 @@ def _invalid_input(error: ValidationError, limits: Limits) -> InvalidInput:
 
 
 def refusal(name: str, value: Any, limits: Limits) -> str:
-    """One sentence: what the field allows, and what came."""
+    """Returns the error as a sentence: the allowed values and the value received."""
     allowed = in_words(request_schema(limits)["properties"][name])
     return f"{name} must be {allowed}, not {shown(value)}."

@@ -144,7 +144,7 @@ def model_answer(model: Model, allowed: Allowed, health: QueueHealth) -> ModelAn
 
 
 def _always(name: Takes, allowed: Allowed) -> bool:
-    """An upscaler enlarges the pictures of every model."""
+    """An upscaler works with the images of every model."""
     return name is Takes.UPSCALE and allowed.upscaler is not None
 
 

@@ -35,7 +35,7 @@ MOST_SIDE = 8192
 """Pixels, also where the size comes from a picture."""
 MOST_WEBP_SIDE = 16383
 MOST_OUTPUT_PIXELS_FACTOR = 4
-"""An enlarged picture may have so many times the pixels that the operator allows to draw."""
+"""An upscaled image may have so many times --max-pixels."""
 
 
 @dataclass

@@ -66,7 +66,7 @@ FIELDS: dict[str, tuple[str, dict[str, Any]]] = {
             "help": "adapter; repeatable",
         },
     ),
-    "upscale": ("--upscale", {"type": float, "metavar": "X", "help": "enlarge the result"}),
+    "upscale": ("--upscale", {"type": float, "metavar": "X", "help": "upscale the result"}),
     "quantize": ("--quantize", {"type": int, "metavar": "BITS", "help": "of the weights"}),
     "scheduler": ("--scheduler", {"metavar": "NAME", "help": "how the noise falls"}),
     "quality": ("--quality", {"type": int, "metavar": "N", "help": "of JPEG and WebP, 1 to 100"}),

@@ -62,17 +62,17 @@ class OpenAIGeneration(Body):
         0, description="With stream: most pictures on the way, where there are some."
     )
     seed: Annotated[Seed | None, BeforeValidator(_random_if_minus_1)] = Field(
-        None, description="Our own: the noise to start from. -1: random."
+        None, description="Extension: the seed. -1: random."
     )
-    steps: int | None = Field(None, ge=1, description="Our own: denoising steps.")
+    steps: int | None = Field(None, ge=1, description="Extension: denoising steps.")
     guidance: float | None = Field(
-        None, ge=0, le=100, allow_inf_nan=False, description="Our own: how closely to follow."
+        None, ge=0, le=100, allow_inf_nan=False, description="Extension: guidance scale."
     )
     negative_prompt: str | None = Field(
         None,
         description="Extension: what the image must not show, if the model takes it.",
     )
-    priority: bool = Field(False, description="Our own: goes ahead of every normal task.")
+    priority: bool = Field(False, description="Extension: runs before all normal tasks.")
 
 
 NULLS = ("null", "undefined")
@@ -97,7 +97,7 @@ class ImageData(Answer):
     url: str | None = Field(
         None, description="Where the image can be fetched, without a key, for an hour and more."
     )
-    seed: str = Field(description="Our own: digits. With it the same image can be made again.")
+    seed: str = Field(description="Extension: the seed as digits; it reproduces the image.")
 
 
 class TokenDetails(Answer):
@@ -137,7 +137,7 @@ class ImageEvent(Answer):
     output_format: str = Field(description="png, jpeg or webp.")
     partial_image_index: int | None = Field(None, description="From 0; of partial images.")
     usage: Usage | None = Field(None, description="Of completed images.")
-    seed: str | None = Field(None, description="Our own: of completed images.")
+    seed: str | None = Field(None, description="Extension: the seed of a completed image.")
 
 
 class OpenAIModel(Answer):

@@ -1,9 +1,9 @@
-"""The pictures of the page for the README, from a real server with the tiny model.
+"""Makes the screenshots of the page for the README, with a real server and the tiny model.
 
     python docs/make_images.py [FOLDER]        writes docs/images/page.png and page.gif
 
-Chromium is needed. Where the fonts Inter and Charis SIL are installed, they stand in for those of
-macOS, which look much alike.
+Needs Chromium. If the fonts Inter and Charis SIL are installed, they replace the fonts of macOS,
+which look similar.
 """
 
 import base64
@@ -28,6 +28,7 @@ from playwright.sync_api import Page, ViewportSize, expect, sync_playwright
 ROOT = Path(__file__).parent.parent
 SIZE: ViewportSize = {"width": 1360, "height": 880}
 GIF_WIDTH = 850
+WAIT_MS = 120_000
 COLOURS = 240
 FRAME_S = 0.12
 LONGEST_FRAME_S = 0.5
@@ -68,9 +69,11 @@ def server(*arguments: str) -> Iterator[str]:
                     break
             else:
                 sys.exit("the server did not start")
-            yield found[1]
-            process.terminate()
-            process.stderr.close()
+            try:
+                yield found[1]
+            finally:
+                process.terminate()
+                process.stderr.close()
 
 
 def draw(page: Page, prompt: str) -> None:
@@ -84,10 +87,10 @@ def someone_draws(url: str, **params: int) -> None:
 
 
 def still(page: Page, url: str, path: Path) -> None:
-    """Pictures in the making, someone else's between them, and a gallery."""
+    """Screenshot of unfinished tasks, one of another person, and a gallery."""
     choose = page.locator("label").filter
     choose(has=page.locator("[value=custom]")).click()
-    page.fill("#width", "64")  # small pictures are soft clouds of the tiny model
+    page.fill("#width", "64")  # small, because then the tiny model generates soft clouds
     page.fill("#height", "64")
     for number, prompt in enumerate(PROMPTS[2:]):
         draw(page, prompt)
@@ -113,7 +116,7 @@ def still(page: Page, url: str, path: Path) -> None:
 
 
 class Film:
-    """What a page shows from now on."""
+    """Records a page from now on."""
 
     def __init__(self, page: Page) -> None:
         self._page = page
@@ -156,7 +159,7 @@ class Film:
 
     @staticmethod
     def _palette(pictures: list[Image.Image]) -> Image.Image:
-        """One for all frames, so that what stands still costs nothing."""
+        """One palette for all frames, so that unchanged pixels compress well."""
         some = [*pictures[:: max(len(pictures) // 8, 1)], pictures[-1]]
         width, height = some[0].size
         sheet = Image.new("RGB", (width, height * len(some)))
@@ -170,7 +173,7 @@ def film(page: Page, url: str, path: Path) -> None:
         someone_draws(url, steps=20)
     expect(page.locator("#state-words")).to_have_text("4 tasks in the queue")
     expect(page.locator("#state-words")).to_have_text("Ready")
-    page.fill("#steps", "200")  # takes its time
+    page.fill("#steps", "200")  # slow enough to be recorded
     page.mouse.move(5, 5)
     reel = Film(page)
     reel.roll(0.5)
@@ -199,6 +202,7 @@ def film(page: Page, url: str, path: Path) -> None:
 
 
 def main(folder: Path) -> None:
+    expect.set_options(timeout=WAIT_MS)
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
         fonts = Path(temporary) / "fonts.conf"
@@ -212,7 +216,7 @@ def main(folder: Path) -> None:
         for take, name, limits in ((still, "page.png", ()), (film, "page.gif", clouds)):
             with server(*limits) as url:
                 page = browser.new_page(viewport=SIZE)
-                page.set_default_timeout(60_000)
+                page.set_default_timeout(WAIT_MS)
                 page.goto(url)
                 expect(page.locator("#forecast")).not_to_be_empty()
                 take(page, url, folder / name)

@@ -32,8 +32,8 @@ FIELDS_HEAD = """\
 # Fields of a request
 
 The fields of `POST /generate` and `POST /estimate`, as JSON or as a form (`multipart/form-data`),
-in UTF-8. The limits are those of a server without options; `/swagger` shows those of a running
-one. JSON may have 1 MB beside its pictures, a form 100 parts. A body may be compressed
+in UTF-8. The limits are the defaults; `/swagger` shows those of a running server. Besides
+images, JSON may have 1 MB; a form may have 100 parts. A body may be compressed
 (`Content-Encoding: gzip` or `deflate`).
 
 An unknown field is refused with 400. A field that the model cannot use is refused with 422 and its
@@ -45,19 +45,19 @@ without it, and `ignored_fields` of the answer lists it. Fields marked with * de
 |---|---|---|---|
 """
 FIELDS_END = """
-## Pictures
+## Images in a request
 
-A picture is base64, a data URL, a file of a form, or an earlier result of this server:
-`{"task_id": "...", "index": 0}` (fetch it with `delete=false` to keep it). Pictures are turned
-upright and scaled down to what the task can use. Transparent parts become white. In a mask, white
-is what is painted over; its transparency is ignored. Without `width` and `height`, the result has
-the size of the picture; with one of them, the other follows the aspect ratio.
+An image is base64, a data URL, a file of a form, or an earlier result of this server:
+`{"task_id": "...", "index": 0}` (fetch it with `delete=false` to keep it). Images are turned
+upright and scaled down to the size that the task needs. Transparent parts become white. In a mask,
+white is repainted; its transparency is ignored. Without `width` and `height`, the result has the
+size of the input image; with one of them, the other follows the aspect ratio.
 
-In a form, a list is a field that comes several times; `{task_id, index}` and `{name, scale}` are
+In a form, a list is a repeated field; `{task_id, index}` and `{name, scale}` are
 JSON.
 """
 STATED_DEFAULT = re.compile(r" ?\(default: (.*?)\)|; default: ([^)]*)(?=\))")
-"""A default in the help of an option, where it is not a plain value."""
+"""A default that the help of an option describes in words."""
 
 
 def options_page() -> str:
