@@ -8,6 +8,7 @@ import logging
 import secrets
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from copy import copy
 from math import ceil
 
 from allowed import Allowed
@@ -101,7 +102,7 @@ class QueueManager:
     def estimate(self, params: GenerationParams, *, priority: int = 0) -> tuple[Forecast, int]:
         """Returns the task that submit() would return now, and the number of unfinished tasks."""
         task = self._new_task(params, priority)
-        missing = self._scheduler.missing(task)
+        missing = self._scheduler.downloads.missing(task)
         with self._scheduler.lock:
             return self._scheduler.forecaster.of_new(task, missing), len(self._scheduler)
 
@@ -110,7 +111,7 @@ class QueueManager:
         with self._scheduler.lock:
             task = self._scheduler.get(task_id)
             if task is not None:
-                return self._scheduler.snapshot(task)
+                return self._snapshot(task)
         return self._scheduler.retention.find(task_id)
 
     def unfinished(
@@ -121,9 +122,16 @@ class QueueManager:
         Args:
             wanted: selects tasks; None: all.
         """
-        with self._scheduler.lock:
-            build, length = self._scheduler.snapshots(offset, limit, wanted)
-        return build(), length
+        scheduler = self._scheduler
+        with scheduler.lock:
+            entries, length = scheduler.forecaster.in_order(offset, limit, wanted)
+            found = [
+                (self._copy(task), forecast, scheduler.baselines.steady(task))
+                for task, forecast in entries
+            ]
+        for snapshot, forecast, steady in found:
+            snapshot.forecast = steady(forecast())
+        return [snapshot for snapshot, _, _ in found], length
 
     @property
     def length(self) -> int:
@@ -194,7 +202,7 @@ class QueueManager:
         Returns:
             The error of a recent failed download; then it is not tried again yet. Else None.
         """
-        missing = self._scheduler.missing(self._new_task(params, 0))
+        missing = self._scheduler.downloads.missing(self._new_task(params, 0))
         with self._scheduler.lock:
             downloads = self._scheduler.downloads
             for spec in missing:
@@ -210,14 +218,24 @@ class QueueManager:
         Raises:
             NoWorker: the server is stopping.
         """
-        self._scheduler.order_load(spec)
+        scheduler = self._scheduler
+        missing = scheduler.downloads.is_missing(spec)
+        with scheduler.lock:
+            if scheduler.stopping or scheduler.health.load_failed:
+                raise NoWorker
+            if all(spec.key != ordered.key for ordered in scheduler.load_orders):
+                scheduler.load_orders.append(spec)
+            if missing:
+                scheduler.downloads.order(spec)
+            scheduler.wake_worker.notify_all()
+            scheduler.wake_downloads.notify_all()
 
     def health(self) -> QueueHealth:
         scheduler = self._scheduler
         with scheduler.lock:
             machine = scheduler.machine
             return QueueHealth(
-                state=scheduler.state(),
+                state=self._state(),
                 waiting=scheduler.waiting,
                 running=len(machine.runs),
                 loaded=machine.loaded,
@@ -231,13 +249,13 @@ class QueueManager:
 
     def state(self) -> ServerState:
         with self._scheduler.lock:
-            return self._scheduler.state()
+            return self._state()
 
     def stats(self) -> Stats:
         scheduler = self._scheduler
         model = self.allowed.default
         with scheduler.lock:
-            tasks_last_hour, busy_share = scheduler.last_hour()
+            tasks_last_hour, busy_share = scheduler.machine.last_hour(scheduler.monotonic())
             key = scheduler.estimates.load_key(scheduler.first_spec)
             works = [
                 Work(key, model.parameters_b, (side // SIDE_STEP) ** 2, model.default_steps, "JPEG")
@@ -263,6 +281,24 @@ class QueueManager:
         return self._scheduler.retention.images
 
     # -- private -----------------------------------------------------------------------------------
+
+    def _copy(self, task: Task) -> Task:
+        """(locked)"""
+        snapshot = copy(task)
+        if run := self._scheduler.machine.runs.get(task.task_id):
+            snapshot.share_done = run.share_done(self._scheduler.monotonic())
+        return snapshot
+
+    def _snapshot(self, task: Task) -> Task:
+        """A copy of an unfinished task, with its forecast (locked)."""
+        snapshot, scheduler = self._copy(task), self._scheduler
+        snapshot.forecast = scheduler.baselines.steady(task)(scheduler.forecaster.of(task))
+        return snapshot
+
+    def _state(self) -> ServerState:
+        """(locked)"""
+        scheduler = self._scheduler
+        return scheduler.health.state(scheduler.machine, stopping=scheduler.stopping)
 
     def _reserve_inputs(self, task_id: str, size_bytes: int) -> None:
         limit = self._scheduler.limits.input_bytes
@@ -292,7 +328,7 @@ class QueueManager:
         with scheduler.changes:
             if client_key and (known := self.submitted_as(client_key)):
                 return known
-            missing = scheduler.missing(task)
+            missing = scheduler.downloads.missing(task)
             with scheduler.lock:
                 self._check_room(task, missing)
                 place = scheduler.place(task)
@@ -308,7 +344,7 @@ class QueueManager:
                     scheduler.join(task, place)
                 # With a download, the error of a forecast depends mostly on the network.
                 scheduler.set_baseline(task, submitted=not missing)
-                snapshot = scheduler.snapshot(task)
+                snapshot = self._snapshot(task)
             self.events.publish(EventKind.WAITING, task.task_id)
             return snapshot, others
 

@@ -1,48 +1,32 @@
-"""The entry point: the application, and main(), which builds, starts and stops everything."""
+"""The entry point: main() builds the parts, starts and stops them."""
 
 import errno
 import logging
 import os
-import re
 import signal
 import sys
-from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-try:
-    from flask import Flask, Response, jsonify, request
-except ModuleNotFoundError:
+if find_spec("flask") is None:
     sys.exit(
         "server.py: the packages it needs are not installed for this Python: run 'make serve', or "
         "'pip install --no-deps -r requirements.txt'."
     )
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 import errors
 from allowed import Allowed, read_allowed
-from api.answers import error_response
-from api.api_docs import PAGE_ROUTE, install_docs
-from api.cors import Cors
+from api.api_docs import PAGE_ROUTE
 from api.generate_request import Limits
 from api.http_server import HttpServer, most_connections, most_waiting
-from api.image_api import ImageRoutes
-from api.live_api import LiveRoutes
-from api.models_api import ModelRoutes
-from api.native_api import TaskRoutes
-from api.origin_check import LOOPBACK, AllowedHosts, install_origin_check
-from api.query_values import check_query
-from api.queue_api import QueueRoutes
-from api.routes import blueprint_of
-from api.security_headers import install_security_headers
-from api.server_api import ServerRoutes
+from api.origin_check import LOOPBACK, AllowedHosts
 from api.submission import MOST_OUTPUT_PIXELS_FACTOR, Submission
 from api.waiting_places import WaitingPlaces
-from api.web_page import page_routes
 from api.webhooks import Webhooks
-from compat.install import ForeignOptions, foreign_error, install_foreign_apis
+from application import create_app
+from compat.install import ForeignOptions, foreign_error
 from decoding.decoder import PictureDecoder
 from generation.pipelines import fetch
 from generation.previews import Previews
@@ -63,7 +47,8 @@ from storage_check import StorageCheck
 from supervision import end_process
 from timing_model import TimingModel
 from workers.downloads import Downloads
-from workers.worker import Generator, Worker
+from workers.protocols import Generator
+from workers.worker import Worker
 
 log = logging.getLogger("mflux-server")
 
@@ -71,109 +56,6 @@ ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LOAD_FAILED = b"\xff"
 STOP_S = 2.0
 """Seconds that a running step may still take when the server stops."""
-
-
-def create_app(
-    queue: QueueManager,
-    worker: Worker,
-    generator: Generator,
-    submission: Submission,
-    *,
-    places: WaitingPlaces,
-    previews: Previews,
-    data_dir: Path,
-    max_body_bytes: int,
-    allowed_hosts: AllowedHosts | None = None,
-    operator_key: str | None = "",
-    foreign: ForeignOptions | None = None,
-    cors_origins: tuple[str, ...] = (),
-) -> Flask:
-    """Builds the WSGI application: all routes at the root and under /api, foreign APIs under their
-    own prefixes.
-
-    Args:
-        places: budget for requests that hold a thread for long.
-        allowed_hosts: host names under which clients may address the server; None: any.
-        operator_key: key of the operator's routes; empty: no key needed; None: they are closed.
-        cors_origins: origins whose pages may use this server.
-    """
-    cors = Cors(cors_origins)
-    app = Flask(__name__, static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
-    app.url_map.strict_slashes = False
-    app.wsgi_app = _without_double_slashes(app.wsgi_app)  # type: ignore[method-assign,assignment]
-    app.json.sort_keys = False  # type: ignore[attr-defined]  # the specification, as written
-
-    install_origin_check(app, allowed_hosts or AllowedHosts("", "*"), cors.allows)
-    install_security_headers(app)
-    app.before_request(check_query)
-    cors.install(app)
-    catalog = read_catalog()
-    for name, routes in (
-        ("tasks", TaskRoutes(queue, submission, places)),
-        ("images", ImageRoutes(queue, places)),
-        ("queue", QueueRoutes(queue, places)),
-        ("live", LiveRoutes(queue, places, previews, submission.decoder)),
-        ("server", ServerRoutes(queue, worker, generator, data_dir)),
-        ("models", ModelRoutes(queue, submission.allowed, catalog, operator_key)),
-    ):
-        blueprint = blueprint_of(routes, name)
-        app.register_blueprint(blueprint)
-        app.register_blueprint(blueprint, url_prefix="/api", name=f"api_{name}")
-    schemas = install_foreign_apis(
-        app,
-        queue,
-        submission,
-        catalog,
-        places=places,
-        options=foreign or ForeignOptions(),
-        memory=lambda: generator.memory,
-        preview=previews.look,
-    )
-    app.register_error_handler(Exception, _answer_error)
-    app.register_blueprint(page_routes())
-    install_docs(app, submission.limits, schemas)
-    return app
-
-
-def _without_double_slashes(inner: WSGIApplication) -> WSGIApplication:
-    """Removes double slashes from paths, because apps append "/path" to a base URL that ends with a
-    slash, and do not follow redirects."""
-
-    def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        environ["PATH_INFO"] = re.sub("/{2,}", "/", environ.get("PATH_INFO", ""))
-        return inner(environ, start_response)
-
-    return application
-
-
-def _answer_error(error: Exception) -> Response:
-    if isinstance(error, RequestEntityTooLarge):
-        error = errors.BodyTooLarge()
-    headers: list[tuple[str, str]] = []
-    if isinstance(error, errors.ServerError):
-        wait_s = error.retry_after_s if isinstance(error, errors.TryLater) else None
-        problem = errors.Problem(error.http_status, error.code, error.message, error.field, wait_s)
-    elif isinstance(error, HTTPException) and error.code is not None:
-        if error.code < 400:
-            return error.get_response()  # type: ignore[return-value]  # a redirect
-        code = error.name.lower().replace(" ", "_")
-        message = f"{request.method} {request.path[:200]}: {error.name}. See {PAGE_ROUTE}."
-        problem = errors.Problem(error.code, code, message)
-        headers = [header for header in error.get_headers() if header[0] == "Allow"]
-    else:
-        log.error("%s %s failed", request.method, request.path, exc_info=error)
-        unexpected = errors.ServerError()
-        problem = errors.Problem(unexpected.http_status, unexpected.code, unexpected.message)
-    if foreign := foreign_error(request.path, problem):
-        body, status, own_headers = foreign
-        answer = jsonify(body)
-        answer.status_code = status
-        answer.headers.update(own_headers)
-    else:
-        answer = error_response(problem)
-    answer.headers.extend(headers)
-    return answer
 
 
 class Server:
@@ -195,42 +77,11 @@ class Server:
             StoreError: the data dir cannot be used.
             OSError: the port cannot be opened.
         """
-        limits = Limits(
-            max_pixels=settings.max_pixels,
-            max_steps=settings.max_steps,
-            max_prompt_chars=settings.max_prompt_chars,
-            max_count=settings.max_count,
-            max_input_pixels=settings.max_input_pixels,
-            callback_hosts=frozenset(name.lower() for name in settings.callback_hosts),
-        )
-        queue_limits = QueueLimits(
-            max_queue=settings.max_queue,
-            max_wait_s=settings.max_wait_s,
-            keep_s=settings.keep_s,
-            keep_bytes=settings.keep_bytes,
-            input_bytes=settings.input_bytes,
-            refetch_s=settings.refetch_s,
-            max_delay_s=settings.affinity_s,
-            models_in_memory=settings.models_in_memory,
-        )
+        limits = request_limits(settings)
         self._drain_s = settings.drain_s
         self._clock = RunningClock()
         self._store = TaskStore(settings.data_dir)
-        try:
-            self.scheduler = Scheduler(
-                allowed,
-                TimingModel(),
-                self._store,
-                queue_limits,
-                needs_download=partial(needs_download, settings.data_dir),
-                monotonic=self._clock,
-                gaps=lambda: self._clock.gaps,
-            )
-        except errors.StorageUnavailable as error:
-            self._store.close()
-            raise errors.StoreError(
-                f"The data dir {settings.data_dir} cannot be used: {error}"
-            ) from error
+        self.scheduler = self._open_scheduler(settings, allowed)
         self.queue = QueueManager(self.scheduler)
         self.worker_api = WorkerApi(self.scheduler)
         self._end, self.end_fd = os.pipe()
@@ -268,26 +119,53 @@ class Server:
             check_adapters=generator.check_adapters,
             metadata=settings.metadata,
         )
-        self._http = HttpServer(
-            create_app(
-                self.queue,
-                self._worker,
-                generator,
-                self._submission,
-                places=self.places,
-                previews=previews,
-                data_dir=settings.data_dir,
-                max_body_bytes=settings.max_body_bytes,
-                allowed_hosts=AllowedHosts(settings.host, settings.allowed_hosts),
-                operator_key=settings.operator_key or ("" if settings.host in LOOPBACK else None),
-                foreign=ForeignOptions(
-                    sync_max_wait_s=settings.sync_max_wait_s,
-                    clamp=settings.clamp,
-                    public_url=settings.public_url,
-                    model_switch=settings.sdapi_model_switch,
-                ),
-                cors_origins=settings.cors_origins,
+        self._http = self._http_server(settings, generator, previews, connections)
+
+    def _open_scheduler(self, settings: Settings, allowed: Allowed) -> Scheduler:
+        try:
+            return Scheduler(
+                allowed,
+                TimingModel(),
+                self._store,
+                queue_limits(settings),
+                needs_download=partial(needs_download, settings.data_dir),
+                monotonic=self._clock,
+                gaps=lambda: self._clock.gaps,
+            )
+        except errors.StorageUnavailable as error:
+            self._store.close()
+            raise errors.StoreError(
+                f"The data dir {settings.data_dir} cannot be used: {error}"
+            ) from error
+
+    def _http_server(
+        self,
+        settings: Settings,
+        generator: Generator,
+        previews: Previews,
+        connections: int,
+    ) -> HttpServer:
+        app = create_app(
+            self.queue,
+            self._worker,
+            generator,
+            self._submission,
+            places=self.places,
+            previews=previews,
+            data_dir=settings.data_dir,
+            max_body_bytes=settings.max_body_bytes,
+            allowed_hosts=AllowedHosts(settings.host, settings.allowed_hosts),
+            operator_key=settings.operator_key or ("" if settings.host in LOOPBACK else None),
+            foreign=ForeignOptions(
+                sync_max_wait_s=settings.sync_max_wait_s,
+                clamp=settings.clamp,
+                public_url=settings.public_url,
+                model_switch=settings.sdapi_model_switch,
             ),
+            cors_origins=settings.cors_origins,
+        )
+        return HttpServer(
+            app,
             settings.host,
             settings.port,
             error_form=foreign_error,
@@ -337,6 +215,32 @@ class Server:
     def _load_failed(self, error: errors.ModelLoadError) -> None:
         log.error("%s", error)
         os.write(self.end_fd, LOAD_FAILED)
+
+
+def request_limits(settings: Settings) -> Limits:
+    """What a request may contain."""
+    return Limits(
+        max_pixels=settings.max_pixels,
+        max_steps=settings.max_steps,
+        max_prompt_chars=settings.max_prompt_chars,
+        max_count=settings.max_count,
+        max_input_pixels=settings.max_input_pixels,
+        callback_hosts=frozenset(name.lower() for name in settings.callback_hosts),
+    )
+
+
+def queue_limits(settings: Settings) -> QueueLimits:
+    """What the queue may hold, and for how long."""
+    return QueueLimits(
+        max_queue=settings.max_queue,
+        max_wait_s=settings.max_wait_s,
+        keep_s=settings.keep_s,
+        keep_bytes=settings.keep_bytes,
+        input_bytes=settings.input_bytes,
+        refetch_s=settings.refetch_s,
+        max_delay_s=settings.affinity_s,
+        models_in_memory=settings.models_in_memory,
+    )
 
 
 def allow(settings: Settings, has_gpu: bool, default_option: str = "--model") -> Allowed:

@@ -5,8 +5,6 @@ the environment (`MFLUX_SERVER_<NAME>`), the command line.
 """
 
 import argparse
-import re
-from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
@@ -14,85 +12,21 @@ from typing import Any, NoReturn
 
 import platformdirs
 
+from option_values import (
+    QUANTIZE,
+    bits,
+    directory,
+    hosts,
+    names,
+    origins,
+    switch,
+    url,
+    webhook_secret,
+    whole_number,
+)
+
 ENVIRONMENT_PREFIX = "MFLUX_SERVER_"
-QUANTIZE = (3, 4, 5, 6, 8)
 DEFAULT_DATA_DIR = Path(platformdirs.user_data_dir("mflux-server", appauthor=False))
-
-
-def _whole_number(minimum: int, maximum: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            number = minimum - 1
-        if not minimum <= number <= maximum:
-            raise argparse.ArgumentTypeError(
-                f"must be a whole number from {minimum} to {maximum}, not {text!r}"
-            )
-        return number
-
-    return parse
-
-
-def _directory(text: str) -> Path:
-    if not text.strip():
-        raise argparse.ArgumentTypeError("must name a folder, and is empty")
-    return Path(text).expanduser()
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _hosts(text: str) -> tuple[str, ...]:
-    names = _names(text)
-    if any("/" in name for name in names):
-        raise argparse.ArgumentTypeError(f"must be names of hosts, without http://, not {text!r}")
-    return names
-
-
-def _bits(text: str) -> tuple[int, ...]:
-    bits = tuple(int(part) if part.isdigit() else 0 for part in _names(text))
-    if not set(bits) <= set(QUANTIZE):
-        raise argparse.ArgumentTypeError(f"must be some of {QUANTIZE}, not {text!r}")
-    return bits
-
-
-def _webhook_secret(text: str) -> str:
-    """Checks a webhook secret. The error does not contain the text, because it is a secret."""
-    encoded = text.removeprefix("whsec_")
-    try:
-        secret = b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
-    except ValueError:
-        secret = b""
-    if text and not (text.startswith("whsec_") and 24 <= len(secret) <= 64):
-        raise argparse.ArgumentTypeError(
-            "must be whsec_ and 24 to 64 bytes in base64: make one with "
-            'echo "whsec_$(openssl rand -base64 32)"'
-        )
-    return text
-
-
-def _switch(text: str) -> bool:
-    if text.lower() not in ("on", "off", "true", "false", "1", "0"):
-        raise argparse.ArgumentTypeError(f"must be on or off, not {text!r}")
-    return text.lower() in ("on", "true", "1")
-
-
-def _url(text: str) -> str:
-    if text and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", text):
-        raise argparse.ArgumentTypeError(f"must be like https://pictures.example, not {text!r}")
-    return text.rstrip("/")
-
-
-def _origins(text: str) -> tuple[str, ...]:
-    origins = _names(text)
-    for origin in origins:
-        if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s/?#@]+/?", origin.lower()):
-            raise argparse.ArgumentTypeError(
-                f"must be * or origins like https://app.example, not {origin!r}"
-            )
-    return origins
 
 
 def _option(
@@ -125,7 +59,7 @@ class Settings:
     quantize_choices: tuple[int, ...] = _option(
         (),
         "other bits that tasks may request, separated by commas (default: none)",
-        parse=_bits,
+        parse=bits,
         metavar="BITS",
     )
     path: str | None = _option(
@@ -139,33 +73,33 @@ class Settings:
         "models that tasks may name, separated by commas: names; all; or [NAME=]FOLDER@BASE for "
         "local weights that mflux-save wrote (default: --model alone). Missing weights are "
         "downloaded when a task first needs them, while other tasks are drawn",
-        parse=_names,
+        parse=names,
         metavar="NAMES",
     )
     models_in_memory: int = _option(
-        1, "largest number of models kept in memory, if they fit", parse=_whole_number(1, 100)
+        1, "largest number of models kept in memory, if they fit", parse=whole_number(1, 100)
     )
     unload_after_s: int = _option(
         0,
         "seconds without a task after which the models are freed from memory; 0: never",
-        parse=_whole_number(0, 10**9),
+        parse=whole_number(0, 10**9),
     )
     affinity_s: int = _option(
         60,
         "seconds by which a task may be delayed in all by tasks of the same priority that reuse a "
         "loaded model; 0: strictly first come, first served",
-        parse=_whole_number(0, 10**9),
+        parse=whole_number(0, 10**9),
     )
     lora_dir: Path | None = _option(
         None,
         "folder with LoRAs (.safetensors) that tasks may name (default: none)",
-        parse=_directory,
+        parse=directory,
         metavar="DIR",
     )
     allow_lora_repos: bool = _option(
         False,
         "let tasks name LoRAs on Hugging Face (org/name), which are then downloaded",
-        parse=_switch,
+        parse=switch,
     )
     download: str | None = _option(
         None,
@@ -188,13 +122,11 @@ class Settings:
         "names that end in .local and this machine's own names)",
         metavar="NAMES",
     )
-    port: int = _option(
-        4030, "port to listen on; 0 picks a free one", parse=_whole_number(0, 65535)
-    )
+    port: int = _option(4030, "port to listen on; 0 picks a free one", parse=whole_number(0, 65535))
     data_dir: Path = _option(
         DEFAULT_DATA_DIR,
         "folder for everything the server keeps",
-        parse=_directory,
+        parse=directory,
         metavar="DIR",
     )
     log_level: str = _option(
@@ -207,125 +139,125 @@ class Settings:
         512,
         "threads that answer requests; all but 32 of them (half of fewer than 64) may wait: for a "
         "picture to be decoded, an event, the end of a task",
-        parse=_whole_number(2, 1024),
+        parse=whole_number(2, 1024),
     )
     max_queue: int = _option(
-        1000, "most tasks that may wait at a time", parse=_whole_number(1, 1_000_000)
+        1000, "most tasks that may wait at a time", parse=whole_number(1, 1_000_000)
     )
     max_pixels: int = _option(
-        2048 * 2048, "most pixels (width x height) of one image", parse=_whole_number(256, 2**28)
+        2048 * 2048, "most pixels (width x height) of one image", parse=whole_number(256, 2**28)
     )
-    max_steps: int = _option(100, "most steps of one task", parse=_whole_number(1, 1000))
+    max_steps: int = _option(100, "most steps of one task", parse=whole_number(1, 1000))
     max_prompt_chars: int = _option(
-        10_000, "longest prompt, in characters", parse=_whole_number(1, 1_000_000)
+        10_000, "longest prompt, in characters", parse=whole_number(1, 1_000_000)
     )
-    max_count: int = _option(10, "most images of one task", parse=_whole_number(1, 100))
+    max_count: int = _option(10, "most images of one task", parse=whole_number(1, 100))
     max_input_pixels: int = _option(
         50_000_000,
         "most pixels (width x height) of a picture that a client sends",
-        parse=_whole_number(256, 178_000_000),
+        parse=whole_number(256, 178_000_000),
     )
     max_wait_s: int = _option(
         0,
         "longest forecast wait with which a task is still accepted, in seconds; 0: no limit",
-        parse=_whole_number(0, 10**9),
+        parse=whole_number(0, 10**9),
     )
     sync_max_wait_s: int = _option(
         280,
         "longest forecast wait, in seconds, with which a call of the OpenAI and AUTOMATIC1111 APIs "
         "is accepted, because their callers disconnect after some minutes; above: 429; 0: no limit",
-        parse=_whole_number(0, 10**9),
+        parse=whole_number(0, 10**9),
     )
     clamp: bool = _option(
         True,
         "limit the steps and the CFG that callers of these two APIs request to what suits the "
         "model: at most twice its default steps",
-        parse=_switch,
+        parse=switch,
     )
     public_url: str = _option(
         "",
         "URL under which clients reach this server, for the image URLs of the OpenAI API (default: "
         "http:// and the Host of the request)",
-        parse=_url,
+        parse=url,
         metavar="URL",
     )
     sdapi_model_switch: bool = _option(
         False,
         "let clients of the AUTOMATIC1111 API switch the model of all its requests that name none",
-        parse=_switch,
+        parse=switch,
     )
     cors_origins: tuple[str, ...] = _option(
         (),
         "origins (https://app.example), separated by commas, whose pages may use this server; *: "
         "any (default: none)",
-        parse=_origins,
+        parse=origins,
         metavar="ORIGINS",
     )
     max_body_bytes: int = _option(
-        50_000_000, "largest request body, in bytes", parse=_whole_number(1_000, 2**30)
+        50_000_000, "largest request body, in bytes", parse=whole_number(1_000, 2**30)
     )
     keep_s: int = _option(
         24 * 3600,
         "seconds for which finished images and the records of finished tasks are kept",
-        parse=_whole_number(1, 10**9),
+        parse=whole_number(1, 10**9),
     )
     keep_bytes: int = _option(
         5_000_000_000,
         "most bytes of finished images kept on disk; the oldest are removed first",
-        parse=_whole_number(0, 2**50),
+        parse=whole_number(0, 2**50),
     )
     input_bytes: int = _option(
         2_000_000_000,
         "most bytes of pictures that clients have sent and that waiting or running tasks use, kept "
         "on disk",
-        parse=_whole_number(1_000, 2**50),
+        parse=whole_number(1_000, 2**50),
     )
     refetch_s: int = _option(
         300,
         "seconds for which an image can be fetched again after it was fetched and removed, in "
         "case the connection broke; 0: it is removed at once",
-        parse=_whole_number(0, 10**9),
+        parse=whole_number(0, 10**9),
     )
     metadata: bool = _option(
         True,
         "write the parameters into image files, unless a task decides otherwise",
-        parse=_switch,
+        parse=switch,
     )
     callback_hosts: tuple[str, ...] = _option(
         (),
         "names of hosts, separated by commas, that may be called when a task has ended "
         "(callback_url; default: none)",
-        parse=_hosts,
+        parse=hosts,
         metavar="NAMES",
     )
     callback_key: str = _option(
         "",
         "secret with which these calls are signed as Standard Webhooks: whsec_ and 24 to 64 bytes "
         "in base64 (default: they are not signed)",
-        parse=_webhook_secret,
+        parse=webhook_secret,
         metavar="KEY",
     )
     previews: bool = _option(
         True,
         "let clients see previews of a running task; made only while a client requests them",
-        parse=_switch,
+        parse=switch,
     )
     drain_s: int = _option(
         0,
         "seconds that the running task gets to finish when the server stops; if it needs more, it "
         "stops at its next step and runs again after the next start",
-        parse=_whole_number(0, 24 * 3600),
+        parse=whole_number(0, 24 * 3600),
     )
     cache_limit: int | None = _option(
         None,
         "most bytes of freed memory that MLX keeps for reuse (default: MLX's own limit)",
-        parse=_whole_number(0, 2**50),
+        parse=whole_number(0, 2**50),
         metavar="BYTES",
     )
     memory_check: bool = _option(
         True,
         "refuse pictures that would not fit into memory",
-        parse=_switch,
+        parse=switch,
     )
 
     @staticmethod
@@ -373,7 +305,7 @@ class Settings:
 
 def is_switch(option: Field[Any]) -> bool:
     """Whether an option is a switch (on or off)."""
-    return option.metadata["type"] is _switch
+    return option.metadata["type"] is switch
 
 
 def flag_of(name: str) -> str:

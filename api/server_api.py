@@ -13,7 +13,8 @@ from api.routes import route
 from api.server_answers import HealthAnswer, MemoryAnswer, StatsAnswer, stats_answer
 from queue_manager import QueueManager
 from scheduler.health import ServerState
-from workers.worker import Generator, Worker
+from workers.protocols import Generator
+from workers.worker import Worker
 
 
 class ServerRoutes:

@@ -55,14 +55,23 @@ class PendingWait:
 class Downloads:
     """Args:
     monotonic: the clock, in seconds.
+    needs_download: whether a model's weights are not on this machine.
+    on_disk: the server's own model, which the worker fetches before anything else.
     """
 
-    def __init__(self, monotonic: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        monotonic: Callable[[], float],
+        needs_download: Callable[[Model], bool] = lambda model: False,
+        on_disk: Model | None = None,
+    ) -> None:
         self.current: Download | None = None
         self.pace_known = False
         """Whether a download has been measured."""
         self._monotonic = monotonic
         self._bytes_per_s = USUAL_BYTES_PER_S
+        self._needs_download = needs_download
+        self._on_disk = {on_disk.name} if on_disk else set()
         self._pending: dict[str, Pending] = {}
         self._ordered: dict[str, LoadSpec] = {}  # by model; no task waits for them
         self._failures: dict[str, tuple[float, str]] = {}
@@ -72,6 +81,22 @@ class Downloads:
 
     def __contains__(self, task: Task) -> bool:
         return task.task_id in self._pending
+
+    def is_on_disk(self, spec: LoadSpec) -> bool:
+        """Whether it is known already that these weights need no download."""
+        return spec.model.name in self._on_disk
+
+    def is_missing(self, spec: LoadSpec) -> bool:
+        """Whether these weights have to be downloaded. It may look at the disk: any thread may ask,
+        without a lock."""
+        if not self.is_on_disk(spec) and self._needs_download(spec.model):
+            return True
+        self._on_disk.add(spec.model.name)
+        return False
+
+    def missing(self, task: Task) -> tuple[LoadSpec, ...]:
+        """The weights of a task that have to be downloaded before it can run. As is_missing()."""
+        return tuple(s.load_spec for s in task.stages if self.is_missing(s.load_spec))
 
     def add(self, pending: Pending) -> None:
         self._pending[pending.task.task_id] = pending
@@ -137,6 +162,7 @@ class Downloads:
     def finish(self, model: Model) -> list[Task]:
         """This model is on disk. Removes and returns the tasks whose weights are now complete."""
         self.current = None
+        self._on_disk.add(model.name)
         self._ordered.pop(model.name, None)
         ready = []
         for pending in self._in_order():

@@ -9,6 +9,7 @@ from enum import StrEnum
 from errors import StorageUnavailable
 from models.model_catalog import LoadSpec
 from scheduler.downloads import Download
+from scheduler.machines import Machine
 from timing_model import Durations
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,16 @@ class Health:
         self.last_error: str | None = None
         self._refusals = 0
         self._refusals_at_probe = 0
+
+    def state(self, machine: Machine, *, stopping: bool) -> ServerState:
+        """The state of the server (under the scheduler's lock)."""
+        if self.load_failed or self.storage_error is not None:
+            return ServerState.FAILED
+        if stopping:
+            return ServerState.DRAINING
+        if machine.loading is not None:
+            return ServerState.LOADING
+        return ServerState.BUSY if machine.runs or machine.stopping else ServerState.READY
 
     @contextmanager
     def noting_storage(self, *, probing: bool = False) -> Iterator[None]:

@@ -1,6 +1,14 @@
-"""The clock that decides how long something is kept."""
+"""The clock that decides how long something is kept, and what the next start must know of it."""
 
 from collections.abc import Callable
+
+from scheduler.events import EventLog
+from storage.clock_store import ClockStore
+
+RESERVED_IDS = 1_000_000
+"""Of events, noted on disk in advance. Half of them last for longer than PRUNE_EVERY_S."""
+CLOCK_CHANGE_S = 1.0
+"""A smaller distance between two clocks is not noted."""
 
 
 class KeepClock:
@@ -24,3 +32,25 @@ class KeepClock:
 
     def offset_s(self) -> float:
         return self() - self._now()
+
+
+class ClockNotes:
+    """Notes on disk where the KeepClock and the event ids of the next start have to begin."""
+
+    def __init__(self, store: ClockStore, keep_clock: KeepClock, events: EventLog) -> None:
+        self._store = store
+        self._keep_clock = keep_clock
+        self._events = events
+        self._offset_s = store.keep_offset_s()
+        self._reserved_id = store.reserved_event_id()
+
+    def write(self) -> None:
+        """Write what has changed (under `changes`). StorageUnavailable: the disk refuses."""
+        offset_s = self._keep_clock.offset_s()
+        if abs(offset_s - self._offset_s) >= CLOCK_CHANGE_S:
+            self._store.set_keep_offset_s(offset_s)
+            self._offset_s = offset_s
+        if self._events.last_id + RESERVED_IDS // 2 > self._reserved_id:
+            up_to = self._events.last_id + RESERVED_IDS
+            self._store.reserve_event_ids(up_to)
+            self._reserved_id = up_to

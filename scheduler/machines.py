@@ -77,6 +77,7 @@ class Machine:
     """Args:
     models_in_memory: load specs that its memory holds at a time.
     first: what it loads before anything else.
+    started_at: reading of the monotonic clock.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Machine:
         first: LoadSpec | None = None,
         models_in_memory: int = 1,
         speed: float = 1.0,
+        started_at: float = 0.0,
     ) -> None:
         self.name = name
         self.models_in_memory = models_in_memory
@@ -101,7 +103,9 @@ class Machine:
         self.load_started_at: float | None = None
         self._loaded: dict[str, LoadSpec] = {}
         self._resident: tuple[str, ...] = ()
+        self._started_at = started_at
         self._busy: deque[tuple[float, float]] = deque()  # end, seconds; of the last hour
+        self._done: deque[float] = deque()  # ends of tasks that were done, of the last hour
 
     @property
     def resident(self) -> tuple[str, ...]:
@@ -194,6 +198,19 @@ class Machine:
                 loads.append(stage.load_spec)
             resident = used(resident, stage.load_spec.key, self.models_in_memory)
         return loads, resident
+
+    def done(self, at: float) -> None:
+        """A task of it is done."""
+        self._done.append(at)
+
+    def last_hour(self, now: float) -> tuple[int, float]:
+        """Tasks done in the last hour (or since the start), and the share of it in which the GPU
+        had a task."""
+        since = max(self._started_at, now - HOUR_S)
+        while self._done and self._done[0] < since:
+            self._done.popleft()
+        busy_share = self.busy_s(since, now) / max(now - since, 1e-9)
+        return len(self._done), min(busy_share, 1.0)
 
     def busy_s(self, since: float, now: float) -> float:
         """Seconds since this moment, at most an hour ago, in which the GPU had a task."""

@@ -11,8 +11,9 @@ from threading import Lock
 from errors import Gone, InvalidInput, UnknownTask
 from scheduler.events import EventKind, EventLog
 from scheduler.limits import QueueLimits
+from storage.ended_tasks import TOMBSTONE_S
 from storage.task_rows import Tombstone
-from storage.task_store import TOMBSTONE_S, TaskStore
+from storage.task_store import TaskStore
 from task import Task, TaskStatus
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class Retention:
         self._events = events
         self._now = now
         self._lock = Lock()
-        self._images, self._images_bytes = store.images()
+        self._images, self._images_bytes = store.ended.images()
 
     @property
     def too_many(self) -> bool:
@@ -104,12 +105,12 @@ class Retention:
     def mark_fetched(self, task_id: str, index: int | None = None) -> None:
         """An image (None: all) was sent and is removed. Once all of an ended task were, the task
         goes with them: at once, or after the time in which they can be fetched again."""
-        all_fetched = self._store.mark_fetched(task_id, self._now(), index)
+        all_fetched = self._store.ended.mark_fetched(task_id, self._now(), index)
         if all_fetched and self._limits.refetch_s <= 0:
             self.drop(task_id, FETCHED)
 
     def drop(self, task_id: str, reason: str) -> None:
-        dropped_bytes = self._store.drop(task_id, reason, gone_at=self._now())
+        dropped_bytes = self._store.ended.drop(task_id, reason, gone_at=self._now())
         with self._lock:
             self._images -= dropped_bytes > 0
             self._images_bytes -= dropped_bytes
@@ -119,14 +120,14 @@ class Retention:
         """Remove what was kept long enough, and the oldest images when there are too many."""
         now, limits = self._now(), self._limits
         self._store.clocks.end_future(now)
-        for task_id in self._store.fetched_before(now - limits.refetch_s):
+        for task_id in self._store.ended.fetched_before(now - limits.refetch_s):
             self.drop(task_id, FETCHED)
-        for task_id in self._store.ended_before(now - limits.keep_s):
+        for task_id in self._store.ended.ended_before(now - limits.keep_s):
             self.drop(task_id, EXPIRED)
         if self.too_many:
-            for task_id in self._store.oldest_images_over(limits.keep_bytes):
+            for task_id in self._store.ended.oldest_images_over(limits.keep_bytes):
                 self.drop(task_id, NO_ROOM)
-        self._store.remove_tombstones(now - TOMBSTONE_S)
+        self._store.ended.remove_tombstones(now - TOMBSTONE_S)
 
 
 def _why_without(task: Task) -> str:

@@ -126,11 +126,13 @@ class Schedule:
     Args:
         estimates: the work of stages, and what it takes.
         key: sort key of a task; policy.key.
+    models_in_memory: load specs that memory holds at a time.
     """
 
-    def __init__(self, estimates: Estimates, key: Callable[[Task], Any]) -> None:
-        self.models_in_memory = 1
-        """Load specs that memory holds at a time."""
+    def __init__(
+        self, estimates: Estimates, key: Callable[[Task], Any], models_in_memory: int = 1
+    ) -> None:
+        self.models_in_memory = models_in_memory
         self.delay_budgets_s: Floats = np.zeros(0)
         """Seconds by which affinity may still delay each task."""
         self._estimates = estimates

@@ -325,4 +325,6 @@ class WorkerApi:
 
     def _next_load_order(self) -> LoadSpec | None:
         scheduler = self._scheduler
-        return next((spec for spec in scheduler.load_orders if scheduler.is_on_disk(spec)), None)
+        return next(
+            (spec for spec in scheduler.load_orders if scheduler.downloads.is_on_disk(spec)), None
+        )

@@ -170,6 +170,12 @@ class Database:
                 raise
 
     @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """No other thread changes anything meanwhile."""
+        with self._write_lock:
+            yield
+
+    @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """What was committed; not for use inside a transaction."""
         with self._read_lock, _refusals():

@@ -7,8 +7,8 @@ deleting one frees its space at once and needs none, even on a full disk.
 import fcntl
 import os
 import shutil
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 
@@ -40,24 +40,34 @@ class FileStore:
             with suppress(OSError):  # a full or read-only disk; it is tried again when it is needed
                 folder.mkdir(mode=0o700, exist_ok=True)
 
-    def write_image(self, name: str, image: bytes) -> None:
-        try:
-            self._write_image(name, image)
-        except StorageUnavailable:
-            self._note_refused(len(image))
-            raise
+    @contextmanager
+    def draft(self, name: str, image: bytes) -> Iterator[Path]:
+        """An image in a file of its own, written and synced. It is removed at the end unless
+        keep_draft() took it.
 
-    def _write_image(self, name: str, image: bytes) -> None:
+        Args:
+            name: of the draft; no other one has it at the same time.
+        """
         draft = self._images / f"{name}.part"
         try:
             self._images.mkdir(mode=0o700, exist_ok=True)
             _write(draft, image)
+        except OSError as error:
+            self._note_refused(len(image))
+            self.discard_image(draft.name)
+            raise _cannot_write(error) from error
+        try:
+            yield draft
+        finally:
+            self.discard_image(draft.name)
+
+    def keep_draft(self, draft: Path, name: str) -> None:
+        """A draft becomes the image of this name."""
+        try:
             draft.rename(self._images / name)
             _sync_folder(self._images)
         except OSError as error:
-            with suppress(OSError):
-                draft.unlink(missing_ok=True)
-            raise StorageUnavailable(f"The image cannot be written: {error.strerror}.") from error
+            raise _cannot_write(error) from error
 
     def read_image(self, task_id: str, index: int) -> bytes | None:
         """None: there is no such file."""
@@ -68,15 +78,16 @@ class FileStore:
         except OSError as error:
             raise StorageUnavailable(f"The image cannot be read: {error.strerror}.") from error
 
-    def remove_images(self, task_id: str, count: int) -> None:
-        for index in range(count):
-            self.remove_image(image_name(task_id, index))
-
     def remove_image(self, name: str) -> None:
         try:
             (self._images / name).unlink(missing_ok=True)
         except OSError as error:
             raise StorageUnavailable(f"The image cannot be removed: {error.strerror}.") from error
+
+    def discard_image(self, name: str) -> None:
+        """Remove a file now or, if the disk refuses, at the next start."""
+        with suppress(StorageUnavailable):
+            self.remove_image(name)
 
     def inputs_of(self, task_id: str) -> Path:
         """The folder with the pictures that a task starts from, if there are any."""
@@ -84,7 +95,7 @@ class FileStore:
 
     def reserve_inputs(self, task_id: str, size_bytes: int, limit_bytes: int) -> bool:
         """Count input pictures that will be written; returns False if those of all tasks would
-        exceed the limit. remove_inputs() frees the space."""
+        exceed the limit. discard_inputs() frees the space."""
         with self._input_lock:
             if sum(self._input_bytes.values()) + size_bytes > limit_bytes:
                 return False
@@ -104,16 +115,13 @@ class FileStore:
             self._note_refused(sum(map(len, inputs.values())))
             raise StorageUnavailable(f"The pictures cannot be kept: {error.strerror}.") from error
 
-    def remove_inputs(self, task_id: str) -> None:
-        try:
+    def discard_inputs(self, task_id: str) -> None:
+        """Remove the input images of a task, now or, if the disk refuses, at the next start."""
+        with suppress(OSError):
             with suppress(FileNotFoundError):
                 shutil.rmtree(self.inputs_of(task_id))
             with self._input_lock:
                 self._input_bytes.pop(task_id, None)
-        except OSError as error:
-            raise StorageUnavailable(
-                f"The pictures cannot be removed: {error.strerror}."
-            ) from error
 
     def names(self) -> set[str]:
         """Of all image files, whatever they are. Raises OSError."""
@@ -156,6 +164,10 @@ class FileStore:
 def image_name(task_id: str, index: int) -> str:
     """Of an image's file; the first one has the name that it had when a task had just one."""
     return f"{task_id}.{index}" if index else task_id
+
+
+def _cannot_write(error: OSError) -> StorageUnavailable:
+    return StorageUnavailable(f"The image cannot be written: {error.strerror}.")
 
 
 def _write(path: Path, *blocks: bytes) -> None:

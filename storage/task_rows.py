@@ -6,6 +6,8 @@ from storage.database import Row
 from task import GenerationParams, Task, TaskStatus
 from timing_model import Measured
 
+UNFINISHED = (TaskStatus.WAITING, TaskStatus.RUNNING)
+
 
 class Tombstone(str):
     """Why a task that once was is gone."""

@@ -43,7 +43,7 @@ from task import (
     Verdict,
 )
 from timing_model import Measured, TimingModel
-from workers.worker import Stopwatch
+from workers.stopwatch import Stopwatch
 
 SERVER = ("server.py",)
 ROOT, clean_environment = forking.ROOT, forking.clean_environment

@@ -232,10 +232,10 @@ def fill(bench: Bench) -> dict[str, Any]:
     bench.running("running", priority=0)
     bench.running("running urgently", priority=1)
     bench.done("done", b"a picture", client_key="done key")
-    bench.store.mark_fetched(bench.done("fetched", b"another picture"), 1500.0)
+    bench.store.ended.mark_fetched(bench.done("fetched", b"another picture"), 1500.0)
     for status in (TaskStatus.FAILED, TaskStatus.CANCELLED):
         bench.in_status(status, status.value)
-    bench.store.drop(bench.done("dropped"), "why")
+    bench.store.ended.drop(bench.done("dropped"), "why")
     return answers(bench)
 
 
@@ -247,7 +247,7 @@ def answers(bench: Bench) -> dict[str, Any]:
         "tasks": {task_id: bench.store.find(task_id) for task_id in ids},
         "unfinished": [task.task_id for task in bench.store.unfinished()],
         "images": {task_id: bench.store.read_image(task_id) for task_id in ids},
-        "sums": bench.store.images(),
+        "sums": bench.store.ended.images(),
         "samples": bench.store.timings.samples(),
         "loads": bench.store.timings.loads(),
         "outcomes": bench.store.timings.outcomes(),
@@ -258,7 +258,7 @@ def answers(bench: Bench) -> dict[str, Any]:
 def assert_nothing_is_done(bench: Bench) -> None:
     assert bench.status() is TaskStatus.RUNNING
     assert bench.files() == {}
-    assert bench.store.images() == (0, 0)
+    assert bench.store.ended.images() == (0, 0)
     assert bench.store.timings.samples() == []
 
 

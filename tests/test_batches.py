@@ -355,7 +355,7 @@ def _kept(server: SteppedServer) -> str:
     """All that the scheduler knows of the present tasks' past forecasts and progress."""
     scheduler = server.server.queue._scheduler
     with scheduler.lock:
-        return repr([scheduler._baselines, list(scheduler.machine.runs.values())])
+        return repr([scheduler.baselines._latest, list(scheduler.machine.runs.values())])
 
 
 def test_every_reader_is_told_why_a_task_is_later_each_time(server: SteppedServer) -> None:

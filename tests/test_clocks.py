@@ -14,9 +14,11 @@ from live import EventStream, SteppedServer
 from api.generate_request import Limits
 from api.webhooks import RETRY_AFTER_S, Webhooks
 from errors import Gone
+from scheduler.keep_clock import RESERVED_IDS
 from scheduler.limits import QueueLimits
-from scheduler.scheduler import PRUNE_EVERY_S, RESERVED_IDS
-from storage.task_store import TOMBSTONE_S, TaskStore
+from scheduler.scheduler import PRUNE_EVERY_S
+from storage.ended_tasks import TOMBSTONE_S
+from storage.task_store import TaskStore
 from task import TaskStatus
 from timing_model import TimingModel
 
@@ -181,13 +183,13 @@ def test_the_newest_picture_is_the_last_to_make_room_also_after_the_clock_went_b
     machine.wall -= DAY_S
     machine.pass_s(60)
     newer = machine.draw()
-    assert machine.store.oldest_images_over(5) == [older]
+    assert machine.store.ended.oldest_images_over(5) == [older]
     machine.restart(down_s=-DAY_S)
     machine.settle()
     machine.pass_s(60)
     newest = machine.draw()
-    assert machine.store.oldest_images_over(10) == [older]
-    assert sorted(machine.store.oldest_images_over(5)) == sorted([older, newer])
+    assert machine.store.ended.oldest_images_over(10) == [older]
+    assert sorted(machine.store.ended.oldest_images_over(5)) == sorted([older, newer])
     assert machine.is_kept(newest)
 
 

@@ -15,8 +15,8 @@ from PIL import Image
 from api.generate_request import Limits
 from api.submission import Submission
 from api.waiting_places import WaitingPlaces
+from application import create_app
 from generation.previews import Previews
-from server import create_app
 from storage.task_store import TaskStore
 from task import GenerationParams, Phase, Report
 from timing_model import TimingModel

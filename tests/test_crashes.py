@@ -36,9 +36,10 @@ from PIL import Image
 from api.generate_request import Limits
 from api.submission import Submission
 from api.waiting_places import WaitingPlaces
+from application import create_app
 from errors import ServerError, StoreError
 from generation.previews import Previews
-from server import Server, create_app
+from server import Server
 from settings import Settings
 from storage.task_store import TaskStore
 from task import GenerationParams, Phase, Report, TaskStatus

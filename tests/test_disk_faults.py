@@ -32,7 +32,7 @@ from errors import StorageUnavailable
 from server import Server
 from settings import Settings
 from task import GenerationParams, Report
-from workers import worker as worker_module
+from workers import encoder
 
 OFFER = allow("tiny")
 SIDE = 640
@@ -193,7 +193,7 @@ def test_room_for_a_picture_alone_is_not_enough_to_accept_tasks(start: Start, mo
 def test_a_picture_that_finds_no_room_for_long_fails_its_task_with_the_reason(
     start: Start, mount: Mount, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_module, "STORE_FOR_S", 0.0)
+    monkeypatch.setattr(encoder, "STORE_FOR_S", 0.0)
     disk = mount("size=8m")
     bench = start(disk / "data")
     running, following, waiting = bench.submit(), bench.submit(), bench.submit()

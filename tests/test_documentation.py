@@ -17,11 +17,11 @@ from api.generate_request import GenerateRequest, Limits
 from api.submission import Submission
 from api.task_answers import StatusAnswer
 from api.waiting_places import WaitingPlaces
+from application import create_app
 from generation.previews import Previews
 from queue_manager import QueueManager
 from scheduler.scheduler import Scheduler
 from scheduler.worker_api import WorkerApi
-from server import create_app
 from settings import Settings, flag_of, variable_of
 from storage.task_store import TaskStore
 from timing_model import TimingModel
@@ -209,7 +209,8 @@ PACKAGES = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"client"
 PARTS = MODULES | PACKAGES
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
-    "settings": set(),
+    "option_values": set(),
+    "settings": {"option_values"},
     "supervision": set(),
     "timing_laws": set(),
     "timing_model": {"timing_laws"},
@@ -261,6 +262,15 @@ MAY_IMPORT: dict[str, set[str]] = {
         "scheduler",
         "task",
     },
+    "application": {
+        "api",
+        "compat",
+        "errors",
+        "generation.previews",
+        "models",
+        "queue_manager",
+        "workers",
+    },
     "server": PARTS,
 }
 """By module or package at the top level: the modules and packages that it may import."""
@@ -272,7 +282,7 @@ HOMES: dict[str, set[str]] = {
     "huggingface_hub": {"generation", "models.hub_cache"},
     "cachetools": {"generation"},
     "flasgger": {"api.api_docs"},
-    "flask": {"server", "api", "compat"},
+    "flask": {"application", "api", "compat"},
     "waitress": {"api.http_server", "api.http_loop", "api.http_channel", "api.http_request"},
     "certifi": {"api.webhooks"},
     "jiter": {"api.json_text"},

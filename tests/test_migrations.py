@@ -135,7 +135,7 @@ def test_a_database_of_each_earlier_version_is_brought_forward_with_all_it_had(
         assert [measured.to_json() for measured in task.measured] == [MEASURED.to_json()]
         assert bench.store.read_image(task_id) == image
     assert bench.task("fetched").fetched_at == 1500.0
-    assert bench.store.images() == (2, sum(map(len, IMAGES.values())))
+    assert bench.store.ended.images() == (2, sum(map(len, IMAGES.values())))
     failed = bench.task("failed")
     assert (failed.status, failed.error_code, failed.error) == (
         TaskStatus.FAILED,
@@ -145,8 +145,8 @@ def test_a_database_of_each_earlier_version_is_brought_forward_with_all_it_had(
     assert bench.status("cancelled") is TaskStatus.CANCELLED
     assert bench.store.find("gone") == Tombstone("It has expired.")
     kept_since = 2002.5 if version >= 5 else 1002.5
-    assert bench.store.ended_before(kept_since) == []
-    assert len(bench.store.ended_before(kept_since + 0.1)) == 4
+    assert bench.store.ended.ended_before(kept_since) == []
+    assert len(bench.store.ended.ended_before(kept_since + 0.1)) == 4
     assert [work for work, _ in bench.store.timings.samples()] == [WORK]
     assert bench.store.timings.loads() == {"tiny": 2.5}
     assert bench.store.timings.outcomes() == ([OUTCOME] if version >= 2 else [])
@@ -175,7 +175,7 @@ def test_images_of_a_task_of_several_are_found_after_a_migration(
     assert bench.task("done").image_sizes == (5, 7)
     assert bench.store.read_image("done", 1) == b"image 2"
     assert bench.task("done").fetched_at is None
-    assert bench.store.mark_fetched("done", 3000.0, 0)
+    assert bench.store.ended.mark_fetched("done", 3000.0, 0)
     bench.store.close()
 
 

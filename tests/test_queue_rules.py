@@ -32,6 +32,7 @@ from hypothesis.stateful import (
 )
 
 from errors import Gone, NotReady, NoWorker, QueueFull, ServerError, StorageUnavailable, UnknownTask
+from scheduler.baselines import STEADY_S, STEADY_SHARE
 from scheduler.health import ServerState
 from scheduler.limits import QueueLimits
 from scheduler.retention import DELETED, EXPIRED, FETCHED, NO_ROOM
@@ -39,11 +40,10 @@ from scheduler.scheduler import (
     ENDED_TOO_OFTEN,
     MAX_INTERRUPTIONS,
     PRUNE_EVERY_S,
-    STEADY_S,
-    STEADY_SHARE,
 )
+from storage.ended_tasks import TOMBSTONE_S
 from storage.file_store import image_name
-from storage.task_store import TOMBSTONE_S, TaskStore
+from storage.task_store import TaskStore
 from task import Encoded, Forecast, GenerationParams, Phase, Reason, Task, TaskStatus
 from timing_model import Measured, TimingModel, Work
 
@@ -742,7 +742,7 @@ class QueueRules(RuleBasedStateMachine):
             for index, image in enumerate(task.images)
         }
         sizes = list(map(size_of, self.with_images))
-        assert self.queue.images() == self.store.images() == (len(sizes), sum(sizes))
+        assert self.queue.images() == self.store.ended.images() == (len(sizes), sum(sizes))
 
     @invariant()
     def what_was_forgotten_or_never_was_is_unknown(self) -> None:

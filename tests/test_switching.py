@@ -127,7 +127,8 @@ class Studio:
         self.worker = Worker(
             self.queue.worker, self.gpu, self.failures.append, unload_after_s=unload_after_s
         )
-        self.worker._encoder = AtOnce("encoder", self.worker._encode, lambda item: None)
+        encoder = self.worker._encoder
+        encoder._pictures = AtOnce("encoder", encoder.encode, lambda item: None)
 
     def submit(self, model: str, prompt: str = "", *, priority: int = 0, **fields: Any) -> Task:
         self.submitted += 1

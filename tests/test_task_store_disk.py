@@ -105,8 +105,8 @@ def test_a_store_in_memory_does_the_same() -> None:
     assert not add_image(tasks["cancelled"], b"image", [MEASURED])
     assert store.read_image("done") == b"image"
     assert store.read_image("cancelled") is None
-    assert store.images() == (1, 5)
-    store.drop("done", "why")
+    assert store.ended.images() == (1, 5)
+    store.ended.drop("done", "why")
     assert store.read_image("done") is None
     assert store.find("done") == "why"
     store.close()
@@ -216,7 +216,7 @@ def test_files_without_a_done_task_are_removed_at_the_next_start(bench: Bench) -
     bench.done("done", b"kept")
     bench.running("running")
     bench.waiting("waiting")
-    bench.store.drop(bench.done("dropped"), "why")
+    bench.store.ended.drop(bench.done("dropped"), "why")
     bench.in_status(TaskStatus.CANCELLED, "cancelled")
     strays = ["half.part", "running.part", "running", "waiting", "dropped", "cancelled", "unknown"]
     for name in strays:
@@ -237,7 +237,7 @@ def test_a_done_task_without_its_file_is_gone_at_the_next_start(bench: Bench) ->
     found = bench.store.find("lost")
     assert isinstance(found, Tombstone)
     assert found == REMOVED
-    assert bench.store.images() == (1, 4)
+    assert bench.store.ended.images() == (1, 4)
     assert bench.store.read_image("kept") == b"kept"
 
 
@@ -381,8 +381,8 @@ CHANGES: dict[str, Callable[[Bench], object]] = {
     "fail": lambda bench: bench.fail("running"),
     "cancel waiting": lambda bench: bench.cancel("waiting 0", WAITING),
     "cancel running": lambda bench: bench.cancel("running", RUNNING),
-    "drop": lambda bench: bench.store.drop("failed", "why"),
-    "remove tombstones": lambda bench: bench.store.remove_tombstones(5000.0),
+    "drop": lambda bench: bench.store.ended.drop("failed", "why"),
+    "remove tombstones": lambda bench: bench.store.ended.remove_tombstones(5000.0),
     "keep outcome": lambda bench: bench.store.timings.keep_outcome(OUTCOME),
     "keep load": lambda bench: bench.store.timings.keep_load("tiny", 9.0),
     "probe": lambda bench: bench.store.probe(),
@@ -452,7 +452,7 @@ def test_a_store_opens_on_a_full_disk_and_its_probe_says_so(bench: Bench) -> Non
             bench.store.close()
     finally:
         bench.store = TaskStore(bench.folder)
-    assert bench.store.images() == (0, 0)
+    assert bench.store.ended.images() == (0, 0)
     assert bench.store.find("29") == REMOVED
 
 
@@ -472,7 +472,7 @@ def test_images_that_cannot_be_reached_are_storage_unavailable_and_come_back(ben
         with pytest.raises(StorageUnavailable, match="cannot be read"):
             bench.store.read_image("task")
         with pytest.raises(StorageUnavailable, match="cannot be removed"):
-            bench.store.drop("task", "why")
+            bench.store.ended.drop("task", "why")
         assert bench.status() is TaskStatus.DONE
     assert bench.store.read_image("task") == b"image"
 

@@ -1,0 +1,143 @@
+"""The WSGI application: every route, and how errors are answered."""
+
+import logging
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from flask import Flask, Response, jsonify, request
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+
+import errors
+from api.answers import error_response
+from api.api_docs import PAGE_ROUTE, install_docs
+from api.cors import Cors
+from api.image_api import ImageRoutes
+from api.live_api import LiveRoutes
+from api.models_api import ModelRoutes
+from api.native_api import TaskRoutes
+from api.origin_check import AllowedHosts, install_origin_check
+from api.query_values import check_query
+from api.queue_api import QueueRoutes
+from api.routes import blueprint_of
+from api.security_headers import install_security_headers
+from api.server_api import ServerRoutes
+from api.submission import Submission
+from api.waiting_places import WaitingPlaces
+from api.web_page import page_routes
+from compat.install import ForeignOptions, foreign_error, install_foreign_apis
+from generation.previews import Previews
+from models.mflux_registry import read_catalog
+from queue_manager import QueueManager
+from workers.protocols import Generator
+from workers.worker import Worker
+
+log = logging.getLogger("mflux-server")
+
+
+def create_app(
+    queue: QueueManager,
+    worker: Worker,
+    generator: Generator,
+    submission: Submission,
+    *,
+    places: WaitingPlaces,
+    previews: Previews,
+    data_dir: Path,
+    max_body_bytes: int,
+    allowed_hosts: AllowedHosts | None = None,
+    operator_key: str | None = "",
+    foreign: ForeignOptions | None = None,
+    cors_origins: tuple[str, ...] = (),
+) -> Flask:
+    """Builds the WSGI application: all routes at the root and under /api, foreign APIs under their
+    own prefixes.
+
+    Args:
+        places: budget for requests that hold a thread for long.
+        allowed_hosts: host names under which clients may address the server; None: any.
+        operator_key: key of the operator's routes; empty: no key needed; None: they are closed.
+        cors_origins: origins whose pages may use this server.
+    """
+    cors = Cors(cors_origins)
+    app = _empty_app(max_body_bytes)
+    install_origin_check(app, allowed_hosts or AllowedHosts("", "*"), cors.allows)
+    install_security_headers(app)
+    app.before_request(check_query)
+    cors.install(app)
+    catalog = read_catalog()
+    for name, routes in (
+        ("tasks", TaskRoutes(queue, submission, places)),
+        ("images", ImageRoutes(queue, places)),
+        ("queue", QueueRoutes(queue, places)),
+        ("live", LiveRoutes(queue, places, previews, submission.decoder)),
+        ("server", ServerRoutes(queue, worker, generator, data_dir)),
+        ("models", ModelRoutes(queue, submission.allowed, catalog, operator_key)),
+    ):
+        blueprint = blueprint_of(routes, name)
+        app.register_blueprint(blueprint)
+        app.register_blueprint(blueprint, url_prefix="/api", name=f"api_{name}")
+    schemas = install_foreign_apis(
+        app,
+        queue,
+        submission,
+        catalog,
+        places=places,
+        options=foreign or ForeignOptions(),
+        memory=lambda: generator.memory,
+        preview=previews.look,
+    )
+    app.register_error_handler(Exception, _answer_error)
+    app.register_blueprint(page_routes())
+    install_docs(app, submission.limits, schemas)
+    return app
+
+
+def _empty_app(max_body_bytes: int) -> Flask:
+    app = Flask(__name__, static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
+    app.url_map.strict_slashes = False
+    app.wsgi_app = _without_double_slashes(app.wsgi_app)  # type: ignore[method-assign,assignment]
+    app.json.sort_keys = False  # type: ignore[attr-defined]  # the specification, as written
+    return app
+
+
+def _without_double_slashes(inner: WSGIApplication) -> WSGIApplication:
+    """Removes double slashes from paths, because apps append "/path" to a base URL that ends with a
+    slash, and do not follow redirects."""
+
+    def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        environ["PATH_INFO"] = re.sub("/{2,}", "/", environ.get("PATH_INFO", ""))
+        return inner(environ, start_response)
+
+    return application
+
+
+def _answer_error(error: Exception) -> Response:
+    if isinstance(error, RequestEntityTooLarge):
+        error = errors.BodyTooLarge()
+    headers: list[tuple[str, str]] = []
+    if isinstance(error, errors.ServerError):
+        wait_s = error.retry_after_s if isinstance(error, errors.TryLater) else None
+        problem = errors.Problem(error.http_status, error.code, error.message, error.field, wait_s)
+    elif isinstance(error, HTTPException) and error.code is not None:
+        if error.code < 400:
+            return error.get_response()  # type: ignore[return-value]  # a redirect
+        code = error.name.lower().replace(" ", "_")
+        message = f"{request.method} {request.path[:200]}: {error.name}. See {PAGE_ROUTE}."
+        problem = errors.Problem(error.code, code, message)
+        headers = [header for header in error.get_headers() if header[0] == "Allow"]
+    else:
+        log.error("%s %s failed", request.method, request.path, exc_info=error)
+        unexpected = errors.ServerError()
+        problem = errors.Problem(unexpected.http_status, unexpected.code, unexpected.message)
+    if foreign := foreign_error(request.path, problem):
+        body, status, own_headers = foreign
+        answer = jsonify(body)
+        answer.status_code = status
+        answer.headers.update(own_headers)
+    else:
+        answer = error_response(problem)
+    answer.headers.extend(headers)
+    return answer

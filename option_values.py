@@ -1,0 +1,89 @@
+"""Reads the values of options: text from the command line or the environment.
+
+Each function raises argparse.ArgumentTypeError with what the value must be.
+"""
+
+import argparse
+import re
+from base64 import b64decode
+from collections.abc import Callable
+from pathlib import Path
+
+QUANTIZE = (3, 4, 5, 6, 8)
+"""Bits that mflux can quantize to."""
+
+
+def whole_number(minimum: int, maximum: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = minimum - 1
+        if not minimum <= number <= maximum:
+            raise argparse.ArgumentTypeError(
+                f"must be a whole number from {minimum} to {maximum}, not {text!r}"
+            )
+        return number
+
+    return parse
+
+
+def directory(text: str) -> Path:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must name a folder, and is empty")
+    return Path(text).expanduser()
+
+
+def names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def hosts(text: str) -> tuple[str, ...]:
+    found = names(text)
+    if any("/" in name for name in found):
+        raise argparse.ArgumentTypeError(f"must be names of hosts, without http://, not {text!r}")
+    return found
+
+
+def bits(text: str) -> tuple[int, ...]:
+    found = tuple(int(part) if part.isdigit() else 0 for part in names(text))
+    if not set(found) <= set(QUANTIZE):
+        raise argparse.ArgumentTypeError(f"must be some of {QUANTIZE}, not {text!r}")
+    return found
+
+
+def webhook_secret(text: str) -> str:
+    """Checks a webhook secret. The error does not contain the text, because it is a secret."""
+    encoded = text.removeprefix("whsec_")
+    try:
+        secret = b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
+    except ValueError:
+        secret = b""
+    if text and not (text.startswith("whsec_") and 24 <= len(secret) <= 64):
+        raise argparse.ArgumentTypeError(
+            "must be whsec_ and 24 to 64 bytes in base64: make one with "
+            'echo "whsec_$(openssl rand -base64 32)"'
+        )
+    return text
+
+
+def switch(text: str) -> bool:
+    if text.lower() not in ("on", "off", "true", "false", "1", "0"):
+        raise argparse.ArgumentTypeError(f"must be on or off, not {text!r}")
+    return text.lower() in ("on", "true", "1")
+
+
+def url(text: str) -> str:
+    if text and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", text):
+        raise argparse.ArgumentTypeError(f"must be like https://pictures.example, not {text!r}")
+    return text.rstrip("/")
+
+
+def origins(text: str) -> tuple[str, ...]:
+    found = names(text)
+    for origin in found:
+        if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s/?#@]+/?", origin.lower()):
+            raise argparse.ArgumentTypeError(
+                f"must be * or origins like https://app.example, not {origin!r}"
+            )
+    return found

@@ -1,0 +1,219 @@
+"""Ended tasks on disk: their images are fetched and removed, their records pruned.
+
+A task that is removed leaves a row with the reason, so that its id is answered with 410; these rows
+go after TOMBSTONE_S. Images can be removed on a full disk, too: the file is removed first, which
+needs no space, and what the database refuses is written later (unwritten.py).
+"""
+
+import json
+import logging
+from collections.abc import Sequence, Set
+from contextlib import suppress
+from itertools import takewhile
+
+from errors import StorageUnavailable
+from storage.callback_store import CallbackStore
+from storage.database import Database, Row
+from storage.file_store import FileStore, image_name
+from storage.task_rows import UNFINISHED, image_sizes
+from storage.unwritten import Unwritten
+from task import TaskStatus
+
+log = logging.getLogger(__name__)
+
+TOMBSTONE_S = 30 * 24 * 3600
+ENDED_WITH_IMAGES = "ended_at IS NOT NULL AND image_sizes IS NOT NULL AND gone IS NULL"
+
+
+class EndedTasks:
+    """A part of a TaskStore. Any thread may call; changes are made under the scheduler's `changes`
+    lock. Times are seconds of the KeepClock. StorageUnavailable: the disk refuses; then nothing has
+    changed."""
+
+    def __init__(self, database: Database, files: FileStore, callbacks: CallbackStore) -> None:
+        self.unwritten = Unwritten()
+        self._database = database
+        self._files = files
+        self._callbacks = callbacks
+
+    def drop(self, task_id: str, reason: str, *, gone_at: float | None = None) -> int:
+        """Remove an ended task with its images, leaving the reason; returns their bytes.
+
+        The files are removed first, which makes room. Then the task is gone, whatever the database
+        says: should it refuse, that is written later; should the process end before, the next start
+        finds the task without its image and drops it.
+
+        Raises:
+            StorageUnavailable: the image cannot be removed, or the task has none and the database
+                refuses; nothing has changed.
+        """
+        with self._database.reading() as connection:
+            row = connection.execute(
+                "SELECT status, image_bytes, image_sizes FROM tasks WHERE task_id = ?", (task_id,)
+            ).fetchone()
+        sizes = image_sizes(row) if row else ()
+        if row is not None and row["status"] not in UNFINISHED:
+            for index in range(len(sizes)):
+                self._files.remove_image(image_name(task_id, index))
+        self._files.discard_inputs(task_id)
+        try:
+            self._write_drop(task_id, reason, gone_at)
+        except StorageUnavailable as error:
+            if not sizes:
+                raise
+            log.warning("the removal of task %s is written later: %s", task_id, error)
+            self.unwritten.remove(task_id, reason, gone_at)
+        else:
+            self.unwritten.fetched.pop(task_id, None)
+        return sum(sizes)
+
+    def mark_fetched(self, task_id: str, fetched_at: float, index: int | None = None) -> bool:
+        """An image was sent and is removed (None: all of them); the first time counts. What the
+        database refuses is written later.
+
+        Returns:
+            Whether the task has ended and all of its images were fetched now.
+        """
+        with self._database.reading() as connection:
+            row = connection.execute(
+                "SELECT status, image_sizes, fetched FROM tasks"
+                " WHERE task_id = ? AND image_sizes IS NOT NULL AND gone IS NULL",
+                (task_id,),
+            ).fetchone()
+        if row is None:
+            return False
+        count = len(image_sizes(row))
+        fetched = set(json.loads(row["fetched"] or "[]"))
+        if earlier := self.unwritten.fetched.get(task_id):
+            fetched |= earlier.indexes
+        fetched |= set(range(count)) if index is None else {index}
+        all_fetched = 0 < count <= len(fetched) and row["status"] not in UNFINISHED
+        done_at = fetched_at if all_fetched else None
+        try:
+            self._write_fetched(task_id, fetched, done_at)
+        except StorageUnavailable as error:
+            log.warning("that task %s was fetched is written later: %s", task_id, error)
+            self.unwritten.fetch(task_id, fetched, done_at)
+        return all_fetched
+
+    def settle(self) -> None:
+        """Write what the database has refused before."""
+        for task_id, fetch in list(self.unwritten.fetched.items()):
+            self._write_fetched(task_id, fetch.indexes, fetch.at)
+            self.unwritten.fetched.pop(task_id, None)
+        for task_id, removal in list(self.unwritten.removed.items()):
+            self._write_drop(task_id, removal.reason, removal.at)
+            self.unwritten.removed.pop(task_id, None)
+
+    def images(self) -> tuple[int, int]:
+        """How many tasks are kept with images, and the bytes of these."""
+        with self._database.reading() as connection:
+            row = connection.execute(
+                "SELECT count(*), coalesce(sum(image_bytes), 0) FROM tasks"
+                " WHERE json_array_length(image_sizes) > 0 AND gone IS NULL"
+            ).fetchone()
+        return int(row[0]), int(row[1])
+
+    def ended_before(self, kept_since: float) -> list[str]:
+        """Ended tasks that are older than this."""
+        return self._ids("kept_since < ?", kept_since)
+
+    def fetched_before(self, fetched_at: float) -> list[str]:
+        """Tasks of which all images were fetched before this."""
+        written = self._ids("fetched_at < ?", fetched_at)
+        return written + self.unwritten.fetched_before(fetched_at)
+
+    def oldest_images_over(self, keep_bytes: int) -> list[str]:
+        """The oldest images that have to go so that the rest fits into keep_bytes; the newest one
+        stays in any case."""
+        with self._database.reading() as connection:
+            rows = connection.execute(
+                "SELECT task_id FROM (SELECT task_id, sum(image_bytes) OVER"
+                " (ORDER BY kept_since DESC, number DESC) AS size FROM tasks"
+                f" WHERE {ENDED_WITH_IMAGES}) WHERE size > ?"
+                f" AND task_id != (SELECT task_id FROM tasks WHERE {ENDED_WITH_IMAGES}"
+                " ORDER BY kept_since DESC, number DESC LIMIT 1)",
+                (keep_bytes,),
+            ).fetchall()
+        return self._still_there(rows)
+
+    def remove_tombstones(self, gone_before: float) -> None:
+        with self._database.transaction() as connection:
+            connection.execute(
+                "DELETE FROM tasks WHERE gone IS NOT NULL AND coalesce(gone_at, kept_since) < ?",
+                (gone_before,),
+            )
+
+    def remove_strays(self) -> None:
+        """After a crash: files without a record, and records without their files. Raises OSError,
+        too."""
+        files = self._files.names()
+        with self._database.reading() as connection:
+            rows = connection.execute(
+                "SELECT task_id, status, image_sizes, measured FROM tasks WHERE gone IS NULL"
+                " AND (image_sizes IS NOT NULL OR status IN ('waiting', 'running'))"
+            ).fetchall()
+        known = set()
+        for row in rows:
+            count = len(image_sizes(row))
+            names = [image_name(row["task_id"], index) for index in range(count)]
+            stored = list(takewhile(files.__contains__, names))
+            known.update(stored)
+            if len(stored) == count:
+                continue
+            if row["status"] == TaskStatus.DONE:
+                self.drop(row["task_id"], "The image was removed.")
+            else:
+                with suppress(StorageUnavailable):
+                    self._forget_images(row, len(stored))
+        for name in files - known:
+            with suppress(StorageUnavailable):
+                self._files.remove_image(name)
+        self._files.keep_inputs_of(row["task_id"] for row in rows if row["status"] in UNFINISHED)
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _write_drop(self, task_id: str, reason: str, gone_at: float | None) -> None:
+        with self._database.transaction() as connection:
+            connection.execute(
+                "UPDATE tasks SET gone = ?, gone_at = ?, params = NULL, measured = NULL,"
+                " image_bytes = NULL, image_sizes = NULL WHERE task_id = ?",
+                (reason, gone_at, task_id),
+            )
+            self._callbacks.end(task_id)
+
+    def _write_fetched(self, task_id: str, fetched: Set[int], fetched_at: float | None) -> None:
+        with self._database.transaction() as connection:
+            connection.execute(
+                "UPDATE tasks SET fetched = ?, fetched_at = coalesce(fetched_at, ?)"
+                " WHERE task_id = ?",
+                (json.dumps(sorted(fetched)), fetched_at, task_id),
+            )
+
+    def _ids(self, condition: str, value: float) -> list[str]:
+        with self._database.reading() as connection:
+            rows = connection.execute(
+                "SELECT task_id FROM tasks WHERE gone IS NULL"
+                f" AND status IN ('done', 'failed', 'cancelled') AND {condition}",
+                (value,),
+            ).fetchall()
+        return self._still_there(rows)
+
+    def _still_there(self, rows: Sequence[Row]) -> list[str]:
+        return [row["task_id"] for row in rows if row["task_id"] not in self.unwritten.removed]
+
+    def _forget_images(self, row: Row, stored: int) -> None:
+        """Of a task that is not done only the first images are left; if it has not ended, the
+        others are drawn again."""
+        sizes, measured = image_sizes(row), json.loads(row["measured"] or "[]")
+        kept = measured[: len(measured) // len(sizes) * stored]
+        with self._database.transaction() as connection:
+            connection.execute(
+                "UPDATE tasks SET image_sizes = ?, image_bytes = ?, measured = ? WHERE task_id = ?",
+                (
+                    json.dumps(sizes[:stored]),
+                    sum(sizes[:stored]),
+                    json.dumps(kept),
+                    row["task_id"],
+                ),
+            )

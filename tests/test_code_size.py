@@ -1,0 +1,71 @@
+"""Files, functions and nesting stay small: every file of code but the tests."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+MOST_FILE_LINES = 400
+MOST_FUNCTION_LINES = 60
+MOST_NESTING = 4
+ONE_FILE = {"client/mflux_client.py"}
+"""People copy this one as a single file."""
+TOO_LARGE = {
+    "benchmarks/forecast_error.py",
+    "benchmarks/listeners.py",
+    "benchmarks/throughput.py",
+}
+"""To be split. A file that is small enough has to leave this list."""
+NESTS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.Match)
+SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+CODE = sorted(
+    str(path.relative_to(ROOT))
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("*/*.py")]
+    if path.parent.name != "tests"
+)
+
+
+def nesting(node: ast.AST) -> int:
+    """Levels of blocks inside a function, those of functions inside it left out."""
+    deepest = 0
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, SCOPES):
+            is_elif = isinstance(child, ast.If) and getattr(node, "orelse", None) == [child]
+            own = isinstance(child, NESTS) and not (is_elif and isinstance(node, ast.If))
+            deepest = max(deepest, own + nesting(child))
+    return deepest
+
+
+def excesses(name: str) -> list[str]:
+    """What is too large in this file."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    lines = len(text.splitlines())
+    found = []
+    if lines > MOST_FILE_LINES and name not in ONE_FILE:
+        found.append(f"{lines} lines")
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            if lines > MOST_FUNCTION_LINES:
+                found.append(f"{node.name}: {lines} lines")
+            if (levels := nesting(node)) > MOST_NESTING:
+                found.append(f"{node.name}: {levels} levels of nesting")
+    return found
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_files_and_functions_are_small_and_hardly_nested(name: str) -> None:
+    assert bool(excesses(name)) == (name in TOO_LARGE), excesses(name)
+
+
+def test_the_check_sees_each_kind_of_excess(tmp_path: Path) -> None:
+    deep = "def f():\n" + "".join(f"{' ' * n}if x:\n" for n in range(1, 6)) + " " * 6 + "pass\n"
+    chain = "def f():\n if a: pass\n" + " elif b: pass\n" * 10
+    long = "def f():\n" + " pass\n" * MOST_FUNCTION_LINES
+    wanted = {deep: "5 levels", chain: "", long: "61 lines", "\n" * 401: "401 lines"}
+    for number, (text, excess) in enumerate(wanted.items()):
+        path = tmp_path / f"{number}.py"
+        path.write_text(text)
+        found = " ".join(excesses(str(path)))
+        assert excess in found if excess else not found, (excess, found)

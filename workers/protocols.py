@@ -1,0 +1,72 @@
+"""What a worker depends on: a source of tasks, and something that draws."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from models.model_catalog import LoadSpec
+from task import Drawn, Encoded, GenerationParams, Memory, Progress, Report, Stage, Task, Verdict
+
+
+class Generator(Protocol):
+    def load(self, spec: LoadSpec) -> int | None:
+        """Load weights, making room first; returns the bits they are quantized to, or None.
+
+        Raises:
+            ModelLoadError: with what the operator can do.
+            UnusableAdapter: one of the adapters is broken, or does not fit the model.
+        """
+
+    def unload(self) -> None:
+        """Free all weights."""
+
+    def generate(self, stage: Stage, inputs: Path, report: Report) -> Drawn:
+        """Make one picture, with weights that are loaded.
+
+        Args:
+            inputs: folder of the pictures that the stage's params name.
+        """
+
+    @property
+    def resident(self) -> tuple[str, ...]:
+        """Keys of the weights in memory, the latest used first; any thread may ask."""
+
+    @property
+    def memory(self) -> Memory:
+        """After the latest step; any thread may ask."""
+
+    def refusal(self, params: GenerationParams) -> str | None:
+        """Why this picture cannot be made on this machine, or None; any thread may ask."""
+
+    def check_adapters(self, weights: LoadSpec) -> tuple[str, ...]:
+        """Answer a warning for each adapter that fits the model in part; any thread may ask.
+
+        Raises:
+            UnusableAdapter, NotSupported: an adapter is broken, missing, or of another model.
+        """
+
+
+class TaskSource(Protocol):
+    """scheduler/worker_api.py says what each does."""
+
+    @property
+    def stopping(self) -> bool: ...
+    @property
+    def first_spec(self) -> LoadSpec: ...
+    def load_started(self, spec: LoadSpec) -> None: ...
+    def load_finished(
+        self, spec: LoadSpec, bits: int | None, resident: Sequence[str], *, learn: bool = True
+    ) -> None: ...
+    def load_failed(self, message: str, resident: Sequence[str], *, fatal: bool) -> None: ...
+    def now_resident(self, resident: Sequence[str]) -> None: ...
+    def next_load_order(self) -> LoadSpec | None: ...
+    def claim(self, timeout_s: float | None = None) -> Task | None: ...
+    def inputs_of(self, task_id: str) -> Path: ...
+    def report(self, task_id: str, attempt: int, progress: Progress) -> Verdict: ...
+    def store_image(self, task_id: str, attempt: int, encoded: Encoded) -> bool: ...
+    def finish(self, task_id: str, attempt: int, encoded: Encoded) -> bool: ...
+    def fail(self, task_id: str, attempt: int, code: str, message: str) -> bool: ...
+    def release(self, task_id: str, attempt: int, *, interrupted: bool = False) -> bool: ...
+    def left(self, task_id: str) -> None: ...
+    def prune(self) -> None: ...
+    def stop(self, drain_s: float = 0.0) -> None: ...
