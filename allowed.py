@@ -5,7 +5,7 @@ download that the operator did not allow.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -58,9 +58,31 @@ class Allowed:
         return found
 
     @property
-    def upscaler(self) -> Model | None:
-        """Returns the model that upscales the images of other models."""
-        return next((model for model in self.models if model.upscaler), None)
+    def upscalers(self) -> tuple[Model, ...]:
+        """The models that upscale the images of others."""
+        return tuple(model for model in self.models if model.upscaler)
+
+    def upscaler(self, name: str | None, is_present: Callable[[Model], bool]) -> Model:
+        """The upscaler of this name; for None, one that is present before one that is not.
+
+        Raises:
+            NotSupported: there is none.
+        """
+        upscalers = self.upscalers
+        if not upscalers:
+            raise NotSupported(
+                "upscale needs an upscaler among the allowed models (seedvr2-3b).", field="upscale"
+            )
+        if name is None:
+            return next(filter(is_present, upscalers), upscalers[0])
+        found = Catalog(upscalers).find(name)
+        if found is None:
+            known = ", ".join(model.name for model in upscalers)
+            raise NotSupported(
+                f"There is no upscaler {name!r} on this server. Upscalers: {known}.",
+                field="upscaler",
+            )
+        return found
 
     def bits(self, asked: int | None) -> int | None:
         """Returns the bits to quantize the weights to.
@@ -89,7 +111,7 @@ class Allowed:
         model = self.model(params.model)
         given = given_fields(params)
         if params.upscaler:
-            given -= {Takes.UPSCALE}
+            given -= {Takes.UPSCALE, Takes.SOFTNESS}
         if model.upscaler:
             given -= {Takes.PROMPT}
         pipeline = model.pipeline_for(given)
@@ -103,24 +125,12 @@ class Allowed:
         if not params.upscaler:
             return (Stage(weights, params),)
         upscaler = self.model(params.upscaler)
-        enlarge = params.model_copy(
-            update={
-                "model": upscaler.name,
-                "upscaler": None,
-                "steps": 1,
-                "guidance": None,
-                "negative_prompt": None,
-                "scheduler": None,
-                "image_strength": None,
-                "images": (),
-                "mask": None,
-                "control_image": None,
-                "control_strength": None,
-                "control_type": None,
-                "loras": (),
-            }
-        )
-        drawn = params.model_copy(update={"upscale": None, "upscaler": None})
+        kept = {Takes.UPSCALE, Takes.SOFTNESS, Takes.STEPS, Takes.PROMPT, Takes.INIT_IMAGE}
+        update: dict[str, object] = {"model": upscaler.name, "upscaler": None, "steps": 1}
+        for name in set(Takes) - kept:
+            update[name] = GenerationParams.model_fields[name].default
+        enlarge = params.model_copy(update=update)
+        drawn = params.model_copy(update={"upscale": None, "upscaler": None, "softness": None})
         enlarging = LoadSpec(upscaler, upscaler.pipelines[0], self.quantize)
         return Stage(weights, drawn), Stage(enlarging, enlarge)
 

@@ -20,6 +20,12 @@ CONTROL_TYPES = ("canny", "mlsd")
 """Kinds of control that mflux extracts from an image without downloading more models."""
 
 
+MOSS_LAYERS = 42
+"""Of the transformer of MOSS-Image."""
+Strength = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
+Layer = Annotated[int, Field(ge=0, le=MOSS_LAYERS - 1)]
+
+
 class Takes(StrEnum):
     """Fields that only some pipelines take. Errors name the first one in this order."""
 
@@ -33,8 +39,17 @@ class Takes(StrEnum):
     CONTROL_IMAGE = "control_image"
     CONTROL_STRENGTH = "control_strength"
     CONTROL_TYPE = "control_type"
+    REFERENCE_STRENGTHS = "reference_strengths"
+    EDIT_STRENGTH = "edit_strength"
+    AUTO_MASK = "auto_mask"
+    VERIFY_RETRIES = "verify_retries"
+    OUTPUT_RESOLUTION = "output_resolution"
+    STEP_CACHE = "step_cache"
+    CFG_END = "cfg_end"
+    SKIP_LAYERS = "skip_layers"
     LORAS = "loras"
     UPSCALE = "upscale"
+    SOFTNESS = "softness"
     STEPS = "steps"
     PROMPT = "prompt"
 
@@ -135,6 +150,90 @@ class PassedFields(BaseModel):
         description="Factor by which the finished images are upscaled, above 1 and up to 4, if the "
         "operator allows an upscaler. With an upscaler as `model`: the factor for init_image.",
         examples=[2],
+    )
+    upscaler: str | None = Field(
+        None,
+        min_length=1,
+        max_length=100,
+        description="The upscaler for `upscale`: the name of a model. If absent, an upscaler whose "
+        "weights are on disk is preferred.",
+        examples=["seedvr2-3b"],
+    )
+    softness: Annotated[float | None, Mflux("softness")] = Field(
+        None,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="How much the upscaler blurs its source before it adds detail, 0 to 1. 0 if "
+        "absent.",
+        examples=[0.3],
+    )
+    reference_strengths: Annotated[list[Strength] | None, Mflux("redux_image_strengths")] = Field(
+        None,
+        min_length=1,
+        max_length=8,
+        description="Strength of each of `images`, in their order, 0 to 10 (Redux). 1 if absent.",
+        examples=[[0.8, 1.0]],
+    )
+    edit_strength: Annotated[float | None, Mflux("strength")] = Field(
+        None,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="How much of the first of `images` is redrawn, above 0 and up to 1 (edits with "
+        "qwen-image-2.1). 1 if absent.",
+        examples=[0.6],
+    )
+    auto_mask: Annotated[str | None, BeforeValidator(_blank_as_absent), Mflux("auto_mask")] = Field(
+        None,
+        max_length=500,
+        description="Name of the object to repaint in the first of `images`; the model finds it. "
+        "Replaces `mask` (edits with qwen-image-2.1).",
+        examples=["the red shirt"],
+    )
+    verify_retries: Annotated[int | None, Mflux("verify_retries")] = Field(
+        None,
+        ge=1,
+        le=3,
+        description="The model compares its edit with the prompt. If they do not match, it draws "
+        "again with the next seed, at most this many times (edits with qwen-image-2.1). The "
+        "forecast does not include it.",
+        examples=[1],
+    )
+    output_resolution: Annotated[int | None, Mflux("output_resolution")] = Field(
+        None,
+        ge=32,
+        le=4096,
+        multiple_of=32,
+        description="`images` are scaled to the number of pixels of a square with this side "
+        "(qwen-image-2.1). 1024 if absent.",
+        examples=[1024],
+    )
+    step_cache: Annotated[float | None, Mflux("step_cache_ratio")] = Field(
+        None,
+        gt=0,
+        lt=1,
+        allow_inf_nan=False,
+        description="Share of the steps that reuse the previous step instead of being computed, "
+        "above 0 and below 1. 0.25 is about 1.4 times as fast and less exact. For edits with "
+        "qwen-image-2.1 it is a threshold, usually 0.12. No effect below 10 steps.",
+        examples=[0.25],
+    )
+    cfg_end: Annotated[float | None, Mflux("cfg_end")] = Field(
+        None,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Share of the steps that use `guidance`, above 0 and up to 1. The steps after "
+        "them run without it, about twice as fast. 1 if absent.",
+        examples=[0.6],
+    )
+    skip_layers: Annotated[list[Layer] | None, Mflux("uncond_skip_layers")] = Field(
+        None,
+        max_length=MOSS_LAYERS,
+        description="Layers that the negative branch skips, counted from 0 (MOSS-Image). Layer 22 "
+        "if absent; none with an empty list.",
+        examples=[[22]],
     )
     tags: list[Annotated[str, Field(min_length=1, max_length=40)]] | None = Field(
         None,

@@ -60,6 +60,7 @@ class GenerationParams(PassedFields):
     """The complete parameters of a task: the request with defaults filled in and sizes rounded.
 
     `guidance` is None if the model has none. width and height are those before `upscale`.
+    `upscaler` is the model that upscales the images at the end; None if `model` does it itself.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -79,8 +80,6 @@ class GenerationParams(PassedFields):
     mask: InputImage | None = None
     control_image: InputImage | None = None
     loras: tuple[Lora, ...] = ()
-    upscaler: str | None = None
-    """The model that upscales the images, if it is not `model`."""
     metadata: bool = True
     """Whether the image files contain the parameters."""
     warnings: tuple[str, ...] = ()

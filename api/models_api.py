@@ -144,8 +144,8 @@ def model_answer(model: Model, allowed: Allowed, health: QueueHealth) -> ModelAn
 
 
 def _always(name: Takes, allowed: Allowed) -> bool:
-    """An upscaler works with the images of every model."""
-    return name is Takes.UPSCALE and allowed.upscaler is not None
+    """An upscaler enlarges the pictures of every model."""
+    return name in (Takes.UPSCALE, Takes.SOFTNESS) and bool(allowed.upscalers)
 
 
 def download_answer(health: QueueHealth) -> DownloadAnswer | None:

@@ -49,6 +49,8 @@ def in_words(schema: dict[str, Any]) -> str:
             if "maximum" in schema
             else f"below {schema['exclusiveMaximum']:g}"
         )
+    if "multipleOf" in schema:
+        words += f", a multiple of {schema['multipleOf']}"
     if "maxLength" in schema:
         least = f"{schema['minLength']} to" if "minLength" in schema else "up to"
         words += f" of {least} {schema['maxLength']} characters"

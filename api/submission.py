@@ -19,6 +19,7 @@ from api.waiting_places import RETRY_AFTER_S, WaitingPlaces
 from decoding.decoder import PictureDecoder
 from decoding.protocol import Meaning
 from fields import Takes
+from models.hub_cache import is_present
 from models.model_catalog import LoadSpec, Model
 from queue_manager import QueueManager
 from task import MAX_SEED, SIDE_STEP, GenerationParams
@@ -56,6 +57,7 @@ class Submission:
     check_adapters: answers a warning for each adapter that fits the model in part, and raises
         UnusableAdapter for one that does not fit.
     metadata: whether image files tell how they were made, where a client does not say.
+    is_present: whether the weights of a model are on this machine.
     """
 
     def __init__(
@@ -69,7 +71,9 @@ class Submission:
         decoder: PictureDecoder | None = None,
         check_adapters: Callable[[LoadSpec], tuple[str, ...]] = lambda weights: (),
         metadata: bool = True,
+        is_present: Callable[[Model], bool] = is_present,
     ) -> None:
+        self._is_present = is_present
         self._check_adapters = check_adapters
         self.allowed = allowed
         self.limits = limits
@@ -187,15 +191,12 @@ class Submission:
         if Takes.GUIDANCE not in model.takes:
             given.discard(Takes.GUIDANCE)
         if not model.upscaler:
-            given.discard(Takes.UPSCALE)
+            if request.upscale is None and (request.upscaler or request.softness is not None):
+                raise errors.InvalidInput("upscaler and softness need upscale.", field="upscale")
+            given -= {Takes.UPSCALE, Takes.SOFTNESS}
         if not given <= model.takes:
             raise not_supported(model, frozenset(given))
-        if request.image_strength is not None and request.init_image is None:
-            raise errors.InvalidInput("image_strength needs init_image.", field="image_strength")
-        if request.control_image is None and {Takes.CONTROL_STRENGTH, Takes.CONTROL_TYPE} & given:
-            raise errors.InvalidInput(
-                "control_strength and control_type need control_image.", field="control_image"
-            )
+        _check_together(request, given)
         if model.pipeline_for(frozenset(given)) is None:
             raise not_supported(model, frozenset(given))
         for side in ("width", "height"):
@@ -228,15 +229,11 @@ class Submission:
         guidance = model.default_guidance if request.guidance is None else request.guidance
         upscaler = None
         if request.upscale is not None and not model.upscaler:
-            if self.allowed.upscaler is None:
-                raise errors.NotSupported(
-                    "upscale needs an upscaler among the allowed models (seedvr2-3b).",
-                    field="upscale",
-                )
-            upscaler = self.allowed.upscaler.name
+            upscaler = self.allowed.upscaler(request.upscaler, self._is_present).name
         passed = request.passed() | {
             "guidance": guidance if Takes.GUIDANCE in model.takes else None,
             "quantize": self.allowed.bits(request.quantize),
+            "upscaler": upscaler,
         }
         return GenerationParams(
             **passed,
@@ -250,7 +247,6 @@ class Submission:
             model=model.name,
             count=request.count or request.n or 1,
             loras=tuple((lora.name, lora.scale) for lora in request.loras or ()),
-            upscaler=upscaler,
             metadata=self._metadata if request.metadata is None else request.metadata,
             asked=request.digest,
         )
@@ -334,6 +330,29 @@ class Submission:
         elif "width" not in asked:
             width = height * source[0] / source[1] if source else min(default, most / height)
         return _rounded(width), _rounded(height)
+
+
+def _check_together(request: GenerateRequest, given: set[Takes]) -> None:
+    """Fields that mean nothing without another one, or that exclude each other.
+
+    Raises:
+        InvalidInput
+    """
+    if request.image_strength is not None and request.init_image is None:
+        raise errors.InvalidInput("image_strength needs init_image.", field="image_strength")
+    if request.control_image is None and {Takes.CONTROL_STRENGTH, Takes.CONTROL_TYPE} & given:
+        raise errors.InvalidInput(
+            "control_strength and control_type need control_image.", field="control_image"
+        )
+    if len(request.reference_strengths or ()) > len(request.images or ()):
+        raise errors.InvalidInput(
+            "reference_strengths has more values than images has pictures.",
+            field="reference_strengths",
+        )
+    if request.auto_mask is not None and request.mask is not None:
+        raise errors.InvalidInput(
+            "auto_mask is sent in place of mask: send one of them.", field="auto_mask"
+        )
 
 
 def _rounded(side: float) -> int:

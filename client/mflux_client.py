@@ -144,6 +144,16 @@ class Passed(TypedDict, total=False):
     control_strength: float
     control_type: str
     upscale: float
+    upscaler: str
+    softness: float
+    reference_strengths: list[float]
+    edit_strength: float
+    auto_mask: str
+    verify_retries: int
+    output_resolution: int
+    step_cache: float
+    cfg_end: float
+    skip_layers: list[int]
     tags: list[str]
 
 

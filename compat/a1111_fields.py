@@ -58,7 +58,7 @@ def hires_of(asked: TextToImage, drawn: tuple[int, int], calls: SyncCalls) -> Hi
     Raises:
         InvalidInput
     """
-    if calls.allowed.upscaler is None or not used(asked.enable_hr, "enable_hr"):
+    if not calls.allowed.upscalers or not used(asked.enable_hr, "enable_hr"):
         return Hires(None, None)
     width, height, size = *drawn, None
     factor = used(asked.hr_scale, "hr_scale")

@@ -139,10 +139,9 @@ class A1111Lists:
         rest = {"aliases": None, "default_rho": -1.0, "need_inner_model": False}
         return jsonify([{"name": name, "label": label, **rest} for name, label in labels.items()])
 
-    @listed("upscalers", "The upscaler, where the operator allows one", A_LIST)
+    @listed("upscalers", "The upscalers that the operator allows", A_LIST)
     def upscalers(self) -> Response:
-        upscaler = self._calls.allowed.upscaler
-        names = ["None", upscaler.name] if upscaler else ["None"]
+        names = ["None", *(model.name for model in self._calls.allowed.upscalers)]
         nothing = {"model_name": None, "model_path": None, "model_url": None}
         return jsonify(
             [{"name": name, **nothing, "scale": 1 if name == "None" else 4} for name in names]

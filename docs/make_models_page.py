@@ -1,6 +1,7 @@
 """Writes docs/models.md from the catalog: run it (make pages) after an update of mflux."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -8,6 +9,7 @@ PAGE = ROOT / "docs" / "models.md"
 sys.path.insert(0, str(ROOT))
 
 from fields import Takes  # noqa: E402
+from models.left_out import CLASSES, CONSTRUCTORS, OF_ONE_CLASS, PARAMETERS  # noqa: E402
 from models.mflux_registry import read_catalog  # noqa: E402
 from models.model_catalog import ALWAYS_TAKEN, Model  # noqa: E402
 
@@ -25,8 +27,27 @@ request may use the fields of one or of the other.
 """
 
 
+LEFT_OUT_HEAD = """
+## What mflux can do and this server does not
+
+| of mflux | why not |
+|---|---|
+"""
+
+
 def page() -> str:
-    return HEAD + "".join(_row(model) for model in read_catalog().models)
+    rows = "".join(_row(model) for model in read_catalog().models)
+    return HEAD + rows + LEFT_OUT_HEAD + "".join(_left_out())
+
+
+def _left_out() -> Iterator[str]:
+    names: dict[str, list[str]] = {}
+    for name, reason in {**CLASSES, **PARAMETERS, **CONSTRUCTORS}.items():
+        names.setdefault(reason, []).append(f"`{name}`")
+    for (owner, name), reason in OF_ONE_CLASS.items():
+        names.setdefault(reason, []).append(f"`{name}` of {owner}")
+    for reason, which in names.items():
+        yield f"| {', '.join(which)} | {reason} |\n"
 
 
 def _row(model: Model) -> str:

@@ -36,6 +36,8 @@ PICTURES_OF_A_COMPILED_STEP = 100
 NOT_OF_THE_PARAMS = ("generation_time_seconds", "created_at", "model_path")
 """Metadata of mflux that differ when a picture is made again, or contain a path of this machine."""
 PATHS = ("image_path", "controlnet_image_path", "masked_image_path", "depth_image_path")
+SWITCHES = ("verify", "use_step_cache")
+"""Parameters that only say whether the field that fills them is given."""
 LISTS_OF_PATHS = ("image_paths", "redux_image_paths")
 
 
@@ -227,6 +229,7 @@ def arguments(stage: Stage, inputs: Path) -> dict[str, Any]:
         for parameter, field in pipeline.parameters.items()
         if values[field] is not None
     }
+    call.update((name, True) for name in SWITCHES if name in call)
     if "controls" in call:
         call["controls"] = [_control(call.pop("control_type", "canny"), call["controls"])]
     return call
@@ -256,6 +259,8 @@ def metadata(generated: Any, params: GenerationParams, model: Model) -> dict[str
         details["model"] = model.name
     if not params.prompt:
         details["prompt"] = ""
+    if verification := getattr(generated, "verification", None):
+        details["verification"] = verification
     if params.scheduler:
         details["scheduler"] = params.scheduler
     return details

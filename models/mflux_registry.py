@@ -81,7 +81,15 @@ EXCEPTIONS: Mapping[str, Exceptions] = {
     "Flux2KleinEdit": Exceptions({"image_strength": None}, (Takes.IMAGES,)),
     "QwenImageEdit": Exceptions({"image_path": None}),
     "QwenImage21": Exceptions({"scheduler": None}),
-    "QwenImage21Edit": Exceptions({"scheduler": None}, (Takes.IMAGES,)),
+    "QwenImage21Edit": Exceptions(
+        {
+            "scheduler": None,
+            "verify": "verify_retries",
+            "use_step_cache": "step_cache",
+            "step_cache_threshold": "step_cache",
+        },
+        (Takes.IMAGES,),
+    ),
     "QwenImage21Controlnet": Exceptions({}, (Takes.CONTROL_IMAGE,)),
     "Krea2Controlnet": Exceptions({"image_path": None}, (Takes.CONTROL_IMAGE,)),
     "FIBOEdit": Exceptions({"image_path": "images"}, one_image=True),

@@ -51,6 +51,11 @@ class Estimates:
         key = self.load_key(stage.load_spec)
         if (params.guidance or 0) > 1 and model.family != "flux":
             key += "/guided"
+        for name in ("step_cache", "cfg_end"):
+            if (share := getattr(params, name)) is not None:
+                key += f"/{name}{share:.1f}"
+        if params.verify_retries:
+            key += "/verified"
         if params.images:
             key += f"/images{len(params.images)}"
         if params.control_image:

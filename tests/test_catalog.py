@@ -13,16 +13,11 @@ from allowed import Allowed, not_supported, read_allowed
 from api.generate_request import GenerateRequest
 from errors import BadOption, InvalidInput, ModelNotAllowed, NotSupported
 from fields import Takes, mflux_parameters
-from models import mflux_registry
+from models import left_out, mflux_registry
 from models.mflux_registry import find_model, read_catalog
 from models.model_catalog import FACTS, Catalog, LoadSpec, Model, Pipeline
 from settings import Settings
 
-DELIBERATELY_LEFT_OUT = {
-    "Flux1Concept": "makes a heat map of one word of the prompt beside the picture of Flux1",
-    "Flux1ConceptFromImage": "makes a heat map of one word over a picture, and no new picture",
-}
-"""Classes of mflux that draw, and that no model of the catalog uses."""
 REAL = [model for model in read_catalog().models if not model.tiny]
 PIPELINES = [(model, pipeline) for model in read_catalog().models for pipeline in model.pipelines]
 
@@ -51,7 +46,7 @@ def test_every_model_of_mflux_is_in_the_catalog_with_its_aliases_and_steps() -> 
 def test_each_field_that_is_declared_to_go_to_mflux_is_taken_by_a_model() -> None:
     taken = {field for _, pipeline in PIPELINES for field in pipeline.takes}
     declared = dict(mflux_parameters())
-    assert len(set(declared.values())) == len(declared) == 6
+    assert len(set(declared.values())) == len(declared) == 15
     assert set(declared.values()) <= taken <= set(GenerateRequest.model_fields)
 
 
@@ -121,11 +116,27 @@ def test_every_class_of_mflux_that_draws_is_used_or_left_out_for_a_reason() -> N
             }:
                 drawing.add(node.name)
     used = {pipeline.name for _, pipeline in PIPELINES}
-    inherited = drawing - used - set(DELIBERATELY_LEFT_OUT)
+    inherited = drawing - used - set(left_out.CLASSES)
     assert inherited == set()
-    assert not used & set(DELIBERATELY_LEFT_OUT)
-    assert set(DELIBERATELY_LEFT_OUT) <= drawing
+    assert not used & set(left_out.CLASSES)
+    assert set(left_out.CLASSES) <= drawing
     assert used <= drawing
+
+
+def test_every_parameter_of_mflux_is_filled_or_left_out_for_a_reason() -> None:
+    used, constructed = set(), set()
+    for pipeline in {pipeline.name: pipeline for _, pipeline in PIPELINES}.values():
+        real = class_of(pipeline.module, pipeline.name)
+        filled = set().union(*(p.parameters for _, p in PIPELINES if p.name == pipeline.name))
+        for name in set(inspect.signature(real.generate_image).parameters) - filled - {"self"}:
+            reasons = {(pipeline.name, name), name} & {*left_out.OF_ONE_CLASS, *left_out.PARAMETERS}
+            assert reasons or name in ("guidance", "negative_prompt", "num_inference_steps"), name
+            used |= reasons
+        constructed |= set(inspect.signature(real.__init__).parameters)
+    assert used == {*left_out.OF_ONE_CLASS, *left_out.PARAMETERS}
+    given = {"self", "quantize", "model_path", "model_config", "lora_paths", "lora_scales"}
+    given |= {"controlnet_strength"}
+    assert constructed - given == set(left_out.CONSTRUCTORS)
 
 
 @pytest.mark.parametrize(

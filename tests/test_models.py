@@ -120,7 +120,10 @@ CHANGES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
         {"init_image": CIRCLE, "mask": UPPER},
         [{"init_image": TRIANGLE}, {"mask": LEFT}, {"guidance": 2.0}],
     ),
-    "tiny-redux": ({"images": [CIRCLE]}, [{"images": [TRIANGLE]}, {"images": [CIRCLE, TRIANGLE]}]),
+    "tiny-redux": (
+        {"images": [CIRCLE]},
+        [{"images": [TRIANGLE]}, {"images": [CIRCLE, TRIANGLE]}, {"reference_strengths": [0.3]}],
+    ),
     "tiny-controlnet": (
         {"control_image": CIRCLE},
         [{"control_image": TRIANGLE}, {"control_strength": 0.5}],

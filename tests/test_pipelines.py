@@ -55,6 +55,15 @@ def full_params(pipeline: Pipeline) -> GenerationParams:
         Takes.CONTROL_TYPE: {"control_type": CONTROL_TYPES[1]},
         Takes.UPSCALE: {"upscale": 2.0},
         Takes.LORAS: {"loras": (Lora("a", 0.5),)},
+        Takes.REFERENCE_STRENGTHS: {"reference_strengths": [0.5]},
+        Takes.EDIT_STRENGTH: {"edit_strength": 0.5},
+        Takes.AUTO_MASK: {"auto_mask": "the shirt"},
+        Takes.VERIFY_RETRIES: {"verify_retries": 2},
+        Takes.OUTPUT_RESOLUTION: {"output_resolution": 512},
+        Takes.STEP_CACHE: {"step_cache": 0.25},
+        Takes.CFG_END: {"cfg_end": 0.5},
+        Takes.SKIP_LAYERS: {"skip_layers": [3]},
+        Takes.SOFTNESS: {"softness": 0.5},
     }
     changes: dict[str, Any] = {}
     for field in pipeline.takes:
@@ -83,7 +92,7 @@ def test_what_the_params_hold_binds_to_the_signature_of_the_class(
     for parameter, value in call.items():
         annotation = str(signature.parameters[parameter].annotation)
         if isinstance(value, list):
-            assert "list" in annotation, (parameter, annotation)
+            assert "list" in annotation or "tuple" in annotation, (parameter, annotation)
         elif isinstance(value, str) and "path" in parameter:
             assert "list" not in annotation.replace("| list", ""), (parameter, annotation)
 
@@ -331,6 +340,29 @@ def test_the_edits_of_klein_share_its_weights_and_draw_as_if_loaded_alone(
         return drawn
 
     assert on_thread.run(alone).tobytes() == picture.tobytes()
+
+
+def test_the_softness_of_an_upscaler_changes_its_picture(on_thread: OnItsThread) -> None:
+    model = allow("tiny-seedvr2").default
+    weights = LoadSpec(model, model.pipelines[0], None)
+    asked = params_for(init_image=FILES["first"], upscale=2.0, steps=1)
+    sharp = on_thread.draw(weights, asked)
+    soft = on_thread.draw(weights, asked.model_copy(update={"softness": 0.8}))
+    assert sharp.size == soft.size == (128, 128)
+    assert sharp.tobytes() != soft.tobytes()
+
+
+def test_switches_of_mflux_are_on_where_their_field_is_given() -> None:
+    model = allow("qwen-image-2.1").default
+    edit = model.pipeline_for(frozenset({Takes.PROMPT, Takes.IMAGES}))
+    assert edit
+    pictures: dict[str, Any] = {"images": (FILES["first"],)}
+    asked = params_for(verify_retries=2, step_cache=0.12, edit_strength=0.6, **pictures)
+    call = arguments(Stage(LoadSpec(model, edit, None), asked), INPUTS)
+    assert (call["verify"], call["verify_retries"], call["strength"]) == (True, 2, 0.6)
+    assert (call["use_step_cache"], call["step_cache_threshold"]) == (True, 0.12)
+    call = arguments(Stage(LoadSpec(model, edit, None), params_for(**pictures)), INPUTS)
+    assert not {"verify", "verify_retries", "use_step_cache", "strength"} & set(call)
 
 
 def test_an_edit_may_be_the_first_task_after_loading(on_thread: OnItsThread) -> None:

@@ -135,6 +135,8 @@ class Desk:
         self.limits = limits or Limits()
         self.allowed = allow(*names, **options)
         self.queue = PlayedQueue(self.allowed, TimingModel(), TaskStore(None))
+        self.present = set(names)
+        """Models whose weights are on disk."""
         self._desk = Submission(
             self.queue,
             self.allowed,
@@ -142,6 +144,7 @@ class Desk:
             lambda params: None,
             places=WaitingPlaces(1),
             decoder=DECODER,
+            is_present=lambda model: model.name in self.present,
         )
 
     def prepare(self, **fields: Any) -> Prepared:
@@ -188,6 +191,15 @@ VALUES: dict[Takes, Any] = {
     Takes.UPSCALE: 2,
     Takes.STEPS: 4,
     Takes.PROMPT: "a lighthouse",
+    Takes.REFERENCE_STRENGTHS: [0.5],
+    Takes.EDIT_STRENGTH: 0.5,
+    Takes.AUTO_MASK: "the shirt",
+    Takes.VERIFY_RETRIES: 2,
+    Takes.OUTPUT_RESOLUTION: 512,
+    Takes.STEP_CACHE: 0.25,
+    Takes.CFG_END: 0.5,
+    Takes.SKIP_LAYERS: [3],
+    Takes.SOFTNESS: 0.5,
 }
 
 
@@ -207,6 +219,8 @@ def test_a_field_that_a_model_lacks_is_refused_by_the_names_of_both(name: Takes)
         fields = {**prompt, **needs, name: VALUES[name]}
         if name is Takes.GUIDANCE:
             assert desk.prepare(**fields).ignored_fields == ["guidance"]
+        elif name is Takes.SOFTNESS:
+            assert desk.refusal(**fields)[:2] == ("invalid_input", "upscale")
         elif name is Takes.UPSCALE:
             assert desk.refusal(**fields)[:2] == ("not_supported", "upscale")
         else:
@@ -479,6 +493,57 @@ def test_a_task_of_another_model_is_enlarged_by_the_upscaler_without_what_only_d
     assert draw.params.final_size == (64, 96)
     assert enlarge.params.inputs == ()
     assert enlarge.params.steps == 1
+
+
+def test_an_upscaler_on_disk_is_chosen_before_one_that_must_be_downloaded() -> None:
+    desk = Desk("z-image", "seedvr2-3b", "seedvr2-7b")
+    desk.present = {"seedvr2-7b"}
+    assert desk.params(upscale=2).upscaler == "seedvr2-7b"
+    desk.present = set()
+    assert desk.params(upscale=2).upscaler == "seedvr2-3b"
+    assert desk.params(upscale=2, upscaler="SEEDVR2-7B").upscaler == "seedvr2-7b"
+    params = desk.params(upscale=2, upscaler="seedvr2-7b", softness=0.5)
+    draw, enlarge = desk.allowed.stages(params)
+    assert enlarge.load_spec.model.name == "seedvr2-7b"
+    assert (draw.params.softness, enlarge.params.softness) == (None, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "field", "words"),
+    [
+        ("z-image", {"upscaler": "seedvr2-3b"}, "upscale", "need upscale"),
+        ("z-image", {"softness": 0.5}, "upscale", "need upscale"),
+        ("z-image", {"upscale": 2, "upscaler": "nope"}, "upscaler", "Upscalers: seedvr2-3b"),
+        ("z-image", {"step_cache": 0.2}, "step_cache", "no step_cache"),
+        ("z-image", {"cfg_end": 0.2}, "cfg_end", "no cfg_end"),
+        ("moss-image-sft", {"skip_layers": [42]}, "skip_layers", "from 0 to 41"),
+        ("qwen-image-2.1", {"auto_mask": "hat"}, "images", "needs images"),
+        (
+            "qwen-image-2.1",
+            {"images": [PICTURE], "auto_mask": "hat", "mask": PICTURE},
+            "auto_mask",
+            "in place of mask",
+        ),
+        (
+            "dev-redux",
+            {"images": [PICTURE], "reference_strengths": [1, 1]},
+            "reference_strengths",
+            "more values",
+        ),
+        (
+            "qwen-image-2.1",
+            {"images": [PICTURE], "output_resolution": 1000},
+            "output_resolution",
+            "a multiple of 32",
+        ),
+    ],
+)
+def test_a_special_field_is_refused_where_it_means_nothing(
+    model: str, fields: dict[str, Any], field: str, words: str
+) -> None:
+    _, named, message = Desk(model, "seedvr2-3b").refusal(**fields)
+    assert named == field
+    assert words in message
 
 
 def test_adapters_are_named_by_their_path_below_the_folder(tmp_path: Path) -> None:
