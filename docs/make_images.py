@@ -110,6 +110,7 @@ def still(page: Page, url: str, path: Path) -> None:
     expect(page.locator(".status").last).to_contain_text("picture 3 of 8")
     page.mouse.move(5, 5)
     page.evaluate("document.activeElement.blur(), scrollTo(0, 0)")
+    page.locator(".compose").evaluate("form => form.scrollTo(0, 0)")
     shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     palette = shot.quantize(256)
     shot.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)

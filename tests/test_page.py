@@ -204,6 +204,7 @@ def test_a_picture_is_generated_viewed_varied_used_as_input_and_removed(  # noqa
     me["#format"].select_option("PNG")
     me.draw("a lighthouse")
     expect(me.shown("a lighthouse")).to_have_count(2)
+    assert "null" not in me["main"].inner_text()
     expect(me["#empty"]).to_be_hidden()
     task_id = me.task_ids()[0]
     params = served.get("/status", task_id=task_id).json()["params"]

@@ -140,7 +140,7 @@ export class Gallery {
       el("div", { class: "shot" }, open, actions),
       el("p", { class: "words" }, titleOf(task)),
       el("p", { class: "hint facts" }, facts),
-      tagList(task),
+      tagList(task) ?? "",
     );
     return card;
   }
