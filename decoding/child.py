@@ -1,10 +1,10 @@
-"""The decoder process: reads one picture after the other with Pillow, and nothing else.
+"""The decoder process: decodes pictures with Pillow, one after the other.
 
-Pictures come from strangers. A file of a few megabytes can keep Pillow busy for minutes or make it
-allocate gigabytes, so this process has a memory limit, and decoder.py ends it at a deadline. It
+Pictures are not trusted: a file of a few megabytes can keep Pillow busy for minutes or make it
+allocate gigabytes. So this process has a memory limit, and decoder.py ends it at a deadline. It
 imports neither mlx nor flask, so it starts in a tenth of a second.
 
-Run by decoder.py, with one end of a socket pair as its standard input (protocol.py).
+decoder.py starts it, with one end of a socket pair as its standard input (protocol.py).
 """
 
 import os
@@ -31,16 +31,16 @@ from images import (
 )
 
 MIN_SIDE = 16
-"""Pixels: mflux draws in squares of 16, so less holds nothing that it could see."""
+"""Pixels. Smaller pictures are refused: mflux works in squares of 16 pixels."""
 MOST_PIXELS_FACTOR = 4
-"""A picture of an extreme shape is kept with at most so many times the pixels that are used."""
+"""A picture of an extreme shape keeps at most so many times the pixels that are used."""
 LANCZOS_GAP = 3.0
-"""Shrinking by a larger factor averages pixels first: quicker, and the result looks the same."""
+"""Larger reductions average pixels first, which is faster and looks the same."""
 MOST_TEXTS = 1_000
 MOST_TEXT_CHARS = 1_000_000
-"""Texts of a file that are reported, and their length in all."""
+"""Limits of the reported texts of a file: their number and total length."""
 MOST_S = 300
-"""Seconds after which a decoder ends by itself, should the server that watches it be gone."""
+"""Idle seconds after which a decoder ends by itself, in case the server has died."""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -55,11 +55,11 @@ _SIDEWAYS = (5, 6, 7, 8)
 
 
 class Refused(Exception):
-    """Why a picture is refused: the rest of a sentence that begins with the name of its field."""
+    """Why a picture is refused: the end of a sentence that starts with the name of its field."""
 
 
 def picture_size(data: bytes, max_pixels: int) -> tuple[int, int]:
-    """Width and height of a picture when it is upright, from its header.
+    """Returns width and height of the upright picture, from its header.
 
     Raises:
         Refused: see `read_picture`.
@@ -77,11 +77,11 @@ def read_picture(
     cover: tuple[int, int] | None = None,
     min_pixels: int = 0,
 ) -> Image.Image:
-    """The first frame of a picture, upright, without metadata, scaled down to what is used.
+    """Decodes the first frame of a picture: upright, without metadata, scaled down to what is used.
 
     Args:
         max_pixels: limit of width times height.
-        meaning: decides the mode: RGB for a picture, L for masks.
+        meaning: RGB for a picture, L for masks.
         invert: exchange black and white at the end.
         cover, min_pixels: see `fitted`; without cover the picture keeps its size.
 
@@ -95,7 +95,7 @@ def read_picture(
         if cover is not None:
             size = _upright(fitted(_upright(size, turn), cover, min_pixels), turn)
         if size != image.size:
-            image.draft(None, (2 * size[0], 2 * size[1]))  # JPEG alone: skips what is not needed
+            image.draft(None, (2 * size[0], 2 * size[1]))  # for JPEG: decodes at a lower resolution
         picture = _flat(image, meaning)
         if size != picture.size:
             picture = picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=LANCZOS_GAP)
@@ -105,8 +105,8 @@ def read_picture(
 
 
 def fitted(size: tuple[int, int], cover: tuple[int, int], min_pixels: int) -> tuple[int, int]:
-    """The smallest size of the same shape that covers an area and has min_pixels; never larger
-    than the picture.
+    """Returns the smallest size with the same aspect ratio that covers an area and has min_pixels,
+    never larger than the picture.
 
     Args:
         cover: width and height of the area.
@@ -122,7 +122,7 @@ def fitted(size: tuple[int, int], cover: tuple[int, int], min_pixels: int) -> tu
 
 
 def thumbnail(data: bytes, max_side: int, max_pixels: int) -> bytes:
-    """A JPEG with no side longer than max_side pixels, never larger than the picture itself."""
+    """Encodes a JPEG with no side longer than max_side pixels, never larger than the picture."""
     buffer = BytesIO()
     with _opened(data, max_pixels, min_side=1) as image:
         image.thumbnail((max_side, max_side))  # a JPEG is decoded at a fraction of its size
@@ -131,7 +131,7 @@ def thumbnail(data: bytes, max_side: int, max_pixels: int) -> bytes:
 
 
 def texts_of(data: bytes) -> dict[str, Any]:
-    """How a picture was made, as far as its file says: `texts` and `metadata`, within limits."""
+    """Returns the `texts` and `metadata` of a file, within limits."""
     texts, chars = {}, 0
     for name, text in list(read_png_texts(data).items())[:MOST_TEXTS]:
         chars += len(name) + len(text)
@@ -160,7 +160,7 @@ def _opened(data: bytes, max_pixels: int, min_side: int = MIN_SIDE) -> Iterator[
         raise Refused(f" has too many pixels: {max_pixels} are allowed.") from error
     except MemoryError as error:
         raise Refused(" takes too much memory to decode.") from error
-    except Exception as error:  # decoders raise anything
+    except Exception as error:  # decoders raise all kinds of errors
         raise Refused(f" is a broken or incomplete {format} file.") from error
 
 
@@ -178,7 +178,7 @@ def _upright(size: tuple[int, int], orientation: int) -> tuple[int, int]:
 
 
 def _flat(image: Image.Image, meaning: Meaning) -> Image.Image:
-    """The picture in RGB or L, as its meaning demands."""
+    """Converts the picture to RGB or L, according to its meaning."""
     if image.mode == "I;16":
         image.info.pop("transparency", None)
         image = image.point(lambda grey: grey * (1 / 256)).convert("L")  # Pillow alone would clip
@@ -202,7 +202,7 @@ def _mask_of(alpha: Image.Image, meaning: Meaning) -> Image.Image:
 
 
 def answer(asked: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
-    """The header and the payload that answer a frame of decoder.py."""
+    """Returns header and payload of the answer to a frame of decoder.py."""
     try:
         max_pixels = Image.MAX_IMAGE_PIXELS = asked["max_pixels"]
         if asked["do"] == "size":
@@ -227,13 +227,13 @@ def answer(asked: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
 
 
 def main(memory_bytes: int, idle_s: float) -> None:
-    """Answer until the server closes its end, or nothing comes for idle_s seconds."""
-    os.nice(10)  # what answers requests goes first
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server
+    """Answers until the server closes its end or sends nothing for idle_s seconds."""
+    os.nice(10)  # the server has priority
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the server handles Ctrl-C
     with suppress(ValueError, OSError):  # macOS accepts the limit, but does not enforce it
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     warnings.simplefilter("ignore")
-    # Pillow refuses a picture with a large text, which a workflow may be.
+    # Pillow refuses pictures with large texts, such as workflows.
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
     channel = socket.socket(fileno=0)
     with suppress(EOFError, OSError):

@@ -1,8 +1,8 @@
-"""Reads pictures that clients send, in decoder processes (child.py) that are watched here.
+"""Decodes pictures from clients in separate processes (child.py), and supervises these.
 
-The server itself only sees the result: a PNG that is checked, upright and no larger than needed.
-A picture that takes too long or too much memory costs its decoder process, and its own request an
-error; nothing else is affected.
+The server only gets the result: a PNG that is checked, upright and no larger than needed. If a
+picture takes too long or too much memory, its decoder process ends and its request gets an error;
+nothing else is affected.
 """
 
 import logging
@@ -26,18 +26,18 @@ log = logging.getLogger(__name__)
 
 PROCESSES = 2
 LINE = 32
-"""Requests that may wait for a decoder; each holds an HTTP thread and its body."""
+"""Largest number of requests that wait for a decoder; each holds an HTTP thread and its body."""
 DEADLINE_S = 30.0
-"""For all pictures of one request, from when a decoder is free for it."""
+"""Time limit for all pictures of one request, from the moment it has a decoder."""
 RETRY_AFTER_S = 5
 FULL = f"Too many pictures wait to be decoded: try again in {RETRY_AFTER_S} s."
 IDLE_S = 60.0
-"""A decoder that has nothing to do for so long ends."""
+"""A decoder ends after so many idle seconds."""
 PICTURES_EACH = 100
-"""After so many pictures a decoder is replaced, whatever Pillow has left in its memory."""
+"""A decoder is replaced after so many pictures, in case Pillow leaks memory."""
 BASE_BYTES = 400_000_000
 BYTES_PER_PIXEL = 24
-"""Memory limit of a decoder: a picture with transparency is in memory up to four times at once."""
+"""Memory limit of a decoder. Up to four copies of a transparent picture are in memory."""
 
 _ROOT, _SITE = Path(__file__).parent.parent, Path(PIL.__file__).parent.parent
 _START = (
@@ -55,13 +55,13 @@ class Png(NamedTuple):
 
 
 class PictureDecoder:
-    """Any thread may call. Processes start with the first picture and end when idle.
+    """Thread-safe. Processes start with the first picture and end when idle.
 
     Args:
         max_pixels: limit of width times height of a client's picture.
-        own_pixels: the same of finished images, for thumbnails, if it is higher.
-        place: held by a request from when it waits until its pictures are read; may raise TryLater.
-        line: requests that may wait.
+        own_pixels: the same for finished images (thumbnails), if it is higher.
+        place: held by a request while it waits and its pictures are decoded; may raise TryLater.
+        line: largest number of waiting requests.
         deadline_s: for all pictures of one request.
     """
 
@@ -91,7 +91,7 @@ class PictureDecoder:
 
     @contextmanager
     def reading(self) -> Iterator["PictureReader"]:
-        """One request's turn with a decoder. Waits for it.
+        """Waits for a decoder and yields a reader for one request.
 
         Raises:
             TooManyWaiting: too many requests wait already, or this one has waited too long.
@@ -118,7 +118,7 @@ class PictureDecoder:
             self._turns.release()
 
     def close(self) -> None:
-        """End the decoders that have nothing to do; the others end with their request."""
+        """Ends the idle decoders; the others end with their request."""
         with self._lock:
             self._closed = True
             free, self._free = self._free, []
@@ -126,7 +126,7 @@ class PictureDecoder:
             child.end()
 
     def take(self) -> "_Child":
-        """A decoder process for one reader.
+        """Returns a decoder process for one reader.
 
         Raises:
             TooManyWaiting: no process can be started now.
@@ -144,7 +144,7 @@ class PictureDecoder:
             ) from error
 
     def give_back(self, child: "_Child") -> None:
-        """A reader needs its process no more; one that works well serves the next reader."""
+        """Takes back the process of a reader. A process without errors serves the next reader."""
         with self._lock:
             if child.works and child.served < self._pictures_each and not self._closed:
                 self._free.append(child)
@@ -153,9 +153,9 @@ class PictureDecoder:
 
 
 class PictureReader:
-    """Reads the pictures of one request.
+    """Decodes the pictures of one request.
 
-    Every method raises InvalidInput, with the field at fault, for a picture that cannot be read.
+    All methods raise InvalidInput, with the name of the field, if a picture cannot be decoded.
     """
 
     def __init__(self, decoder: PictureDecoder) -> None:
@@ -164,7 +164,7 @@ class PictureReader:
         self._child: _Child | None = None
 
     def size(self, data: bytes, field: str) -> tuple[int, int]:
-        """Width and height of a picture when it is upright, from its header."""
+        """Returns width and height of the upright picture, from its header."""
         width, height = self._ask({"do": "size"}, data, field)[0]["size"]
         return width, height
 
@@ -178,7 +178,7 @@ class PictureReader:
         cover: tuple[int, int] | None = None,
         min_pixels: int = 0,
     ) -> Png:
-        """A picture, upright and scaled down to what is used: child.py's read_picture."""
+        """Returns a picture as PNG, upright and scaled to what is used (child.read_picture)."""
         asked = {
             "do": "png",
             "meaning": meaning,
@@ -190,12 +190,12 @@ class PictureReader:
         return Png(png, *reply["size"])
 
     def thumbnail(self, data: bytes, max_side: int) -> bytes:
-        """A JPEG with no side longer than max_side pixels."""
+        """Returns a JPEG with no side longer than max_side pixels."""
         asked = {"do": "thumbnail", "max_side": max_side, "max_pixels": self._decoder.own_pixels}
         return self._ask(asked, data, "image")[1]
 
     def texts(self, data: bytes, field: str) -> tuple[dict[str, str], dict[str, Any]]:
-        """How a picture was made, as far as its file says: its texts, and mflux's metadata."""
+        """Returns the texts of a picture's file, and mflux's metadata."""
         reply, _ = self._ask({"do": "texts"}, data, field)
         return reply["texts"], reply["metadata"]
 
@@ -227,7 +227,7 @@ class PictureReader:
                 ) from None
             except (OSError, EOFError):
                 self.close()
-                if not used_before:  # else it may have ended because it was idle
+                if not used_before:  # a used one may have ended because it was idle
                     raise InvalidInput(
                         f"{field} cannot be decoded: the process that tried has ended, most likely "
                         "for lack of memory.",
@@ -263,7 +263,8 @@ class _Child:
     def ask(
         self, asked: dict[str, Any], data: bytes, deadline: float
     ) -> tuple[dict[str, Any], bytes]:
-        """Raises: TimeoutError, OSError, EOFError; then it is of no use any more."""
+        """Sends a frame and returns the answer. After TimeoutError, OSError or EOFError the process
+        cannot be used any more."""
         self.works = False
         send(self._channel, asked, data, deadline)
         reply = receive(self._channel, deadline)

@@ -1,4 +1,4 @@
-"""What the server and its decoder processes say to each other: frames over a socket pair.
+"""The protocol between the server and its decoder processes: frames over a socket pair.
 
 A frame is the length of its header (4 bytes), the length of its payload (4 bytes), the header as
 JSON, and the payload.
@@ -15,10 +15,10 @@ _LENGTHS = struct.Struct(">II")
 
 
 class Meaning(StrEnum):
-    """What the pixels of a picture mean."""
+    """How the pixels of a picture are interpreted."""
 
     PICTURE = "picture"  # colours; transparent pixels are composited on white
-    MASK = "mask"  # grey values; transparency is ignored, as mflux ignores it in masks
+    MASK = "mask"  # grey values; transparency is ignored, as in mflux
     MASK_CLEAR = "mask_clear"  # white where transparent; like MASK if nothing is
     MASK_OPAQUE = "mask_opaque"  # white where more than half opaque; like MASK if all is opaque
 
@@ -26,10 +26,10 @@ class Meaning(StrEnum):
 def send(
     channel: socket.socket, header: dict[str, Any], payload: bytes, deadline: float | None = None
 ) -> None:
-    """Send one frame.
+    """Sends one frame.
 
     Args:
-        deadline: reading of the monotonic clock; None: no limit.
+        deadline: time on the monotonic clock; None: no limit.
 
     Raises:
         TimeoutError: the deadline has passed.
@@ -43,7 +43,7 @@ def send(
 
 
 def receive(channel: socket.socket, deadline: float | None = None) -> tuple[dict[str, Any], bytes]:
-    """Receive one frame. Raises what send() raises, and EOFError if the other side has ended."""
+    """Receives one frame. Raises what send() raises, and EOFError if the other side has ended."""
     header_bytes, payload_bytes = _LENGTHS.unpack(_exactly(channel, _LENGTHS.size, deadline))
     header: dict[str, Any] = json.loads(_exactly(channel, header_bytes, deadline))
     return header, _exactly(channel, payload_bytes, deadline)

@@ -25,8 +25,7 @@ def cache_dir() -> Path:
 
 
 def is_present(model: Model) -> bool:
-    """Whether the weights are on this machine: each repository has a snapshot, and none is half
-    downloaded."""
+    """Whether the weights are on this machine: each repository has a complete snapshot."""
     if model.tiny:
         return True
     folder = _folder(model)
@@ -36,8 +35,8 @@ def is_present(model: Model) -> bool:
 
 
 def needs_download(data_dir: Path, model: Model) -> bool:
-    """Whether the weights have to come from Hugging Face before anything can be drawn: they are not
-    there, or their download has begun and not ended, which alone says that something is missing."""
+    """Whether weights must be downloaded before the model can be loaded: they are missing, or a
+    download has not ended, which is the only sign of an incomplete one."""
     if model.tiny or _folder(model) is not None:
         return False
     return _mark_of(data_dir, model).exists() or not is_present(model)
@@ -45,9 +44,9 @@ def needs_download(data_dir: Path, model: Model) -> bool:
 
 @contextmanager
 def marked_as_incomplete(data_dir: Path, model: Model) -> Iterator[None]:
-    """While a download is on, and after one that did not end well, however it ended."""
+    """Marks a model as incomplete during a download, and after a download that failed."""
     mark = _mark_of(data_dir, model)
-    with suppress(OSError):  # if nothing can be written, the download has the better message
+    with suppress(OSError):  # if nothing can be written, the download reports it
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
     yield
@@ -60,7 +59,7 @@ def _mark_of(data_dir: Path, model: Model) -> Path:
 
 
 def partial_files(model: Model) -> set[Path]:
-    """What downloads have not finished. huggingface_hub never goes on with such a file."""
+    """Returns unfinished files of downloads, which huggingface_hub never resumes."""
     names = () if _folder(model) else _names(model)
     return {path for name in names for path in (_repository(name) / "blobs").glob("*.incomplete")}
 
@@ -77,16 +76,16 @@ def _is_complete(name: str) -> bool:
 
 
 def _is_growing(part: Path) -> bool:
-    """Whether a download goes on there; what an earlier one has left stays for ever."""
+    """Whether a download is writing the file; files of an earlier one stay for ever."""
     try:
         # A time in the future was written before the clock was set back.
         return abs(time.time() - part.stat().st_mtime) < STALE_S
-    except OSError:  # it was renamed this moment
+    except OSError:  # it has just been renamed
         return True
 
 
 def weight_files(model: Model) -> list[Path]:
-    """The .safetensors files that a model is loaded from, as far as they are on this machine."""
+    """Returns the .safetensors files of a model that are on this machine."""
     if model.tiny:
         return []
     folder = _folder(model)
@@ -111,19 +110,19 @@ def _snapshots(name: str) -> list[Path]:
 
 
 def bytes_on_disk(model: Model) -> int:
-    """Size of what there is of its repositories, also while they are downloaded."""
+    """Returns the bytes of its repositories on disk, also during a download."""
     folder = _folder(model)
     folders = [folder] if folder else [_repository(name) / "blobs" for name in _names(model)]
     return sum(_size(folder) for folder in folders)
 
 
 def _names(model: Model) -> tuple[str, ...]:
-    """With --path naming a repository, that one takes the place of the first."""
+    """Returns its repositories. A repository named by --path replaces the first one."""
     return (model.path, *model.repositories[1:]) if model.path else model.repositories
 
 
 def _folder(model: Model) -> Path | None:
-    """The local folder that the weights come from."""
+    """Returns the local folder of the weights."""
     if model.path is None:
         return None
     folder = Path(model.path).expanduser()
@@ -142,6 +141,6 @@ def _size(folder: Path) -> int:
         try:
             if path.suffix != ".incomplete" or _is_growing(path):
                 size += path.stat().st_size if path.is_file() else 0
-        except OSError:  # it was renamed this moment
+        except OSError:  # it has just been renamed
             continue
     return size

@@ -2,7 +2,7 @@
 
 Names, aliases, repositories and default steps come from AVAILABLE_MODELS; what each class takes is
 read from its source, because importing all families takes seconds and this takes a tenth of one.
-With generator.py, generation/ and mlx_setup.py this is all that knows mflux and mlx.
+Only this module, generator.py, generation/ and mlx_setup.py depend on mflux and mlx.
 """
 
 import ast
@@ -44,12 +44,12 @@ FIELDS: Mapping[str, str] = {
     "controls": "control_image",
     **dict(mflux_parameters()),
 }
-"""mflux's parameter -> the field of ours that fills it. What is not here keeps its default."""
+"""mflux's parameter -> the field that fills it. Other parameters keep their defaults."""
 
 
 @dataclass(frozen=True)
 class Exceptions:
-    """Where a class means something else by a parameter, or does nothing with it (None)."""
+    """Parameters that have another meaning for a class, or no effect (None)."""
 
     fields: Mapping[str, str | None]
     needs: tuple[Takes, ...] = ()
@@ -63,7 +63,7 @@ EXCEPTIONS: Mapping[str, Exceptions] = {
         {"image_path": "images", "image_strength": None}, (Takes.IMAGES,), one_image=True
     ),
     "Flux1Fill": Exceptions({"image_strength": None}),
-    # Without a depth map it would fetch one more model, which makes one of image_path.
+    # Without a depth map, mflux would download a model that makes one from image_path.
     "Flux1Depth": Exceptions({"image_path": None, "image_strength": None}, (Takes.CONTROL_IMAGE,)),
     "Flux1Redux": Exceptions({"image_strength": None}),
     "Flux1InContextDev": Exceptions(
@@ -116,19 +116,19 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
     "z-image-turbo": ("ZImage",),
     "tiny-flux2": ("Flux2Klein", "Flux2KleinEdit"),
 }
-"""Where more than one class draws with a model, or another one than the one that mflux saves it
-with (MODEL_CLASSES in mflux's save.py, which decides for all others)."""
+"""Models with several classes, or with another class than in MODEL_CLASSES of mflux's save.py. That
+table is used for all others."""
 
 ALSO_FROM: Mapping[str, tuple[str, ...]] = {
     "dev-redux": ("black-forest-labs/FLUX.1-dev",),
     "lens-turbo": ("mlx-community/gpt-oss-20b-MXFP4-Q8",),
 }
-"""Repositories that a class loads from besides those that the registry names."""
+"""Further repositories of a class, which the registry does not list."""
 
 
 @cache
 def read_catalog() -> Catalog:
-    """All models of the installed mflux, in its order, and the tiny ones."""
+    """Returns all models of the installed mflux, in its order, and the tiny ones."""
     prepare_mlx()
     from mflux.cli.defaults.defaults import model_inference_steps
     from mflux.models.common.config.model_config import AVAILABLE_MODELS
@@ -142,12 +142,12 @@ def read_catalog() -> Catalog:
 
 
 def find_model(name: str) -> Model | None:
-    """The model of this exact name or alias, in any case of letters."""
+    """Returns the model of this name or alias; upper and lower case are equal."""
     return read_catalog().find(name)
 
 
 def undecided() -> list[str]:
-    """Models of the installed mflux for which nobody has written a line in FACTS."""
+    """Returns the models of the installed mflux that have no entry in FACTS."""
     return [model.name for model in read_catalog().models if model.title == UNDECIDED.title]
 
 
@@ -213,9 +213,9 @@ TINY_TITLES: Mapping[str, str] = {
     "tiny-seedvr2": "SeedVR2",
 }
 TINY_LORAS = ("flux", "flux2")
-"""Families that mflux merges an adapter into without filling in what a tiny model leaves out."""
+"""Families whose tiny models can have LoRAs: merging does not evaluate the missing layers."""
 TINY_PARTS = frozenset({"tiny-flux2-edit"})
-"""Which another tiny model includes."""
+"""Tiny models that are part of another one."""
 TINY_DISTILLED = frozenset({"tiny-flux2"})
 
 
@@ -229,7 +229,7 @@ def _without(pipeline: Pipeline, fields: set[Takes]) -> Pipeline:
 
 
 class _Sources:
-    """mflux's source: which classes draw, and with which parameters."""
+    """The source of mflux: its classes and their parameters."""
 
     def __init__(self) -> None:
         spec = importlib.util.find_spec("mflux")
@@ -252,7 +252,7 @@ class _Sources:
         return (name,) if name in self._classes else ()
 
     def pipelines(self, names: Sequence[str]) -> Iterator[Pipeline]:
-        """Those of a model. One that is constructed as the first one is shares its modules."""
+        """Returns the pipelines of a model. Those with the same constructor share their modules."""
         for name in names:
             pipeline = self.pipeline(name)
             if name != names[0] and self._constructor(name) == self._constructor(names[0]):
@@ -294,7 +294,7 @@ class _Sources:
         )
 
     def _parameters(self, node: ast.ClassDef, method: str) -> tuple[list[str], list[str]]:
-        """Those without and those with a default."""
+        """Returns the parameters without and with a default."""
         found = self._method(node, method)
         if found is None:
             return [], []
@@ -308,7 +308,7 @@ class _Sources:
         )
 
     def _method(self, node: ast.ClassDef, name: str) -> ast.FunctionDef | None:
-        """A method of a class, or the one that it inherits."""
+        """Returns a method of a class, own or inherited."""
         for part in node.body:
             if isinstance(part, ast.FunctionDef) and part.name == name:
                 return part

@@ -1,4 +1,4 @@
-"""Getting MLX ready, before anything else imports it. One of the files that know mlx and mflux."""
+"""Prepares MLX before its first import."""
 
 import ctypes
 import importlib.util
@@ -11,11 +11,11 @@ log = logging.getLogger(__name__)
 
 
 class MlxMissing(Exception):
-    """mlx cannot be imported; the message says what to install."""
+    """mlx cannot be imported. The message says what to install."""
 
 
 def prepare_mlx(*, quiet: bool = True) -> bool:
-    """Import mlx before anything of mflux is used; the first call decides.
+    """Imports mlx, before mflux is used. Only the first call has an effect.
 
     Args:
         quiet: no progress bars.
@@ -24,7 +24,7 @@ def prepare_mlx(*, quiet: bool = True) -> bool:
         Whether MLX has a GPU here.
 
     Raises:
-        MlxMissing: with the sentence for the operator.
+        MlxMissing: the message is for the operator.
     """
     if "mlx.core" in sys.modules:
         import mlx.core as mx
@@ -46,10 +46,10 @@ def prepare_mlx(*, quiet: bool = True) -> bool:
 
 
 def _preload_fast_blas() -> None:
-    """Let mlx's CPU build use the OpenBLAS that opencv (a package mflux needs) brings along.
+    """Makes the CPU build of mlx use the OpenBLAS of opencv (a dependency of mflux).
 
-    mlx links the system's `cblas_*` functions, on most Linux machines the reference BLAS, 50 times
-    slower. What is loaded first wins the symbol lookup. On a Mac MLX has Metal and Accelerate.
+    mlx links the `cblas_*` functions of the system. On most Linux machines that is the reference
+    BLAS, 50 times slower. The library that is loaded first is used. Macs have Metal and Accelerate.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     opencv = importlib.util.find_spec("cv2")

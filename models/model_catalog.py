@@ -1,7 +1,7 @@
-"""The models this server knows, as plain data: light to import, no weights, no mflux.
+"""The models as plain data, without importing mflux.
 
-mflux_registry.py fills the catalog from mflux's own registry. What mflux does not say of a model
-(how large it is, whether a login is asked for, its usual guidance) stands here, one line a model.
+mflux_registry.py fills the catalog from mflux's own registry. FACTS has what that does not contain:
+size, required login, default guidance.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,30 +16,30 @@ MOST_ALIKE = 3
 
 REFERENCE_PIXELS = 1024 * 1024
 LARGE_REFERENCES = {"flux3": 4 * 1024 * 1024}
-"""By family, what mflux scales reference pictures down to. Init, mask and control pictures are
-scaled to the size of the result."""
+"""Pixels to which mflux scales reference images, by family. Init, mask and control images get the
+size of the result."""
 ALWAYS_TAKEN = frozenset({Takes.PROMPT, Takes.STEPS})
-"""By all but the upscalers."""
+"""Fields that all pipelines but the upscalers take."""
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """One of mflux's classes that draws with a model."""
+    """A class of mflux that generates images with a model."""
 
     name: str
-    """Of the class."""
+    """Module and name of the class."""
     module: str
     parameters: Mapping[str, str]
-    """What its generate_image takes: mflux's parameter -> the field of ours that fills it."""
+    """Parameters of its generate_image: mflux's parameter -> the field that fills it."""
     needs: frozenset[Takes] = frozenset()
-    """Fields without which it cannot draw."""
+    """Required fields."""
     loras: bool = False
     loaded_as: str = ""
-    """Another pipeline of the model whose modules it shares; empty: it is loaded for itself."""
+    """Another pipeline of the model with which it shares its modules; empty: none."""
     one_image: bool = False
-    """Whether it takes just one of `images`."""
+    """Whether `images` may have only one image."""
     right_half: bool = False
-    """Whether it draws a pair of pictures, of which the right one is meant."""
+    """Whether it generates a pair of pictures side by side; the right one is the result."""
 
     @property
     def takes(self) -> frozenset[Takes]:
@@ -52,34 +52,34 @@ class Pipeline:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """What the server must know of a model before its weights are loaded."""
+    """A model, as known before its weights are loaded."""
 
     name: str
-    """The name that clients and `--model` use; for real models also mflux's own key."""
+    """The name in requests and options; for real models also mflux's key."""
     family: str
     title: str
     default_steps: int
     default_guidance: float | None
-    """None: the model is distilled without guidance, or has a schedule of its own."""
+    """None: the model has no guidance (distilled), or its own schedule."""
     parameters_b: float
-    """Size of the transformer in billions of parameters: scales the forecast before anything
-    was measured."""
+    """Billions of parameters of the transformer: scales the forecast before the first
+    measurement."""
     pipelines: tuple[Pipeline, ...] = ()
     repositories: tuple[str, ...] = ()
     """Hugging Face repositories of the weights; empty: built by tiny_models.py."""
     gated: bool = False
-    """Whether a repository asks for a login and an accepted licence."""
+    """Whether the download needs a login and an accepted licence."""
     weights_gb: float | None = None
-    """Download in units of 10^9 bytes; None: nobody has said."""
+    """Size of the download in 10^9 bytes; None: unknown."""
     aliases: tuple[str, ...] = ()
     base: str | None = None
-    """Name of the catalog's model whose architecture local weights have; None: its own."""
+    """Local weights: name of the model with the same architecture. None: not local weights."""
     path: str | None = None
-    """Folder or repository that the weights come from, where the operator said so."""
+    """Folder or repository of the weights that the operator has set."""
 
     @property
     def download_bytes(self) -> float:
-        """Size of its weights, about; where it is not known, two bytes for each parameter."""
+        """Approximate size of its weights; if unknown, two bytes per parameter."""
         return (self.weights_gb or 2 * self.parameters_b) * 1e9
 
     @property
@@ -101,16 +101,16 @@ class Model:
 
     @property
     def reference_pixels(self) -> int:
-        """Pixels of a reference picture that mflux uses; larger ones are scaled down."""
+        """Pixels to which reference images are scaled down."""
         return LARGE_REFERENCES.get(self.family, REFERENCE_PIXELS)
 
     def pipeline_for(self, given: frozenset[Takes]) -> Pipeline | None:
-        """The first of its pipelines that honours all of these fields and lacks none."""
+        """Returns the first pipeline that takes all these fields and has all that it requires."""
         return next((p for p in self.pipelines if p.suits(given)), None)
 
 
 class Lora(NamedTuple):
-    """An adapter that is merged into the weights when they are loaded."""
+    """A LoRA that is merged into the weights when they are loaded."""
 
     name: str
     scale: float = 1.0
@@ -118,12 +118,12 @@ class Lora(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class LoadSpec:
-    """What has to be loaded before a task can run. Two that have the same key are the same."""
+    """What must be in memory before a task can run. Load specs with the same key are equal."""
 
     model: Model
     pipeline: Pipeline
     quantize: int | None
-    """Bits asked for; what is stored wins."""
+    """Requested bits. Weights that are stored quantized keep their bits."""
     loras: tuple[Lora, ...] = ()
     key: str = field(init=False)
 
@@ -140,7 +140,7 @@ class LoadSpec:
 
 
 class Catalog:
-    """Every model there is, in mflux's order, the tiny ones last."""
+    """All models in the order of mflux, the tiny ones last."""
 
     def __init__(self, models: Iterable[Model]) -> None:
         self.models = tuple(models)
@@ -149,12 +149,12 @@ class Catalog:
         }
 
     def find(self, name: str) -> Model | None:
-        """The model of this exact name or alias, in any case of letters; None if there is none."""
+        """Returns the model of this name or alias, or None; upper and lower case are equal."""
         return self._by_name.get(name.lower())
 
     def like(self, name: str) -> str:
-        """What to say to who asked for one that is not there: " Did you mean a or b?", or nothing
-        where none has a similar name or alias."""
+        """Returns " Did you mean a or b?" with similar names, for the error about an unknown model;
+        empty if no name is similar."""
         asked = name.lower()[:100]
         similar = get_close_matches(asked, self._by_name, n=MOST_ALIKE, cutoff=0.7)
         longer = sorted((one for one in self._by_name if asked in one), key=len)
@@ -167,21 +167,21 @@ class Catalog:
 
 
 class Facts(NamedTuple):
-    """What mflux's registry does not say of a model."""
+    """Properties of a model that mflux's registry does not contain."""
 
     title: str
     parameters_b: float = 6.0
     weights_gb: float | None = None
     guidance: float | None = None
-    """Its usual guidance; None: it has none, or mflux knows best."""
+    """Default guidance; None: it has none, or mflux decides."""
     gated: bool = False
 
 
 UNDECIDED = Facts("not described yet")
-"""Of a model that a new release of mflux brought: it works, with a poor first forecast."""
+"""For models of a new release of mflux: they work, but the first forecast is inaccurate."""
 
-# Sizes are those that mflux's READMEs and the repositories tell; guidance is the default of
-# mflux's command for the model.
+# Sizes are from mflux's READMEs and the repositories; guidance is the default of mflux's command
+# for the model.
 FACTS = {
     "schnell": Facts("FLUX.1 schnell, 12 B", 12.0, 34, None, gated=True),
     "dev": Facts("FLUX.1 dev, 12 B", 12.0, 34, 3.5, gated=True),
@@ -237,9 +237,9 @@ FACTS = {
     "seedvr2-7b": Facts("SeedVR2 upscaler, 7 B", 8.2, 17),
 }
 DISTILLED = frozenset({"flux2-klein-4b", "flux2-klein-9b", "flux2-klein-9b-kv"})
-"""Whose registry entry speaks of guidance, while mflux's command for them refuses it."""
+"""Models with guidance in the registry, although mflux's command for them refuses it."""
 FIXED_STEPS = frozenset({"iris-3b"})
-"""Which draw with their own number of steps, whatever is asked for."""
+"""Models with a fixed number of steps."""
 
 DEFAULT_MODEL = "schnell"
 DEFAULT_MODEL_WITHOUT_GPU = "tiny"

@@ -11,17 +11,15 @@
     tiny-qwen        Qwen-Image                QwenImage
     tiny-seedvr2     SeedVR2                   SeedVR2
 
-They are drawn from fixed seeds on first use, take one or two megabytes on disk, and load through
-mflux's own classes and loader, quantized or not. They paint abstract colour clouds which, as with
-a trained model, depend on the prompt, the seed, the steps, the size and the input images, and are
-the same on every repeat. (FLUX.1 reads the prompt as CLIP does: in lower case, up to 75 tokens.
-Here a token is one byte.)
+They are generated from fixed seeds on first use, take one or two megabytes on disk, and are loaded
+by mflux's own classes, quantized or not. They generate abstract colour clouds. As with a trained
+model, these depend on prompt, seed, steps, size and input images, and are reproducible. (FLUX.1
+reads the prompt as CLIP does: in lower case, up to 75 tokens. Here a token is one byte.)
 
 mflux fixes most sizes of these architectures in code. But neither its loader nor mlx compares the
-shape of a stored weight with the module that receives it, and a weight that is not stored stays
-lazy: it costs nothing until something evaluates it. So a checkpoint stores a few layers, all of
-them narrow (tiny_weights.py), and slim() takes the others out of the loaded model, which cannot
-run without it (tiny_slimming.py).
+shape of a stored weight with its module, and a weight that is not stored stays lazy: it takes no
+memory until it is evaluated. So a checkpoint stores only a few narrow layers (tiny_weights.py), and
+slim() removes the others from the loaded model (tiny_slimming.py).
 """
 
 import tempfile
@@ -43,7 +41,7 @@ __all__ = [
     "write_lora",
 ]
 
-RECIPE = 2  # part of the folder's name: raise it with every change to what is written
+RECIPE = 2  # part of the folder's name: increase it with each change of the weights
 
 T5_LENGTH = 8  # tokens, of 256: to the tiny T5 all prompts look alike
 
@@ -100,7 +98,7 @@ TINY_CONFIGS: dict[str, dict[str, Any]] = {
     "tiny-kontext": _config("tiny-kontext", **_FLUX1_DEV),
     "tiny-fill": _config("tiny-fill", **_FLUX1_DEV),
     "tiny-redux": _config("tiny-redux", **_FLUX1_DEV),
-    # mflux reads from this name that it is to draw the edges of the control image.
+    # This name makes mflux extract the edges of the control image.
     "tiny-controlnet": _config(
         "tiny-controlnet", **{**_FLUX1_DEV, "controlnet_model": "tiny-Canny"}
     ),
@@ -145,10 +143,10 @@ PIPELINES: dict[str, str] = {
     "tiny-qwen": "mflux.models.qwen.variants.txt2img.qwen_image:QwenImage",
     "tiny-seedvr2": "mflux.models.seedvr2.variants.upscale.seedvr2:SeedVR2",
 }
-"""Module and name of mflux's class that draws with each model."""
+"""Module and name of mflux's class for each model."""
 ALL_TINY_MODELS = tuple(TINY_CONFIGS)
 TINY_MODELS = ("tiny", "tiny-flux2")
-"""Those that the server offers."""
+"""Tiny models that the server offers."""
 _SHARED_CHECKPOINTS = {
     "tiny-kontext": "tiny-dev",
     "tiny-redux": "tiny-dev",
@@ -167,9 +165,9 @@ _LORAS: dict[str, Callable[[Path], None]] = {
 
 
 def ensure_checkpoint(name: str, data_dir: Path) -> Path:
-    """Return the folder of one of ALL_TINY_MODELS, building it when it is missing.
+    """Returns the folder of one of ALL_TINY_MODELS; builds it if it is missing.
 
-    The folder appears whole or not at all, and several processes may build it at once.
+    The folder is renamed when it is complete; several processes may build it at the same time.
     """
     name = _SHARED_CHECKPOINTS.get(name, name)
     folder = data_dir / "tiny-models" / f"{name}-v{RECIPE}"
@@ -188,11 +186,11 @@ def ensure_checkpoint(name: str, data_dir: Path) -> Path:
 
 
 def write_lora(path: Path, name: str) -> None:
-    """Write a LoRA of about a kilobyte that changes the pictures of one of the FLUX models.
+    """Writes a LoRA of about a kilobyte that changes the pictures of a FLUX model.
 
     Raises:
-        ValueError: for the others: mflux bakes a LoRA by evaluating the whole transformer, before
-            slim() could take anything out of it.
+        ValueError: for other models: mflux merges a LoRA by evaluating the whole transformer,
+            before slim() could remove layers.
     """
     if name not in _LORAS:
         raise ValueError(f"{name} takes no LoRA")

@@ -1,7 +1,7 @@
-"""What the tiny checkpoints hold, one recipe for each checkpoint folder.
+"""Writes the tiny checkpoints: one recipe for each checkpoint folder.
 
-Names and layouts are mflux's own, as `mflux-save` writes them. Why most of a model may be left out,
-and what takes its place: tiny_models.py and tiny_slimming.py.
+Names and layouts are mflux's own, as `mflux-save` writes them. tiny_models.py and
+tiny_slimming.py explain why most layers can be left out.
 """
 
 from collections.abc import Callable
@@ -52,7 +52,7 @@ def _write_flux1_fill(folder: Path) -> None:
 
 
 def _write_flux1_dev(folder: Path) -> None:
-    """With a block, in which the tokens of other pictures meet those of the one to draw."""
+    """Has a block, so that reference images influence the result."""
     _write_flux1_encoders(folder)
     with component(folder / "transformer", seed=17, biases=True) as weights:
         _add_flux1_transformer(weights, LATENT_CHANNELS * PATCH, is_guided=True)
@@ -147,7 +147,7 @@ def _write_flux2(folder: Path) -> None:
         weights.linear(f"{block}.to_qkv_mlp_proj", outputs=(3 + 2) * WIDTH)
         weights.linear(f"{block}.to_out", (1 + 1) * WIDTH)
         for norm in ("norm_q", "norm_k"):
-            # Sharp attention: few tokens of an image to edit hold their own against 512 of text.
+            # Sharp attention, so that few image tokens have an effect beside 512 text tokens.
             weights.norm(f"{block}.{norm}", scale=3)
         weights.linear("norm_out.linear", outputs=2 * WIDTH)
         weights.linear("proj_out", outputs=FLUX2_LATENT_CHANNELS * PATCH)
@@ -248,7 +248,7 @@ def _write_seedvr2(folder: Path) -> None:
             weights.blur(name, copies, side=1, frames=1)
 
     with component(folder / "transformer", seed=15, biases=True) as weights:
-        # No block: on a CPU, mlx 0.32 dies of how mflux cuts the picture into windows.
+        # No block: on a CPU, mlx 0.32 crashes when mflux splits the picture into windows.
         # The last norm and its modulation are small and not random in mflux: not stored either.
         weights.linear("vid_in.proj", (2 * LATENT_CHANNELS + 1) * PATCH)
         weights.linear("emb_in.proj_in", TIMESTEP_WIDTH)
@@ -268,9 +268,9 @@ def _add_qwen_layer(weights: Weights, layer: str, *, biases: tuple[str, ...] = (
 
 @dataclass(frozen=True)
 class _VaeNames:
-    """How a family calls the layers of its VAE, where they differ, and which look at frames."""
+    """Names of the layers of a family's VAE where they differ, and which layers have frames."""
 
-    encoder_ends: str = ""  # what the first and the last convolution are wrapped in
+    encoder_ends: str = ""  # the wrapper of the first and the last convolution
     decoder_ends: str = ""
     norm_out: str = "conv_norm_out"
     has_norm_bias: bool = True
@@ -315,7 +315,7 @@ def _add_vae(weights: Weights, names: _VaeNames, latent_channels: int) -> None:
                 conv = f"{resnet}.conv{part}{names.resnet_conv}"
                 weights.conv(conv, VAE_CHANNELS, VAE_CHANNELS, frames=frames)
         weights.norm(f"{half}.{names.norm_out}", VAE_CHANNELS, bias=names.has_norm_bias)
-    # Mean and variance; strong, so that an input image holds its own against the noise.
+    # Mean and variance; strong, so that an input image is visible beside the noise.
     conv_out = f"encoder.conv_out{names.encoder_ends}"
     weights.conv(conv_out, VAE_CHANNELS, 2 * latent_channels, gain=3, frames=frames)
     # Rows of a Hadamard matrix: red, green and blue vary independently around grey.
@@ -348,4 +348,4 @@ RECIPES: dict[str, Callable[[Path], None]] = {
     "tiny-qwen": _write_qwen,
     "tiny-seedvr2": _write_seedvr2,
 }
-"""What writes each checkpoint into a folder that does not exist yet."""
+"""The function that writes each checkpoint into a new folder."""

@@ -1,8 +1,8 @@
-"""What is taken out of a loaded tiny model: the layers that its checkpoint does not store.
+"""Removes from a loaded tiny model the layers that its checkpoint does not store.
 
-mflux fixes most sizes in code. Where a layer reads one of them from an attribute, it is set to the
-stored size here; where a layer would stay empty, one that changes nothing takes its place. Nothing
-of mflux is patched: only the instances are touched.
+mflux fixes most sizes in code. If a layer reads a size from an attribute, this is set to the stored
+size. A layer without weights is replaced by one that changes nothing. mflux itself is not patched,
+only the instances are changed.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from models.tiny_weights import CLIP_LAYERS, QWEN3_STRIDE, VAE_CHANNELS, WIDTH
 
 
 def slim(model: Any) -> None:
-    """Take out of a loaded tiny model what its checkpoint does not store.
+    """Removes the layers that the checkpoint of a loaded tiny model does not store.
 
     Call it once, on the thread that loaded the model, after loading (and quantizing) and before
     anything evaluates the parameters: in FLUX.1 the missing layers would fill 18 GB.
@@ -56,7 +56,7 @@ def _narrow_flux1_blocks(transformer: Any) -> None:
 def _slim_siglip(encoder: Any) -> None:
     encoder.embeddings.position_embedding = _zero
     encoder.encoder.layers = []
-    encoder.head = _nothing  # what it gives is not used
+    encoder.head = _nothing  # its result is not used
 
 
 def _slim_flux2(model: Any) -> None:
@@ -103,7 +103,7 @@ def _slim_qwen(model: Any) -> None:
         half.mid_block.attentions = [None]
     _drop_resnets(*encoder.down_blocks, *up_blocks)
     for module in model.vae.modules():
-        if hasattr(module, "time_conv"):  # for videos, not called
+        if hasattr(module, "time_conv"):  # for videos, never called
             module.time_conv = None
         if hasattr(module, "images"):  # RMSNorm
             module.scale = VAE_CHANNELS**0.5

@@ -1,4 +1,4 @@
-"""Headers of .safetensors files: read, checked, and never trusted. No library.
+"""Reads and checks the headers of .safetensors files, which are not trusted.
 
 A file starts with the length of its header (8 bytes, little endian) and the header (JSON: name ->
 dtype, shape and place of each array). The arrays follow.
@@ -20,7 +20,7 @@ ITEM_BYTES: Mapping[str, int] = {
     **dict.fromkeys(("U32", "I32", "F32"), 4),
     **dict.fromkeys(("U64", "I64", "C64"), 8),
 }
-"""Bytes of one value, of the types that MLX reads."""
+"""Bytes per value of the types that MLX can read."""
 OTHER_KINDS = (
     (b"<", "it is a web page (HTML)"),
     (b"version https://git-lfs", "it is a Git LFS pointer, not the file itself"),
@@ -34,20 +34,20 @@ OTHER_KINDS = (
 
 
 class BadWeightFile(Exception):
-    """A file of weights cannot be used; the message is the reason, without the file's name."""
+    """A weight file cannot be used. The message is the reason, without the name of the file."""
 
 
 class ArrayInfo(NamedTuple):
-    """What a header says of one array."""
+    """One array, as described in the header."""
 
     dtype: str
     shape: tuple[int, ...]
 
 
 def read_header(path: Path) -> dict[str, ArrayInfo]:
-    """The arrays of a .safetensors file by name, after checking that all of them are in the file.
+    """Returns the arrays of a .safetensors file by name. Checks that all of them are in the file.
 
-    Reads the header alone, and no more bytes than the file has.
+    Reads only the header.
 
     Raises:
         BadWeightFile
@@ -71,7 +71,7 @@ def read_header(path: Path) -> dict[str, ArrayInfo]:
 
 
 def first_bad_file(paths: Iterable[Path]) -> tuple[Path, str] | None:
-    """The first of these .safetensors files that cannot be used, and why."""
+    """Returns the first of these .safetensors files that cannot be used, and the reason."""
     for path in paths:
         try:
             read_header(path)
@@ -81,7 +81,7 @@ def first_bad_file(paths: Iterable[Path]) -> tuple[Path, str] | None:
 
 
 def _read(path: Path) -> tuple[bytes, int]:
-    """The header as text, and the number of bytes behind it."""
+    """Returns the header as text, and the number of bytes after it."""
     kind = path.stat().st_mode
     if stat.S_ISDIR(kind):
         raise BadWeightFile("it is a folder")

@@ -44,7 +44,7 @@ export function modelName(model) {
 export const REASONS = {
   overtaken: "A task with higher priority runs first.",
   model_switch: "Another model has to be loaded first.",
-  slower_than_expected: "Running slower than expected.",
+  slower_than_expected: "Slower than expected.",
 };
 
 export const PHASES = {
