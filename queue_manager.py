@@ -289,10 +289,15 @@ class QueueManager:
             snapshot.share_done = run.share_done(self._scheduler.monotonic())
         return snapshot
 
-    def _snapshot(self, task: Task) -> Task:
-        """A copy of an unfinished task, with its forecast (locked)."""
+    def _snapshot(self, task: Task, forecast: Forecast | None = None) -> Task:
+        """A copy of an unfinished task, with its forecast (locked).
+
+        Args:
+            forecast: as of now; None: it is computed.
+        """
         snapshot, scheduler = self._copy(task), self._scheduler
-        snapshot.forecast = scheduler.baselines.steady(task)(scheduler.forecaster.of(task))
+        forecast = forecast or scheduler.forecaster.of(task)
+        snapshot.forecast = scheduler.baselines.steady(task)(forecast)
         return snapshot
 
     def _state(self) -> ServerState:
@@ -343,8 +348,8 @@ class QueueManager:
                 else:
                     scheduler.join(task, place)
                 # With a download, the error of a forecast depends mostly on the network.
-                scheduler.set_baseline(task, submitted=not missing)
-                snapshot = self._snapshot(task)
+                forecast = scheduler.set_baseline(task, submitted=not missing)
+                snapshot = self._snapshot(task, forecast)
             self.events.publish(EventKind.WAITING, task.task_id)
             return snapshot, others
 

@@ -327,7 +327,7 @@ def _checked(fields: Mapping[str, Any], limits: Limits, *, strict: bool) -> Gene
         request = GenerateRequest.model_validate(fields, strict=strict)
     except ValidationError as error:
         raise _invalid_input(error, limits) from None
-    refuse_nul(request)
+    refuse_nul((name, getattr(request, name)) for name in fields)
     return request
 
 

@@ -3,7 +3,8 @@
 import socket
 import time
 from collections import deque
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 
 from waitress.buffers import ReadOnlyFileBasedBuffer
@@ -82,6 +83,7 @@ class Channel(HTTPChannel, ReadsOn):  # type: ignore[misc]
         self._idle_since = time.monotonic()
         self._begun = False
         """Whether the present answer has begun."""
+        self._together: list[bytes] | None = None
         self._ahead = 0
         """So many bytes of it are sent already, see check_client_disconnected()."""
         self._half_closed_at: float | None = None
@@ -141,7 +143,9 @@ class Channel(HTTPChannel, ReadsOn):  # type: ignore[misc]
                 self._idle_since = time.monotonic()
                 self._sending, self._to_send = Pace(), self.total_outbufs_len
                 self._settle()
-            self.server.loop.changed(self)
+            # In this order: the loop unregisters it first, and then asks whether it is readable.
+            if not (self._only_waits() and self.server.loop.reads(self)):
+                self.server.loop.changed(self)
 
     def reserve(self, size: int) -> bool:
         """Room for an answer, before it begins."""
@@ -152,6 +156,18 @@ class Channel(HTTPChannel, ReadsOn):  # type: ignore[misc]
             self._reserved += size if free else 0
             return free
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Send what is written inside in one piece: one call of the system, and the client wakes
+        once."""
+        pieces: list[bytes] = []
+        self._together = pieces
+        try:
+            yield
+        finally:
+            self._together = None
+        self.write_soon(b"".join(pieces))
+
     def write_soon(self, data: bytes | ReadOnlyFileBasedBuffer) -> int:
         """Send what can be sent, and leave the rest to the loop. Never waits for the client.
 
@@ -160,6 +176,9 @@ class Channel(HTTPChannel, ReadsOn):  # type: ignore[misc]
         """
         if not data:
             return 0
+        if self._together is not None and isinstance(data, bytes):
+            self._together.append(data)
+            return len(data)
         with self.outbuf_lock:
             if not self.connected or self.will_close:
                 raise ClientDisconnected
@@ -192,6 +211,16 @@ class Channel(HTTPChannel, ReadsOn):  # type: ignore[misc]
             self.total_outbufs_len += len(text)
             self._flush_exception(self._flush_some, do_close=False)
         self.server.loop.changed(self)
+
+    def _only_waits(self) -> bool:
+        """Whether nothing is left to do but to wait for the next request."""
+        return not (
+            self.requests
+            or self._behind
+            or self.total_outbufs_len
+            or self.will_close
+            or self.close_when_flushed
+        )
 
     def _has_room(self) -> bool:
         """Whether what the client has not read may stay in memory; asked under outbuf_lock."""

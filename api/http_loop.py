@@ -3,6 +3,10 @@
 waitress' own loop asks every connection what it waits for whenever anything happens on one of them,
 and other threads may change its list meanwhile. This loop asks only those that changed, so idle
 connections and waiting requests cost nothing, and the list changes on the loop's thread alone.
+
+A connection whose request is being answered stays registered for reading: most clients send nothing
+before they have their answer, and then neither the system nor this loop has to be called. If
+something does come, the connection is unregistered until its answer is complete.
 """
 
 import logging
@@ -54,7 +58,7 @@ class Sockets(dict[int, wasyncore.dispatcher]):
 
 
 class HttpLoop:
-    """Runs on one thread. Other threads may call `changed` and `end`, and nothing else.
+    """Runs on one thread. Other threads may call `changed`, `reads` and `end`, and nothing else.
 
     Args:
         check: called each CHECK_S on the loop's thread.
@@ -68,6 +72,8 @@ class HttpLoop:
         self._woken.setblocking(False)
         self._waker.setblocking(False)
         self._selector.register(self._woken, EVENT_READ)
+        self._watched: dict[int, int] = {}
+        """The events that the selector waits for, by file number."""
         self._changed: deque[wasyncore.dispatcher] = deque()
         self._woken_up = False
         """Whether a byte is on its way that wakes the loop."""
@@ -111,8 +117,12 @@ class HttpLoop:
             self._woken_up = True
             self._wake()
 
+    def reads(self, socket: wasyncore.dispatcher) -> bool:
+        """Whether the loop notices what comes on this socket, without `changed`."""
+        return self._watched.get(socket._fileno) == EVENT_READ
+
     def forget(self, number: int) -> None:
-        if number in self._selector.get_map():
+        if self._watched.pop(number, 0):
             self._selector.unregister(number)
 
     def check_thread(self) -> None:
@@ -136,25 +146,39 @@ class HttpLoop:
         try:
             if isinstance(socket, ReadsOn):
                 socket.read_on()
-            wanted = EVENT_READ if socket.readable() else 0
-            if socket.writable() and not socket.accepting:
-                wanted |= EVENT_WRITE
-            known = self._selector.get_map().get(number)
-            if known is None:
-                if wanted:
-                    self._selector.register(number, wanted, socket)
-            elif not wanted:
-                self._selector.unregister(number)
-            elif wanted != known.events:
+            wanted, watched = _wanted(socket), self._watched.get(number, 0)
+            if wanted in (watched, 0) and watched in (EVENT_READ, 0):
+                return  # as it is, or unregistered once something comes
+            if not wanted:
+                self.forget(number)
+                return
+            if watched:
                 self._selector.modify(number, wanted, socket)
+            else:
+                self._selector.register(number, wanted, socket)
+            self._watched[number] = wanted
         except Exception:
             log.exception("a connection is closed because of an error")
             socket.handle_close()
 
     def _handle(self, socket: wasyncore.dispatcher, events: int) -> None:
         """Its own errors close it, and nothing else."""
-        if events & EVENT_READ and socket._fileno is not None and socket.readable():
+        number = socket._fileno
+        if number is None:  # it was closed meanwhile
+            return
+        if not events & _wanted(socket):
+            # It is asked again after that: its answer may be complete at this moment.
+            self.forget(number)
+        elif events & EVENT_READ and socket.readable():
             wasyncore.read(socket)
         if events & EVENT_WRITE and socket._fileno is not None and socket.writable():
             wasyncore.write(socket)
         self._watch(socket)
+
+
+def _wanted(socket: wasyncore.dispatcher) -> int:
+    """The events that a socket waits for."""
+    wanted = EVENT_READ if socket.readable() else 0
+    if socket.writable() and not socket.accepting:
+        wanted |= EVENT_WRITE
+    return wanted

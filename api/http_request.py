@@ -157,9 +157,16 @@ class AnswerTask(WSGITask):  # type: ignore[misc]
         return environ
 
     def write(self, data: bytes) -> None:
-        if data and not self.wrote_header and not self.channel.reserve(self.content_length or 0):
+        if self.wrote_header or not data:
+            super().write(data)
+            return
+        if not self.channel.reserve(self.content_length or 0):
             raise NoRoomForAnswer
-        super().write(data)
+        if len(data) > FREE_BYTES:  # it would be copied
+            super().write(data)
+            return
+        with self.channel.together():
+            super().write(data)
 
     def execute(self) -> None:
         try:

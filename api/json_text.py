@@ -64,9 +64,9 @@ def refuse_nul(fields: Iterable[tuple[str, object]]) -> None:
         InvalidInput: names the field.
     """
     for name, value in fields:
-        texts = value if isinstance(value, list) else [value]
-        if any(isinstance(text, str) and "\0" in text for text in texts):
-            raise InvalidInput(f"{name} must not contain the character NUL.", field=name)
+        for text in value if isinstance(value, list) else (value,):
+            if isinstance(text, str) and "\0" in text:
+                raise InvalidInput(f"{name} must not contain the character NUL.", field=name)
 
 
 def unknown_field(fields: Mapping[str, object], known: Iterable[str]) -> str | None:

@@ -7,6 +7,7 @@ size, required login, default guidance.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import cached_property
 from typing import NamedTuple
 
 from fields import Takes
@@ -41,7 +42,7 @@ class Pipeline:
     right_half: bool = False
     """Whether it generates a pair of pictures side by side; the right one is the result."""
 
-    @property
+    @cached_property
     def takes(self) -> frozenset[Takes]:
         taken = {name for name in Takes if name in self.parameters.values()}
         return frozenset(taken | {Takes.LORAS} if self.loras else taken)
@@ -91,11 +92,11 @@ class Model:
         """mflux's name of the architecture."""
         return self.base or self.name
 
-    @property
+    @cached_property
     def takes(self) -> frozenset[Takes]:
         return frozenset().union(*(pipeline.takes for pipeline in self.pipelines))
 
-    @property
+    @cached_property
     def upscaler(self) -> bool:
         return any(Takes.UPSCALE in pipeline.needs for pipeline in self.pipelines)
 

@@ -92,10 +92,10 @@ class Estimates:
 
     def durations(self, *stages: Stage) -> Durations:
         """Predicted seconds of these stages, one after the other."""
-        each = [self._timing.durations(self.work(stage)) for stage in stages]
-        last = each[-1]
-        if len(each) == 1:
+        last = self._timing.durations(self.work(stages[-1]))
+        if len(stages) == 1:
             return last
+        each = [*(self._timing.durations(self.work(stage)) for stage in stages[:-1]), last]
         order = list(Confidence)
         return replace(
             last,

@@ -178,8 +178,10 @@ class Forecaster:
 
     def resident_at_start(self) -> tuple[str, ...]:
         """Keys of what is in memory where the first waiting task starts."""
-        lane = min(self._lanes(), key=lambda lane: lane.gpu_free_s)
-        return lane.machine.resident_after_runs()
+        machine = self._machines[0]
+        if len(self._machines) > 1:
+            machine = min(self._lanes(), key=lambda lane: lane.gpu_free_s).machine
+        return machine.resident_after_runs()
 
     def load_and_work_s(self, task: Task) -> tuple[float, float]:
         """Seconds of loading everything that a task needs, and of its own work."""

@@ -33,7 +33,7 @@ from scheduler.policy import Place, Policy, key
 from scheduler.retention import Retention
 from scheduler.schedule import Schedule
 from storage.task_store import End, TaskStore
-from task import Task, TaskStatus
+from task import Forecast, Task, TaskStatus
 from timing_model import Outcome, Spread, TimingModel
 
 log = logging.getLogger(__name__)
@@ -319,9 +319,9 @@ class Scheduler:
         log.warning("task %s failed: %s", task.task_id, message)
         return True
 
-    def set_baseline(self, task: Task, *, submitted: bool = False) -> None:
+    def set_baseline(self, task: Task, *, submitted: bool = False) -> Forecast:
         """The status of a task has changed (locked): forecasts from now on are compared with this
-        one.
+        one, which is returned.
 
         Args:
             submitted: the forecast's quality is learned when the task is done.
@@ -330,6 +330,7 @@ class Scheduler:
         self.baselines.set(task, forecast, submitted=submitted)
         if run := self.machine.runs.get(task.task_id):
             run.forecast_is(forecast.end_s, self.monotonic())
+        return forecast
 
     def reported(self, run: Run) -> None:
         """A report on a running task came (locked). A forecast that has become earlier is the one

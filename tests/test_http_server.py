@@ -232,6 +232,65 @@ def test_a_change_while_the_loop_wakes_leaves_it_able_to_wake_again(
     thread.join()
 
 
+def channel_of(server: SteppedServer, connection: socket.socket) -> http_channel.Channel:
+    channels: dict[int, http_channel.Channel] = server.server._http._server.active_channels
+    address = connection.getsockname()
+    until(lambda: any(channel.addr == address for channel in list(channels.values())))
+    return next(channel for channel in list(channels.values()) if channel.addr == address)
+
+
+def test_a_small_answer_is_sent_at_once_and_does_not_wake_the_loop(
+    server: SteppedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = server.server._http._server.loop
+    sent: list[bytes] = []
+    woken: list[object] = []
+    served = threading.Semaphore(0)
+
+    class Noted(http_channel.Channel):
+        def service(self) -> None:
+            super().service()
+            served.release()
+
+        def send(self, data: memoryview, do_close: bool = True) -> int:
+            sent.append(bytes(data))
+            return int(super().send(data, do_close))
+
+    with opened(server) as connection, monkeypatch.context() as patch:
+        channel = channel_of(server, connection)
+        channel.__class__ = Noted
+        patch.setattr(loop, "changed", woken.append)
+        for _ in range(3):
+            connection.sendall(head("GET /health HTTP/1.1"))
+            assert served.acquire(timeout=GIVE_UP_S)
+    assert [parsed(answer)[0] for answer in sent] == [200, 200, 200]
+    assert channel not in woken
+
+
+def test_what_comes_while_a_request_is_answered_waits_and_does_not_keep_the_loop_busy(
+    server: SteppedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = server.server._http._server.loop
+    task_id = server.running()
+    with opened(server) as connection:
+        channel = channel_of(server, connection)
+        connection.sendall(head(f"GET /status?task_id={task_id}&wait=300 HTTP/1.1"))
+        until(lambda: server.server.places.taken == 1)
+        assert loop.reads(channel)
+        connection.sendall(head("GET /health HTTP/1.1", "Connection: close"))
+        until(lambda: not loop.reads(channel))
+        handled: list[object] = []
+        checked = threading.Semaphore(0)
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "_handle", lambda socket, events: handled.append(socket))
+            patch.setattr(loop, "check", checked.release)
+            assert all(checked.acquire(timeout=GIVE_UP_S) for _ in range(3))
+        assert not handled
+        server.end()
+        answers = read_all(connection)
+    assert answers.count(b"HTTP/1.1 200 OK") == 2
+
+
 def test_connections_that_come_at_once_are_accepted_at_once(tmp_path: Path) -> None:
     idle = HttpServer(
         Flask(__name__), "127.0.0.1", 0, threads=1, connections=100, max_body_bytes=1000
