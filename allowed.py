@@ -71,7 +71,7 @@ class Allowed:
         upscalers = self.upscalers
         if not upscalers:
             raise NotSupported(
-                "upscale needs an upscaler among the allowed models (seedvr2-3b).", field="upscale"
+                "{field} needs an upscaler among the allowed models (seedvr2-3b).", field="upscale"
             )
         if name is None:
             return next(filter(is_present, upscalers), upscalers[0])
@@ -95,7 +95,7 @@ class Allowed:
         if asked not in self.quantize_choices:
             allowed = sorted({*self.quantize_choices, *([self.quantize] if self.quantize else [])})
             raise NotSupported(
-                f"quantize {asked} is not allowed on this server. Allowed: "
+                f"{{field}} {asked} is not allowed on this server. Allowed: "
                 f"{', '.join(map(str, allowed)) or 'none; leave the field out'}.",
                 field="quantize",
             )
@@ -118,7 +118,7 @@ class Allowed:
         if pipeline is None:
             raise not_supported(model, given)
         if pipeline.one_image and len(params.images) > 1:
-            raise NotSupported(f"{model.name} takes one picture in images.", field="images")
+            raise NotSupported(f"{model.name} takes one picture in {{field}}.", field="images")
         for lora in params.loras:
             self.lora(lora.name)
         weights = LoadSpec(model, pipeline, params.quantize, params.loras)
@@ -172,14 +172,14 @@ def not_supported(model: Model, given: frozenset[Takes]) -> NotSupported | Inval
     """Returns the error for the first field that the model does not take, or that is missing."""
     for name in Takes:
         if name in given and name not in model.takes:
-            return NotSupported(f"{model.name} has no {name}.", field=name)
+            return NotSupported(f"{model.name} has no {{field}}.", field=name)
     able = [pipeline for pipeline in model.pipelines if given <= pipeline.takes]
     if able:
         lacking = min((pipeline.needs - given for pipeline in able), key=len)
         name = next(name for name in Takes if name in lacking)
-        return InvalidInput(f"{model.name} needs {name}.", field=name)
+        return InvalidInput(f"{model.name} needs {{field}}.", field=name)
     first, second = _at_odds(model, given)
-    return NotSupported(f"{model.name} takes {first} or {second}, not both.", field=second)
+    return NotSupported(f"{model.name} takes {first} or {{field}}, not both.", field=second)
 
 
 def _at_odds(model: Model, given: frozenset[Takes]) -> tuple[str, str]:

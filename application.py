@@ -49,7 +49,7 @@ def create_app(
     allowed_hosts: AllowedHosts | None = None,
     operator_key: str | None = "",
     foreign: ForeignOptions | None = None,
-    cors_origins: tuple[str, ...] = (),
+    cors: Cors | None = None,
 ) -> Flask:
     """Builds the WSGI application: all routes at the root and under /api, foreign APIs under their
     own prefixes.
@@ -58,9 +58,9 @@ def create_app(
         places: budget for requests that hold a thread for long.
         allowed_hosts: host names under which clients may address the server; None: any.
         operator_key: key of the operator's routes; empty: no key needed; None: they are closed.
-        cors_origins: origins whose pages may use this server.
+        cors: the origins whose pages may use this server; None: none.
     """
-    cors = Cors(cors_origins)
+    cors = cors or Cors()
     app = _empty_app(max_body_bytes)
     install_origin_check(app, allowed_hosts or AllowedHosts("", "*"), cors.allows)
     install_security_headers(app)
@@ -119,8 +119,7 @@ def _answer_error(error: Exception) -> Response:
         error = errors.BodyTooLarge()
     headers: list[tuple[str, str]] = []
     if isinstance(error, errors.ServerError):
-        wait_s = error.retry_after_s if isinstance(error, errors.TryLater) else None
-        problem = errors.Problem(error.http_status, error.code, error.message, error.field, wait_s)
+        problem = error.problem
     elif isinstance(error, HTTPException) and error.code is not None:
         if error.code < 400:
             return error.get_response()  # type: ignore[return-value]  # a redirect
@@ -130,8 +129,7 @@ def _answer_error(error: Exception) -> Response:
         headers = [header for header in error.get_headers() if header[0] == "Allow"]
     else:
         log.error("%s %s failed", request.method, request.path, exc_info=error)
-        unexpected = errors.ServerError()
-        problem = errors.Problem(unexpected.http_status, unexpected.code, unexpected.message)
+        problem = errors.ServerError().problem
     if foreign := foreign_error(request.path, problem):
         body, status, own_headers = foreign
         answer = jsonify(body)

@@ -5,21 +5,8 @@ query parameter or body field, if there is one.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
-
-
-class ServerError(Exception):
-    """Base class of all errors. The answer is `{"error": {"code", "message", "field"?}}`."""
-
-    code: ClassVar[str] = "internal_error"
-    http_status: ClassVar[int] = 500
-    default_message: ClassVar[str] = "The server failed to answer; its log says why."
-
-    def __init__(self, message: str | None = None, *, field: str | None = None) -> None:
-        self.message = message or self.default_message
-        self.field = field
-        super().__init__(self.message)
 
 
 @dataclass(frozen=True)
@@ -33,10 +20,41 @@ class Problem:
     retry_after_s: int | None = None
 
 
+class ServerError(Exception):
+    """Base class of all errors. The answer is `{"error": {"code", "message", "field"?}}`."""
+
+    code: ClassVar[str] = "internal_error"
+    http_status: ClassVar[int] = 500
+    default_message: ClassVar[str] = (
+        "The server could not answer because of an error of its own. Its log has the details."
+    )
+
+    def __init__(self, message: str | None = None, *, field: str | None = None) -> None:
+        """
+        Args:
+            message: `{field}` in it stands for the name of the field, which another API may call
+                by another name.
+        """
+        super().__init__(message)
+        self.field = field
+        self._message = message or self.default_message
+
+    @property
+    def message(self) -> str:
+        return self._message.replace("{field}", self.field or "the field", 1)
+
+    @property
+    def problem(self) -> Problem:
+        return Problem(self.http_status, self.code, self.message, self.field)
+
+    def __str__(self) -> str:
+        return self.message
+
+
 class InvalidInput(ServerError):
     code = "invalid_input"
     http_status = 400
-    default_message = "The request holds a value that cannot be used; the field is named."
+    default_message = "A value of the request cannot be used: `field` names it."
 
 
 class UnsupportedMediaType(ServerError):
@@ -50,40 +68,43 @@ class UnsupportedMediaType(ServerError):
 class BodyTooLarge(ServerError):
     code = "body_too_large"
     http_status = 413
-    default_message = "The request body is larger than this server accepts."
+    default_message = "The body of the request is larger than this server accepts: send less."
 
 
 class UnknownHost(ServerError):
     code = "unknown_host"
     http_status = 421
-    default_message = "This server does not answer under this host name."
+    default_message = (
+        "This server does not answer under this host name. The operator can allow it with "
+        "--allowed-hosts."
+    )
 
 
 class ForeignPage(ServerError):
     code = "foreign_page"
     http_status = 403
     default_message = (
-        "A page of another origin may not change anything here. The operator can allow its origin "
-        "with --cors-origins."
+        "A page of another origin cannot change anything on this server. The operator can allow "
+        "its origin with --cors-origins."
     )
 
 
 class UnknownTask(ServerError):
     code = "unknown_task"
     http_status = 404
-    default_message = "No task with this task_id was ever known here."
+    default_message = "There is no task with this task_id."
 
 
 class NotReady(ServerError):
     code = "not_ready"
     http_status = 409
-    default_message = "The image is not made yet: ask /status for the time that remains."
+    default_message = "The image is not finished yet: GET /status has the remaining time."
 
 
 class Gone(ServerError):
     code = "gone"
     http_status = 410
-    default_message = "The image was there once and is no more."
+    default_message = "The image existed and was removed."
 
 
 class TryLater(ServerError):
@@ -93,23 +114,27 @@ class TryLater(ServerError):
         super().__init__(message)
         self.retry_after_s = retry_after_s
 
+    @property
+    def problem(self) -> Problem:
+        return replace(super().problem, retry_after_s=self.retry_after_s)
+
 
 class TaskFailed(ServerError):
     code = "task_failed"
     http_status = 500
-    default_message = "The image could not be made; the message says why."
+    default_message = "The image could not be drawn."
 
 
 class NotFinite(ServerError):
     code = "not_finite"
     http_status = 500
-    default_message = "The model computed values that are not numbers, so there is no picture."
+    default_message = "The model computed values that are not numbers: there is no image."
 
 
 class OutOfMemory(ServerError):
     code = "out_of_memory"
     http_status = 500
-    default_message = "The machine's memory did not suffice."
+    default_message = "The machine does not have enough memory."
 
 
 class QueueFull(TryLater):
@@ -122,8 +147,8 @@ class InputsFull(TryLater):
     code = "inputs_full"
     http_status = 429
     default_message = (
-        "The pictures of waiting tasks take the space that the operator allows (--input-bytes): "
-        "try again when some of these tasks have ended."
+        "The input images of waiting tasks fill the space that the operator allows "
+        "(--input-bytes): try again when some of these tasks have ended."
     )
 
 
@@ -131,7 +156,8 @@ class InputsTooLarge(ServerError):
     code = "inputs_too_large"
     http_status = 507
     default_message = (
-        "The pictures of this task take more space than the operator allows (--input-bytes)."
+        "The input images of this task need more space than the operator allows (--input-bytes): "
+        "send smaller ones."
     )
 
 
@@ -139,53 +165,55 @@ class TooManyListeners(TryLater):
     code = "too_many_listeners"
     http_status = 503
     default_message = (
-        "As many clients wait or listen as this server has places for: try again later, or ask "
-        "/status now and then."
+        "Too many clients listen or wait on this server: try again later, or poll GET /status."
     )
 
 
 class TooManyWaiting(TryLater):
     code = "too_many_waiting"
     http_status = 429
-    default_message = "As many requests wait as this server has places for: try again later."
+    default_message = "Too many requests wait on this server: try again later."
 
 
 class TooManyTransfers(TryLater):
     code = "too_many_transfers"
     http_status = 503
     default_message = (
-        "Other clients are sending or reading as much as this server can hold: try again later."
+        "Other clients send or receive as much data as this server can hold in memory: try again "
+        "later."
     )
 
 
 class RequestTooSlow(ServerError):
     code = "request_timeout"
     http_status = 408
-    default_message = "The request came too slowly."
+    default_message = "The request was sent too slowly: send it again."
 
 
 class DoesNotFit(ServerError):
     code = "does_not_fit"
     http_status = 422
-    default_message = "A picture of this size does not fit into this machine's memory."
+    default_message = (
+        "An image of this size does not fit into this machine's memory: ask for a smaller one."
+    )
 
 
 class ModelNotAllowed(ServerError):
     code = "model_not_allowed"
     http_status = 422
-    default_message = "This server does not draw with this model; GET /models lists those it does."
+    default_message = "This server does not allow this model: GET /models lists the allowed ones."
 
 
 class NotSupported(ServerError):
     code = "not_supported"
     http_status = 422
-    default_message = "The model cannot do what the field asks for."
+    default_message = "The model does not support {field}."
 
 
 class UnusableAdapter(ServerError):
     code = "unusable_adapter"
     http_status = 422
-    default_message = "An adapter (LoRA) is broken, or does not fit the model."
+    default_message = "A LoRA is damaged, or does not fit the model."
 
     def __init__(self, message: str | None = None, *, field: str | None = "loras") -> None:
         super().__init__(message, field=field)
@@ -195,8 +223,7 @@ class KeyReused(ServerError):
     code = "idempotency_key_reused"
     http_status = 422
     default_message = (
-        "This key came before with a request that asked for something else: send a new key with a "
-        "new request."
+        "This key was used before with a different request: use a new key for a new request."
     )
 
 
@@ -204,27 +231,31 @@ class OperatorOnly(ServerError):
     code = "operator_only"
     http_status = 403
     default_message = (
-        "Only the operator may do this: send the header Authorization: Bearer with the value of "
-        "--operator-key."
+        "Only the operator may do this: send the header Authorization: Bearer KEY with the value "
+        "of --operator-key."
     )
 
 
 class UnknownModel(ServerError):
     code = "unknown_model"
     http_status = 404
-    default_message = "mflux has no model of this name."
+    default_message = "mflux has no model of this name: GET /models lists all."
 
 
 class StorageUnavailable(ServerError):
     code = "storage_unavailable"
     http_status = 503
-    default_message = "The server cannot store anything now; what it has accepted stays."
+    default_message = (
+        "The server cannot store anything now: try again later. Accepted tasks are kept."
+    )
 
 
 class NoWorker(ServerError):
     code = "no_worker"
     http_status = 503
-    default_message = "The server takes no tasks now: it is stopping, or its model failed to load."
+    default_message = (
+        "The server accepts no tasks now: it is stopping, or its model failed to load."
+    )
 
 
 class BadOption(Exception):

@@ -33,6 +33,8 @@ _AFTER_HEADER = len(_PNG_START) + 25
 """Offset of the chunk after IHDR."""
 _JPEG_EXIF_ROOM = 65533 - 54
 """Largest JSON in bytes: the size of a segment minus the bytes that `_exif` adds."""
+_DATA_URL = re.compile(r"\s*data:.{0,1000}?;\s*base64\s*,", re.IGNORECASE | re.DOTALL)
+"""Its parameters, such as the name of a file, may contain commas."""
 _PLAIN_ALPHABET = bytes.maketrans(b"-_", b"+/")
 _WHITE_SPACE = b" \t\r\n\v\f"
 
@@ -104,11 +106,12 @@ def decode_base64(text: str, field: str) -> bytes:
             field, ": URLs are not fetched: send the picture itself, as base64 or as a file."
         )
     if start.startswith("data:"):
-        head, _, text = text.partition(",")
-        if not re.fullmatch(r"\s*data:[^,]*;\s*base64\s*", head, re.IGNORECASE):
+        head = _DATA_URL.match(text)
+        if head is None:
             raise _refusal(
                 field, " is a data URL, but does not start like data:image/png;base64,iVBOR..."
             )
+        text = text[head.end() :]
     try:
         digits = text.encode("ascii").translate(_PLAIN_ALPHABET, _WHITE_SPACE).rstrip(b"=")
         data = base64.b64decode(digits + b"=" * (-len(digits) % 4), validate=True)
@@ -216,7 +219,7 @@ def _terse(value: object) -> bytes:
 
 
 def _refusal(field: str, sentence: str) -> InvalidInput:
-    return InvalidInput(field + sentence, field=field)
+    return InvalidInput("{field}" + sentence, field=field)
 
 
 def _chunks(data: bytes, format: str) -> Iterator[tuple[bytes, memoryview]]:

@@ -19,6 +19,7 @@ if find_spec("flask") is None:
 import errors
 from allowed import Allowed, read_allowed
 from api.api_docs import PAGE_ROUTE
+from api.cors import Cors
 from api.generate_request import Limits
 from api.http_server import HttpServer, most_connections, most_waiting
 from api.origin_check import LOOPBACK, AllowedHosts
@@ -145,6 +146,7 @@ class Server:
         previews: Previews,
         connections: int,
     ) -> HttpServer:
+        cors = Cors(settings.cors_origins)
         app = create_app(
             self.queue,
             self._worker,
@@ -162,13 +164,14 @@ class Server:
                 public_url=settings.public_url,
                 model_switch=settings.sdapi_model_switch,
             ),
-            cors_origins=settings.cors_origins,
+            cors=cors,
         )
         return HttpServer(
             app,
             settings.host,
             settings.port,
             error_form=foreign_error,
+            cors=cors,
             threads=settings.threads,
             connections=connections,
             max_body_bytes=settings.max_body_bytes,

@@ -111,11 +111,12 @@ def documented(
     for error in errors:
         status = str(shape.status(error.http_status))
         entry = responses.setdefault(status, _error_response(shape.schema))
-        error_body = shape.body(Problem(error.http_status, error.code, error.default_message))
+        message = error.default_message.replace("{field}", "guidance")
+        error_body = shape.body(Problem(error.http_status, error.code, message))
         entry["content"]["application/json"]["examples"][error.code] = {"value": error_body}
         if issubclass(error, TryLater):
             entry["headers"] = {"Retry-After": RETRY_AFTER}
-        lines = [entry["description"], f"`{error.code}`: {error.default_message}"]
+        lines = [entry["description"], f"`{error.code}`: {message}"]
         entry["description"] = "\n\n".join(line for line in lines if line)
     specification: dict[str, Any] = {
         "tags": [tag],

@@ -14,15 +14,28 @@ MAX_AGE_S = 600
 
 
 class Cors:
-    """Args:
-    origins: SCHEME://HOST[:PORT]; `*`: any.
+    """
+    Args:
+        origins: SCHEME://HOST[:PORT]; `*`: any; none: no page of another origin.
     """
 
-    def __init__(self, origins: Iterable[str]) -> None:
+    def __init__(self, origins: Iterable[str] = ()) -> None:
         self._origins = frozenset(origin.lower().rstrip("/") for origin in origins)
 
     def allows(self, origin: str | None) -> bool:
         return origin is not None and bool({"*", origin.lower()} & self._origins)
+
+    def headers_for(self, origin: str | None) -> dict[str, str]:
+        """Of an answer to a page of this origin; empty without --cors-origins."""
+        if not self._origins:
+            return {}
+        if origin is None or not self.allows(origin):
+            return {"Vary": "Origin"}
+        return {
+            "Vary": "Origin",
+            "Access-Control-Allow-Origin": origin,
+            "Access-Control-Expose-Headers": EXPOSED_HEADERS,
+        }
 
     def install(self, app: Flask) -> None:
         if not self._origins:
@@ -36,14 +49,10 @@ class Cors:
 
         @app.after_request
         def add_headers(answer: Response) -> Response:
-            answer.vary.add("Origin")
-            origin = _origin()
-            if origin is None or not self.allows(origin):
-                return answer
-            headers = answer.headers
-            headers["Access-Control-Allow-Origin"] = origin
-            headers["Access-Control-Expose-Headers"] = EXPOSED_HEADERS
-            if _is_preflight():
+            headers = self.headers_for(_origin())
+            answer.vary.add(headers.pop("Vary"))
+            answer.headers.update(headers)
+            if headers and _is_preflight():
                 _add_preflight_headers(answer)
             return answer
 

@@ -322,7 +322,7 @@ def _checked(fields: Mapping[str, Any], limits: Limits, *, strict: bool) -> Gene
         raise InvalidInput(f"{name} is not a field of this server. Fields: {known}.", field=name)
     for name, most in LISTS.items():  # pydantic would validate each item before it counts them
         if isinstance(items := fields.get(name), list) and len(items) > most:
-            raise InvalidInput(refusal(name, items, limits), field=name)
+            raise refusal(name, items, limits)
     try:
         request = GenerateRequest.model_validate(fields, strict=strict)
     except ValidationError as error:
@@ -373,11 +373,10 @@ def default_side(limits: Limits) -> int:
 
 def _invalid_input(error: ValidationError, limits: Limits) -> InvalidInput:
     first = error.errors(include_url=False)[0]
-    name = str(first["loc"][0])
-    return InvalidInput(refusal(name, first["input"], limits), field=name)
+    return refusal(str(first["loc"][0]), first["input"], limits)
 
 
-def refusal(name: str, value: Any, limits: Limits) -> str:
-    """Returns the error as a sentence: the allowed values and the value received."""
+def refusal(name: str, value: Any, limits: Limits) -> InvalidInput:
+    """Returns the error: the allowed values of this field and the value received."""
     allowed = in_words(request_schema(limits)["properties"][name])
-    return f"{name} must be {allowed}, not {shown(value)}."
+    return InvalidInput(f"{{field}} must be {allowed}, not {shown(value)}.", field=name)

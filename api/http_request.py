@@ -1,6 +1,7 @@
 """Requests as they come in, and their answers: what waitress leaves unbounded or gets wrong."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -26,6 +27,7 @@ MOST_FRAMING_RATIO = 8
 FREE_FRAMING_BYTES: a million chunks of one byte would take the loop seconds."""
 TLS_RECORD = b"\x16\x03"
 RETRY_AFTER_S = 5
+ORIGIN = re.compile(rb"^Origin:[ \t]*(\S+)[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
 
 
 class Refused(Error):  # type: ignore[misc]
@@ -33,10 +35,9 @@ class Refused(Error):  # type: ignore[misc]
 
     def __init__(self, error: errors.ServerError) -> None:
         super().__init__(error.message)
-        wait_s = error.retry_after_s if isinstance(error, errors.TryLater) else None
         self.code = error.http_status
         self.reason = error.code.replace("_", " ").capitalize()
-        self.problem = errors.Problem(error.http_status, error.code, error.message, None, wait_s)
+        self.problem = error.problem
 
 
 class Request(HTTPRequestParser):  # type: ignore[misc]
@@ -45,12 +46,22 @@ class Request(HTTPRequestParser):  # type: ignore[misc]
     error: Error | None
     body_rcv: FixedStreamReceiver | ChunkedReceiver | None
     completed: bool
+    header_plus: bytes
+    """What has come of the head, until it is complete."""
 
     def __init__(self, budget: TransferBudget, adj: Adjustments) -> None:
         super().__init__(adj)
         self.pace = Pace()
         self._budget = budget
         self._held = 0
+
+    @property
+    def origin(self) -> str | None:
+        """The page that sends it, also while its head is incomplete, or if it is too long."""
+        if "ORIGIN" in self.headers:
+            return str(self.headers["ORIGIN"])
+        found = ORIGIN.search(self.header_plus)
+        return found[1].decode("latin-1") if found else None
 
     @property
     def received_bytes(self) -> int:
@@ -68,7 +79,10 @@ class Request(HTTPRequestParser):  # type: ignore[misc]
             self.error = BadRequest("This server speaks http, and not https.")
             self.completed = True
             return len(data)
+        head_so_far = self.header_plus
         consumed: int = super().received(data)
+        if self.completed and not self.headers_finished:  # the head is too long
+            self.header_plus = head_so_far + data
         if self.error is None and self.body_rcv is not None:
             self._check_body(self.body_rcv)
         if self.completed:
@@ -183,6 +197,8 @@ class ErrorAnswerTask(ErrorTask):  # type: ignore[misc]
 
     def execute(self) -> None:
         problem = self._problem()
+        origin = getattr(self.request, "origin", None)
+        self.response_headers += self.channel.server.cors.headers_for(origin).items()
         if foreign := self.channel.server.error_form(getattr(self.request, "path", ""), problem):
             body = json.dumps(foreign[0])
         else:
@@ -204,6 +220,5 @@ class ErrorAnswerTask(ErrorTask):  # type: ignore[misc]
         if isinstance(error, Refused):
             return error.problem
         if error.code == errors.BodyTooLarge.http_status:
-            too_large = errors.BodyTooLarge()
-            return errors.Problem(error.code, too_large.code, too_large.message)
+            return errors.BodyTooLarge().problem
         return errors.Problem(error.code, error.reason.lower().replace(" ", "_"), error.body)

@@ -13,6 +13,7 @@ from waitress.server import TcpWSGIServer
 from waitress.task import ThreadedTaskDispatcher
 
 import errors
+from api.cors import Cors
 from api.http_channel import Channel
 from api.http_loop import HttpLoop
 from api.transfer_budget import TransferBudget, budget_for
@@ -48,12 +49,15 @@ class HttpServer:
         connections: int,
         max_body_bytes: int,
         error_form: ErrorForm = lambda path, problem: None,
+        cors: Cors | None = None,
         budget: TransferBudget | None = None,
     ) -> None:
         """Binds the port.
 
         Args:
             error_form: how an error on this path is answered; None: as JSON like the native API's.
+            cors: headers for pages of other origins, also of what is refused before the
+                application sees it.
             port: 0: any that is free.
             connections: most at a time.
             budget: for bodies and answers in memory; None: several bodies of the largest size.
@@ -82,6 +86,7 @@ class HttpServer:
             connections=connections,
             budget=budget or budget_for(max_body_bytes),
             error_form=error_form,
+            cors=cors or Cors(),
         )
         self._thread = SupervisedThread("http", self._server.loop.run)
 
@@ -158,10 +163,12 @@ class _Server(TcpWSGIServer):  # type: ignore[misc]
         connections: int,
         budget: TransferBudget,
         error_form: ErrorForm,
+        cors: Cors,
     ) -> None:
         self.loop = HttpLoop(self.maintenance)
         self.budget = budget
         self.error_form = error_form
+        self.cors = cors
         self._connections = connections
         self._paused = False
         """Until the next check, because there was no room for a connection."""

@@ -131,7 +131,7 @@ class Submission:
         self._check_limits(request, model)
         if request.callback_url is not None and not self.limits.may_call(request.callback_url):
             raise errors.NotSupported(
-                "callback_url must be an http or https address of a host that the operator allows "
+                "{field} must be an http or https address of a host that the operator allows "
                 "(--callback-hosts).",
                 field="callback_url",
             )
@@ -185,7 +185,7 @@ class Submission:
         if not request.prompt and not model.upscaler:
             if not (_has_pictures(request) or empty_prompt):
                 raise errors.InvalidInput(
-                    "prompt is required: it may be empty only with a picture.", field="prompt"
+                    "{field} is required: it may be empty only with a picture.", field="prompt"
                 )
             given.add(Takes.PROMPT)
         if Takes.GUIDANCE not in model.takes:
@@ -201,27 +201,27 @@ class Submission:
             raise not_supported(model, frozenset(given))
         for side in ("width", "height"):
             if model.upscaler and side in request.model_fields_set:
-                raise errors.NotSupported(f"{model.name} takes upscale, not {side}.", field=side)
+                raise errors.NotSupported(f"{model.name} takes upscale, not {{field}}.", field=side)
 
     def _check_limits(self, request: GenerateRequest, model: Model) -> None:
         limits = self.limits
         for name in ("prompt", "negative_prompt"):
             text = getattr(request, name)
             if text is not None and len(text) > limits.max_prompt_chars:
-                raise errors.InvalidInput(refusal(name, text, limits), field=name)
+                raise refusal(name, text, limits)
         if request.steps is not None and request.steps > limits.max_steps:
-            raise errors.InvalidInput(refusal("steps", request.steps, limits), field="steps")
+            raise refusal("steps", request.steps, limits)
         for name in ("count", "n"):
             number = getattr(request, name)
             if number is not None and number > limits.max_count:
-                raise errors.InvalidInput(refusal(name, number, limits), field=name)
+                raise refusal(name, number, limits)
         if None not in (request.count, request.n) and request.count != request.n:
             raise errors.InvalidInput("n and count mean the same: send one of them.", field="n")
         guidance = model.default_guidance if request.guidance is None else request.guidance
         if request.negative_prompt is not None and guidance is not None and guidance <= 1:
             raise errors.NotSupported(
-                f"{model.name} has no use for negative_prompt at guidance {guidance:g}: send "
-                "guidance above 1.",
+                f"{model.name} does not use {{field}} at guidance {guidance:g}: send a guidance "
+                "above 1.",
                 field="negative_prompt",
             )
 
@@ -260,8 +260,8 @@ class Submission:
                 params = params.model_copy(update={"image_strength": IMAGE_STRENGTH})
         if params.steps_run < 1:
             raise errors.InvalidInput(
-                f"With image_strength {params.image_strength:g}, {params.steps} steps leave none "
-                "to draw with: send more steps.",
+                f"{{field}} must be more than {params.steps}: {params.image_strength:.0%} of the "
+                "input image is kept, which leaves no step to draw.",
                 field="steps",
             )
         return params
@@ -298,14 +298,14 @@ class Submission:
         final_width, final_height = params.final_size
         if max(final_width, final_height) > MOST_WEBP_SIDE and params.format == "WEBP":
             raise errors.InvalidInput(
-                f"WEBP holds up to {MOST_WEBP_SIDE} pixels a side, not {final_width} x "
+                f"{{field}} WEBP holds up to {MOST_WEBP_SIDE} pixels a side, not {final_width} x "
                 f"{final_height}: choose another format.",
                 field="format",
             )
         if params.upscale and final_width * final_height > most * MOST_OUTPUT_PIXELS_FACTOR:
             raise errors.InvalidInput(
-                f"upscale {params.upscale:g} makes {final_width} x {final_height} pixels of "
-                f"{width} x {height}; at most {most * MOST_OUTPUT_PIXELS_FACTOR} are allowed.",
+                f"{{field}} {params.upscale:g} makes {final_width} x {final_height} pixels of "
+                f"{width} x {height}: at most {most * MOST_OUTPUT_PIXELS_FACTOR} are allowed.",
                 field="upscale",
             )
         return params
@@ -339,19 +339,19 @@ def _check_together(request: GenerateRequest, given: set[Takes]) -> None:
         InvalidInput
     """
     if request.image_strength is not None and request.init_image is None:
-        raise errors.InvalidInput("image_strength needs init_image.", field="image_strength")
+        raise errors.InvalidInput("{field} needs init_image.", field="image_strength")
     if request.control_image is None and {Takes.CONTROL_STRENGTH, Takes.CONTROL_TYPE} & given:
         raise errors.InvalidInput(
             "control_strength and control_type need control_image.", field="control_image"
         )
     if len(request.reference_strengths or ()) > len(request.images or ()):
         raise errors.InvalidInput(
-            "reference_strengths has more values than images has pictures.",
+            "{field} has more values than images has pictures.",
             field="reference_strengths",
         )
     if request.auto_mask is not None and request.mask is not None:
         raise errors.InvalidInput(
-            "auto_mask is sent in place of mask: send one of them.", field="auto_mask"
+            "{field} is sent in place of mask: send one of them.", field="auto_mask"
         )
 
 

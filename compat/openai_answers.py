@@ -73,8 +73,7 @@ def streamed(
                 )
             call.fetched()
         except errors.ServerError as error:
-            problem = errors.Problem(error.http_status, error.code, error.message, error.field)
-            body = OpenAIError.model_validate(openai_error_body(problem))
+            body = OpenAIError.model_validate(openai_error_body(error.problem))
             yield f"event: error\ndata: {body.model_dump_json()}\n\n"
 
     answer = Response(events(), mimetype="text/event-stream")

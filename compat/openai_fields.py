@@ -92,7 +92,7 @@ def prepared_of(asked: OpenAIGeneration, fields: dict[str, Any], calls: SyncCall
     try:
         return calls.prepare(fields, NAMES, mask_meaning=Meaning.MASK_CLEAR)[1]
     except errors.ServerError as error:
-        if error.field in ("width", "height"):
-            error.field = "size"
-            error.message = f"size {asked.size}: {error.message}" if asked.size else error.message
-        raise
+        if error.field not in ("width", "height"):
+            raise
+        given = f"{{field}} {asked.size}: " if asked.size else ""
+        raise type(error)(given + error.message, field="size") from None

@@ -1,7 +1,6 @@
 """Calls that answer with the picture: a task in the queue, and a caller that waits for it."""
 
 import logging
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
@@ -126,8 +125,7 @@ class SyncCalls:
         """From the fields of /generate, those that are None left out.
 
         Args:
-            names: what our fields are called in the foreign API, where they have another name;
-                errors speak of them under these.
+            names: what errors call our fields, if they have another name in the foreign API.
             mask_meaning, invert_mask, empty_prompt: as for Submission.prepare.
         """
         given = {name: value for name, value in fields.items() if value is not None}
@@ -140,8 +138,7 @@ class SyncCalls:
                 empty_prompt=empty_prompt,
             )
         except ServerError as error:
-            error.message = _renamed(error.message, names)
-            error.field = error.field and names.get(error.field, error.field)
+            error.field = names.get(error.field or "", error.field)
             raise
 
     def start(
@@ -212,14 +209,6 @@ class SyncCalls:
                 if not ended and not self.queue.events.closed:
                     self.queue.delete(task_id)
                     log.info("task %s has no caller any more", task_id)
-
-
-def _renamed(sentence: str, names: Mapping[str, str]) -> str:
-    """What follows "not" is the caller's own."""
-    about, comma, came = sentence.partition(", not ")
-    for ours, theirs in names.items():
-        about = re.sub(rf"\b{ours}\b", theirs, about)
-    return about + comma + came
 
 
 class Call:

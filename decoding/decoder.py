@@ -207,7 +207,7 @@ class PictureReader:
     def _ask(self, asked: dict[str, Any], data: bytes, field: str) -> tuple[dict[str, Any], bytes]:
         reply, result = self._tried({"max_pixels": self._decoder.max_pixels} | asked, data, field)
         if refused := reply.get("refused"):
-            raise InvalidInput(field + refused, field=field)
+            raise InvalidInput("{field}" + refused, field=field)
         return reply, result
 
     def _tried(
@@ -221,7 +221,7 @@ class PictureReader:
             except TimeoutError:
                 self.close()
                 raise InvalidInput(
-                    f"{field} takes more than {self._decoder.deadline_s:g} s to decode: send a "
+                    f"{{field}} takes more than {self._decoder.deadline_s:g} s to decode: send a "
                     "smaller picture.",
                     field=field,
                 ) from None
@@ -229,8 +229,8 @@ class PictureReader:
                 self.close()
                 if not used_before:  # a used one may have ended because it was idle
                     raise InvalidInput(
-                        f"{field} cannot be decoded: the process that tried has ended, most likely "
-                        "for lack of memory.",
+                        "{field} cannot be decoded: the process that tried has ended, most likely "
+                        "for lack of memory. Send a smaller picture.",
                         field=field,
                     ) from None
 

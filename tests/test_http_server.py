@@ -428,6 +428,37 @@ def test_who_sends_too_slowly_is_told(
     assert server.get("/health").status_code == 200
 
 
+def test_what_is_refused_before_the_application_sees_it_can_be_read_by_an_allowed_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_loop, "CHECK_S", 0.05)
+    page, other = "https://lite.example", "https://evil.example"
+    server = SteppedServer(tmp_path, max_body_bytes=100_000, cors_origins=(page,))
+    too_large = ("POST /v1/images/generations HTTP/1.1", "Content-Length: 999999999")
+    cut_off = ("POST /generate HTTP/1.1", "Content-Length: 5000", JSON)
+    long_head = ("GET /health HTTP/1.1", "X: " + "x" * 70_000)
+
+    def answer(request: bytes) -> bytes:
+        with opened(server) as connection:
+            connection.sendall(request)
+            return read_all(connection).partition(b"\r\n\r\n")[0]
+
+    for origin in (page, other):
+        for lines, status in ((too_large, b" 413 "), (long_head, b" 431 "), (cut_off, b" 408 ")):
+            if status == b" 408 ":
+                monkeypatch.setattr(transfer_budget, "GRACE_S", 0.05)
+            first_line, *rest = lines
+            top = answer(head(first_line, f"Origin: {origin}", *rest))
+            assert status in top.partition(b"\r\n")[0]
+            assert b"\r\nVary: Origin" in top
+            allowed = f"\r\nAccess-Control-Allow-Origin: {origin}".encode()
+            assert (allowed in top) == (origin == page)
+            assert (b"\r\nAccess-Control-Expose-Headers: Retry-After" in top) == (origin == page)
+    half_a_head = b"GET /health HTTP/1.1\r\nOrigin: " + page.encode() + b"\r\nHost: local"
+    assert b"\r\nAccess-Control-Allow-Origin: https://lite.example" in answer(half_a_head)
+    server.close()
+
+
 # The edges of HTTP
 
 

@@ -208,6 +208,8 @@ PLAIN = base64.b64encode(DATA).decode()
         f"data:;base64,{PLAIN}",
         f"data:application/octet-stream;base64,{PLAIN}",
         f"data:text/html;base64,{PLAIN}",
+        f'data:image/png;name="a, b.png";base64,{PLAIN}',
+        f"data:image/png;name=a,b.png;charset=utf-8;base64,{PLAIN}",
     ],
 )
 def test_base64_is_read_in_all_its_spellings(text: str) -> None:

@@ -60,7 +60,7 @@ def test_what_is_noted_after_the_answer_takes_none_of_the_threads_left_for_other
     with ThreadPoolExecutor(1) as other, ExitStack() as place:
         other.submit(place.enter_context, call._places.place()).result()
         call.fetched()
-        assert "stays: As many requests wait" in caplog.text
+        assert "stays: Too many requests wait" in caplog.text
         other.submit(place.close).result()
     assert queue.image(call.task_id, 0)[0] == b"image"
 
