@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from errors import BadOption, InvalidInput, ModelNotAllowed, NotSupported
-from fields import Takes
+from fields import Takes, is_given
 from models.model_catalog import Catalog, LoadSpec, Model
 from task import GenerationParams, Stage
 
@@ -164,7 +164,7 @@ class Allowed:
 
 def given_fields(params: GenerationParams) -> frozenset[Takes]:
     """Returns the fields of these params that only some pipelines take."""
-    given = {name for name in Takes if getattr(params, name) not in (None, ())}
+    given = {name for name in Takes if is_given(name, getattr(params, name))} | {Takes.PROMPT}
     return frozenset(given - {Takes.STEPS, Takes.GUIDANCE})
 
 

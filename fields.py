@@ -36,6 +36,7 @@ class Takes(StrEnum):
     IMAGE_STRENGTH = "image_strength"
     IMAGES = "images"
     MASK = "mask"
+    BACKGROUND = "background"
     CONTROL_IMAGE = "control_image"
     CONTROL_STRENGTH = "control_strength"
     CONTROL_TYPE = "control_type"
@@ -52,6 +53,13 @@ class Takes(StrEnum):
     SOFTNESS = "softness"
     STEPS = "steps"
     PROMPT = "prompt"
+
+
+def is_given(name: Takes, value: object) -> bool:
+    """Whether the value of a field has to be honoured by the model."""
+    if name is Takes.BACKGROUND:
+        return value == "transparent"
+    return value not in (None, "", ())
 
 
 class Mflux(NamedTuple):
@@ -102,6 +110,13 @@ class PassedFields(BaseModel):
         description="Bits to quantize the weights to (3, 4, 5, 6, 8), if the operator allows a "
         "choice.",
         examples=[8],
+    )
+    background: Literal["transparent", "opaque"] | None = Field(
+        None,
+        description="`transparent`: the image gets an alpha channel, with models that can and the "
+        "formats PNG and WEBP. `opaque`: what the model leaves transparent becomes white. If "
+        "absent, the image is as the model draws it; transparent parts are white in JPEG.",
+        examples=["opaque"],
     )
     negative_prompt: Annotated[
         str | None, BeforeValidator(_blank_as_absent), Mflux("negative_prompt")

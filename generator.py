@@ -15,8 +15,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from errors import DoesNotFit, ModelLoadError, NotFinite, OutOfMemory, ServerError
 from generation.adapters import check_adapters, check_values, layer_sizes
 from generation.pipelines import (
@@ -28,6 +26,7 @@ from generation.pipelines import (
     keep_between_pictures,
     metadata,
     other_face,
+    picture_of,
 )
 from generation.previews import Previews
 from generation.prompt_cache import PromptCache
@@ -200,7 +199,7 @@ class MfluxGenerator:
             self._previews.learn(generated.image)
         if weights.pipeline.right_half:
             generated = generated.get_right_half()
-        picture: Image.Image = generated.image
+        picture = picture_of(generated, stage, inputs)
         details: dict[str, Any] | None = None
         with harmless("a picture goes without metadata"):
             details = metadata(generated, params, weights.model)

@@ -40,12 +40,18 @@ _WHITE_SPACE = b" \t\r\n\v\f"
 
 
 def encode_image(
-    image: Image.Image, format: str, quality: int, metadata: Mapping[str, Any] | None = None
+    image: Image.Image,
+    format: str,
+    quality: int,
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    opaque: bool = False,
 ) -> bytes:
     """Encodes an image file. Equal pictures and metadata give equal bytes.
 
     Args:
-        format: JPEG, PNG or WEBP.
+        format: JPEG, PNG or WEBP. Transparent parts are white in JPEG.
+        opaque: make them white in PNG and WebP, too.
         quality: 1 to 100, for JPEG and WEBP; PNG is lossless.
         metadata: as mflux writes them, with JSON values. A JPEG has room for 64 KB: if there is
             more, the longest texts are cut and end in `SHORTENED`.
@@ -54,8 +60,26 @@ def encode_image(
     if metadata is not None:
         options["exif"] = _exif(metadata, _JPEG_EXIF_ROOM if format == "JPEG" else None)
     buffer = BytesIO()
-    image.convert("RGB").save(buffer, format=format, **options)
+    transparent = image.mode == "RGBA" and image.getchannel("A").getextrema() != (255, 255)
+    if transparent and format != "JPEG" and not opaque:
+        image.save(buffer, format=format, **options)
+    else:
+        on_white(image).save(buffer, format=format, **options)
     return buffer.getvalue()
+
+
+def has_alpha(data: bytes) -> bool:
+    """Whether an image file has an alpha channel."""
+    with Image.open(BytesIO(data)) as image:
+        return image.has_transparency_data
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """Returns a picture in RGB; what is transparent becomes white."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
 def to_png(image: Image.Image) -> bytes:

@@ -24,7 +24,7 @@ from pydantic import (
 from api.json_text import parse_object, refuse_nul, unknown_field
 from api.schema_words import in_words, shown
 from errors import InvalidInput
-from fields import PassedFields, Takes
+from fields import PassedFields, Takes, is_given
 from images import UPLOAD_FORMATS, decode_base64
 from task import MAX_SEED, SIDE_STEP
 
@@ -248,7 +248,7 @@ class GenerateRequest(PassedFields, _OwnFields):
 
     def given(self) -> frozenset[Takes]:
         """Returns the fields of this request that only some models take."""
-        return frozenset(name for name in Takes if getattr(self, name) not in (None, ""))
+        return frozenset(name for name in Takes if is_given(name, getattr(self, name)))
 
 
 @dataclass(frozen=True)

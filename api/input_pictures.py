@@ -60,16 +60,23 @@ class InputPictures:
             if source is not None:
                 kept[name] = self._keep(source, name, cover, model.reference_pixels)
         if self._request.images:
+            takes_alpha = any(pipeline.alpha_references for pipeline in model.pipelines)
+            meaning = Meaning.PICTURE_ALPHA if takes_alpha else Meaning.PICTURE
             kept["images"] = tuple(
-                self._keep(source, "images", cover, model.reference_pixels)
+                self._keep(source, "images", cover, model.reference_pixels, meaning)
                 for source in self._request.images
             )
         return kept
 
     def _keep(
-        self, source: bytes | ImageOf, name: str, cover: tuple[int, int] | None, min_pixels: int
+        self,
+        source: bytes | ImageOf,
+        name: str,
+        cover: tuple[int, int] | None,
+        min_pixels: int,
+        meaning: Meaning = Meaning.PICTURE,
     ) -> InputImage:
-        mask = self._mask if name == "mask" else MaskReading(Meaning.PICTURE)
+        mask = self._mask if name == "mask" else MaskReading(meaning)
         png = self._reader.png(
             self._bytes_of(source, name),
             name,

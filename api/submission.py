@@ -349,6 +349,17 @@ def _check_together(request: GenerateRequest, given: set[Takes]) -> None:
             "{field} has more values than images has pictures.",
             field="reference_strengths",
         )
+    if request.background == "transparent":
+        if request.format == "JPEG":
+            raise errors.InvalidInput(
+                "background transparent needs the format PNG or WEBP.", field="background"
+            )
+        if request.upscale is not None:
+            raise errors.InvalidInput(
+                "background transparent and upscale exclude each other: upscalers draw opaque "
+                "images.",
+                field="background",
+            )
     if request.auto_mask is not None and request.mask is not None:
         raise errors.InvalidInput(
             "{field} is sent in place of mask: send one of them.", field="auto_mask"

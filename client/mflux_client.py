@@ -138,6 +138,7 @@ class Passed(TypedDict, total=False):
     format: str
     quality: int
     quantize: int
+    background: str
     negative_prompt: str
     scheduler: str
     image_strength: float

@@ -17,7 +17,7 @@ from compat.openai_shapes import (
     Usage,
 )
 from compat.sync_calls import Call, Finished
-from images import EXTENSIONS, to_base64
+from images import EXTENSIONS, has_alpha, to_base64
 from task import GenerationParams
 
 SIGN_OF_LIFE_AFTER = 15
@@ -37,6 +37,7 @@ def images_response(finished: Finished, url: str | None) -> ImagesResponse:
     return ImagesResponse(
         created=int(time.time()),
         output_format=params.format.lower(),
+        background=_background(finished.images[0]),
         size=_size(params),
         data=[
             ImageData(
@@ -108,12 +109,17 @@ def _partial_images(
             quiet = 0
 
 
+def _background(image: bytes) -> str:
+    return "transparent" if has_alpha(image) else "opaque"
+
+
 def _image_event(kind: str, image: bytes, params: GenerationParams) -> ImageEvent:
     return ImageEvent(
         type=kind,
         b64_json=to_base64(image),
         created_at=int(time.time()),
         size=_size(params),
+        background=_background(image),
         output_format="jpeg" if kind.endswith("partial_image") else params.format.lower(),
     )
 

@@ -23,6 +23,7 @@ NAMES = {
     "quality": "output_compression",
 }
 """What our fields are called here, where they have another name."""
+BACKGROUNDS = ("transparent", "opaque")
 SIZE = re.compile(r"\s*([0-9]{1,5})\s*[xX*×]\s*([0-9]{1,5})\s*")  # noqa: RUF001
 IMAGE_FIELD = re.compile(r"image(\[[0-9]{0,3}\])?")
 
@@ -69,6 +70,7 @@ def fields_of(asked: OpenAIGeneration, calls: SyncCalls) -> dict[str, Any]:
         "count": asked.n,
         "format": asked.output_format,
         "quality": compression,
+        "background": asked.background if asked.background in BACKGROUNDS else None,
         "seed": asked.seed,
         "guidance": asked.guidance,
         "negative_prompt": asked.negative_prompt,

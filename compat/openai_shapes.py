@@ -55,7 +55,11 @@ class OpenAIGeneration(Body):
         100, description="Quality of jpeg and webp in percent; ignored for png."
     )
     quality: Any = Field(None, description="Accepted and ignored.")
-    background: Any = Field(None, description="Accepted and ignored: it is opaque.")
+    background: Any = Field(
+        None,
+        description="transparent (with png and webp, if the model can), opaque, or auto. Other "
+        "values are ignored.",
+    )
     user: Any = Field(None, description="Accepted and ignored.")
     stream: bool = Field(False, description="Answer server-sent events.")
     partial_images: Annotated[int, Field(ge=0, le=3), IF_USED] = Field(
@@ -119,7 +123,7 @@ class Usage(Answer):
 class ImagesResponse(Answer):
     created: int = Field(description="Unix seconds.", examples=[1725311496])
     data: list[ImageData] = Field(description="The images.")
-    background: str = Field("opaque", description="Always opaque.")
+    background: str = Field("opaque", description="transparent or opaque.")
     output_format: str = Field(description="png, jpeg or webp.", examples=["png"])
     size: str = Field(description="WIDTHxHEIGHT, as drawn.", examples=["1024x1024"])
     usage: Usage = Field(Usage(), description="Always 0.")
@@ -133,7 +137,7 @@ class ImageEvent(Answer):
     created_at: int = Field(description="Unix seconds.")
     size: str = Field(description="WIDTHxHEIGHT.")
     quality: str = Field("auto", description="Always auto.")
-    background: str = Field("opaque", description="Always opaque.")
+    background: str = Field("opaque", description="transparent or opaque.")
     output_format: str = Field(description="png, jpeg or webp.")
     partial_image_index: int | None = Field(None, description="From 0; of partial images.")
     usage: Usage | None = Field(None, description="Of completed images.")

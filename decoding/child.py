@@ -24,6 +24,7 @@ from decoding.protocol import Meaning, receive, send
 from images import (
     UPLOAD_FORMATS,
     format_of,
+    on_white,
     orientation_of,
     read_metadata,
     read_png_texts,
@@ -32,6 +33,7 @@ from images import (
 
 MIN_SIDE = 16
 """Pixels. Smaller pictures are refused: mflux works in squares of 16 pixels."""
+PICTURES = (Meaning.PICTURE, Meaning.PICTURE_ALPHA)
 MOST_PIXELS_FACTOR = 4
 """A picture of an extreme shape keeps at most so many times the pixels that are used."""
 LANCZOS_GAP = 3.0
@@ -126,7 +128,7 @@ def thumbnail(data: bytes, max_side: int, max_pixels: int) -> bytes:
     buffer = BytesIO()
     with _opened(data, max_pixels, min_side=1) as image:
         image.thumbnail((max_side, max_side))  # a JPEG is decoded at a fraction of its size
-        image.convert("RGB").save(buffer, format="JPEG", quality=80)
+        on_white(image).save(buffer, format="JPEG", quality=80)
     return buffer.getvalue()
 
 
@@ -184,13 +186,16 @@ def _flat(image: Image.Image, meaning: Meaning) -> Image.Image:
         image = image.point(lambda grey: grey * (1 / 256)).convert("L")  # Pillow alone would clip
     if image.has_transparency_data:
         image = image.convert("RGBA")
+        if meaning is Meaning.PICTURE_ALPHA:
+            image.info.clear()
+            return image
         if meaning is Meaning.PICTURE:
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            image = on_white(image)
         elif meaning is not Meaning.MASK:
             alpha = image.getchannel("A")
             if alpha.getextrema() != (255, 255):
                 return _mask_of(alpha, meaning)
-    flat = image.convert("RGB" if meaning is Meaning.PICTURE else "L")
+    flat = image.convert("RGB" if meaning in PICTURES else "L")
     flat.info.clear()
     return flat
 

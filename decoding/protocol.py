@@ -18,6 +18,7 @@ class Meaning(StrEnum):
     """How the pixels of a picture are interpreted."""
 
     PICTURE = "picture"  # colours; transparent pixels are composited on white
+    PICTURE_ALPHA = "picture_alpha"  # colours and alpha
     MASK = "mask"  # grey values; transparency is ignored, as in mflux
     MASK_CLEAR = "mask_clear"  # white where transparent; like MASK if nothing is
     MASK_OPAQUE = "mask_opaque"  # white where more than half opaque; like MASK if all is opaque

@@ -49,7 +49,8 @@ FIELDS_END = """
 
 An image is base64, a data URL, a file of a form, or an earlier result of this server:
 `{"task_id": "...", "index": 0}` (fetch it with `delete=false` to keep it). Images are turned
-upright and scaled down to the size that the task needs. Transparent parts become white. In a mask,
+upright and scaled down to the size that the task needs. Transparent parts become
+white, except for models that read the alpha channel of `images` (qwen-image-2.1). In a mask,
 white is repainted; its transparency is ignored. Without `width` and `height`, the result has the
 size of the input image; with one of them, the other follows the aspect ratio.
 

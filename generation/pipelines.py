@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from errors import ModelLoadError, UnusableAdapter, without_folders
 from generation.adapters import raised_by_adapter
 from generation.finite import check_decoded_pictures
@@ -38,6 +40,11 @@ NOT_OF_THE_PARAMS = ("generation_time_seconds", "created_at", "model_path")
 PATHS = ("image_path", "controlnet_image_path", "masked_image_path", "depth_image_path")
 SWITCHES = ("verify", "use_step_cache")
 """Parameters that only say whether the field that fills them is given."""
+TRANSPARENT_PROMPT = (
+    "This is an RGBA image with transparency. {} The image has alpha channel and the background is "
+    "transparent."
+)
+"""How Qwen-Image 2.1 is told to draw a transparent background (mflux's documentation)."""
 LISTS_OF_PATHS = ("image_paths", "redux_image_paths")
 
 
@@ -217,7 +224,7 @@ def arguments(stage: Stage, inputs: Path) -> dict[str, Any]:
     images: Any = [path_of(image) for image in params.images]
     values: dict[str, Any] = {
         **params.model_dump(),
-        "prompt": params.prompt or " ",  # mflux makes no token at all of ""
+        "prompt": _prompt(params, pipeline),
         "init_image": path_of(params.init_image),
         "mask": path_of(params.mask),
         "control_image": path_of(params.control_image),
@@ -233,6 +240,32 @@ def arguments(stage: Stage, inputs: Path) -> dict[str, Any]:
     if "controls" in call:
         call["controls"] = [_control(call.pop("control_type", "canny"), call["controls"])]
     return call
+
+
+def _prompt(params: GenerationParams, pipeline: Pipeline) -> str:
+    """What mflux reads as the prompt."""
+    if pipeline.cutout and not params.prompt:
+        from mflux.models.fibo.variants.edit.util import FIBO_EDIT_RMBG_DEFAULT_JSON_PROMPT
+
+        return str(FIBO_EDIT_RMBG_DEFAULT_JSON_PROMPT)
+    if params.background == "transparent" and pipeline.alpha_references:
+        return TRANSPARENT_PROMPT.format(params.prompt)
+    return params.prompt or " "  # mflux makes no token at all of ""
+
+
+def picture_of(generated: Any, stage: Stage, inputs: Path) -> Image.Image:
+    """Returns the picture that a client gets, from what mflux has drawn.
+
+    Args:
+        inputs: the folder of the pictures that the params name.
+    """
+    picture: Image.Image = generated.image
+    if stage.load_spec.pipeline.cutout:
+        matte = picture.convert("L")
+        with Image.open(inputs / f"{stage.params.images[0].file}.png") as source:
+            picture = source.convert("RGB").resize(matte.size, Image.Resampling.LANCZOS)
+        picture.putalpha(matte)
+    return picture
 
 
 def _control(kind: str, path: str) -> Any:

@@ -95,6 +95,26 @@ EXCEPTIONS: Mapping[str, Exceptions] = {
     "FIBOEdit": Exceptions({"image_path": "images"}, one_image=True),
 }
 
+TRANSPARENT = ("QwenImage21Edit", "QwenImage21Controlnet", "MingImage")
+"""Classes whose VAE decodes an alpha channel. Other than the Turbo and base class of Qwen-Image
+2.1 for drawing, they return it."""
+ALPHA_REFERENCES = ("QwenImage21Edit",)
+"""Classes that read the alpha channel of reference images; the others see them on white."""
+DRAWS_WITHOUT_IMAGES = "QwenImage21Edit"
+"""An editing class that also draws without a picture: the only way to a transparent image."""
+OF_PICTURES = frozenset(
+    {
+        Takes.IMAGES,
+        Takes.MASK,
+        Takes.EDIT_STRENGTH,
+        Takes.AUTO_MASK,
+        Takes.VERIFY_RETRIES,
+        Takes.OUTPUT_RESOLUTION,
+    }
+)
+CUTOUT = "fibo-edit-rmbg"
+"""The model that draws a matte of the picture that it is given."""
+
 CLASSES: Mapping[str, tuple[str, ...]] = {
     "dev": ("Flux1", "Flux1InContextDev"),
     "dev-kontext": ("Flux1Kontext",),
@@ -161,6 +181,8 @@ def _model(key: str, config: Any, steps: int, sources: "_Sources") -> Model:
     names = CLASSES.get(key) or sources.saved_with(key)
     repositories = (config.model_name, config.controlnet_model, config.custom_transformer_model)
     pipelines = tuple(_without(pipeline, without) for pipeline in sources.pipelines(names))
+    if key == CUTOUT:
+        pipelines = tuple(replace(p, cutout=True, transparent=True) for p in pipelines)
     return Model(
         name=key,
         family=pipelines[0].module.split(".")[2] if pipelines else "unknown",
@@ -258,6 +280,10 @@ class _Sources:
             if name != names[0] and self._constructor(name) == self._constructor(names[0]):
                 pipeline = replace(pipeline, loaded_as=names[0])
             yield pipeline
+            if name == DRAWS_WITHOUT_IMAGES:
+                yield replace(
+                    _without(pipeline, set(OF_PICTURES)), needs=frozenset({Takes.BACKGROUND})
+                )
 
     def _constructor(self, name: str) -> str | None:
         method = self._method(self._classes[name][1], "__init__")
@@ -291,6 +317,8 @@ class _Sources:
             loras="lora_paths" in constructor,
             one_image=exceptions.one_image,
             right_half=exceptions.right_half,
+            transparent=name in TRANSPARENT,
+            alpha_references=name in ALPHA_REFERENCES,
         )
 
     def _parameters(self, node: ast.ClassDef, method: str) -> tuple[list[str], list[str]]:

@@ -41,11 +41,21 @@ class Pipeline:
     """Whether `images` may have only one image."""
     right_half: bool = False
     """Whether it generates a pair of pictures side by side; the right one is the result."""
+    transparent: bool = False
+    """Whether its images have an alpha channel."""
+    cutout: bool = False
+    """Whether it draws a matte: the result is the first of `images` with this alpha channel."""
+    alpha_references: bool = False
+    """Whether it reads the alpha channel of `images`."""
 
     @cached_property
     def takes(self) -> frozenset[Takes]:
         taken = {name for name in Takes if name in self.parameters.values()}
-        return frozenset(taken | {Takes.LORAS} if self.loras else taken)
+        if self.loras:
+            taken.add(Takes.LORAS)
+        if self.transparent:
+            taken.add(Takes.BACKGROUND)
+        return frozenset(taken)
 
     def suits(self, given: frozenset[Takes]) -> bool:
         return self.needs <= given <= self.takes

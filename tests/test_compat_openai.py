@@ -238,7 +238,7 @@ def test_unknown_empty_and_null_fields_are_ignored(server: ServerProcess) -> Non
         "style": "vivid",
         "moderation": "low",
         "quality": "hd",
-        "background": "transparent",
+        "background": "auto",
         "user": "me",
         "n": None,
         "response_format": "",
@@ -247,6 +247,17 @@ def test_unknown_empty_and_null_fields_are_ignored(server: ServerProcess) -> Non
     answer = post(server, body, **{"Content-Type": "text/plain", "Authorization": "Basic "})
     assert answer.status_code == 200
     assert answer.json()["background"] == "opaque"
+
+
+def test_a_transparent_background_is_refused_where_the_model_draws_none(
+    server: ServerProcess,
+) -> None:
+    refused = post(server, {"prompt": "x", "size": "64x64", "background": "transparent"})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "background"
+    opaque = post(server, {"prompt": "x", "size": "64x64", "background": "opaque"})
+    assert opaque.status_code == 200
+    assert opaque.json()["background"] == "opaque"
 
 
 def test_steps_are_cut_to_twice_the_models_own_unless_the_operator_says_otherwise(

@@ -287,7 +287,14 @@ HOMES: dict[str, set[str]] = {
     "certifi": {"api.webhooks"},
     "jiter": {"api.json_text"},
     "sqlite3": {"storage.database"},
-    "PIL": {"images", "task", "workers.worker", "generator", "generation.previews", "decoding"},
+    "PIL": {
+        "images",
+        "task",
+        "workers.worker",
+        "generation.pipelines",
+        "generation.previews",
+        "decoding",
+    },
     "numpy": {
         "generation.previews",
         "scheduler.policy",

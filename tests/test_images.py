@@ -84,6 +84,37 @@ def test_equal_pictures_and_metadata_give_equal_bytes(format: str) -> None:
         assert first == encode_image(PICTURE.copy(), format, 90, metadata and dict(metadata))
 
 
+def half_clear() -> Image.Image:
+    """Red, and transparent on the left."""
+    picture = Image.new("RGBA", (32, 32), (255, 0, 0, 255))
+    picture.paste((0, 0, 0, 0), (0, 0, 16, 32))
+    return picture
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_transparent_parts_stay_so_where_the_format_can_and_are_white_in_jpeg(format: str) -> None:
+    stored = Image.open(io.BytesIO(encode_image(half_clear(), format, 100, METADATA)))
+    assert stored.has_transparency_data == (format != "JPEG")
+    assert images.has_alpha(encode_image(half_clear(), format, 90)) == (format != "JPEG")
+    if format == "JPEG":
+        assert min(stored.getpixel((4, 16))) > 250  # type: ignore[arg-type]
+    else:
+        assert stored.convert("RGBA").getpixel((4, 16))[3] == 0  # type: ignore[index]
+        assert stored.convert("RGBA").getpixel((28, 16))[3] == 255  # type: ignore[index]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_is_to_be_opaque_lies_on_white(format: str) -> None:
+    data = encode_image(half_clear(), format, 100, opaque=True)
+    assert not images.has_alpha(data)
+    assert min(Image.open(io.BytesIO(data)).getpixel((4, 16))) > 250  # type: ignore[arg-type]
+
+
+def test_an_alpha_channel_that_hides_nothing_is_not_stored() -> None:
+    data = encode_image(PICTURE.convert("RGBA"), "PNG", 100)
+    assert data == encode_image(PICTURE, "PNG", 100)
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_metadata_do_not_touch_the_pixels(format: str) -> None:
     plain, told = (

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import httpx
@@ -20,7 +21,7 @@ from PIL import Image, ImageDraw
 from errors import ModelLoadError, UnusableAdapter
 from fields import CONTROL_TYPES, SCHEDULERS, Takes
 from generation import pipelines
-from generation.pipelines import arguments, explain, remember_prompts
+from generation.pipelines import arguments, explain, picture_of, remember_prompts
 from generation.prompt_cache import PromptCache
 from generator import MfluxGenerator
 from images import to_png
@@ -64,6 +65,7 @@ def full_params(pipeline: Pipeline) -> GenerationParams:
         Takes.CFG_END: {"cfg_end": 0.5},
         Takes.SKIP_LAYERS: {"skip_layers": [3]},
         Takes.SOFTNESS: {"softness": 0.5},
+        Takes.BACKGROUND: {"background": "transparent"},
     }
     changes: dict[str, Any] = {}
     for field in pipeline.takes:
@@ -363,6 +365,52 @@ def test_switches_of_mflux_are_on_where_their_field_is_given() -> None:
     assert (call["use_step_cache"], call["step_cache_threshold"]) == (True, 0.12)
     call = arguments(Stage(LoadSpec(model, edit, None), params_for(**pictures)), INPUTS)
     assert not {"verify", "verify_retries", "use_step_cache", "strength"} & set(call)
+
+
+def test_a_model_that_draws_mattes_needs_no_prompt_and_returns_the_cut_out(tmp_path: Path) -> None:
+    from mflux.models.fibo.variants.edit.util import FiboEditUtil
+
+    model = allow("fibo-edit-rmbg").default
+    source = Image.new("RGB", (96, 64), "teal")
+    (tmp_path / "first.png").write_bytes(to_png(source))
+    asked = params_for(prompt="", images=(InputImage("first", 96, 64),), width=64, height=48)
+    stage = Stage(LoadSpec(model, model.pipelines[0], None), asked)
+    call = arguments(stage, tmp_path)
+    assert FiboEditUtil.ensure_edit_instruction(call["prompt"])
+    matte = Image.new("RGB", (64, 48), "black")
+    matte.paste("white", (0, 0, 32, 48))
+    picture = picture_of(SimpleNamespace(image=matte), stage, tmp_path)
+    assert (picture.mode, picture.size) == ("RGBA", (64, 48))
+    assert picture.getpixel((8, 8)) == (0, 128, 128, 255)
+    assert picture.getpixel((60, 8)) == (0, 128, 128, 0)
+
+
+def test_qwen_is_told_to_draw_a_transparent_background_in_its_own_words() -> None:
+    model = allow("qwen-image-2.1").default
+    pipeline = model.pipeline_for(frozenset({Takes.PROMPT, Takes.BACKGROUND}))
+    assert pipeline
+    asked = params_for("A sticker.", background="transparent")
+    call = arguments(Stage(LoadSpec(model, pipeline, None), asked), INPUTS)
+    assert call["prompt"].startswith("This is an RGBA image with transparency. A sticker.")
+    assert "image_paths" not in call
+
+
+@EACH_PIPELINE
+def test_each_class_checks_its_pictures_for_nan_before_they_become_bytes(
+    model: Model, pipeline: Pipeline
+) -> None:
+    """check_decoded_pictures() wraps ImageUtil.to_pil, which to_image alone calls."""
+    from mflux.utils.image_util import ImageUtil
+
+    source = "".join(
+        inspect.getsource(importlib.import_module(base.__module__))
+        for base in class_of(pipeline).__mro__
+        if ".variants." in base.__module__
+    )
+    assert "ImageUtil.to_image(" in source
+    assert "to_pil(" not in source
+    assert "_numpy_to_pil(" not in source
+    assert "ImageUtil.to_pil(decoded_latents)" in inspect.getsource(ImageUtil.to_image)
 
 
 def test_an_edit_may_be_the_first_task_after_loading(on_thread: OnItsThread) -> None:

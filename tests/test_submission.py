@@ -200,6 +200,7 @@ VALUES: dict[Takes, Any] = {
     Takes.CFG_END: 0.5,
     Takes.SKIP_LAYERS: [3],
     Takes.SOFTNESS: 0.5,
+    Takes.BACKGROUND: "transparent",
 }
 
 
@@ -465,6 +466,37 @@ def test_the_mask_is_grey_and_the_others_are_in_colour() -> None:
     ]
     assert modes == ["RGB", "L"]
     assert prepared.params.image_strength is None
+
+
+def test_references_keep_their_alpha_channel_for_models_that_read_it() -> None:
+    clear = Image.new("RGBA", (64, 64), (255, 0, 0, 0))
+    buffer = BytesIO()
+    clear.save(buffer, "PNG")
+    for model, mode in (("qwen-image-2.1", "RGBA"), ("flux2-klein-4b", "RGB")):
+        prepared = Desk(model).prepare(images=[to_base64(buffer.getvalue())])
+        (reference,) = prepared.params.images
+        kept = Image.open(BytesIO(prepared.inputs[reference.file]))
+        assert kept.mode == mode
+        assert kept.getpixel((8, 8)) == ((255, 0, 0, 0) if mode == "RGBA" else (255, 255, 255))
+
+
+def test_a_transparent_background_is_drawn_by_the_class_that_can() -> None:
+    desk = Desk("qwen-image-2.1", "seedvr2-3b")
+    params = desk.params(background="transparent", format="PNG")
+    (stage,) = desk.allowed.stages(params)
+    assert stage.load_spec.pipeline.name == "QwenImage21Edit"
+    assert desk.allowed.stages(desk.params(background="opaque"))[0].load_spec.pipeline.name == (
+        "QwenImage21"
+    )
+    for fields in ({"format": "JPEG"}, {"format": "PNG", "upscale": 2}):
+        assert desk.refusal(background="transparent", **fields)[1] == "background"
+    assert Desk("z-image").refusal(background="transparent", format="PNG")[:2] == (
+        "not_supported",
+        "background",
+    )
+    assert Desk("fibo-edit-rmbg").params(
+        prompt="", images=[PICTURE], background="transparent", format="WEBP"
+    )
 
 
 def test_what_an_upscaler_makes_is_bounded() -> None:

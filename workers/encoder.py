@@ -91,10 +91,11 @@ class Encoder:
 def _encoded(drawn: Drawn, params: GenerationParams) -> bytes:
     """The bytes of an image file; without metadata if these cannot be written."""
     metadata = drawn.metadata if params.metadata else None
+    opaque = params.background == "opaque"
     try:
-        return encode_image(drawn.picture, params.format, params.quality, metadata)
+        return encode_image(drawn.picture, params.format, params.quality, metadata, opaque=opaque)
     except Exception:
         if metadata is None:
             raise
         log.exception("the metadata of a picture cannot be written: it is stored without")
-        return encode_image(drawn.picture, params.format, params.quality, None)
+        return encode_image(drawn.picture, params.format, params.quality, None, opaque=opaque)

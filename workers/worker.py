@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from PIL import Image
 
 from errors import ModelLoadError, ServerError, StorageUnavailable, UnusableAdapter
-from images import to_png
+from images import on_white, to_png
 from models.hub_cache import is_present
 from models.model_catalog import LoadSpec
 from supervision import SupervisedThread
@@ -228,5 +228,5 @@ class Worker:
 
 def _keep(picture: Image.Image, folder: Path) -> InputImage:
     """A picture as the input of the next stage."""
-    (folder / "drawn.png").write_bytes(to_png(picture))
+    (folder / "drawn.png").write_bytes(to_png(on_white(picture)))
     return InputImage("drawn", picture.width, picture.height)
