@@ -106,6 +106,10 @@ class SupervisedQueue(Generic[Item]):
                 self._started = True
         self._items.put((item,))
 
+    def drain(self) -> None:
+        """Waits until no item waits or is being handled."""
+        self._items.join()
+
     def stop(self, timeout_s: float) -> bool:
         """Ends the thread after the waiting items; returns whether it has ended."""
         deadline = time.monotonic() + timeout_s
@@ -122,11 +126,15 @@ class SupervisedQueue(Generic[Item]):
             self._current = item
             self._handle(*item)
             self._current = None
+            self._items.task_done()
 
     def _recover(self) -> None:
         if self._current:
             lost, self._current = self._current, None
-            self._lost(*lost)
+            try:
+                self._lost(*lost)
+            finally:
+                self._items.task_done()
 
 
 def end_process(exit_code: int) -> NoReturn:

@@ -6,7 +6,7 @@ built from copies of it.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -174,6 +174,12 @@ class Stage:
 
     load_spec: LoadSpec
     params: GenerationParams
+    images_done: int = 0
+    """Images that are stored already and not generated again."""
+
+    @property
+    def images_left(self) -> int:
+        return self.params.count - self.images_done
 
     def image(self, index: int) -> "Stage":
         """Returns the part of this stage that makes one image."""
@@ -182,7 +188,11 @@ class Stage:
 
     def first_images(self, count: int) -> "Stage":
         """Returns this stage with only so many images."""
-        return Stage(self.load_spec, self.params.model_copy(update={"count": count}))
+        return replace(self, params=self.params.model_copy(update={"count": count}))
+
+    def after_images(self, count: int) -> "Stage":
+        """Returns this stage as it continues when so many images are stored."""
+        return replace(self, images_done=count)
 
     def starting_from(self, picture: InputImage) -> "Stage":
         return Stage(self.load_spec, self.params.model_copy(update={"init_image": picture}))
@@ -242,8 +252,9 @@ class Task:
     """Its stages in order: generation, and perhaps upscaling. Empty once it has ended."""
     sequence: int = 0
     """Number in the order in which tasks joined the schedule."""
-    group: int = 0
-    """Sequence of the task with the same load spec that it joined, or its own (policy.py)."""
+    turn: float = 0.0
+    """Decides when it runs (policy.key): its own sequence, or the turn of the task that it joined
+    because they share weights."""
     waits_for_download: bool = False
     progress: Progress | None = None
     """None unless it is running."""

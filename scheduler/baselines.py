@@ -5,9 +5,9 @@ Not thread-safe: the scheduler calls it under its lock.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
-from task import Forecast, Reason, Task
+from scheduler.schedule import Schedule
+from task import Forecast, Reason, Task, TaskStatus
 from timing_model import Outcome
 
 STEADY_S, STEADY_SHARE = 1.0, 0.02
@@ -16,41 +16,48 @@ STEADY_S, STEADY_SHARE = 1.0, 0.02
 
 @dataclass(frozen=True)
 class Baseline:
-    """What was forecast for a task when its status changed last."""
+    """What was forecast for a task when its status changed last, or the server started."""
 
     at: float
     """Reading of the monotonic clock."""
     forecast: Forecast
-    claims: int
-    """Claims of all tasks until then."""
+    newest: int
+    """Highest sequence of all tasks until then."""
     gaps: int
     """How often the process had been stopped until then."""
 
 
 class Baselines:
     """Args:
+    schedule: the waiting tasks.
     monotonic: the clock, in seconds.
     gaps: how often the process was stopped so far.
     """
 
-    def __init__(self, monotonic: Callable[[], float], gaps: Callable[[], int]) -> None:
-        self.claims = 0
-        """Of all tasks so far."""
+    def __init__(
+        self, schedule: Schedule, monotonic: Callable[[], float], gaps: Callable[[], int]
+    ) -> None:
+        self._schedule = schedule
         self._monotonic = monotonic
         self._gaps = gaps
         self._latest: dict[str, Baseline] = {}
         self._submitted: dict[str, Baseline] = {}
+        self._newest_claimed = 0
 
-    def set(self, task: Task, forecast: Forecast, *, submitted: bool = False) -> None:
+    def set(self, task: Task, forecast: Forecast, newest: int, *, submitted: bool = False) -> None:
         """The status of a task has changed: later forecasts are compared with this one.
 
         Args:
+            newest: highest sequence of all tasks so far.
             submitted: outcome() compares it with the truth.
         """
-        baseline = Baseline(self._monotonic(), forecast, self.claims, self._gaps())
+        baseline = Baseline(self._monotonic(), forecast, newest, self._gaps())
         self._latest[task.task_id] = baseline
         if submitted:
             self._submitted[task.task_id] = baseline
+
+    def claimed(self, task: Task) -> None:
+        self._newest_claimed = max(self._newest_claimed, task.sequence)
 
     def improve(self, task: Task, forecast: Forecast) -> None:
         """A forecast that has become earlier is the one that later ones are compared with."""
@@ -73,27 +80,36 @@ class Baselines:
         return Outcome(task.priority, forecast.end_s, forecast.p90_s, actual_s)
 
     def steady(self, task: Task) -> Callable[[Forecast], Forecast]:
-        """What readers see of a forecast of this task, as a function of the forecast as of now. The
-        function needs no lock."""
-        baseline = self._latest.get(task.task_id)
-        return partial(_steady, at=self._monotonic(), baseline=baseline, claims=self.claims)
+        """Returns a function from the forecast of this task as of now to what readers see of it.
+        The function needs no lock.
 
+        Small increases over the baseline are not reported: the countdown continues. Larger ones
+        come with the reason.
+        """
+        baseline, at = self._latest[task.task_id], self._monotonic()
+        in_schedule = task.status is TaskStatus.WAITING and not task.waits_for_download
+        newest_ahead = self._schedule.newest_ahead if in_schedule else None
+        newest_claimed = self._newest_claimed
 
-def _steady(forecast: Forecast, *, at: float, baseline: Baseline | None, claims: int) -> Forecast:
-    """Small increases over the baseline are not reported: the countdown continues. Larger ones come
-    with the reason."""
-    if baseline is None:
-        return forecast
-    then = baseline.forecast
-    late_s = at + forecast.end_s - (baseline.at + then.end_s)
-    if late_s <= 0.0:
-        return forecast
-    if late_s <= max(STEADY_S, STEADY_SHARE * forecast.end_s):
-        end_s = max(forecast.end_s - late_s, 0.0)
-        return replace(forecast, end_s=end_s, start_s=min(forecast.start_s, end_s))
-    reason = Reason.SLOWER
-    if forecast.pos > max(then.pos - (claims - baseline.claims), 0):
-        reason = Reason.OVERTAKEN
-    elif forecast.switches > then.switches:
-        reason = Reason.MODEL_SWITCH
-    return replace(forecast, reason=reason)
+        def was_overtaken(forecast: Forecast) -> bool:
+            """Whether a task that joined later runs, or has run, before this one."""
+            if newest_ahead is None:  # its sequence is not known yet, or it runs
+                return forecast.pos > baseline.forecast.pos
+            return max(int(newest_ahead[forecast.pos]), newest_claimed) > baseline.newest
+
+        def seen(forecast: Forecast) -> Forecast:
+            then = baseline.forecast
+            late_s = at + forecast.end_s - (baseline.at + then.end_s)
+            if late_s <= 0.0:
+                return forecast
+            if late_s <= max(STEADY_S, STEADY_SHARE * forecast.end_s):
+                end_s = max(forecast.end_s - late_s, 0.0)
+                return replace(forecast, end_s=end_s, start_s=min(forecast.start_s, end_s))
+            reason = Reason.SLOWER
+            if was_overtaken(forecast):
+                reason = Reason.OVERTAKEN
+            elif forecast.switches > then.switches:
+                reason = Reason.MODEL_SWITCH
+            return replace(forecast, reason=reason)
+
+        return seen

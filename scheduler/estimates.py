@@ -86,7 +86,7 @@ class Estimates:
             tokens=tokens,
             steps=params.steps_run,
             format=params.format,
-            images=params.count,
+            images=stage.images_left,
             text_each=bool(params.inputs) or model.upscaler,
         )
 

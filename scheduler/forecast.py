@@ -206,7 +206,7 @@ class Forecaster:
             steps_total=progress.steps_total,
             step_s=run.step_s,
             step_elapsed_s=at - run.step_started_at,
-            images_done=progress.image,
+            images_done=progress.image - run.stage.images_done,
         )
         now = self._estimates.durations(run.stage)
         later = [self._estimates.durations(s) for s in run.task.stages[progress.stage + 1 :]]

@@ -8,22 +8,24 @@ overtakes is delayed by no more than `max_delay_s` in all.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 
 from scheduler.schedule import Schedule
 from task import Task
 
-Key = tuple[int, int, int]
+Key = tuple[int, bool, float, float]
 
 
 def key(task: Task) -> Key:
     """Sort key of the schedule: tasks with smaller keys run first.
 
-    `sequence` counts the tasks that joined the schedule; `group` is the sequence of the task that
-    this one joined by affinity, or its own. A released task keeps both, so it runs next again.
+    In this order: higher priority; released tasks, which have run already; the turn; the sequence,
+    which counts the tasks that joined the schedule. A task's turn is its own sequence, or the turn
+    of the task that it joined by affinity. A rule that is fair to clients would set the turn.
     """
-    return -task.priority, task.group, task.sequence
+    return -task.priority, task.attempt == 0, task.turn, task.sequence
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class Place:
 
     index: int
     """Position among the waiting tasks."""
-    group: int | None = None
-    """Group that it joins; None: one of its own."""
+    turn: float | None = None
+    """Turn of the task that it joins; None: its own sequence."""
     delays_s: np.ndarray | None = None
     """Seconds by which it delays each task that it overtakes, from `index` on."""
 
@@ -47,7 +49,7 @@ class Policy:
         self.max_delay_s = max_delay_s
 
     def place(self, task: Task, schedule: Schedule, resident: Sequence[str]) -> Place:
-        """Where a task that joins now runs.
+        """Where a new task runs that joins now.
 
         Args:
             resident: keys of the weights in memory when the first waiting task starts, the latest
@@ -60,17 +62,17 @@ class Policy:
         spec = task.stages[0].load_spec.key
         before = schedule.last_with(spec, begin, end)
         if before is not None:
-            place = Place(before + 1, schedule[before].group)
+            index, turn = before + 1, schedule[before].turn
         elif begin == 0 and spec in resident:
-            place = Place(begin, schedule[begin].group - 1)
+            index, turn = begin, schedule[begin].turn - 1
         else:
             return last
-        if place.index == end or spec in schedule.walk(resident).resident_before(end):
+        if index == end or spec in schedule.walk(resident).resident_before(end):
             return last
-        if before is not None and before + 1 < end and schedule[before + 1].group == place.group:
-            return last  # the group continues with other weights
-        delays_s = schedule.delays_s(task, place.index, resident)[: end - place.index]
-        budgets_s = schedule.delay_budgets_s[place.index : end]
+        if schedule.position_of((-task.priority, True, turn, inf)) != index:
+            return last  # others of this turn, or released tasks, would run before it
+        delays_s = schedule.delays_s(task, index, resident)[: end - index]
+        budgets_s = schedule.delay_budgets_s[index:end]
         if np.any(delays_s > budgets_s):
             return last
-        return Place(place.index, place.group, delays_s)
+        return Place(index, turn, delays_s)

@@ -142,7 +142,9 @@ class Schedule:
         self._kinds = _Kinds(estimates)
         self._rows = np.zeros(0, np.intp)  # kind of each stage of each task
         self._stages = np.zeros(0, np.intp)  # number of stages of each task
+        self._sequences = np.zeros(0, np.intp)
         self._walk: tuple[object, Walk] | None = None
+        self._newest_ahead: Ints | None = None
         self._durations: tuple[object, dict[tuple[int, ...], Durations]] = (None, {})
 
     def __len__(self) -> int:
@@ -164,7 +166,19 @@ class Schedule:
 
     def position(self, task: Task) -> int:
         """How many tasks run before this one."""
-        return bisect_left(self._keys, self._key(task))
+        return self.position_of(self._key(task))
+
+    def position_of(self, key: Any) -> int:
+        """How many tasks run before one with this key would."""
+        return bisect_left(self._keys, key)
+
+    @property
+    def newest_ahead(self) -> Ints:
+        """By position, the highest sequence among the tasks before it; one more value: among all.
+        Never changed: readers need no lock."""
+        if self._newest_ahead is None:
+            self._newest_ahead = np.maximum.accumulate(np.concatenate(([0], self._sequences)))
+        return self._newest_ahead
 
     def level(self, priority: int) -> tuple[int, int]:
         """Positions of the tasks of this priority: the first, and the one after the last."""
@@ -188,16 +202,14 @@ class Schedule:
             self._keys.insert(position, self._key(task))
             self._rows = _inserted(self._rows, row, self._kinds_of(task))
             self._stages = _inserted(self._stages, position, [len(task.stages)])
+            self._sequences = _inserted(self._sequences, position, [task.sequence])
             self.delay_budgets_s = _inserted(self.delay_budgets_s, position, [delay_budget_s])
         else:
-            budgets = dict(zip((t.task_id for t in self), self.delay_budgets_s, strict=True))
-            self._tasks = sorted((*self._tasks, *tasks), key=self._key)
-            self._keys = [self._key(task) for task in self._tasks]
-            self.delay_budgets_s = np.array(
-                [budgets.get(task.task_id, delay_budget_s) for task in self._tasks]
-            )
+            self._tasks += tasks
+            budgets_s = np.full(len(tasks), delay_budget_s)
+            self.delay_budgets_s = np.concatenate((self.delay_budgets_s, budgets_s))
             self.rebuild()
-        self._walk = None
+        self._walk = self._newest_ahead = None
         if len(self._kinds) > max(len(self._rows), KINDS_KEPT):
             self.rebuild()
 
@@ -211,17 +223,25 @@ class Schedule:
         row = self._row(position)
         self._rows = _deleted(self._rows, row, row + len(task.stages))
         self._stages = _deleted(self._stages, position, position + 1)
+        self._sequences = _deleted(self._sequences, position, position + 1)
         self.delay_budgets_s = _deleted(self.delay_budgets_s, position, position + 1)
         del self._tasks[position], self._keys[position]
-        self._walk = None
+        self._walk = self._newest_ahead = None
 
     def rebuild(self) -> None:
-        """The work of tasks has changed: they have other timing keys."""
+        """Sort all tasks again, and look at their work again: after a change of sort keys or timing
+        keys."""
+        order = sorted(range(len(self)), key=lambda position: self._key(self._tasks[position]))
+        self._tasks = [self._tasks[position] for position in order]
+        self._keys = [self._key(task) for task in self._tasks]
+        self.delay_budgets_s = self.delay_budgets_s[order]
         self._kinds = _Kinds(self._estimates)
         rows = [kind for task in self._tasks for kind in self._kinds_of(task)]
         self._rows = np.array(rows, np.intp)
         self._stages = np.array([len(task.stages) for task in self._tasks], np.intp)
-        self._walk, self._durations = None, (None, {})
+        self._sequences = np.array([task.sequence for task in self._tasks], np.intp)
+        self._walk = self._newest_ahead = None
+        self._durations = None, {}
 
     def durations(self, position: int) -> Durations:
         """Of the task at this position, by itself."""

@@ -114,7 +114,7 @@ class Scheduler:
         """Reading of the monotonic clock; None: the server is not stopping."""
         self._tasks: dict[str, Task] = {}
         self._sequence = 0
-        self.baselines = Baselines(monotonic, gaps)
+        self.baselines = Baselines(self.schedule, monotonic, gaps)
         self._prune_at = 0.0
         self._unsettled: list[Callable[[], object]] = []
         """What a start on a disk that refuses has yet to write."""
@@ -193,7 +193,7 @@ class Scheduler:
         place = self.policy.place(task, self.schedule, self.forecaster.resident_at_start())
         self._sequence += 1
         task.sequence = self._sequence
-        task.group = task.sequence if place.group is None else place.group
+        task.turn = task.sequence if place.turn is None else place.turn
         return place
 
     def join(self, task: Task, place: Place) -> None:
@@ -225,7 +225,7 @@ class Scheduler:
         """A waiting task is claimed (locked)."""
         self.schedule.remove(task)
         self.machine.start(task, self.monotonic(), self.gaps())
-        self.baselines.claims += 1
+        self.baselines.claimed(task)
         self.set_baseline(task)
 
     def release(self, run: Run) -> None:
@@ -233,6 +233,7 @@ class Scheduler:
         self.machine.end(run, self.monotonic())
         task = run.task
         task.status, task.started_at, task.progress = TaskStatus.WAITING, None, None
+        task.stages = tuple(stage.after_images(task.images_done) for stage in task.stages)
         self.schedule.add(task, delay_budget_s=0.0)
         self.wake_worker.notify_all()
         self.set_baseline(task)
@@ -327,7 +328,7 @@ class Scheduler:
             submitted: the forecast's quality is learned when the task is done.
         """
         forecast = self.forecaster.of(task)
-        self.baselines.set(task, forecast, submitted=submitted)
+        self.baselines.set(task, forecast, self._sequence, submitted=submitted)
         if run := self.machine.runs.get(task.task_id):
             run.forecast_is(forecast.end_s, self.monotonic())
         return forecast
@@ -379,6 +380,9 @@ class Scheduler:
             for priority in {task.priority for task in ready}:
                 # The first one ran, or was the next one: no task may overtake it.
                 self.schedule.delay_budgets_s[self.schedule.level(priority)[0]] = 0.0
+            entries, _ = self.forecaster.in_order(0, len(self))
+            for task, forecast in entries:
+                self.baselines.set(task, forecast(), self._sequence)
         if self._tasks:
             log.info("%d tasks from before the start wait", len(self._tasks))
         with suppress(StorageUnavailable):  # the server starts all the same
@@ -387,9 +391,10 @@ class Scheduler:
     def _cannot_continue(self, task: Task) -> tuple[str, str] | None:
         """Code and message of why a task from before the start fails now. Gives it its stages."""
         try:
-            task.stages = self.allowed.stages(task.params)
+            stages = self.allowed.stages(task.params)
         except (ModelNotAllowed, NotSupported, InvalidInput) as error:
             return error.code, error.message  # the operator allows less than before
         if task.status is TaskStatus.RUNNING and task.interruptions + 1 >= MAX_INTERRUPTIONS:
             return ENDED_TOO_OFTEN
+        task.stages = tuple(stage.after_images(task.images_done) for stage in stages)
         return None

@@ -32,7 +32,7 @@ def task_of(row: Row) -> Task:
         error_code=row["error_code"],
         error=row["error"],
         sequence=row["sequence"],
-        group=row["group_sequence"],
+        turn=row["group_sequence"],
         share_done=1.0 if row["status"] == TaskStatus.DONE else 0.0,
     )
 

@@ -138,7 +138,7 @@ class TaskStore:
                     task.params.model_dump_json(),
                     task.created_at,
                     task.sequence,
-                    task.group,
+                    task.turn,
                 ),
             )
             if callback_url is not None:

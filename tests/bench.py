@@ -103,7 +103,7 @@ class Bench:
         place = self.policy.place(task, self.schedule, self.forecaster.resident_at_start())
         self.joined += 1
         task.sequence = self.joined
-        task.group = task.sequence if place.group is None else place.group
+        task.turn = task.sequence if place.turn is None else place.turn
         if place.delays_s is not None:
             self.schedule.delay(task, place.delays_s)
         self.schedule.add(task, delay_budget_s=self.policy.max_delay_s)
@@ -114,6 +114,7 @@ class Bench:
         """A waiting task is claimed."""
         machine = machine or self.machine
         self.schedule.remove(task)
+        task.attempt += 1
         machine.start(task, self.at)
         return machine.runs[task.task_id]
 

@@ -2,6 +2,7 @@
 
 import random
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from scheduler.downloads import USUAL_BYTES_PER_S, Pending
 from scheduler.forecast import P90_OF_DOWNLOADS, P90_WITHOUT_KNOWLEDGE
 from scheduler.machines import HOUR_S, Run
 from storage.task_store import TaskStore
-from task import GenerationParams, Phase, Reason, Task, Verdict
+from task import Encoded, GenerationParams, Phase, Reason, Task, Verdict
 from timing_model import Confidence, Measured, Outcome
 
 LONG: dict[str, Any] = {"width": 2048, "height": 2048, "steps": 100}
@@ -250,12 +251,22 @@ def test_a_task_that_waits_for_a_download_is_forecast_as_it_was_when_it_was_new(
 class Desk:
     """A queue of two models whose worker is played, under a clock that the test moves."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
         self.at = 1000.0
+        self.folder = folder
+        self.open()
+
+    def open(self) -> None:
+        self.store = TaskStore(self.folder)
         self.queue = PlayedQueue(
-            ALLOWED, learned(), TaskStore(None), monotonic=self.clock, now=self.clock
+            ALLOWED, learned(), self.store, monotonic=self.clock, now=self.clock
         )
         self.load(SCHNELL)
+
+    def restart(self) -> None:
+        """As after kill -9."""
+        self.store.close()
+        self.open()
 
     def clock(self) -> float:
         return self.at
@@ -265,10 +276,13 @@ class Desk:
         self.at += 7.0
         self.queue.loaded(spec_of(model))
 
-    def submit(self, *, steps: int = 10, priority: int = 0) -> str:
-        params: GenerationParams = params_for(
-            model="schnell", width=1024, height=1024, steps=steps, format="JPEG"
+    def params(self, *, steps: int = 10, count: int = 1) -> GenerationParams:
+        return params_for(
+            model="schnell", width=1024, height=1024, steps=steps, count=count, format="JPEG"
         )
+
+    def submit(self, *, steps: int = 10, count: int = 1, priority: int = 0) -> str:
+        params = self.params(steps=steps, count=count)
         return self.queue.submit(params, priority=priority)[0].task_id
 
     def start(self, task_id: str) -> None:
@@ -301,6 +315,72 @@ def test_a_forecast_that_is_later_than_it_was_says_why_to_each_reader() -> None:
     for _ in range(2):
         assert desk.reason(waiting) is Reason.SLOWER
         assert desk.reason(first) is Reason.SLOWER
+
+
+def test_a_task_says_that_it_was_overtaken_also_when_the_other_one_runs() -> None:
+    desk = Desk()
+    first, waiting = desk.submit(), desk.submit()
+    desk.start(first)
+    urgent = desk.submit(priority=1)
+    desk.at += 12.0
+    desk.queue.finish(first, [b"image"])
+    desk.start(urgent)
+    assert forecast_of(desk.queue.status(waiting)).pos == 0
+    assert desk.reason(waiting) is Reason.OVERTAKEN
+    desk.queue.release(urgent)
+    assert desk.reason(waiting) is Reason.OVERTAKEN
+    assert desk.reason(urgent) is None
+
+
+def test_a_task_that_an_interrupted_one_delays_is_not_overtaken() -> None:
+    desk = Desk()
+    first, waiting = desk.submit(), desk.submit()
+    desk.start(first)
+    desk.at += 30.0
+    desk.queue.release(first)
+    assert desk.reason(waiting) is Reason.SLOWER
+
+
+def test_a_task_that_waits_since_before_the_start_has_reasons(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+    first, waiting = desk.submit(), desk.submit()
+    desk.start(first)
+    desk.restart()
+    assert desk.reason(waiting) is None
+    urgent = desk.submit(priority=1)
+    assert desk.reason(waiting) is desk.reason(first) is Reason.OVERTAKEN
+    desk.start(urgent)
+    assert desk.reason(first) is Reason.OVERTAKEN
+    desk.queue.delete(urgent)
+    desk.restart()
+    desk.start(first)
+    desk.at += 60.0  # the first step does not end
+    assert desk.reason(waiting) is Reason.SLOWER
+    desk.store.close()
+
+
+def test_of_a_released_task_only_the_images_that_are_not_stored_count(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+    one, _ = desk.queue.estimate(desk.params(count=1))
+    batch, waiting = desk.submit(count=4), desk.submit()
+    desk.start(batch)
+    for index in range(3):
+        encoded = Encoded(b"image", index)
+        assert desk.queue.worker.store_image(batch, desk.queue.attempt(batch), encoded)
+        desk.queue.next_image(batch, 0, index + 1)
+    running_s = forecast_of(desk.queue.status(batch)).end_s
+    assert running_s == pytest.approx(one.end_s, rel=0.05)
+    desk.queue.release(batch)
+    for _ in range(2):
+        assert forecast_of(desk.queue.status(batch)).end_s == pytest.approx(one.end_s)
+        after_s = forecast_of(desk.queue.status(waiting)).start_s
+        assert after_s == pytest.approx(one.end_s, rel=0.05)
+        desk.restart()
+    claimed = desk.queue.claim()
+    assert claimed
+    assert (claimed.task_id, claimed.progress and claimed.progress.image) == (batch, 3)
+    assert forecast_of(desk.queue.status(batch)).end_s == pytest.approx(one.end_s)
+    desk.store.close()
 
 
 def test_a_forecast_that_a_load_makes_later_says_so() -> None:

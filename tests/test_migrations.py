@@ -124,7 +124,7 @@ def test_a_database_of_each_earlier_version_is_brought_forward_with_all_it_had(
     counts = [(task.attempt, task.interruptions) for task in unfinished.values()]
     assert counts == [(0, 0), (1, 1), (1, 0), (2, 1)]
     assert [task.priority for task in unfinished.values()] == [0, 0, 1, 0]
-    assert [(task.sequence, task.group) for task in unfinished.values()] == [
+    assert [(task.sequence, task.turn) for task in unfinished.values()] == [
         (number, number) for number in range(1, 5)
     ]
     assert all(task.params == params() for task in unfinished.values())
@@ -236,7 +236,7 @@ def test_a_data_dir_that_the_server_before_the_scheduler_wrote_opens_with_all_it
     store = TaskStore(tmp_path)
     queue = PlayedQueue(allow("tiny"), TimingModel(), store)
     listed = [(task.task_id, task.status) for task in queue.unfinished(10, 0)[0]]
-    assert listed == [(name, TaskStatus.WAITING) for name in ("urgent", "waits", "runs")]
+    assert listed == [(name, TaskStatus.WAITING) for name in ("urgent", "runs", "waits")]
     assert store.find_by_key("key") == "waits"
     assert queue.status("runs").interruptions == 1
     assert queue.status("done").status is TaskStatus.DONE

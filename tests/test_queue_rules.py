@@ -73,6 +73,8 @@ class ModelTask:
     priority: int
     key: str | None
     created_at: float
+    number: int
+    """In the order of submission, from 1."""
     promised: bool = True
     """Its forecast at submit is known still; a restart forgets it."""
     status: TaskStatus = WAITING
@@ -98,10 +100,9 @@ class ModelTask:
 
     @property
     def work(self) -> Work:
-        params = self.params
-        return Work(
-            TINY.name, TINY.parameters_b, params.tokens, params.steps, params.format, params.count
-        )
+        """Of the images that are not stored."""
+        params, left = self.params, self.params.count - len(self.images)
+        return Work(TINY.name, TINY.parameters_b, params.tokens, params.steps, params.format, left)
 
     def began(self, phase: Phase) -> float:
         return next(at for marked, at in self.marks if marked is phase)
@@ -136,12 +137,13 @@ class ModelTask:
 
 @dataclass(frozen=True)
 class Baseline:
-    """What was forecast for a task when its status changed last, or earlier than that since."""
+    """What was forecast for a task when its status changed last, or the server started, or earlier
+    than that since."""
 
     at: float
     forecast: Forecast
-    claims: int
-    """Of all tasks until then."""
+    newest: int
+    """Number of the task that was submitted last."""
 
 
 class QueueRules(RuleBasedStateMachine):
@@ -176,7 +178,7 @@ class QueueRules(RuleBasedStateMachine):
         )
         self.prune_at, self.leaving = 0.0, None
         self.baselines: dict[str, Baseline] = {}
-        self.claims = 0
+        self.newest_claimed = 0
         for task in self.tasks:
             task.promised = False
         self.begin_to_load()
@@ -316,7 +318,8 @@ class QueueRules(RuleBasedStateMachine):
             assert estimate.end_s == pytest.approx(forecast.end_s, rel=1e-6, abs=1e-6)
             assert view.task_id not in self.seen_ids
             self.seen_ids.add(view.task_id)
-            task = ModelTask(view.task_id, params, priority, key, self.clock())
+            number = len(self.seen_ids)
+            task = ModelTask(view.task_id, params, priority, key, self.clock(), number)
             self.tasks.append(task)
             self.set_baseline(task)
             assert (view.status, view.params, view.priority) == (WAITING, params, priority)
@@ -380,7 +383,7 @@ class QueueRules(RuleBasedStateMachine):
         assert claimed is not None
         assert (claimed.task_id, claimed.params) == (task.task_id, task.params)
         assert claimed.images_done == len(task.images)
-        task.status, self.claims = RUNNING, self.claims + 1
+        task.status, self.newest_claimed = RUNNING, max(self.newest_claimed, task.number)
         task.started_at, task.marks = self.clock(), [(Phase.TEXT_ENCODING, self.clock())]
         self.running.append(task)
         self.set_baseline(task)
@@ -439,7 +442,7 @@ class QueueRules(RuleBasedStateMachine):
     def set_baseline(self, task: ModelTask) -> None:
         """Its status has changed."""
         forecast = self.forecasts()[task.task_id]
-        self.baselines[task.task_id] = Baseline(self.clock(), forecast, self.claims)
+        self.baselines[task.task_id] = Baseline(self.clock(), forecast, len(self.seen_ids))
 
     def reported(self, task: ModelTask) -> None:
         """Earlier forecasts of a running task than the baseline replace it."""
@@ -569,6 +572,12 @@ class QueueRules(RuleBasedStateMachine):
             else:
                 task.wait(interrupted=True)
         self.running = []
+        self.set_baselines()
+
+    def set_baselines(self) -> None:
+        """The server has started."""
+        for task in self.waiting:
+            self.set_baseline(task)
 
     def stop(self, lose_an_image: bool) -> None:
         self.queue.scheduler.stop()
@@ -588,6 +597,7 @@ class QueueRules(RuleBasedStateMachine):
             lost = done[0]
             lost.gone, lost.gone_at = "The image was removed.", lost.ended_at
         self.start()
+        self.set_baselines()
 
     @rule()
     def the_disk_refuses_for_a_while_and_nothing_changes(self) -> None:
@@ -686,10 +696,7 @@ class QueueRules(RuleBasedStateMachine):
             assert shown.end_s <= shown.p90_s + 1e-6
             assert math.isfinite(shown.p90_s)
             assert (shown.pos, shown.p90_s) == (forecast.pos, forecast.p90_s)
-            baseline = self.baselines.get(view.task_id)
-            if baseline is None:  # it waits since before the start of this process
-                assert shown == forecast
-                continue
+            baseline = self.baselines[view.task_id]
             end_at = baseline.at + baseline.forecast.end_s
             late_s = now + forecast.end_s - end_at
             little_s = max(STEADY_S, STEADY_SHARE * forecast.end_s)
@@ -698,9 +705,17 @@ class QueueRules(RuleBasedStateMachine):
                 assert shown.end_s == near(max(min(forecast.end_s, end_at - now), 0.0))
             elif late_s > little_s + 1e-6:
                 assert shown.end_s == forecast.end_s
-                ahead = max(baseline.forecast.pos - (self.claims - baseline.claims), 0)
-                overtaken = forecast.pos > ahead
+                overtaken = self.newest_before(view.task_id) > baseline.newest
                 assert shown.reason is (Reason.OVERTAKEN if overtaken else Reason.SLOWER)
+
+    def newest_before(self, task_id: str) -> int:
+        """The newest task that runs, or has run, before this one, if this one waits."""
+        numbers = [0]
+        for task in self.waiting:
+            if task.task_id == task_id:
+                return max(self.newest_claimed, *numbers)
+            numbers.append(task.number)
+        return 0
 
     @invariant()
     def every_task_has_the_status_that_it_should_have(self) -> None:

@@ -55,6 +55,10 @@ requests = st.lists(
 )
 
 
+def order(task: Task) -> tuple[int, bool, float, int]:
+    return -task.priority, task.attempt == 0, task.turn, task.sequence
+
+
 def simulated(bench: Bench) -> dict[str, tuple[float, float, int]]:
     """When each waiting task starts and ends, and the loads on its machine up to then, by walking
     through them one by one."""
@@ -69,7 +73,7 @@ def simulated(bench: Bench) -> dict[str, tuple[float, float, int]]:
         resident.append(machine.resident_after_runs())
         loads.append(0)
     found = {}
-    for task in sorted(bench.schedule, key=lambda t: (-t.priority, t.group, t.sequence)):
+    for task in sorted(bench.schedule, key=order):
         ends = []
         for number, machine in enumerate(bench.machines):
             at, loaded, memory = free[number], loads[number], list(resident[number])
@@ -257,6 +261,38 @@ def test_a_task_joins_first_if_the_machine_has_its_weights() -> None:
     bench.machine.end(run, 1.0)
     bench.schedule.add(running)
     assert bench.ids() == ["running", "c", "b"]
+
+
+def test_a_released_task_runs_before_one_that_went_first_by_affinity() -> None:
+    bench = Bench(max_delay_s=1e6)
+    bench.load(SCHNELL)
+    running = bench.task("running")
+    bench.join(running)
+    bench.join(bench.task("klein", KLEIN))
+    bench.join(bench.task("enlarged", upscale=2.0))
+    assert bench.ids() == ["running", "enlarged", "klein"], "of one turn"
+    run = bench.start(running)
+    bench.join(bench.task("first"))
+    assert bench.ids() == ["first", "enlarged", "klein"]
+    bench.machine.end(run, 1.0)
+    bench.schedule.add(running)
+    assert bench.ids() == ["running", "first", "enlarged", "klein"]
+    bench.join(bench.task("urgent", KLEIN, priority=1))
+    assert bench.ids()[:2] == ["urgent", "running"]
+
+
+def test_the_order_follows_turns_that_change() -> None:
+    """As those of a rule that is fair to clients would."""
+    bench = Bench()
+    for name in "abcd":
+        bench.join(bench.task(name, MODELS[ord(name) % 2], steps=1 + ord(name) % 3))
+    for task, turn in zip(bench.schedule, (2.5, 0.5, 2.5, 1.0), strict=True):
+        task.turn = turn
+    bench.schedule.rebuild()
+    assert bench.ids() == ["b", "d", "a", "c"]
+    expected = simulated(bench)
+    for task, forecast in bench.in_order():
+        assert forecast.start_s == pytest.approx(expected[task.task_id][0])
 
 
 def relearn(bench: Bench) -> None:

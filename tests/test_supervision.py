@@ -275,6 +275,31 @@ def test_a_queue_goes_on_after_the_item_that_killed_its_thread() -> None:
     assert (handled, lost) == ([0, 1, 3, 4], [2])
 
 
+def test_draining_a_queue_waits_for_its_items_also_for_one_that_kills_the_thread() -> None:
+    go_on = threading.Event()
+    handled: list[int] = []
+    lost: list[int] = []
+
+    def handle(item: int) -> None:
+        assert go_on.wait(GIVE_UP_S)
+        handled.append(item)
+        if item == 1:
+            raise SystemExit
+
+    queue = SupervisedQueue("items", handle, lost.append)
+    queue.drain()  # of nothing
+    for item in range(3):
+        queue.put(item)
+    drained = threading.Thread(target=queue.drain)
+    drained.start()
+    assert handled == []
+    go_on.set()
+    drained.join(GIVE_UP_S)
+    assert not drained.is_alive()
+    assert (handled, lost) == ([0, 1, 2], [1])
+    assert queue.stop(GIVE_UP_S)
+
+
 def test_a_full_queue_makes_the_next_one_wait_and_does_not_hold_up_the_stop() -> None:
     reached, go_on = threading.Event(), threading.Event()
 

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import pytest
-from conftest import FakeGenerator, PlayedQueue, allow, params_for
+from conftest import GIVE_UP_S, FakeGenerator, PlayedQueue, allow, params_for
 from PIL import Image
 
+import images
 from errors import ModelLoadError
 from generator import MfluxGenerator
 from models.mlx_setup import prepare_mlx
@@ -15,6 +17,7 @@ from scheduler.health import ServerState
 from storage.task_store import TaskStore
 from task import Drawn, GenerationParams, Phase, Report, Stage, TaskStatus
 from timing_model import TimingModel
+from workers import encoder
 from workers.worker import Worker
 
 
@@ -99,6 +102,43 @@ def test_stop_leaves_the_running_task_at_its_next_report_and_it_waits_again(
     go_on.set()
     assert worker.stop(10)
     assert queue.status(task_id).status is TaskStatus.WAITING
+
+
+def test_stop_stores_what_is_drawn_before_the_task_waits_again(
+    queue: PlayedQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoding, second, stopped, drained = Event(), Event(), Event(), Event()
+    encode, drain = images.encode_image, encoder.Encoder.drain
+
+    def encode_late(*arguments: Any) -> bytes:
+        encoding.set()
+        assert drained.wait(GIVE_UP_S)
+        return encode(*arguments)
+
+    def see_drain(own: encoder.Encoder) -> None:
+        drained.set()
+        drain(own)
+
+    def draw(params: GenerationParams, report: Report) -> Image.Image:
+        if params.seed == 2:
+            assert encoding.wait(GIVE_UP_S)
+            second.set()
+            assert stopped.wait(GIVE_UP_S)
+            report(Phase.DENOISING, 1, 4)
+            pytest.fail("the report must not return")
+        return Image.new("RGB", (16, 16))
+
+    monkeypatch.setattr(encoder, "encode_image", encode_late)
+    monkeypatch.setattr(encoder.Encoder, "drain", see_drain)
+    worker = Worker(queue.worker, FakeGenerator(draw), fail_to_load)
+    worker.start()
+    task_id = queue.submit(params_for(seed=1, count=3))[0].task_id
+    assert second.wait(GIVE_UP_S)
+    queue.worker.stop()
+    stopped.set()
+    assert worker.stop(GIVE_UP_S)
+    task = queue.status(task_id)
+    assert (task.status, task.images_done) == (TaskStatus.WAITING, 1)
 
 
 def test_a_model_that_cannot_be_loaded_is_told_once_and_ends_the_thread(

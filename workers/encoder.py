@@ -44,6 +44,10 @@ class Encoder:
         """Encode and store this picture soon; waits while PICTURES_WAITING others do."""
         self._pictures.put(picture)
 
+    def drain(self) -> None:
+        """Wait until all pictures are stored, or refused for good."""
+        self._pictures.drain()
+
     def stop(self, timeout_s: float) -> bool:
         """End after the pictures that wait; returns whether the thread has ended in time."""
         return self._pictures.stop(timeout_s)

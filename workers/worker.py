@@ -122,6 +122,8 @@ class Worker:
         try:
             self._draw(task)
         except _StopTask:
+            if self._source.stopping:  # then what is drawn already need not be drawn again
+                self._encoder.drain()
             self._endings.release(task)
         except Exception as error:
             if not isinstance(error, ServerError | ModelLoadError):
