@@ -175,7 +175,13 @@ class StatusAnswer(Answer):
     steps_total: int = Field(description="Denoising steps of each image.", examples=[4])
     images_done: int = Field(
         description="Images that are stored: GET /image has those of index 0 to images_done - 1, "
-        "also while the task runs.",
+        "also while the task runs. Of a batch that is upscaled it stays 0 until all images are "
+        "drawn, because all are drawn before the first one is upscaled.",
+        examples=[0],
+    )
+    current_image: int | None = Field(
+        None,
+        description="Index of the image that a running task is at: drawing it, or upscaling it.",
         examples=[0],
     )
     last_image: int | None = Field(
@@ -305,6 +311,7 @@ def status_answer(
         steps_done=view.steps_done,
         steps_total=view.steps_total,
         images_done=view.images_done,
+        current_image=view.progress.image if view.progress else None,
         last_image=view.last_image,
         download=None if view.ended else download,
         created_at=view.created_at,

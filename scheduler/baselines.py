@@ -63,7 +63,7 @@ class Baselines:
         """A forecast that has become earlier is the one that later ones are compared with."""
         baseline, at = self._latest[task.task_id], self._monotonic()
         if at + forecast.end_s < baseline.at + baseline.forecast.end_s:
-            self._latest[task.task_id] = Baseline(at, forecast, baseline.claims, baseline.gaps)
+            self._latest[task.task_id] = Baseline(at, forecast, baseline.newest, baseline.gaps)
 
     def forget(self, task: Task) -> None:
         """A task has ended."""

@@ -186,6 +186,18 @@ def test_a_task_is_cancelled_after_the_image_that_is_being_drawn(server: Stepped
     assert server.status(task_id)["images_done"] == 2
 
 
+def test_the_status_names_the_image_that_is_being_drawn(server: SteppedServer) -> None:
+    task_id = server.running(steps=1, count=2)
+    assert server.status(task_id)["current_image"] == 0
+    draw_image(server)
+    told = until_stored(server, task_id, 1)
+    while told["current_image"] == 0:
+        told = server.status(task_id, wait=60, since=told["version"])
+    assert (told["current_image"], told["images_done"]) == (1, 1)
+    server.end()
+    assert "current_image" not in until_ended(server, task_id)
+
+
 def test_the_last_image_ends_its_task_as_done(server: SteppedServer) -> None:
     task_id = server.running(steps=1, count=2)
     draw_image(server)
@@ -234,15 +246,16 @@ def test_a_task_without_images_that_is_cancelled_has_none(server: SteppedServer)
 class Played:
     """A queue on disk whose worker the test plays; again() starts it anew after a kill -9."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *models: str) -> None:
         self.folder = folder
+        self.allowed = allow(*models or ("tiny",))
         self.now = 0.0
         self.queue = self._open()
 
     def _open(self) -> PlayedQueue:
         self.store = TaskStore(self.folder)
         queue = PlayedQueue(
-            allow("tiny"), TimingModel(), self.store, QueueLimits(), monotonic=lambda: self.now
+            self.allowed, TimingModel(), self.store, QueueLimits(), monotonic=lambda: self.now
         )
         queue.load()
         return queue
@@ -251,8 +264,8 @@ class Played:
         self.store.close()
         self.queue = self._open()
 
-    def running(self, count: int) -> Task:
-        self.queue.submit(params_for(count=count, seed=5))
+    def running(self, count: int, **fields: Any) -> Task:
+        self.queue.submit(params_for(count=count, seed=5, **fields))
         task = self.queue.claim()
         assert task
         return task
@@ -314,6 +327,26 @@ def test_the_last_image_is_stored_though_the_worker_has_left_before(played: Play
     assert other.status is TaskStatus.RUNNING, "the GPU is free for the next task"
     assert played.store_image(task)
     assert _state(played, task) == (TaskStatus.CANCELLED, 1)
+
+
+def test_a_batch_whose_images_are_still_to_be_upscaled_is_cancelled_at_once(
+    tmp_path: Path,
+) -> None:
+    played = Played(tmp_path, "tiny", "tiny-seedvr2")
+    task = played.running(count=3, upscale=2.0, upscaler="tiny-seedvr2")
+    played.queue.next_image(task.task_id, 0, 1)
+    told = played.queue.status(task.task_id)
+    assert told.progress is not None
+    assert (told.images_done, told.progress.image, told.progress.stage) == (0, 1, 0)
+    played.queue.delete(task.task_id, after_current=True)
+    assert _state(played, task) == (TaskStatus.CANCELLED, 0)
+    other = played.running(count=3, upscale=2.0, upscaler="tiny-seedvr2")
+    for stage, index in ((0, 1), (0, 2), (1, 0)):
+        played.queue.next_image(other.task_id, stage, index)
+    played.queue.delete(other.task_id, after_current=True)
+    assert played.store_image(other)
+    assert _state(played, other) == (TaskStatus.CANCELLED, 1)
+    played.store.close()
 
 
 def test_an_encoder_that_dies_with_the_last_image_leaves_a_cancelled_task(played: Played) -> None:
