@@ -4,9 +4,10 @@ many listen.
 
 import json
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from threading import Lock
+from threading import Condition
+
+from cachetools import LRUCache, cachedmethod
 
 from api.task_answers import status_answer
 from errors import ServerError
@@ -41,8 +42,8 @@ class EventTexts:
 
     def __init__(self, queue: QueueManager) -> None:
         self._queue = queue
-        self._lock = Lock()
-        self._texts: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        self._texts: LRUCache[tuple[str, int], bytes] = LRUCache(KEPT)
+        self._built = Condition()
 
     def of(self, event: Event) -> bytes:
         return self._once(event.kind, event.id, lambda: self._data(event))
@@ -56,14 +57,14 @@ class EventTexts:
         """That the order or the length of the queue has changed."""
         return self._once("queue", event_id, lambda: json.dumps({"length": self._queue.length}))
 
+    @cachedmethod(
+        lambda self: self._texts,
+        key=lambda self, kind, event_id, data: (kind, event_id),
+        condition=lambda self: self._built,
+    )
     def _once(self, kind: str, event_id: int, data: Callable[[], str]) -> bytes:
-        with self._lock:
-            text = self._texts.get((kind, event_id))
-            if text is None:
-                text = self._texts[kind, event_id] = _text(kind, event_id, data())
-                if len(self._texts) > KEPT:
-                    self._texts.popitem(last=False)
-            return text
+        """The first call builds the text, without the lock; others wait for it."""
+        return _text(kind, event_id, data())
 
     def _data(self, event: Event) -> str:
         version = max(self._queue.events.version(event.task_id), event.id)

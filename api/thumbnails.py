@@ -1,8 +1,10 @@
 """Small copies of finished images, made by the decoder processes and kept for a while."""
 
-from collections import OrderedDict
 from concurrent.futures import Future
+from contextlib import suppress
 from threading import Lock
+
+from cachetools import LRUCache
 
 from api.waiting_places import WaitingPlaces
 from decoding.decoder import PictureDecoder
@@ -32,10 +34,8 @@ class Thumbnails:
         self._places = places
         self._making: dict[Key, Future[bytes]] = {}
         self._decoder = decoder
-        self._cache_bytes = cache_bytes
         self._lock = Lock()
-        self._kept: OrderedDict[Key, bytes] = OrderedDict()
-        self._bytes = 0
+        self._kept: LRUCache[Key, bytes] = LRUCache(cache_bytes, getsizeof=len)
 
     def get(self, task_id: str, index: int, max_side: int) -> bytes:
         """A JPEG with no side longer than max_side pixels.
@@ -48,9 +48,9 @@ class Thumbnails:
         if not task.ended and task.images_done <= index < task.params.count:
             raise NotReady
         key = (task_id, index, max_side)
-        if small := self._find(key):
-            return small
         with self._lock:
+            if small := self._kept.get(key):
+                return small
             made = Future[bytes]()
             making = self._making.setdefault(key, made)
         if making is not made:
@@ -77,19 +77,6 @@ class Thumbnails:
                 small = reader.thumbnail(image, max_side)
             except InvalidInput:
                 raise Gone("The image's file is damaged: it cannot be decoded.") from None
-        self._keep(key, small)
-        return small
-
-    def _find(self, key: Key) -> bytes | None:
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-            return self._kept.get(key)
-
-    def _keep(self, key: Key, small: bytes) -> None:
-        with self._lock:
-            self._bytes += len(small) - len(self._kept.get(key, b""))
+        with self._lock, suppress(ValueError):  # larger than the cache
             self._kept[key] = small
-            while self._bytes > self._cache_bytes:
-                _, dropped = self._kept.popitem(last=False)
-                self._bytes -= len(dropped)
+        return small

@@ -18,14 +18,14 @@ def images_answer(asked: TextToImage, finished: Finished, hires: Hires) -> A1111
     """The images with their infotexts, and how they were made."""
     params = finished.params
     size = hires.size or params.final_size
-    texts = [_infotext(params, size, index, asked) for index in range(params.count)]
-    images = finished.images
+    images = finished.images  # fewer than params.count if the task was interrupted
+    texts = [_infotext(params, size, index, asked) for index in range(len(images))]
     if size != params.final_size:
         images = [png_of_size(image, *size) for image in images]
     if params.metadata:
         images = [
             with_png_text(image, "parameters", text)
-            for image, text in zip(images, texts, strict=False)
+            for image, text in zip(images, texts, strict=True)
         ]
     return A1111Images(
         images=[to_base64(image) for image in images] if asked.send_images else [],

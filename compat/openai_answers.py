@@ -13,12 +13,11 @@ from compat.openai_shapes import (
     ImageEvent,
     ImagesResponse,
     OpenAIError,
-    OpenAIGeneration,
     Usage,
 )
 from compat.sync_calls import Call, Finished
 from images import EXTENSIONS, has_alpha, to_base64
-from task import GenerationParams
+from task import GenerationParams, Task
 
 SIGN_OF_LIFE_AFTER = 15
 """Looks at a quiet task, of a second each, after which a stream says that it is alive."""
@@ -50,63 +49,78 @@ def images_response(finished: Finished, url: str | None) -> ImagesResponse:
     )
 
 
-def streamed(
-    call: Call, asked: OpenAIGeneration, params: GenerationParams, kind: str, preview: Preview
-) -> Response:
+def streamed(call: Call, most_partial: int, kind: str, preview: Preview) -> Response:
+    """A stream of events: partial images, and each image as soon as it is stored.
+
+    Args:
+        most_partial: partial images, at most.
+        kind: image_generation or image_edit.
+    """
     half_closed = half_closed_check()
 
-    def events() -> Iterator[str]:
+    def texts() -> Iterator[str]:
         try:
-            yield from _partial_images(
-                call,
-                asked.partial_images,
-                params,
-                kind,
-                preview=preview,
-                half_closed=half_closed,
-            )
-            finished = call.result()
-            for index, image in enumerate(finished.images):
-                yield _event(
-                    _image_event(f"{kind}.completed", image, finished.params).model_copy(
-                        update={"usage": Usage(), "seed": str(finished.params.seed_of(index))}
-                    )
-                )
+            yield from _events(call, _PartialImages(most_partial, kind, preview), kind, half_closed)
             call.fetched()
         except errors.ServerError as error:
             body = OpenAIError.model_validate(openai_error_body(error.problem))
             yield f"event: error\ndata: {body.model_dump_json()}\n\n"
 
-    answer = Response(events(), mimetype="text/event-stream")
+    answer = Response(texts(), mimetype="text/event-stream")
     answer.headers["Cache-Control"] = "no-store"
     answer.headers["X-Accel-Buffering"] = "no"
     answer.call_on_close(call.close)
     return answer
 
 
-def _partial_images(
-    call: Call,
-    most: int,
-    params: GenerationParams,
-    kind: str,
-    *,
-    preview: Preview,
-    half_closed: Callable[[], bool],
+def _events(
+    call: Call, partial: "_PartialImages", kind: str, half_closed: Callable[[], bool]
 ) -> Iterator[str]:
-    """Previews at even distances, as far as there are any, until the task has ended. A client that
-    has closed its half of the connection gets comments: one that has gone answers with a reset."""
-    sent, quiet, latest = 0, 0, None
-    for view in call.views():
+    """A client that has closed its half of the connection gets comments: if it has gone, it answers
+    them with a reset."""
+    completed = quiet = 0
+    for task in call.views():
         quiet += 1
-        due = view.steps_total * (sent + 1) / (most + 1)
-        picture = preview(call.task_id) if sent < most else None  # made for those who look
-        if view.steps_done >= due and picture is not None and picture != latest:
-            event = _image_event(f"{kind}.partial_image", picture, params)
-            yield _event(event.model_copy(update={"partial_image_index": sent}))
-            sent, quiet, latest = sent + 1, 0, picture
-        elif quiet >= SIGN_OF_LIFE_AFTER or half_closed():
+        for index in range(completed, task.images_done):
+            yield _completed(call, task, index, kind)
+            completed, quiet = index + 1, 0
+        if text := partial.next(task):
+            yield text
+            quiet = 0
+        if quiet >= SIGN_OF_LIFE_AFTER or (quiet and half_closed()):
             yield ":\n\n"
             quiet = 0
+    task = call.ended()
+    for index in range(completed, task.images_done):
+        yield _completed(call, task, index, kind)
+
+
+class _PartialImages:
+    """Previews of a task at even distances, as far as there are any."""
+
+    def __init__(self, most: int, kind: str, preview: Preview) -> None:
+        self._most, self._kind, self._preview = most, kind, preview
+        self._sent = 0
+        self._latest: bytes | None = None
+
+    def next(self, task: Task) -> str | None:
+        """The event of the next one, if it is due."""
+        if self._sent >= self._most:
+            return None
+        picture = self._preview(task.task_id)  # which are made as long as a client asks
+        due = task.steps_total * (self._sent + 1) / (self._most + 1)
+        if picture is None or picture == self._latest or task.steps_done < due:
+            return None
+        event = _image_event(f"{self._kind}.partial_image", picture, task.params)
+        event = event.model_copy(update={"partial_image_index": self._sent})
+        self._sent, self._latest = self._sent + 1, picture
+        return _event(event)
+
+
+def _completed(call: Call, task: Task, index: int, kind: str) -> str:
+    event = _image_event(f"{kind}.completed", call.image(index), task.params)
+    seed = str(task.params.seed_of(index))
+    return _event(event.model_copy(update={"usage": Usage(), "seed": seed}))
 
 
 def _background(image: bytes) -> str:

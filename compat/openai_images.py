@@ -27,7 +27,6 @@ from compat.openai_shapes import (
 from compat.sync_calls import DRAWING_ERRORS, Call, SyncCalls
 from images import CONTENT_TYPES, EXTENSIONS
 from models.model_catalog import Catalog
-from task import GenerationParams
 
 SCHEMAS_OF_OPENAI: ForeignSchemas = (
     (OpenAIGeneration, "validation"),
@@ -115,8 +114,8 @@ class OpenAIRoutes:
         with calls.room_for_the_body(request.content_length):
             asked = read_body(OpenAIGeneration, json_body())
             fields = fields_of(asked, calls) | {"model": calls.known_name(asked.model)}
-            started = self._start(asked, fields)
-        return self._drawn(asked, *started, "image_generation")
+            call = self._start(asked, fields)
+        return self._drawn(asked, call, "image_generation")
 
     @route("POST", "/images/edits")
     @documented(
@@ -133,8 +132,8 @@ class OpenAIRoutes:
     def edits(self) -> Response:
         with self._calls.room_for_the_body(request.content_length):
             asked, fields = edit_of(self._calls)
-            started = self._start(asked, fields)
-        return self._drawn(asked, *started, "image_edit")
+            call = self._start(asked, fields)
+        return self._drawn(asked, call, "image_edit")
 
     @route("GET", "/images/img-<name>")
     @documented(
@@ -191,12 +190,10 @@ class OpenAIRoutes:
             raise errors.UnknownModel(f"There is no model {name[:100]!r}.", field="model")
         return json_response(self._model(name))
 
-    def _drawn(
-        self, asked: OpenAIGeneration, call: Call, params: GenerationParams, kind: str
-    ) -> Response:
+    def _drawn(self, asked: OpenAIGeneration, call: Call, kind: str) -> Response:
         """The answer once the images are drawn, or the stream in which they come."""
         if asked.stream:
-            return streamed(call, asked, params, kind, self._preview)
+            return streamed(call, asked.partial_images, kind, self._preview)
         with call:
             finished = call.result()
         as_url = (asked.response_format or _usual_form(asked.model)) == "url"
@@ -205,9 +202,7 @@ class OpenAIRoutes:
             answer.call_on_close(call.fetched)
         return answer
 
-    def _start(
-        self, asked: OpenAIGeneration, fields: dict[str, Any]
-    ) -> tuple[Call, GenerationParams]:
+    def _start(self, asked: OpenAIGeneration, fields: dict[str, Any]) -> Call:
         if asked.stream:
             used(asked.partial_images, "partial_images")
         else:
@@ -223,7 +218,7 @@ class OpenAIRoutes:
             hung_up=gone_check(),
         )
         fields.clear()  # its pictures are not held while the caller waits
-        return call, prepared.params
+        return call
 
     def _url(self, call: Call) -> str:
         """Of an image of this call, with {index} and {extension}."""

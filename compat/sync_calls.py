@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from math import ceil
-from threading import Lock
+from threading import Event, Lock
 from types import TracebackType
 from typing import Any
+
+from cachetools import LRUCache
 
 from api.generate_request import GenerateRequest, check_request
 from api.image_api import note_fetched
@@ -39,6 +41,8 @@ from task import GenerationParams, Task, TaskStatus
 
 log = logging.getLogger(__name__)
 
+MOST_CANCELLED = 1000
+"""Cancelled tasks that are remembered, for callers that have just submitted the same key."""
 LOOK_S = 1.0
 """After so many seconds without news, see whether the caller is still there."""
 KEY = "Idempotency-Key"
@@ -101,6 +105,9 @@ class SyncCalls:
         self._max_wait_s = max_wait_s
         self._lock = Lock()
         self._callers: Counter[str] = Counter()
+        """Callers that wait, by task_id."""
+        self._cancelled: LRUCache[str, Event] = LRUCache(MOST_CANCELLED)
+        """Tasks whose last caller has left, by task_id; the event is set when they have ended."""
 
     def known_name(self, name: str | None) -> str | None:
         """The name of a model if there is one of it, allowed or not; None: the default is meant."""
@@ -168,18 +175,25 @@ class SyncCalls:
             else:
                 self._check_wait(prepared.params, priority)
             after = self.queue.events.last_id
-            with self._lock:
-                view, _ = self.queue.submit(
-                    prepared.params,
-                    priority=priority,
-                    client_key=client_key,
-                    inputs=prepared.inputs,
-                )
-                check_same(view.params, prepared.params, KEY)
-                self._callers[view.task_id] += 1
+            task_id = self._submit(prepared, priority, client_key)
             prepared.inputs.clear()
-            until_closed.callback(self._leave, view.task_id)
-            return Call(self, view.task_id, after, hung_up, until_closed.pop_all())
+            until_closed.callback(self._leave, task_id)
+            return Call(self, task_id, after, hung_up, until_closed.pop_all())
+
+    def _submit(self, prepared: Prepared, priority: int, client_key: str | None) -> str:
+        """Submit, and count the caller; returns the task_id. A task of this key that is being
+        cancelled, because its last caller has left, is not joined: its key is free afterwards."""
+        while True:
+            task, _ = self.queue.submit(
+                prepared.params, priority=priority, client_key=client_key, inputs=prepared.inputs
+            )
+            check_same(task.params, prepared.params, KEY)
+            with self._lock:
+                cancelled = self._cancelled.get(task.task_id)
+                if cancelled is None:
+                    self._callers[task.task_id] += 1
+                    return task.task_id
+            cancelled.wait()
 
     def _check_wait(self, params: GenerationParams, priority: int) -> None:
         if self._max_wait_s <= 0:
@@ -199,16 +213,30 @@ class SyncCalls:
 
     def _leave(self, task_id: str) -> None:
         """A caller disconnects or is answered; the last one cancels a task that has not ended."""
+        cancelled = Event()
         with self._lock:
             self._callers[task_id] -= 1
             if self._callers[task_id] > 0:
                 return
             del self._callers[task_id]
-            with suppress(ServerError):  # it is gone, or the disk refuses
-                ended = self.queue.status(task_id).ended
-                if not ended and not self.queue.events.closed:
-                    self.queue.delete(task_id)
-                    log.info("task %s has no caller any more", task_id)
+            self._cancelled[task_id] = cancelled
+        has_ended_it = False
+        try:
+            has_ended_it = self._cancel(task_id)
+        finally:
+            if not has_ended_it:
+                with self._lock:
+                    self._cancelled.pop(task_id, None)
+            cancelled.set()
+
+    def _cancel(self, task_id: str) -> bool:
+        """Returns False if the task had ended, or goes on: the server stops, the disk refuses."""
+        with suppress(ServerError):
+            if not self.queue.status(task_id).ended and not self.queue.events.closed:
+                self.queue.delete(task_id)
+                log.info("task %s has no caller any more", task_id)
+                return True
+        return False
 
 
 class Call:
@@ -252,15 +280,35 @@ class Call:
 
         Raises:
             TaskFailed: it failed.
-            Gone: it was cancelled.
+            Gone: it was cancelled before an image was stored.
         """
         for _ in self.views():
             pass
-        view = self._queue.status(self.task_id)
-        if view.status is TaskStatus.FAILED:
-            raise TaskFailed(view.error)
+        self.ended()
         images, params = self._queue.all_images(self.task_id)
         return Finished(images, params)
+
+    def ended(self) -> Task:
+        """The task, once it has ended.
+
+        Raises:
+            TaskFailed: it failed.
+            Gone: it was cancelled before an image was stored.
+        """
+        task = self._queue.status(self.task_id)
+        if task.status is TaskStatus.FAILED:
+            raise TaskFailed(task.error)
+        if not task.images_done:
+            self.image(0)  # which says why there is none
+        return task
+
+    def image(self, index: int) -> bytes:
+        """A stored image.
+
+        Raises:
+            Gone, NotReady, StorageUnavailable
+        """
+        return self._queue.image(self.task_id, index)[0]
 
     def fetched(self) -> None:
         """The images were handed over and may go."""

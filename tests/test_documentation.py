@@ -280,7 +280,7 @@ HOMES: dict[str, set[str]] = {
     "mlx": {"generator", "generation", "models.mlx_setup"},
     "mflux": {"generation", "models.mflux_registry", "models.hub_cache"},
     "huggingface_hub": {"generation", "models.hub_cache"},
-    "cachetools": {"generation"},
+    "cachetools": {"api", "compat", "generation"},
     "flasgger": {"api.api_docs"},
     "flask": {"application", "api", "compat"},
     "waitress": {"api.http_server", "api.http_loop", "api.http_channel", "api.http_request"},

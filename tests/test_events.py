@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import GIVE_UP_S, ServerProcess
+from conftest import GIVE_UP_S, PlayedQueue, ServerProcess, allow, params_for
 from live import Connection, EventStream, SteppedServer
 
 from api import event_stream
-from api.event_texts import worth_telling
+from api.event_texts import EventTexts, worth_telling
 from api.long_poll import watch
 from api.waiting_places import WaitingPlaces
 from scheduler.events import Event, EventKind
+from storage.task_store import TaskStore
+from timing_model import TimingModel
 
 LISTENERS = 200
 
@@ -30,6 +32,33 @@ def server(tmp_path: Path) -> Iterator[SteppedServer]:
 def delete(server: SteppedServer, task_id: str) -> None:
     answer = requests.delete(server.url + "/delete", params={"task_id": task_id}, timeout=GIVE_UP_S)
     assert answer.status_code == 200
+
+
+def test_one_event_is_built_once_and_others_do_not_wait_for_it() -> None:
+    """Its task may have to be read from disk."""
+    queue = PlayedQueue(allow("tiny"), TimingModel(), TaskStore(None))
+    texts = EventTexts(queue)
+    ended, other = (queue.submit(params_for("tiny"))[0].task_id for _ in range(2))
+    events = {task_id: Event(10, EventKind.STEP, task_id, 0.0) for task_id in (ended, other)}
+    events[other] = Event(11, EventKind.STEP, other, 0.0)
+    status, reads, is_read = queue.status, [], threading.Event()
+
+    def slow(task_id: str) -> Any:
+        reads.append(task_id)
+        if task_id == ended:
+            assert is_read.wait(GIVE_UP_S)
+        return status(task_id)
+
+    with ThreadPoolExecutor(3) as listeners, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(queue, "status", slow)
+        waiting = [listeners.submit(texts.of, events[ended]) for _ in range(2)]
+        until(lambda: ended in reads)
+        assert other.encode() in listeners.submit(texts.of, events[other]).result(GIVE_UP_S)
+        is_read.set()
+        first, second = (future.result(GIVE_UP_S) for future in waiting)
+    assert first == second
+    assert ended.encode() in first
+    assert reads == [ended, other]
 
 
 def until(condition: Any) -> None:

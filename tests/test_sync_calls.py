@@ -3,23 +3,24 @@
 import json
 import socket
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from threading import Event
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 import requests
-from conftest import PlayedQueue, ServerProcess, StartServer, allow
+from conftest import GIVE_UP_S, PlayedQueue, ServerProcess, StartServer, allow
 
 from api.generate_request import Limits
 from api.submission import Submission
 from api.waiting_places import WaitingPlaces
 from compat.sync_calls import Call, SyncCalls
-from errors import Gone, NoWorker, QueueFull, TaskFailed, UnknownTask
+from errors import Gone, NoWorker, QueueFull, StorageUnavailable, TaskFailed, UnknownTask
 from models.mflux_registry import read_catalog
 from storage.task_store import TaskStore
-from task import TaskStatus
+from task import Task, TaskStatus
 from timing_model import TimingModel
 
 FIELDS = {"prompt": "x", "width": 64, "height": 64}
@@ -90,6 +91,73 @@ def test_a_task_that_somebody_else_waits_for_goes_on(queue: PlayedQueue) -> None
     assert queue.status(second.task_id).status is TaskStatus.WAITING
     second.close()
     assert queue.status(second.task_id).status is TaskStatus.CANCELLED
+
+
+def test_who_comes_while_the_last_caller_of_the_same_key_leaves_gets_a_task_of_its_own(
+    queue: PlayedQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is a lock held while a task is submitted or cancelled."""
+    calls = calls_of(queue)
+    first = start(calls, client_key="same")
+    submit, delete, submitted = queue.submit, queue.delete, Event()
+    second: list[Future[Call]] = []
+
+    def submit_it(*arguments: Any, **options: Any) -> tuple[Task, int]:
+        answer = submit(*arguments, **options)
+        assert not calls._lock.locked()
+        submitted.set()
+        return answer
+
+    def delete_after_the_second_has_submitted(task_id: str) -> TaskStatus:
+        second.append(thread.submit(start, calls, client_key="same"))
+        assert submitted.wait(GIVE_UP_S)
+        return delete(task_id)
+
+    with ThreadPoolExecutor(1) as thread:
+        monkeypatch.setattr(queue, "submit", submit_it)
+        monkeypatch.setattr(queue, "delete", delete_after_the_second_has_submitted)
+        first.close()
+        call = second[0].result(GIVE_UP_S)
+    monkeypatch.undo()
+    assert call.task_id != first.task_id
+    assert queue.status(first.task_id).status is TaskStatus.CANCELLED
+    assert queue.status(call.task_id).status is TaskStatus.WAITING
+    call.close()
+
+
+def test_who_has_submitted_the_key_of_a_task_that_is_cancelled_right_then_submits_again(
+    queue: PlayedQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = calls_of(queue)
+    first = start(calls, client_key="same")
+    submit = queue.submit
+
+    def submit_before_the_first_leaves(*arguments: Any, **options: Any) -> tuple[Task, int]:
+        answer = submit(*arguments, **options)
+        first.close()
+        return answer
+
+    monkeypatch.setattr(queue, "submit", submit_before_the_first_leaves)
+    second = start(calls, client_key="same")
+    assert queue.status(first.task_id).status is TaskStatus.CANCELLED
+    assert queue.status(second.task_id).status is TaskStatus.WAITING
+    second.close()
+
+
+def test_a_task_that_could_not_be_cancelled_is_joined_by_the_next_caller_of_its_key(
+    queue: PlayedQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(task_id: str) -> TaskStatus:
+        raise StorageUnavailable
+
+    calls = calls_of(queue)
+    first = start(calls, client_key="same")
+    monkeypatch.setattr(queue, "delete", refuse)
+    first.close()
+    monkeypatch.undo()
+    with start(calls, client_key="same") as second:
+        assert second.task_id == first.task_id
+    assert queue.status(first.task_id).status is TaskStatus.CANCELLED
 
 
 def test_a_key_whose_task_was_cancelled_or_failed_draws_again(queue: PlayedQueue) -> None:
