@@ -128,13 +128,14 @@ def _background(image: bytes) -> str:
 
 
 def _image_event(kind: str, image: bytes, params: GenerationParams) -> ImageEvent:
+    is_preview = kind.endswith("partial_image")  # which are JPEG
     return ImageEvent(
         type=kind,
         b64_json=to_base64(image),
         created_at=int(time.time()),
         size=_size(params),
-        background=_background(image),
-        output_format="jpeg" if kind.endswith("partial_image") else params.format.lower(),
+        background="opaque" if is_preview else _background(image),
+        output_format="jpeg" if is_preview else params.format.lower(),
     )
 
 
