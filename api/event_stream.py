@@ -47,7 +47,7 @@ class EventStream:
         self._named = task_ids
         self._open = {task_id for task_id in task_ids if self._is_open(task_id)}
         self._positions: dict[str, int | None] = {}
-        self._told_at = self._queue_told_at = 0.0
+        self._sent_at = self._queue_sent_at = 0.0
 
     @property
     def is_over(self) -> bool:
@@ -67,7 +67,7 @@ class EventStream:
                 beats = self._half_closed()  # a client that has gone answers it with a reset
             wait_s = LOOK_S
             if queue_changed:
-                wait_s = max(self._queue_told_at + QUEUE_EVERY_S - time.monotonic(), 0.0)
+                wait_s = max(self._queue_sent_at + QUEUE_EVERY_S - time.monotonic(), 0.0)
             found = events.wait(self._after, wait_s, self._open if self._named else None)
             if found:
                 self._after = found[-1].id
@@ -75,18 +75,18 @@ class EventStream:
                 queue_changed |= not self._named and any(e.kind in MOVES for e in found)
             text = b"".join(map(self._texts.of, worth_telling(found)))
             now = time.monotonic()
-            if queue_changed and now >= self._queue_told_at + QUEUE_EVERY_S:
-                queue_changed, self._queue_told_at = False, now
+            if queue_changed and now >= self._queue_sent_at + QUEUE_EVERY_S:
+                queue_changed, self._queue_sent_at = False, now
                 text += self._texts.of_queue(self._after)
             if not found:
                 text += b"".join(self._moved_up())
-            if text or beats or now >= self._told_at + HEARTBEAT_S:
-                self._told_at, beats = now, False
+            if text or beats or now >= self._sent_at + HEARTBEAT_S:
+                self._sent_at, beats = now, False
                 yield text or HEARTBEAT
 
     def _beginning(self) -> Iterator[bytes]:
         if self._missed_some or not self._named:
-            self._queue_told_at = time.monotonic()
+            self._queue_sent_at = time.monotonic()
             yield self._texts.of_queue(self._after)
         for task_id in sorted(self._named):
             yield self._texts.of_task(task_id, self._after)

@@ -15,7 +15,7 @@ from queue_manager import QueueManager
 from scheduler.events import ENDS, Event, EventKind
 
 KEPT = 1000
-TOLD = {
+EVENT_FIELDS = {
     "task_id",
     "status",
     "pos",
@@ -73,7 +73,7 @@ class EventTexts:
         except ServerError:  # it has gone
             return json.dumps({"task_id": event.task_id, "version": version})
         answer = status_answer(view, self._queue.state(), time.time(), version=version)
-        return answer.model_dump_json(include=TOLD, exclude_none=True)
+        return answer.model_dump_json(include=EVENT_FIELDS, exclude_none=True)
 
 
 def worth_telling(events: Sequence[Event]) -> list[Event]:

@@ -140,7 +140,7 @@ class Record:
     running: list[Poll] = field(default_factory=list)
     started_at: float = 0.0
     ended_at: float = 0.0
-    told_end_at: float = math.inf
+    forecast_end_at: float = math.inf
     step_back_s: float = 0.0
     """Furthest that the countdown went back without a reason."""
 
@@ -227,8 +227,8 @@ class Replay:
                 continue
             end_at = self.at + view.forecast.end_s
             if view.forecast.reason is None:
-                record.step_back_s = max(record.step_back_s, end_at - record.told_end_at)
-            record.told_end_at = end_at
+                record.step_back_s = max(record.step_back_s, end_at - record.forecast_end_at)
+            record.forecast_end_at = end_at
             said = self.say(task_id, float(max(math.ceil(view.forecast.end_s), 1)))
             poll = Poll(self.at, len(self.done), said, view.forecast.p90_s)
             (record.running if record is self.current else record.waiting).append(poll)

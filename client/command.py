@@ -171,7 +171,7 @@ def _watch(options: argparse.Namespace, task_id: str) -> Status:
             with Client(
                 options.url, key=options.key, retry_s=patience_s, on_retry=shown.trouble
             ) as client:
-                ended.set_result(client.wait(task_id, on_status=shown.told))
+                ended.set_result(client.wait(task_id, on_status=shown.update))
         except BaseException as error:
             ended.set_exception(error)
 

@@ -27,7 +27,7 @@ class Waiting:
     """One line on a terminal about the task that is waited for, or one line for each change where
     there is no terminal (or no tqdm).
 
-    `told` and `trouble` may be called from any thread, the rest from one.
+    `update` and `trouble` may be called from any thread, the rest from one.
     """
 
     def __init__(self, stream: IO[str], *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -40,7 +40,7 @@ class Waiting:
         self._bar: Any = None
         self._make_bar = _tqdm() if stream.isatty() else None
 
-    def told(self, status: Status) -> None:
+    def update(self, status: Status) -> None:
         self._trouble = ""
         self._latest = (status, self._clock())
 
@@ -51,9 +51,9 @@ class Waiting:
         """Show what is known now; time goes on between two answers."""
         if self._latest is None:
             return
-        status, told_at = self._latest
+        status, received_at = self._latest
         now = self._clock()
-        remaining_s = max((status.wait_remaining or 0) - (now - told_at), 0.0)
+        remaining_s = max((status.wait_remaining or 0) - (now - received_at), 0.0)
         if self._make_bar is None:
             line = self._trouble or f"task {status.task_id}: {in_words(status)}"
             self._say(self._trouble or status.status, line)

@@ -29,7 +29,7 @@ def images_answer(asked: TextToImage, finished: Finished, hires: Hires) -> A1111
         ]
     return A1111Images(
         images=[to_base64(image) for image in images] if asked.send_images else [],
-        parameters=asked.told_back("init_images", "mask"),
+        parameters=asked.echoed("init_images", "mask"),
         info=json.dumps(_info(params, size, asked, texts)),
     )
 

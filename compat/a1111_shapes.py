@@ -82,7 +82,7 @@ class TextToImage(Body):
     )
     batch_size: Whole = Field(1, ge=1, le=100, description="Images: batch_size x n_iter.")
     n_iter: Whole = Field(1, ge=1, le=100, description="Images: batch_size x n_iter.")
-    sampler_name: Any = Field("Euler", description="Told back; the model has its own.")
+    sampler_name: Any = Field("Euler", description="Returned unchanged; the model has its own.")
     scheduler: Any = Field("automatic", description="One of GET schedulers; others are ignored.")
     denoising_strength: Annotated[float, Field(allow_inf_nan=False), IF_USED] = Field(
         0.75, description="How much a picture is changed, 0 to 1."

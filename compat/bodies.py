@@ -24,7 +24,7 @@ class Body(BaseModel):
             return fields
         return {name: value for name, value in fields.items() if value is not None and value != ""}
 
-    def told_back(self, *pictures: str) -> dict[str, Any]:
+    def echoed(self, *pictures: str) -> dict[str, Any]:
         """The fields that can be used, without the pictures."""
         fields = {name: getattr(self, name) for name in type(self).model_fields}
         return {

@@ -131,7 +131,7 @@ class Previews:
         at = self._monotonic()
         self._now = Sketch(self._now.task_id, family, decoder, at, at)
 
-    def shall_draw(self) -> bool:
+    def must_generate(self) -> bool:
         """Whether draw() has to be called now. Called once after each step."""
         now, at = self._now, self._monotonic()
         since = min(at - WATCHED_S, now.step_before_at)
@@ -159,7 +159,7 @@ class Previews:
             self._busy = True
             self._thread.put(partial(self._draw, self._now.task_id, self._map_of(self._now), copy))
 
-    def shall_learn(self) -> bool:
+    def may_learn(self) -> bool:
         """Whether keep() and learn() are of use."""
         now = self._now
         return self.on and now.family in FAMILIES and self._map_of(now).pictures < LEARN_FROM

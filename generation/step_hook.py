@@ -58,7 +58,7 @@ class StepHook:
         check_finite(latents, "a step")
         self._note_memory()
         with harmless("a preview failed"):
-            if self._previews.shall_draw():
+            if self._previews.must_generate():
                 clean = denoised
                 if clean is None:
                     clean = _without_noise(t, self._latents, latents, config)
@@ -73,7 +73,7 @@ class StepHook:
         mx.eval(latents)
         self._latents = None
         with harmless("a preview failed"):
-            if self._previews.shall_learn():
+            if self._previews.may_learn():
                 self._previews.keep(latents.astype(mx.float32), config.width, config.height)
         self.report(Phase.DECODING, self._steps_done, self._steps_total)
 

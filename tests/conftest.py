@@ -1,4 +1,4 @@
-"""Servers for the tests: the real one in a process of its own, real mflux on the tiny models."""
+"""Fixtures: real servers in separate processes, with real mflux and the tiny models."""
 
 import os
 import re
@@ -58,7 +58,7 @@ needs_chromium = pytest.mark.skipif(
 
 
 def allow(*names: str, **options: Any) -> Allowed:
-    """What a server offers that was started with these models."""
+    """What a server with these models allows."""
     models = []
     for name in names:
         model = find_model(name)
@@ -68,7 +68,7 @@ def allow(*names: str, **options: Any) -> Allowed:
 
 
 def params_for(prompt: str = "a lighthouse", **changes: Any) -> GenerationParams:
-    """A small picture."""
+    """The parameters of a small picture."""
     usual: dict[str, Any] = {
         "seed": 1,
         "width": 64,
@@ -82,13 +82,13 @@ def params_for(prompt: str = "a lighthouse", **changes: Any) -> GenerationParams
 
 
 def forecast_of(task: Task) -> Forecast:
-    """Of a task that has not ended."""
+    """The forecast of an unfinished task."""
     assert task.forecast
     return task.forecast
 
 
 class PlayedQueue(QueueManager):
-    """A queue whose worker and downloads the test plays, under the test's clock."""
+    """A queue without threads: the test acts as worker and download thread, and sets the clock."""
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class PlayedQueue(QueueManager):
         *,
         learn: bool = True,
     ) -> None:
-        """A load that was started has ended; memory holds these weights alone by default."""
+        """A load has ended. By default only these weights are in memory."""
         self.worker.load_finished(spec, bits, resident or [spec.key], learn=learn)
 
     def claim(self, timeout_s: float = 0.0) -> Task | None:
@@ -137,11 +137,11 @@ class PlayedQueue(QueueManager):
         return task
 
     def attempt(self, task_id: str) -> int:
-        """Of the latest claim; 1 for a task that was not claimed here."""
+        """The number of the latest claim; 1 for a task that was not claimed here."""
         return self._claimed[task_id].attempt if task_id in self._claimed else 1
 
     def report(self, task_id: str, phase: Phase, steps_done: int, steps_total: int) -> bool:
-        """Returns whether the worker shall continue."""
+        """Returns whether the worker must continue."""
         if task_id in self._watches:
             self._watches[task_id].reached(phase, steps_done)
         stage, image = self._at.get(task_id, (0, 0))
@@ -150,7 +150,7 @@ class PlayedQueue(QueueManager):
         return verdict is Verdict.CONTINUE
 
     def next_image(self, task_id: str, stage: int, index: int) -> bool:
-        """The picture before is drawn."""
+        """The previous picture is generated."""
         was_stage, _ = self._at[task_id]
         self._drawn[task_id].append((was_stage, self._watches[task_id].measured()))
         self._watches[task_id] = Stopwatch(self._clock)
@@ -166,9 +166,9 @@ class PlayedQueue(QueueManager):
         image_encoding_s: float | None = None,
         first: int | None = None,
     ) -> bool:
-        """All images are encoded, one after the other; that took so many seconds each, or the time
-        since the report of IMAGE_ENCODING. `first`: index of the first of them; by default that
-        of the first one that was not stored at the claim."""
+        """Encodes and stores all images. Each took so many seconds; by default the time since the
+        report of IMAGE_ENCODING. `first`: index of the first image; by default the first one that
+        was not stored at the claim."""
         if task_id not in self._claimed:
             return self.worker.finish(task_id, 1, Encoded(images[-1], len(images) - 1))
         watch, (stage, _) = self._watches[task_id], self._at[task_id]
@@ -199,7 +199,7 @@ class PlayedQueue(QueueManager):
 
 
 def until(condition: Callable[[], object]) -> None:
-    """Ask again and again until it is true, for GIVE_UP_S at most."""
+    """Polls until it is true, for at most GIVE_UP_S."""
     pause, deadline = threading.Event(), time.monotonic() + GIVE_UP_S
     while not condition():
         assert time.monotonic() < deadline, "it never became true"
@@ -209,7 +209,7 @@ def until(condition: Callable[[], object]) -> None:
 class ServerProcess:
     """`python3 server.py` on a free port, with a client for its JSON routes.
 
-    Where it can be, it is forked, unless a test gives it an environment or a program of its own.
+    It is forked if possible, unless the test sets an environment or a program.
     """
 
     def __init__(
@@ -249,7 +249,7 @@ class ServerProcess:
         return requests.get(self.url + path, params=params, timeout=60)
 
     def submit(self, prompt: str = "a lighthouse", **fields: Any) -> dict[str, Any]:
-        """POST /generate for a small picture, which must be accepted."""
+        """Submits a small picture, which must be accepted."""
         body = {"prompt": prompt, "width": 64, "height": 64, "steps": 2, **fields}
         answer = requests.post(self.url + "/generate", json=body, timeout=60)
         assert answer.status_code == 200, answer.text
@@ -257,7 +257,7 @@ class ServerProcess:
         return accepted
 
     def wait_for(self, task_id: str, until: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """Ask /status again and again until its answer is as wanted, for GIVE_UP_S at most."""
+        """Polls /status until the answer is as wanted, for at most GIVE_UP_S."""
         pause, deadline = threading.Event(), time.monotonic() + GIVE_UP_S
         while True:
             status: dict[str, Any] = self.get("/status", task_id=task_id).json()
@@ -271,7 +271,7 @@ class ServerProcess:
         return self.wait_for(task_id, lambda s: s["status"] not in ("waiting", "running"))
 
     def stop(self, number: int = signal.SIGINT) -> int:
-        """Ends the server as Ctrl-C does; returns its exit code."""
+        """Stops the server with SIGINT; returns its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         code = self.process.wait(15)
@@ -289,7 +289,7 @@ class ServerProcess:
 
 
 class FakeGenerator:
-    """Does what it is told instead of drawing."""
+    """A generator that calls a function of the test instead of mflux."""
 
     def __init__(
         self, draw: Callable[[GenerationParams, Report], Image.Image] | None = None
@@ -318,7 +318,7 @@ class FakeGenerator:
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For generators alone; a server owns its data dir."""
+    """A data dir for tests without a server."""
     return tmp_path_factory.mktemp("data")
 
 
@@ -332,7 +332,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 
 class StallingHub:
-    """A model hub on this machine that answers nothing until it may go on, and then refuses."""
+    """A local model hub that does not answer until `go_on` is set, and then refuses."""
 
     def __init__(self, folder: Path) -> None:
         self.go_on = go_on = threading.Event()
@@ -370,7 +370,7 @@ def stalling_hub(tmp_path: Path) -> Iterator[StallingHub]:
 
 @pytest.fixture
 def mount(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Mounts a small disk of its own (a tmpfs, in RAM)."""
+    """Mounts a small tmpfs."""
     disk = tmp_path / "disk"
     disk.mkdir()
     tool = shutil.which("mount") if sys.platform == "linux" else None
@@ -394,7 +394,7 @@ def mount(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
 
 def fill_disk(disk: Path, spare_bytes: int = 0) -> Path:
-    """A file that takes all the room there is, but for a spare."""
+    """Writes a file that fills the disk, except for some spare bytes."""
     filler = disk / "filler"
     with filler.open("wb", buffering=0) as file, suppress(OSError):
         while file.write(b"x" * 4096) == 4096:
@@ -409,7 +409,7 @@ StartServer = Callable[..., ServerProcess]
 
 @pytest.fixture
 def start_server(tmp_path: Path) -> Iterator[StartServer]:
-    """Starts servers that end with the test, all on one data dir: one after the other."""
+    """Starts servers one after the other on one data dir. They are stopped after the test."""
     started: list[ServerProcess] = []
 
     def start(*arguments: str, **options: Any) -> ServerProcess:

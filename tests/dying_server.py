@@ -1,5 +1,5 @@
-"""server.py with threads that can be made to raise: each line of its standard input is the start
-of the names of those that shall die. An empty line writes the names of all threads to the log."""
+"""server.py with threads that can be made to raise. Each line of standard input is a prefix of names:
+these threads raise. An empty line writes the names of all threads to the log."""
 
 import ctypes
 import sys

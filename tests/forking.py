@@ -21,8 +21,8 @@ CAN_FORK = sys.platform == "linux"
 
 
 def clean_environment() -> dict[str, str]:
-    """No test picks up the settings of the person who runs it, nor reaches a model hub. Compiled
-    modules are kept: compiling anew for each process costs a fifth of its start."""
+    """Returns an environment without the settings of the user and without a model hub. Compiled
+    modules are kept, because compiling takes a fifth of the start of a process."""
     # mlx_setup.py switches progress bars off in this process; xdist sets the size of a terminal.
     dropped = ("MFLUX_SERVER_", "TQDM_", "COLUMNS", "LINES")
     inherited = {

@@ -1,5 +1,5 @@
-"""For tests of what waits: the real server in this process, with a generator that takes a step only
-when it is told to, and clients that hold many connections."""
+"""Helpers for tests of waiting requests: a real server in this process whose generator makes a step
+only when the test allows it, and clients with many connections."""
 
 import json
 import socket
@@ -21,7 +21,7 @@ PICTURE = Image.new("RGB", (64, 64), "teal")
 
 
 class SteppedServer:
-    """Its tasks take a step for each step(); end() lets all tasks end at once."""
+    """Each call of step() lets a task make a step; end() lets all tasks end."""
 
     def __init__(self, data_dir: Path, *models: str, **settings: Any) -> None:
         self.data_dir = data_dir
@@ -60,15 +60,15 @@ class SteppedServer:
     def status(self, task_id: str, **params: Any) -> dict[str, Any]:
         answer = self.get("/status", task_id=task_id, **params)
         assert answer.status_code == 200, answer.text
-        told: dict[str, Any] = answer.json()
-        return told
+        body: dict[str, Any] = answer.json()
+        return body
 
     def running(self, steps: int = 2, **fields: Any) -> str:
-        """A new task, once it runs."""
+        """Submits a task and waits until it is running."""
         task_id = self.submit(steps, **fields)
-        told = self.status(task_id)
-        while told["status"] == "waiting":
-            told = self.status(task_id, wait=60, since=told["version"])
+        status = self.status(task_id)
+        while status["status"] == "waiting":
+            status = self.status(task_id, wait=60, since=status["version"])
         return task_id
 
     def close(self) -> None:
@@ -77,7 +77,7 @@ class SteppedServer:
 
 
 class Connection:
-    """One GET that is sent, and whose answer is read when it is wanted."""
+    """One GET request whose answer is read later."""
 
     def __init__(self, server: SteppedServer, target: str, *headers: str) -> None:
         address = ("127.0.0.1", server.server.port)
@@ -101,11 +101,11 @@ class Connection:
             self._file.readline()
 
     def json(self) -> dict[str, Any]:
-        """The body of an answer that came with its length."""
+        """The JSON body of an answer with Content-Length."""
         status, headers = self.head()
         assert status == 200, status
-        told: dict[str, Any] = json.loads(self._file.read(int(headers["content-length"])))
-        return told
+        body: dict[str, Any] = json.loads(self._file.read(int(headers["content-length"])))
+        return body
 
     def close(self) -> None:
         self._file.close()
@@ -144,7 +144,7 @@ class EventStream(Connection):
                 fields = {}
 
     def until(self, kind: str) -> list[tuple[str, int, dict[str, Any]]]:
-        """The events up to the first of this kind."""
+        """Returns the events up to the first one of this kind."""
         seen = []
         for event in self:
             seen.append(event)

@@ -76,7 +76,7 @@ BROKEN: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_file_of_weights_is_told_by_its_kind_and_read_no_further(
+def test_a_broken_weight_file_is_reported_with_its_kind_and_not_read_further(
     tmp_path: Path, kind: str
 ) -> None:
     content, reason = BROKEN[kind]
@@ -91,7 +91,7 @@ def test_a_broken_file_of_weights_is_told_by_its_kind_and_read_no_further(
         tracemalloc.stop()
 
 
-def test_what_is_no_regular_file_is_told_and_not_opened(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_regular_file_is_refused_and_not_opened(tmp_path: Path) -> None:
     link, folder, pipe = (tmp_path / name for name in ("link", "folder", "pipe"))
     link.symlink_to(tmp_path / "nothing")
     folder.mkdir()
@@ -311,13 +311,15 @@ def test_a_broken_adapter_is_refused_with_its_name_and_the_reason(
         assert post(studio, route, loras=[name]).json()["error"]["code"] == "not_supported"
 
 
-def test_an_adapter_that_fits_in_part_is_used_and_told(studio: ServerProcess) -> None:
-    told = "The LoRA 'partial' fits tiny in part: 2 of its 42 keys match, the other 40 are ignored."
-    assert post(studio, "/estimate", loras=["partial"]).json()["warnings"] == [told]
+def test_a_lora_that_fits_in_part_is_used_with_a_warning(studio: ServerProcess) -> None:
+    answer = (
+        "The LoRA 'partial' fits tiny in part: 2 of its 42 keys match, the other 40 are ignored."
+    )
+    assert post(studio, "/estimate", loras=["partial"]).json()["warnings"] == [answer]
     submitted = post(studio, "/generate", loras=["partial"]).json()
-    assert submitted["warnings"] == [told]
+    assert submitted["warnings"] == [answer]
     ended = studio.wait_until_ended(submitted["task_id"])
-    assert (ended["status"], ended["warnings"]) == ("done", [told])
+    assert (ended["status"], ended["warnings"]) == ("done", [answer])
     whole = post(studio, "/generate", loras=["good"]).json()
     assert "warnings" not in whole
     assert "warnings" not in studio.wait_until_ended(whole["task_id"])

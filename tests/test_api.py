@@ -106,7 +106,7 @@ def test_the_same_seed_gives_the_same_png_and_another_seed_another(server: Serve
     assert images[0] != images[2]
 
 
-def test_a_random_seed_is_told_and_repeats_the_picture(server: ServerProcess) -> None:
+def test_a_random_seed_is_returned_and_reproduces_the_picture(server: ServerProcess) -> None:
     first = server.submit(format="PNG")
     assert server.wait_until_ended(first["task_id"])["params"]["seed"] == first["params"]["seed"]
     again = server.submit(format="PNG", seed=first["params"]["seed"])
@@ -121,7 +121,7 @@ def test_the_largest_seed_arrives_unchanged(server: ServerProcess) -> None:
     assert server.wait_until_ended(accepted["task_id"])["status"] == "done"
 
 
-def test_sizes_are_rounded_down_to_multiples_of_16_and_told(server: ServerProcess) -> None:
+def test_sizes_are_rounded_down_to_multiples_of_16_and_returned(server: ServerProcess) -> None:
     accepted = server.submit(width=79, height=49)
     assert (accepted["params"]["width"], accepted["params"]["height"]) == (64, 48)
     server.wait_until_ended(accepted["task_id"])
@@ -402,7 +402,7 @@ def test_callers_that_stall_do_not_block_status(start_server: StartServer) -> No
         connection.close()
 
 
-def test_a_foreign_host_name_is_refused(server: ServerProcess) -> None:
+def test_an_unknown_host_name_is_refused(server: ServerProcess) -> None:
     for name in ("evil.example", "evil.example:4030", "localhost.evil.example"):
         answer = requests.get(server.url + "/queue", headers={"Host": name}, timeout=60)
         assert (answer.status_code, error_of(answer)["code"]) == (421, "unknown_host")
@@ -421,7 +421,7 @@ def test_long_prompts_are_cut_in_the_list_and_whole_in_the_status(server: Server
         delete(server, waiting)
 
 
-def test_a_done_task_tells_its_timings(server: ServerProcess) -> None:
+def test_a_done_task_has_its_timings(server: ServerProcess) -> None:
     task_id = server.submit(steps=3, width=128, height=128)["task_id"]
     timings = server.wait_until_ended(task_id)["timings"]
     assert len(timings["step_s"]) == 3
@@ -446,7 +446,7 @@ def test_the_wait_of_a_running_task_shrinks_and_counts_its_steps(server: ServerP
     assert min(wait for _, wait in seen) >= 1
 
 
-def test_health_tells_the_model_and_the_queue(server: ServerProcess) -> None:
+def test_health_reports_the_model_and_the_queue(server: ServerProcess) -> None:
     health = server.get("/health")
     assert health.status_code == 200
     body = health.json()

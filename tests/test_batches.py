@@ -21,7 +21,7 @@ from task import Encoded, InputImage, Phase, Task, TaskStatus
 from timing_model import TimingModel
 
 BIG: dict[str, Any] = {"width": 1024, "height": 1024}
-"""Forecast to take long, so that a change of the forecast is no trifle."""
+"""Long tasks, so that a change of the forecast is large."""
 
 
 @pytest.fixture
@@ -61,18 +61,18 @@ def draw_image(server: SteppedServer) -> None:
 
 def until_stored(server: SteppedServer, task_id: str, images: int) -> dict[str, Any]:
     """The status of a task once it has so many images."""
-    told = server.status(task_id)
-    while told["images_done"] < images:
-        told = server.status(task_id, wait=60, since=told["version"])
-    StatusAnswer.model_validate(told)
-    return told
+    status = server.status(task_id)
+    while status["images_done"] < images:
+        status = server.status(task_id, wait=60, since=status["version"])
+    StatusAnswer.model_validate(status)
+    return status
 
 
 def until_ended(server: SteppedServer, task_id: str) -> dict[str, Any]:
-    told = server.status(task_id)
-    while told["status"] in ("waiting", "running"):
-        told = server.status(task_id, wait=60, since=told["version"])
-    return told
+    status = server.status(task_id)
+    while status["status"] in ("waiting", "running"):
+        status = server.status(task_id, wait=60, since=status["version"])
+    return status
 
 
 def code(answer: requests.Response) -> tuple[int, str]:
@@ -95,8 +95,8 @@ def test_each_image_can_be_fetched_while_the_others_are_drawn(server: SteppedSer
     assert server.status(task_id)["images_done"] == 1
     small = server.get("/thumbnail", task_id=task_id, index=0)
     assert Image.open(BytesIO(small.content)).format == "JPEG"
-    told = fetched(server, task_id, 0, metadata="true").json()
-    assert (told["prompt"], told["width"]) == ("a lighthouse", 64)
+    metadata = fetched(server, task_id, 0, metadata="true").json()
+    assert (metadata["prompt"], metadata["width"]) == ("a lighthouse", 64)
     assert server.get("/preview", task_id=task_id).status_code == 204
     for path in ("/image", "/thumbnail"):
         assert code(server.get(path, task_id=task_id, index=1)) == (409, "not_ready")
@@ -137,9 +137,9 @@ def test_what_was_fetched_while_the_task_ran_stays_until_all_of_it_was_fetched(
     assert until_ended(server, task_id)["status"] == "done"
     assert fetched(server, task_id, 0).status_code == 200
     assert fetched(server, task_id, 1, delete="true").status_code == 200
-    told = server.get("/status", task_id=task_id)
-    while told.status_code != 410:  # the image goes when its last byte was sent
-        told = server.get("/status", task_id=task_id)
+    status = server.get("/status", task_id=task_id)
+    while status.status_code != 410:  # the image goes when its last byte was sent
+        status = server.get("/status", task_id=task_id)
 
 
 def test_cancelling_keeps_the_images_that_are_stored(start: Callable[..., SteppedServer]) -> None:
@@ -150,8 +150,8 @@ def test_cancelling_keeps_the_images_that_are_stored(start: Callable[..., Steppe
         draw_image(server)
         until_stored(server, task_id, number)
     assert delete(server, task_id).json()["was"] == "running"
-    told = server.status(task_id)
-    assert (told["status"], told["images_done"]) == ("cancelled", 2)
+    status = server.status(task_id)
+    assert (status["status"], status["images_done"]) == ("cancelled", 2)
     assert server.get("/health").json()["done"] == 1
     assert code(fetched(server, task_id, 2)) == (410, "gone")
     assert code(fetched(server, task_id, 4)) == (400, "invalid_input")
@@ -173,9 +173,9 @@ def test_a_task_is_cancelled_after_the_image_that_is_being_drawn(server: Stepped
     stream = EventStream(server, f"?task_id={task_id}")
     answer = stop_after(server, task_id)
     assert (answer.was, "is being drawn" in answer.message) == ("running", True)
-    told = server.status(task_id)
-    assert (told["status"], told["last_image"]) == ("running", 1)
-    assert told["wait_p90_s"] < before["wait_p90_s"]
+    status = server.status(task_id)
+    assert (status["status"], status["last_image"]) == ("running", 1)
+    assert status["wait_p90_s"] < before["wait_p90_s"]
     assert stop_after(server, task_id).was == "running"
     draw_image(server)
     kind, _, data = list(stream)[-1]
@@ -244,7 +244,7 @@ def test_a_task_without_images_that_is_cancelled_has_none(server: SteppedServer)
 
 
 class Played:
-    """A queue on disk whose worker the test plays; again() starts it anew after a kill -9."""
+    """A queue on disk whose worker the test plays; again() restarts it after a kill -9."""
 
     def __init__(self, folder: Path, *models: str) -> None:
         self.folder = folder
@@ -321,8 +321,8 @@ def test_the_last_image_is_stored_though_the_worker_has_left_before(played: Play
     played.queue.delete(task.task_id, after_current=True)
     assert not played.queue.next_image(task.task_id, 0, 1), "the worker has to stop"
     played.queue.release(task.task_id)
-    told = played.queue.status(task.task_id)
-    assert (told.status, told.phase) == (TaskStatus.RUNNING, Phase.IMAGE_ENCODING)
+    status = played.queue.status(task.task_id)
+    assert (status.status, status.phase) == (TaskStatus.RUNNING, Phase.IMAGE_ENCODING)
     other = played.running(count=1)
     assert other.status is TaskStatus.RUNNING, "the GPU is free for the next task"
     assert played.store_image(task)
@@ -391,7 +391,7 @@ def _kept(server: SteppedServer) -> str:
         return repr([scheduler.baselines._latest, list(scheduler.machine.runs.values())])
 
 
-def test_every_reader_is_told_why_a_task_is_later_each_time(server: SteppedServer) -> None:
+def test_every_reader_gets_the_reason_of_a_later_end_each_time(server: SteppedServer) -> None:
     server.running(steps=1, **BIG)
     task_id = server.submit(steps=1)
     assert "reason" not in server.status(task_id)
@@ -412,9 +412,9 @@ def test_reading_changes_neither_forecasts_nor_progress(server: SteppedServer) -
     running, waiting = server.running(steps=2, **BIG), server.submit(steps=1)
     server.submit(steps=1, count=4, priority=True, **BIG)
     server.step()
-    told = server.status(running)
-    while told["phase"] != "denoising":
-        told = server.status(running, wait=60, since=told["version"])
+    status = server.status(running)
+    while status["phase"] != "denoising":
+        status = server.status(running, wait=60, since=status["version"])
     before = _kept(server)
     for _ in range(3):
         for task_id in (running, waiting):

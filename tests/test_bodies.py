@@ -276,7 +276,9 @@ def test_compressed_json_and_a_byte_order_mark_are_read(desk: ServerProcess, pat
 
 
 @pytest.mark.parametrize("path", DIALECTS)
-def test_a_bomb_and_an_unknown_compression_are_refused(desk: ServerProcess, path: str) -> None:
+def test_a_decompression_bomb_and_an_unknown_compression_are_refused(
+    desk: ServerProcess, path: str
+) -> None:
     bomb = gzip.compress(b'{"prompt": "' + bytes(40_000_000))
     assert post(desk, path, bomb, Content_Encoding="gzip").status_code == 413
     unknown = post(desk, path, body_for(path), Content_Encoding="br")
@@ -347,7 +349,7 @@ def test_a_value_of_the_query_that_cannot_be_used_is_named(
     assert answer.json()["error"]["field"] == field
 
 
-def test_a_query_without_measure_is_refused(server: ServerProcess) -> None:
+def test_a_query_that_is_too_large_is_refused(server: ServerProcess) -> None:
     answer = server.get("/status?" + "&a" * 20_000)
     assert answer.status_code == 414
     assert answer.json()["error"]["code"]

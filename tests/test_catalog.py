@@ -289,7 +289,7 @@ def test_fields_that_no_pipeline_takes_together_are_named_both() -> None:
     assert error.message == "dev takes init_image or images, not both."
 
 
-def test_a_mask_without_the_picture_it_belongs_to_is_told_what_lacks() -> None:
+def test_a_mask_without_its_picture_is_refused_with_the_missing_field() -> None:
     model = find_model("qwen-image-2.1")
     assert model
     error = not_supported(model, frozenset({Takes.PROMPT, Takes.MASK}))

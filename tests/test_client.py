@@ -204,7 +204,7 @@ def test_errors_name_the_field(client: Client) -> None:
         (403, {}, b'{"error": "text"}', "http_403"),
     ],
 )
-def test_what_is_no_mflux_server_is_told(
+def test_a_server_that_is_not_mflux_server_is_an_error(
     status: int, headers: dict[str, str], body: bytes, code: str
 ) -> None:
     with (
@@ -216,7 +216,7 @@ def test_what_is_no_mflux_server_is_told(
     assert error.value.code == code
 
 
-def test_an_address_that_cannot_be_is_told() -> None:
+def test_an_impossible_url_is_an_error() -> None:
     with pytest.raises(MfluxError) as error:
         Client("http://[").queue()
     assert error.value.code == "cannot_ask"
@@ -226,20 +226,20 @@ def test_an_address_that_cannot_be_is_told() -> None:
 
 
 def test_a_server_that_is_not_there_is_tried_for_so_long_and_not_longer() -> None:
-    time, told = Time(), []
+    time, received = Time(), []
     client = Client(
         f"127.0.0.1:{free_port()}",
         retry_s=30,
         sleep=time.sleep,
         clock=time.clock,
-        on_retry=lambda error, pause_s: told.append((error.code, pause_s)),
+        on_retry=lambda error, pause_s: received.append((error.code, pause_s)),
     )
     with pytest.raises(Unreachable, match="connection refused"):
         client.submit("x")
     assert 5 < len(time.slept) < 20
     assert 20 < sum(time.slept) <= 30
     assert time.slept[0] < 1 < time.slept[-1]
-    assert told == [("unreachable", pause_s) for pause_s in time.slept]
+    assert received == [("unreachable", pause_s) for pause_s in time.slept]
 
 
 def test_a_date_in_retry_after_is_read_by_the_clock_of_the_server() -> None:
@@ -509,7 +509,7 @@ def test_events_end_where_there_is_nothing_to_come() -> None:
         assert list(Client(far_end.url).events("abc", last_event_id=4)) == []
 
 
-def test_what_is_no_event_is_told() -> None:
+def test_a_stream_without_events_is_an_error() -> None:
     with FarEnd(Streams(b"data: {\n\n").answer) as far_end, pytest.raises(MfluxError) as error:
         next(Client(far_end.url).events())
     assert error.value.code == "not_mflux"

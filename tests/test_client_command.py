@@ -92,8 +92,8 @@ def test_the_options_reach_the_server(server: ServerProcess, tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     status = json.loads(done.stdout)
     assert status["status"] == "done"
-    told = {"seed": "7", "image_strength": 0.25, "quality": 50, "priority": True, "steps": 2}
-    assert told.items() <= status["params"].items()
+    answer = {"seed": "7", "image_strength": 0.25, "quality": 50, "priority": True, "steps": 2}
+    assert answer.items() <= status["params"].items()
     assert status["params"]["init_image"]["width"] == 64
     assert b"out.jpeg" in done.stderr
     with Client(server.url) as client, pytest.raises(MfluxError, match="deleted"):
@@ -232,7 +232,7 @@ def test_a_bar_moves_in_time_until_the_picture_is_there(
 ) -> None:
     task, url = fake
     with Terminal("x", "-o", "out.png", environment=at(url), cwd=tmp_path) as terminal:
-        terminal.expect("3rd in line, about 3")  # less than it was told: time goes on by itself
+        terminal.expect("3rd in line, about 3")  # the countdown continues between two answers
         task.set(pos=0, wait_remaining=20)
         terminal.expect("next in line, about ")
         task.set(status="running", steps_done=1, wait_remaining=10, phase="denoising")
@@ -369,8 +369,8 @@ def test_the_terminal_is_known_by_its_environment(
 
 
 def status(**fields: Any) -> Status:
-    told = {k: v for k, v in {**FakeTask().fields, **fields}.items() if k != "download"}
-    return Status(**told, raw=fields)
+    answer = {k: v for k, v in {**FakeTask().fields, **fields}.items() if k != "download"}
+    return Status(**answer, raw=fields)
 
 
 @pytest.mark.parametrize(
@@ -420,7 +420,7 @@ def test_without_a_terminal_each_change_is_a_line() -> None:
         {"status": "running", "phase": "denoising"},
         {"status": "running", "phase": "decoding"},
     ):
-        shown.told(status(**fields))
+        shown.update(status(**fields))
         shown.tick()
     shown.trouble(MfluxError("unreachable", "No answer from x."), 1)
     shown.tick()

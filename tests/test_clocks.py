@@ -193,7 +193,7 @@ def test_the_newest_picture_is_the_last_to_make_room_also_after_the_clock_went_b
     assert machine.is_kept(newest)
 
 
-def test_clients_are_told_unix_seconds_of_the_wall_clock(machine: Machine) -> None:
+def test_clients_get_unix_seconds_of_the_wall_clock(machine: Machine) -> None:
     machine.wall += DAY_S
     before = machine.wall
     view = machine.queue.status(machine.draw())
@@ -263,7 +263,7 @@ def test_a_callback_is_tried_again_after_its_pause_whatever_the_wall_clock_does(
 
 @pytest.fixture
 def after_the_clock_went_back(tmp_path: Path) -> Iterator[tuple[SteppedServer, int]]:
-    """A server whose last run gave higher ids than its clock tells, and the last of these."""
+    """A server whose last run used higher ids than its clock gives, and the last of these ids."""
     last_id = 10**13
     store = TaskStore(tmp_path)
     store.clocks.reserve_event_ids(last_id)
@@ -281,8 +281,8 @@ def test_ids_from_before_are_answered_with_the_present_state(
     version = server.status(task_id)["version"]
     assert version > last_id
     for since in (0, last_id, 2 * 10**13):  # the last one was never given
-        told = server.status(task_id, wait=60, since=since)
-        assert (told["version"], told["status"]) == (version, "running")
+        status = server.status(task_id, wait=60, since=since)
+        assert (status["version"], status["status"]) == (version, "running")
     for header in (last_id, 2 * 10**13):
         stream = EventStream(server, f"?task_id={task_id}", f"Last-Event-ID: {header}")
         events = stream.until("running")
@@ -309,7 +309,7 @@ USES = {
 """They tell times to clients or to other programs, or pass the clock on to who does."""
 
 
-def test_the_wall_clock_is_used_only_where_times_are_told() -> None:
+def test_the_wall_clock_is_used_only_for_times_in_answers() -> None:
     """Durations are measured with the monotonic clock."""
     pattern = re.compile(r"\btime\.time\b|\bdatetime\.|\butcnow\b")
     sources = [

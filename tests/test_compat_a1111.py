@@ -84,7 +84,7 @@ def test_webuiapi_draws_and_reads_back_how(api: Any) -> None:
 
 
 @pytest.mark.parametrize("seed", [-1, None, "", -5, "-1"])
-def test_a_seed_that_says_nothing_is_random_and_told(server: ServerProcess, seed: Any) -> None:
+def test_an_empty_seed_is_random_and_returned(server: ServerProcess, seed: Any) -> None:
     seeds = {info_of(server, seed=seed)["seed"] for _ in range(2)}
     assert len(seeds) == 2
     assert all(0 <= number < 2**32 for number in seeds)
@@ -260,7 +260,7 @@ def test_nothing_that_a_client_sends_is_fetched_or_opened(
     assert word in answer.json()["detail"]
 
 
-def test_hires_enlarges_with_the_operators_upscaler(server: ServerProcess) -> None:
+def test_hires_fix_uses_the_operators_upscaler(server: ServerProcess) -> None:
     [image] = draw(server, enable_hr=True, hr_scale=2).json()["images"]
     assert Image.open(BytesIO(base64.b64decode(image))).size == (128, 128)
 
@@ -304,10 +304,10 @@ def test_what_cannot_be_drawn_is_refused_in_the_form_of_this_api(
 
 
 def test_refusals_call_the_fields_by_their_names_of_this_api(server: ServerProcess) -> None:
-    told = draw(server, batch_size=5, n_iter=4).json()["detail"]
-    assert told == "batch_size x n_iter must be a whole number from 1 to 10, not 20."
-    told = draw(server, width=9).json()["detail"]
-    assert told == "width must be a whole number from 16 to 8192, not 9."
+    message = draw(server, batch_size=5, n_iter=4).json()["detail"]
+    assert message == "batch_size x n_iter must be a whole number from 1 to 10, not 20."
+    message = draw(server, width=9).json()["detail"]
+    assert message == "width must be a whole number from 16 to 8192, not 9."
     picture = encoded(Image.new("RGB", (64, 64), "red"))
     body = {"prompt": "x", "init_images": [picture], "steps": 1, "denoising_strength": 0.3}
     answer = requests.post(server.url + "/sdapi/v1/img2img", json=body, timeout=60)

@@ -50,10 +50,10 @@ def test_every_call_of_an_app_is_answered_with_what_it_reads(
     for call in app["calls"]:
         answer = send(server, call)
         assert answer.status_code == 200, (call, answer.text)
-        asked, told = call.get("json") or call.get("form") or {}, answer.json()
+        asked, body = call.get("json") or call.get("form") or {}, answer.json()
         if call["path"].startswith(("/v1/images/", "/v1//images/")):
-            assert len(told["data"]) == int(asked.get("n") or 1)
-            for image in told["data"]:
+            assert len(body["data"]) == int(asked.get("n") or 1)
+            for image in body["data"]:
                 as_url = asked.get("response_format") == "url" or (
                     "response_format" not in asked and asked["model"].startswith("dall-e")
                 )
@@ -64,19 +64,19 @@ def test_every_call_of_an_app_is_answered_with_what_it_reads(
                 if "x" in asked.get("size", ""):
                     assert "{}x{}".format(*shown.size) == asked["size"]
         elif call["path"].endswith("txt2img"):
-            [image] = told["images"]
+            [image] = body["images"]
             shown = Image.open(BytesIO(base64.b64decode(image, validate=True)))
             assert shown.size == (asked["width"], asked["height"])
-            info = json.loads(told["info"])
+            info = json.loads(body["info"])
             assert info["steps"] == min(asked["steps"], 8)
             assert info["seed"] >= 0
             assert info["infotexts"][0].split("\n")[-1].startswith("Steps: ")
         elif call["path"].endswith("options") and call["method"] == "GET":
-            assert told["sd_model_checkpoint"] == "tiny"
+            assert body["sd_model_checkpoint"] == "tiny"
         elif call["path"].endswith("sd-models"):
-            assert [model["title"] for model in told] == ["tiny", "tiny-flux2"]
+            assert [model["title"] for model in body] == ["tiny", "tiny-flux2"]
         elif call["path"].endswith("progress"):
-            assert (told["progress"], told["state"]["job_count"]) == (0, 0)
+            assert (body["progress"], body["state"]["job_count"]) == (0, 0)
 
 
 def bytes_of(image: dict[str, Any]) -> bytes:
@@ -85,8 +85,8 @@ def bytes_of(image: dict[str, Any]) -> bytes:
     return base64.b64decode(image["b64_json"], validate=True)
 
 
-def test_the_document_tells_the_settings_of_every_app() -> None:
-    told = (ROOT / "docs/compat.md").read_text()
+def test_the_document_lists_the_settings_of_every_app() -> None:
+    answer = (ROOT / "docs/compat.md").read_text()
     for app in (
         "OpenAI SDKs",
         "Open WebUI",
@@ -96,16 +96,16 @@ def test_the_document_tells_the_settings_of_every_app() -> None:
         "LobeChat",
         "KoboldAI Lite",
     ):
-        assert f"### {app}" in told
-    assert "### Home Assistant" in told
+        assert f"### {app}" in answer
+    assert "### Home Assistant" in answer
 
 
-def test_the_document_tells_every_field_and_every_route(server: ServerProcess) -> None:
-    told = (ROOT / "docs/compat.md").read_text()
+def test_the_document_lists_every_field_and_every_route(server: ServerProcess) -> None:
+    answer = (ROOT / "docs/compat.md").read_text()
     for name in (*OpenAIGeneration.model_fields, *ImageToImage.model_fields):
-        assert f"`{name}`" in told or f"`{name}." in told, name
+        assert f"`{name}`" in answer or f"`{name}." in answer, name
     for path in server.get("/openapi.json").json()["paths"]:
         if path.startswith("/sdapi/v1/"):
-            assert path.removeprefix("/sdapi/v1/") in told, path
+            assert path.removeprefix("/sdapi/v1/") in answer, path
     for flag in ("sync-max-wait-s", "clamp", "public-url", "sdapi-model-switch", "cors-origins"):
-        assert f"`--{flag}" in told
+        assert f"`--{flag}" in answer

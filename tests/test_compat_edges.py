@@ -259,8 +259,8 @@ def test_an_edit_and_a_native_task_with_a_picture_need_no_prompt(server: ServerP
         assert submitted["params"]["prompt"] == ""
         assert (submitted["params"]["width"], submitted["params"]["height"]) == (96, 64)
         assert server.wait_until_ended(submitted["task_id"])["status"] == "done"
-        told = server.get("/image", task_id=submitted["task_id"], metadata="true").json()
-        assert told["prompt"] == ""
+        metadata = server.get("/image", task_id=submitted["task_id"], metadata="true").json()
+        assert metadata["prompt"] == ""
     refused = ask(server, "/v1/images/generations", prompt="", size="64x64")
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "prompt")
 
@@ -414,8 +414,8 @@ def test_a_model_may_be_named_with_folder_ending_and_hash(
 def test_head_and_options_change_nothing_and_slashes_do_not_matter(
     server: ServerProcess, path: str
 ) -> None:
-    told = requests.get(server.url + path, timeout=60)
-    assert told.status_code == 200
+    answer = requests.get(server.url + path, timeout=60)
+    assert answer.status_code == 200
     head = requests.head(server.url + path, timeout=60)
     assert (head.status_code, head.content) == (200, b"")
     options = requests.options(server.url + path, timeout=60)

@@ -69,7 +69,7 @@ def test_images_come_as_base64_with_the_size_asked_for(client: openai.OpenAI) ->
     assert answer.usage.total_tokens == 0
 
 
-def test_the_same_seed_gives_the_same_image_and_every_image_tells_its_own(
+def test_the_same_seed_gives_the_same_image_and_every_image_has_its_seed(
     client: openai.OpenAI,
 ) -> None:
     def draw(**extra: Any) -> Any:
@@ -151,7 +151,7 @@ def test_names_that_are_no_images_are_404(server: ServerProcess, name: str) -> N
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
-def test_models_are_listed_and_told_one_by_one(client: openai.OpenAI) -> None:
+def test_models_are_listed_and_described_one_by_one(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["tiny", "tiny-flux2", "tiny-fill"]
     assert client.models.retrieve("TINY-flux2").id == "tiny-flux2"
     with pytest.raises(openai.NotFoundError):
@@ -369,7 +369,9 @@ def test_addresses_and_broken_pictures_are_refused(client: openai.OpenAI) -> Non
         client.post("/images/edits", body={"prompt": "x"}, cast_to=object)
 
 
-def test_a_failed_generation_tells_sdks_not_to_try_again(start_server: StartServer) -> None:
+def test_a_failed_generation_has_a_header_against_retries_of_sdks(
+    start_server: StartServer,
+) -> None:
     server = start_server(  # offline, the weights of schnell cannot be had
         *("--models", "tiny,schnell", "--sync-max-wait-s", "0")
     )

@@ -24,7 +24,7 @@ from workers.worker import Worker
 
 
 class PreviewGenerator(FakeGenerator):
-    """Makes each of its four steps when it is told to."""
+    """Makes each of its four steps when the test allows it."""
 
     def __init__(self) -> None:
         super().__init__(self._steps)
@@ -81,10 +81,12 @@ def client(generator: PreviewGenerator) -> Iterator[FlaskClient]:
     worker.stop(10, 0)
 
 
-Told = tuple[str, dict[str, Any]]
+SentEvent = tuple[str, dict[str, Any]]
 
 
-def events_of(client: FlaskClient, partial_images: int, after: Callable[[Told], None]) -> list[str]:
+def events_of(
+    client: FlaskClient, partial_images: int, after: Callable[[SentEvent], None]
+) -> list[str]:
     """Kinds of all events of a stream; `after` sees each before the next one is read."""
     body = {"prompt": "x", "size": "16x16", "stream": True, "partial_images": partial_images}
     answer = client.post("/v1/images/generations", json=body, buffered=False)
@@ -103,8 +105,8 @@ def test_partial_images_come_one_by_one_and_never_more_than_asked_for(
 ) -> None:
     pictures: list[bytes] = []
 
-    def after(told: Told) -> None:
-        kind, data = told
+    def after(answer: SentEvent) -> None:
+        kind, data = answer
         if kind == "image_generation.partial_image":
             assert data["partial_image_index"] == len(pictures)
             pictures.append(base64.b64decode(data["b64_json"]))
@@ -122,7 +124,7 @@ def test_without_partial_images_there_is_only_the_end(
 ) -> None:
     for event in generator.go_on:
         event.set()
-    assert events_of(client, 0, lambda told: None) == ["image_generation.completed"]
+    assert events_of(client, 0, lambda answer: None) == ["image_generation.completed"]
 
 
 def test_progress_shows_the_picture_so_far_when_asked(
@@ -137,9 +139,9 @@ def test_progress_shows_the_picture_so_far_when_asked(
         while shown is None or base64.b64decode(shown) != b"step 2":
             assert not drawn.done()
             shown = client.get(url).get_json()["current_image"]
-        told = client.get(url, query_string={"skip_current_image": "true"}).get_json()
-        assert told["current_image"] is None
-        assert 0 < told["progress"] < 1
+        answer = client.get(url, query_string={"skip_current_image": "true"}).get_json()
+        assert answer["current_image"] is None
+        assert 0 < answer["progress"] < 1
         for event in generator.go_on:
             event.set()
         assert drawn.result().status_code == 200
@@ -156,10 +158,10 @@ def test_what_nobody_expected_is_a_500_in_the_form_of_the_api_and_not_tried_agai
     generator.refusal = refusal  # type: ignore[method-assign]
     answer = client.post(path, json={"prompt": "x"})
     assert answer.status_code == 500
-    told = answer.get_json()
+    body = answer.get_json()
     assert "nobody expected" not in answer.text
     if path.startswith("/v1"):
-        assert told["error"]["code"] == "internal_error"
+        assert body["error"]["code"] == "internal_error"
         assert answer.headers["x-should-retry"] == "false"
     else:
-        assert told["error"] == "internal_error"
+        assert body["error"] == "internal_error"

@@ -37,7 +37,7 @@ def test_without_the_option_no_origin_is_let_in(server: ServerProcess) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/images/generations", "/sdapi/v1/txt2img", "/generate"])
-def test_a_page_that_is_let_in_may_send_authorization_and_json(
+def test_an_allowed_page_may_send_authorization_and_json(
     start_server: StartServer, path: str
 ) -> None:
     server = start_server("--model", "tiny", "--cors-origins", f"https://other.example,{PAGE}/")
@@ -71,7 +71,7 @@ def test_a_page_that_is_let_in_may_send_authorization_and_json(
         assert "Access-Control-Allow-Origin" not in answer.headers
 
 
-def test_a_star_lets_every_page_in(start_server: StartServer) -> None:
+def test_a_star_allows_every_origin(start_server: StartServer) -> None:
     server = start_server("--model", "tiny", "--cors-origins", "*")
     answer = preflight(server, "/v1/models", "null")
     assert answer.headers["Access-Control-Allow-Origin"] == "null"

@@ -159,7 +159,7 @@ class Story:
 
 @dataclass
 class Client:
-    """Asks for pictures, watches, fetches and deletes them, and checks what it is told."""
+    """Submits, follows, fetches and deletes tasks, and checks the answers."""
 
     life: Life
     name: int
@@ -295,7 +295,7 @@ def test_kill_9_at_any_moment_loses_and_doubles_nothing(tmp_path: Path) -> None:
 
 
 def check_stories(life: Life, stories: list[Story]) -> None:
-    """Every accepted task is done, cancelled, gone at its client's wish, or ended too often."""
+    """Every accepted task is done, cancelled, removed by its client, or ended too often."""
     ids = Counter(story.task_id for story in stories)
     assert max(ids.values()) == 1
     for story in stories:
@@ -391,7 +391,7 @@ def test_a_task_during_which_the_process_died_twice_is_failed_and_the_next_one_r
 def test_sigterm_in_any_phase_exits_0_and_the_tasks_are_done_after_the_next_start(
     start_server: StartServer,
 ) -> None:
-    """One long task is ended again and again: an end at the server's own wish is no attempt."""
+    """A long task is interrupted repeatedly. A graceful stop does not count as an attempt."""
     server = start_server("--model", "tiny", environment={})  # a forked one has loaded at once
     assert server.get("/health").json()["status"] == "loading"
     first = server.submit(width=2048, height=2048, steps=20, seed=1)["task_id"]
@@ -598,7 +598,7 @@ def test_a_damaged_database_is_refused_with_one_sentence(
         pytest.param(bytes_for(b'"prompt":"50 ', b'"pro\x00pt":"50 '), id="params of one task"),
     ],
 )
-def test_a_damaged_record_costs_no_other_task(
+def test_a_damaged_record_does_not_affect_other_tasks(
     start_server: StartServer, tmp_path: Path, damage: Callable[[bytes], bytes]
 ) -> None:
     data_dir = tmp_path / "server"
@@ -685,7 +685,7 @@ def test_a_data_dir_that_cannot_be_used_is_refused_with_one_sentence(
     assert f"The data dir {data_dir} cannot be used: " in refusal(server)
 
 
-def test_health_tells_that_the_data_dir_has_vanished(
+def test_health_reports_that_the_data_dir_has_vanished(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     server = start_server("--model", "tiny")
@@ -701,7 +701,7 @@ def test_health_tells_that_the_data_dir_has_vanished(
 # -- a full disk ----------------------------------------------------------------------------------
 
 
-def test_a_full_disk_is_told_loses_nothing_and_is_recovered_from(
+def test_a_full_disk_is_reported_loses_nothing_and_is_recovered_from(
     start_server: StartServer, mount: Callable[[str], Path]
 ) -> None:
     disk = mount("size=8m")

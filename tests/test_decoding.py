@@ -306,7 +306,7 @@ def test_a_header_with_too_many_pixels_is_refused(name: str) -> None:
     assert f"{LIMIT} are allowed" in refusal(BOMBS[name]())
 
 
-def test_the_limit_is_exact_and_both_numbers_are_told() -> None:
+def test_the_limit_is_exact_and_the_error_has_both_numbers() -> None:
     exact = file_of(Image.new("1", (2000, 2000)), "PNG")
     assert opened(exact).size == (2000, 2000)
     message = refusal(file_of(Image.new("1", (2001, 2000)), "PNG"))
@@ -553,10 +553,10 @@ def test_a_mask_is_read_as_its_api_means_it(
     assert [inverted.getpixel(at) for at in (right, left)] == list(halves)
 
 
-def test_the_texts_of_a_file_are_told_within_limits() -> None:
+def test_the_texts_of_a_file_are_returned_within_limits() -> None:
     made = encode_image(PICTURE, "PNG", 90, METADATA)
-    told = texts_of(with_png_text(made, "parameters", "a lighthouse"))
-    assert told == {"texts": {"parameters": "a lighthouse"}, "metadata": METADATA}
+    answer = texts_of(with_png_text(made, "parameters", "a lighthouse"))
+    assert answer == {"texts": {"parameters": "a lighthouse"}, "metadata": METADATA}
     many = png_of(*[(b"tEXt", b"%d\0x" % number) for number in range(5_000)])
     assert len(texts_of(many)["texts"]) == 1_000
     long = texts_of(with_png_text(made, "parameters", "x" * 2_000_000))
@@ -594,7 +594,7 @@ def test_an_idle_process_ends_and_the_next_picture_gets_another_one() -> None:
             assert process_of(reader) != first.pid
 
 
-def test_a_process_that_is_killed_between_two_pictures_costs_nothing() -> None:
+def test_a_process_that_is_killed_between_two_pictures_affects_no_request() -> None:
     with decoder_of() as decoder, decoder.reading() as reader:
         reader.size(to_png(PICTURE), "image")
         before = process_of(reader)
@@ -628,7 +628,7 @@ def test_a_picture_that_takes_too_much_memory_is_refused(monkeypatch: pytest.Mon
             assert reader.png(to_png(PICTURE), "image").width == 64
 
 
-def test_a_full_line_is_a_429_and_the_others_get_their_turn() -> None:
+def test_a_full_decoder_queue_is_a_429_and_the_others_are_decoded() -> None:
     with decoder_of(line=1) as decoder:
         waits, pause, answers = threading.Event(), threading.Event(), []
 

@@ -339,7 +339,7 @@ def test_imports_point_down_as_the_table_says(part: str) -> None:
 
 
 @pytest.mark.parametrize("library", HOMES)
-def test_a_heavy_library_has_its_homes(library: str) -> None:
+def test_a_heavy_library_is_imported_only_where_allowed(library: str) -> None:
     users = {
         module_of(path)
         for part in PARTS

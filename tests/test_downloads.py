@@ -117,8 +117,8 @@ class Desk:
         """The download of a model has come so far."""
 
         def there() -> bool:
-            told = self.queue.health().download
-            return bool(told and (told.spec.model.name, told.bytes_done) == (name, number))
+            answer = self.queue.health().download
+            return bool(answer and (answer.spec.model.name, answer.bytes_done) == (name, number))
 
         self._wait_until(there)
 
@@ -178,20 +178,24 @@ def test_a_task_waits_for_its_weights_while_others_are_drawn(desk: Desk) -> None
     desk.downloads.start()
     assert desk.run_all() == ["tiny", "tiny-flux2"]
     desk.wait_for_bytes("schnell", 1000)
-    told = download_answer(desk.queue.health())
-    assert told
-    assert (told.model, told.bytes_done, told.bytes_total) == ("schnell", 1000, 34_000_000_000)
+    answer = download_answer(desk.queue.health())
+    assert answer
+    assert (answer.model, answer.bytes_done, answer.bytes_total) == (
+        "schnell",
+        1000,
+        34_000_000_000,
+    )
     version = desk.queue.events.version(lacking.task_id)
     desk.gate("schnell")
     desk.wait_until_held(0)
     assert desk.queue.health().download is None
-    assert desk.queue.events.version(lacking.task_id) > version, "who watches is told"
+    assert desk.queue.events.version(lacking.task_id) > version, "there is an event"
     assert desk.run_all() == ["schnell"]
     assert desk.queue.status(lacking.task_id).status is TaskStatus.DONE
     assert not desk.submit("schnell").waits_for_download
 
 
-def test_a_download_that_fails_costs_only_the_tasks_that_need_it(desk: Desk) -> None:
+def test_a_failed_download_affects_only_the_tasks_that_need_it(desk: Desk) -> None:
     lost = [desk.submit("schnell"), desk.submit("schnell")]
     other = desk.submit("dev")
     desk.downloads.start()
@@ -277,7 +281,7 @@ def test_whatever_goes_wrong_in_a_download_the_next_one_is_made(
 
 
 def test_what_was_not_downloaded_to_its_end_is_missing(cache: Path, tmp_path: Path) -> None:
-    """One of several files may be whole, and nothing in the cache tells that others are not."""
+    """If one of several files is complete, the cache does not show that others are missing."""
     schnell = model("schnell")
     repository = schnell.repositories[0]
     snapshots = cache / f"models--{repository.replace('/', '--')}" / "snapshots"
@@ -470,8 +474,8 @@ def test_a_server_draws_while_it_downloads(
     assert server.wait_until_ended(kept["task_id"])["status"] == "done"
     status = server.get("/status", task_id=lacking["task_id"]).json()
     assert (status["status"], status["server"]) == ("waiting", "ready")
-    told = server.wait_for(lacking["task_id"], lambda s: "download" in s)["download"]
-    assert (told["model"], told["bytes_done"]) == ("schnell", 0)
+    answer = server.wait_for(lacking["task_id"], lambda s: "download" in s)["download"]
+    assert (answer["model"], answer["bytes_done"]) == ("schnell", 0)
     assert server.get("/health").json()["download"]["model"] == "schnell"
     stalling_hub.go_on.set()
     failed = server.wait_until_ended(lacking["task_id"])

@@ -70,7 +70,7 @@ def until(condition: Any) -> None:
     raise AssertionError("it did not come to pass")
 
 
-def test_the_stream_of_a_task_tells_each_step_and_ends_with_the_task(server: SteppedServer) -> None:
+def test_the_stream_of_a_task_has_each_step_and_ends_with_the_task(server: SteppedServer) -> None:
     other, task_id = server.running(steps=1), server.submit(steps=3)
     stream = EventStream(server, f"?task_id={task_id}")
     assert stream.headers["content-type"].startswith("text/event-stream")
@@ -93,7 +93,7 @@ def test_the_stream_of_a_task_tells_each_step_and_ends_with_the_task(server: Ste
     assert [event[0] for event in rest[:-1]] == ["step"] * (len(rest) - 1)
 
 
-def test_the_stream_of_the_queue_tells_of_all_tasks_and_of_its_length(
+def test_the_stream_of_the_queue_has_all_tasks_and_its_length(
     server: SteppedServer,
 ) -> None:
     stream = EventStream(server)
@@ -142,7 +142,7 @@ def test_a_client_that_comes_back_misses_nothing(server: SteppedServer) -> None:
     assert (again.status_code, again.content) == (204, b"")
 
 
-def test_a_client_that_was_away_too_long_is_told_to_look_again(
+def test_a_client_that_was_disconnected_too_long_gets_a_queue_event(
     server: SteppedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("scheduler.events.KEPT", 5)
@@ -161,7 +161,7 @@ def test_a_client_that_was_away_too_long_is_told_to_look_again(
         stream.close()
 
 
-def test_the_stream_of_ended_tasks_tells_so_and_ends(server: SteppedServer) -> None:
+def test_the_stream_of_ended_tasks_has_their_end_and_ends(server: SteppedServer) -> None:
     server.end()
     ids = [server.submit() for _ in range(3)]
     for task_id in ids:
@@ -172,7 +172,7 @@ def test_the_stream_of_ended_tasks_tells_so_and_ends(server: SteppedServer) -> N
     )
 
 
-def test_a_waiting_task_is_told_again_when_it_moves_up(
+def test_a_waiting_task_has_an_event_when_it_moves_up(
     server: SteppedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(event_stream, "LOOK_S", 0.05)
@@ -188,7 +188,9 @@ def test_a_waiting_task_is_told_again_when_it_moves_up(
     stream.close()
 
 
-def test_a_quiet_stream_beats(server: SteppedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quiet_stream_sends_comments(
+    server: SteppedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(event_stream, "LOOK_S", 0.01)
     monkeypatch.setattr(event_stream, "HEARTBEAT_S", 0.02)
     task_id = server.running()
@@ -311,16 +313,20 @@ def test_what_passes_is_left_out_when_more_of_it_or_the_end_follows() -> None:
             Event(number, EventKind(kind[1:]), kind[0], 0.0) for number, kind in enumerate(kinds)
         ]
 
-    def told(*kinds: str) -> list[str]:
+    def merged_kinds(*kinds: str) -> list[str]:
         return [event.task_id + event.kind for event in worth_telling(events(*kinds))]
 
-    assert told("astep", "astep", "bstep", "apreview") == ["astep", "bstep", "apreview"]
-    assert told("arunning", "astep", "adone", "aremoved") == ["arunning", "adone", "aremoved"]
-    assert told("astep", "bdone", "awaiting") == ["astep", "bdone", "awaiting"]
-    assert told() == []
+    assert merged_kinds("astep", "astep", "bstep", "apreview") == ["astep", "bstep", "apreview"]
+    assert merged_kinds("arunning", "astep", "adone", "aremoved") == [
+        "arunning",
+        "adone",
+        "aremoved",
+    ]
+    assert merged_kinds("astep", "bdone", "awaiting") == ["astep", "bdone", "awaiting"]
+    assert merged_kinds() == []
 
 
-def test_a_watch_on_a_server_without_places_is_a_look(server: SteppedServer) -> None:
+def test_following_a_task_without_free_places_falls_back_to_polling(server: SteppedServer) -> None:
     task_id = server.running()
     view, _ = watch(
         server.queue, WaitingPlaces(0), task_id, wait_s=300, enough=lambda view, version: False

@@ -156,7 +156,7 @@ class Shop:
         return [(view.status, view.error_code, view.error) for view in views]
 
 
-def test_a_picture_of_nan_fails_its_task_and_teaches_no_time(data_dir: Path) -> None:
+def test_a_picture_with_nan_fails_its_task_and_gives_no_sample(data_dir: Path) -> None:
     from mlx.utils import tree_map
 
     shop = Shop(data_dir, "tiny")
@@ -263,7 +263,7 @@ def test_previews_and_metadata_that_raise_cost_no_picture(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Raising(Previews):
-        def shall_draw(self) -> bool:
+        def must_generate(self) -> bool:
             raise ValueError("of a step")
 
         def keep(self, latents: Any, width: int, height: int) -> None:

@@ -85,7 +85,7 @@ def test_the_next_task_starts_when_the_cancelled_one_is_left_at_the_end_of_its_s
     assert bench.forecaster.next_start_s() == pytest.approx(durations.decoding_s / speed)
 
 
-def test_a_task_that_is_cancelled_while_it_is_encoded_keeps_nobody_waiting() -> None:
+def test_a_task_that_is_cancelled_while_it_is_encoded_does_not_delay_others() -> None:
     bench = Bench()
     bench.load(SCHNELL)
     run = running(bench, bench.task("a"))
@@ -156,7 +156,7 @@ def test_a_load_that_makes_the_upscaler_leave_memory_is_forecast() -> None:
     assert bench.forecaster.of(third).switches == 1, "the two others have displaced it"
 
 
-def test_a_picture_that_is_drawn_to_be_enlarged_teaches_nothing_about_encoding() -> None:
+def test_an_image_that_is_upscaled_gives_no_sample_of_encoding() -> None:
     bench = Bench()
     draw, enlarge = bench.task("x", side=1024, steps=10, upscale=2.0).stages
     before = bench.estimates.durations(enlarge).image_encoding_s
@@ -445,7 +445,9 @@ def test_the_busy_share_is_that_since_the_start_for_the_first_hour() -> None:
 # -- over HTTP ------------------------------------------------------------------------------------
 
 
-def test_every_field_of_the_forecast_is_told_while_a_real_task_runs(server: ServerProcess) -> None:
+def test_every_field_of_the_forecast_is_returned_while_a_real_task_runs(
+    server: ServerProcess,
+) -> None:
     server.wait_until_ended(server.submit(width=1024, height=1024, steps=20)["task_id"])
     before = time.time()
     accepted = server.submit(**LONG)

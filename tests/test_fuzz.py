@@ -44,11 +44,11 @@ class Routes:
     """The routes that take POST: the fields of their bodies, and how many requests they get."""
 
     def __init__(self, server: ServerProcess) -> None:
-        told = server.get("/openapi.json").json()
-        schemas = told["components"]["schemas"]
+        answer = server.get("/openapi.json").json()
+        schemas = answer["components"]["schemas"]
         self.fields: dict[str, list[str]] = {}
         self.requests: dict[str, int] = {}
-        for path, methods in told["paths"].items():
+        for path, methods in answer["paths"].items():
             if "post" in methods:
                 body = json.dumps(methods["post"].get("requestBody", {}))
                 names = re.findall(r"#/components/schemas/(\w+)", body)
@@ -219,16 +219,16 @@ def any_request(random: Random, fields: list[str]) -> tuple[bytes, dict[str, str
 
 
 def check_answer(path: str, answer: requests.Response) -> None:
-    """It is no failure of the server, and an error tells its code and a sentence."""
+    """The answer is not a server error, and an error has a code and a message."""
     assert answer.status_code < 500, (path, answer.text[:500])
     if answer.status_code >= 400:
-        told = answer.json()
+        body = answer.json()
         if path.startswith("/sdapi/"):
-            assert told["error"]
-            assert told["detail"]
+            assert body["error"]
+            assert body["detail"]
         else:
-            assert told["error"]["code"]
-            assert told["error"]["message"]
+            assert body["error"]["code"]
+            assert body["error"]["message"]
         assert len(answer.content) < 4000
 
 
@@ -282,11 +282,11 @@ def cpu_s(pid: int) -> float:
     if stat.exists():
         fields = stat.read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / 100
-    told = subprocess.run(
+    answer = subprocess.run(
         ["ps", "-o", "time=", "-p", str(pid)], capture_output=True, text=True, check=True
     ).stdout
     total = 0.0
-    for part in told.strip().split(":"):
+    for part in answer.strip().split(":"):
         total = total * 60 + float(part)
     return total
 

@@ -156,7 +156,7 @@ def test_head_is_answered_like_get_without_a_body_and_removes_nothing(
     assert bare(server, b"/nowhere", b"HEAD").startswith(b"HTTP/1.1 404 ")
 
 
-def test_options_tells_the_methods_and_does_nothing(server: ServerProcess, picture: str) -> None:
+def test_options_returns_the_methods_and_does_nothing(server: ServerProcess, picture: str) -> None:
     for target in (*GET_ROUTES, *TASK_ROUTES, "/generate", "/delete", "/v1/images/generations"):
         answer = requests.options(
             server.url + target, params={"task_id": picture}, timeout=GIVE_UP_S
@@ -197,7 +197,7 @@ def test_an_unknown_method_is_refused_as_json(server: ServerProcess, method: str
         "x" * 5000,
     ],
 )
-def test_a_strange_host_is_refused(server: ServerProcess, host: str) -> None:
+def test_an_unknown_host_is_refused(server: ServerProcess, host: str) -> None:
     headers = {"Host": host.encode("latin-1")}
     answer = requests.get(server.url + "/queue", headers=headers, timeout=GIVE_UP_S)
     assert answer.status_code in (400, 421), answer.text

@@ -418,7 +418,7 @@ def test_without_a_free_file_a_connection_waits_or_an_idle_one_makes_room(
         connection.close()
 
 
-def test_who_sends_too_slowly_is_told(
+def test_a_client_that_sends_too_slowly_gets_408(
     server: SteppedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transfer_budget, "GRACE_S", 0.05)
@@ -487,8 +487,8 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_sent(server: SteppedSe
     request = head(
         "POST /generate HTTP/1.1", JSON, "Content-Length: 999999999", "Expect: 100-continue"
     )
-    status, told = ask(server, request)
-    assert (status, told["error"]["code"]) == (413, "body_too_large")
+    status, answer = ask(server, request)
+    assert (status, answer["error"]["code"]) == (413, "body_too_large")
 
 
 def test_who_sends_a_body_that_is_too_large_all_the_same_can_read_why(
@@ -497,8 +497,8 @@ def test_who_sends_a_body_that_is_too_large_all_the_same_can_read_why(
     server = SteppedServer(tmp_path, max_body_bytes=100_000)
     with opened(server) as connection:
         connection.sendall(post("/generate", b" " * 20_000_000))
-        status, told = parsed(read_all(connection))
-    assert (status, told["error"]["code"]) == (413, "body_too_large")
+        status, answer = parsed(read_all(connection))
+    assert (status, answer["error"]["code"]) == (413, "body_too_large")
     server.close()
 
 
@@ -528,8 +528,8 @@ def test_an_endless_line_between_chunks_is_refused(server: SteppedServer) -> Non
 
 def test_a_body_in_too_many_tiny_chunks_is_refused(server: SteppedServer) -> None:
     request = head("POST /estimate HTTP/1.1", JSON, "Transfer-Encoding: chunked")
-    status, told = ask(server, request + b"1\r\n \r\n" * 200_000)
-    assert (status, told["error"]["message"]) == (400, "The chunks of the body are too small.")
+    status, answer = ask(server, request + b"1\r\n \r\n" * 200_000)
+    assert (status, answer["error"]["message"]) == (400, "The chunks of the body are too small.")
 
 
 def test_a_body_may_come_in_tiny_chunks(server: SteppedServer) -> None:
@@ -541,10 +541,10 @@ def test_a_body_may_come_in_tiny_chunks(server: SteppedServer) -> None:
     assert ask(server, request + chunked + b"0\r\n\r\n")[0] == 200
 
 
-def test_who_speaks_tls_is_told_at_once(server: SteppedServer) -> None:
+def test_a_client_that_speaks_tls_gets_an_error_at_once(server: SteppedServer) -> None:
     hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 500
-    status, told = ask(server, hello)
-    assert (status, told["error"]["message"]) == (400, "This server speaks http, and not https.")
+    status, answer = ask(server, hello)
+    assert (status, answer["error"]["message"]) == (400, "This server speaks http, and not https.")
 
 
 def test_chunks_make_a_body(server: SteppedServer) -> None:
@@ -578,14 +578,14 @@ def test_every_address_means_both_versions_of_ip(tmp_path: Path, host: str) -> N
 
 @pytest.mark.parametrize("path", ["/health", "/queue", "/status?task_id=x", "/models", "/nothing"])
 def test_who_closes_one_half_gets_an_answer(server: SteppedServer, path: str) -> None:
-    status, told = ask(server, head(f"GET {path} HTTP/1.1"), half_close=True)
+    status, answer = ask(server, head(f"GET {path} HTTP/1.1"), half_close=True)
     assert status in (200, 404)
-    assert told
+    assert answer
 
 
 def test_who_closes_one_half_may_submit(server: SteppedServer) -> None:
-    status, told = ask(server, post("/generate", json.dumps(SMALL).encode()), half_close=True)
-    assert (status, told["params"]["steps"]) == (200, 2)
+    status, body = ask(server, post("/generate", json.dumps(SMALL).encode()), half_close=True)
+    assert (status, body["params"]["steps"]) == (200, 2)
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
@@ -616,8 +616,8 @@ def test_who_closes_one_half_gets_the_picture_of_a_call_that_draws(
         connection.shutdown(socket.SHUT_WR)
         assert connection.recv(1) == b"H"
         server.end()
-        status, told = parsed(b"H" + read_all(connection))
-    assert (status, len(told["images"])) == (200, 1)
+        status, answer = parsed(b"H" + read_all(connection))
+    assert (status, len(answer["images"])) == (200, 1)
 
 
 def test_who_closes_one_half_of_a_stream_gets_all_of_it(
@@ -699,11 +699,11 @@ def test_bodies_that_many_clients_half_send_take_no_more_than_the_budget(
         clients.append(opened(server))
         clients[-1].sendall(started)
     until(lambda: budget.held_bytes > 2_000_000)
-    with opened(server) as late:  # it is among those for whom there is no room
+    with opened(server) as late:  # one of the connections above the limit
         late.sendall(post("/generate", b" " * 3_000_000))
         answer = read_all(late)
-    status, told = parsed(answer)
-    assert (status, told["error"]["code"]) == (503, "too_many_transfers")
+    status, result = parsed(answer)
+    assert (status, result["error"]["code"]) == (503, "too_many_transfers")
     assert b"Retry-After: 5\r\n" in answer
     assert budget.held_bytes <= 3_000_000
     assert server.submit()  # a small body always passes

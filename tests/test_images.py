@@ -117,11 +117,11 @@ def test_an_alpha_channel_that_hides_nothing_is_not_stored() -> None:
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_metadata_do_not_touch_the_pixels(format: str) -> None:
-    plain, told = (
+    plain, answer = (
         Image.open(io.BytesIO(encode_image(PICTURE, format, 90, m))) for m in (None, METADATA)
     )
-    assert plain.tobytes() == told.tobytes()
-    assert plain.format == told.format == format
+    assert plain.tobytes() == answer.tobytes()
+    assert plain.format == answer.format == format
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -295,7 +295,7 @@ def test_no_text_breaks_the_base64_reader(text: str) -> None:
 # Archives
 
 
-def test_an_archive_holds_its_files_as_they_are_and_tells_no_time() -> None:
+def test_an_archive_has_its_files_unchanged_and_no_time() -> None:
     files = [
         ("1.png", file_of(PICTURE, "PNG")),
         ("b/\u706f.jpg", file_of(PICTURE, "JPEG")),

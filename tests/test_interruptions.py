@@ -117,7 +117,7 @@ def test_the_clock_is_read_by_a_thread_of_its_own_so_an_idle_process_has_no_gaps
     assert clock.gaps == 0
 
 
-def test_a_task_that_was_interrupted_is_done_and_teaches_nothing(machine: Machine) -> None:
+def test_an_interrupted_task_is_done_and_gives_no_sample(machine: Machine) -> None:
     before = machine.store.timings.samples(), machine.store.timings.outcomes()
     stats = machine.queue.stats()
     interrupted = machine.submit()

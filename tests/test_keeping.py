@@ -242,7 +242,7 @@ def test_the_queue_is_paged(server: ServerProcess) -> None:
         requests.delete(server.url + "/delete", params={"task_id": task_id}, timeout=60)
 
 
-def test_health_tells_memory_and_disk(server: ServerProcess) -> None:
+def test_health_reports_memory_and_disk(server: ServerProcess) -> None:
     server.wait_until_ended(server.submit()["task_id"])
     health = server.get("/health").json()
     assert health["memory"]["active_bytes"] > 0

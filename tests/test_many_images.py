@@ -120,7 +120,7 @@ def test_the_seed_after_the_largest_is_0(press: ServerProcess) -> None:
     ended(press, task_id)
     assert image(press, task_id, 1) == drawn(press, seed=0)
     metadata = [read_metadata(image(press, task_id, index)) for index in (0, 1)]
-    assert [told and told["seed"] for told in metadata] == [2**64 - 1, 0]
+    assert [answer and answer["seed"] for answer in metadata] == [2**64 - 1, 0]
 
 
 def test_all_images_come_as_an_archive_or_as_json(
@@ -209,13 +209,13 @@ def test_several_images_cancelled_in_the_middle_keep_those_that_are_stored(
     assert refusal(press.get("/image", task_id=task_id, all="true"))[:2] == (409, "not_ready")
     requests.delete(press.url + "/delete", params={"task_id": task_id}, timeout=60)
     assert ended(press, behind)["status"] == "done"
-    told = ended(press, task_id)
-    assert told["status"] == "cancelled"
-    assert 1 <= told["images_done"] < 10
+    state = ended(press, task_id)
+    assert state["status"] == "cancelled"
+    assert 1 <= state["images_done"] < 10
     assert image(press, task_id) == first
     answer = press.get("/image", task_id=task_id, all="true", delete="false")
     with zipfile.ZipFile(BytesIO(answer.content)) as archive:
-        assert len(archive.namelist()) == told["images_done"]
+        assert len(archive.namelist()) == state["images_done"]
     assert refusal(press.get("/image", task_id=task_id, index=9))[:2] == (410, "gone")
 
 
@@ -232,11 +232,11 @@ def test_a_task_that_was_to_end_after_an_image_ends_so_after_kill_9(
     before = server.get("/status", task_id=task_id).json()
     server.stop(signal.SIGKILL)
     server = start_server("--model", "tiny")
-    told = ended(server, task_id)
-    assert told["status"] == "cancelled"
+    state = ended(server, task_id)
+    assert state["status"] == "cancelled"
     # What was drawn and not stored yet, at the encoder, is lost with the process.
-    assert before["images_done"] <= told["images_done"] <= before["last_image"] + 1
-    for index in range(told["images_done"]):
+    assert before["images_done"] <= state["images_done"] <= before["last_image"] + 1
+    for index in range(state["images_done"]):
         assert Image.open(BytesIO(image(server, task_id, index))).size == (1024, 1024)
 
 
@@ -283,16 +283,16 @@ def test_the_forecast_of_several_images_is_that_of_their_sum(press: ServerProces
 # -- what the files tell ---------------------------------------------------------------------------
 
 
-def told_by(file: bytes, tmp_path: Path) -> dict[str, Any]:
+def mflux_metadata_of(file: bytes, tmp_path: Path) -> dict[str, Any]:
     """What mflux itself reads from an image file."""
     from mflux.utils.metadata_reader import MetadataReader
 
     path = tmp_path / "image"
     path.write_bytes(file)
-    told = MetadataReader.read_all_metadata(path)["exif"]
-    assert told == read_metadata(file)
-    assert isinstance(told, dict)
-    return told
+    metadata = MetadataReader.read_all_metadata(path)["exif"]
+    assert metadata == read_metadata(file)
+    assert isinstance(metadata, dict)
+    return metadata
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
@@ -315,15 +315,15 @@ def test_mflux_reads_from_each_format_how_the_image_was_made(
     ended(press, task_id)
     for index in (0, 1):
         file = image(press, task_id, index)
-        told = told_by(file, tmp_path)
+        metadata = mflux_metadata_of(file, tmp_path)
         wanted = {**asked, "seed": 5 + index, "height": 64}
         for name in set(wanted) - {"init_image", "format"}:
-            assert told[name] == wanted[name], name
-        assert "/" not in told["image_path"]
+            assert metadata[name] == wanted[name], name
+        assert "/" not in metadata["image_path"]
         assert b"/inputs/" not in file
-        assert "created_at" not in told
+        assert "created_at" not in metadata
         answer = press.get("/image", task_id=task_id, index=index, metadata="true")
-        assert answer.json() == told
+        assert answer.json() == metadata
     again = submit(press, **asked, count=2)
     ended(press, again)
     for index in (0, 1):
@@ -342,19 +342,23 @@ def test_mflux_reads_from_each_format_how_the_image_was_made(
     ],
     ids=lambda fields: fields["model"],
 )
-def test_no_file_tells_a_path_of_this_machine(
+def test_no_file_contains_a_path_of_this_machine(
     press: ServerProcess, tmp_path: Path, lora_dir: Path, fields: dict[str, Any]
 ) -> None:
     file = drawn(press, **fields)
-    told = told_by(file, tmp_path)
-    assert (told["model"], told["prompt"], told["steps"]) == (fields["model"], "a lighthouse", 2)
+    metadata = mflux_metadata_of(file, tmp_path)
+    assert (metadata["model"], metadata["prompt"], metadata["steps"]) == (
+        fields["model"],
+        "a lighthouse",
+        2,
+    )
     for folder in (lora_dir, tmp_path.parent, Path.home(), Path.cwd()):
         assert str(folder).encode() not in file
     assert b"/inputs/" not in file
     if "loras" in fields:
-        assert (told["lora_paths"], told["lora_scales"]) == (["wild"], [0.75])
+        assert (metadata["lora_paths"], metadata["lora_scales"]) == (["wild"], [0.75])
     if "control_strength" in fields:
-        assert told["controlnet_strength"] == 0.6
+        assert metadata["controlnet_strength"] == 0.6
 
 
 def test_a_task_may_ask_for_files_that_tell_nothing(press: ServerProcess) -> None:
@@ -366,24 +370,24 @@ def test_a_task_may_ask_for_files_that_tell_nothing(press: ServerProcess) -> Non
     with_it = drawn(press)
     assert b"lighthouse" in with_it
     assert Image.open(BytesIO(with_it)).tobytes() == Image.open(BytesIO(file)).tobytes()
-    told = press.get("/image", task_id=task_id, metadata="true").json()
-    assert (told["prompt"], told["seed"], told["steps"]) == ("a lighthouse", 5, 2)
+    metadata = press.get("/image", task_id=task_id, metadata="true").json()
+    assert (metadata["prompt"], metadata["seed"], metadata["steps"]) == ("a lighthouse", 5, 2)
     assert image(press, task_id) == file, "asking for it removes nothing"
 
 
 def test_the_operator_may_turn_it_off_and_a_task_on_again(start_server: StartServer) -> None:
     server = start_server("--model", "tiny", "--metadata", "off")
     assert read_metadata(drawn(server)) is None
-    told = read_metadata(drawn(server, metadata=True))
-    assert told
-    assert told["prompt"] == "a lighthouse"
+    metadata = read_metadata(drawn(server, metadata=True))
+    assert metadata
+    assert metadata["prompt"] == "a lighthouse"
 
 
 def test_a_prompt_too_long_for_a_jpeg_is_shortened_in_it_and_whole_in_a_png(
     press: ServerProcess, tmp_path: Path
 ) -> None:
     prompt = "灯台 " * 3300
-    assert told_by(drawn(press, prompt=prompt), tmp_path)["prompt"] == prompt
-    told = told_by(drawn(press, prompt=prompt, format="JPEG"), tmp_path)
-    assert told["prompt"] == prompt or told["prompt"].endswith(" [shortened]")
-    assert told["seed"] == 5
+    assert mflux_metadata_of(drawn(press, prompt=prompt), tmp_path)["prompt"] == prompt
+    metadata = mflux_metadata_of(drawn(press, prompt=prompt, format="JPEG"), tmp_path)
+    assert metadata["prompt"] == prompt or metadata["prompt"].endswith(" [shortened]")
+    assert metadata["seed"] == 5

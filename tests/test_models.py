@@ -192,7 +192,7 @@ def test_klein_edits_one_picture_and_several(studio: ServerProcess) -> None:
 NOTHING: dict[str, Any] = {"width": None, "height": None, "steps": None}
 
 
-def test_a_picture_that_came_is_enlarged(studio: ServerProcess) -> None:
+def test_an_input_image_is_upscaled(studio: ServerProcess) -> None:
     asked = {"model": "tiny-seedvr2", **NOTHING, "upscale": 2}
     files = [drawn(studio, **asked, init_image=source) for source in (CIRCLE, TRIANGLE, CIRCLE)]
     assert picture_in(files[0]).size == (128, 128)
@@ -217,12 +217,12 @@ def test_the_picture_of_a_finished_task_is_enlarged(studio: ServerProcess) -> No
     assert (refused.status_code, refused.json()["error"]["field"]) == (400, "init_image")
 
 
-def test_a_task_is_drawn_and_enlarged_at_once(studio: ServerProcess) -> None:
+def test_a_task_is_generated_and_upscaled(studio: ServerProcess) -> None:
     asked = {"model": "tiny-z-image", "prompt": "x", "guidance": 3, "negative_prompt": "red"}
     plain = submit(studio, **asked, count=2)
     task_id = submit(studio, **asked, upscale=1.5, count=2)
-    told = studio.get("/status", task_id=task_id).json()["params"]
-    assert (told["upscale"], told["width"]) == (1.5, 64)
+    status = studio.get("/status", task_id=task_id).json()["params"]
+    assert (status["upscale"], status["width"]) == (1.5, 64)
     for index in (0, 1):
         enlarged = fetched(studio, task_id, index=index)
         assert picture_in(enlarged).size == (96, 96)
@@ -279,7 +279,7 @@ def test_adapters_are_listed_and_a_broken_one_is_refused(
     assert (refused.status_code, refused.json()["error"]["code"]) == (422, "not_supported")
 
 
-# -- what is told of models ------------------------------------------------------------------------
+# -- descriptions of models ------------------------------------------------------------------------
 
 
 def test_all_models_are_listed_those_first_that_are_allowed(studio: ServerProcess) -> None:
@@ -305,7 +305,7 @@ def test_all_models_are_listed_those_first_that_are_allowed(studio: ServerProces
     assert "images" in by_name["tiny-flux2"].takes
 
 
-def test_one_model_is_told_by_its_name_or_alias(studio: ServerProcess) -> None:
+def test_one_model_is_described_by_its_name_or_alias(studio: ServerProcess) -> None:
     for name in ("flux2-klein-4b", "KLEIN-4B"):
         model = ModelAnswer.model_validate(studio.get(f"/models/{name}").json())
         assert (model.name, model.allowed) == ("flux2-klein-4b", False)
@@ -324,7 +324,7 @@ def test_the_models_used_last_stay_in_memory(studio: ServerProcess) -> None:
     assert health_of(studio).loaded_models == ["tiny-flux2", "tiny", "tiny-z-image"]
 
 
-def test_a_model_is_loaded_ahead_for_who_asks_from_this_machine(studio: ServerProcess) -> None:
+def test_a_client_on_this_machine_may_load_a_model_in_advance(studio: ServerProcess) -> None:
     drawn(studio, model="tiny", prompt="x")
     url = studio.url + "/models/tiny-redux/load"
     assert requests.post(url, timeout=60).json() == {"model": "tiny-redux", "loaded": False}
@@ -361,11 +361,11 @@ def test_a_model_that_cannot_be_loaded_fails_only_its_tasks(start_server: StartS
     lost, kept = (submit(server, model=name, prompt="x") for name in ("dev", "tiny-flux2"))
     failed = server.wait_until_ended(lost)
     assert (failed["status"], failed["error"]["code"]) == ("failed", "model_load_failed")
-    told = failed["error"]["message"]
-    assert "\n" not in told
-    assert "dev" in told
-    assert "cannot be downloaded" in told
-    assert "huggingface.co/black-forest-labs/FLUX.1-dev" in told
+    message = failed["error"]["message"]
+    assert "\n" not in message
+    assert "dev" in message
+    assert "cannot be downloaded" in message
+    assert "huggingface.co/black-forest-labs/FLUX.1-dev" in message
     assert server.wait_until_ended(kept)["status"] == "done"
     health = server.get("/health")
     assert health.status_code == 200

@@ -150,7 +150,7 @@ def test_a_star_allows_every_host() -> None:
     assert not AllowedHosts("127.0.0.1").allows("studio.local")
 
 
-def test_every_answer_tells_browsers_how_to_treat_it(server: ServerProcess) -> None:
+def test_every_answer_has_headers_for_browsers(server: ServerProcess) -> None:
     task_id = server.submit(format="PNG")["task_id"]
     server.wait_until_ended(task_id)
     for path in (

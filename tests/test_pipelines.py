@@ -163,7 +163,7 @@ class Embeddings:
 
 
 class Encoder:
-    """Of a class of mflux that encodes each prompt anew."""
+    """A pipeline of a class that encodes each prompt again."""
 
     calls = 0
 
@@ -518,7 +518,7 @@ def test_a_step_is_compiled_once_for_many_pictures(data_dir: Path, monkeypatch: 
     assert drawn[0].tobytes() == drawn[2].tobytes() == drawn[3].tobytes()
 
 
-def test_a_lora_acts_as_strongly_as_it_is_asked_to_and_is_loaded_anew_for_each_choice(
+def test_a_lora_has_its_scale_and_is_loaded_again_for_each_choice(
     data_dir: Path, tmp_path: Path
 ) -> None:
     for name in ("one", "two"):
@@ -560,7 +560,7 @@ def test_what_cannot_be_loaded_leaves_the_others_in_memory_and_the_thread_alive(
 # -- what goes into the file, and what goes wrong --------------------------------------------------
 
 
-def test_what_a_file_tells_names_no_path_of_this_machine_and_is_the_same_again(
+def test_metadata_contain_no_path_of_this_machine_and_are_reproducible(
     on_thread: OnItsThread, tmp_path: Path
 ) -> None:
     for name, more in PROMPTED.items():
@@ -568,18 +568,18 @@ def test_what_a_file_tells_names_no_path_of_this_machine_and_is_the_same_again(
         (stage,) = allow(name).stages(params_for(model=name, steps=2, scheduler="linear", **more))
         if stage.load_spec.key not in on_thread.generator.resident:
             on_thread.load(stage.load_spec)
-        told = [
+        answer = [
             on_thread.run(
                 on_thread.generator.generate, stage, on_thread.inputs, lambda *_: None
             ).metadata
             for _ in range(2)
         ]
-        assert told[0] == told[1]
-        assert told[0] is not None
-        assert str(on_thread.inputs) not in json.dumps(told[0])
-        assert "/" not in json.dumps({k: v for k, v in told[0].items() if "path" in k})
-        assert (told[0]["model"], told[0]["seed"], told[0]["steps"]) == (model.name, 1, 2)
-        assert told[0]["scheduler"] == "linear"
+        assert answer[0] == answer[1]
+        assert answer[0] is not None
+        assert str(on_thread.inputs) not in json.dumps(answer[0])
+        assert "/" not in json.dumps({k: v for k, v in answer[0].items() if "path" in k})
+        assert (answer[0]["model"], answer[0]["seed"], answer[0]["steps"]) == (model.name, 1, 2)
+        assert answer[0]["scheduler"] == "linear"
 
 
 def answered(status: int) -> httpx.Response:
@@ -601,12 +601,12 @@ def answered(status: int) -> httpx.Response:
         (RuntimeError(), ["cannot be loaded", "RuntimeError"]),
     ],
 )
-def test_what_fails_while_loading_is_told_in_one_sentence_with_a_way_out(
+def test_an_error_while_loading_is_one_sentence_with_a_remedy(
     error: Exception, words: list[str]
 ) -> None:
-    told = explain(error, allow("dev").default)
-    assert "\n" not in told
-    assert "dev" in told
-    assert "--path" in told
+    message = explain(error, allow("dev").default)
+    assert "\n" not in message
+    assert "dev" in message
+    assert "--path" in message
     for word in words:
-        assert word in told
+        assert word in message

@@ -151,7 +151,7 @@ class Pretend:
     def step(self, step_s: float, cost_s: float = 0.0) -> bool:
         """Whether a preview was made after a step that took so long."""
         self.clock.now += step_s
-        if not self.previews.shall_draw():
+        if not self.previews.must_generate():
             return False
         self.clock.now += cost_s
         self.previews.draw(np.zeros((1, 16, 64), np.float32), 64, 64)
@@ -186,7 +186,7 @@ def test_latents_in_an_unknown_arrangement_make_no_preview() -> None:
         pretend = Pretend(family)
         pretend.previews.look("a")
         pretend.clock.now += 1
-        if pretend.previews.shall_draw():
+        if pretend.previews.must_generate():
             pretend.previews.draw(np.zeros((1, 3, 7), np.float32), 64, 64)
         settle(pretend.previews)
         assert pretend.previews.made == 0
@@ -208,7 +208,7 @@ def test_packed_and_plain_latents_are_arranged_as_the_picture_is() -> None:
         pretend.previews.keep(latents, *size)
         pretend.previews.learn(large)
         pretend.previews.look("a")
-        assert pretend.previews.shall_draw()
+        assert pretend.previews.must_generate()
         pretend.previews.draw(latents, *size)
         settle(pretend.previews)
         assert likeness(pretend.previews.look("a") or b"", large) > 0.8

@@ -92,8 +92,8 @@ def test_after_one_task_the_forecast_of_its_like_is_right_and_counts_steps() -> 
     assert bench.wait_of(first) == pytest.approx(12.0, rel=0.02)
     assert bench.wait_of(second) == pytest.approx(12.0 + 24.0, rel=0.02)
     assert bench.wait_of(third) == pytest.approx(12.0 + 24.0 + 12.0, rel=0.02)
-    told = status_answer(bench.queue.status(third), ServerState.READY, now=0.0, version=1)
-    assert told.wait_remaining == pytest.approx(48, abs=1)
+    status = status_answer(bench.queue.status(third), ServerState.READY, now=0.0, version=1)
+    assert status.wait_remaining == pytest.approx(48, abs=1)
 
 
 def test_the_remaining_steps_of_the_running_task_count_at_their_real_pace() -> None:
@@ -139,7 +139,7 @@ def test_cancelling_a_waiting_task_moves_those_behind_it_up() -> None:
     assert bench.run() == second
 
 
-def test_a_cancelled_running_task_is_told_at_its_next_report_and_stays_cancelled() -> None:
+def test_the_next_report_of_a_cancelled_task_returns_stop_and_it_stays_cancelled() -> None:
     bench = Bench()
     running, waiting = bench.submit(), bench.submit()
     bench.claim()
@@ -181,7 +181,7 @@ def test_failed_and_cancelled_tasks_teach_the_forecast_nothing() -> None:
     assert bench.wait_of(bench.submit()) == pytest.approx(12.0, rel=0.02)
 
 
-def test_a_released_task_waits_again_before_all_others_of_its_level() -> None:
+def test_a_released_task_waits_before_all_others_of_its_priority() -> None:
     bench = Bench()
     first, second = bench.submit(), bench.submit()
     assert bench.claim().task_id == first
@@ -190,7 +190,7 @@ def test_a_released_task_waits_again_before_all_others_of_its_level() -> None:
     assert bench.queue.status(first).status is TaskStatus.WAITING
 
 
-def test_a_stopping_queue_takes_and_gives_nothing_and_tells_the_running_task() -> None:
+def test_a_stopping_queue_accepts_and_claims_nothing_and_stops_the_running_task() -> None:
     bench = Bench()
     running = bench.submit()
     bench.submit()

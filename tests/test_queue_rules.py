@@ -239,7 +239,7 @@ class QueueRules(RuleBasedStateMachine):
         return 0.0 if self.loaded else max(load_s - (self.clock() - self.load_started_at), 0.0)
 
     def prune(self) -> None:
-        """What the queue drops when it is told to look, which it does every PRUNE_EVERY_S."""
+        """The tasks that the queue removes when it prunes, which it does every PRUNE_EVERY_S."""
         now = self.clock()
         over = sum(size_of(task) for task in self.with_images) > RULES.keep_bytes
         if not over and now < self.prune_at:
@@ -768,7 +768,7 @@ class QueueRules(RuleBasedStateMachine):
             self.queue.fetched(task_id)
 
     @invariant()
-    def a_worker_that_comes_too_late_is_told_so(self) -> None:
+    def a_worker_that_comes_too_late_is_refused(self) -> None:
         if self.leaving:
             return  # that is one who comes in time
         for task_id in {task.task_id for task in self.tasks if task not in self.running}:
@@ -846,8 +846,8 @@ def test_the_reason_why_a_task_is_gone_stays_the_same(history: QueueRules) -> No
         history.queue.worker.prune()
 
 
-def test_nobody_is_told_that_a_task_is_done_before_it_starts(history: QueueRules) -> None:
-    """Short tasks overtake a short one: its end moves back by a trifle, which is not told."""
+def test_no_forecast_says_that_a_task_is_done_before_it_starts(history: QueueRules) -> None:
+    """Short tasks overtake a short one: its end moves back a little, which is not reported."""
     history.the_model_is_loaded()
     history.submit(0, 1, 256, None)
     history.a_task_runs_to_its_end(0.1, 20)

@@ -131,7 +131,9 @@ def test_a_bad_option_is_refused_by_name(
     assert "Traceback" not in ended.stderr
 
 
-def test_a_port_in_use_is_one_clear_sentence(run_server: RunServer, server: ServerProcess) -> None:
+def test_a_port_in_use_ends_the_start_with_one_sentence(
+    run_server: RunServer, server: ServerProcess
+) -> None:
     port = server.url.rsplit(":", 1)[1]
     ended = run_server("--model", "tiny", "--port", port)
     assert ended.returncode == 1
@@ -142,7 +144,7 @@ def test_a_port_in_use_is_one_clear_sentence(run_server: RunServer, server: Serv
     assert "Traceback" not in ended.stderr
 
 
-def test_a_host_that_cannot_be_had_is_one_clear_sentence(run_server: RunServer) -> None:
+def test_an_unavailable_host_ends_the_start_with_one_sentence(run_server: RunServer) -> None:
     ended = run_server("--model", "tiny", "--port", "0", "--host", "999.1.1.1")
     assert ended.returncode == 1
     assert "cannot listen on 999.1.1.1" in ended.stderr

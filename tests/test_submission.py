@@ -356,7 +356,7 @@ def test_a_value_that_no_model_takes_is_refused_by_the_name_of_its_field(
     assert len(message) < 1000
 
 
-def test_a_picture_of_a_bomb_is_refused_by_its_size_alone() -> None:
+def test_a_decompression_bomb_is_refused_by_the_size_in_its_header() -> None:
     small = picture_of()
     header = small[12:16] + (30_000).to_bytes(4, "big") * 2 + small[24:29]
     bomb = small[:12] + header + zlib.crc32(header).to_bytes(4, "big") + small[33:]
@@ -513,7 +513,7 @@ def test_what_an_upscaler_makes_is_bounded() -> None:
     assert caught.value.field == "upscale"
 
 
-def test_a_task_of_another_model_is_enlarged_by_the_upscaler_without_what_only_drawing_takes() -> (
+def test_a_task_of_another_model_is_upscaled_without_fields_that_the_upscaler_does_not_take() -> (
     None
 ):
     desk = Desk("flux2-klein-4b", "seedvr2-3b", quantize_choices=(4,))

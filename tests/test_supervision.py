@@ -44,7 +44,7 @@ class Receiver:
 
 
 class DyingServer(ServerProcess):
-    """A real server whose threads die when they are told to."""
+    """A real server whose threads the test can kill."""
 
     def __init__(self, data_dir: Path) -> None:
         self.receiver = Receiver()

@@ -316,7 +316,7 @@ def test_what_the_operator_orders_is_loaded_between_two_tasks_and_once(
         studio.queue.order_load(weights)
 
 
-def test_a_task_of_two_stages_draws_all_images_and_then_enlarges_them(
+def test_a_task_of_two_stages_generates_all_images_and_then_upscales_them(
     studio_of: StudioOf,
 ) -> None:
     studio = studio_of()
@@ -526,17 +526,21 @@ def health_while_loading(weights: LoadSpec | None) -> QueueHealth:
     return QueueHealth(ServerState.LOADING, 0, 0, (), weights, None, None, None)
 
 
-def test_a_download_is_told_with_what_is_there_of_how_much(cache: Path) -> None:
+def test_a_download_is_reported_with_its_bytes_and_total(cache: Path) -> None:
     schnell = model("schnell")
     weights = LoadSpec(schnell, schnell.pipelines[0], None)
     put(cache, schnell.repositories[0], 1000, whole=False)
-    told = download_answer(health_while_loading(weights))
-    assert told
-    assert (told.model, told.bytes_done, told.bytes_total) == ("schnell", 1000, 34_000_000_000)
+    answer = download_answer(health_while_loading(weights))
+    assert answer
+    assert (answer.model, answer.bytes_done, answer.bytes_total) == (
+        "schnell",
+        1000,
+        34_000_000_000,
+    )
     unknown = replace(schnell, weights_gb=None)
-    told = download_answer(health_while_loading(LoadSpec(unknown, unknown.pipelines[0], None)))
-    assert told
-    assert told.bytes_total is None
+    answer = download_answer(health_while_loading(LoadSpec(unknown, unknown.pipelines[0], None)))
+    assert answer
+    assert answer.bytes_total is None
     assert download_answer(health_while_loading(None)) is None
     put(cache, schnell.repositories[0], 500)
     (cache / "models--black-forest-labs--FLUX.1-schnell/blobs/def.incomplete").unlink()
@@ -545,7 +549,7 @@ def test_a_download_is_told_with_what_is_there_of_how_much(cache: Path) -> None:
     assert download_answer(health_while_loading(LoadSpec(tiny, tiny.pipelines[0], None))) is None
 
 
-def test_a_model_tells_what_is_on_disk_and_in_memory(cache: Path) -> None:
+def test_a_model_shows_what_is_on_disk_and_in_memory(cache: Path) -> None:
     allowed = Allowed(model("schnell"), (model("schnell"), model("tiny-seedvr2")))
     put(cache, "black-forest-labs/FLUX.1-schnell", 500)
     weights = LoadSpec(allowed.default, allowed.default.pipelines[0], 8)

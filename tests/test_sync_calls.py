@@ -66,13 +66,13 @@ def test_what_is_noted_after_the_answer_takes_none_of_the_threads_left_for_other
     assert queue.image(call.task_id, 0)[0] == b"image"
 
 
-def test_a_caller_who_hangs_up_takes_the_waiting_task_along(queue: PlayedQueue) -> None:
+def test_a_disconnecting_caller_cancels_its_waiting_task(queue: PlayedQueue) -> None:
     with pytest.raises(Gone, match="hung up"), start(calls_of(queue), lambda: True) as call:
         call.result()
     assert queue.status(call.task_id).status is TaskStatus.CANCELLED
 
 
-def test_a_running_task_whose_caller_hangs_up_is_stopped_at_its_next_step(
+def test_a_running_task_whose_caller_disconnects_is_stopped_at_its_next_step(
     queue: PlayedQueue,
 ) -> None:
     with start(calls_of(queue), lambda: True) as call:
@@ -82,7 +82,7 @@ def test_a_running_task_whose_caller_hangs_up_is_stopped_at_its_next_step(
     assert not queue.next_image(call.task_id, 0, 0)
 
 
-def test_a_task_that_somebody_else_waits_for_goes_on(queue: PlayedQueue) -> None:
+def test_a_task_with_another_waiting_caller_continues(queue: PlayedQueue) -> None:
     calls = calls_of(queue)
     first, second = (start(calls, client_key="same") for _ in range(2))
     assert first.task_id == second.task_id
@@ -179,7 +179,7 @@ def test_a_key_whose_task_was_cancelled_or_failed_draws_again(queue: PlayedQueue
     assert fourth.task_id == third.task_id
 
 
-def test_a_failed_and_a_cancelled_task_are_told_apart(queue: PlayedQueue) -> None:
+def test_a_failed_and_a_cancelled_task_are_distinguished(queue: PlayedQueue) -> None:
     calls = calls_of(queue)
     with start(calls) as call:
         assert queue.claim()
@@ -203,7 +203,7 @@ def test_a_server_that_stops_keeps_the_task_for_its_next_start(queue: PlayedQueu
     assert queue.status(call.task_id).status is TaskStatus.WAITING
 
 
-def test_who_would_wait_too_long_is_told_so_at_once_in_words(queue: PlayedQueue) -> None:
+def test_a_call_that_would_wait_too_long_gets_429_at_once(queue: PlayedQueue) -> None:
     with pytest.raises(QueueFull, match="and a call that waits may take") as caught:
         start(calls_of(queue, max_wait_s=1e-9))
     assert caught.value.retry_after_s >= 1
@@ -265,7 +265,7 @@ def test_a_connection_that_closes_cancels_its_waiting_and_its_running_task(
     assert server.wait_until_ended(running)["status"] == "cancelled"
 
 
-def test_a_caller_who_lost_the_connection_asks_again_with_the_same_key(
+def test_a_caller_that_lost_the_connection_can_call_again_with_the_same_key(
     start_server: StartServer,
 ) -> None:
     server = start_server(*ENDLESS)

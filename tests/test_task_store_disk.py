@@ -59,7 +59,7 @@ def test_unfinished_tasks_are_in_the_order_of_submission(bench: Bench) -> None:
     assert answers(bench)["unfinished"] == filled["unfinished"]
 
 
-def test_a_store_that_was_closed_opens_with_all_it_had(bench: Bench) -> None:
+def test_a_closed_store_opens_with_all_its_data(bench: Bench) -> None:
     before, rows = fill(bench), bench.everything()
     for _ in range(2):
         bench.reopen()
@@ -67,7 +67,7 @@ def test_a_store_that_was_closed_opens_with_all_it_had(bench: Bench) -> None:
         assert bench.everything() == rows
 
 
-def test_a_store_that_was_never_closed_opens_with_all_it_had(bench: Bench, tmp_path: Path) -> None:
+def test_a_store_that_was_not_closed_opens_with_all_its_data(bench: Bench, tmp_path: Path) -> None:
     before, rows = fill(bench), bench.everything()
     snapshot = tmp_path / "as the disk was"  # shared memory does not survive the process
     shutil.copytree(bench.folder, snapshot, ignore=shutil.ignore_patterns("*-shm"))
@@ -346,7 +346,7 @@ def test_a_damaged_database_is_refused_and_left_where_it_is(
     assert bench.store.unfinished() == []
 
 
-def test_a_row_that_is_damaged_costs_no_other_task(bench: Bench) -> None:
+def test_a_damaged_row_does_not_affect_other_tasks(bench: Bench) -> None:
     damaged, sound = bench.waiting("damaged"), bench.waiting("sound")
     change = "UPDATE tasks SET params = replace(params, '\"', char(0)) WHERE task_id = 'damaged'"
     set_up(bench.database, change)
@@ -477,7 +477,7 @@ def test_images_that_cannot_be_reached_are_storage_unavailable_and_come_back(ben
     assert bench.store.read_image("task") == b"image"
 
 
-def test_a_probe_tells_that_images_cannot_be_written(bench: Bench) -> None:
+def test_a_probe_reports_that_images_cannot_be_written(bench: Bench) -> None:
     bench.store.probe()
     with bench.no_images_folder(), pytest.raises(StorageUnavailable):
         bench.store.probe()
@@ -485,7 +485,9 @@ def test_a_probe_tells_that_images_cannot_be_written(bench: Bench) -> None:
     assert bench.files() == {}
 
 
-def test_a_probe_tells_that_an_image_of_the_size_refused_last_finds_no_room(bench: Bench) -> None:
+def test_a_probe_reports_that_there_is_no_space_for_an_image_of_the_size_refused_last(
+    bench: Bench,
+) -> None:
     bench.running()
     with files_end_at(200_000):
         with pytest.raises(StorageUnavailable):

@@ -86,7 +86,7 @@ def test_single_outliers_change_little() -> None:
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -1.0, 0.0, 1e9])
-def test_a_poisoned_sample_spoils_nothing(poison: float) -> None:
+def test_an_impossible_sample_is_not_learned(poison: float) -> None:
     timing = TimingModel()
     for _ in range(20):
         timing.learn(work(), law(work()))

@@ -75,7 +75,7 @@ def refusal(answer: requests.Response) -> tuple[int, str, str | None]:
     return answer.status_code, error["code"], error.get("field")
 
 
-def test_a_flood_of_pictures_leaves_threads_for_others_and_the_excess_is_told_to_come_later(
+def test_many_pictures_leave_threads_for_others_and_the_excess_gets_retry_after(
     live: SteppedServer,
 ) -> None:
     task_id = live.submit()
@@ -112,7 +112,7 @@ def test_a_picture_that_takes_too_long_is_refused_by_the_name_of_its_field(
     assert post(live, init_image=to_base64(PNG)).status_code == 200
 
 
-def test_a_decoder_that_is_killed_costs_its_own_request_alone(live: SteppedServer) -> None:
+def test_a_killed_decoder_affects_only_its_own_request(live: SteppedServer) -> None:
     killed = decoder_of(live).take()
     os.kill(killed._process.pid, 9)
     decoder_of(live).give_back(killed)
@@ -202,12 +202,12 @@ def test_a_large_picture_is_kept_no_larger_than_its_task_can_use(
         answer = requests.post(server.url + "/generate", json=body, timeout=GIVE_UP_S)
         assert answer.status_code == 200, answer.text
         params = answer.json()["params"]
-        told = params.get("init_image") or params["images"][0]
+        result = params.get("init_image") or params["images"][0]
         folder = tmp_path / "server" / "inputs" / answer.json()["task_id"]
         (path,) = folder.iterdir()
         with Image.open(path) as picture:
-            assert picture.size == (told["width"], told["height"])
-        return (told["width"], told["height"]), path.stat().st_size
+            assert picture.size == (result["width"], result["height"])
+        return (result["width"], result["height"]), path.stat().st_size
 
     size, stored_bytes = kept(init_image=sent)
     assert size == (1182, 886)  # 1 megapixel of the same shape

@@ -198,13 +198,13 @@ def test_a_photograph_is_turned_as_its_camera_was_held(desk: ServerProcess, turn
     photograph = file_of(drawing(96, 64), "JPEG", quality=95, exif=exif)
     upright = ImageOps.exif_transpose(Image.open(BytesIO(photograph)))
     accepted = post(desk, init_image=to_base64(photograph), width=48, height=48)
-    told = accepted.json()["params"]["init_image"]
-    assert (told["width"], told["height"]) == upright.size
+    body = accepted.json()["params"]["init_image"]
+    assert (body["width"], body["height"]) == upright.size
     sent = post(desk, init_image=to_base64(to_png(upright)), width=48, height=48)
     assert image_of(desk, accepted) == image_of(desk, sent)
 
 
-def test_a_mask_says_where_the_picture_is_drawn_anew(desk: ServerProcess) -> None:
+def test_a_mask_selects_where_the_picture_is_repainted(desk: ServerProcess) -> None:
     upper = Image.new("L", (64, 64), 0)
     upper.paste(255, (0, 0, 64, 32))
     in_colour = upper.convert("RGB")

@@ -41,12 +41,12 @@ def test_a_waiting_status_answers_when_a_step_has_ended(server: SteppedServer) -
     waiting = Connection(server, f"/status?task_id={task_id}&wait=60")
     until_listening(server, 1)
     server.step(2)
-    told = waiting.json()
-    assert told["version"] > before["version"]
+    status = waiting.json()
+    assert status["version"] > before["version"]
     server.step()
-    while told["steps_done"] < 2:
-        told = server.status(task_id, wait=60, since=told["version"])
-    assert told["status"] == "running"
+    while status["steps_done"] < 2:
+        status = server.status(task_id, wait=60, since=status["version"])
+    assert status["status"] == "running"
 
 
 def test_a_waiting_status_misses_nothing_that_came_before_it_was_asked(
@@ -65,11 +65,11 @@ def test_a_waiting_status_answers_at_the_end_and_at_once_when_it_has_ended(
 ) -> None:
     task_id = server.submit()
     server.end()
-    told = server.status(task_id, wait=60)
-    while told["status"] in ("waiting", "running"):
-        told = server.status(task_id, wait=60, since=told["version"])
-    assert told["status"] == "done"
-    assert server.status(task_id, wait=300, since=told["version"] + 1000)["status"] == "done"
+    status = server.status(task_id, wait=60)
+    while status["status"] in ("waiting", "running"):
+        status = server.status(task_id, wait=60, since=status["version"])
+    assert status["status"] == "done"
+    assert server.status(task_id, wait=300, since=status["version"] + 1000)["status"] == "done"
 
 
 def test_a_waiting_status_answers_as_it_stands_when_time_is_up(server: SteppedServer) -> None:
@@ -127,11 +127,11 @@ def test_without_a_free_place_the_answer_comes_at_once(tmp_path: Path) -> None:
     task_id = server.running()
     first = Connection(server, f"/status?task_id={task_id}&wait=300")
     until_listening(server, 1)
-    told = server.status(task_id, wait=300)
-    assert told["status"] == "running"
+    status = server.status(task_id, wait=300)
+    assert status["status"] == "running"
     assert server.get("/image", task_id=task_id, wait=300).status_code == 409
     server.end()
-    assert first.json()["version"] > told["version"]
+    assert first.json()["version"] > status["version"]
     server.close()
 
 
@@ -171,8 +171,8 @@ def test_a_version_from_before_a_restart_is_answered_at_once(start_server: Start
     first.stop()
     second = start_server("--model", "tiny")
     for task_id, version in versions.items():
-        told = second.get("/status", task_id=task_id, wait=300, since=version).json()
-        assert told["version"] > version
+        status = second.get("/status", task_id=task_id, wait=300, since=version).json()
+        assert status["version"] > version
     requests.delete(second.url + "/delete", params={"task_id": waiting}, timeout=GIVE_UP_S)
 
 
@@ -210,13 +210,13 @@ def test_versions_never_fall_and_events_that_are_kept_no_more_are_known_to_be(
     monkeypatch.setattr("scheduler.events.KEPT", 3)
     log = EventLog()
     start = log.last_id
-    told: dict[str, int] = {}
+    answer: dict[str, int] = {}
     for number in range(12):
         log.publish(EventKind.STEP, "abcdef"[number * number % 6])
         for task_id in "abcdefg":
             version = log.version(task_id)
-            assert version >= told.get(task_id, start)
-            told[task_id] = version
+            assert version >= answer.get(task_id, start)
+            answer[task_id] = version
     assert not log.reaches_back(start)
     assert not log.reaches_back(log.last_id - 4)
     assert log.reaches_back(log.last_id - 3)

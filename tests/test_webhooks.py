@@ -75,8 +75,8 @@ class Receiver:
 
     def next(self) -> dict[str, Any]:
         """The body of the next call."""
-        told: dict[str, Any] = json.loads(self.calls.get(timeout=GIVE_UP_S)[2])
-        return told
+        body: dict[str, Any] = json.loads(self.calls.get(timeout=GIVE_UP_S)[2])
+        return body
 
     def close(self) -> None:
         self.go_on.set()
@@ -103,7 +103,7 @@ def delete(server: SteppedServer, task_id: str) -> None:
     requests.delete(server.url + "/delete", params={"task_id": task_id}, timeout=GIVE_UP_S)
 
 
-def until_all_are_told(server: SteppedServer) -> None:
+def until_all_are_called(server: SteppedServer) -> None:
     pause = threading.Event()
     for _ in range(GIVE_UP_S * 100):
         if server.server._store.callbacks.next() is None:
@@ -120,15 +120,15 @@ def test_the_status_is_sent_when_a_task_is_done_and_signed(
     path, headers, body = receiver.calls.get(timeout=GIVE_UP_S)
     assert path == "/hook?chat=42"
     assert headers["Content-Type"] == "application/json"
-    told = Webhook(KEY).verify(body, headers)
-    assert told["task_id"] == task_id
+    answer = Webhook(KEY).verify(body, headers)
+    assert answer["task_id"] == task_id
     with pytest.raises(WebhookVerificationError, match="No matching signature"):
         Webhook(KEY).verify(body.replace(b"done", b"lost"), headers)
     with pytest.raises(WebhookVerificationError, match="No matching signature"):
         Webhook(OTHER_KEY).verify(body, headers)
     status = StatusAnswer.model_validate_json(body)
     assert (status.task_id, status.status) == (task_id, "done")
-    until_all_are_told(server)
+    until_all_are_called(server)
     assert receiver.calls.empty()
 
 
@@ -161,20 +161,22 @@ def test_a_key_that_is_no_standard_webhooks_secret_is_refused_and_not_shown(
 ) -> None:
     with pytest.raises(SystemExit):
         Settings.read(["--callback-key", key], {})
-    told = capsys.readouterr().err
-    assert "openssl rand" in told
-    assert key == "whsec_" or key not in told
+    message = capsys.readouterr().err
+    assert "openssl rand" in message
+    assert key == "whsec_" or key not in message
 
 
-def test_failed_and_cancelled_tasks_are_told_too(server: SteppedServer, receiver: Receiver) -> None:
+def test_failed_and_cancelled_tasks_cause_callbacks_too(
+    server: SteppedServer, receiver: Receiver
+) -> None:
     running = server.running(callback_url=receiver.url)
     waiting = server.submit(callback_url=receiver.url)
     delete(server, waiting)
-    told = receiver.next()
-    assert (told["task_id"], told["status"]) == (waiting, "cancelled")
+    answer = receiver.next()
+    assert (answer["task_id"], answer["status"]) == (waiting, "cancelled")
     server.worker_api.fail(running, 1, "task_failed", "It was the test.")
-    told = receiver.next()
-    assert (told["task_id"], told["error"]["message"]) == (running, "It was the test.")
+    answer = receiver.next()
+    assert (answer["task_id"], answer["error"]["message"]) == (running, "It was the test.")
 
 
 def test_a_receiver_that_fails_is_called_again_five_times_in_all(
@@ -184,22 +186,20 @@ def test_a_receiver_that_fails_is_called_again_five_times_in_all(
     first = server.submit(callback_url=receiver.url)
     server.end()
     assert [receiver.next()["task_id"] for _ in range(3)] == [first] * 3
-    until_all_are_told(server)
+    until_all_are_called(server)
     receiver.planned = [500] * 10
     second = server.submit(callback_url=receiver.url)
     assert [receiver.next()["task_id"] for _ in range(5)] == [second] * 5
-    until_all_are_told(server)
+    until_all_are_called(server)
     assert receiver.calls.empty()
 
 
-def test_a_receiver_that_is_not_there_harms_nobody(
-    server: SteppedServer, receiver: Receiver
-) -> None:
+def test_an_unreachable_receiver_affects_no_task(server: SteppedServer, receiver: Receiver) -> None:
     receiver.close()
     task_id = server.submit(callback_url=receiver.url)
     server.end()
     assert server.get("/image", task_id=task_id, wait=60).status_code == 200
-    until_all_are_told(server)
+    until_all_are_called(server)
 
 
 def test_a_redirect_is_not_followed(server: SteppedServer, receiver: Receiver) -> None:
@@ -208,7 +208,7 @@ def test_a_redirect_is_not_followed(server: SteppedServer, receiver: Receiver) -
     server.end()
     paths = [receiver.calls.get(timeout=GIVE_UP_S)[0] for _ in range(3)]
     assert paths == ["/hook?chat=42"] * 3
-    until_all_are_told(server)
+    until_all_are_called(server)
     assert receiver.calls.empty()
 
 
@@ -308,7 +308,7 @@ def test_https_asks_for_a_certificate_that_somebody_vouches_for(
     assert receiver.next() == {}
 
 
-def test_no_answer_tells_the_address(server: SteppedServer, receiver: Receiver) -> None:
+def test_no_answer_contains_the_callback_url(server: SteppedServer, receiver: Receiver) -> None:
     server.running()
     task_id = server.submit(callback_url=receiver.url)
     for answer in (
@@ -365,7 +365,7 @@ def test_names_are_compared_without_case_and_without_hosts_nobody_is_called(
     server.close()
 
 
-def test_a_task_that_is_gone_calls_nobody(server: SteppedServer, receiver: Receiver) -> None:
+def test_a_removed_task_makes_no_callback(server: SteppedServer, receiver: Receiver) -> None:
     receiver.go_on.clear()
     server.end()
     server.submit(callback_url=receiver.url)
@@ -387,13 +387,13 @@ def test_a_callback_that_is_not_allowed_any_more_is_dropped(
     first.server.stop()
     second = SteppedServer(tmp_path, callback_hosts=("example.org",))
     second.end()
-    until_all_are_told(second)
+    until_all_are_called(second)
     assert receiver.calls.empty()
     second.close()
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
-def test_what_was_not_told_is_told_after_a_restart(
+def test_a_callback_that_was_not_made_is_made_after_a_restart(
     start_server: StartServer, receiver: Receiver, end: signal.Signals
 ) -> None:
     options = ("--model", "tiny", "--callback-hosts", "127.0.0.1")
@@ -405,5 +405,5 @@ def test_what_was_not_told_is_told_after_a_restart(
     first.stop(end)
     receiver.go_on.set()
     start_server(*options)
-    told = {receiver.next()["task_id"] for _ in range(2)}
-    assert told == {ended, unfinished["task_id"]}
+    answer = {receiver.next()["task_id"] for _ in range(2)}
+    assert answer == {ended, unfinished["task_id"]}

@@ -34,9 +34,7 @@ def fail_to_load(error: ModelLoadError) -> None:
     pytest.fail(str(error))
 
 
-def test_a_failure_in_the_middle_of_real_mflux_costs_only_its_task(
-    queue: PlayedQueue, data_dir: Path
-) -> None:
+def test_a_failure_in_real_mflux_affects_only_its_task(queue: PlayedQueue, data_dir: Path) -> None:
     class FailsAtStep2(MfluxGenerator):
         def generate(self, stage: Stage, inputs: Path, report: Report) -> Drawn:
             def report_and_fail(phase: Phase, steps_done: int, steps_total: int) -> None:
@@ -141,16 +139,16 @@ def test_stop_stores_what_is_drawn_before_the_task_waits_again(
     assert (task.status, task.images_done) == (TaskStatus.WAITING, 1)
 
 
-def test_a_model_that_cannot_be_loaded_is_told_once_and_ends_the_thread(
+def test_a_model_that_cannot_be_loaded_is_reported_once_and_ends_the_thread(
     queue: PlayedQueue,
 ) -> None:
     class Unloadable(FakeGenerator):
         def load(self, weights: LoadSpec) -> int | None:
             raise ModelLoadError("no weights")
 
-    told: list[ModelLoadError] = []
-    worker = Worker(queue.worker, Unloadable(), told.append)
+    received: list[ModelLoadError] = []
+    worker = Worker(queue.worker, Unloadable(), received.append)
     worker.start()
     assert worker.stop(10)
-    assert [str(error) for error in told] == ["no weights"]
+    assert [str(error) for error in received] == ["no weights"]
     assert queue.state() is ServerState.FAILED

@@ -114,12 +114,12 @@ def _check(report: Report, life: Life, story: Story) -> None:
     if answer.status_code != 200:
         report.violation("lost", f"{story}: {answer.text}")
         return
-    told = answer.json()
-    ended_too_often = told.get("error", {}).get("code") == "ended_too_often"
-    if told["status"] == "done" or ended_too_often:
+    body = answer.json()
+    ended_too_often = body.get("error", {}).get("code") == "ended_too_often"
+    if body["status"] == "done" or ended_too_often:
         return
-    if told["status"] != "cancelled" or not story.may_be_gone:
-        report.violation("lost", f"{story}: {told}")
+    if body["status"] != "cancelled" or not story.may_be_gone:
+        report.violation("lost", f"{story}: {body}")
 
 
 def _check_records(report: Report, life: Life, stories: list[Story]) -> None:
