@@ -1,5 +1,5 @@
-"""server.py with threads that can be made to raise. Each line of standard input is a prefix of names:
-these threads raise. An empty line writes the names of all threads to the log."""
+"""server.py with threads that can be made to raise. Each line of standard input is a prefix:
+threads whose names start with it raise. An empty line logs the names of all threads."""
 
 import ctypes
 import sys
