@@ -190,10 +190,10 @@ def test_the_status_names_the_image_that_is_being_drawn(server: SteppedServer) -
     task_id = server.running(steps=1, count=2)
     assert server.status(task_id)["current_image"] == 0
     draw_image(server)
-    told = until_stored(server, task_id, 1)
-    while told["current_image"] == 0:
-        told = server.status(task_id, wait=60, since=told["version"])
-    assert (told["current_image"], told["images_done"]) == (1, 1)
+    status = until_stored(server, task_id, 1)
+    while status["current_image"] == 0:
+        status = server.status(task_id, wait=60, since=status["version"])
+    assert (status["current_image"], status["images_done"]) == (1, 1)
     server.end()
     assert "current_image" not in until_ended(server, task_id)
 
@@ -335,9 +335,9 @@ def test_a_batch_whose_images_are_still_to_be_upscaled_is_cancelled_at_once(
     played = Played(tmp_path, "tiny", "tiny-seedvr2")
     task = played.running(count=3, upscale=2.0, upscaler="tiny-seedvr2")
     played.queue.next_image(task.task_id, 0, 1)
-    told = played.queue.status(task.task_id)
-    assert told.progress is not None
-    assert (told.images_done, told.progress.image, told.progress.stage) == (0, 1, 0)
+    status = played.queue.status(task.task_id)
+    assert status.progress is not None
+    assert (status.images_done, status.progress.image, status.progress.stage) == (0, 1, 0)
     played.queue.delete(task.task_id, after_current=True)
     assert _state(played, task) == (TaskStatus.CANCELLED, 0)
     other = played.running(count=3, upscale=2.0, upscaler="tiny-seedvr2")
