@@ -44,7 +44,7 @@ TRANSPARENT_PROMPT = (
     "This is an RGBA image with transparency. {} The image has alpha channel and the background is "
     "transparent."
 )
-"""Text in the prompt that makes Qwen-Image 2.1 use a transparent background (mflux's documentation)."""
+"""Prompt that makes Qwen-Image 2.1 use a transparent background (mflux's documentation)."""
 LISTS_OF_PATHS = ("image_paths", "redux_image_paths")
 
 
