@@ -385,7 +385,7 @@ def test_a_model_that_draws_mattes_needs_no_prompt_and_returns_the_cut_out(tmp_p
     assert picture.getpixel((60, 8)) == (0, 128, 128, 0)
 
 
-def test_qwen_is_told_to_draw_a_transparent_background_in_its_own_words() -> None:
+def test_qwen_gets_a_prompt_for_a_transparent_background() -> None:
     model = allow("qwen-image-2.1").default
     pipeline = model.pipeline_for(frozenset({Takes.PROMPT, Takes.BACKGROUND}))
     assert pipeline
