@@ -82,8 +82,8 @@ def test_a_stream_of_a_task_that_is_stopped_ends_with_the_images_that_are_stored
 def test_a_stream_of_a_task_without_an_image_ends_with_an_error(server: SteppedServer) -> None:
     events, task_id = iter(Stream(server)), running(server)
     requests.delete(server.url + "/delete", params={"task_id": task_id}, timeout=GIVE_UP_S)
-    [told] = events
-    assert told["error"]["code"] == "gone"
+    [answer] = events
+    assert answer["error"]["code"] == "gone"
 
 
 @pytest.mark.parametrize("stored", [0, 2])
