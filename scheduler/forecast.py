@@ -1,20 +1,18 @@
 """When each task will start and end.
 
 A function of the schedule, the machines, the timing model and the time; it changes none of them.
-Each waiting task, in order, goes to the machine on which it is expected to end first (list
-scheduling; Graham 1969, "Bounds on multiprocessing timing anomalies"). With one machine that is a
-prefix sum (Schedule.walk); with several it is simulated task by task.
+plan.py says which machine a waiting task runs on, and what is ahead of it there.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 
 from models.model_catalog import LoadSpec
 from scheduler.downloads import Downloads, Pending
 from scheduler.estimates import Estimates
-from scheduler.machines import Machine, Run, used
+from scheduler.machines import Machine, Resident, Run
+from scheduler.plan import Plan, Planner
 from scheduler.policy import Policy
 from scheduler.schedule import Schedule
 from task import Forecast, Phase, Task
@@ -74,6 +72,7 @@ class Forecaster:
         self._machines = machines
         self._policy = policy
         self._estimates = estimates
+        self._planner = Planner(schedule, machines, estimates)
         self._timing = timing
         self._spread = spread
         self._downloads = downloads
@@ -89,7 +88,7 @@ class Forecaster:
         if task in self._downloads:
             return next(f for pending, f in self._pending(lanes) if pending is task)
         position = self._schedule.position(task)
-        start = next(self._starts(lanes, (position,)))
+        start = self._start(lanes, self._plan(lanes), position)
         return self._waiting(task, position, start, self._schedule.durations(position))
 
     def of_new(self, task: Task, missing: tuple[LoadSpec, ...] = ()) -> Forecast:
@@ -104,19 +103,16 @@ class Forecaster:
             return next(f for other, f in self._pending(lanes, pending) if other is task)
         position = self._policy.place(task, self._schedule, self.resident_at_start()).index
         durations = self._estimates.durations(*task.stages)
-        if len(lanes) > 1:
-            tasks = [*self._works(position), (task, durations.gpu_s)]
-            start = next(islice(self._simulated(tasks, lanes), position, None))
-            return self._waiting(task, position, start, durations)
-        (lane,) = lanes
-        walk = self._schedule.walk(lane.machine.resident_after_runs())
-        loads, _ = lane.machine.loads(task.stages, walk.resident_before(position))
-        start = _Start(
-            lane,
-            lane.gpu_free_s + float(walk.start_s[position]),
-            self._estimates.loads_s(loads),
-            int(walk.loads[position]) + len(loads),
-        )
+        plan = self._plan(lanes)
+        starts = []
+        for number, lane in enumerate(lanes):
+            walk, index = plan.walks[number], plan.index(number, position)
+            loads, _ = walk.resident_before(index).loads(task.stages)
+            start_s = lane.gpu_free_s + float(walk.start_s[index])
+            load_s = self._estimates.loads_s(loads)
+            start = _Start(lane, start_s, load_s, int(walk.loads[index]) + len(loads))
+            starts.append((start_s + load_s + durations.gpu_s / lane.machine.speed, number, start))
+        _, _, start = min(starts)
         return self._waiting(task, position, start, durations)
 
     def in_order(
@@ -160,8 +156,9 @@ class Forecaster:
     def _waiting_at(
         self, positions: Sequence[int], lanes: list[_Lane]
     ) -> Iterator[tuple[Task, Callable[[], Forecast]]]:
-        """The waiting tasks at these positions, which ascend."""
-        for position, start in zip(positions, self._starts(lanes, positions), strict=True):
+        plan = self._plan(lanes)
+        for position in positions:
+            start = self._start(lanes, plan, position)
             task, durations = self._schedule[position], self._schedule.durations(position)
             factor = self._p90_factor(task, durations)
             yield task, partial(_forecast, position, start, durations, factor)
@@ -169,15 +166,15 @@ class Forecaster:
     def prepare(self) -> None:
         """Walk through the schedule now, after a change, rather than at the next question."""
         if len(self._machines) == 1:
-            self._schedule.walk(self._machines[0].resident_after_runs())
+            self._planner.plan((0.0,))
 
     def next_start_s(self) -> float:
         """Seconds until a GPU is free for the first waiting task."""
         free_s = min(lane.gpu_free_s for lane in self._lanes())
         return free_s if len(self._schedule) else max(free_s, self._downloads.first_ready_s())
 
-    def resident_at_start(self) -> tuple[str, ...]:
-        """Keys of what is in memory where the first waiting task starts."""
+    def resident_at_start(self) -> Resident:
+        """What is in memory where the first waiting task starts."""
         machine = self._machines[0]
         if len(self._machines) > 1:
             machine = min(self._lanes(), key=lambda lane: lane.gpu_free_s).machine
@@ -197,8 +194,8 @@ class Forecaster:
         if machine.loading is not None or phase is Phase.LOADING:  # the task has not begun
             phase, at = Phase.TEXT_ENCODING, run.phase_started_at
             if machine.loading is not None:
-                resident = used(resident, machine.loading.key, machine.models_in_memory)
-        needed, _ = machine.loads(run.task.stages[progress.stage :], resident)
+                resident = resident.after(machine.loading.key)
+        needed, _ = resident.loads(run.task.stages[progress.stage :])
         live = Live(
             phase=phase,
             phase_elapsed_s=at - run.phase_started_at,
@@ -260,47 +257,18 @@ class Forecaster:
 
     # -- waiting tasks --------------------------------------------------------------------------
 
-    def _starts(self, lanes: list[_Lane], positions: Sequence[int]) -> Iterator[_Start]:
-        """Of the waiting tasks at these positions, which ascend."""
-        if len(lanes) > 1:
-            works = self._works(positions[-1] + 1 if positions else 0)
-            simulated = enumerate(self._simulated(works, lanes))
-            among = frozenset(positions)
-            yield from (start for position, start in simulated if position in among)
-            return
-        (lane,) = lanes
-        walk = self._schedule.walk(lane.machine.resident_after_runs())
-        for position in positions:
-            yield _Start(
-                lane,
-                lane.gpu_free_s + float(walk.start_s[position]),
-                float(walk.load_s[position]),
-                int(walk.loads[position + 1]),
-            )
+    def _plan(self, lanes: list[_Lane]) -> Plan:
+        return self._planner.plan([lane.gpu_free_s for lane in lanes])
 
-    def _works(self, end: int) -> Iterator[tuple[Task, float]]:
-        """The waiting tasks up to this position, and the seconds of the GPU of each."""
-        for position in range(end):
-            yield self._schedule[position], self._schedule.durations(position).gpu_s
-
-    def _simulated(
-        self, tasks: Iterable[tuple[Task, float]], lanes: list[_Lane]
-    ) -> Iterator[_Start]:
-        free_s = [lane.gpu_free_s for lane in lanes]
-        resident = [lane.machine.resident_after_runs() for lane in lanes]
-        loads = [0] * len(lanes)
-        for task, work_s in tasks:
-            best, best_end_s, best_load_s = 0, float("inf"), 0.0
-            for number, lane in enumerate(lanes):
-                needed, _ = lane.machine.loads(task.stages, resident[number])
-                load_s = self._estimates.loads_s(needed)
-                end_s = free_s[number] + load_s + work_s / lane.machine.speed
-                if end_s < best_end_s:
-                    best, best_end_s, best_load_s = number, end_s, load_s
-            needed, resident[best] = lanes[best].machine.loads(task.stages, resident[best])
-            loads[best] += len(needed)
-            yield _Start(lanes[best], free_s[best], best_load_s, loads[best])
-            free_s[best] = best_end_s
+    def _start(self, lanes: list[_Lane], plan: Plan, position: int) -> _Start:
+        number = plan.machine(position)
+        walk, index = plan.walks[number], plan.index(number, position)
+        return _Start(
+            lanes[number],
+            lanes[number].gpu_free_s + float(walk.start_s[index]),
+            float(walk.load_s[index]),
+            int(walk.loads[index + 1]),
+        )
 
     def _waiting(self, task: Task, position: int, start: _Start, durations: Durations) -> Forecast:
         return _forecast(position, start, durations, self._p90_factor(task, durations))
@@ -318,15 +286,11 @@ class Forecaster:
     def _joining_s(self, priority: int, lanes: list[_Lane]) -> float:
         """Seconds until a task would start that joins its level now, as the last one."""
         _, end = self._schedule.level(priority)
-        if len(lanes) == 1:
-            walk = self._schedule.walk(lanes[0].machine.resident_after_runs())
-            return lanes[0].gpu_free_s + float(walk.start_s[end])
-        ahead = [*self._works(end)]
-        free_s = {lane.machine.name: lane.gpu_free_s for lane in lanes}
-        for (_, work_s), start in zip(ahead, self._simulated(ahead, lanes), strict=True):
-            machine = start.lane.machine
-            free_s[machine.name] = start.start_s + start.load_s + work_s / machine.speed
-        return min(free_s.values())
+        plan = self._plan(lanes)
+        return min(
+            lane.gpu_free_s + float(plan.walks[number].start_s[plan.index(number, end)])
+            for number, lane in enumerate(lanes)
+        )
 
     def _p90_factor(self, task: Task, durations: Durations) -> float:
         """The 90 % quantile of a forecast as a multiple of it."""

@@ -6,6 +6,7 @@ Data and bookkeeping; no forecasts. Not thread-safe: the scheduler calls it unde
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from models.model_catalog import LoadSpec
 from task import Phase, Progress, Stage, Task
@@ -16,6 +17,29 @@ LEAST_LEFT = 0.05
 MOST_SHOWN = 0.999
 LOCAL = "local"
 """Name of the machine that the server runs on."""
+
+
+class Resident(NamedTuple):
+    """The weights in a machine's memory."""
+
+    keys: tuple[str, ...] = ()
+    """Of their load specs, the latest used first."""
+    most: int = 1
+    """Load specs that the memory holds at a time."""
+
+    def after(self, key: str) -> "Resident":
+        """What is there when these weights were used: those used last."""
+        others = (other for other in self.keys if other != key)
+        return Resident((key, *others)[: self.most], self.most)
+
+    def loads(self, stages: Iterable[Stage]) -> tuple[list[LoadSpec], "Resident"]:
+        """What has to be loaded for these stages, and what is there then."""
+        loads, resident = [], self
+        for stage in stages:
+            if stage.load_spec.key not in resident.keys:
+                loads.append(stage.load_spec)
+            resident = resident.after(stage.load_spec.key)
+        return loads, resident
 
 
 @dataclass(eq=False)
@@ -90,7 +114,7 @@ class Machine:
         started_at: float = 0.0,
     ) -> None:
         self.name = name
-        self.models_in_memory = models_in_memory
+        self.resident = Resident(most=models_in_memory)
         self.speed = speed
         """Work that it does in a second, in seconds of the timing model."""
         self.runs: dict[str, Run] = {}
@@ -102,20 +126,14 @@ class Machine:
         """What is being loaded, or will be before anything else."""
         self.load_started_at: float | None = None
         self._loaded: dict[str, LoadSpec] = {}
-        self._resident: tuple[str, ...] = ()
         self._started_at = started_at
         self._busy: deque[tuple[float, float]] = deque()  # end, seconds; of the last hour
         self._done: deque[float] = deque()  # ends of tasks that were done, of the last hour
 
     @property
-    def resident(self) -> tuple[str, ...]:
-        """Keys of the weights in memory, the latest used first."""
-        return self._resident
-
-    @property
     def loaded(self) -> tuple[LoadSpec, ...]:
         """The weights in memory, the latest used first."""
-        return tuple(self._loaded[key] for key in self._resident if key in self._loaded)
+        return tuple(self._loaded[key] for key in self.resident.keys if key in self._loaded)
 
     def start(self, task: Task, at: float, gaps: int = 0) -> None:
         """A task is claimed."""
@@ -150,8 +168,8 @@ class Machine:
 
     def use(self, spec: LoadSpec) -> None:
         """These weights are used, if they are in memory."""
-        if spec.key in self._resident:
-            self._resident = used(self._resident, spec.key, self.models_in_memory)
+        if spec.key in self.resident.keys:
+            self.resident = self.resident.after(spec.key)
 
     def load_started(self, spec: LoadSpec, at: float) -> None:
         self.loading, self.load_started_at = spec, at
@@ -164,8 +182,8 @@ class Machine:
         """
         seconds = at - (at if self.load_started_at is None else self.load_started_at)
         self._loaded[spec.key] = spec
-        if len(resident) < len(used(self._resident, spec.key, self.models_in_memory)):
-            self.models_in_memory = max(len(resident), 1)  # it holds fewer than allowed
+        if len(resident) < len(self.resident.after(spec.key).keys):
+            self.resident = Resident(most=max(len(resident), 1))  # it holds fewer than allowed
         self.now_resident(resident)
         for run in self.runs.values():  # the task has lost no time of its own by it
             if run.progress.phase in (Phase.LOADING, Phase.TEXT_ENCODING):
@@ -175,29 +193,18 @@ class Machine:
     def now_resident(self, resident: Sequence[str]) -> None:
         """Loading has ended, well or not, or weights were unloaded: this is in memory."""
         self.loading = self.load_started_at = None
-        self._resident = tuple(resident)
+        self.resident = Resident(tuple(resident), self.resident.most)
         self._loaded = {key: self._loaded[key] for key in resident if key in self._loaded}
 
-    def resident_after_runs(self) -> tuple[str, ...]:
-        """Keys of what is in memory when the first waiting task starts."""
-        resident = self._resident
+    def resident_after_runs(self) -> Resident:
+        """What is in memory when the first waiting task starts."""
+        resident = self.resident
         if self.loading is not None:
-            resident = used(resident, self.loading.key, self.models_in_memory)
+            resident = resident.after(self.loading.key)
         for run in self.runs.values():
             if run.on_gpu:
-                _, resident = self.loads(run.task.stages[run.progress.stage :], resident)
+                _, resident = resident.loads(run.task.stages[run.progress.stage :])
         return resident
-
-    def loads(
-        self, stages: Iterable[Stage], resident: tuple[str, ...]
-    ) -> tuple[list[LoadSpec], tuple[str, ...]]:
-        """What has to be loaded for these stages with that in memory, and what is there then."""
-        loads = []
-        for stage in stages:
-            if stage.load_spec.key not in resident:
-                loads.append(stage.load_spec)
-            resident = used(resident, stage.load_spec.key, self.models_in_memory)
-        return loads, resident
 
     def done(self, at: float) -> None:
         """A task of it is done."""
@@ -221,8 +228,3 @@ class Machine:
 
     def _book(self, run: Run, at: float) -> None:
         self._busy.append((at, at - run.claimed_at))
-
-
-def used(resident: tuple[str, ...], key: str, models_in_memory: int) -> tuple[str, ...]:
-    """What memory holds once these weights were used: those used last."""
-    return (key, *(other for other in resident if other != key))[:models_in_memory]

@@ -6,12 +6,12 @@ clients with different models do not make the machine load for each task. Each t
 overtakes is delayed by no more than `max_delay_s` in all.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
 import numpy as np
 
+from scheduler.machines import Resident
 from scheduler.schedule import Schedule
 from task import Task
 
@@ -48,12 +48,11 @@ class Policy:
     def __init__(self, max_delay_s: float = 0.0) -> None:
         self.max_delay_s = max_delay_s
 
-    def place(self, task: Task, schedule: Schedule, resident: Sequence[str]) -> Place:
+    def place(self, task: Task, schedule: Schedule, resident: Resident) -> Place:
         """Where a new task runs that joins now.
 
         Args:
-            resident: keys of the weights in memory when the first waiting task starts, the latest
-                used first.
+            resident: what is in memory when the first waiting task starts.
         """
         begin, end = schedule.level(task.priority)
         last = Place(end)
@@ -63,11 +62,11 @@ class Policy:
         before = schedule.last_with(spec, begin, end)
         if before is not None:
             index, turn = before + 1, schedule[before].turn
-        elif begin == 0 and spec in resident:
+        elif begin == 0 and spec in resident.keys:
             index, turn = begin, schedule[begin].turn - 1
         else:
             return last
-        if index == end or spec in schedule.walk(resident).resident_before(end):
+        if index == end or spec in schedule.walk(resident).resident_before(end).keys:
             return last
         if schedule.position_of((-task.priority, True, turn, inf)) != index:
             return last  # others of this turn, or released tasks, would run before it

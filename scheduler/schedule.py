@@ -15,11 +15,13 @@ import numpy as np
 
 from models.model_catalog import LoadSpec
 from scheduler.estimates import Estimates
+from scheduler.machines import Resident
 from task import Stage, Task
 from timing_model import FEATURES, Durations, Work
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Ints = np.ndarray[Any, np.dtype[np.intp]]
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
 NEVER = np.iinfo(np.intp).min
 KINDS_KEPT = 1_000
 """Kinds that no stage has any more are forgotten once there are this many, and more than stages."""
@@ -78,22 +80,21 @@ class _Kinds:
 
 @dataclass(frozen=True)
 class Walk:
-    """The schedule as one machine would run it. Never changed: readers need no lock."""
+    """Tasks of the schedule as one machine would run them. Never changed: readers need no lock."""
 
     start_s: Floats
-    """Seconds of work and loading before each task; one more value: of the whole schedule."""
+    """Seconds of work and loading before each task; one more value: of all of them."""
     rows_load_s: Floats
     """Seconds of loading for each stage; 0 if its weights are in memory."""
     rows_spec: Ints
     """Index of the load spec of each stage."""
-    rows_loads: np.ndarray[Any, np.dtype[np.bool_]]
+    rows_loads: Bools
     """Whether weights are loaded for each stage."""
     ends: Ints
-    """Stages before each task; one more value: of the whole schedule."""
+    """Stages before each task; one more value: of all of them."""
     specs: Sequence[LoadSpec]
-    resident: tuple[str, ...]
-    """Keys of the weights in memory before the first task, the latest used first."""
-    models_in_memory: int
+    resident: Resident
+    """Before the first task."""
 
     @cached_property
     def load_s(self) -> Floats:
@@ -105,19 +106,18 @@ class Walk:
 
     @cached_property
     def loads(self) -> Ints:
-        """How often weights are loaded before each task; one more value: in the whole schedule."""
+        """How often weights are loaded before each task; one more value: for all of them."""
         loads: Ints = _before_each(self.rows_loads, self.ends)
         return loads
 
-    def resident_before(self, position: int) -> tuple[str, ...]:
-        """Keys of the weights in memory when the task of this position starts, the latest used
-        first."""
+    def resident_before(self, index: int) -> Resident:
+        """What is in memory when this one of the tasks starts."""
         used: list[str] = []
-        rest = self.rows_spec[: self.ends[position]]
-        while len(rest) and len(used) < self.models_in_memory:
+        rest, most = self.rows_spec[: self.ends[index]], self.resident.most
+        while len(rest) and len(used) < most:
             used.append(self.specs[rest[-1]].key)
             rest = rest[rest != rest[-1]]
-        return tuple(dict.fromkeys((*used, *self.resident)))[: self.models_in_memory]
+        return Resident(tuple(dict.fromkeys((*used, *self.resident.keys)))[:most], most)
 
 
 class Schedule:
@@ -125,14 +125,12 @@ class Schedule:
 
     Args:
         estimates: the work of stages, and what it takes.
-        key: sort key of a task; policy.key.
-    models_in_memory: load specs that memory holds at a time.
+            key: sort key of a task; policy.key.
     """
 
-    def __init__(
-        self, estimates: Estimates, key: Callable[[Task], Any], models_in_memory: int = 1
-    ) -> None:
-        self.models_in_memory = models_in_memory
+    def __init__(self, estimates: Estimates, key: Callable[[Task], Any]) -> None:
+        self.version = 0
+        """Changes with the order of the tasks."""
         self.delay_budgets_s: Floats = np.zeros(0)
         """Seconds by which affinity may still delay each task."""
         self._estimates = estimates
@@ -144,7 +142,7 @@ class Schedule:
         self._stages = np.zeros(0, np.intp)  # number of stages of each task
         self._sequences = np.zeros(0, np.intp)
         self._walk: tuple[object, Walk] | None = None
-        self._newest_ahead: Ints | None = None
+        self._newest_ahead: tuple[int, Ints] = self.version, np.zeros(1, np.intp)
         self._durations: tuple[object, dict[tuple[int, ...], Durations]] = (None, {})
 
     def __len__(self) -> int:
@@ -176,9 +174,10 @@ class Schedule:
     def newest_ahead(self) -> Ints:
         """By position, the highest sequence among the tasks before it; one more value: among all.
         Never changed: readers need no lock."""
-        if self._newest_ahead is None:
-            self._newest_ahead = np.maximum.accumulate(np.concatenate(([0], self._sequences)))
-        return self._newest_ahead
+        if self._newest_ahead[0] != self.version:
+            newest_ahead = np.maximum.accumulate(np.concatenate(([0], self._sequences)))
+            self._newest_ahead = self.version, newest_ahead
+        return self._newest_ahead[1]
 
     def level(self, priority: int) -> tuple[int, int]:
         """Positions of the tasks of this priority: the first, and the one after the last."""
@@ -209,7 +208,7 @@ class Schedule:
             budgets_s = np.full(len(tasks), delay_budget_s)
             self.delay_budgets_s = np.concatenate((self.delay_budgets_s, budgets_s))
             self.rebuild()
-        self._walk = self._newest_ahead = None
+        self.version += 1
         if len(self._kinds) > max(len(self._rows), KINDS_KEPT):
             self.rebuild()
 
@@ -226,7 +225,7 @@ class Schedule:
         self._sequences = _deleted(self._sequences, position, position + 1)
         self.delay_budgets_s = _deleted(self.delay_budgets_s, position, position + 1)
         del self._tasks[position], self._keys[position]
-        self._walk = self._newest_ahead = None
+        self.version += 1
 
     def rebuild(self) -> None:
         """Sort all tasks again, and look at their work again: after a change of sort keys or timing
@@ -240,8 +239,8 @@ class Schedule:
         self._rows = np.array(rows, np.intp)
         self._stages = np.array([len(task.stages) for task in self._tasks], np.intp)
         self._sequences = np.array([task.sequence for task in self._tasks], np.intp)
-        self._walk = self._newest_ahead = None
         self._durations = None, {}
+        self.version += 1
 
     def durations(self, position: int) -> Durations:
         """Of the task at this position, by itself."""
@@ -256,19 +255,28 @@ class Schedule:
             self._durations[1][kinds] = known
         return known
 
-    def walk(self, resident: Sequence[str]) -> Walk:
-        """The schedule on a machine that has these weights in memory, the latest used first."""
-        state = (self._estimates.version, tuple(resident), self.models_in_memory)
+    def walk(self, resident: Resident, speed: float = 1.0) -> Walk:
+        """The schedule on a machine that has these weights in memory.
+
+        Args:
+            speed: of the machine: work in a second, in seconds of the timing model.
+        """
+        state = (self.version, self._estimates.version, resident, speed)
         if self._walk is None or self._walk[0] != state:
-            self._walk = state, self._computed(self._rows, self._stages, resident)
+            self._walk = state, self._computed(self._rows, self._stages, resident, speed)
         return self._walk[1]
 
-    def delays_s(self, task: Task, position: int, resident: Sequence[str]) -> Floats:
+    def walk_of(self, chosen: Bools, resident: Resident, speed: float) -> Walk:
+        """As walk(), of some of the tasks: by position, whether it is one of them."""
+        rows = self._rows[np.repeat(chosen, self._stages)]
+        return self._computed(rows, self._stages[chosen], resident, speed)
+
+    def delays_s(self, task: Task, position: int, resident: Resident) -> Floats:
         """Seconds by which a task that joins at this position delays each one behind it: its work,
         its loading, and theirs as far as it leaves them other weights in memory."""
         rows = _inserted(self._rows, self._row(position), self._kinds_of(task))
         stages = _inserted(self._stages, position, [len(task.stages)])
-        now, then = self.walk(resident), self._computed(rows, stages, resident)
+        now, then = self.walk(resident), self._computed(rows, stages, resident, 1.0)
         before = now.start_s[position:-1] + now.load_s[position:]
         after = then.start_s[position + 1 : -1] + then.load_s[position + 1 :]
         return np.maximum(after - before, 0.0)
@@ -284,32 +292,31 @@ class Schedule:
     def _kinds_of(self, task: Task) -> list[int]:
         return [self._kinds.number(stage) for stage in task.stages]
 
-    def _computed(self, rows: Ints, stages: Ints, resident: Sequence[str]) -> Walk:
+    def _computed(self, rows: Ints, stages: Ints, resident: Resident, speed: float) -> Walk:
         gpu_s, load_s = self._kinds.seconds()
         spec = self._kinds.spec[rows]
         loads = self._loads(spec, resident)
         rows_load_s = load_s[rows] * loads
         ends = _ends(stages)
         return Walk(
-            start_s=_before_each(gpu_s[rows] + rows_load_s, ends),
+            start_s=_before_each(gpu_s[rows] / speed + rows_load_s, ends),
             rows_load_s=rows_load_s,
             rows_spec=spec,
             rows_loads=loads,
             ends=ends,
             specs=self._kinds.specs,
-            resident=tuple(resident),
-            models_in_memory=self.models_in_memory,
+            resident=resident,
         )
 
-    def _loads(self, spec: Ints, resident: Sequence[str]) -> Any:
+    def _loads(self, spec: Ints, resident: Resident) -> Any:
         """Whether weights have to be loaded for each row: memory holds those used last.
 
         The stack distance of a row is the number of other specs used since its own was used last
         (Mattson et al. 1970, "Evaluation techniques for storage hierarchies"); they are in memory
         if it is smaller than what memory holds.
         """
-        numbers = [self._kinds.spec_numbers.get(key) for key in resident]
-        if self.models_in_memory == 1:
+        numbers = [self._kinds.spec_numbers.get(key) for key in resident.keys]
+        if resident.most == 1:
             before_first = -1 if not numbers or numbers[0] is None else numbers[0]
             return spec != np.concatenate(([before_first], spec[:-1]))[: len(spec)]
         before = np.full(len(self._kinds.specs), NEVER, np.intp)
@@ -326,7 +333,7 @@ class Schedule:
         others_since = (last_use > own).sum(axis=0)
         foreign = np.array([-1 - age for age, number in enumerate(numbers) if number is None])
         others_since += (foreign[:, None] > own).sum(axis=0) if len(foreign) else 0
-        return (own == NEVER) | (others_since >= self.models_in_memory)
+        return (own == NEVER) | (others_since >= resident.most)
 
 
 def _inserted(values: Any, at: int, own: Sequence[float]) -> Any:

@@ -95,7 +95,7 @@ class Scheduler:
             started_at=monotonic(),
         )
         self.estimates = Estimates(timing)
-        self.schedule = Schedule(self.estimates, key, self.machine.models_in_memory)
+        self.schedule = Schedule(self.estimates, key)
         self.policy = Policy(self.limits.max_delay_s)
         self.spread = Spread(store.timings.outcomes())
         self.downloads = Downloads(monotonic, needs_download, on_disk=allowed.default)

@@ -66,7 +66,6 @@ class WorkerApi:
             if scheduler.estimates.learn_bits(spec, bits):
                 scheduler.schedule.rebuild()
             seconds = scheduler.machine.load_finished(spec, resident, scheduler.monotonic())
-            scheduler.schedule.models_in_memory = scheduler.machine.models_in_memory
             if learn:
                 scheduler.estimates.learn_load(spec, seconds)
             scheduler.forecaster.prepare()

@@ -49,7 +49,6 @@ class Bench:
         self.timing = learned()
         self.estimates = Estimates(self.timing)
         self.schedule = Schedule(self.estimates, key)
-        self.schedule.models_in_memory = models_in_memory
         self.machines = [
             Machine(f"m{n}", models_in_memory=models_in_memory, speed=1.0 + 0.5 * n)
             for n in range(machines)

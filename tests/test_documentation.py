@@ -297,6 +297,7 @@ HOMES: dict[str, set[str]] = {
     },
     "numpy": {
         "generation.previews",
+        "scheduler.plan",
         "scheduler.policy",
         "scheduler.schedule",
         "models.tiny_recipes",

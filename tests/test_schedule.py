@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from bench import BASE, KLEIN, MODELS, SCHNELL, Bench
+from bench import BASE, KLEIN, MODELS, SCHNELL, Bench, spec_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.model_catalog import Model
-from task import Task
+from scheduler.machines import Resident
+from scheduler.plan import Planner
+from task import Phase, Progress, Task
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,9 @@ def order(task: Task) -> tuple[int, bool, float, int]:
 def simulated(bench: Bench) -> dict[str, tuple[float, float, int]]:
     """When each waiting task starts and ends, and the loads on its machine up to then, by walking
     through them one by one."""
-    free, resident, loads = [], [], []
+    free: list[float] = []
+    resident: list[tuple[str, ...]] = []
+    loads: list[int] = []
     for machine in bench.machines:
         left = 0.0
         if machine.loading:
@@ -70,7 +74,7 @@ def simulated(bench: Bench) -> dict[str, tuple[float, float, int]]:
         for run in machine.runs.values():
             left += bench.forecaster.gpu_remaining_s(run, machine)
         free.append(left)
-        resident.append(machine.resident_after_runs())
+        resident.append(machine.resident_after_runs().keys)
         loads.append(0)
     found = {}
     for task in sorted(bench.schedule, key=order):
@@ -81,7 +85,7 @@ def simulated(bench: Bench) -> dict[str, tuple[float, float, int]]:
                 if stage.load_spec.key not in memory:
                     at += bench.estimates.load_s(stage.load_spec)
                     loaded += 1
-                    memory = memory[: machine.models_in_memory - 1]
+                    memory = memory[: machine.resident.most - 1]
                 else:
                     memory.remove(stage.load_spec.key)
                 memory.insert(0, stage.load_spec.key)
@@ -160,11 +164,71 @@ def changed(bench: Bench, changes: list[str]) -> list[Task]:
             if change == "release":
                 bench.schedule.add(run.task)
             else:  # its weights are in memory now
-                _, resident = machine.loads(run.task.stages, machine.resident)
-                machine.now_resident(resident)
+                _, resident = machine.resident.loads(run.task.stages)
+                machine.now_resident(resident.keys)
         elif change == "idle" and not machine.runs:
             machine.now_resident(())
     return [run.task for machine in bench.machines for run in machine.runs.values()]
+
+
+@pytest.mark.parametrize("machines", [1, 3])
+def test_a_question_walks_through_the_schedule_only_after_a_change(
+    machines: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(machines=machines)
+    bench.load(SCHNELL)
+    for number in range(20):
+        bench.join(bench.task(str(number), MODELS[number % 3], steps=10 + number))
+    runs = [bench.start(bench.schedule[0], machine) for machine in bench.machines]
+    computed, walks = Planner._computed, []
+
+    def count(*arguments: Any) -> Any:
+        walks.append(arguments)
+        return computed(*arguments)
+
+    monkeypatch.setattr(Planner, "_computed", count)
+
+    def ask_everything() -> int:
+        for task in bench.schedule:
+            bench.forecaster.of(task)
+        bench.in_order()
+        bench.forecaster.of_new(bench.task("new", KLEIN))
+        return len(walks)
+
+    assert ask_everything() == 1
+    starts = [forecast.start_s for _, forecast in bench.in_order(machines)]
+    bench.at += 1.0
+    for run, machine in zip(runs, bench.machines, strict=True):
+        machine.report(run, Progress(Phase.DENOISING, 1, 10), bench.at)
+    assert ask_everything() == 1
+    later = [forecast.start_s for _, forecast in bench.in_order(machines)]
+    assert later != starts, "the start follows the running task all the same"
+    bench.schedule.remove(bench.schedule[5])
+    assert ask_everything() == 2
+    bench.machine.end(runs[0], bench.at)
+    assert ask_everything() == 3
+    relearn(bench)
+    assert ask_everything() == 4
+
+
+def test_a_task_that_takes_long_delays_the_tasks_of_its_own_machine_alone() -> None:
+    bench = Bench(machines=2)
+    for machine in bench.machines:
+        machine.now_resident((spec_of(SCHNELL).key,))
+        machine.speed = 1.0
+    for number in range(6):
+        bench.join(bench.task(str(number)))
+    runs = [bench.start(bench.schedule[0], machine) for machine in bench.machines]
+    before = [forecast.start_s for _, forecast in bench.in_order(2)]
+    bench.at += 100.0
+    bench.machine.report(runs[0], Progress(Phase.DECODING, 4, 4), bench.at)
+    (late_s, other_s) = (
+        bench.forecaster.gpu_remaining_s(r, m) for r, m in zip(runs, bench.machines, strict=True)
+    )
+    after = [forecast.start_s for _, forecast in bench.in_order(2)]
+    own_s = bench.estimates.durations(*bench.task("x").stages).gpu_s
+    assert before == pytest.approx([own_s, own_s, 2 * own_s, 2 * own_s])
+    assert after == pytest.approx([late_s, other_s, late_s + own_s, other_s + own_s])
 
 
 def test_with_one_machine_the_prefix_sums_equal_the_simulation_of_several() -> None:
@@ -314,7 +378,7 @@ def free_memory(bench: Bench) -> None:
 
 def two_in_memory(bench: Bench) -> None:
     for machine in bench.machines:
-        machine.models_in_memory = bench.schedule.models_in_memory = 2
+        machine.resident = Resident(machine.resident.keys, 2)
 
 
 @pytest.mark.parametrize("change", [relearn, store_quantized, free_memory, two_in_memory])

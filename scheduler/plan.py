@@ -1,0 +1,104 @@
+"""Which machine each waiting task is expected to run on, and the work ahead of it there.
+
+Each task, in order, goes to the machine on which it is expected to end first (list scheduling;
+Graham 1969, "Bounds on multiprocessing timing anomalies").
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from scheduler.estimates import Estimates
+from scheduler.machines import Machine, Resident
+from scheduler.schedule import Bools, Schedule, Walk
+
+_Loads = dict[tuple[str, ...], tuple[float, Resident]]
+"""By the weights that a task needs: seconds of loading them, and what is in memory then."""
+
+
+class Plan:
+    """Args:
+    walks: by machine, its tasks as it will run them.
+    own: by machine, which tasks of the schedule are its own, by position.
+    """
+
+    def __init__(self, walks: Sequence[Walk], own: Sequence[Bools]) -> None:
+        self.walks = walks
+        self._before = [np.concatenate(([0], np.cumsum(chosen))) for chosen in own]
+        self._machine = np.argmax(own, axis=0)
+
+    def machine(self, position: int) -> int:
+        """The number of the machine of the waiting task at this position."""
+        return int(self._machine[position])
+
+    def index(self, machine: int, position: int) -> int:
+        """How many tasks before this position run on this machine: an index for its walk."""
+        return int(self._before[machine][position])
+
+
+class Planner:
+    """Keeps the plan until a task joins, starts or ends, or something is loaded or learned. A
+    running task that takes longer than expected delays the tasks of its own machine, and moves them
+    to another one only with the next plan: so most questions cost no walk through the schedule.
+
+    Not thread-safe: its owner holds a lock.
+    """
+
+    def __init__(
+        self, schedule: Schedule, machines: Sequence[Machine], estimates: Estimates
+    ) -> None:
+        self._schedule = schedule
+        self._machines = machines
+        self._estimates = estimates
+        self._plan: tuple[object, Plan] | None = None
+
+    def plan(self, free_s: Sequence[float]) -> Plan:
+        """Args:
+        free_s: by machine, seconds until its GPU has no running task any more.
+        """
+        residents = [machine.resident_after_runs() for machine in self._machines]
+        state = (
+            self._schedule.version,
+            self._estimates.version,
+            [
+                (resident, machine.speed, list(machine.runs), machine.loading, machine.stopping)
+                for machine, resident in zip(self._machines, residents, strict=True)
+            ],
+        )
+        if self._plan is None or self._plan[0] != state:
+            self._plan = state, self._computed(free_s, residents)
+        return self._plan[1]
+
+    def _computed(self, free_s: Sequence[float], residents: list[Resident]) -> Plan:
+        if len(self._machines) == 1:
+            walk = self._schedule.walk(residents[0], self._machines[0].speed)
+            return Plan([walk], [np.ones(len(self._schedule), np.bool_)])
+        assigned = np.array(self._assigned(list(free_s), list(residents)), np.intp)
+        own = [assigned == number for number in range(len(self._machines))]
+        walks = [
+            self._schedule.walk_of(chosen, resident, machine.speed)
+            for chosen, resident, machine in zip(own, residents, self._machines, strict=True)
+        ]
+        return Plan(walks, own)
+
+    def _assigned(self, free_s: list[float], residents: list[Resident]) -> list[int]:
+        """By position, the number of the machine."""
+        assigned = []
+        known: dict[Resident, _Loads] = {}
+        loads = [known.setdefault(resident, {}) for resident in residents]  # by machine
+        speeds = [machine.speed for machine in self._machines]
+        for position, task in enumerate(self._schedule):
+            work_s = self._schedule.durations(position).gpu_s
+            specs = tuple(stage.load_spec.key for stage in task.stages)
+            best, best_end_s = 0, float("inf")
+            for number, own in enumerate(loads):
+                if specs not in own:
+                    needed, then = residents[number].loads(task.stages)
+                    own[specs] = self._estimates.loads_s(needed), then
+                end_s = free_s[number] + own[specs][0] + work_s / speeds[number]
+                if end_s < best_end_s:
+                    best, best_end_s = number, end_s
+            free_s[best], residents[best] = best_end_s, loads[best][specs][1]
+            loads[best] = known.setdefault(residents[best], {})
+            assigned.append(best)
+        return assigned
