@@ -89,7 +89,7 @@ class MfluxGenerator:
         previews: Previews | None = None,
     ) -> None:
         self.memory = Memory()
-        """MLX's memory after the latest step; any thread may read it."""
+        """Memory of MLX after the latest step. Any thread may read it."""
         self.resident: tuple[str, ...] = ()
         """Keys of the weights in memory, the latest used first; any thread may read it."""
         self._data_dir = data_dir
@@ -159,7 +159,7 @@ class MfluxGenerator:
         self._note_resident()
 
     def generate(self, stage: Stage, inputs: Path, report: Report) -> Drawn:
-        """Make one picture, with weights that are loaded.
+        """Generates one picture. The weights must be loaded.
 
         Args:
             inputs: the folder of the pictures that the stage's params name.

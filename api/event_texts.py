@@ -38,7 +38,7 @@ HEARTBEAT = b": \n\n"
 
 
 class EventTexts:
-    """Any thread may call. An event shows its task as it is when the text is first requested."""
+    """Thread-safe. An event shows its task as it is when the text is first requested."""
 
     def __init__(self, queue: QueueManager) -> None:
         self._queue = queue

@@ -1,4 +1,4 @@
-"""Values of a request's query, and whether its client is still connected."""
+"""Reads the query of a request, and checks whether its client is still connected."""
 
 from collections.abc import Callable
 

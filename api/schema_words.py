@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 MOST_SHOWN = 80
-"""Characters of a value that was refused."""
+"""Characters of a refused value that are shown."""
 NOUNS = {
     "integer": "a whole number",
     "number": "a number",
@@ -20,7 +20,7 @@ _SHOWN = json.JSONEncoder(ensure_ascii=False, default=lambda other: type(other).
 
 
 def in_words(schema: dict[str, Any]) -> str:
-    """What a JSON schema allows, for people: "a whole number from 1 to 100"."""
+    """Returns what a JSON schema allows as text: "a whole number from 1 to 100"."""
     if "anyOf" in schema:
         choices = [in_words(choice) for choice in schema["anyOf"]]
         return " or ".join(choice for choice in choices if choice != "null")

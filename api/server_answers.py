@@ -59,7 +59,7 @@ class LearnedSize(Answer):
 
 
 class StatsAnswer(Answer):
-    """What was learned about time, and how good the forecasts are."""
+    """What was learned about durations, and the accuracy of the forecasts."""
 
     model: str = Field(description="With its quantization.", examples=["schnell/q8"])
     tasks_learned_from: int = Field(description="Finished tasks.", examples=[120])

@@ -1,4 +1,4 @@
-"""From what a client asks to what the queue takes: defaults, sizes, pictures, what the model can.
+"""Turns a request into params: defaults, sizes, images, and what the model takes.
 
 Every API, native or foreign, submits through here.
 """
@@ -29,11 +29,11 @@ LARGE_BODIES = 4
 """Larger bodies that are parsed and decoded at a time, each in several copies. Others wait as they
 were received."""
 LARGE_BODY_WAIT_S = 30.0
-"""Seconds for which one waits; then it is refused."""
+"""Seconds that a large body waits before it is refused."""
 IMAGE_STRENGTH = 0.4
-"""mflux's own default."""
+"""The default of mflux."""
 MOST_SIDE = 8192
-"""Pixels, also where the size comes from a picture."""
+"""Pixels, also if the size follows an input image."""
 MOST_WEBP_SIDE = 16383
 MOST_OUTPUT_PIXELS_FACTOR = 4
 """An upscaled image may have so many times --max-pixels."""
@@ -41,7 +41,7 @@ MOST_OUTPUT_PIXELS_FACTOR = 4
 
 @dataclass
 class Prepared:
-    """Params that the queue can take, and the pictures they name."""
+    """Complete params and their input images."""
 
     params: GenerationParams
     inputs: dict[str, bytes] = field(default_factory=dict)
@@ -390,7 +390,7 @@ def check_same(known: GenerationParams, asked: GenerationParams, key: str) -> No
 
 
 def ignored_fields(request: GenerateRequest, params: GenerationParams) -> list[str]:
-    """What a client sent and the model has no use for."""
+    """Returns the fields of the request that the model ignores."""
     return ["guidance"] if request.guidance is not None and params.guidance is None else []
 
 

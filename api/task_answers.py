@@ -19,7 +19,7 @@ WARNINGS = "A sentence for each LoRA that fits the model in part. Absent where t
 
 
 class Picture(Answer):
-    """A picture that the client gave."""
+    """An image from the client."""
 
     id: str = Field(
         description="Beginning of the SHA-256 of its pixels' PNG file: equal pictures have equal "
@@ -36,7 +36,7 @@ class LoraParams(Answer):
 
 
 class _OwnParams(Answer):
-    """Those that the server has filled in, rounded or decoded."""
+    """Params that the server fills in, rounds or decodes."""
 
     model: str = Field(description="Which model draws.", examples=["schnell"])
     prompt: str = Field(description="What the image shows.", examples=["A beautiful landscape"])
@@ -59,11 +59,11 @@ class _OwnParams(Answer):
 
 
 class Params(PassedFields, _OwnParams):
-    """What is done for the task: defaults filled in, size rounded."""
+    """The complete parameters of the task: defaults filled in, size rounded."""
 
 
 class EstimateAnswer(Answer):
-    """What submitting this would answer now; nothing was submitted."""
+    """The answer that submitting this would get now. Nothing was submitted."""
 
     task_length: int = Field(
         description="Tasks not yet finished ahead of and beside this one, without it.", examples=[1]
@@ -226,7 +226,7 @@ class QueuedTask(Answer):
 
 
 class QueueAnswer(Answer):
-    """The tasks that are not finished, in the order in which they run."""
+    """The unfinished tasks in the order in which they run."""
 
     length: int = Field(description="How many there are, also beyond `limit`.", examples=[1])
     tasks: list[QueuedTask] = Field(description="With the first 200 characters of prompts.")

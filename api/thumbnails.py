@@ -17,7 +17,7 @@ Key = tuple[str, int, int]
 
 
 class Thumbnails:
-    """Any thread may call. Requests for the same thumbnail wait for the first of them.
+    """Thread-safe. Requests for the same thumbnail wait for the first of them.
 
     Args:
         places: for requests that wait.

@@ -1,18 +1,18 @@
-"""Bytes of bodies and answers in memory, and the slowest allowed transfer."""
+"""Limits the bytes of bodies and answers in memory, and the duration of a transfer."""
 
 import time
 from threading import Lock
 
 LEAST_BYTES = 256_000_000
 BODIES_AT_A_TIME = 4
-"""Bodies of the largest size that fit, however large that is."""
+"""So many bodies of the largest size always fit."""
 FOR_ANSWERS = 4
 """Bodies leave one part in so many to answers: what was drawn comes before what is still asked."""
 GRACE_S = 30.0
 LEAST_BYTES_PER_S = 4_096
 """A client that sends or reads more slowly than this, for GRACE_S on end, is given up."""
 MOST_TRANSFER_S = 300.0
-"""Seconds for which one body or one answer may take memory."""
+"""Seconds for which one body or answer may be in memory."""
 
 
 class TransferBudget:
@@ -38,7 +38,7 @@ class TransferBudget:
             self._held -= size
 
     def _take(self, size: int, limit_bytes: int) -> bool:
-        """Whether there is room for `size` more bytes, which are then held."""
+        """Takes `size` bytes of the budget; returns False if there is not enough."""
         with self._lock:
             fits = self._held + size <= limit_bytes
             self._held += size if fits else 0

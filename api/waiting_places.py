@@ -27,12 +27,12 @@ class WaitingPlaces:
         self.places = places
         self._for_changes = for_changes
         self._holders: Counter[int] = Counter()
-        """By thread: how many of its blocks have a place."""
+        """Number of nested blocks with a place, by thread."""
         self._lock = Lock()
 
     @property
     def taken(self) -> int:
-        """Places that are in use."""
+        """Number of used places."""
         return len(self._holders)
 
     @contextmanager

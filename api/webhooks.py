@@ -1,4 +1,4 @@
-"""Calling back: the status of an ended task is sent to the address that its client gave.
+"""Callbacks: the status of an ended task is sent to the URL of its client.
 
 What is still to be sent stands in the store, so it survives a restart and needs no queue in memory.
 A thread of its own ("webhooks") sends it, so that a slow receiver delays only the others that
@@ -35,7 +35,7 @@ from supervision import SupervisedThread
 log = logging.getLogger(__name__)
 
 RETRY_AFTER_S = (1.0, 10.0, 60.0, 600.0)
-"""Between the tries; after the last one it is given up."""
+"""Pauses between the tries; after the last one the callback is given up."""
 CONNECT_S = 5.0
 TRY_S = 10.0
 """A whole try: connecting, sending, and until the head of the answer is there, at whatever pace."""
@@ -76,7 +76,7 @@ class Webhooks:
             self._thread.start()
 
     def stop(self, timeout_s: float) -> None:
-        """A call that is under way is made again after the next start."""
+        """Stops the thread. A call that is being made is repeated after the next start."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
@@ -93,7 +93,7 @@ class Webhooks:
                 self._until_a_task_ends(after, wait_s)
 
     def run_once(self) -> float:
-        """Make the call that is due first, if one is; returns seconds until the next one may be."""
+        """Makes the call that is due first, if any; returns seconds until the next one."""
         callback = self._callbacks.next()
         if callback is None:
             return LOOK_S
@@ -124,7 +124,7 @@ class Webhooks:
             after = found[-1].id
 
     def _body(self, callback: Callback) -> bytes:
-        """What to send; nothing where nothing can or may be sent any more."""
+        """Returns the body to send; None if the call must not be made any more."""
         task_id = callback.task_id
         if not self._limits.may_call(callback.url):
             log.warning("task %s: its callback is not allowed any more", task_id)
@@ -140,7 +140,7 @@ class Webhooks:
         return answer.as_json().encode()
 
     def _refusal(self, callback: Callback, body: bytes) -> str | None:
-        """Call; returns why that failed."""
+        """Makes the call; returns the error, or None."""
         headers = self._headers(callback.task_id, body)
         try:
             status = _post(callback.url, body, headers)
@@ -207,7 +207,7 @@ def _hang_up(line: socket.socket) -> None:
 
 
 def _tls() -> ssl.SSLContext:
-    """Trusts what the machine trusts, and what browsers do."""
+    """A TLS context with the certificates of the machine and of browsers."""
     context = ssl.create_default_context()
     context.load_verify_locations(certifi.where())
     return context

@@ -32,7 +32,7 @@ class BadUsage(Exception):
 
 
 class Left(Exception):
-    """The user does not wait any longer; the message says what comes of the task."""
+    """The user stops waiting. The message says what happens to the task."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -98,7 +98,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _check_output(options: argparse.Namespace) -> None:
-    """Before anything is drawn."""
+    """Checks the output file before a task is submitted."""
     if options.output is None:
         return
     if options.output == "-":
@@ -201,7 +201,7 @@ def _has_ended(ended: Future[Status], tick: Callable[[], None]) -> bool:
 def _ask_whether_to_cancel(
     options: argparse.Namespace, task_id: str, ended: Future[Status]
 ) -> None:
-    """Returns if the user wants to wait on.
+    """Returns if the user wants to continue waiting.
 
     Raises:
         Left: the task was cancelled.
@@ -251,7 +251,7 @@ def _fetch(options: argparse.Namespace, client: Client, status: Status) -> None:
 
 
 def _write(path: Path, data: bytes) -> Path:
-    """Whole, or not at all."""
+    """Writes a complete file or none."""
     part = path.with_name(f".mflux-{os.getpid()}.part")
     try:
         part.write_bytes(data)

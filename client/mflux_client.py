@@ -6,11 +6,11 @@
     if status.status == "done":
         client.image(task.task_id).save("lighthouse.jpg")
 
-What it promises:
+Guarantees:
 
 - It never submits twice. Each submit has a key of its own (Idempotency-Key), under which the server
   accepts one task, however often the request has to be sent.
-- It goes on after what passes: a broken connection, a server that restarts, a full queue. All calls
+- It retries after temporary failures: a broken connection, a restart, a full queue. All calls
   are repeated, with growing pauses, for `retry_s` seconds after the first failure.
 - It never loses a picture. Fetching one leaves it on the server, so that a lost answer costs
   nothing; `cancel` removes it when you have saved it, else the server does in time (--keep-s).
@@ -64,18 +64,18 @@ __all__ = [
 DEFAULT_URL = "http://localhost:4030"
 CONNECT_S = 10.0
 LONG_POLL_S = 30
-"""Proxies often end what is silent for 60 s."""
+"""Seconds. Proxies often close connections that are silent for 60 s."""
 SILENCE_S = 45.0
-"""A stream of events without a word for so long is dead: the server speaks every 15 s."""
+"""Seconds of silence after which a stream is considered broken; the server sends every 15 s."""
 RETRIED = (429, 502, 503, 504)
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 8.0
 ENDED = ("done", "failed", "cancelled")
 LAST_KINDS = (*ENDED, "removed")
-"""Events after which no more come of a task."""
+"""Events that end a task."""
 
 
 class MfluxError(Exception):
-    """What went wrong.
+    """An error.
 
     code: for programs: the server's (invalid_input, unknown_task, gone, queue_full, ...), or
         unreachable, timed_out, not_mflux, cannot_ask.
@@ -110,7 +110,7 @@ class TimedOut(MfluxError):
     """The task had not ended when the time of `wait` was up; it goes on."""
 
 
-# -- what is asked ------------------------------------------------------------------------------
+# -- requests ------------------------------------------------------------------------------
 
 
 class ImageOf(TypedDict, total=False):
@@ -121,7 +121,7 @@ class ImageOf(TypedDict, total=False):
 
 
 class Lora(TypedDict, total=False):
-    """An adapter, and how strongly it acts (1: as it was trained)."""
+    """A LoRA and its scale (1: as trained)."""
 
     name: str
     scale: float
@@ -178,11 +178,11 @@ class Fields(Passed, total=False):
     callback_url: str
 
 
-# -- what is answered ---------------------------------------------------------------------------
+# -- answers ---------------------------------------------------------------------------
 
 
 class Params(Passed, total=False):
-    """What is done for a task: defaults filled in, size rounded."""
+    """The complete parameters of a task: defaults filled in, size rounded."""
 
     model: str
     prompt: str
@@ -205,11 +205,11 @@ class Estimate:
     """The forecast for a request."""
 
     task_length: int
-    """Tasks not yet finished, without this one."""
+    """Number of other unfinished tasks."""
     expected_time_seconds: float
-    """Until the image is ready: as likely earlier as later."""
+    """Seconds until the image is ready, median estimate."""
     wait_p90_s: float
-    """Within so many seconds it is ready nine times out of ten."""
+    """Seconds within which it is ready in 9 of 10 cases."""
     expected_start_at: float
     """Unix seconds."""
     expected_end_at: float
@@ -217,7 +217,7 @@ class Estimate:
     confidence: str
     """none, low or high."""
     pos: int
-    """Tasks waiting before it."""
+    """Number of tasks that wait before it."""
     params: Params
     ignored_fields: list[str]
     raw: dict[str, Any] = field(repr=False)
@@ -229,38 +229,38 @@ class Task(Estimate):
 
     task_id: str
     status: str
-    """waiting; or further on, for a key that was sent before."""
+    """waiting; or a later status, if the key was used before."""
     idempotency_key: str = ""
-    """Under which it was submitted: submitting with it again answers this task."""
+    """Its idempotency key: submitting with it again returns this task."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """How far a task is. What does not apply (any more) is None."""
+    """The status of a task. Fields that do not apply are None."""
 
     task_id: str
     status: str
     """waiting, running, done, failed or cancelled."""
     progress: float
-    """Part of a running task's time that is over, 0 to 1."""
+    """Share of the running time that is over, 0 to 1."""
     steps_done: int
     steps_total: int
     images_done: int
-    """Images that are stored: `image` fetches them, also while the task runs."""
+    """Number of stored images: `image` fetches them, also while the task runs."""
     params: Params
     server: str
     """State of the server: loading, ready, busy, draining, failed."""
     raw: dict[str, Any] = field(repr=False)
     pos: int | None = None
-    """Tasks waiting before it."""
+    """Number of tasks that wait before it."""
     wait_remaining: int | None = None
-    """Forecast seconds until the image is ready."""
+    """Seconds until the image is ready, median estimate."""
     wait_p90_s: float | None = None
     expected_start_at: float | None = None
     expected_end_at: float | None = None
     confidence: str | None = None
     reason: str | None = None
-    """Why the forecast is later than it was when the status changed last."""
+    """Why the task ends later than was forecast when its status changed last."""
     poll_after_s: float | None = None
     phase: str | None = None
     """loading, text_encoding, denoising, decoding or image_encoding."""
@@ -280,7 +280,7 @@ class Status:
 
 @dataclass(frozen=True)
 class Image:
-    """A picture that the server made."""
+    """A picture from the server."""
 
     data: bytes = field(repr=False)
     content_type: str
@@ -293,13 +293,13 @@ class Image:
         return {"image/jpeg": "jpg"}.get(self.content_type, self.content_type.rpartition("/")[2])
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the bytes as they are."""
+        """Writes the bytes to a file."""
         path = Path(path)
         path.write_bytes(self.data)
         return path
 
     def pil(self) -> PillowImage:
-        """As a Pillow image; needs Pillow."""
+        """Returns a Pillow image; needs Pillow."""
         from PIL import Image as pillow
 
         return pillow.open(BytesIO(self.data))
@@ -318,10 +318,10 @@ class QueuedTask:
 
 @dataclass(frozen=True)
 class Queue:
-    """The tasks that are not finished, in the order in which they run."""
+    """The unfinished tasks in the order in which they run."""
 
     length: int
-    """How many there are, also beyond `tasks`."""
+    """Their total number, which may be larger than that of `tasks`."""
     tasks: list[QueuedTask]
     raw: dict[str, Any] = field(repr=False)
 
@@ -332,9 +332,9 @@ class Model:
     title: str
     default_steps: int
     takes: list[str]
-    """Fields that not every model honours, and this one does."""
+    """Fields that this model takes and others may not."""
     needs: list[str]
-    """Those it cannot do without."""
+    """Required fields."""
     allowed: bool
     """Whether tasks may name it."""
     loaded: bool
@@ -355,10 +355,10 @@ class Models:
 
 @dataclass(frozen=True)
 class Event:
-    """Something happened to a task, or to the queue."""
+    """An event of a task or of the queue."""
 
     id: int | None
-    """Grows; None if the server gave none."""
+    """Increasing id; None if the server sent none."""
     kind: str
     """waiting, running, step, image, preview, done, failed, cancelled, removed; queue."""
     data: dict[str, Any]
@@ -373,7 +373,7 @@ class Event:
 
 
 class Client:
-    """Talks to one server. For one thread at a time.
+    """A client of one server. Not thread-safe.
 
     Args:
         url: of the server; absent: MFLUX_SERVER_URL, or http://localhost:4030.
@@ -437,14 +437,14 @@ class Client:
         return _built(Task, {**answer, "idempotency_key": key})
 
     def estimate(self, prompt: str | None = None, **fields: Unpack[Fields]) -> Estimate:
-        """The forecast that `submit` would give, without submitting."""
+        """Returns the forecast that `submit` would get, without submitting."""
         given: dict[str, Any] = {"prompt": prompt, **fields}
         return _built(Estimate, self._json("POST", "/estimate", **_body(given)))
 
     def status(
         self, task_id: str, *, wait_s: int | None = None, since: int | None = None
     ) -> Status:
-        """How far a task is.
+        """Returns the status of a task.
 
         Args:
             wait_s: answer only when something has changed, or after so many seconds (to 300). A
@@ -466,7 +466,7 @@ class Client:
         timeout_s: float | None = None,
         on_status: Callable[[Status], object] | None = None,
     ) -> Status:
-        """Wait until a task is done, failed or cancelled; its last status says which.
+        """Waits until a task is done, failed or cancelled; returns its last status.
 
         A restart of the server in the middle is waited for too, for `retry_s` seconds.
 
@@ -496,7 +496,7 @@ class Client:
                 waited_s = self._clock() - asked_at
                 if status.ended or status.version != version or waited_s * 2 > wait_s > 0:
                     continue
-                # It answered at once: as many wait there as it can bear.
+                # The server answered at once: too many requests wait there.
             self._sleep(max(left(poll_after_s), 0))
             status = self.status(task_id)
 
@@ -508,11 +508,11 @@ class Client:
         asked_at = self._clock()
         later = self.status(status.task_id, wait_s=LONG_POLL_S, since=status.version)
         if later.version == status.version and self._clock() - asked_at < LONG_POLL_S / 2:
-            self._sleep(1)  # it answered at once: as many wait there as it can bear
+            self._sleep(1)  # the server answered at once: too many requests wait there
         return later
 
     def image(self, task_id: str, index: int = 0) -> Image:
-        """One picture, once it is stored. It stays on the server (see above)."""
+        """Waits for one picture and returns it. It stays on the server (see above)."""
         query = {"task_id": task_id, "index": index, "delete": "false"}
         answer = self._call("GET", "/image", params=query)
         content_type = answer.headers.get("Content-Type", "")
@@ -521,7 +521,7 @@ class Client:
         return Image(answer.content, content_type, task_id, index)
 
     def images(self, task_id: str) -> list[Image]:
-        """All pictures that are stored of a task, fetched one by one."""
+        """Fetches all stored pictures of a task, one by one."""
         return [self.image(task_id, index) for index in range(self.status(task_id).images_done)]
 
     def images_as_stored(self, task_id: str) -> Iterator[Image]:
@@ -552,7 +552,7 @@ class Client:
         return self._call("GET", "/preview", params={"task_id": task_id}).content or None
 
     def archive(self, task_id: str) -> bytes:
-        """All pictures of a task that has ended, as a zip file."""
+        """Returns all pictures of an ended task as a zip file."""
         query = {"task_id": task_id, "all": "true", "delete": "false"}
         return self._call("GET", "/image", params=query).content
 
@@ -597,14 +597,14 @@ class Client:
         return _built(Queue, {**answer, "tasks": tasks}, answer)
 
     def models(self) -> Models:
-        """What mflux has; those that tasks may name (`allowed`) first."""
+        """Returns all models of mflux; those that tasks may name (`allowed`) come first."""
         answer = self._json("GET", "/models")
         models = [_built(Model, model) for model in _list(answer, "models")]
         loras = [str(lora.get("name")) for lora in _list(answer, "loras")]
         return _built(Models, {**answer, "models": models, "loras": loras}, answer)
 
     def events(self, *task_ids: str, last_event_id: int | None = None) -> Iterator[Event]:
-        """What happens, as it happens, across broken connections and restarts of the server.
+        """Yields events, across broken connections and restarts of the server.
 
         Of some tasks: first each as it stands, then what happens until all of them have ended. Of
         the whole queue: without end. Leaving the loop closes the connection.
@@ -703,11 +703,11 @@ class Client:
 
 
 _BROKEN = (requests.exceptions.ChunkedEncodingError, requests.exceptions.ContentDecodingError)
-"""The answer began to come."""
+"""The answer has begun."""
 
 
 class _ItWorked(Exception):
-    """The try did whose answer was lost."""
+    """The try whose answer was lost has worked."""
 
 
 class _Bearer(requests.auth.AuthBase):
@@ -723,7 +723,7 @@ class _Bearer(requests.auth.AuthBase):
 
 
 class _EventStream:
-    """Takes server-sent events apart, byte by byte."""
+    """A parser of server-sent events."""
 
     def __init__(self, last_id: int | None) -> None:
         self.last_id = last_id
@@ -818,7 +818,7 @@ def _form(texts: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _file(picture: Any) -> Any:
-    """The bytes of a picture, or what names it to the server."""
+    """Returns the bytes of a picture, or its reference on the server."""
     if isinstance(picture, Image):
         return picture.data
     if isinstance(picture, (bytes, bytearray, memoryview)):
@@ -862,7 +862,7 @@ def _not_mflux(message: str) -> MfluxError:
 
 
 def _refusal(answer: requests.Response) -> MfluxError:
-    """What an answer other than 200 says, whoever wrote it: the server or a proxy before it."""
+    """Returns the error of an answer other than 200, from the server or a proxy."""
     status = answer.status_code
     try:
         error = answer.json()["error"]
@@ -898,7 +898,7 @@ def _retry_after_s(headers: Mapping[str, str]) -> float | None:
 
 
 def _reason_of(error: BaseException) -> str:
-    """The words of the system, which requests wraps several times."""
+    """Returns the message of the system, which requests wraps several times."""
     if isinstance(error, requests.Timeout):
         return "it takes too long"
     inner: Any = error

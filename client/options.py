@@ -33,7 +33,7 @@ def _lora(text: str) -> str | dict[str, Any]:
 
 
 FIELDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "model": ("--model", {"metavar": "NAME", "help": "who draws; --models lists them"}),
+    "model": ("--model", {"metavar": "NAME", "help": "the model; --models lists them"}),
     "width": ("--width", {"type": int, "metavar": "PIXELS", "help": "of the picture"}),
     "height": ("--height", {"type": int, "metavar": "PIXELS", "help": "of the picture"}),
     "steps": ("--steps", {"type": int, "metavar": "N", "help": "of denoising"}),

@@ -1,4 +1,4 @@
-"""What the command shows: a bar in time, and pictures in terminals that can."""
+"""Output of the command: a progress bar, and pictures in terminals that support them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Waiting:
         self._trouble = f"{failure.message.rstrip('.')}; trying again"
 
     def tick(self) -> None:
-        """Show what is known now; time goes on between two answers."""
+        """Updates the bar; the countdown continues between two answers."""
         if self._latest is None:
             return
         status, received_at = self._latest
@@ -78,12 +78,12 @@ class Waiting:
             self._bar.clear()
 
     def close(self) -> None:
-        """Take the line away."""
+        """Removes the line."""
         if self._bar is not None:
             self._bar.close()
 
     def _say(self, what: str, line: str) -> None:
-        """Once for each status."""
+        """Prints a line for each status."""
         if what not in (self._said, *ENDED):
             self._said = what
             print(line, file=self._stream, flush=True)
@@ -136,7 +136,7 @@ def duration(seconds: float) -> str:
 def picture_protocol(environment: Mapping[str, str]) -> str | None:
     """How this terminal shows pictures: kitty, iterm2 or not at all."""
     if environment.get("TMUX") or environment.get("TERM", "").startswith("screen"):
-        return None  # they let neither through
+        return None  # they do not pass on either protocol
     program = environment.get("TERM_PROGRAM", "")
     if (
         environment.get("KITTY_WINDOW_ID")
@@ -150,7 +150,7 @@ def picture_protocol(environment: Mapping[str, str]) -> str | None:
 
 
 def picture_escape(data: bytes, protocol: str, columns: int) -> str:
-    """What to print for the picture to appear; empty if it cannot.
+    """Returns the escape sequence that shows a picture; empty if it cannot be shown.
 
     kitty takes PNG alone: others need Pillow.
     """

@@ -1,1 +1,1 @@
-"""Foreign APIs in front of the queue: they translate, and have no rules of their own."""
+"""Foreign APIs, translated to the native one."""

@@ -1,4 +1,4 @@
-"""AUTOMATIC1111's API under /sdapi/v1: what its clients send becomes a task like any other.
+"""AUTOMATIC1111's API under /sdapi/v1. Its requests become tasks.
 
 a1111_lists.py has what its clients ask around a picture: options, models, samplers.
 """
@@ -108,7 +108,7 @@ class A1111Routes:
             if named is None and checkpoint.model is not calls.allowed.default:
                 named = checkpoint.model.name
             started = self._start(asked, placed_pictures(asked, named, calls))
-        # Its pictures are not held while the caller waits.
+        # The pictures are freed while the caller waits.
         asked = asked.model_copy(update={"init_images": [], "mask": None})
         return self._drawn(asked, *started)
 
@@ -174,7 +174,7 @@ class A1111Routes:
         return json_response(A1111PngInfo(info=info, items={**texts}, parameters=made))
 
     def _named_model(self, asked: TextToImage) -> str | None:
-        """The model that this request names, if there is one of this name."""
+        """Returns the model that this request names, if it exists."""
         return self._checkpoint.named(asked.override_settings.get("sd_model_checkpoint"))
 
     def _start(self, asked: TextToImage, placed: dict[str, Any]) -> tuple[Call, GenerationParams]:
@@ -212,7 +212,7 @@ class A1111Routes:
 
 
 def _caller() -> Caller:
-    """The caller, as far as it can be identified: these clients name no task."""
+    """Identifies the caller, because these clients do not name tasks."""
     headers = request.headers
     return (
         request.remote_addr or "",

@@ -11,7 +11,7 @@ from images import png_of_size, to_base64, with_png_text
 from task import GenerationParams, Task
 
 AT_LEAST_SHOWN = 0.01
-"""Progress of a task that waits: clients take 0 for idle."""
+"""Progress of a waiting task: clients read 0 as idle."""
 
 
 def images_answer(asked: TextToImage, finished: Finished, hires: Hires) -> A1111Images:

@@ -1,4 +1,4 @@
-"""Which caller waits for which task: AUTOMATIC1111's progress and interrupt name none."""
+"""Maps callers to their tasks, because progress and interrupt of AUTOMATIC1111 name no task."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,7 +12,7 @@ Caller = tuple[str, ...]
 
 
 class Callers:
-    """Any thread may call."""
+    """Thread-safe."""
 
     def __init__(self, queue: QueueManager) -> None:
         self._queue = queue
@@ -34,20 +34,20 @@ class Callers:
                 self._interrupted.discard(task_id)
 
     def present(self, caller: Caller) -> Task | None:
-        """The task of this caller that is furthest: it runs, or is the first of those that wait."""
+        """Returns the running task of this caller, or its first waiting one."""
         with self._lock:
             task_ids = list(self._tasks.get(caller, ()))
         views = [view for task_id in task_ids if (view := self._unfinished(task_id))]
         return min(views, key=_end_s, default=None)
 
     def interrupt(self, caller: Caller) -> None:
-        """Stop the present task of this caller, and no other one."""
+        """Stops the current task of this caller, and no other one."""
         view = self.present(caller)
         if view is None:
             return
         with self._lock:
             if view.task_id not in self._tasks.get(caller, ()):
-                return  # it has just been answered
+                return  # its call has just ended
             self._interrupted.add(view.task_id)
         with suppress(Gone, UnknownTask):
             self._queue.delete(view.task_id)

@@ -7,7 +7,7 @@ from compat.sync_calls import SyncCalls
 from models.model_catalog import Model
 
 HASH = re.compile(r"\s*\[[^\[\]]*\]$")
-"""What AUTOMATIC1111 writes behind the name of a model."""
+"""The hash after the name of a model."""
 ENDING = re.compile(r"\.(safetensors|sft|ckpt|gguf)$", re.IGNORECASE)
 
 

@@ -1,4 +1,4 @@
-"""From a body of AUTOMATIC1111's API to the fields of /generate."""
+"""Translates a body of AUTOMATIC1111's API to the fields of /generate."""
 
 import re
 import secrets
@@ -27,7 +27,7 @@ NAMES = {
     "guidance": "cfg_scale",
     "upscale": "hr_scale",
 }
-"""What our fields are called here, where they have another name."""
+"""Fields of /generate that have another name in this API."""
 RANDOM_SEEDS = 2**32
 """AUTOMATIC1111's, which every client can hold."""
 DEFAULT_SIDE = 512
@@ -40,10 +40,10 @@ MOST_UPSCALE = 4.0
 
 @dataclass(frozen=True)
 class Hires:
-    """What the hires fix of a request means."""
+    """The hires fix of a request."""
 
     upscale: float | None
-    """Factor for the upscaler; None: it has nothing to do."""
+    """Factor of the upscaler; None: no upscaling."""
     size: tuple[int, int] | None
     """Of the finished images in pixels, where the request gives one."""
 
@@ -148,7 +148,7 @@ def is_inverted(asked: TextToImage) -> bool:
 
 
 def _guidance(asked: TextToImage, model: Model, calls: SyncCalls) -> float | None:
-    """FLUX's guidance is another quantity than CFG, and 7 of it ruins a picture."""
+    """Maps CFG to guidance. FLUX has another kind of guidance, for which 7 is far too high."""
     if Takes.GUIDANCE not in model.takes:
         return None
     if model.family.startswith("flux"):
@@ -181,7 +181,7 @@ def _without_tags(prompt: str, calls: SyncCalls, model: Model) -> tuple[str, lis
 
 
 def _scale(values: Sequence[str]) -> float:
-    """The first value after a LoRA's name; 1 where there is none, or no number."""
+    """Returns the first value after the name of a LoRA; 1 if it is missing or not a number."""
     try:
         scale = float(values[0]) if values else 1.0
     except ValueError:

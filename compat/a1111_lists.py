@@ -1,4 +1,4 @@
-"""What AUTOMATIC1111's clients ask around a picture: options, models, samplers, memory."""
+"""The other routes of AUTOMATIC1111's API: options, models, samplers, memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +27,7 @@ OPTIONS: dict[str, Any] = {
     "show_progress_every_n_steps": 1,
     "enable_pnginfo": True,
 }
-"""Those that clients read; none of them changes anything."""
+"""The options that clients read. They have no effect."""
 EMPTY_LISTS = (
     "latent-upscale-modes",
     "sd-vae",
@@ -47,7 +47,7 @@ NOTHING_TO_DO = {
     "refresh-vae": "there are none",
     "refresh-embeddings": "there are none",
 }
-"""Routes that take POST, and why they do nothing."""
+"""POST routes without an effect, with the reason."""
 A_LIST = {"type": "array", "items": {"type": "object"}}
 AN_OBJECT = {"type": "object"}
 ALWAYS_EMPTY = {
@@ -187,7 +187,7 @@ class A1111Lists:
 
 
 def without_effect(name: str, url_prefix: str) -> Blueprint:
-    """The routes that have nothing to list or to do."""
+    """Adds the routes without content or effect."""
     blueprint = Blueprint(name, __name__, url_prefix=url_prefix)
     for path in EMPTY_LISTS:
         empty = _described("Always empty", ALWAYS_EMPTY)(lambda: jsonify([]))

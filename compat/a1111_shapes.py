@@ -1,4 +1,4 @@
-"""What goes in and out of AUTOMATIC1111's API, as far as this server knows it."""
+"""Bodies and answers of AUTOMATIC1111's API."""
 
 from math import isfinite
 from typing import Annotated, Any
@@ -20,7 +20,7 @@ def _seed(value: object) -> object:
 
 
 def _whole(value: object) -> object:
-    """Clients send 512.0 and 512.5; AUTOMATIC1111 cuts them off."""
+    """Rounds down numbers such as 512.5, as AUTOMATIC1111 does."""
     return int(value) if isinstance(value, float) and isfinite(value) else value
 
 
@@ -140,7 +140,7 @@ class A1111State(Answer):
 
 
 class A1111Progress(BaseModel):
-    """Of the caller's own task."""
+    """The progress of the caller's own task."""
 
     progress: float = Field(0.0, description="0 to 1; exactly 0 when idle.")
     eta_relative: float = Field(0.0, description="Forecast seconds until the images are ready.")
@@ -162,7 +162,7 @@ class A1111PngInfo(Answer):
 
 
 class A1111Error(BaseModel):
-    """Every error of this API."""
+    """An error of this API."""
 
     error: str = Field(description="Stable, for programs.")
     detail: str = Field(description="One sentence.")

@@ -1,4 +1,4 @@
-"""Bodies of foreign requests: null and empty count as absent, the unknown is ignored.
+"""Bodies of foreign requests: null and empty count as absent, unknown fields are ignored.
 
 A field that is never used takes any value (`Any`). A field that only some models use is marked
 IF_USED: a value that cannot be used is an error only in a request that uses it.
@@ -66,7 +66,7 @@ def used(value: Value, name: str) -> Value:
 
 Asked = TypeVar("Asked", bound=Body)
 MAX_ITEMS = 100
-"""Of any list."""
+"""Largest number of items of a list."""
 
 
 def read_body(shape: type[Asked], body: Mapping[str, Any]) -> Asked:

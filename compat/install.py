@@ -28,7 +28,7 @@ A1111_PREFIX = "/sdapi/v1"
 
 @dataclass(frozen=True)
 class ForeignOptions:
-    """What the operator has set."""
+    """Options of the operator."""
 
     sync_max_wait_s: float = 280.0
     clamp: bool = True

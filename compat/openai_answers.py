@@ -23,7 +23,7 @@ SIGN_OF_LIFE_AFTER = 15
 """Looks at a quiet task, of a second each, after which a stream says that it is alive."""
 
 Preview = Callable[[str], bytes | None]
-"""The picture of a running task so far, by task_id, where there is one."""
+"""Returns the preview of a running task by task_id, or None."""
 
 
 def images_response(finished: Finished, url: str | None) -> ImagesResponse:
@@ -96,7 +96,7 @@ def _events(
 
 
 class _PartialImages:
-    """Previews of a task at even distances, as far as there are any."""
+    """Previews of a task at even intervals."""
 
     def __init__(self, most: int, kind: str, preview: Preview) -> None:
         self._most, self._kind, self._preview = most, kind, preview
@@ -104,7 +104,7 @@ class _PartialImages:
         self._latest: bytes | None = None
 
     def next(self, task: Task) -> str | None:
-        """The event of the next one, if it is due."""
+        """Returns the event of the next preview if it is due."""
         if self._sent >= self._most:
             return None
         picture = self._preview(task.task_id)  # which are made as long as a client asks

@@ -7,7 +7,7 @@ from compat.openai_shapes import OpenAIError, OpenAIErrorBody
 from errors import Problem
 
 FOLLOWED_RETRY_S = 60
-"""SDKs wait for Retry-After up to so many seconds; above, they try again at once."""
+"""SDKs respect Retry-After up to so many seconds; above, they try again at once."""
 
 
 def openai_status(http_status: int) -> int:

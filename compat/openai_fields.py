@@ -1,4 +1,4 @@
-"""From a body of the OpenAI Images API to the fields of /generate."""
+"""Translates a body of the OpenAI Images API to the fields of /generate."""
 
 import re
 from typing import Any
@@ -22,7 +22,7 @@ NAMES = {
     "format": "output_format",
     "quality": "output_compression",
 }
-"""What our fields are called here, where they have another name."""
+"""Fields of /generate that have another name in this API."""
 BACKGROUNDS = ("transparent", "opaque")
 SIZE = re.compile(r"\s*([0-9]{1,5})\s*[xX*×]\s*([0-9]{1,5})\s*")  # noqa: RUF001
 IMAGE_FIELD = re.compile(r"image(\[[0-9]{0,3}\])?")

@@ -1,4 +1,4 @@
-"""The OpenAI Images API under /v1: what its clients send becomes a task like any other."""
+"""The OpenAI Images API under /v1. Its requests become tasks."""
 
 import re
 from hashlib import sha256
@@ -191,7 +191,7 @@ class OpenAIRoutes:
         return json_response(self._model(name))
 
     def _drawn(self, asked: OpenAIGeneration, call: Call, kind: str) -> Response:
-        """The answer once the images are drawn, or the stream in which they come."""
+        """Returns the answer when the images are finished, or a stream."""
         if asked.stream:
             return streamed(call, asked.partial_images, kind, self._preview)
         with call:
@@ -217,7 +217,7 @@ class OpenAIRoutes:
             client_key=_client_key(),
             hung_up=gone_check(),
         )
-        fields.clear()  # its pictures are not held while the caller waits
+        fields.clear()  # the pictures are freed while the caller waits
         return call
 
     def _url(self, call: Call) -> str:
@@ -235,6 +235,6 @@ def _usual_form(model: str | None) -> str:
 
 
 def _client_key() -> str | None:
-    """Keys of this API are no keys of another."""
+    """Returns an idempotency key that is separate from keys of other APIs."""
     key = request.headers.get("Idempotency-Key", "").strip()
     return f"openai:{sha256(key.encode()).hexdigest()}" if key else None

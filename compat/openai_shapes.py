@@ -1,4 +1,4 @@
-"""What goes in and out of the OpenAI Images API, as far as this server knows it."""
+"""Bodies and answers of the OpenAI Images API."""
 
 from typing import Annotated, Any, Literal
 
@@ -80,7 +80,7 @@ class OpenAIGeneration(Body):
 
 
 NULLS = ("null", "undefined")
-"""What JavaScript writes into a form for these values."""
+"""The texts of null and undefined in forms of JavaScript clients."""
 
 
 class OpenAIEdit(OpenAIGeneration):
@@ -110,7 +110,7 @@ class TokenDetails(Answer):
 
 
 class Usage(Answer):
-    """Nothing is billed here."""
+    """Token usage, always 0."""
 
     input_tokens: int = Field(0, description="Not counted here.")
     output_tokens: int = Field(0, description="Not counted here.")
@@ -166,6 +166,6 @@ class OpenAIErrorBody(BaseModel):
 
 
 class OpenAIError(BaseModel):
-    """Every error of this API."""
+    """An error of this API."""
 
     error: OpenAIErrorBody = Field(description="What went wrong.")

@@ -1,4 +1,4 @@
-"""Which of our fields the pictures of a foreign request go into, and with which model."""
+"""Chooses fields and model for the images of a foreign request."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Calls that answer with the picture: a task in the queue, and a caller that waits for it."""
+"""Calls that answer with the finished image: a task and a caller that waits for it."""
 
 import logging
 from collections import Counter
@@ -42,13 +42,13 @@ from task import GenerationParams, Task, TaskStatus
 log = logging.getLogger(__name__)
 
 MOST_CANCELLED = 1000
-"""Cancelled tasks that are remembered, for callers that have just submitted the same key."""
+"""Number of cancelled tasks that are remembered for callers that submit the same key."""
 LOOK_S = 1.0
-"""After so many seconds without news, see whether the caller is still there."""
+"""Seconds without an event after which the connection of the caller is checked."""
 KEY = "Idempotency-Key"
 NO_OTHER_NAMES: Mapping[str, str] = {}
 CLAMPED_TO = 2
-"""More steps than so many times the model's default do not make a better picture."""
+"""Steps are limited to so many times the default of the model."""
 DRAWING_ERRORS = (
     InvalidInput,
     BodyTooLarge,
@@ -66,7 +66,7 @@ DRAWING_ERRORS = (
     StorageUnavailable,
     NoWorker,
 )
-"""What such a call may answer instead of a picture."""
+"""Errors of such a call."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Finished:
 
 
 class SyncCalls:
-    """What the foreign APIs share. Any thread may call.
+    """The calls that the foreign APIs share. Thread-safe.
 
     Args:
         max_wait_s: longest forecast wait with which a call is taken; 0: no limit.
@@ -105,7 +105,7 @@ class SyncCalls:
         self._max_wait_s = max_wait_s
         self._lock = Lock()
         self._callers: Counter[str] = Counter()
-        """Callers that wait, by task_id."""
+        """Number of waiting callers by task_id."""
         self._cancelled: LRUCache[str, Event] = LRUCache(MOST_CANCELLED)
         """Tasks whose last caller has left, by task_id; the event is set when they have ended."""
 
@@ -240,7 +240,7 @@ class SyncCalls:
 
 
 class Call:
-    """One caller that waits for one task."""
+    """A caller that waits for a task."""
 
     def __init__(
         self,
@@ -289,7 +289,7 @@ class Call:
         return Finished(images, params)
 
     def ended(self) -> Task:
-        """The task, once it has ended.
+        """Waits until the task has ended and returns it.
 
         Raises:
             TaskFailed: it failed.
@@ -299,7 +299,7 @@ class Call:
         if task.status is TaskStatus.FAILED:
             raise TaskFailed(task.error)
         if not task.images_done:
-            self.image(0)  # which says why there is none
+            self.image(0)  # raises with the reason
         return task
 
     def image(self, index: int) -> bytes:
@@ -311,7 +311,7 @@ class Call:
         return self._queue.image(self.task_id, index)[0]
 
     def fetched(self) -> None:
-        """The images were handed over and may go."""
+        """Marks the images as fetched."""
         note_fetched(self._queue, self._places, self.task_id)
 
     def close(self) -> None:

@@ -3,7 +3,7 @@
 mflux applies the keys that it knows and ignores the others. So an adapter of another model draws
 without an effect, and a broken one fails only after the loaded model has made room. Here the
 header of the file is compared with mflux's own table of keys, which takes milliseconds, on any
-thread. One of the files that know mflux and mlx.
+thread. Depends on mflux and mlx.
 """
 
 import importlib
@@ -18,28 +18,28 @@ from models.model_catalog import LoadSpec
 from models.weight_files import ArrayInfo, BadWeightFile, read_header
 
 BLOCK = "{block}"
-"""In mflux's patterns: the number of a block."""
+"""Placeholder for the number of a block in mflux's patterns."""
 MATRICES = ("lora_A", "lora_B")
 FLOATS = ("F16", "BF16", "F32")
 
 
 class Target(NamedTuple):
-    """Where the array of a key goes."""
+    """The layer and matrix that an array belongs to."""
 
     layer: str
     matrix: str
     """lora_A, lora_B, alpha, ..."""
     whole: bool
-    """Whether it goes there as it is; else a part of it does."""
+    """Whether the whole array belongs there, or a part of it."""
 
 
 class Fit(NamedTuple):
-    """How far an adapter's keys match a model."""
+    """How many keys of a LoRA match a model."""
 
     matched: int
     keys: int
     reason: str = ""
-    """Why the adapter cannot be used; empty: it can."""
+    """Why the LoRA cannot be used; empty: it can be used."""
 
 
 Sizes = Mapping[str, tuple[int, int]]
@@ -49,7 +49,7 @@ Sizes = Mapping[str, tuple[int, int]]
 def check_adapters(
     weights: LoadSpec, lora_path: Callable[[str], str], sizes: Sizes | None = None
 ) -> tuple[str, ...]:
-    """Check the files of the adapters that weights name; those not downloaded yet are not checked.
+    """Checks the LoRA files of a load spec; files that are not downloaded yet are not checked.
 
     Args:
         sizes: of the model's layers, if they are known.
@@ -78,7 +78,7 @@ def check_adapters(
 
 
 def check_values(weights: LoadSpec, lora_path: Callable[[str], str]) -> None:
-    """Read the adapters that weights name, array by array. Takes a second for each gigabyte.
+    """Reads the values of the LoRAs of a load spec. Takes a second per gigabyte.
 
     Raises:
         UnusableAdapter: a value is NaN or infinite.
@@ -129,7 +129,7 @@ def layer_sizes(pipeline: Any) -> dict[str, tuple[int, int]]:
 
 
 def raised_by_adapter(error: BaseException) -> bool:
-    """Whether an exception comes from mflux's code for adapters."""
+    """Whether an exception was raised by mflux's code for LoRAs."""
     seen: BaseException | None = error
     while seen is not None:
         trace = seen.__traceback__
@@ -183,7 +183,7 @@ def _compared(path: Path, version: tuple[int, int, int], family: str) -> tuple[F
 
 @cache
 def _known_keys(family: str) -> dict[str, list[Target]]:
-    """What mflux applies to the models of a family: keys of adapters, with BLOCK for a number."""
+    """Returns the LoRA keys that mflux applies to a family, with BLOCK for a number."""
     from mflux.models.common.lora.mapping.lora_loader import LoRALoader
 
     known: dict[str, list[Target]] = {}
@@ -209,7 +209,7 @@ def _mappings(family: str) -> Iterator[Any]:
 
 
 def _targets_of(key: str, known: Mapping[str, list[Target]]) -> Iterator[Target]:
-    """As mflux matches keys: BLOCK stands for one of the numbers in the key."""
+    """Matches a key like mflux: BLOCK is one of the numbers in the key."""
     yield from known.get(key, ())
     for number in re.finditer(r"\d+", key):
         block = str(int(number[0])) if len(number[0]) < 6 else ""
@@ -220,7 +220,7 @@ def _targets_of(key: str, known: Mapping[str, list[Target]]) -> Iterator[Target]
 
 
 def _inconsistency(arrays: Arrays) -> str:
-    """What of an adapter cannot be applied to any model; empty: nothing."""
+    """Returns why the LoRA cannot be applied to any model; empty: it can."""
     for layer, parts in arrays.items():
         down, up = (parts.get(matrix, (None,))[0] for matrix in MATRICES)
         if down is None and up is None:
@@ -235,7 +235,7 @@ def _inconsistency(arrays: Arrays) -> str:
 
 
 def _misfit(arrays: Arrays, sizes: Sizes) -> str:
-    """What of an adapter has other sizes than the layers of a model; empty: nothing."""
+    """Returns which sizes of the LoRA differ from the layers of the model; empty: none."""
     for layer, parts in arrays.items():
         if layer not in sizes:
             continue

@@ -1,6 +1,6 @@
-"""NaN and infinity in what a model computes: noticed, instead of drawn as a black picture.
+"""Detects NaN and infinity in computed values, which would give a black picture.
 
-One of the files that know mflux and mlx.
+Depends on mflux and mlx.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ def check_finite(array: Any, what: str) -> None:
     """Evaluate an MLX array and check its values.
 
     Args:
-        what: what it is, for the message.
+        what: name of the values, for the message.
 
     Raises:
         NotFinite: a value is NaN or infinite.
@@ -30,7 +30,7 @@ def check_finite(array: Any, what: str) -> None:
 
 
 def check_decoded_pictures() -> None:
-    """Let mflux check each picture before it turns it into bytes, where NaN becomes black.
+    """Makes mflux check each picture before the conversion to bytes, where NaN becomes black.
 
     All of mflux's classes go through ImageUtil.to_pil, the upscalers too. Calling this again
     changes nothing.

@@ -1,6 +1,6 @@
-"""mflux's classes: built from weights, called with a task's params, and what they write into files.
+"""Builds mflux's classes, calls them with the params of a task, and returns their metadata.
 
-One of the files that know mflux and mlx.
+Depends on mflux and mlx.
 """
 
 import importlib
@@ -31,7 +31,7 @@ ENCODERS = (
     "_encode_prompts_with_images",
     "_encode_instruction",
 )
-"""Methods that encode a prompt, in the classes that would do it again for each picture."""
+"""Methods that encode a prompt, in the classes without a cache."""
 COMPILED_STEP = "_predict"
 PICTURES_OF_A_COMPILED_STEP = 100
 """Then it is compiled again: MLX keeps what it compiled for each size and guidance."""
@@ -39,7 +39,7 @@ NOT_OF_THE_PARAMS = ("generation_time_seconds", "created_at", "model_path")
 """Metadata of mflux that differ when a picture is made again, or contain a path of this machine."""
 PATHS = ("image_path", "controlnet_image_path", "masked_image_path", "depth_image_path")
 SWITCHES = ("verify", "use_step_cache")
-"""Parameters that only say whether the field that fills them is given."""
+"""Boolean parameters: whether their field is given."""
 TRANSPARENT_PROMPT = (
     "This is an RGBA image with transparency. {} The image has alpha channel and the background is "
     "transparent."
@@ -49,7 +49,7 @@ LISTS_OF_PATHS = ("image_paths", "redux_image_paths")
 
 
 def build(weights: LoadSpec, data_dir: Path, lora_path: Callable[[str], str]) -> Any:
-    """One of mflux's classes with its weights, not yet evaluated; downloads what is missing.
+    """Builds a class of mflux with its weights, not yet evaluated. Downloads missing files.
 
     Args:
         data_dir: where the tiny models are built.
@@ -74,7 +74,7 @@ def build(weights: LoadSpec, data_dir: Path, lora_path: Callable[[str], str]) ->
 
 
 def check_files(model: Model) -> None:
-    """Check the headers of the weights that are on this machine.
+    """Checks the headers of the weights on this machine.
 
     Raises:
         ModelLoadError: a file is broken.
@@ -89,7 +89,7 @@ def check_files(model: Model) -> None:
 
 
 def fetch(weights: LoadSpec, data_dir: Path, lora_path: Callable[[str], str]) -> None:
-    """Download what build() would, in a process that ends afterwards.
+    """Downloads the files that build() needs. To be called in a separate process.
 
     Builds the class, with an `mx.eval` that computes nothing: some classes evaluate their weights
     as soon as they are made, and these are whole, not quantized. Downloading by patterns
@@ -211,7 +211,7 @@ def _remembering(
 
 
 def arguments(stage: Stage, inputs: Path) -> dict[str, Any]:
-    """What generate_image of a stage's class is called with, for one picture.
+    """Returns the arguments of generate_image for one picture of a stage.
 
     Args:
         inputs: the folder of the pictures that the params name.
@@ -243,14 +243,14 @@ def arguments(stage: Stage, inputs: Path) -> dict[str, Any]:
 
 
 def _prompt(params: GenerationParams, pipeline: Pipeline) -> str:
-    """What mflux reads as the prompt."""
+    """Returns the prompt for mflux."""
     if pipeline.cutout and not params.prompt:
         from mflux.models.fibo.variants.edit.util import FIBO_EDIT_RMBG_DEFAULT_JSON_PROMPT
 
         return str(FIBO_EDIT_RMBG_DEFAULT_JSON_PROMPT)
     if params.background == "transparent" and pipeline.alpha_references:
         return TRANSPARENT_PROMPT.format(params.prompt)
-    return params.prompt or " "  # mflux makes no token at all of ""
+    return params.prompt or " "  # mflux makes no token of ""
 
 
 def picture_of(generated: Any, stage: Stage, inputs: Path) -> Image.Image:
@@ -310,7 +310,7 @@ def _checked(path: str | None) -> str | None:
 
 
 def explain(error: Exception, model: Model) -> str:
-    """One sentence: what went wrong while loading, and what the operator can do."""
+    """Returns an error while loading as one sentence, with what the operator can do."""
     import httpx
     from huggingface_hub import errors as hub
 

@@ -1,4 +1,4 @@
-"""The picture so far of a running task: small, made only while somebody looks.
+"""Small previews of running tasks, made only while a client requests them.
 
 Latents become colours by a linear map of each latent and its eight neighbours, which is nearly free
 and good enough to see what comes. It is learned by least squares from finished pictures, their last
@@ -37,11 +37,11 @@ FAMILIES = PACKED | PLANES
 SHARE = 0.03
 """Part of the worker's time that previews may take."""
 WATCHED_S = 10.0
-"""Who asked so long ago, or in the latest two steps, still looks."""
+"""Seconds. Previews are made if one was requested in this time, or in the latest two steps."""
 LEARN_FROM = 8
-"""Pictures from which a map is learned."""
+"""Number of pictures from which a map is learned."""
 LATENTS_OF_EACH = 4096
-"""Of these pictures, at most."""
+"""Largest number of pixels that are used of one picture."""
 RIDGE = 1e-3
 KEPT = 8
 """Previews, and tasks that somebody looks at: 100 times as many."""
@@ -49,7 +49,7 @@ KEPT = 8
 
 @dataclass
 class _Map:
-    """From the channels of latents to a colour, with what it was learned from."""
+    """A linear map from latent channels to a colour, with the sums it was learned from."""
 
     weights: Array | None = None
     pictures: int = 0
@@ -79,12 +79,12 @@ class _Map:
 
 @dataclass
 class Sketch:
-    """What the worker has of the picture it draws, for the hook between its steps."""
+    """The preview of one picture, updated by the hook between the steps."""
 
     task_id: str = ""
     family: str = ""
     decoder: str = ""
-    """Pictures of the same decoder share a map."""
+    """The decoder; pictures of the same decoder share a map."""
     step_at: float = 0.0
     step_before_at: float = 0.0
     """When the latest steps ended; monotonic clock."""
@@ -99,7 +99,7 @@ class Previews:
     def __init__(self, *, on: bool = True, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.on = on
         self.made = 0
-        """JPEGs, since the start."""
+        """Number of JPEGs since the start."""
         self.on_new: Callable[[str], None] = lambda task_id: None
         """Called with the id of a task that has a newer preview, on the thread that made it."""
         self._monotonic = monotonic
@@ -115,7 +115,7 @@ class Previews:
     # -- HTTP threads -----------------------------------------------------------------------------
 
     def look(self, task_id: str) -> bytes | None:
-        """The latest preview of a task, JPEG; more are made while somebody looks."""
+        """Returns the latest preview of a task (JPEG) and requests further ones."""
         with self._lock:
             self._looked_at[task_id] = self._monotonic()
             return self._jpegs.get(task_id)
@@ -123,7 +123,7 @@ class Previews:
     # -- the worker thread ------------------------------------------------------------------------
 
     def turn_to(self, task_id: str) -> None:
-        """The pictures from now on are of this task."""
+        """The next pictures belong to this task."""
         self._now = Sketch(task_id)
 
     def begin(self, family: str, decoder: str) -> None:
@@ -132,7 +132,7 @@ class Previews:
         self._now = Sketch(self._now.task_id, family, decoder, at, at)
 
     def must_generate(self) -> bool:
-        """Whether draw() has to be called now. Called once after each step."""
+        """Whether draw() must be called now. Called once after each step."""
         now, at = self._now, self._monotonic()
         since = min(at - WATCHED_S, now.step_before_at)
         now.step_before_at, now.step_at, self._started_at = now.step_at, at, at
@@ -160,16 +160,16 @@ class Previews:
             self._thread.put(partial(self._draw, self._now.task_id, self._map_of(self._now), copy))
 
     def may_learn(self) -> bool:
-        """Whether keep() and learn() are of use."""
+        """Whether keep() and learn() have an effect."""
         now = self._now
         return self.on and now.family in FAMILIES and self._map_of(now).pictures < LEARN_FROM
 
     def keep(self, latents: Any, width: int, height: int) -> None:
-        """The last latents of a picture, 32 bit floats."""
+        """Takes the last latents of a picture, 32 bit floats."""
         self._now.final = _arranged(latents, self._now.family, width, height)
 
     def learn(self, picture: Image.Image) -> None:
-        """What became of the latents that were kept."""
+        """Takes the picture that the kept latents became."""
         final, self._now.final = self._now.final, None
         if final is not None:
             self._thread.put(partial(self._learn, self._map_of(self._now), final, picture))
@@ -228,7 +228,7 @@ def _arranged(latents: Any, family: str, width: int, height: int) -> Array | Non
 
 
 def _with_neighbours(latents: Array) -> Array:
-    """A row for each latent: the channels of it and of those around it, and a constant."""
+    """Returns a row per latent: its channels, those of its neighbours, and a constant."""
     rows, columns, channels = latents.shape
     around = np.pad(latents, ((1, 1), (1, 1), (0, 0)), mode="edge")
     known = np.ones((rows, columns, 9 * channels + 1), np.float32)
@@ -240,7 +240,7 @@ def _with_neighbours(latents: Array) -> Array:
 
 
 def _main_directions(latents: Array) -> Array:
-    """Colours for latents of which nothing is known: what varies most is brightness, what varies
+    """Returns colours before a map is learned: the main direction is brightness, the next ones
     less tints it."""
     flat = latents.reshape(-1, latents.shape[-1])
     flat = flat - flat.mean(axis=0)

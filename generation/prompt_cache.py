@@ -1,4 +1,4 @@
-"""The text embeddings of the prompts used last: memory that mflux would never give back."""
+"""Caches text embeddings of recent prompts, with a limit of memory."""
 
 from collections.abc import Hashable
 from typing import Any
@@ -16,7 +16,7 @@ class PromptCache(LRUCache[Hashable, Any]):
 
     def __init__(self, max_bytes: int) -> None:
         super().__init__(max_bytes, lambda embeddings: min(_size_of(embeddings), max_bytes))
-        self._fresh: set[Hashable] = set()  # kept, but perhaps not evaluated
+        self._fresh: set[Hashable] = set()  # cached, but perhaps not evaluated
 
     def __setitem__(self, prompt: Hashable, embeddings: Any) -> None:
         super().__setitem__(prompt, embeddings)
@@ -27,14 +27,14 @@ class PromptCache(LRUCache[Hashable, Any]):
         self._fresh.discard(prompt)
 
     def evaluate(self) -> None:
-        """Let MLX compute what is still lazy."""
+        """Evaluates the lazy embeddings."""
         import mlx.core as mx
 
         mx.eval([array for key in self._fresh for array in _arrays(self[key])])
         self._fresh.clear()
 
     def forget_fresh(self) -> None:
-        """Drop what may never have been evaluated: its picture failed."""
+        """Drops embeddings that may not be evaluated, because their picture failed."""
         for key in list(self._fresh):
             del self[key]
 

@@ -1,6 +1,6 @@
 """mflux's callbacks during one picture: steps reported, values checked, previews made.
 
-One of the files that know mflux and mlx.
+Depends on mflux and mlx.
 """
 
 import logging
@@ -36,7 +36,7 @@ class StepHook:
         self._steps_total = 0
 
     def end(self) -> None:
-        """The picture is drawn, or failed."""
+        """The picture is finished or failed."""
         self.report = _report_to_nobody
         self._latents = None
 
@@ -92,7 +92,7 @@ def _without_noise(t: int, before: Any, after: Any, config: Any) -> Any:
 
 @contextmanager
 def harmless(what: str) -> Iterator[None]:
-    """For extras: an error there is logged, and the picture goes on."""
+    """Logs errors of optional work; the picture continues."""
     try:
         yield
     except Exception:

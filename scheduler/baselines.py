@@ -1,4 +1,4 @@
-"""The forecasts with which later ones are compared: steadiness, reasons, and how good they were.
+"""The forecasts that later ones are compared with: steadiness, reasons, accuracy.
 
 Not thread-safe: the scheduler calls it under its lock.
 """
@@ -16,10 +16,10 @@ STEADY_S, STEADY_SHARE = 1.0, 0.02
 
 @dataclass(frozen=True)
 class Baseline:
-    """What was forecast for a task when its status changed last, or the server started."""
+    """The forecast of a task when its status changed last, or the server started."""
 
     at: float
-    """Reading of the monotonic clock."""
+    """Monotonic seconds."""
     forecast: Forecast
     newest: int
     """Highest sequence of all tasks until then."""
@@ -60,7 +60,7 @@ class Baselines:
         self._newest_claimed = max(self._newest_claimed, task.sequence)
 
     def improve(self, task: Task, forecast: Forecast) -> None:
-        """A forecast that has become earlier is the one that later ones are compared with."""
+        """An earlier forecast becomes the baseline."""
         baseline, at = self._latest[task.task_id], self._monotonic()
         if at + forecast.end_s < baseline.at + baseline.forecast.end_s:
             self._latest[task.task_id] = Baseline(at, forecast, baseline.newest, baseline.gaps)
@@ -71,7 +71,7 @@ class Baselines:
         self._submitted.pop(task.task_id, None)
 
     def outcome(self, task: Task) -> Outcome | None:
-        """How the forecast at submit compares with the truth, of a task that is done now. None: it
+        """Compares the forecast at submit with the true duration of a finished task. None: it
         was not made by this process, or the process was stopped meanwhile."""
         submitted = self._submitted.get(task.task_id)
         if submitted is None or self._gaps() != submitted.gaps:

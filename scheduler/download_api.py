@@ -1,4 +1,4 @@
-"""What the thread of the downloads calls."""
+"""The calls of the download thread."""
 
 import logging
 
@@ -16,7 +16,7 @@ class DownloadApi:
         self._downloads = scheduler.downloads
 
     def next_download(self) -> LoadSpec | None:
-        """The weights to download next; waits until there are some. None: the server stops."""
+        """Waits for weights to download and returns them. None: the server is stopping."""
         scheduler, downloads = self._scheduler, self._downloads
         with scheduler.lock:
             scheduler.wake_downloads.wait_for(

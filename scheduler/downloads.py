@@ -12,22 +12,22 @@ from models.model_catalog import LoadSpec, Model
 from task import Task
 
 USUAL_BYTES_PER_S = 20e6
-"""Assumed until a download has been measured."""
+"""Assumed speed before the first measurement."""
 PACE_AFTER_S = 5.0
 FAILURE_KEPT_S = 300.0
 
 
 @dataclass
 class Download:
-    """The download that is running."""
+    """The running download."""
 
     spec: LoadSpec
     bytes_done: int
-    """On disk so far."""
+    """Bytes on disk so far."""
     began_at: float
-    """Reading of the monotonic clock."""
+    """Monotonic seconds."""
     bytes_before: int
-    """On disk when it began."""
+    """Bytes on disk when it began."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Pending:
     missing: tuple[LoadSpec, ...]
     load_s: float
     work_s: float
-    """Of the GPU and the encoder, as forecast when it came."""
+    """Seconds of GPU and encoder, forecast at submit."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class PendingWait:
 
     task: Task
     pos: int
-    """Tasks that wait for downloads and run before it."""
+    """Number of tasks that wait for downloads and run before it."""
     start_s: float
     end_s: float
 
@@ -105,7 +105,7 @@ class Downloads:
         self._pending.pop(task.task_id, None)
 
     def order(self, spec: LoadSpec) -> None:
-        """Download these weights, though no task waits for them."""
+        """Download these weights, even if no task waits for them."""
         self._ordered.setdefault(spec.model.name, spec)
 
     def next_missing(self) -> LoadSpec | None:
@@ -141,7 +141,7 @@ class Downloads:
             self.pace_known = True
 
     def snapshot(self) -> Download | None:
-        """The running download, as it stands."""
+        """Returns the state of the running download."""
         return copy(self.current)
 
     def interrupt(self) -> None:
@@ -155,7 +155,7 @@ class Downloads:
         self._failures[model.name] = (self._monotonic(), message)
 
     def failure(self, model: Model) -> str | None:
-        """Why a recent download of this model failed."""
+        """Returns the error of a recent download of this model."""
         at, message = self._failures.get(model.name, (0.0, ""))
         return message if message and self._monotonic() - at < FAILURE_KEPT_S else None
 

@@ -1,4 +1,4 @@
-"""What the stages of a task take: their work under the key of its law of time, and seconds.
+"""Work and predicted seconds of the stages of a task.
 
 Not thread-safe: its owner holds a lock.
 """
@@ -11,7 +11,7 @@ from task import SIDE_STEP, Stage
 from timing_model import Confidence, Durations, TimingModel, Work
 
 WORKS_KEPT = 1_000
-"""Of the stages asked about last; each holds its params in memory."""
+"""Size of the cache of stages; each holds its params in memory."""
 
 
 class Estimates:
@@ -23,7 +23,7 @@ class Estimates:
 
     @property
     def version(self) -> tuple[int, int]:
-        """Changes with whatever changes an estimate."""
+        """Changes when an estimate changes."""
         return self._timing.version, self._bits_version
 
     def bits(self, spec: LoadSpec) -> int | None:
@@ -40,12 +40,12 @@ class Estimates:
         return True
 
     def load_key(self, spec: LoadSpec) -> str:
-        """What takes the same time to load: the model and its quantization."""
+        """Returns the key of the loading time: model and quantization."""
         bits = self.bits(spec)
         return f"{spec.model.name}/q{bits}" if bits else spec.model.name
 
     def timing_key(self, stage: Stage) -> str:
-        """What shares one law of time: the model, its quantization, and whatever changes a step's
+        """Returns the key of the timing law: the model, its quantization, and what changes a step's
         work: guidance above 1, with which most models run each step twice, and input images."""
         model, params = stage.load_spec.model, stage.params
         key = self.load_key(stage.load_spec)
@@ -105,7 +105,7 @@ class Estimates:
         )
 
     def coefficients(self, timing_key: str, parameters_b: float) -> tuple[float, ...]:
-        """Seconds of the GPU for each feature of a Work."""
+        """Returns the GPU seconds per feature of a Work."""
         return self._timing.coefficients(timing_key, parameters_b)
 
     def load_s(self, spec: LoadSpec) -> float:

@@ -22,9 +22,9 @@ from threading import Event as Flag
 from supervision import SupervisedThread
 
 KEPT = 10_000
-"""Events, and tasks whose latest event is known."""
+"""Largest number of kept events, and of tasks whose latest event is known."""
 AT_ONCE = 4
-"""Listeners that are woken together."""
+"""Number of listeners that are woken together."""
 PAUSE_S = 0.01
 """After that: several times what it costs to wake them and to send them something."""
 
@@ -34,11 +34,11 @@ class EventKind(StrEnum):
     RUNNING = "running"  # claimed
     STEP = "step"  # a phase was reached or a step has ended
     IMAGE = "image"  # one of several images is stored
-    PREVIEW = "preview"  # there is a newer picture so far
+    PREVIEW = "preview"  # there is a newer preview
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"
-    REMOVED = "removed"  # the record of an ended task has gone
+    REMOVED = "removed"  # the record of an ended task was removed
 
 
 ENDS = frozenset({EventKind.DONE, EventKind.FAILED, EventKind.CANCELLED})
@@ -70,7 +70,7 @@ class EventLog:
         self._now = now
         self._pause_s = pause_s
         self._lock = Condition()
-        """Guards all that follows; notified when there is news for listeners."""
+        """Protects the attributes below; notified when there are events for listeners."""
         self._events: deque[Event] = deque()
         self._last_id = self._forgotten = max(int(now() * 1000), above + 1)
         self._latest: OrderedDict[str, int] = OrderedDict()  # by task, the latest at the end
@@ -92,11 +92,11 @@ class EventLog:
 
     @property
     def listeners(self) -> int:
-        """How many listeners wait at this moment."""
+        """Number of waiting listeners."""
         return len(self._listeners)
 
     def version(self, task_id: str) -> int:
-        """The id of the latest event of a task, or of the server's start; never falls."""
+        """The id of the latest event of a task, or of the start of the server; never decreases."""
         with self._lock:
             return self._version(task_id)
 
@@ -121,7 +121,7 @@ class EventLog:
     def wait(
         self, after: int, timeout_s: float, task_ids: Collection[str] | None = None
     ) -> list[Event]:
-        """Events that came after this id, as soon as there is one; none when time is up or the
+        """Waits for events after this id and returns them; none if the time is over or the
         server stops.
 
         Args:
@@ -184,7 +184,7 @@ class EventLog:
         if task_ids is not None and all(self._version(task_id) <= after for task_id in task_ids):
             return []
         found: list[Event] = []
-        for event in reversed(self._events):  # what is new is at the end
+        for event in reversed(self._events):  # new events are at the end
             if event.id <= after:
                 break
             if task_ids is None or event.task_id in task_ids:

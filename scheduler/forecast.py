@@ -27,11 +27,11 @@ P90_OF_DOWNLOADS = 1.5
 
 @dataclass(frozen=True)
 class _Lane:
-    """A machine from now on. Seconds from now."""
+    """The future of a machine, in seconds from now."""
 
     machine: Machine
     gpu_free_s: float
-    """Until its GPU has no running task any more."""
+    """Seconds until its GPU is free."""
     encoder_free_s: float
     running: list[tuple[Task, Forecast]]
     """Its running tasks, in the order of their claims."""
@@ -45,7 +45,7 @@ class _Start:
     start_s: float
     load_s: float
     loads: int
-    """Loads of weights on that machine up to this task, its own included."""
+    """Number of loads on that machine up to this task, its own included."""
 
 
 class Forecaster:
@@ -79,7 +79,7 @@ class Forecaster:
         self._monotonic = monotonic
 
     def of(self, task: Task) -> Forecast:
-        """The forecast of a task that waits or runs."""
+        """Returns the forecast of a waiting or running task."""
         lanes = self._lanes()
         for lane in lanes:
             for running, forecast in lane.running:
@@ -92,7 +92,7 @@ class Forecaster:
         return self._waiting(task, position, start, self._schedule.durations(position))
 
     def of_new(self, task: Task, missing: tuple[LoadSpec, ...] = ()) -> Forecast:
-        """The forecast of a task as if it were submitted now.
+        """Returns the forecast of a task as if it were submitted now.
 
         Args:
             missing: the weights that it would have to wait for.
@@ -164,7 +164,7 @@ class Forecaster:
             yield task, partial(_forecast, position, start, durations, factor)
 
     def prepare(self) -> None:
-        """Walk through the schedule now, after a change, rather than at the next question."""
+        """Computes the forecasts now, after a change, and not at the next request."""
         if len(self._machines) == 1:
             self._planner.plan((0.0,))
 
@@ -293,7 +293,7 @@ class Forecaster:
         )
 
     def _p90_factor(self, task: Task, durations: Durations) -> float:
-        """The 90 % quantile of a forecast as a multiple of it."""
+        """Returns the 90 % quantile of a forecast as a multiple of it."""
         if durations.confidence is Confidence.NONE:
             return P90_WITHOUT_KNOWLEDGE
         return self._spread.p90_factor(task.priority)

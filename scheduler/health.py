@@ -24,13 +24,13 @@ class ServerState(StrEnum):
 
 
 class Health:
-    """Any thread may call and read."""
+    """Thread-safe."""
 
     def __init__(self) -> None:
         self.load_failed = False
         """The server's own model cannot be loaded: the server ends."""
         self.storage_error: str | None = None
-        """Why the disk has refused something; None: it works, or was tried with success since."""
+        """The last error of the disk; None: it works."""
         self.last_error: str | None = None
         self._refusals = 0
         self._refusals_at_probe = 0
@@ -47,7 +47,7 @@ class Health:
 
     @contextmanager
     def noting_storage(self, *, probing: bool = False) -> Iterator[None]:
-        """Remember that the disk refused; only storage_works() forgets it.
+        """Stores an error of the disk; only storage_works() clears it.
 
         Args:
             probing: this gives a better reason than what was refused first.
@@ -64,7 +64,7 @@ class Health:
 
     @contextmanager
     def accepting(self) -> Iterator[None]:
-        """Refuse without a try while the disk refuses; else as noting_storage."""
+        """Raises at once while the disk refuses; else as noting_storage."""
         if self.storage_error is not None:
             raise StorageUnavailable(
                 f"The server cannot store anything now and accepts nothing: {self.storage_error}"
@@ -99,19 +99,19 @@ class QueueHealth:
 
 @dataclass(frozen=True)
 class Stats:
-    """What was learned, and how good the forecasts are."""
+    """What was learned, and the accuracy of the forecasts."""
 
     timing_key: str
     """The server's own model and its quantization."""
     samples: int
-    """Images learned from."""
+    """Number of learned images."""
     load_s: float
     durations: list[tuple[int, Durations]]
     """For square images of STATS_SIDES pixels, with the model's default steps."""
     outcomes: int
-    """Forecasts at submit that could be compared with the truth."""
+    """Number of forecasts at submit with a known true duration."""
     median_error: float | None
-    """Of |forecast - truth| / truth."""
+    """Median of |forecast - truth| / truth."""
     share_inside_p90: float | None
     tasks_last_hour: int
     busy_share: float

@@ -1,4 +1,4 @@
-"""The clock that decides how long something is kept, and what the next start must know of it."""
+"""The clock of retention, and its state for the next start."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from storage.clock_store import ClockStore
 RESERVED_IDS = 1_000_000
 """Of events, noted on disk in advance. Half of them last for longer than PRUNE_EVERY_S."""
 CLOCK_CHANGE_S = 1.0
-"""A smaller distance between two clocks is not noted."""
+"""Smaller differences between two clocks are not stored."""
 
 
 class KeepClock:

@@ -281,7 +281,7 @@ class Schedule:
         after = then.start_s[position + 1 : -1] + then.load_s[position + 1 :]
         return np.maximum(after - before, 0.0)
 
-    # -- inside ---------------------------------------------------------------------------------
+    # -- private ---------------------------------------------------------------------------------
 
     def _row(self, position: int) -> int:
         """Of the first stage of the task at this position."""

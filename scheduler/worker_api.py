@@ -227,7 +227,7 @@ class WorkerApi:
     def stop(self, drain_s: float = 0.0) -> None:
         self._scheduler.stop(drain_s)
 
-    # -- inside -----------------------------------------------------------------------------------
+    # -- private -----------------------------------------------------------------------------------
 
     def _run(self, task_id: str, attempt: int) -> Run | None:
         """(locked) None: the task runs no more, or not this attempt; the worker has stopped it."""

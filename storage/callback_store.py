@@ -12,7 +12,7 @@ class Callback:
     task_id: str
     url: str
     tries: int
-    """Those that failed."""
+    """Number of failed tries."""
     due_at: float
     """Seconds of the KeepClock."""
 
@@ -28,7 +28,7 @@ class CallbackStore:
             connection.execute("INSERT INTO callbacks (task_id, url) VALUES (?, ?)", (task_id, url))
 
     def next(self) -> Callback | None:
-        """Of the tasks that have ended, the one that is due first."""
+        """Returns the callback that is due first, of the ended tasks."""
         with self._database.reading() as connection:
             row = connection.execute(
                 "SELECT callbacks.* FROM callbacks JOIN tasks USING (task_id)"
@@ -38,7 +38,7 @@ class CallbackStore:
         return row and Callback(**row)
 
     def put_off(self, task_id: str, due_at: float) -> None:
-        """A try has failed."""
+        """Stores the time of the next try, after a failed one."""
         with self._database.transaction() as connection:
             connection.execute(
                 "UPDATE callbacks SET tries = tries + 1, due_at = ? WHERE task_id = ?",

@@ -1,4 +1,4 @@
-"""The data dir itself: one server uses it at a time, and only its user can read it."""
+"""The data dir: its lock (one server at a time) and its access rights (only its user)."""
 
 import errno
 import fcntl
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 OWN_NAMES = {"images", "inputs", "lock", "downloads", "tiny-models"}
 DATABASE = "tasks.sqlite3"
 NO_LOCKS_HERE = {errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
-"""What a network file system answers to a lock on a folder."""
+"""Errors of network file systems that cannot lock a folder."""
 
 
 def own(data_dir: Path) -> ExitStack:

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 Row = sqlite3.Row
 DAMAGED = (ValueError, TypeError)
-"""What reading a damaged record raises."""
+"""Exceptions that reading a damaged record raises."""
 BUSY_S = 1.0
 """Seconds that a change waits for a lock of another process."""
 REFUSING = {
@@ -37,7 +37,7 @@ REFUSING = {
     sqlite3.SQLITE_CANTOPEN,
     sqlite3.SQLITE_PERM,
 }
-"""Errors of a disk that refuses, which may pass; all others are damage."""
+"""Temporary errors of the disk; all others mean that the database is damaged."""
 
 MIGRATIONS = (
     """
@@ -155,7 +155,7 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All that is changed inside, or nothing; one inside another one is part of that."""
+        """A transaction: all changes or none. An inner one is part of the outer one."""
         with self._writing() as connection:
             if connection.in_transaction:  # inside another one, which commits
                 yield connection
@@ -171,13 +171,13 @@ class Database:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """No other thread changes anything meanwhile."""
+        """Excludes changes by other threads."""
         with self._write_lock:
             yield
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """What was committed; not for use inside a transaction."""
+        """Reads committed data. Not to be used inside a transaction."""
         with self._read_lock, _refusals():
             yield self._reader
 
@@ -193,7 +193,7 @@ class Database:
                 connection.execute("PRAGMA synchronous = FULL")
 
     def probe(self) -> None:
-        """Write something and remove it again."""
+        """Writes something and removes it again."""
         with self.transaction() as connection:
             connection.execute("INSERT OR REPLACE INTO loads VALUES ('', 0)")
             connection.execute("DELETE FROM loads WHERE model = ''")
@@ -207,7 +207,7 @@ class Database:
                 "restart the server."
             )
 
-    # -- inside -----------------------------------------------------------------------------------
+    # -- private -----------------------------------------------------------------------------------
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -281,7 +281,7 @@ def _is_refusal(error: sqlite3.Error) -> bool:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Which file it is, by its device and inode; None: there is none."""
+    """Returns device and inode of a file; None: there is no file."""
     try:
         found = path.stat()
     except OSError:

@@ -97,7 +97,7 @@ class EndedTasks:
         return all_fetched
 
     def settle(self) -> None:
-        """Write what the database has refused before."""
+        """Writes the changes that the database has refused before."""
         for task_id, fetch in list(self.unwritten.fetched.items()):
             self._write_fetched(task_id, fetch.indexes, fetch.at)
             self.unwritten.fetched.pop(task_id, None)
@@ -106,7 +106,7 @@ class EndedTasks:
             self.unwritten.removed.pop(task_id, None)
 
     def images(self) -> tuple[int, int]:
-        """How many tasks are kept with images, and the bytes of these."""
+        """Returns the number of tasks with images, and the bytes of these."""
         with self._database.reading() as connection:
             row = connection.execute(
                 "SELECT count(*), coalesce(sum(image_bytes), 0) FROM tasks"
@@ -171,7 +171,7 @@ class EndedTasks:
                 self._files.remove_image(name)
         self._files.keep_inputs_of(row["task_id"] for row in rows if row["status"] in UNFINISHED)
 
-    # -- inside -----------------------------------------------------------------------------------
+    # -- private -----------------------------------------------------------------------------------
 
     def _write_drop(self, task_id: str, reason: str, gone_at: float | None) -> None:
         with self._database.transaction() as connection:

@@ -70,7 +70,7 @@ class FileStore:
             raise _cannot_write(error) from error
 
     def read_image(self, task_id: str, index: int) -> bytes | None:
-        """None: there is no such file."""
+        """Returns the bytes of an image; None: there is no such file."""
         try:
             return (self._images / image_name(task_id, index)).read_bytes()
         except FileNotFoundError:
@@ -90,7 +90,7 @@ class FileStore:
             self.remove_image(name)
 
     def inputs_of(self, task_id: str) -> Path:
-        """The folder with the pictures that a task starts from, if there are any."""
+        """Returns the folder with the input images of a task, or None."""
         return self._inputs / task_id
 
     def reserve_inputs(self, task_id: str, size_bytes: int, limit_bytes: int) -> bool:
@@ -124,7 +124,7 @@ class FileStore:
                 self._input_bytes.pop(task_id, None)
 
     def names(self) -> set[str]:
-        """Of all image files, whatever they are. Raises OSError."""
+        """Returns the names of all files in the folder of images. Raises OSError."""
         return {path.name for path in _entries(self._images)}
 
     def keep_inputs_of(self, task_ids: Iterable[str]) -> None:
@@ -133,7 +133,7 @@ class FileStore:
         for path in _entries(self._inputs):
             with suppress(OSError):
                 if path.is_symlink() or not path.is_dir():
-                    path.unlink()  # nothing of ours
+                    path.unlink()  # not a folder of this server
                 elif path.name not in known:
                     shutil.rmtree(path)
                 else:
@@ -162,7 +162,7 @@ class FileStore:
 
 
 def image_name(task_id: str, index: int) -> str:
-    """Of an image's file; the first one has the name that it had when a task had just one."""
+    """Returns the file name of an image. The first one is named by the task id alone."""
     return f"{task_id}.{index}" if index else task_id
 
 

@@ -10,7 +10,7 @@ UNFINISHED = (TaskStatus.WAITING, TaskStatus.RUNNING)
 
 
 class Tombstone(str):
-    """Why a task that once was is gone."""
+    """Why a task was removed."""
 
 
 def task_of(row: Row) -> Task:

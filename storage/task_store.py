@@ -41,7 +41,7 @@ FETCHED_AT_END = (
 
 @dataclass(frozen=True)
 class End:
-    """When a task ended."""
+    """The end of a task."""
 
     ended_at: float
     """Unix seconds."""
@@ -162,7 +162,7 @@ class TaskStore:
         self._files.discard_inputs(task_id)
 
     def find(self, task_id: str) -> Task | Tombstone | None:
-        """A task, or why it was removed, or None if it is unknown."""
+        """Returns a task, or why it was removed, or None if it is unknown."""
         if removed := self.ended.unwritten.removed.get(task_id):
             return Tombstone(removed.reason)
         with self._database.reading() as connection:
@@ -336,10 +336,10 @@ class TaskStore:
         return self._files.read_image(task_id, index)
 
     def inputs_of(self, task_id: str) -> Path:
-        """The folder with the pictures that a task needs, if it needs any."""
+        """Returns the folder with the input images of a task, or None."""
         return self._files.inputs_of(task_id)
 
-    # -- inside ---------------------------------------------------------------------------------
+    # -- private ---------------------------------------------------------------------------------
 
     def _move(self, task: Task, to: TaskStatus, assignments: str, **values: Any) -> bool:
         """The one statement that changes a status; returns whether this call changed it."""

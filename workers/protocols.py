@@ -21,7 +21,7 @@ class Generator(Protocol):
         """Free all weights."""
 
     def generate(self, stage: Stage, inputs: Path, report: Report) -> Drawn:
-        """Make one picture, with weights that are loaded.
+        """Generates one picture. The weights must be loaded.
 
         Args:
             inputs: folder of the pictures that the stage's params name.
