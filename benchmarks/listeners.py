@@ -138,6 +138,20 @@ def main() -> None:
                     time.sleep(0.01)
         for process in (server, listeners, client):
             process.close()
+    report(results, loads, received, (quiet, loaded))
+
+
+def report(
+    results: Results,
+    loads: dict[int, list[Load]],
+    received: dict[int, list[float]],
+    late_s: tuple[dict[int, list[list[float]]], ...],
+) -> None:
+    """Writes the tables; all values by number of listeners.
+
+    Args:
+        late_s: without load, and under load.
+    """
     results.table(
         "/status",
         ("listeners", "req/s", "of none", "p99 ms", "p99 of none"),
@@ -161,7 +175,7 @@ def main() -> None:
                 median(received[count]),
                 *(
                     1e3 * median([percentile(late, percent) for late in measured[count]])
-                    for measured in (quiet, loaded)
+                    for measured in late_s
                     for percent in (50, 99)
                 ),
             )

@@ -15,6 +15,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from threading import Event
 
@@ -128,10 +129,9 @@ def main() -> None:
         for number in range(rounds):
             for bench in benches:
                 bench.status_us.append(bench.server.call(DeepServer.status_us))
-            for route in ROUTES:
-                for connections in CONNECTIONS:
-                    for bench in benches[:: 1 if number % 2 else -1]:
-                        bench.measure(client, route, connections, seconds)
+            for route, connections in product(ROUTES, CONNECTIONS):
+                for bench in benches[:: 1 if number % 2 else -1]:
+                    bench.measure(client, route, connections, seconds)
         for bench in benches:
             bench.server.close()
     client.close()
