@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Half of the time, a test waits: more processes than two cores keep both busy.
+TEST_PROCESSES ?= 4
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test lint format bench chaos pages pins clean
@@ -14,7 +16,7 @@ serve: $(VENV)/.serves ## install what is missing, then serve on http://127.0.0.
 	@exec $(BIN)/python server.py $(ARGS)
 
 test: $(VENV)/.tests ## run the tests; some of them: make test ARGS="tests/test_worker.py"
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.tests ## ruff and mypy
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ from the models that validate requests and shape answers, errors from errors.py.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, TypeVar
 
 from flasgger import Swagger, swag_from
@@ -81,7 +82,7 @@ NATIVE_ERRORS = ErrorShape(
     lambda problem: {"error": {"code": problem.code, "message": problem.message}},
     status=int,
 )
-ForeignSchemas = Iterable[tuple[type[BaseModel], Literal["validation", "serialization"]]]
+ForeignSchemas = tuple[tuple[type[BaseModel], Literal["validation", "serialization"]], ...]
 
 
 def documented(
@@ -234,17 +235,26 @@ class _AnswerSchemas(GenerateJsonSchema):
 
 
 def _schemas(limits: Limits, foreign: ForeignSchemas) -> dict[str, Any]:
+    request = request_schema(limits, SCHEMAS + "{model}")
+    schemas = {
+        **answer_schemas(foreign),
+        **request.pop("$defs"),
+        "GenerateRequest": request,
+        "GenerateRequestForm": _as_form(request),
+    }
+    return {name: _openapi_3_0(schema) for name, schema in schemas.items()}
+
+
+@cache
+def answer_schemas(foreign: ForeignSchemas) -> dict[str, Any]:
+    """JSON schemas of all answers and of the foreign APIs, which no option changes."""
     _, generated = models_json_schema(
         [*((answer, "serialization") for answer in ANSWERS), *foreign],
         ref_template=SCHEMAS + "{model}",
         schema_generator=_AnswerSchemas,
     )
     schemas: dict[str, Any] = generated["$defs"]
-    request = request_schema(limits, SCHEMAS + "{model}")
-    schemas |= request.pop("$defs")
-    schemas["GenerateRequest"] = request
-    schemas["GenerateRequestForm"] = _as_form(request)
-    return {name: _openapi_3_0(schema) for name, schema in schemas.items()}
+    return schemas
 
 
 def _as_form(request: dict[str, Any]) -> dict[str, Any]:

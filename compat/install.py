@@ -24,6 +24,7 @@ from task import Memory
 
 OPENAI_PREFIX = "/v1"
 A1111_PREFIX = "/sdapi/v1"
+FOREIGN_SCHEMAS: ForeignSchemas = (*SCHEMAS_OF_OPENAI, *SCHEMAS_OF_A1111)
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def install_foreign_apis(
     app.register_blueprint(blueprint_of(a1111, "a1111", A1111_PREFIX))
     app.register_blueprint(blueprint_of(lists, "a1111_lists", A1111_PREFIX))
     app.register_blueprint(without_effect("a1111_without_effect", A1111_PREFIX))
-    return (*SCHEMAS_OF_OPENAI, *SCHEMAS_OF_A1111)
+    return FOREIGN_SCHEMAS
 
 
 def foreign_error(path: str, problem: Problem) -> tuple[object, int, dict[str, str]] | None:

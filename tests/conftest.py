@@ -57,6 +57,26 @@ needs_chromium = pytest.mark.skipif(
 )
 
 
+LONGEST = (
+    "test_page.py",
+    "test_crashes.py",
+    "test_pipelines.py",
+    "test_models.py",
+    "test_api.py",
+    "test_disk_faults.py",
+    "test_malformed.py",
+    "test_compat_malformed.py",
+    "test_http_server.py",
+    "test_keeping.py",
+)
+"""Files that take longest: they start first, so that all processes end at about the same time."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(LONGEST)))
+
+
 def allow(*names: str, **options: Any) -> Allowed:
     """What a server with these models allows."""
     models = []
@@ -277,6 +297,12 @@ class ServerProcess:
         code = self.process.wait(15)
         self._reader.join(5)
         return code
+
+    def refused(self) -> tuple[int, str]:
+        """Exit code and log of a start that ends by itself."""
+        code = self.process.wait(START_TIMEOUT_S)
+        self._reader.join(5)
+        return code, "".join(self.log)
 
     def _read_log(self) -> None:
         assert self.process.stderr is not None

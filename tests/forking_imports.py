@@ -7,6 +7,8 @@ from forking import clean_environment
 
 os.environ.update(clean_environment())  # Hugging Face's libraries read it when they are imported
 
+from api.api_docs import answer_schemas
+from compat.install import FOREIGN_SCHEMAS
 from models.mflux_registry import read_catalog
 from models.mlx_setup import prepare_mlx
 
@@ -19,4 +21,5 @@ for name in (
     "transformers.models.t5.tokenization_t5",
 ):
     importlib.import_module(name)
-read_catalog()  # cached
+read_catalog()  # cached, as are the schemas
+answer_schemas(FOREIGN_SCHEMAS)

@@ -382,9 +382,9 @@ def test_two_hundred_concurrent_submissions_lose_and_double_nothing(server: Serv
 
 
 def test_callers_that_stall_do_not_block_status(start_server: StartServer) -> None:
-    """Half-sent bodies, and answers of 27 MB that are asked for and not read: more than threads."""
-    server = start_server("--model", "tiny", "--threads", "4", "--max-pixels", "16777216")
-    task_id = server.submit(width=4096, height=2048, steps=1, format="PNG")["task_id"]
+    """Half-sent bodies, and answers of 13 MB that are asked for and not read: more than threads."""
+    server = start_server("--model", "tiny", "--threads", "4")
+    task_id = server.submit(width=2048, height=2048, steps=1, format="PNG")["task_id"]
     server.wait_until_ended(task_id)
     stalled = []
     for number in range(12):
@@ -431,7 +431,7 @@ def test_a_done_task_has_its_timings(server: ServerProcess) -> None:
 
 
 def test_the_wait_of_a_running_task_shrinks_and_counts_its_steps(server: ServerProcess) -> None:
-    task_id = server.submit(**LONG)["task_id"]
+    task_id = server.submit(width=1024, height=1024, steps=100)["task_id"]
     seen: list[tuple[int, int]] = []
 
     def ended(status: dict[str, Any]) -> bool:

@@ -247,7 +247,9 @@ def test_a_compressed_body_unpacks_to_a_bounded_size() -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"x", gzip.compress(b"{}")[:-3], gzip.compress(b"{}") + b"x"]
+    "body",
+    [b"", b"x", gzip.compress(b"{}")[:-3], gzip.compress(b"{}") + b"x"],
+    ids=["empty", "one byte", "cut off", "more behind its end"],
 )
 def test_a_broken_compressed_body_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidInput, match=r"compressed|Content-Encoding"):

@@ -91,8 +91,8 @@ def test_what_is_read_from_the_source_is_what_the_imported_classes_say() -> None
     """Of all classes that the catalog uses; imports every family of mflux, which takes a while."""
     sources = mflux_registry._Sources()
     for name in {pipeline.name for _, pipeline in PIPELINES}:
-        module, node = sources._classes[name]
-        real = class_of(module, name)
+        node = sources._class(name)
+        real = class_of(sources.module(name), name)
         for method in ("generate_image", "__init__"):
             required, optional = sources._parameters(node, method)
             known = {

@@ -73,9 +73,9 @@ def log_of(server: ServerProcess) -> str:
 
 # -- kill -9, again and again -------------------------------------------------------------------
 
-KILLS = ["starting"] * 7 + ["loading"] * 6 + ["running"] * 5 + ["encoding"] * 3
+KILLS = ["starting"] * 4 + ["loading"] * 3 + ["running"] * 3 + ["encoding"] * 2
 """The moments at which one life is ended, in shuffled order."""
-SAMPLE = 30
+SAMPLE = 10
 """Pictures of one life that are drawn once more, for comparison."""
 
 
@@ -291,7 +291,7 @@ def test_kill_9_at_any_moment_loses_and_doubles_nothing(tmp_path: Path) -> None:
             life.server.stop()
         check_records(life, stories, unanswered=sum(client.unanswered for client in clients))
         check_logs(life)
-    assert sum(len(life.servers) - 1 for life, _ in lives) >= 40
+    assert sum(len(life.servers) - 1 for life, _ in lives) == 2 * len(KILLS)
 
 
 def check_stories(life: Life, stories: list[Story]) -> None:
@@ -394,7 +394,7 @@ def test_sigterm_in_any_phase_exits_0_and_the_tasks_are_done_after_the_next_star
     """A long task is interrupted repeatedly. A graceful stop does not count as an attempt."""
     server = start_server("--model", "tiny", environment={})  # a forked one has loaded at once
     assert server.get("/health").json()["status"] == "loading"
-    first = server.submit(width=2048, height=2048, steps=20, seed=1)["task_id"]
+    first = server.submit(width=1536, height=1536, steps=20, seed=1)["task_id"]
     second = server.submit(seed=2)["task_id"]
     ends: dict[str, Callable[[dict[str, Any]], bool]] = {
         "loading": lambda status: status["status"] == "waiting",

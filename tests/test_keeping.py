@@ -24,7 +24,7 @@ def test_a_restart_keeps_the_order_the_pictures_and_what_was_learned(
     server.wait_until_ended(kept)
     image = server.get("/image", task_id=kept, delete="false").content
     timings = server.get("/status", task_id=kept).json()["timings"]
-    running = server.submit(**LONG)["task_id"]
+    running = server.submit(width=1024, height=1024, steps=100)["task_id"]
     server.wait_for(running, lambda s: s["steps_done"] >= 1)
     normal = [server.submit()["task_id"] for _ in range(3)]
     urgent = server.submit(priority=True)["task_id"]

@@ -24,7 +24,7 @@ from schemathesis.checks import CHECKS, load_all_checks
 
 load_all_checks()
 SETTINGS = settings(
-    max_examples=60,
+    max_examples=30,
     derandomize=True,
     deadline=None,
     database=None,

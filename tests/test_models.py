@@ -429,13 +429,13 @@ def test_a_download_without_a_network_ends_with_one_sentence(tmp_path: Path) -> 
 
 
 def test_a_download_of_what_is_there_ends_well_and_of_what_is_not_known_is_refused(
-    tmp_path: Path,
+    tmp_path: Path, start_server: StartServer
 ) -> None:
     ended = run_server("--download", "tiny", "--data-dir", str(tmp_path))
     assert (ended.returncode, ended.stdout) == (0, "The weights of tiny are on this machine.\n")
-    ended = run_server("--download", "devil", "--data-dir", str(tmp_path))
-    assert ended.returncode == 2
-    assert "there is no model 'devil'" in ended.stderr
+    code, log = start_server("--download", "devil", wait=False).refused()
+    assert code == 2
+    assert "there is no model 'devil'" in log
 
 
 @pytest.mark.parametrize(
@@ -448,12 +448,12 @@ def test_a_download_of_what_is_there_ends_well_and_of_what_is_not_known_is_refus
     ],
 )
 def test_a_bad_choice_of_models_ends_the_start_with_one_line(
-    arguments: tuple[str, ...], words: str, tmp_path: Path
+    arguments: tuple[str, ...], words: str, start_server: StartServer
 ) -> None:
-    ended = run_server("--data-dir", str(tmp_path), "--port", "0", *arguments)
-    assert ended.returncode == 2
-    assert words in ended.stderr
-    assert len(ended.stderr.strip().splitlines()) == 1
+    code, log = start_server(*arguments, wait=False).refused()
+    assert code == 2
+    assert words in log
+    assert len(log.strip().splitlines()) == 1
 
 
 def test_a_folder_without_weights_fails_the_tasks_that_name_it(

@@ -51,10 +51,17 @@ document.addEventListener("securitypolicyviolation", (event) =>
 
 
 class Visitor:
-    """One person with a separate browser context, and all errors seen in it."""
+    """One person with a separate browser context, and all errors seen in it.
+
+    Animations are off by default: without a GPU they take most of the time of a test.
+    """
 
     def __init__(self, browser: Browser, url: str, **options: Any) -> None:
-        options = {"viewport": {"width": 1360, "height": 900}, "service_workers": "block"} | options
+        options = {
+            "viewport": {"width": 1360, "height": 900},
+            "service_workers": "block",
+            "reduced_motion": "reduce",
+        } | options
         self.context: BrowserContext = browser.new_context(**options)
         self.context.add_init_script(VIOLATIONS)
         self.page: Page = self.context.new_page()
@@ -198,7 +205,7 @@ def test_the_page_is_served_with_strict_headers_and_kept_by_the_browser_until_it
 def test_a_picture_is_generated_viewed_varied_used_as_input_and_removed(  # noqa: PLR0915
     visit: Visit, served: ServerProcess
 ) -> None:
-    me = visit().open()
+    me = visit(reduced_motion="no-preference").open()
     expect(me["#empty"]).to_be_visible()
     me["#n"].fill("2")
     me["#format"].select_option("PNG")
@@ -635,7 +642,7 @@ def test_the_theme_follows_the_system_until_the_user_chooses_one(
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_no_serious_accessibility_problem(visit: Visit, scheme: str) -> None:
-    me = visit(color_scheme=scheme, reduced_motion="reduce").open()
+    me = visit(color_scheme=scheme).open()
     me["#model"].select_option("tiny-z-image")
 
     def check(name: str) -> None:
@@ -655,6 +662,7 @@ def test_axe_finds_no_serious_accessibility_problem(visit: Visit, scheme: str) -
     me["#model"].select_option("dev")
     me.draw("a picture that fails")
     expect(me.card("a picture that fails")).to_contain_text("Failed.")
+    expect(me["#toasts"]).to_be_empty()
     me["#model"].select_option("tiny-z-image")
     me.draw_for_long("a picture that runs")
     me.draw("a picture that waits")

@@ -816,7 +816,7 @@ def test_the_queue_follows_its_rules_through_any_history() -> None:
     run_state_machine_as_test(
         QueueRules,
         settings=settings(
-            max_examples=100,
+            max_examples=60,
             stateful_step_count=40,
             deadline=None,
             derandomize=True,

@@ -123,42 +123,43 @@ def test_options_come_from_the_environment_and_the_command_line_wins(
     ],
 )
 def test_a_bad_option_is_refused_by_name(
-    run_server: RunServer, arguments: list[str], said: str
+    start_server: StartServer, arguments: list[str], said: str
 ) -> None:
-    ended = run_server(*arguments)
-    assert ended.returncode == 2
-    assert said in ended.stderr
-    assert "Traceback" not in ended.stderr
+    code, log = start_server(*arguments, wait=False).refused()
+    assert code == 2
+    assert said in log
+    assert "Traceback" not in log
 
 
 def test_a_port_in_use_ends_the_start_with_one_sentence(
-    run_server: RunServer, server: ServerProcess
+    start_server: StartServer, server: ServerProcess
 ) -> None:
     port = server.url.rsplit(":", 1)[1]
-    ended = run_server("--model", "tiny", "--port", port)
-    assert ended.returncode == 1
-    assert ended.stderr.splitlines()[-1] == (
+    code, log = start_server("--model", "tiny", "--port", port, wait=False).refused()
+    assert code == 1
+    assert log.splitlines()[-1] == (
         f"server.py: cannot listen on 127.0.0.1, port {port}: it is in use. "
         "Choose another one with --port, or stop what listens there."
     )
-    assert "Traceback" not in ended.stderr
+    assert "Traceback" not in log
 
 
-def test_an_unavailable_host_ends_the_start_with_one_sentence(run_server: RunServer) -> None:
-    ended = run_server("--model", "tiny", "--port", "0", "--host", "999.1.1.1")
-    assert ended.returncode == 1
-    assert "cannot listen on 999.1.1.1" in ended.stderr
-    assert "Traceback" not in ended.stderr
+def test_an_unavailable_host_ends_the_start_with_one_sentence(start_server: StartServer) -> None:
+    code, log = start_server("--model", "tiny", "--host", "999.1.1.1", wait=False).refused()
+    assert code == 1
+    assert "cannot listen on 999.1.1.1" in log
+    assert "Traceback" not in log
 
 
 def test_a_data_dir_that_cannot_be_made_is_one_clear_sentence(
-    run_server: RunServer, tmp_path: Path
+    start_server: StartServer, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
-    ended = run_server("--model", "tiny", "--port", "0", "--data-dir", str(tmp_path / "file" / "x"))
-    assert ended.returncode == 1
-    assert "cannot be used" in ended.stderr
-    assert "Traceback" not in ended.stderr
+    data_dir = str(tmp_path / "file" / "x")
+    code, log = start_server("--model", "tiny", "--data-dir", data_dir, wait=False).refused()
+    assert code == 1
+    assert "cannot be used" in log
+    assert "Traceback" not in log
 
 
 def test_a_repository_that_cannot_be_reached_is_one_clear_message(

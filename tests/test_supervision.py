@@ -48,6 +48,7 @@ class DyingServer(ServerProcess):
 
     def __init__(self, data_dir: Path) -> None:
         self.receiver = Receiver()
+        self._kills = 0
         super().__init__(
             data_dir,
             *("--model", "tiny", "--models", "tiny,schnell", "--threads", "8"),
@@ -81,17 +82,18 @@ class DyingServer(ServerProcess):
             pause.wait(0.01)
 
     def kill(self, name: str, poke: Callable[[], object]) -> None:
-        """Strike a thread until it dies: waitress survives an error while it reads a socket.
+        """Strike a thread until it dies once: waitress survives an error while it reads a socket.
 
         Args:
             poke: makes the thread run.
         """
+        self._kills += 1
         seen, deadline = len(self.log), time.monotonic() + GIVE_UP_S
         pause = threading.Event()
         while not any(f"the thread {name}" in line for line in self.log[seen:]):
             assert time.monotonic() < deadline, "".join(self.log)
             with suppress(BrokenPipeError):
-                self.tell(name)
+                self.tell(f"{self._kills} {name}")
             with suppress(requests.RequestException):
                 poke()
             pause.wait(0.05)
@@ -218,7 +220,7 @@ def test_a_task_whose_picture_was_being_encoded_when_the_encoder_died_is_tried_o
             raise death
         return encode(*given)
 
-    monkeypatch.setattr("workers.worker.encode_image", encode_once_dead)
+    monkeypatch.setattr("workers.encoder.encode_image", encode_once_dead)
     server = SteppedServer(tmp_path)
     task_id = server.submit()
     server.end()
