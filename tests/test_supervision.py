@@ -215,10 +215,10 @@ def test_a_task_whose_picture_was_being_encoded_when_the_encoder_died_is_tried_o
 ) -> None:
     encode, deaths = images.encode_image, iter([SystemExit])
 
-    def encode_once_dead(*given: Any) -> bytes:
+    def encode_once_dead(*given: Any, **options: Any) -> bytes:
         for death in deaths:
             raise death
-        return encode(*given)
+        return encode(*given, **options)
 
     monkeypatch.setattr("workers.encoder.encode_image", encode_once_dead)
     server = SteppedServer(tmp_path)
