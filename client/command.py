@@ -9,26 +9,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
-import signal
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
+from collections.abc import Sequence
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
-from .mflux_client import Client, MfluxError, Status, Task, Unreachable
-from .options import FIELDS, FIRST_PATIENCE_S, PATIENCE_S, parser
-from .terminal import Waiting, duration, in_words, picture_escape, picture_protocol
+from .mflux_client import Client, MfluxError, Task, Unreachable
+from .options import FIELDS, FIRST_PATIENCE_S, parser
+from .output import FORMATS, BadUsage, Output, check_output
+from .terminal import duration, in_words
+from .watching import Watched
 
 OK, FAILED, BAD_USAGE, UNREACHABLE, REFUSED, INTERRUPTED = 0, 1, 2, 3, 4, 130
-FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".zip": None}
-TICK_S = 0.2
-
-
-class BadUsage(Exception):
-    pass
 
 
 class Left(Exception):
@@ -87,44 +79,21 @@ def _run(options: argparse.Namespace) -> int:
             was = client.cancel(options.cancel, after_current=options.after_current)
             print(f"{options.cancel} was {was}")
             return OK
-        _check_output(options)
+        check_output(options)
         if options.task:
-            return _wait_and_fetch(options, client, options.task)
+            return _wait_and_save(options, client, options.task)
         try:
             task = _submit(options, client)
         except KeyboardInterrupt:
             raise Left("interrupted while submitting; --queue shows what was accepted") from None
-        return _wait_and_fetch(options, client, task.task_id)
-
-
-def _check_output(options: argparse.Namespace) -> None:
-    """Checks the output file before a task is submitted."""
-    if options.output is None:
-        return
-    if options.output == "-":
-        if options.json:
-            raise BadUsage("-o - and --json both want stdout")
-        if sys.stdout.isatty():
-            raise BadUsage("stdout is a terminal: -o - is for pipes")
-        if (options.count or 1) > 1:
-            raise BadUsage("several images do not fit into -o -: name a file")
-        return
-    path = Path(options.output)
-    if not options.task and path.suffix.lower() not in FORMATS:
-        raise BadUsage(f"{path}: the ending must be one of {', '.join(FORMATS)}")
-    try:
-        if not path.absolute().parent.is_dir():
-            raise BadUsage(f"{path}: there is no such folder")
-        if path.is_dir():
-            raise BadUsage(f"{path} is a folder: name a file")
-    except OSError as error:  # too long, not ours to look at
-        raise BadUsage(f"{path}: {error.strerror}") from error
+        return _wait_and_save(options, client, task.task_id)
 
 
 def _submit(options: argparse.Namespace, client: Client) -> Task:
     fields = {name: getattr(options, name) for name in FIELDS if getattr(options, name) is not None}
     if options.output and (kind := FORMATS.get(Path(options.output).suffix.lower())):
         fields["format"] = kind
+    fields |= dict(options.field or ())
     try:
         task = client.submit(options.prompt, **fields)
     except OSError as error:  # of a picture's file
@@ -136,12 +105,14 @@ def _submit(options: argparse.Namespace, client: Client) -> Task:
     return task
 
 
-def _wait_and_fetch(options: argparse.Namespace, client: Client, task_id: str) -> int:
+def _wait_and_save(options: argparse.Namespace, client: Client, task_id: str) -> int:
     later = f"Fetch its picture: {_later(options, task_id)}"
+    output = Output(options, task_id)
+    watched = Watched(options, client, task_id, output)
     try:
-        status = _watch(options, task_id)
-        if status.status == "done":
-            _fetch(options, client, status)
+        status = watched.until_ended()
+        if options.remove and output.has_all(status):
+            client.cancel(task_id)
     except KeyboardInterrupt:
         raise Left(f"task {task_id} goes on. {later}") from None
     except BrokenPipeError:
@@ -153,125 +124,15 @@ def _wait_and_fetch(options: argparse.Namespace, client: Client, task_id: str) -
     if status.status == "done":
         return OK
     why = (status.error or {}).get("message", "")
-    return _complain(f"task {task_id} {_ending(status)}. {why}".rstrip(), FAILED)
-
-
-def _ending(status: Status) -> str:
-    return "was cancelled" if status.status == "cancelled" else status.status
-
-
-def _watch(options: argparse.Namespace, task_id: str) -> Status:
-    """Wait for the end in a thread of its own, so that the bar moves and Ctrl-C is heard."""
-    shown = Waiting(sys.stderr)
-    ended: Future[Status] = Future()
-    patience_s = PATIENCE_S if options.retry_s is None else options.retry_s
-
-    def listen() -> None:
-        try:
-            with Client(
-                options.url, key=options.key, retry_s=patience_s, on_retry=shown.trouble
-            ) as client:
-                ended.set_result(client.wait(task_id, on_status=shown.update))
-        except BaseException as error:
-            ended.set_exception(error)
-
-    Thread(target=listen, name="waits", daemon=True).start()
-    try:
-        while not _has_ended(ended, shown.tick):
-            shown.clear()
-            _ask_whether_to_cancel(options, task_id, ended)
-        return ended.result()
-    finally:
-        shown.close()
-
-
-def _has_ended(ended: Future[Status], tick: Callable[[], None]) -> bool:
-    """Wait for the end; False: Ctrl-C came before. It is noted, not raised: an exception in the
-    middle of what holds a lock would break that."""
-    pressed: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
-    try:
-        while not pressed and not wait([ended], TICK_S).done:
-            tick()
-        return ended.done()
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _ask_whether_to_cancel(
-    options: argparse.Namespace, task_id: str, ended: Future[Status]
-) -> None:
-    """Returns if the user wants to continue waiting.
-
-    Raises:
-        Left: the task was cancelled.
-        KeyboardInterrupt: it is left to the server.
-    """
-    if not sys.stdin.isatty():
-        raise KeyboardInterrupt
-    question = f"\nCancel task {task_id}? y: cancel it; n: wait on; Ctrl-C: leave it running [n] "
-    print(question, end="", file=sys.stderr, flush=True)
-    answer = sys.stdin.readline()
-    if not answer:
-        raise KeyboardInterrupt
-    if answer.strip().lower() in ("y", "yes") and not ended.done():
-        with Client(options.url, key=options.key, retry_s=FIRST_PATIENCE_S) as client:
-            client.cancel(task_id)
-        raise Left(f"task {task_id} is cancelled")
+    interrupted = status.status == "cancelled" and watched.interrupted
+    ending = "was cancelled" if status.status == "cancelled" else status.status
+    code = INTERRUPTED if interrupted else FAILED
+    return _complain(f"task {task_id} {ending}. {why}".rstrip(), code)
 
 
 def _later(options: argparse.Namespace, task_id: str) -> str:
     where = f" --url {options.url}" if options.url else ""
     return f"python3 -m client{where} --task {task_id}"
-
-
-def _fetch(options: argparse.Namespace, client: Client, status: Status) -> None:
-    task_id, output = status.task_id, options.output
-    count = status.params.get("count", 1)
-    if output == "-" and count == 1:
-        sys.stdout.buffer.write(client.image(task_id).data)
-        sys.stdout.buffer.flush()
-    elif output == "-" or Path(output or "").suffix.lower() == ".zip":
-        data = client.archive(task_id)
-        if output == "-":
-            sys.stdout.buffer.write(data)
-            sys.stdout.buffer.flush()
-        else:
-            _tell(options, _write(Path(output), data))
-    else:
-        for index in range(count):
-            image = client.image(task_id, index)
-            path = Path(output or f"{task_id}.{image.extension}")
-            if count > 1:
-                path = path.with_name(f"{path.stem}-{index}{path.suffix}")
-            _tell(options, _write(path, image.data))
-            _show(options, image.data)
-    if options.remove:
-        client.cancel(task_id)
-
-
-def _write(path: Path, data: bytes) -> Path:
-    """Writes a complete file or none."""
-    part = path.with_name(f".mflux-{os.getpid()}.part")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
-    return path
-
-
-def _tell(options: argparse.Namespace, path: Path) -> None:
-    print(path, file=sys.stderr if options.json else sys.stdout, flush=True)
-
-
-def _show(options: argparse.Namespace, data: bytes) -> None:
-    if options.no_show or options.json or not sys.stdout.isatty():
-        return
-    if protocol := picture_protocol(os.environ):
-        sys.stdout.write(picture_escape(data, protocol, shutil.get_terminal_size().columns))
-        sys.stdout.flush()
 
 
 def _list_queue(client: Client, as_json: bool) -> int:

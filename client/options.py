@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from typing import Any
 
@@ -13,7 +14,8 @@ exit codes:
   2    bad usage
   3    no mflux-server answers
   4    the server refused
-  130  interrupted: Ctrl-C asks whether to cancel the task, a second one leaves it to the server
+  130  interrupted: Ctrl-C ends the task after the picture that is being drawn, a second one
+       cancels it now; with --task the task goes on
 
 environment:
   MFLUX_SERVER_URL  as --url
@@ -30,6 +32,16 @@ def _lora(text: str) -> str | dict[str, Any]:
         return {"name": name, "scale": float(scale)} if colon and name else text
     except ValueError:
         return text
+
+
+def _field(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} must be NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 FIELDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -83,7 +95,9 @@ class _Parser(argparse.ArgumentParser):
         options = super().parse_args(*arguments, **others)
         actions = ("task", "status", "cancel", "queue", "models")
         named = [f"--{name}" for name in actions if getattr(options, name)]
-        asked = [name for name in ("prompt", *FIELDS) if getattr(options, name) is not None]
+        asked = [
+            name for name in ("prompt", "field", *FIELDS) if getattr(options, name) is not None
+        ]
         if len(named) > 1 or (named and asked):
             self.error(f"{named[0]} stands alone")
         if options.after_current and not options.cancel:
@@ -112,6 +126,13 @@ def parser() -> argparse.ArgumentParser:
     drawing = parser.add_argument_group("the picture; absent: as the server chooses")
     for name, (flag, described) in FIELDS.items():
         drawing.add_argument(flag, dest=name, **described)
+    drawing.add_argument(
+        "--field",
+        action="append",
+        type=_field,
+        metavar="NAME=VALUE",
+        help="any other field of POST /generate; VALUE is JSON or a text; repeatable",
+    )
     other = parser.add_argument_group("instead of a prompt")
     other.add_argument("--task", metavar="ID", help="wait for this task and fetch its picture")
     other.add_argument("--status", metavar="ID", help="tell how far this task is")

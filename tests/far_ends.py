@@ -137,6 +137,8 @@ class FakeTask:
         self.picture = b""
         self.submitted = b""
         self.before_image: Callable[[], object] = lambda: None
+        self.stopped = threading.Event()
+        """After the present image."""
         self.deleted = threading.Event()
         self._changed = threading.Condition()
 
@@ -176,8 +178,11 @@ class FakeTask:
                 asked.answer(200, self.picture, {"Content-Type": "image/png"})
             case "/delete":
                 was = self.fields["status"]
-                self.set(status="cancelled")
-                self.deleted.set()
+                if was == "running" and "after_current" in asked.query:
+                    self.stopped.set()
+                else:
+                    self.set(status="cancelled")
+                    self.deleted.set()
                 asked.answer(200, {"task_id": "abc123", "was": was, "message": ""})
 
 

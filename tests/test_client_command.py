@@ -100,10 +100,18 @@ def test_the_options_reach_the_server(server: ServerProcess, tmp_path: Path) -> 
         client.status(status["task_id"])
 
 
-def test_there_is_an_option_for_each_field_but_a_few() -> None:
+def test_there_are_options_for_the_usual_fields_and_one_for_all_others(
+    fake: tuple[FakeTask, str], tmp_path: Path
+) -> None:
+    task, url = fake
     assert set(FIELDS) <= set(Fields.__annotations__)
-    not_there = {"format", "metadata", "callback_url", "tags"}  # the ending; for programs
-    assert set(Fields.__annotations__) - set(FIELDS) == not_there
+    task.set(status="done")
+    others = {"auto_mask": "the sky", "step_cache": 0.2, "tags": ["a", "b"], "metadata": False}
+    options = ["--field", "auto_mask=the sky", "--field", "step_cache=0.2"]
+    options += ["--field", 'tags=["a", "b"]', "--field", "metadata=false"]
+    done = command("x", *options, "-o", "o.png", "--url", url, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(task.submitted) == {"prompt": "x", "format": "PNG", **others}
 
 
 def test_adapters_have_a_scale(tmp_path: Path, fake: tuple[FakeTask, str]) -> None:
@@ -128,6 +136,8 @@ def test_adapters_have_a_scale(tmp_path: Path, fake: tuple[FakeTask, str]) -> No
         (["x", "--steps", "many"], "--steps"),
         (["x", "--queue"], "--queue stands alone"),
         (["--task", "1", "--cancel", "1"], "--task stands alone"),
+        (["x", "--field", "tags"], "'tags' must be NAME=VALUE"),
+        (["--queue", "--field", "tags=1"], "--queue stands alone"),
         (["x", "-o", "out.gif"], "the ending must be one of .jpg, .jpeg, .png, .webp, .zip"),
         (["x", "-o", "no/where.png"], "no such folder"),
         (["x", "-o", "x" * 300 + ".png"], "File name too long"),
@@ -255,52 +265,102 @@ def test_the_real_server_on_a_terminal(server: ServerProcess, tmp_path: Path) ->
         assert drawn.shown.rstrip().endswith("out.png")
     with terminal(*LONG) as cancelled:
         cancelled.expect(", about ")
+        cancelled.expect("step ")
         cancelled.interrupt()
-        cancelled.expect("Cancel task ")
-        cancelled.type("y\n")
-        cancelled.expect("is cancelled")
+        cancelled.expect("Ctrl-C again cancels it now")
+        cancelled.interrupt()
+        cancelled.expect("was cancelled")
         assert cancelled.exit_code() == 130
     assert server.get("/queue").json()["length"] == 0
 
 
-def test_ctrl_c_asks_and_yes_cancels(fake: tuple[FakeTask, str]) -> None:
+THREE = {"status": "running", "params": {"prompt": "x", "count": 3}, "phase": "denoising"}
+
+
+def test_each_image_is_written_when_it_is_stored_and_ctrl_c_keeps_the_present_one(
+    fake: tuple[FakeTask, str], tmp_path: Path
+) -> None:
+    task, url = fake
+    task.set(**THREE)
+    with Terminal("x", "-o", "out.png", environment=at(url), cwd=tmp_path) as terminal:
+        terminal.expect("image 1 of 3")
+        task.set(images_done=1)
+        terminal.expect("out-0.png")
+        assert (tmp_path / "out-0.png").read_bytes() == task.picture
+        terminal.interrupt()
+        terminal.expect(
+            "task abc123 ends after the picture that is being drawn; Ctrl-C again cancels it now"
+        )
+        task.set(status="cancelled", images_done=2)
+        terminal.expect("out-1.png")
+        terminal.expect("task abc123 was cancelled.")
+        assert terminal.exit_code() == 130
+    assert task.stopped.is_set()
+    assert not task.deleted.is_set()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out-0.png", "out-1.png"]
+
+
+def test_a_second_ctrl_c_cancels_the_task_now(fake: tuple[FakeTask, str], tmp_path: Path) -> None:
+    task, url = fake
+    task.set(**THREE, images_done=1)
+    with Terminal("x", "-o", "out.png", environment=at(url), cwd=tmp_path) as terminal:
+        terminal.expect("out-0.png")
+        terminal.interrupt()
+        terminal.expect("Ctrl-C again cancels it now")
+        terminal.interrupt()
+        terminal.expect("task abc123 was cancelled.")
+        assert terminal.exit_code() == 130
+    assert task.deleted.is_set()
+    assert (tmp_path / "out-0.png").exists()
+
+
+def test_ctrl_c_cancels_a_task_that_waits(fake: tuple[FakeTask, str]) -> None:
     task, url = fake
     with Terminal("x", environment=at(url)) as terminal:
         terminal.expect("3rd in line")
         terminal.interrupt()
-        terminal.expect(
-            "Cancel task abc123? y: cancel it; n: wait on; Ctrl-C: leave it running [n] "
-        )
-        terminal.type("y\n")
-        terminal.expect("task abc123 is cancelled")
+        terminal.expect("task abc123 was cancelled.")
         assert terminal.exit_code() == 130
     assert task.deleted.is_set()
 
 
-def test_ctrl_c_and_no_waits_on(fake: tuple[FakeTask, str], tmp_path: Path) -> None:
+def test_a_picture_that_is_finished_after_ctrl_c_is_written(
+    fake: tuple[FakeTask, str], tmp_path: Path
+) -> None:
     task, url = fake
+    task.set(status="running", phase="denoising")
     with Terminal("x", "-o", "out.png", environment=at(url), cwd=tmp_path) as terminal:
-        terminal.expect("3rd in line")
+        terminal.expect("step 1 of 4")
         terminal.interrupt()
-        terminal.expect("Cancel task abc123?")
-        terminal.type("\n")
-        terminal.expect("3rd in line")
-        task.set(status="done")
+        terminal.expect("ends after the picture that is being drawn")
+        task.set(status="done", images_done=1)
         terminal.expect("out.png")
         assert terminal.exit_code() == 0
     assert not task.deleted.is_set()
 
 
-def test_a_second_ctrl_c_leaves_the_task_to_the_server(fake: tuple[FakeTask, str]) -> None:
+def test_ctrl_c_leaves_a_task_that_another_command_has_submitted(
+    fake: tuple[FakeTask, str],
+) -> None:
     task, url = fake
-    with Terminal("x", environment=at(url)) as terminal:
+    with Terminal("--task", "abc123", environment=at(url)) as terminal:
         terminal.expect("3rd in line")
-        terminal.interrupt()
-        terminal.expect("Cancel task abc123?")
         terminal.interrupt()
         terminal.expect("task abc123 goes on. Fetch its picture: python3 -m client --task abc123")
         assert terminal.exit_code() == 130
     assert not task.deleted.is_set()
+    assert not task.stopped.is_set()
+
+
+def test_an_archive_has_the_stored_images_of_a_cancelled_task(
+    fake: tuple[FakeTask, str], tmp_path: Path
+) -> None:
+    task, url = fake
+    task.set(**{**THREE, "status": "cancelled"}, images_done=2)
+    done = command("x", "-o", "out.zip", environment=at(url), cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout == b"out.zip\n"
+    assert (tmp_path / "out.zip").read_bytes() == task.picture
 
 
 def test_the_picture_appears_in_terminals_that_can(
