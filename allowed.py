@@ -4,6 +4,7 @@ Clients choose names from these lists. What they send never becomes a path, and 
 download that the operator did not allow.
 """
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,8 @@ from pathlib import Path
 
 from errors import BadOption, InvalidInput, ModelNotAllowed, NotSupported
 from fields import Takes, is_given
-from models.model_catalog import Catalog, LoadSpec, Model
+from models.helpers import FIBO_VLM, HELPERS, OF_CONTROL
+from models.model_catalog import Catalog, LoadSpec, Model, Pipeline
 from task import GenerationParams, Stage
 
 MOST_LISTED = 10
@@ -24,6 +26,7 @@ LORA_REPOSITORY = re.compile(rf"{_NAME}/{_NAME}(:{_NAME}(/{_NAME})*\.safetensors
 class Allowed:
     """Args:
     default: the model of tasks that name none; the first of `models`.
+    helpers: helper models (models/helpers.py).
     quantize: bits to quantize weights to if a task requests none.
     quantize_choices: other bits that tasks may request.
     lora_dir: folder of LoRAs (.safetensors), or None.
@@ -32,6 +35,7 @@ class Allowed:
 
     default: Model
     models: tuple[Model, ...]
+    helpers: tuple[Model, ...] = ()
     quantize: int | None = None
     quantize_choices: tuple[int, ...] = ()
     lora_dir: Path | None = None
@@ -122,8 +126,9 @@ class Allowed:
         for lora in params.loras:
             self.lora(lora.name)
         weights = LoadSpec(model, pipeline, params.quantize, params.loras)
+        helping = self._helping(params, model, pipeline)
         if not params.upscaler:
-            return (Stage(weights, params),)
+            return (*helping, Stage(weights, params))
         upscaler = self.model(params.upscaler)
         kept = {Takes.UPSCALE, Takes.SOFTNESS, Takes.STEPS, Takes.PROMPT, Takes.INIT_IMAGE}
         update: dict[str, object] = {"model": upscaler.name, "upscaler": None, "steps": 1}
@@ -132,7 +137,39 @@ class Allowed:
         enlarge = params.model_copy(update=update)
         drawn = params.model_copy(update={"upscale": None, "upscaler": None, "softness": None})
         enlarging = LoadSpec(upscaler, upscaler.pipelines[0], self.quantize)
-        return Stage(weights, drawn), Stage(enlarging, enlarge)
+        return (*helping, Stage(weights, drawn), Stage(enlarging, enlarge))
+
+    def _helping(
+        self, params: GenerationParams, model: Model, pipeline: Pipeline
+    ) -> tuple[Stage, ...]:
+        """Returns the stage of the helper model that has to run before the drawing, if any.
+
+        Raises:
+            NotSupported: the operator does not allow it, or the model has no use for it.
+        """
+        if needs_json(model, pipeline, params):
+            field, helper = "prompt", FIBO_VLM
+            why = f"{model.name} draws from JSON. For plain text in {{field}}"
+        elif params.control_type is not None:
+            field = "control_type"
+            if params.control_type not in pipeline.control_types:
+                kinds = ", ".join(pipeline.control_types)
+                raise NotSupported(
+                    f"{{field}} of {model.name} must be one of {kinds}.", field=field
+                )
+            if params.control_type not in OF_CONTROL:
+                return ()
+            helper = OF_CONTROL[params.control_type]
+            why = f"For {{field}} {params.control_type}"
+        else:
+            return ()
+        if helper.name not in {allowed.name for allowed in self.helpers}:
+            raise NotSupported(
+                f"{why}, the operator must allow the helper model {helper.name} (--models).",
+                field=field,
+            )
+        once = params.model_copy(update={"count": 1, "steps": 1, "image_strength": None})
+        return (Stage(LoadSpec(helper, helper.pipelines[0], params.quantize), once),)
 
     def loras(self) -> dict[str, Path]:
         """The LoRAs in the operator's folder. A name is a path in it, without `.safetensors`."""
@@ -160,6 +197,19 @@ class Allowed:
         raise NotSupported(
             f"There is no adapter {name[:100]!r} on this server. Adapters: {known}.", field="loras"
         )
+
+
+def needs_json(model: Model, pipeline: Pipeline, params: GenerationParams) -> bool:
+    """Whether a model draws from JSON and the prompt is plain text."""
+    if model.family != "fibo" or (pipeline.cutout and not params.prompt):
+        return False
+    try:
+        prompt = json.loads(params.prompt)
+    except ValueError:
+        return True
+    if not isinstance(prompt, dict):
+        return True
+    return Takes.IMAGES in pipeline.takes and not prompt.get("edit_instruction")
 
 
 def given_fields(params: GenerationParams) -> frozenset[Takes]:
@@ -216,9 +266,13 @@ def read_allowed(
         BadOption: an option names a model or a folder that does not exist.
     """
     models: list[Model] = []
+    helpers: list[Model] = []
     for entry in allowed:
         if entry == "all":
             models += (model for model in catalog.models if model.pipelines)
+            helpers += HELPERS.values()
+        elif entry.lower() in HELPERS:
+            helpers.append(HELPERS[entry.lower()])
         elif "@" in entry:
             models.append(_local(Catalog([*catalog.models, *models]), entry))
         else:
@@ -226,6 +280,8 @@ def read_allowed(
     by_name = {model.name: model for model in models}
     if default and (found := Catalog(models).find(default)):
         chosen = found
+    elif default_option == "--download" and default and default.lower() in HELPERS:
+        chosen = HELPERS[default.lower()]
     elif default or not models:
         chosen = _named(catalog, default or fallback, default_option)
     else:
@@ -243,6 +299,7 @@ def read_allowed(
     return Allowed(
         default=chosen,
         models=(chosen, *others),
+        helpers=tuple(dict.fromkeys(helpers)),
         quantize=quantize,
         quantize_choices=tuple(quantize_choices),
         lora_dir=lora_dir,

@@ -16,8 +16,9 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 SCHEDULERS = ("linear", "flow_match_euler_discrete")
 """Schedulers of mflux. Other names are never passed on, because mflux imports dotted names."""
-CONTROL_TYPES = ("canny", "mlsd")
-"""Kinds of control that mflux extracts from an image without downloading more models."""
+CONTROL_TYPES = ("canny", "mlsd", "depth", "hed", "pose", "ready")
+"""Kinds of control that are extracted from an image: canny and mlsd by mflux alone; depth, hed and
+pose with helper models; ready: the image is such a map already."""
 
 
 MOSS_LAYERS = 42
@@ -153,8 +154,9 @@ class PassedFields(BaseModel):
     )
     control_type: Literal[CONTROL_TYPES] | None = Field(  # type: ignore[valid-type]
         None,
-        description="Kind of control that is extracted from control_image, for models with several "
-        "kinds. canny if absent.",
+        description="Kind of control that is extracted from control_image. `depth`, `hed` and "
+        "`pose` need a helper model that the operator allows. `ready`: control_image is such a map "
+        "already. If absent: canny for Z-Image, and ready for the other models.",
         examples=[CONTROL_TYPES[0]],
     )
     upscale: Annotated[float | None, Mflux("resolution")] = Field(

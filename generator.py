@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from errors import DoesNotFit, ModelLoadError, NotFinite, OutOfMemory, ServerError
 from generation.adapters import check_adapters, check_values, layer_sizes
 from generation.pipelines import (
@@ -33,7 +35,7 @@ from generation.prompt_cache import PromptCache
 from generation.step_hook import StepHook, harmless
 from models.hub_cache import is_present
 from models.model_catalog import LoadSpec, Model, Pipeline
-from task import Drawn, GenerationParams, Memory, Report, Stage
+from task import Drawn, GenerationParams, Memory, Phase, Report, Stage
 
 log = logging.getLogger(__name__)
 
@@ -142,9 +144,10 @@ class MfluxGenerator:
         mx.eval(pipeline.parameters(), mx.random.state)  # its modules drew from it, to no purpose:
         # left lazy, all these draws would be kept, about 1 MB for each model ever loaded
         cache = PromptCache(PROMPT_CACHE_BYTES)
-        keep_between_pictures(pipeline, cache)
         hook = StepHook(cache, self._note_memory, self._previews)
-        pipeline.callbacks.register(hook)
+        if not weights.model.makes:
+            keep_between_pictures(pipeline, cache)
+            pipeline.callbacks.register(hook)
         self._loaded[weights.key] = loaded = _Loaded(pipeline, hook, _bytes_of(pipeline))
         self._weights_bytes[weights.model.name] = loaded.weights_bytes
         self._layer_sizes[weights.model.name] = layer_sizes(pipeline)
@@ -170,9 +173,7 @@ class MfluxGenerator:
         params, weights = stage.params, stage.load_spec
         if refusal := self.refusal(params):
             raise DoesNotFit(refusal)
-        loaded = self._loaded[weights.key]
-        self._loaded.move_to_end(weights.key)
-        self.resident = tuple(reversed(self._loaded))
+        loaded = self._use(weights)
         self._prepare_memory(params)
         hook = loaded.hook
         hook.report = report
@@ -187,10 +188,7 @@ class MfluxGenerator:
             raise
         except BaseException as error:
             hook.prompt_cache.forget_fresh()
-            if is_out_of_memory(error):
-                self._drop_others(weights.key)
-                _free(error)
-                raise OutOfMemory(_too_little_memory(params, weights.model)) from error
+            self._check_memory_error(error, stage)
             raise
         finally:
             hook.end()
@@ -204,6 +202,39 @@ class MfluxGenerator:
         with harmless("a picture goes without metadata"):
             details = metadata(generated, params, weights.model)
         return Drawn(picture, details)
+
+    def prepare(self, stage: Stage, inputs: Path, report: Report) -> str | Image.Image:
+        """Run a helper model that is loaded; returns a prompt or a control image.
+
+        Args: as those of generate().
+        """
+        helper = self._use(stage.load_spec).pipeline
+        report(Phase.DENOISING, 0, 1)
+        try:
+            made: str | Image.Image = helper.run(
+                stage, inputs, lambda: report(Phase.DENOISING, 0, 1)
+            )
+        except BaseException as error:
+            self._check_memory_error(error, stage)
+            raise
+        report(Phase.DENOISING, 1, 1)
+        report(Phase.DECODING, 1, 1)
+        self._note_memory()
+        return made
+
+    def _use(self, weights: LoadSpec) -> _Loaded:
+        """Returns what is loaded, as the latest used."""
+        self._loaded.move_to_end(weights.key)
+        self.resident = tuple(reversed(self._loaded))
+        return self._loaded[weights.key]
+
+    def _check_memory_error(self, error: BaseException, stage: Stage) -> None:
+        """Raises: OutOfMemory: the error says that memory was too small."""
+        if is_out_of_memory(error):
+            self._drop_others(stage.load_spec.key)
+            _free(error)
+            sentence = _too_little_memory(stage.params, stage.load_spec.model)
+            raise OutOfMemory(sentence) from error
 
     def check_adapters(self, weights: LoadSpec) -> tuple[str, ...]:
         """Check the adapters that weights name, from their headers; any thread may call.

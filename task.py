@@ -186,13 +186,22 @@ class Stage:
         seed = self.params.seed_of(index)
         return Stage(self.load_spec, self.params.model_copy(update={"seed": seed, "count": 1}))
 
+    def helped(self, field: str, result: object) -> "Stage":
+        """Returns the stage with what a helper model has made for it."""
+        update: dict[str, object] = {field: result}
+        if field == "control_image":
+            update["control_type"] = "ready"
+        return Stage(self.load_spec, self.params.model_copy(update=update))
+
     def first_images(self, count: int) -> "Stage":
-        """Returns this stage with only so many images."""
+        """Returns this stage with only so many images; a helper model runs once for all."""
+        if self.load_spec.model.makes:
+            return self
         return replace(self, params=self.params.model_copy(update={"count": count}))
 
     def after_images(self, count: int) -> "Stage":
         """Returns this stage as it continues when so many images are stored."""
-        return replace(self, images_done=count)
+        return self if self.load_spec.model.makes else replace(self, images_done=count)
 
     def starting_from(self, picture: InputImage) -> "Stage":
         return Stage(self.load_spec, self.params.model_copy(update={"init_image": picture}))

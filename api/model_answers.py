@@ -32,6 +32,9 @@ class ModelAnswer(Answer):
         description="Fields of /generate that not every model honours, and this one does."
     )
     needs: list[Takes] = Field(description="Those it cannot do without.")
+    control_types: list[str] = Field(
+        description="Values of `control_type` that can be used with it here.", examples=[["canny"]]
+    )
     repositories: list[str] = Field(
         description="Hugging Face repositories of the weights. Empty: built by the server.",
         examples=[["black-forest-labs/FLUX.1-schnell"]],
@@ -46,6 +49,19 @@ class ModelAnswer(Answer):
     bytes_on_disk: int = Field(description="What there is of them.", examples=[33_900_000_000])
 
 
+class HelperAnswer(Answer):
+    """A helper model: does a part of a task before another model draws it."""
+
+    name: str = Field(description="Its name.", examples=["fibo-vlm"])
+    title: str = Field(description="What it does.")
+    repositories: list[str] = Field(description="Hugging Face repositories of the weights.")
+    gated: bool = Field(description="Whether the download needs a login and a licence.")
+    weights_gb: float | None = Field(None, description="Download in 10^9 bytes.", examples=[8.9])
+    allowed: bool = Field(description="Whether tasks may use it.")
+    present: bool = Field(description="Whether its weights are on disk.")
+    bytes_on_disk: int = Field(description="Bytes of them on disk.", examples=[8_900_000_000])
+
+
 class LoraAnswer(Answer):
     name: str = Field(description="What tasks name.", examples=["watercolour"])
 
@@ -53,6 +69,9 @@ class LoraAnswer(Answer):
 class ModelsAnswer(Answer):
     default: str = Field(description="The model of tasks that name none.", examples=["schnell"])
     models: list[ModelAnswer] = Field(description="All of mflux's, the allowed ones first.")
+    helpers: list[HelperAnswer] = Field(
+        description="Helper models, for a part of a task: tasks do not name them."
+    )
     loras: list[LoraAnswer] = Field(description="Adapters in the operator's folder.")
     schedulers: list[str] = Field(
         description="Names that `scheduler` takes.", examples=[["linear"]]

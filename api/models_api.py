@@ -8,9 +8,17 @@ import errors
 from allowed import Allowed
 from api.answers import json_response
 from api.api_docs import documented, json_answer
-from api.model_answers import DownloadAnswer, LoadAnswer, LoraAnswer, ModelAnswer, ModelsAnswer
+from api.model_answers import (
+    DownloadAnswer,
+    HelperAnswer,
+    LoadAnswer,
+    LoraAnswer,
+    ModelAnswer,
+    ModelsAnswer,
+)
 from api.routes import route
 from fields import SCHEDULERS, Takes
+from models.helpers import HELPERS, OF_CONTROL
 from models.hub_cache import bytes_on_disk, is_present
 from models.model_catalog import Catalog, LoadSpec, Model
 from queue_manager import QueueManager
@@ -57,6 +65,7 @@ class ModelRoutes:
                 models=[
                     model_answer(model, allowed, health) for model in (*allowed.models, *others)
                 ],
+                helpers=[helper_answer(helper, allowed) for helper in HELPERS.values()],
                 loras=[LoraAnswer(name=name) for name in allowed.loras()],
                 schedulers=list(SCHEDULERS),
                 quantize=[allowed.quantize] if allowed.quantize else [],
@@ -133,6 +142,7 @@ def model_answer(model: Model, allowed: Allowed, health: QueueHealth) -> ModelAn
         default_guidance=model.default_guidance,
         takes=[name for name in Takes if name in model.takes or _always(name, allowed)],
         needs=[name for name in Takes if all(name in p.needs for p in model.pipelines)],
+        control_types=control_types(model, allowed),
         repositories=list(model.repositories),
         gated=model.gated,
         weights_gb=model.weights_gb,
@@ -140,6 +150,26 @@ def model_answer(model: Model, allowed: Allowed, health: QueueHealth) -> ModelAn
         loaded=any(model.name == weights.model.name for weights in health.loaded),
         present=is_present(model),
         bytes_on_disk=bytes_on_disk(model),
+    )
+
+
+def control_types(model: Model, allowed: Allowed) -> list[str]:
+    """Values of control_type that a model takes and whose helper the operator allows."""
+    helpers = {helper.name for helper in allowed.helpers}
+    taken = dict.fromkeys(kind for pipeline in model.pipelines for kind in pipeline.control_types)
+    return [kind for kind in taken if kind not in OF_CONTROL or OF_CONTROL[kind].name in helpers]
+
+
+def helper_answer(helper: Model, allowed: Allowed) -> HelperAnswer:
+    return HelperAnswer(
+        name=helper.name,
+        title=helper.title,
+        repositories=list(helper.repositories),
+        gated=helper.gated,
+        weights_gb=helper.weights_gb,
+        allowed=helper in allowed.helpers,
+        present=is_present(helper),
+        bytes_on_disk=bytes_on_disk(helper),
     )
 
 

@@ -9,6 +9,7 @@ PAGE = ROOT / "docs" / "models.md"
 sys.path.insert(0, str(ROOT))
 
 from fields import Takes  # noqa: E402
+from models.helpers import HELPERS  # noqa: E402
 from models.left_out import CLASSES, CONSTRUCTORS, OF_ONE_CLASS, PARAMETERS  # noqa: E402
 from models.mflux_registry import read_catalog  # noqa: E402
 from models.model_catalog import ALWAYS_TAKEN, Model  # noqa: E402
@@ -35,9 +36,24 @@ LEFT_OUT_HEAD = """
 """
 
 
+HELPERS_HEAD = """
+## Helper models
+
+They do a part of a task before another model draws it, if the operator allows them in `--models`.
+
+| helper | what it does | download |
+|---|---|---|
+"""
+
+
 def page() -> str:
     rows = "".join(_row(model) for model in read_catalog().models)
-    return HEAD + rows + LEFT_OUT_HEAD + "".join(_left_out())
+    helpers = "".join(
+        f"| `{helper.name}` | {helper.title} | {helper.weights_gb:g} GB"
+        f"{', gated' if helper.gated else ''} |\n"
+        for helper in HELPERS.values()
+    )
+    return HEAD + rows + HELPERS_HEAD + helpers + LEFT_OUT_HEAD + "".join(_left_out())
 
 
 def _left_out() -> Iterator[str]:

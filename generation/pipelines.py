@@ -16,6 +16,7 @@ from PIL import Image
 from errors import ModelLoadError, UnusableAdapter, without_folders
 from generation.adapters import raised_by_adapter
 from generation.finite import check_decoded_pictures
+from generation.helpers import build_helper
 from generation.prompt_cache import PromptCache
 from models import tiny_models
 from models.hub_cache import weight_files
@@ -112,6 +113,8 @@ def _build(weights: LoadSpec, data_dir: Path, lora_path: Callable[[str], str]) -
     from mflux.models.common.config.model_config import AVAILABLE_MODELS, ModelConfig
 
     model = weights.model
+    if model.makes:
+        return build_helper(weights)
     if model.tiny:
         path: str | None = str(tiny_models.ensure_checkpoint(model.name, data_dir))
         config = ModelConfig(**tiny_models.TINY_CONFIGS[model.name])
@@ -271,7 +274,9 @@ def picture_of(generated: Any, stage: Stage, inputs: Path) -> Image.Image:
 def _control(kind: str, path: str) -> Any:
     from mflux.models.z_image.variants.controlnet.control_types import ControlSpec, ControlType
 
-    return ControlSpec(type=ControlType(kind), image_path=path)
+    # mflux hands on what is of no type that it knows: a map that needs no work.
+    control_type = kind if kind == "ready" else ControlType(kind)
+    return ControlSpec(type=control_type, image_path=path)
 
 
 def metadata(generated: Any, params: GenerationParams, model: Model) -> dict[str, Any]:

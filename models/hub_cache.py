@@ -31,7 +31,9 @@ def is_present(model: Model) -> bool:
     folder = _folder(model)
     if folder is not None:
         return folder.is_dir()
-    return all(map(_is_complete, _names(model)))
+    if model.url:
+        return _url_file(model).is_file()
+    return all(_is_complete(name, model.files) for name in _names(model))
 
 
 def needs_download(data_dir: Path, model: Model) -> bool:
@@ -46,6 +48,9 @@ def needs_download(data_dir: Path, model: Model) -> bool:
 def marked_as_incomplete(data_dir: Path, model: Model) -> Iterator[None]:
     """Marks a model as incomplete during a download, and after a download that failed."""
     mark = _mark_of(data_dir, model)
+    if model.url and mark.exists():  # mflux takes a partial file for a whole one
+        with suppress(OSError):
+            _url_file(model).unlink(missing_ok=True)
     with suppress(OSError):  # if nothing can be written, the download reports it
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
@@ -64,15 +69,21 @@ def partial_files(model: Model) -> set[Path]:
     return {path for name in names for path in (_repository(name) / "blobs").glob("*.incomplete")}
 
 
-def _is_complete(name: str) -> bool:
-    weights = (
-        path
+def _is_complete(name: str, files: tuple[str, ...] = ()) -> bool:
+    """
+    Args:
+        files: names that must be there; empty: any file of weights.
+    """
+    weights = {
+        path.name
         for snapshot in _snapshots(name)
         for path in snapshot.rglob("*")
         if path.suffix in WEIGHTS and path.exists()
-    )
+    }
+    if files:
+        return set(files) <= weights
     partial = (_repository(name) / "blobs").glob("*.incomplete")
-    return any(weights) and not any(map(_is_growing, partial))
+    return bool(weights) and not any(map(_is_growing, partial))
 
 
 def _is_growing(part: Path) -> bool:
@@ -111,9 +122,18 @@ def _snapshots(name: str) -> list[Path]:
 
 def bytes_on_disk(model: Model) -> int:
     """Returns the bytes of its repositories on disk, also during a download."""
+    if model.url:
+        return _url_file(model).stat().st_size if is_present(model) else 0
     folder = _folder(model)
     folders = [folder] if folder else [_repository(name) / "blobs" for name in _names(model)]
     return sum(_size(folder) for folder in folders)
+
+
+def _url_file(model: Model) -> Path:
+    """Returns where mflux keeps a file that does not come from Hugging Face."""
+    from mflux.cli.defaults.defaults import MFLUX_CACHE_DIR
+
+    return Path(MFLUX_CACHE_DIR) / model.family / model.url.rpartition("/")[2]
 
 
 def _names(model: Model) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fields import Takes, mflux_parameters
+from fields import CONTROL_TYPES, Takes, mflux_parameters
 from models import tiny_models
 from models.mlx_setup import prepare_mlx
 from models.model_catalog import (
@@ -113,6 +113,14 @@ OF_PICTURES = frozenset(
         Takes.OUTPUT_RESOLUTION,
     }
 )
+MAPS: Mapping[str, tuple[str, ...]] = {
+    "ZImageTurboControlnet": CONTROL_TYPES,
+    "QwenImage21Controlnet": ("depth", "hed", "pose"),
+    "Krea2Controlnet": ("depth",),
+    "Flux1Depth": ("depth",),
+}
+"""By class: the kinds of control that can be made from a picture. Without one, control_image is the
+map itself; Z-Image then looks for edges."""
 CUTOUT = "fibo-edit-rmbg"
 """The model that draws a matte of the picture that it is given."""
 
@@ -333,6 +341,7 @@ class _Sources:
             loras="lora_paths" in constructor,
             one_image=exceptions.one_image,
             right_half=exceptions.right_half,
+            control_types=MAPS.get(name, ()),
             transparent=name in TRANSPARENT,
             alpha_references=name in ALPHA_REFERENCES,
         )

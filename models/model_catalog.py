@@ -39,6 +39,8 @@ class Pipeline:
     """Another pipeline of the model with which it shares its modules; empty: none."""
     one_image: bool = False
     """Whether `images` may have only one image."""
+    control_types: tuple[str, ...] = ()
+    """Values of `control_type` that it takes."""
     right_half: bool = False
     """Whether it generates a pair of pictures side by side; the right one is the result."""
     transparent: bool = False
@@ -55,6 +57,8 @@ class Pipeline:
             taken.add(Takes.LORAS)
         if self.transparent:
             taken.add(Takes.BACKGROUND)
+        if self.control_types:
+            taken.add(Takes.CONTROL_TYPE)
         return frozenset(taken)
 
     def suits(self, given: frozenset[Takes]) -> bool:
@@ -87,6 +91,13 @@ class Model:
     """Local weights: name of the model with the same architecture. None: not local weights."""
     path: str | None = None
     """Folder or repository of the weights that the operator has set."""
+    makes: str = ""
+    """Helper models: the field of the drawing stage that its result fills, `prompt` or
+    `control_image`. Empty: it draws."""
+    files: tuple[str, ...] = ()
+    """Names of its files, where the repository also has those of others."""
+    url: str = ""
+    """Where mflux downloads its only file from, if not from Hugging Face."""
 
     @property
     def download_bytes(self) -> float:
@@ -95,7 +106,7 @@ class Model:
 
     @property
     def tiny(self) -> bool:
-        return not self.repositories
+        return not self.repositories and not self.url
 
     @property
     def key(self) -> str:

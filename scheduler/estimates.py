@@ -10,6 +10,8 @@ from models.model_catalog import LoadSpec
 from task import SIDE_STEP, Stage
 from timing_model import Confidence, Durations, TimingModel, Work
 
+HELPER_TOKENS = 4096
+"""Of a helper model, which takes the same time for every size of the image."""
 WORKS_KEPT = 1_000
 """Size of the cache of stages; each holds its params in memory."""
 
@@ -49,6 +51,8 @@ class Estimates:
         work: guidance above 1, with which most models run each step twice, and input images."""
         model, params = stage.load_spec.model, stage.params
         key = self.load_key(stage.load_spec)
+        if model.makes:
+            return key
         if (params.guidance or 0) > 1 and model.family != "flux":
             key += "/guided"
         for name in ("step_cache", "cfg_end"):
@@ -77,6 +81,8 @@ class Estimates:
     def _work(self, stage: Stage) -> Work:
         model, params = stage.load_spec.model, stage.params
         tokens = params.tokens
+        if model.makes:
+            tokens = HELPER_TOKENS
         if model.upscaler:
             width, height = params.final_size
             tokens = max(width * height // SIDE_STEP**2, 1)

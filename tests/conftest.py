@@ -335,6 +335,9 @@ class FakeGenerator:
     def generate(self, stage: Stage, inputs: Path, report: Report) -> Drawn:
         return Drawn(self.draw(stage.params, report))
 
+    def prepare(self, stage: Stage, inputs: Path, report: Report) -> str | Image.Image:
+        raise NotImplementedError
+
     def refusal(self, params: GenerationParams) -> str | None:
         return None
 

@@ -290,8 +290,10 @@ HOMES: dict[str, set[str]] = {
     "PIL": {
         "images",
         "task",
-        "workers.worker",
+        "workers",
         "generation.pipelines",
+        "generation.helpers",
+        "generator",
         "generation.previews",
         "decoding",
     },

@@ -41,7 +41,7 @@ class Clock:
 class Gpu:
     """Loads and draws by the clock, and notes what it did."""
 
-    LOAD_S, STEP_S = 7.0, 1.0
+    LOAD_S, STEP_S, HELPER_S = 7.0, 1.0, 20.0
 
     def __init__(self, clock: Clock, models_in_memory: int) -> None:
         self.memory = Memory()
@@ -49,6 +49,7 @@ class Gpu:
         self.loads: list[str] = []
         self.drawn: list[tuple[str, str, int]] = []
         self.broken: set[str] = set()
+        self.prepared: list[tuple[str, str]] = []
         self._encoded: set[tuple[str, str]] = set()
         self.on_step: Callable[[Stage, int], None] = lambda stage, step: None
         self._clock = clock
@@ -84,6 +85,16 @@ class Gpu:
         self._clock.at += 0.5
         self.drawn.append((key, stage.params.prompt, stage.params.seed))
         return Drawn(Image.new("RGB", stage.params.final_size), {"seed": stage.params.seed})
+
+    def prepare(self, stage: Stage, inputs: Path, report: Report) -> str | Image.Image:
+        report(Phase.DENOISING, 0, 1)
+        self._clock.at += self.HELPER_S
+        report(Phase.DENOISING, 1, 1)
+        report(Phase.DECODING, 1, 1)
+        self.prepared.append((stage.load_spec.key, stage.params.prompt))
+        if stage.load_spec.model.makes == "prompt":
+            return '{"short_description": "written"}'
+        return Image.new("RGB", (32, 32), "white")
 
     def refusal(self, params: GenerationParams) -> str | None:
         return None

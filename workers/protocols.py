@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from PIL.Image import Image
+
 from models.model_catalog import LoadSpec
 from task import Drawn, Encoded, GenerationParams, Memory, Progress, Report, Stage, Task, Verdict
 
@@ -26,6 +28,9 @@ class Generator(Protocol):
         Args:
             inputs: folder of the pictures that the stage's params name.
         """
+
+    def prepare(self, stage: Stage, inputs: Path, report: Report) -> str | Image:
+        """Run a helper model that is loaded; returns a prompt or a control image."""
 
     @property
     def resident(self) -> tuple[str, ...]:

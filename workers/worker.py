@@ -138,15 +138,24 @@ class Worker:
         inputs = self._source.inputs_of(task.task_id)
         indices = range(task.images_done, task.params.count)
         drawn: dict[int, tuple[Drawn, tuple[tuple[int, Measured], ...]]] = {}
+        stages = list(task.stages)
+        helped: tuple[tuple[int, Measured], ...] = ()
         with ExitStack() as until_drawn:
-            for number, stage in enumerate(task.stages):
+            for number, stage in enumerate(stages):
                 self._make_ready(stage.load_spec, task, Progress(Phase.LOADING, stage=number))
+                if stage.load_spec.model.makes:
+                    folder = Path(until_drawn.enter_context(TemporaryDirectory()))
+                    result, measured = self._prepare(task, stage, number, inputs, folder)
+                    helped = (*helped, (number, measured))
+                    stages[number + 1] = stages[number + 1].helped(*result)
+                    continue
                 before, drawn = drawn, {}
                 if before:
                     inputs = Path(until_drawn.enter_context(TemporaryDirectory()))
                 for index in indices:
                     one = stage.image(index)
-                    picture_before, measured_before = before.get(index, (None, ()))
+                    picture_before, measured_before = before.get(index, (None, helped))
+                    helped = ()
                     if picture_before:
                         one = one.starting_from(_keep(picture_before.picture, inputs))
                     picture, measured = self._draw_one(task, one, number, index, inputs)
@@ -155,8 +164,27 @@ class Worker:
                         metadata = {**(picture_before.metadata or {}), **upscaled}
                         picture = replace(picture, metadata=metadata)
                     drawn[index] = picture, (*measured_before, (number, measured))
-                    if stage is task.stages[-1]:
+                    if number == len(stages) - 1:
                         self._start_encoding(task, index, *drawn.pop(index))
+
+    def _prepare(
+        self, task: Task, stage: Stage, number: int, inputs: Path, folder: Path
+    ) -> tuple[tuple[str, object], Measured]:
+        """Runs a helper model; returns the field that its result fills, and the result.
+
+        Args:
+            folder: where a control image is written.
+        """
+        stopwatch = Stopwatch(time.monotonic)
+
+        def report(phase: Phase, steps_done: int, steps_total: int) -> None:
+            stopwatch.reached(phase, steps_done)
+            self._report(task, Progress(phase, steps_done, steps_total, number))
+
+        result: object = self._generator.prepare(stage, inputs, report)
+        if isinstance(result, Image.Image):
+            result = _keep(result, folder)
+        return (stage.load_spec.model.makes, result), stopwatch.measured()
 
     def _draw_one(
         self, task: Task, one: Stage, stage: int, index: int, inputs: Path
@@ -229,6 +257,7 @@ class Worker:
 
 
 def _keep(picture: Image.Image, folder: Path) -> InputImage:
-    """A picture as the input of the next stage."""
-    (folder / "drawn.png").write_bytes(to_png(on_white(picture)))
-    return InputImage("drawn", picture.width, picture.height)
+    """A picture as the input of the next stage, with the whole path as its file."""
+    file = folder / "drawn"
+    file.with_suffix(".png").write_bytes(to_png(on_white(picture)))
+    return InputImage(str(file), picture.width, picture.height)
