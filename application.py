@@ -12,7 +12,9 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 import errors
 from api.answers import error_response
 from api.api_docs import PAGE_ROUTE, install_docs
+from api.client_queue import own_queue_of
 from api.cors import Cors
+from api.identity import Identity
 from api.image_api import ImageRoutes
 from api.live_api import LiveRoutes
 from api.models_api import ModelRoutes
@@ -23,6 +25,7 @@ from api.queue_api import QueueRoutes
 from api.routes import blueprint_of
 from api.security_headers import install_security_headers
 from api.server_api import ServerRoutes
+from api.session_api import SESSION_SCHEMAS, SessionRoutes
 from api.submission import Submission
 from api.waiting_places import WaitingPlaces
 from api.web_page import page_routes
@@ -47,7 +50,7 @@ def create_app(
     data_dir: Path,
     max_body_bytes: int,
     allowed_hosts: AllowedHosts | None = None,
-    operator_key: str | None = "",
+    identity: Identity | None = None,
     foreign: ForeignOptions | None = None,
     cors: Cors | None = None,
 ) -> Flask:
@@ -57,30 +60,33 @@ def create_app(
     Args:
         places: budget for requests that hold a thread for long.
         allowed_hosts: host names under which clients may address the server; None: any.
-        operator_key: key of the operator's routes; empty: no key needed; None: they are closed.
+        identity: tells clients apart; None: everyone is trusted.
         cors: the origins whose pages may use this server; None: none.
     """
-    cors = cors or Cors()
+    cors, identity = cors or Cors(), identity or Identity(None, trusted=True)
     app = _empty_app(max_body_bytes)
     install_origin_check(app, allowed_hosts or AllowedHosts("", "*"), cors.allows)
     install_security_headers(app)
     app.before_request(check_query)
     cors.install(app)
+    identity.install(app)
+    own_queue = own_queue_of(queue)
     catalog = read_catalog()
-    for name, routes in (
-        ("tasks", TaskRoutes(queue, submission, places)),
-        ("images", ImageRoutes(queue, places)),
-        ("queue", QueueRoutes(queue, places)),
-        ("live", LiveRoutes(queue, places, previews, submission.decoder)),
-        ("server", ServerRoutes(queue, worker, generator, data_dir)),
-        ("models", ModelRoutes(queue, submission.allowed, catalog, operator_key)),
-    ):
-        blueprint = blueprint_of(routes, name)
-        app.register_blueprint(blueprint)
-        app.register_blueprint(blueprint, url_prefix="/api", name=f"api_{name}")
+    _register(
+        app,
+        {
+            "tasks": TaskRoutes(own_queue, submission, places),
+            "images": ImageRoutes(own_queue, places),
+            "queue": QueueRoutes(own_queue, places),
+            "live": LiveRoutes(queue, own_queue, places, previews, submission.decoder),
+            "server": ServerRoutes(queue, worker, generator, data_dir),
+            "models": ModelRoutes(queue, submission.allowed, catalog),
+            "session": SessionRoutes(identity),
+        },
+    )
     schemas = install_foreign_apis(
         app,
-        queue,
+        own_queue,
         submission,
         catalog,
         places=places,
@@ -90,8 +96,17 @@ def create_app(
     )
     app.register_error_handler(Exception, _answer_error)
     app.register_blueprint(page_routes())
-    install_docs(app, submission.limits, schemas)
+    install_docs(app, submission.limits, (*SESSION_SCHEMAS, *schemas))
+    identity.publish(app, "flasgger.", "openapi")
     return app
+
+
+def _register(app: Flask, native: dict[str, object]) -> None:
+    """Register the native routes at the root and under /api, by the name of their blueprint."""
+    for name, routes in native.items():
+        blueprint = blueprint_of(routes, name)
+        app.register_blueprint(blueprint)
+        app.register_blueprint(blueprint, url_prefix="/api", name=f"api_{name}")
 
 
 def _empty_app(max_body_bytes: int) -> Flask:
@@ -137,5 +152,7 @@ def _answer_error(error: Exception) -> Response:
         answer.headers.update(own_headers)
     else:
         answer = error_response(problem)
+    if problem.http_status == 401:
+        answer.headers["WWW-Authenticate"] = 'Bearer realm="mflux-server"'
     answer.headers.extend(headers)
     return answer

@@ -106,6 +106,13 @@ class Gone(ServerError):
     http_status = 410
     default_message = "The image existed and was removed."
 
+    def __init__(self, message: str | None = None, *, owner: str = "") -> None:
+        """Args:
+        owner: of the task that was removed, which alone may know that it existed.
+        """
+        super().__init__(message)
+        self.owner = owner
+
 
 class TryLater(ServerError):
     """An error with the header Retry-After."""
@@ -227,12 +234,27 @@ class KeyReused(ServerError):
     )
 
 
+class Unauthorized(ServerError):
+    code = "unauthorized"
+    http_status = 401
+    default_message = (
+        "This server needs a key: send the header Authorization: Bearer KEY. The operator gives "
+        "keys with server.py --new-key NAME."
+    )
+
+
+class NotPermitted(ServerError):
+    code = "not_permitted"
+    http_status = 403
+    default_message = "The operator has not given this right to your key."
+
+
 class OperatorOnly(ServerError):
     code = "operator_only"
     http_status = 403
     default_message = (
-        "Only the operator may do this: send the header Authorization: Bearer KEY with the value "
-        "of --operator-key."
+        "Only the operator may do this: send the header Authorization: Bearer with the key of "
+        "--operator-key, or with one that is an operator's in the file of --keys."
     )
 
 

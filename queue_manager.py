@@ -49,6 +49,8 @@ class QueueManager:
         params: GenerationParams,
         *,
         priority: int = 0,
+        owner: str = "",
+        end_user: str = "",
         client_key: str | None = None,
         inputs: Mapping[str, bytes] | None = None,
         callback_url: str | None = None,
@@ -56,6 +58,7 @@ class QueueManager:
         """Puts a task into the queue. It is on disk when this returns.
 
         Args:
+            owner, end_user: as in Task.
             client_key: idempotency key: the same key gives the same task (submitted_as()).
             inputs: the input images that the params name, as PNG, by InputImage.file.
             callback_url: called when the task has ended (webhooks.py).
@@ -69,7 +72,7 @@ class QueueManager:
             InputsFull, InputsTooLarge: the input images exceed what the operator allows.
             ModelNotAllowed, NotSupported: the params need what the operator does not allow.
         """
-        task = self._new_task(params, priority)
+        task = self._new_task(params, priority, owner, end_user)
         store = self._scheduler.store
         with ExitStack() as unless_submitted:
             if inputs:  # before the lock is taken, because it may take long
@@ -321,10 +324,18 @@ class QueueManager:
                 retry_after_s=retry_after_s,
             )
 
-    def _new_task(self, params: GenerationParams, priority: int) -> Task:
-        scheduler = self._scheduler
-        stages = self.allowed.stages(params)
-        return Task(secrets.token_hex(8), params, priority, scheduler.now(), stages=stages)
+    def _new_task(
+        self, params: GenerationParams, priority: int, owner: str = "", end_user: str = ""
+    ) -> Task:
+        return Task(
+            secrets.token_hex(8),
+            params,
+            priority,
+            self._scheduler.now(),
+            owner,
+            end_user,
+            stages=self.allowed.stages(params),
+        )
 
     def _submit(
         self, task: Task, client_key: str | None, callback_url: str | None

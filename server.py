@@ -19,9 +19,11 @@ if find_spec("flask") is None:
 import errors
 from allowed import Allowed, read_allowed
 from api.api_docs import PAGE_ROUTE
+from api.client_queue import own_queue_of
 from api.cors import Cors
 from api.generate_request import Limits
 from api.http_server import HttpServer, most_connections, most_waiting
+from api.identity import Identity
 from api.origin_check import LOOPBACK, AllowedHosts
 from api.submission import MOST_OUTPUT_PIXELS_FACTOR, Submission
 from api.waiting_places import WaitingPlaces
@@ -32,6 +34,7 @@ from decoding.decoder import PictureDecoder
 from generation.pipelines import fetch
 from generation.previews import Previews
 from generator import MfluxGenerator
+from key_file import KeyFile, add_key
 from models.hub_cache import marked_as_incomplete, needs_download
 from models.mflux_registry import read_catalog
 from models.mlx_setup import MlxMissing, prepare_mlx
@@ -43,6 +46,7 @@ from scheduler.running_clock import RunningClock
 from scheduler.scheduler import Scheduler
 from scheduler.worker_api import WorkerApi
 from settings import Settings
+from storage.data_dir import secret_of
 from storage.task_store import TaskStore
 from storage_check import StorageCheck
 from supervision import end_process
@@ -111,7 +115,7 @@ class Server:
             own_pixels=settings.max_pixels * MOST_OUTPUT_PIXELS_FACTOR,
         )
         self._submission = Submission(
-            self.queue,
+            own_queue_of(self.queue),
             allowed,
             limits,
             generator.refusal,
@@ -157,7 +161,7 @@ class Server:
             data_dir=settings.data_dir,
             max_body_bytes=settings.max_body_bytes,
             allowed_hosts=AllowedHosts(settings.host, settings.allowed_hosts),
-            operator_key=settings.operator_key or ("" if settings.host in LOOPBACK else None),
+            identity=identity_of(settings),
             foreign=ForeignOptions(
                 sync_max_wait_s=settings.sync_max_wait_s,
                 clamp=settings.clamp,
@@ -218,6 +222,21 @@ class Server:
     def _load_failed(self, error: errors.ModelLoadError) -> None:
         log.error("%s", error)
         os.write(self.end_fd, LOAD_FAILED)
+
+
+def identity_of(settings: Settings) -> Identity:
+    """What tells clients apart.
+
+    Raises:
+        BadOption: the file of --keys cannot be used.
+    """
+    return Identity(
+        KeyFile(settings.keys) if settings.keys else None,
+        trusted=settings.host in LOOPBACK,
+        operator_key=settings.operator_key,
+        secret=secret_of(settings.data_dir),
+        port=settings.port,
+    )
 
 
 def request_limits(settings: Settings) -> Limits:
@@ -284,6 +303,15 @@ def download(settings: Settings) -> int:
     return 0
 
 
+def write_key(settings: Settings) -> int:
+    """Write the key of --new-key; returns the exit code. Raises: BadOption."""
+    if settings.keys is None or settings.new_key is None:
+        raise errors.BadOption("--new-key NAME needs --keys FILE, which it is added to.")
+    key = add_key(settings.keys, settings.new_key)
+    print(f"The key of {settings.new_key}, which is shown only now: {key}")
+    return 0
+
+
 def main(argv: list[str]) -> int:
     settings = Settings.read(argv, os.environ)
     logging.basicConfig(
@@ -291,6 +319,8 @@ def main(argv: list[str]) -> int:
     )
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     try:
+        if settings.new_key is not None:
+            return write_key(settings)
         has_gpu = prepare_mlx(quiet=settings.download is None)
         if settings.download is not None:
             return download(settings)
@@ -314,17 +344,7 @@ def main(argv: list[str]) -> int:
     except OSError as error:
         print(f"server.py: {_cannot_listen(settings, error)}", file=sys.stderr)
         return 1
-    if not (settings.model or settings.models) and allowed.default.tiny:
-        log.warning(
-            "MLX has no GPU here: serving the built-in %s model, which draws abstract noise. "
-            "Name a model with --model to load it all the same.",
-            allowed.default.name,
-        )
-    if settings.host not in LOOPBACK:
-        log.warning(
-            "listening on %s: everyone who reaches this address may use it",
-            settings.host or "every address",
-        )
+    _warn(settings, allowed)
     # A byte in a pipe needs no lock: signals may arrive at any time, several at once.
     signal.set_wakeup_fd(server.end_fd, warn_on_full_buffer=False)
     for number in ENDING_SIGNALS:
@@ -344,6 +364,22 @@ def main(argv: list[str]) -> int:
     if unfinished := server.queue.length:
         log.info("tasks that wait for the next start: %d", unfinished)
     return exit_code
+
+
+def _warn(settings: Settings, allowed: Allowed) -> None:
+    """Log what the operator should know about these settings."""
+    if not (settings.model or settings.models) and allowed.default.tiny:
+        log.warning(
+            "MLX has no GPU here: serving the built-in %s model, which draws abstract noise. "
+            "Name a model with --model to load it all the same.",
+            allowed.default.name,
+        )
+    if settings.host not in LOOPBACK and settings.keys is None:
+        log.warning(
+            "listening on %s without --keys: everyone who reaches this address may submit tasks, "
+            "and sees only their own",
+            settings.host or "every address",
+        )
 
 
 def _cannot_listen(settings: Settings, error: OSError) -> str:

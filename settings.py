@@ -106,10 +106,23 @@ class Settings:
         "download the weights of a model, with a progress bar, and end",
         metavar="NAME",
     )
+    keys: Path | None = _option(
+        None,
+        "file with the keys of clients (TOML, docs/operations.md); it is read again when it "
+        "changes. Without it, everyone is trusted on a loopback address; on any other address "
+        "each client sees only its own tasks",
+        parse=Path,
+        metavar="FILE",
+    )
+    new_key: str | None = _option(
+        None,
+        "add a client of this name to the file of --keys, print its key once, and end",
+        metavar="NAME",
+    )
     operator_key: str = _option(
         "",
-        "key that POST /models/NAME/load asks for, as Authorization: Bearer KEY (default: none; "
-        "then only a server on a loopback address allows it)",
+        "key that makes a client the operator, as Authorization: Bearer KEY (default: none; then "
+        "the operators of --keys, or everyone where everyone is trusted)",
         metavar="KEY",
     )
     host: str = _option(

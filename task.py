@@ -239,6 +239,10 @@ class Task:
     """Higher runs first: 0 normal, 1 urgent."""
     created_at: float
     """Unix seconds, as all fields that end with _at."""
+    owner: str = ""
+    """Name of the client that submitted it (key_file.Client); empty: everybody."""
+    end_user: str = ""
+    """Which user of its client it is for, where the client has told. Only the order knows it."""
     status: TaskStatus = TaskStatus.WAITING
     attempt: int = 0
     """Number of its latest claim, from 1. Calls of a worker with another number are refused."""

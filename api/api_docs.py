@@ -17,8 +17,9 @@ from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 from api.answers import ErrorAnswer
 from api.generate_request import Limits, request_schema
 from api.model_answers import LoadAnswer, ModelAnswer, ModelsAnswer
+from api.queue_answers import QueueAnswer
 from api.server_answers import HealthAnswer, StatsAnswer
-from api.task_answers import DeleteAnswer, EstimateAnswer, GenerateAnswer, QueueAnswer, StatusAnswer
+from api.task_answers import DeleteAnswer, EstimateAnswer, GenerateAnswer, StatusAnswer
 from errors import (
     Gone,
     InvalidInput,

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import errors
+from api.client_queue import ClientQueue
 from api.event_texts import HEARTBEAT, RETRY, EventTexts, worth_telling
-from queue_manager import QueueManager
 from scheduler.events import ENDS, EventKind
 from task import TaskStatus
 
@@ -14,6 +14,8 @@ HEARTBEAT_S = 15.0
 LOOK_S = 5.0
 """A stream checks this often whether its client is connected and its tasks have moved up."""
 QUEUE_EVERY_S = 1.0
+KNOWN_TASKS = 1_000
+"""A stream remembers of so many tasks whose they are."""
 MOVES = frozenset({EventKind.WAITING, EventKind.RUNNING, *ENDS})
 """What changes the order or the length of the queue."""
 
@@ -31,7 +33,7 @@ class EventStream:
 
     def __init__(
         self,
-        queue: QueueManager,
+        queue: ClientQueue,
         texts: EventTexts,
         task_ids: frozenset[str],
         last_id: int | None,
@@ -47,6 +49,7 @@ class EventStream:
         self._named = task_ids
         self._open = {task_id for task_id in task_ids if self._is_open(task_id)}
         self._positions: dict[str, int | None] = {}
+        self._known: dict[str, bool] = {}
         self._sent_at = self._queue_sent_at = 0.0
 
     @property
@@ -71,8 +74,9 @@ class EventStream:
             found = events.wait(self._after, wait_s, self._open if self._named else None)
             if found:
                 self._after = found[-1].id
-                self._open -= {e.task_id for e in found if e.kind in {*ENDS, EventKind.REMOVED}}
                 queue_changed |= not self._named and any(e.kind in MOVES for e in found)
+                found = [event for event in found if self._knows(event.task_id)]
+                self._open -= {e.task_id for e in found if e.kind in {*ENDS, EventKind.REMOVED}}
             text = b"".join(map(self._texts.of, worth_telling(found)))
             now = time.monotonic()
             if queue_changed and now >= self._queue_sent_at + QUEUE_EVERY_S:
@@ -99,6 +103,16 @@ class EventStream:
                 was, self._positions[task_id] = self._positions.get(task_id), view.pos
                 if view.status is TaskStatus.WAITING and view.pos != was:
                     yield self._texts.of_task(task_id, self._after)
+
+    def _knows(self, task_id: str) -> bool:
+        """Whether a task belongs to this client. An event that follows soon asks again."""
+        if self._named or self._queue.sees_all:
+            return True
+        if task_id not in self._known:
+            if len(self._known) >= KNOWN_TASKS:
+                self._known.clear()
+            self._known[task_id] = self._queue.knows(task_id)
+        return self._known[task_id]
 
     def _is_open(self, task_id: str) -> bool:
         """Whether there is more to come of a task."""

@@ -8,13 +8,13 @@ from flask import Response, jsonify
 
 import errors
 from api.api_docs import INDEX, READING_ERRORS, TASK_ID, WAIT, documented, query
+from api.client_queue import ClientQueue, OwnQueue
 from api.long_poll import watch
 from api.query_values import MOST_WAIT_S, flag_value, gone_check, number_value, task_id_value
 from api.routes import route
 from api.task_answers import ImageAnswer, ImagesAnswer
 from api.waiting_places import WaitingPlaces
 from images import CONTENT_TYPES, EXTENSIONS, read_metadata, to_base64, zip_of
-from queue_manager import QueueManager
 from task import GenerationParams
 
 log = logging.getLogger(__name__)
@@ -23,8 +23,8 @@ SEND_BYTES = 64 * 1024
 
 
 class ImageRoutes:
-    def __init__(self, queue: QueueManager, places: WaitingPlaces) -> None:
-        self._queue = queue
+    def __init__(self, own_queue: OwnQueue, places: WaitingPlaces) -> None:
+        self._own_queue = own_queue
         self._places = places
 
     @route("GET", "/image")
@@ -78,34 +78,35 @@ class ImageRoutes:
         errors=(*READING_ERRORS, errors.TooManyWaiting),
     )
     def image(self) -> Response:
+        queue = self._own_queue()
         task_id, index = task_id_value(), number_value("index", 0, 0, 999)
         as_base64, delete = flag_value("base64", False), flag_value("delete", True)
         all_of_them = flag_value("all", False)
         if wait_s := number_value("wait", 0, 0, MOST_WAIT_S):
-            self._wait(task_id, None if all_of_them else index, wait_s)
+            self._wait(queue, task_id, None if all_of_them else index, wait_s)
         if flag_value("metadata", False):
-            image, params = self._queue.image(task_id, index)
+            image, params = queue.image(task_id, index)
             return jsonify(read_metadata(image) or _metadata_of(params, index))
         if all_of_them:
             with self._places.place():
-                images, params = self._queue.all_images(task_id)
+                images, params = queue.all_images(task_id)
                 data, content_type, name = _bundle(task_id, images, params, as_base64)
         else:
-            data, params = self._queue.image(task_id, index)
+            data, params = queue.image(task_id, index)
             content_type, name = CONTENT_TYPES[params.format], _file_name(task_id, index, params)
             if as_base64:
                 data, content_type = to_base64(data).encode("ascii"), "text/plain"
-        answer = Response(self._sent(data, task_id, None if all_of_them else index, delete))
+        answer = Response(self._sent(queue, data, task_id, None if all_of_them else index, delete))
         answer.content_type = content_type
         answer.content_length = len(data)
         answer.headers["Content-Disposition"] = f'inline; filename="{name}"'
         answer.headers["Cache-Control"] = "no-store"
         return answer
 
-    def _wait(self, task_id: str, index: int | None, wait_s: float) -> None:
+    def _wait(self, queue: ClientQueue, task_id: str, index: int | None, wait_s: float) -> None:
         """Wait until this image is stored; None: until the task has ended."""
         watch(
-            self._queue,
+            queue,
             self._places,
             task_id,
             wait_s=wait_s,
@@ -113,11 +114,13 @@ class ImageRoutes:
             is_gone=gone_check(),
         )
 
-    def _sent(self, data: bytes, task_id: str, index: int | None, delete: bool) -> Iterator[bytes]:
+    def _sent(
+        self, queue: ClientQueue, data: bytes, task_id: str, index: int | None, delete: bool
+    ) -> Iterator[bytes]:
         for start in range(0, len(data), SEND_BYTES):
             yield data[start : start + SEND_BYTES]
         if delete:
-            note_fetched(self._queue, self._places, task_id, index)
+            note_fetched(queue, self._places, task_id, index)
 
 
 def _bundle(
@@ -156,7 +159,7 @@ def _metadata_of(params: GenerationParams, index: int) -> dict[str, Any]:
 
 
 def note_fetched(
-    queue: QueueManager, places: WaitingPlaces, task_id: str, index: int | None = None
+    queue: ClientQueue, places: WaitingPlaces, task_id: str, index: int | None = None
 ) -> None:
     """Note that an image of a task was sent and may go; None: all its images.
 

@@ -4,11 +4,11 @@ import hashlib
 from typing import NamedTuple
 
 import errors
+from api.client_queue import ClientQueue
 from api.generate_request import GenerateRequest, ImageOf
 from decoding.decoder import PictureReader
 from decoding.protocol import Meaning
 from models.model_catalog import Model
-from queue_manager import QueueManager
 from task import GenerationParams, InputImage
 
 
@@ -29,7 +29,7 @@ class InputPictures:
         self,
         reader: PictureReader,
         request: GenerateRequest,
-        queue: QueueManager,
+        queue: ClientQueue,
         mask: MaskReading,
     ) -> None:
         self.inputs: dict[str, bytes] = {}

@@ -7,6 +7,7 @@ from flask import Response, request
 import errors
 from api.answers import jpeg_response
 from api.api_docs import INDEX, READING_ERRORS, TASK_ID, documented, jpeg_answer, query
+from api.client_queue import OwnQueue
 from api.event_stream import EventStream
 from api.event_texts import EventTexts
 from api.query_values import (
@@ -55,11 +56,12 @@ class LiveRoutes:
     def __init__(
         self,
         queue: QueueManager,
+        own_queue: OwnQueue,
         places: WaitingPlaces,
         previews: Previews,
         decoder: PictureDecoder,
     ) -> None:
-        self._queue = queue
+        self._own_queue = own_queue
         self._places = places
         self._previews = previews
         self._texts = EventTexts(queue)
@@ -114,7 +116,7 @@ class LiveRoutes:
     )
     def events(self) -> Response:
         stream = EventStream(
-            self._queue,
+            self._own_queue(),
             self._texts,
             _asked_tasks(),
             _last_event_id(),
@@ -151,10 +153,11 @@ class LiveRoutes:
     )
     def preview(self) -> Response:
         task_id = task_id_value()
-        view = self._queue.status(task_id)
+        queue = self._own_queue()
+        view = queue.status(task_id)
         if view.ended:
             return jpeg_response(self._thumbnails.get(task_id, 0, THUMBNAIL_SIDE))
-        family = self._queue.allowed.model(view.params.model).family
+        family = queue.allowed.model(view.params.model).family
         why = "There is no preview of this task yet: it comes once it runs."
         if not self._previews.on:
             why = "This server makes no previews (--previews off)."
@@ -185,6 +188,7 @@ class LiveRoutes:
     )
     def thumbnail(self) -> Response:
         task_id, index = task_id_value(), number_value("index", 0, 0, 999)
+        self._own_queue().status(task_id)
         max_side = number_value("size", THUMBNAIL_SIDE, 64, 1024)
         return jpeg_response(self._thumbnails.get(task_id, index, max_side))
 

@@ -4,9 +4,9 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+from api.client_queue import ClientQueue
 from api.waiting_places import WaitingPlaces
 from errors import TooManyWaiting
-from queue_manager import QueueManager
 from task import Task
 
 LOOK_S = 5.0
@@ -14,7 +14,7 @@ LOOK_S = 5.0
 
 
 def watch(
-    queue: QueueManager,
+    queue: ClientQueue,
     places: WaitingPlaces,
     task_id: str,
     *,
@@ -42,6 +42,6 @@ def watch(
     return view, version
 
 
-def _look(queue: QueueManager, task_id: str) -> tuple[Task, int]:
+def _look(queue: ClientQueue, task_id: str) -> tuple[Task, int]:
     version = queue.events.version(task_id)  # before the look: what comes in between is news
     return queue.status(task_id), version

@@ -1,13 +1,12 @@
 """The routes about models: what there is, what is loaded, and loading one ahead."""
 
-import hmac
-
-from flask import Response, request
+from flask import Response
 
 import errors
 from allowed import Allowed
 from api.answers import json_response
 from api.api_docs import documented, json_answer
+from api.identity import check_operator
 from api.model_answers import (
     DownloadAnswer,
     HelperAnswer,
@@ -34,18 +33,10 @@ MODEL_NAME = {
 
 
 class ModelRoutes:
-    """
-    Args:
-        operator_key: what loading asks for; empty: nothing; None: it is closed.
-    """
-
-    def __init__(
-        self, queue: QueueManager, allowed: Allowed, catalog: Catalog, operator_key: str | None
-    ) -> None:
+    def __init__(self, queue: QueueManager, allowed: Allowed, catalog: Catalog) -> None:
         self._queue = queue
         self._allowed = allowed
         self._catalog = catalog
-        self._operator_key = operator_key
 
     @route("GET", "/models")
     @documented(
@@ -101,7 +92,7 @@ class ModelRoutes:
         ),
     )
     def load_model(self, name: str) -> Response:
-        self._check_operator()
+        check_operator()
         model = self._allowed.model(self._find(name).name)
         weights = LoadSpec(model, model.pipelines[0], self._allowed.quantize)
         loaded = any(weights.key == other.key for other in self._queue.health().loaded)
@@ -118,17 +109,6 @@ class ModelRoutes:
                 field="name",
             )
         return model
-
-    def _check_operator(self) -> None:
-        key = self._operator_key
-        if key is None:
-            raise errors.OperatorOnly(
-                "Start the server with --operator-key to allow this from the network."
-            )
-        sent = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        raw = sent.encode("latin-1")  # as WSGI hands on the bytes of a header
-        if key and not hmac.compare_digest(raw, key.encode()):
-            raise errors.OperatorOnly
 
 
 def model_answer(model: Model, allowed: Allowed, health: QueueHealth) -> ModelAnswer:

@@ -7,6 +7,7 @@ from flask import Response, request
 import errors
 from api.answers import json_response
 from api.api_docs import IDEMPOTENCY_KEY, TASK_ID, WAIT, documented, json_answer, query
+from api.client_queue import ClientQueue, OwnQueue
 from api.generate_request import GenerateRequest, Limits, parse_form, parse_request
 from api.long_poll import watch
 from api.models_api import download_answer
@@ -23,7 +24,6 @@ from api.task_answers import (
     status_answer,
 )
 from api.waiting_places import WaitingPlaces
-from queue_manager import QueueManager
 from scheduler.health import ServerState
 from task import Task
 
@@ -31,8 +31,8 @@ EXAMPLE = {"prompt": "A beautiful landscape", "width": 1024, "height": 1024, "st
 
 
 class TaskRoutes:
-    def __init__(self, queue: QueueManager, submission: Submission, places: WaitingPlaces) -> None:
-        self._queue = queue
+    def __init__(self, own_queue: OwnQueue, submission: Submission, places: WaitingPlaces) -> None:
+        self._own_queue = own_queue
         self._submission = submission
         self._places = places
 
@@ -66,9 +66,10 @@ class TaskRoutes:
         ),
     )
     def generate(self) -> Response:
+        queue = self._own_queue()
         with self._submission.room_for_the_body(request.content_length):
             asked = _read_request(self._submission.limits)
-            task, others = self._submitted(asked)
+            task, others = self._submitted(queue, asked)
         return json_response(
             GenerateAnswer(
                 task_id=task.task_id,
@@ -77,7 +78,7 @@ class TaskRoutes:
                 params=params_answer(task.params, task.priority),
                 ignored_fields=ignored_fields(asked, task.params),
                 warnings=list(task.params.warnings) or None,
-                server=self._queue.state(),
+                server=queue.state(),
             )
         )
 
@@ -105,17 +106,18 @@ class TaskRoutes:
         ),
     )
     def estimate(self) -> Response:
+        queue = self._own_queue()
         with self._submission.room_for_the_body(request.content_length):
             asked = _read_request(self._submission.limits)
             prepared = self._submission.prepare(asked)
-        wait, others = self._queue.estimate(prepared.params, priority=int(asked.priority or 0))
+        wait, others = queue.estimate(prepared.params, priority=int(asked.priority or 0))
         return json_response(
             EstimateAnswer(
                 **estimate_fields(wait, others, time.time()),
                 params=params_answer(prepared.params, bool(asked.priority)),
                 ignored_fields=prepared.ignored_fields,
                 warnings=list(prepared.params.warnings) or None,
-                server=self._queue.state(),
+                server=queue.state(),
             )
         )
 
@@ -140,7 +142,7 @@ class TaskRoutes:
         errors=(errors.InvalidInput, errors.UnknownTask, errors.Gone, errors.StorageUnavailable),
     )
     def status(self) -> Response:
-        queue = self._queue
+        queue = self._own_queue()
         task_id, wait_s = task_id_value(), number_value("wait", 0, 0, MOST_WAIT_S)
         since = number_value("since", queue.events.version(task_id), 0, MAX_ID)
         if since > queue.events.last_id:  # of another data dir: nothing is known of this client
@@ -158,18 +160,18 @@ class TaskRoutes:
         download = download_answer(queue.health()) if may_wait_for_it else None
         return json_response(status_answer(view, state, time.time(), download, version=version))
 
-    def _submitted(self, asked: GenerateRequest) -> tuple[Task, int]:
+    def _submitted(self, queue: ClientQueue, asked: GenerateRequest) -> tuple[Task, int]:
         """What QueueManager.submit answers. A submit that is repeated needs its earlier results no
         more."""
         header_key = _idempotency_key()
         client_key = header_key or asked.client_task_id
         key_name = "Idempotency-Key" if header_key else "client_task_id"
-        if client_key and (known := self._queue.submitted_as(client_key)):
+        if client_key and (known := queue.submitted_as(client_key)):
             self._submission.check_repeated(asked, known[0].params, key_name)
             return known
         prepared = self._submission.prepare(asked)
         with self._places.place_for_change():
-            task, others = self._queue.submit(
+            task, others = queue.submit(
                 prepared.params,
                 priority=int(asked.priority or 0),
                 client_key=client_key,

@@ -5,17 +5,18 @@ from flask import Response
 import errors
 from api.answers import json_response
 from api.api_docs import TASK_ID, documented, json_answer, query
+from api.client_queue import OwnQueue
 from api.query_values import flag_value, number_value, task_id_value, text_value
+from api.queue_answers import QueueAnswer, queue_answer
 from api.routes import route
-from api.task_answers import DeleteAnswer, QueueAnswer, queue_answer
+from api.task_answers import DeleteAnswer
 from api.waiting_places import WaitingPlaces
-from queue_manager import QueueManager
 from task import TaskStatus
 
 
 class QueueRoutes:
-    def __init__(self, queue: QueueManager, places: WaitingPlaces) -> None:
-        self._queue = queue
+    def __init__(self, own_queue: OwnQueue, places: WaitingPlaces) -> None:
+        self._own_queue = own_queue
         self._places = places
 
     @route("GET", "/queue")
@@ -44,7 +45,8 @@ class QueueRoutes:
         offset = number_value("offset", 0, 0, 10_000_000)
         tag = text_value("tag")
         tagged = (lambda task: tag in (task.params.tags or ())) if tag else None
-        return json_response(queue_answer(*self._queue.unfinished(limit, offset, tagged)))
+        queue = self._own_queue()
+        return json_response(queue_answer(*queue.unfinished(limit, offset, tagged), queue.owns))
 
     @route("DELETE", "/delete")
     @route("POST", "/delete")
@@ -78,7 +80,7 @@ class QueueRoutes:
         task_id = task_id_value()
         with self._places.place_for_change():
             after_current = flag_value("after_current", False)
-        was = self._queue.delete(task_id, after_current=after_current)
+        was = self._own_queue().delete(task_id, after_current=after_current)
         message = {
             TaskStatus.WAITING: "The task was taken out of the queue.",
             TaskStatus.RUNNING: "The task was cancelled; its generation ends at the next step.",

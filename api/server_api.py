@@ -8,6 +8,7 @@ from flask import Response
 
 from api.answers import json_response
 from api.api_docs import documented, json_answer
+from api.identity import public
 from api.models_api import download_answer
 from api.routes import route
 from api.server_answers import HealthAnswer, MemoryAnswer, StatsAnswer, stats_answer
@@ -39,6 +40,7 @@ class ServerRoutes:
     def stats(self) -> Response:
         return json_response(stats_answer(self._queue.stats()))
 
+    @public
     @route("GET", "/health")
     @documented(
         "Health of the server",

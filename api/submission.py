@@ -13,6 +13,7 @@ from threading import Semaphore
 
 import errors
 from allowed import Allowed, given_fields, not_supported
+from api.client_queue import OwnQueue
 from api.generate_request import PICTURES, GenerateRequest, Limits, default_side, refusal
 from api.input_pictures import InputPictures, MaskReading
 from api.waiting_places import RETRY_AFTER_S, WaitingPlaces
@@ -21,7 +22,6 @@ from decoding.protocol import Meaning
 from fields import Takes
 from models.hub_cache import is_present
 from models.model_catalog import LoadSpec, Model
-from queue_manager import QueueManager
 from task import MAX_SEED, SIDE_STEP, GenerationParams
 
 LARGE_BODY_BYTES = 1_000_000
@@ -62,7 +62,7 @@ class Submission:
 
     def __init__(
         self,
-        queue: QueueManager,
+        own_queue: OwnQueue,
         allowed: Allowed,
         limits: Limits,
         fits: Callable[[GenerationParams], str | None],
@@ -77,7 +77,7 @@ class Submission:
         self._check_adapters = check_adapters
         self.allowed = allowed
         self.limits = limits
-        self._queue = queue
+        self._own_queue = own_queue
         self._fits = fits
         self._places = places
         self._metadata = metadata
@@ -140,7 +140,7 @@ class Submission:
         if _has_pictures(request):
             mask = MaskReading(mask_meaning, invert_mask)
             with self.decoder.reading() as reader:
-                pictures = InputPictures(reader, request, self._queue, mask)
+                pictures = InputPictures(reader, request, self._own_queue(), mask)
                 params = self._sized(request, model, params, pictures.size_of_source(model))
                 params = params.model_copy(update=pictures.decoded(params, model))
             prepared.inputs = pictures.inputs
@@ -174,7 +174,7 @@ class Submission:
             given: dict[str, object] = {}
             if _has_pictures(request):
                 with self.decoder.reading() as reader:
-                    pictures = InputPictures(reader, request, self._queue, MaskReading())
+                    pictures = InputPictures(reader, request, self._own_queue(), MaskReading())
                     given = pictures.decoded(known, self.allowed.model(known.model))
             check_same(known, known.model_copy(update=dict.fromkeys(PICTURES) | given), key)
 

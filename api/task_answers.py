@@ -13,8 +13,6 @@ from task import MAX_SEED, Forecast, GenerationParams, InputImage, Phase, Reason
 from timing_model import Confidence, Measured
 
 POLL_AT_MOST_S = 10
-PROMPT_IN_LISTS = 200
-"""Characters."""
 WARNINGS = "A sentence for each LoRA that fits the model in part. Absent where there is none."
 
 
@@ -213,25 +211,6 @@ class StatusAnswer(Answer):
     )
 
 
-class QueuedTask(Answer):
-    task_id: str = Field(description="The id that /generate gave.", examples=["1fc9cc4f9d3b27a1"])
-    status: TaskStatus = Field(description="waiting or running.")
-    pos: int = Field(description="Tasks waiting before it; 0 when next or running.", examples=[0])
-    wait_remaining: int = Field(
-        description="Forecast of whole seconds until its image is ready.", examples=[15]
-    )
-    reason: Reason | None = Field(None, description="As in StatusAnswer.")
-    created_at: float = Field(description="Unix seconds, UTC.", examples=[1725311496.5])
-    params: Params = Field(description="What is done for it.")
-
-
-class QueueAnswer(Answer):
-    """The unfinished tasks in the order in which they run."""
-
-    length: int = Field(description="How many there are, also beyond `limit`.", examples=[1])
-    tasks: list[QueuedTask] = Field(description="With the first 200 characters of prompts.")
-
-
 class ImageAnswer(Answer):
     index: int = Field(description="From 0.", examples=[0])
     seed: str = Field(description="Digits: of this image.", examples=["1725311496"])
@@ -326,40 +305,13 @@ def status_answer(
     )
 
 
-def queue_answer(views: list[Task], length: int) -> QueueAnswer:
-    return QueueAnswer(
-        length=length,
-        tasks=[
-            QueuedTask(
-                task_id=view.task_id,
-                status=view.status,
-                pos=view.forecast.pos,
-                wait_remaining=_whole_seconds(view.forecast.end_s),
-                reason=view.forecast.reason,
-                created_at=view.created_at,
-                params=params_answer(shortened(view.params), view.priority),
-            )
-            for view in views
-            if view.forecast is not None
-        ],
-    )
-
-
-def shortened(params: GenerationParams) -> GenerationParams:
-    """With the beginning of the prompt, for lists."""
-    prompt = params.prompt
-    if len(prompt) <= PROMPT_IN_LISTS:
-        return params
-    return params.model_copy(update={"prompt": prompt[: PROMPT_IN_LISTS - 3] + "..."})
-
-
 def _waiting_fields(view: Task, now: float) -> dict[str, Any]:
     wait = view.forecast
     if wait is None:
         return {}
     return {
         "pos": wait.pos,
-        "wait_remaining": _whole_seconds(wait.end_s),
+        "wait_remaining": whole_seconds(wait.end_s),
         "wait_p90_s": wait.p90_s,
         "expected_start_at": now + wait.start_s if view.status is TaskStatus.WAITING else None,
         "expected_end_at": now + wait.end_s,
@@ -369,7 +321,7 @@ def _waiting_fields(view: Task, now: float) -> dict[str, Any]:
     }
 
 
-def _whole_seconds(wait_s: float) -> int:
+def whole_seconds(wait_s: float) -> int:
     return max(ceil(wait_s), 1)
 
 

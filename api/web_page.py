@@ -5,6 +5,8 @@ from pathlib import Path
 
 from flask import Blueprint, Response, abort, request
 
+from api.identity import public
+
 FOLDER = Path(__file__).parent.parent / "web"
 CONTENT_TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -39,6 +41,7 @@ def page_routes() -> Blueprint:
 
     @routes.get("/", endpoint="home", defaults={"name": FIRST})
     @routes.get("/web/<name>", endpoint="file")
+    @public
     def file(name: str) -> Response:
         if name not in files:
             abort(404)

@@ -142,7 +142,8 @@ def _list_queue(client: Client, as_json: bool) -> int:
         return OK
     for task in queue.tasks:
         prompt = " ".join(str(task.params.get("prompt", "")).split())
-        print(f"{task.task_id}  {task.status:7}  about {duration(task.wait_remaining):7}  {prompt}")
+        task_id = task.task_id or "another client's"
+        print(f"{task_id:16}  {task.status:7}  about {duration(task.wait_remaining):7}  {prompt}")
     if queue.length > len(queue.tasks):
         print(f"and {queue.length - len(queue.tasks)} more")
     if not queue.tasks:

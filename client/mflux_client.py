@@ -307,13 +307,16 @@ class Image:
 
 @dataclass(frozen=True)
 class QueuedTask:
-    task_id: str
     status: str
     pos: int
     wait_remaining: int
     created_at: float
     params: Params
+    """Without prompt for tasks of other clients."""
     raw: dict[str, Any] = field(repr=False)
+    task_id: str | None = None
+    """None for tasks of other clients."""
+    mine: bool = True
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from threading import Lock
 
+from api.client_queue import OwnQueue
 from errors import Gone, UnknownTask
-from queue_manager import QueueManager
 from task import Task
 
 Caller = tuple[str, ...]
@@ -14,8 +14,8 @@ Caller = tuple[str, ...]
 class Callers:
     """Thread-safe."""
 
-    def __init__(self, queue: QueueManager) -> None:
-        self._queue = queue
+    def __init__(self, own_queue: OwnQueue) -> None:
+        self._own_queue = own_queue
         self._lock = Lock()
         self._tasks: dict[Caller, list[str]] = {}
         self._interrupted: set[str] = set()
@@ -50,7 +50,7 @@ class Callers:
                 return  # its call has just ended
             self._interrupted.add(view.task_id)
         with suppress(Gone, UnknownTask):
-            self._queue.delete(view.task_id)
+            self._own_queue().delete(view.task_id)
 
     def was_interrupted(self, task_id: str) -> bool:
         with self._lock:
@@ -58,7 +58,7 @@ class Callers:
 
     def _unfinished(self, task_id: str) -> Task | None:
         try:
-            view = self._queue.status(task_id)
+            view = self._own_queue().status(task_id)
         except (UnknownTask, Gone):
             return None
         return None if view.ended else view

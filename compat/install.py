@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from flask import Flask
 
 from api.api_docs import ForeignSchemas
+from api.client_queue import OwnQueue
 from api.routes import blueprint_of
 from api.submission import Submission
 from api.waiting_places import WaitingPlaces
@@ -19,7 +20,6 @@ from compat.openai_images import SCHEMAS_OF_OPENAI, OpenAIRoutes
 from compat.sync_calls import SyncCalls
 from errors import Problem
 from models.model_catalog import Catalog
-from queue_manager import QueueManager
 from task import Memory
 
 OPENAI_PREFIX = "/v1"
@@ -39,7 +39,7 @@ class ForeignOptions:
 
 def install_foreign_apis(
     app: Flask,
-    queue: QueueManager,
+    own_queue: OwnQueue,
     submission: Submission,
     catalog: Catalog,
     *,
@@ -54,7 +54,7 @@ def install_foreign_apis(
         preview: the picture of a running task so far, by task_id; None where there is none.
     """
     calls = SyncCalls(
-        queue,
+        own_queue,
         submission,
         catalog,
         places,
@@ -63,7 +63,7 @@ def install_foreign_apis(
     )
     checkpoint = Checkpoint(calls, options.model_switch)
     openai = OpenAIRoutes(calls, preview, public_url=options.public_url, started_at=time.time())
-    a1111 = A1111Routes(calls, checkpoint, Callers(queue), preview)
+    a1111 = A1111Routes(calls, checkpoint, Callers(own_queue), preview)
     lists = A1111Lists(calls, checkpoint, memory)
     app.register_blueprint(blueprint_of(openai, "openai", OPENAI_PREFIX))
     app.register_blueprint(blueprint_of(a1111, "a1111", A1111_PREFIX))

@@ -21,7 +21,7 @@ def openai_error_body(problem: Problem) -> dict[str, Any]:
         message=problem.message,
         type="rate_limit_error" if status == 429 else kind,
         param=problem.field,
-        code=problem.code,
+        code="invalid_api_key" if status == 401 else problem.code,
     )
     return OpenAIError(error=body).model_dump()
 

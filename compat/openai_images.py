@@ -157,7 +157,7 @@ class OpenAIRoutes:
         found = IMAGE_NAME.fullmatch(name)
         if found is None:
             raise errors.UnknownTask("There is no image of this name.")
-        data, params = self._calls.queue.image(found[1], int(found[2]))
+        data, params = self._calls.own_queue().image(found[1], int(found[2]))
         if EXTENSIONS[params.format] != found[3]:
             raise errors.UnknownTask("There is no image of this name.")
         answer = Response(data, mimetype=CONTENT_TYPES[params.format])

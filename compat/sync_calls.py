@@ -12,6 +12,7 @@ from typing import Any
 
 from cachetools import LRUCache
 
+from api.client_queue import ClientQueue, OwnQueue
 from api.generate_request import GenerateRequest, check_request
 from api.image_api import note_fetched
 from api.submission import Prepared, Submission, check_same
@@ -36,7 +37,6 @@ from errors import (
     UnsupportedMediaType,
 )
 from models.model_catalog import Catalog, Model
-from queue_manager import QueueManager
 from task import GenerationParams, Task, TaskStatus
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class SyncCalls:
 
     def __init__(
         self,
-        queue: QueueManager,
+        own_queue: OwnQueue,
         submission: Submission,
         catalog: Catalog,
         places: WaitingPlaces,
@@ -93,7 +93,7 @@ class SyncCalls:
         max_wait_s: float = 280.0,
         clamp: bool = True,
     ) -> None:
-        self.queue = queue
+        self.own_queue = own_queue
         self.allowed = submission.allowed
         self.limits = submission.limits
         self.catalog = catalog
@@ -169,22 +169,32 @@ class SyncCalls:
                 retry_after_s=RETRY_AFTER_S,
             )
             until_closed.enter_context(self.places.place(full))
-            known = self.queue.submitted_as(client_key) if client_key else None
+            queue = self.own_queue()
+            known = queue.submitted_as(client_key) if client_key else None
             if known:
                 check_same(known[0].params, prepared.params, KEY)
             else:
-                self._check_wait(prepared.params, priority)
-            after = self.queue.events.last_id
-            task_id = self._submit(prepared, priority, client_key)
+                self._check_wait(queue, prepared.params, priority)
+            after = queue.events.last_id
+            task_id = self._submit(queue, prepared, priority, client_key)
             prepared.inputs.clear()
-            until_closed.callback(self._leave, task_id)
-            return Call(self, task_id, after, hung_up, until_closed.pop_all())
+            until_closed.callback(self._leave, queue, task_id)
+            return Call(
+                queue,
+                self.places,
+                task_id,
+                after,
+                hung_up=hung_up,
+                until_closed=until_closed.pop_all(),
+            )
 
-    def _submit(self, prepared: Prepared, priority: int, client_key: str | None) -> str:
+    def _submit(
+        self, queue: ClientQueue, prepared: Prepared, priority: int, client_key: str | None
+    ) -> str:
         """Submit, and count the caller; returns the task_id. A task of this key that is being
         cancelled, because its last caller has left, is not joined: its key is free afterwards."""
         while True:
-            task, _ = self.queue.submit(
+            task, _ = queue.submit(
                 prepared.params, priority=priority, client_key=client_key, inputs=prepared.inputs
             )
             check_same(task.params, prepared.params, KEY)
@@ -195,14 +205,14 @@ class SyncCalls:
                     return task.task_id
             cancelled.wait()
 
-    def _check_wait(self, params: GenerationParams, priority: int) -> None:
+    def _check_wait(self, queue: ClientQueue, params: GenerationParams, priority: int) -> None:
         if self._max_wait_s <= 0:
             return
-        wait, _ = self.queue.estimate(params, priority=priority)
+        wait, _ = queue.estimate(params, priority=priority)
         over_s = ceil(wait.end_s - self._max_wait_s)
         if over_s > 0:
             # A task would have its weights downloaded; this becomes none.
-            if failure := self.queue.fetch_ahead(params):
+            if failure := queue.fetch_ahead(params):
                 raise TaskFailed(failure)
             raise QueueFull(
                 f"This would be ready in about {wait.end_s:.0f} s, and a call that waits may take "
@@ -211,7 +221,7 @@ class SyncCalls:
                 retry_after_s=over_s,
             )
 
-    def _leave(self, task_id: str) -> None:
+    def _leave(self, queue: ClientQueue, task_id: str) -> None:
         """A caller disconnects or is answered; the last one cancels a task that has not ended."""
         cancelled = Event()
         with self._lock:
@@ -222,18 +232,18 @@ class SyncCalls:
             self._cancelled[task_id] = cancelled
         has_ended_it = False
         try:
-            has_ended_it = self._cancel(task_id)
+            has_ended_it = self._cancel(queue, task_id)
         finally:
             if not has_ended_it:
                 with self._lock:
                     self._cancelled.pop(task_id, None)
             cancelled.set()
 
-    def _cancel(self, task_id: str) -> bool:
+    def _cancel(self, queue: ClientQueue, task_id: str) -> bool:
         """Returns False if the task had ended, or goes on: the server stops, the disk refuses."""
         with suppress(ServerError):
-            if not self.queue.status(task_id).ended and not self.queue.events.closed:
-                self.queue.delete(task_id)
+            if not queue.status(task_id).ended and not queue.events.closed:
+                queue.delete(task_id)
                 log.info("task %s has no caller any more", task_id)
                 return True
         return False
@@ -244,15 +254,17 @@ class Call:
 
     def __init__(
         self,
-        calls: SyncCalls,
+        queue: ClientQueue,
+        places: WaitingPlaces,
         task_id: str,
         after: int,
+        *,
         hung_up: Callable[[], bool],
         until_closed: ExitStack,
     ) -> None:
         self.task_id = task_id
-        self._queue = calls.queue
-        self._places = calls.places
+        self._queue = queue
+        self._places = places
         self._after = after
         self._hung_up = hung_up
         self._until_closed = until_closed

@@ -62,10 +62,10 @@ class Retention:
         if found is None:
             raise UnknownTask
         if isinstance(found, Tombstone):
-            raise Gone(found)
+            raise Gone(found, owner=found.owner)
         kept_until = (found.fetched_at or 0.0) + self._limits.refetch_s
         if found.fetched_at is not None and kept_until <= self._now():
-            raise Gone(FETCHED)
+            raise Gone(FETCHED, owner=found.owner)
         return found
 
     def image(self, task: Task, index: int) -> bytes:

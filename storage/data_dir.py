@@ -4,14 +4,16 @@ import errno
 import fcntl
 import logging
 import os
-from contextlib import ExitStack
+import secrets
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from errors import StoreError
 
 log = logging.getLogger(__name__)
 
-OWN_NAMES = {"images", "inputs", "lock", "downloads", "tiny-models"}
+OWN_NAMES = {"images", "inputs", "lock", "downloads", "tiny-models", "secret"}
+SECRET_BYTES = 32
 DATABASE = "tasks.sqlite3"
 NO_LOCKS_HERE = {errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
 """Errors of network file systems that cannot lock a folder."""
@@ -42,6 +44,24 @@ def own(data_dir: Path) -> ExitStack:
         else:
             _lock(data_dir, file, locks)
         return locks.pop_all()
+
+
+def secret_of(data_dir: Path) -> bytes:
+    """The random bytes of this data dir, made at the first start; on a disk that refuses, those of
+    this process."""
+    path = data_dir / "secret"
+    with suppress(OSError):
+        if len(secret := path.read_bytes()) == SECRET_BYTES:
+            return secret
+    secret = secrets.token_bytes(SECRET_BYTES)
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(secret)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        log.warning("the secret of the data dir cannot be kept: %s", error.strerror)
+    return secret
 
 
 def _lock(data_dir: Path, descriptor: int, locks: ExitStack) -> None:

@@ -113,6 +113,10 @@ MIGRATIONS = (
     UPDATE tasks SET image_sizes = '[' || image_bytes || ']'
         WHERE image_sizes IS NULL AND image_bytes IS NOT NULL;
     """,
+    """
+    ALTER TABLE tasks ADD COLUMN owner TEXT NOT NULL DEFAULT '';    -- name of its client
+    ALTER TABLE tasks ADD COLUMN end_user TEXT NOT NULL DEFAULT ''; -- user of that client
+    """,
 )
 """Script n brings schema version n to n + 1 (PRAGMA user_version)."""
 

@@ -10,7 +10,14 @@ UNFINISHED = (TaskStatus.WAITING, TaskStatus.RUNNING)
 
 
 class Tombstone(str):
-    """Why a task was removed."""
+    """Why a task that once was is gone, and whose it was."""
+
+    owner: str
+
+    def __new__(cls, reason: str, owner: str = "") -> "Tombstone":
+        self = super().__new__(cls, reason)
+        self.owner = owner
+        return self
 
 
 def task_of(row: Row) -> Task:
@@ -20,6 +27,8 @@ def task_of(row: Row) -> Task:
         params=GenerationParams.model_validate_json(row["params"]),
         priority=row["priority"],
         created_at=row["created_at"],
+        owner=row["owner"],
+        end_user=row["end_user"],
         status=TaskStatus(row["status"]),
         attempt=row["attempt"],
         interruptions=row["interruptions"],

@@ -129,7 +129,8 @@ class TaskStore:
         with self._database.transaction() as connection:
             connection.execute(
                 "INSERT INTO tasks (task_id, client_key, priority, status, params, created_at,"
-                " sequence, group_sequence) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                " owner, end_user, sequence, group_sequence)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     task.task_id,
                     client_key,
@@ -137,6 +138,8 @@ class TaskStore:
                     TaskStatus.WAITING,
                     task.params.model_dump_json(),
                     task.created_at,
+                    task.owner,
+                    task.end_user,
                     task.sequence,
                     task.turn,
                 ),
@@ -163,19 +166,18 @@ class TaskStore:
 
     def find(self, task_id: str) -> Task | Tombstone | None:
         """Returns a task, or why it was removed, or None if it is unknown."""
-        if removed := self.ended.unwritten.removed.get(task_id):
-            return Tombstone(removed.reason)
+        removed = self.ended.unwritten.removed.get(task_id)
         with self._database.reading() as connection:
             row = connection.execute("SELECT * FROM tasks WHERE task_id = ?", (task_id,)).fetchone()
         if row is None:
             return None
-        if row["gone"]:
-            return Tombstone(row["gone"])
+        if removed or row["gone"]:
+            return Tombstone(removed.reason if removed else row["gone"], row["owner"])
         try:
             return task_of(row)
         except DAMAGED:
             log.error("the record of task %s is damaged", task_id)
-            return Tombstone("The record of the task is damaged.")
+            return Tombstone("The record of the task is damaged.", row["owner"])
 
     def find_by_key(self, client_key: str) -> str | None:
         """The id of the task that was submitted with this key."""

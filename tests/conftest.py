@@ -21,6 +21,8 @@ import requests
 from PIL import Image
 
 from allowed import Allowed
+from api.client_queue import ClientQueue, OwnQueue
+from key_file import EVERYBODY
 from models.mflux_registry import find_model
 from models.model_catalog import LoadSpec
 from queue_manager import QueueManager
@@ -105,6 +107,11 @@ def forecast_of(task: Task) -> Forecast:
     """The forecast of an unfinished task."""
     assert task.forecast
     return task.forecast
+
+
+def seen_by_all(queue: QueueManager) -> OwnQueue:
+    """The queue as everybody sees it where everyone is trusted."""
+    return lambda: ClientQueue(queue, EVERYBODY)
 
 
 class PlayedQueue(QueueManager):

@@ -8,7 +8,7 @@ from threading import Event
 from typing import Any
 
 import pytest
-from conftest import ROOT, FakeGenerator, PlayedQueue, allow
+from conftest import ROOT, FakeGenerator, PlayedQueue, allow, seen_by_all
 from flask.testing import FlaskClient
 from PIL import Image
 
@@ -70,7 +70,9 @@ def client(generator: PreviewGenerator) -> Iterator[FlaskClient]:
         queue,
         worker,
         generator,
-        Submission(queue, allowed, Limits(), generator.why_not, places=WaitingPlaces(10)),
+        Submission(
+            seen_by_all(queue), allowed, Limits(), generator.why_not, places=WaitingPlaces(10)
+        ),
         places=WaitingPlaces(10),
         previews=LatestOf(generator),
         data_dir=ROOT,

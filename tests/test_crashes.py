@@ -29,6 +29,7 @@ from conftest import (
     allow,
     fill_disk,
     params_for,
+    seen_by_all,
     until,
 )
 from PIL import Image
@@ -479,7 +480,9 @@ def test_a_worker_thread_that_dies_is_replaced_and_its_task_is_tried_once_more(
     ids = {name: queue.submit(params_for(name), priority=0)[0].task_id for name in deaths}
     worker.start()
     until(lambda: not queue.unfinished(1, 0)[1])
-    submission = Submission(queue, OFFER, Limits(), generator.refusal, places=WaitingPlaces(1))
+    submission = Submission(
+        seen_by_all(queue), OFFER, Limits(), generator.refusal, places=WaitingPlaces(1)
+    )
     app = create_app(
         queue,
         worker,

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CHROMIUM, ROOT, FakeGenerator, ServerProcess, allow, needs_chromium
+from conftest import (
+    CHROMIUM,
+    ROOT,
+    FakeGenerator,
+    ServerProcess,
+    allow,
+    needs_chromium,
+    seen_by_all,
+)
 from flask import Flask
 
 from api.generate_request import GenerateRequest, Limits
@@ -50,7 +58,11 @@ def app() -> Flask:
         Worker(WorkerApi(scheduler), generator, lambda error: None),
         generator,
         Submission(
-            queue, allowed, Limits(max_steps=42), generator.refusal, places=WaitingPlaces(1)
+            seen_by_all(queue),
+            allowed,
+            Limits(max_steps=42),
+            generator.refusal,
+            places=WaitingPlaces(1),
         ),
         places=WaitingPlaces(1),
         previews=Previews(on=False),
@@ -217,6 +229,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "fields": set(),
     "models": {"fields"},
     "images": {"errors"},
+    "key_file": {"errors"},
     "decoding": {"errors", "images"},
     "task": {"fields", "models", "timing_model"},
     "allowed": {"errors", "fields", "models", "task"},
@@ -237,6 +250,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "storage_check": {"errors", "supervision"},
     "api": {
         "decoding",
+        "key_file",
         "generation.previews",
         "errors",
         "fields",
@@ -305,7 +319,7 @@ HOMES: dict[str, set[str]] = {
         "models.tiny_recipes",
         "models.tiny_weights",
     },
-    "pydantic": {"fields", "task", "api", "compat"},
+    "pydantic": {"fields", "key_file", "task", "api", "compat"},
 }
 """By library: the modules and packages that may import it."""
 

@@ -12,9 +12,11 @@ from conftest import GIVE_UP_S, PlayedQueue, ServerProcess, allow, params_for
 from live import Connection, EventStream, SteppedServer
 
 from api import event_stream
+from api.client_queue import ClientQueue
 from api.event_texts import EventTexts, worth_telling
 from api.long_poll import watch
 from api.waiting_places import WaitingPlaces
+from key_file import EVERYBODY
 from scheduler.events import Event, EventKind
 from storage.task_store import TaskStore
 from timing_model import TimingModel
@@ -329,7 +331,11 @@ def test_what_passes_is_left_out_when_more_of_it_or_the_end_follows() -> None:
 def test_following_a_task_without_free_places_falls_back_to_polling(server: SteppedServer) -> None:
     task_id = server.running()
     view, _ = watch(
-        server.queue, WaitingPlaces(0), task_id, wait_s=300, enough=lambda view, version: False
+        ClientQueue(server.queue, EVERYBODY),
+        WaitingPlaces(0),
+        task_id,
+        wait_s=300,
+        enough=lambda view, version: False,
     )
     assert view.task_id == task_id
 

@@ -74,6 +74,7 @@ def write_as(version: int, folder: Path) -> None:
         for script in MIGRATIONS[:version]:
             database.executescript(script)
         database.execute(f"PRAGMA user_version = {version}")
+        renamed = {"urgent": "priority", "attempts": "attempt"} if version >= 6 else {}
         for number, (task_id, own) in enumerate(ROWS.items(), 1):
             row = {
                 "task_id": task_id,
@@ -83,18 +84,24 @@ def write_as(version: int, folder: Path) -> None:
                 "created_at": 1000.0 + number,
                 **own,
             }
+            if version >= 6:
+                row["interruptions"] = row["attempts"] - (row["status"] == "running")
+                row["sequence"] = row["group_sequence"] = number
+                if row.get("image_bytes") is not None:
+                    row["image_sizes"] = f"[{row['image_bytes']}]"
             if row["status"] not in ("waiting", "running"):
                 row["ended_at"] = 1002.5
                 if version >= 5:
                     row["kept_since"] = 2002.5
-            columns = ", ".join(row)
+            columns = ", ".join(renamed.get(name, name) for name in row)
             marks = ", ".join("?" * len(row))
             database.execute(f"INSERT INTO tasks ({columns}) VALUES ({marks})", tuple(row.values()))
         sample = {"work": WORK.to_json(), "measured": MEASURED.to_json()}
         if version >= 2:
             sample["model"] = WORK.model
             database.execute(
-                "INSERT INTO outcomes (urgent, forecast_s, p90_s, actual_s) VALUES (1, 2.5, 4, ?)",
+                f"INSERT INTO outcomes ({renamed.get('urgent', 'urgent')}, forecast_s, p90_s,"
+                " actual_s) VALUES (1, 2.5, 4, ?)",
                 (OUTCOME.actual_s,),
             )
         if version >= 4:

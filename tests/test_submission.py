@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PlayedQueue, allow
+from conftest import PlayedQueue, allow, seen_by_all
 from PIL import Image
 
 from api.generate_request import GenerateRequest, Limits, parse_request, request_schema
@@ -28,7 +28,9 @@ SCHNELL, DEV = allow("schnell", "dev").models
 def resolve(request: GenerateRequest, model: Model, limits: Limits) -> GenerationParams:
     allowed = allow(model.name)
     queue = PlayedQueue(allowed, TimingModel(), TaskStore(None))
-    submission = Submission(queue, allowed, limits, lambda params: None, places=WaitingPlaces(1))
+    submission = Submission(
+        seen_by_all(queue), allowed, limits, lambda params: None, places=WaitingPlaces(1)
+    )
     return submission.prepare(request).params
 
 
@@ -138,7 +140,7 @@ class Desk:
         self.present = set(names)
         """Models whose weights are on disk."""
         self._desk = Submission(
-            self.queue,
+            seen_by_all(self.queue),
             self.allowed,
             self.limits,
             lambda params: None,

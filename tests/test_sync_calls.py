@@ -11,7 +11,14 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
-from conftest import GIVE_UP_S, PlayedQueue, ServerProcess, StartServer, allow
+from conftest import (
+    GIVE_UP_S,
+    PlayedQueue,
+    ServerProcess,
+    StartServer,
+    allow,
+    seen_by_all,
+)
 
 from api.generate_request import Limits
 from api.submission import Submission
@@ -33,8 +40,10 @@ def queue() -> PlayedQueue:
 
 def calls_of(queue: PlayedQueue, places: int = 10, **options: Any) -> SyncCalls:
     waiting = WaitingPlaces(places)
-    submission = Submission(queue, queue.allowed, Limits(), lambda params: None, places=waiting)
-    return SyncCalls(queue, submission, read_catalog(), waiting, **options)
+    submission = Submission(
+        seen_by_all(queue), queue.allowed, Limits(), lambda params: None, places=waiting
+    )
+    return SyncCalls(seen_by_all(queue), submission, read_catalog(), waiting, **options)
 
 
 def start(calls: SyncCalls, hung_up: Callable[[], bool] = lambda: False, **how: Any) -> Call:
@@ -108,10 +117,10 @@ def test_who_comes_while_the_last_caller_of_the_same_key_leaves_gets_a_task_of_i
         submitted.set()
         return answer
 
-    def delete_after_the_second_has_submitted(task_id: str) -> TaskStatus:
+    def delete_after_the_second_has_submitted(task_id: str, *, after_current: bool) -> TaskStatus:
         second.append(thread.submit(start, calls, client_key="same"))
         assert submitted.wait(GIVE_UP_S)
-        return delete(task_id)
+        return delete(task_id, after_current=after_current)
 
     with ThreadPoolExecutor(1) as thread:
         monkeypatch.setattr(queue, "submit", submit_it)
@@ -147,7 +156,7 @@ def test_who_has_submitted_the_key_of_a_task_that_is_cancelled_right_then_submit
 def test_a_task_that_could_not_be_cancelled_is_joined_by_the_next_caller_of_its_key(
     queue: PlayedQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(task_id: str) -> TaskStatus:
+    def refuse(task_id: str, *, after_current: bool) -> TaskStatus:
         raise StorageUnavailable
 
     calls = calls_of(queue)

@@ -49,6 +49,9 @@ export async function ask(path, { signal, timeout = TIMEOUT_MS, ...options } = {
 
 const query = (params) => new URLSearchParams(params).toString();
 
+export const session = () => ask("session");
+/** Exchanges a key for a cookie, which pictures and event streams need. */
+export const signIn = (key) => post("session", { key }, {});
 export const models = () => ask("models");
 export const specification = () => ask("openapi.json");
 export const queue = () => ask("queue?limit=100");

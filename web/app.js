@@ -7,6 +7,7 @@ import { Gallery, seedOf } from "./gallery.js";
 import { Live } from "./live.js";
 import { Queue } from "./queue.js";
 import { sendAgain, submit } from "./request.js";
+import { signedIn } from "./sign_in.js";
 import { forgetPictures } from "./store.js";
 import { Tasks, isLive, stored } from "./tasks.js";
 import { announce, toast } from "./toasts.js";
@@ -293,6 +294,7 @@ async function begin() {
 
 showTheme();
 gallery.show();
+await signedIn();
 for (const task of tasks.all()) if (task.removed) removeForGood(task);
 await Promise.all([begin(), live.now()]);
 await sendAgain((answer, request) => {

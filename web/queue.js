@@ -22,9 +22,9 @@ export class Queue {
   show(answer) {
     const now = performance.now();
     this.#length = answer.length;
-    this.#rows = answer.tasks.map((task) => ({ ...task, now }));
+    this.#rows = answer.tasks.map((task, index) => ({ ...task, now, key: task.task_id ?? `other ${index}` }));
     const shown = this.#rows.filter((row, index) => index < MAX_ROWS || this.tasks.get(row.task_id));
-    follow(this.#list, shown, (row) => row.task_id, () => this.#row(), (node, row) => this.#fill(node, row));
+    follow(this.#list, shown, (row) => row.key, () => this.#row(), (node, row) => this.#fill(node, row));
     const hidden = answer.length - shown.length;
     this.#list.dataset.more = hidden > 0 ? `and ${hidden} more` : "";
     this.tick();
@@ -32,7 +32,7 @@ export class Queue {
 
   /** event: a step of a running task. Returns whether the forecast differs much from the one shown. */
   step(event) {
-    const row = this.#rows.find((one) => one.task_id === event.task_id);
+    const row = this.#rows.find((one) => one.mine && one.task_id === event.task_id);
     if (!row || event.wait_remaining === undefined) return false;
     const wrong = Math.abs(left(row) - event.wait_remaining) > 1 + event.wait_remaining / 10;
     Object.assign(row, { wait_remaining: event.wait_remaining, now: performance.now() });

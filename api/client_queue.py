@@ -1,0 +1,139 @@
+"""The queue as one client sees it: its own tasks, and of others only that they are there.
+
+Routes have no other way to tasks, so that none of them can forget to ask whose a task is. A task
+of somebody else is unknown, as if its id had never been given.
+"""
+
+from collections.abc import Callable, Mapping
+
+from api.identity import client as present_client
+from errors import Gone, NotPermitted, UnknownTask
+from key_file import Client
+from queue_manager import QueueManager
+from task import Forecast, GenerationParams, Task, TaskStatus
+
+
+class ClientQueue:
+    """Methods raise what those of QueueManager raise, and UnknownTask for tasks of others."""
+
+    def __init__(self, queue: QueueManager, client: Client) -> None:
+        self.client = client
+        self.events = queue.events
+        self.state = queue.state
+        self.health = queue.health
+        self.allowed = queue.allowed
+        self._queue = queue
+
+    @property
+    def sees_all(self) -> bool:
+        return self.client.operator or not self.client.name
+
+    def owns(self, task: Task) -> bool:
+        """Whether this client may see and change a task."""
+        return self.sees_all or task.owner == self.client.name
+
+    def knows(self, task_id: str) -> bool:
+        """Whether a task is or was one of its own."""
+        if self.sees_all:
+            return True
+        try:
+            self.status(task_id)
+        except UnknownTask:
+            return False
+        except Gone:
+            return True
+        return True
+
+    def submit(
+        self,
+        params: GenerationParams,
+        *,
+        priority: int = 0,
+        end_user: str = "",
+        client_key: str | None = None,
+        inputs: Mapping[str, bytes] | None = None,
+        callback_url: str | None = None,
+    ) -> tuple[Task, int]:
+        """Raises: NotPermitted: it may not send urgent tasks."""
+        self._check_priority(priority)
+        return self._queue.submit(
+            params,
+            priority=priority,
+            owner=self.client.name,
+            end_user=end_user,
+            client_key=client_key and self._own_key(client_key),
+            inputs=inputs,
+            callback_url=callback_url,
+        )
+
+    def submitted_as(self, client_key: str) -> tuple[Task, int] | None:
+        return self._queue.submitted_as(self._own_key(client_key))
+
+    def estimate(self, params: GenerationParams, *, priority: int = 0) -> tuple[Forecast, int]:
+        """Raises: NotPermitted: it may not send urgent tasks."""
+        self._check_priority(priority)
+        return self._queue.estimate(params, priority=priority)
+
+    def fetch_ahead(self, params: GenerationParams) -> str | None:
+        return self._queue.fetch_ahead(params)
+
+    def status(self, task_id: str) -> Task:
+        try:
+            task = self._queue.status(task_id)
+        except Gone as gone:
+            if self.sees_all or gone.owner == self.client.name:
+                raise
+            raise UnknownTask from None
+        if not self.owns(task):
+            raise UnknownTask
+        return task
+
+    def unfinished(
+        self, limit: int, offset: int, wanted: Callable[[Task], bool] | None = None
+    ) -> tuple[list[Task], int]:
+        """Tasks of all clients; with `wanted` those of its own for which it is true."""
+        if wanted is None:
+            return self._queue.unfinished(limit, offset)
+        return self._queue.unfinished(limit, offset, lambda task: self.owns(task) and wanted(task))
+
+    def image(self, task_id: str, index: int = 0) -> tuple[bytes, GenerationParams]:
+        self._check(task_id)
+        return self._queue.image(task_id, index)
+
+    def all_images(self, task_id: str) -> tuple[list[bytes], GenerationParams]:
+        self._check(task_id)
+        return self._queue.all_images(task_id)
+
+    def fetched(self, task_id: str, index: int | None = None) -> None:
+        self._check(task_id)
+        self._queue.fetched(task_id, index)
+
+    def delete(self, task_id: str, *, after_current: bool = False) -> TaskStatus:
+        self._check(task_id)
+        return self._queue.delete(task_id, after_current=after_current)
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _check(self, task_id: str) -> None:
+        if not self.sees_all:
+            self.status(task_id)
+
+    def _check_priority(self, priority: int) -> None:
+        if priority > 0 and not self.client.may_prioritize:
+            raise NotPermitted(
+                "priority: your key may not send urgent tasks. The operator allows it with "
+                "may_prioritize in the file of --keys.",
+                field="priority",
+            )
+
+    def _own_key(self, client_key: str) -> str:
+        """Keys of one client are no keys of another."""
+        return f"{self.client.name}\n{client_key}" if self.client.name else client_key
+
+
+OwnQueue = Callable[[], ClientQueue]
+
+
+def own_queue_of(queue: QueueManager) -> OwnQueue:
+    """What answers the queue as the client of the present request sees it."""
+    return lambda: ClientQueue(queue, present_client())

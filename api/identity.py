@@ -1,0 +1,209 @@
+"""Who sends a request: the client of its key, of its cookie, or of its address.
+
+With --keys each request needs a key, except those to routes marked `public`. Without keys
+everyone is trusted on a loopback address; on any other address clients are told apart by an
+unguessable id, so that they do not see or change each other's tasks.
+
+A key comes as `Authorization: Bearer KEY`, as the password of `Authorization: Basic`, or as
+`X-Api-Key`. A browser cannot send headers with a picture or an event stream: POST /session
+exchanges the key for a cookie.
+"""
+
+import hashlib
+import hmac
+import secrets
+from base64 import b64decode
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from flask import Flask, Response, current_app, g, request
+
+import errors
+from key_file import EVERYBODY, Client, KeyFile
+
+View = TypeVar("View", bound=Callable[..., Any])
+
+COOKIE_S = 400 * 24 * 3600
+"""Browsers keep no cookie longer."""
+SHORTEST_ID = 16
+"""Characters of an id that a client chooses."""
+LONGEST_ID = 128
+OPERATOR = "operator"
+"""Name of the client with the key of --operator-key."""
+
+
+def public(view: View) -> View:
+    """Mark a view that needs no key."""
+    view.is_public = True  # type: ignore[attr-defined]
+    return view
+
+
+def client() -> Client:
+    """Who sends the present request."""
+    return cast(Client, g.client)
+
+
+def check_operator() -> None:
+    """Raises: OperatorOnly: the present request is not the operator's."""
+    if not client().operator:
+        raise errors.OperatorOnly
+
+
+class Identity:
+    """Args:
+    keys: of --keys; None: there are no keys.
+    trusted: whether everyone is trusted where there are no keys.
+    operator_key: of --operator-key: also makes a client the operator; empty: none does.
+    secret: random bytes of this data dir, which sign cookies.
+    port: part of the names of cookies, which servers on one host share otherwise.
+    """
+
+    def __init__(
+        self,
+        keys: KeyFile | None,
+        *,
+        trusted: bool,
+        operator_key: str = "",
+        secret: bytes = b"",
+        port: int = 0,
+    ) -> None:
+        self._public_endpoints: set[str] = set()
+        self._keys = keys
+        self._trusted = trusted
+        self._operator_key = operator_key.encode()
+        self._secret = secret
+        self.session_cookie = f"mflux_session_{port}"
+        self.id_cookie = f"mflux_client_{port}"
+
+    def install(self, app: Flask) -> None:
+        """Identify each request before its view is called."""
+
+        @app.before_request
+        def identify() -> None:
+            if request.endpoint is None or request.method == "OPTIONS":
+                return
+            view = current_app.view_functions[request.endpoint]
+            found = self.identify()
+            needs_key = not (
+                getattr(view, "is_public", False) or request.endpoint in self._public_endpoints
+            )
+            if found is None and needs_key:
+                raise errors.Unauthorized
+            g.client = found or Client()
+
+        @app.after_request
+        def give_id(answer: Response) -> Response:
+            if self._gives_id():
+                self._set_cookie(answer, self.id_cookie, secrets.token_urlsafe(24))
+            return answer
+
+    def publish(self, app: Flask, *prefixes: str) -> None:
+        """Let anybody call the views of a library, by the beginning of their endpoints."""
+        self._public_endpoints = {name for name in app.view_functions if name.startswith(prefixes)}
+
+    def identify(self) -> Client | None:
+        """The client of the present request; None: it has no valid key, and needs one.
+
+        Raises:
+            Unauthorized: a key was sent and is wrong.
+        """
+        key = _sent_key()
+        if key and self._is_operator(key):
+            name = "" if self._trusted and self._keys is None else OPERATOR
+            return Client(name=name, may_prioritize=True, operator=True)
+        if self._keys is not None:
+            return self._of_key(self._keys, key)
+        if self._trusted:
+            return EVERYBODY.model_copy(update={"operator": not self._operator_key})
+        return Client(name=self._anonymous_name())
+
+    def client_of(self, key: str) -> Client:
+        """Raises: Unauthorized: the key is wrong."""
+        found = self._keys.client(key) if self._keys else None
+        if found is None:
+            raise errors.Unauthorized
+        return found
+
+    def sign_in(self, client: Client, answer: Response) -> None:
+        """Give the browser a cookie that stands for the key of this client."""
+        self._set_cookie(answer, self.session_cookie, f"{client.name}:{self._signature(client)}")
+
+    def sign_out(self, answer: Response) -> None:
+        answer.delete_cookie(self.session_cookie)
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _is_operator(self, key: str) -> bool:
+        return bool(self._operator_key) and hmac.compare_digest(_raw(key), self._operator_key)
+
+    def _of_key(self, keys: KeyFile, key: str | None) -> Client | None:
+        if key is not None:
+            return self.client_of(key)
+        name, _, signature = request.cookies.get(self.session_cookie, "").partition(":")
+        found = keys.named(name) if name else None
+        if found and hmac.compare_digest(_raw(signature), self._signature(found).encode()):
+            return found
+        return None
+
+    def _signature(self, client: Client) -> str:
+        """Of a session: changes with the key of the client, so that a new key ends it."""
+        text = f"session\0{client.name}\0{client.key_hash}".encode()
+        return hmac.new(self._secret, text, hashlib.sha256).hexdigest()
+
+    def _anonymous_name(self) -> str:
+        """Not the id itself, which is a secret of its client."""
+        sent = request.headers.get("X-Client-Id")
+        if sent is not None and not SHORTEST_ID <= len(sent) <= LONGEST_ID:
+            raise errors.InvalidInput(
+                f"X-Client-Id must have {SHORTEST_ID} to {LONGEST_ID} characters that nobody can "
+                "guess.",
+                field="X-Client-Id",
+            )
+        own_id = sent or request.cookies.get(self.id_cookie)
+        if own_id and SHORTEST_ID <= len(own_id) <= LONGEST_ID:
+            return "id:" + hashlib.sha256(_raw(own_id)).hexdigest()[:16]
+        return f"address:{request.remote_addr}"
+
+    def _gives_id(self) -> bool:
+        """A browser that opens a page gets an id; programs send X-Client-Id or get none."""
+        return (
+            self._keys is None
+            and not self._trusted
+            and request.method == "GET"
+            and "text/html" in request.headers.get("Accept", "")
+            and "X-Client-Id" not in request.headers
+            and len(request.cookies.get(self.id_cookie, "")) < SHORTEST_ID
+        )
+
+    def _set_cookie(self, answer: Response, name: str, value: str) -> None:
+        answer.set_cookie(
+            name,
+            value,
+            max_age=COOKIE_S,
+            httponly=True,
+            samesite="Lax",
+            secure=request.is_secure,
+        )
+
+
+def _sent_key() -> str | None:
+    """The key in the headers of the present request."""
+    scheme, _, value = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return _decoded(value.strip())
+    if scheme.lower() == "basic":
+        try:
+            return b64decode(value).decode("utf-8", "replace").partition(":")[2]
+        except ValueError:
+            return ""
+    sent = request.headers.get("X-Api-Key")
+    return None if sent is None else _decoded(sent)
+
+
+def _decoded(header: str) -> str:
+    """WSGI hands on the bytes of a header as Latin-1."""
+    return header.encode("latin-1").decode("utf-8", "replace")
+
+
+def _raw(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")

@@ -1,0 +1,91 @@
+"""The answer of GET /queue: tasks of all clients, and what each may see of those of others."""
+
+from collections.abc import Callable
+
+from pydantic import Field
+
+from api.answers import Answer
+from api.task_answers import Params, params_answer, whole_seconds
+from task import GenerationParams, Reason, Task, TaskStatus
+
+PROMPT_IN_LISTS = 200
+"""Characters."""
+
+
+class OthersParams(Answer):
+    """What everybody may know of a task: what its time depends on."""
+
+    model: str = Field(description="Which model draws.", examples=["schnell"])
+    width: int = Field(description="Pixels, a multiple of 16.", examples=[1024])
+    height: int = Field(description="Pixels, a multiple of 16.", examples=[1024])
+    steps: int = Field(description="Denoising steps.", examples=[4])
+    count: int = Field(description="How many images.", examples=[1])
+
+
+class QueuedTask(Answer):
+    task_id: str | None = Field(
+        None,
+        description="The id that /generate gave. Absent for tasks of other clients.",
+        examples=["1fc9cc4f9d3b27a1"],
+    )
+    mine: bool = Field(description="Whether the client that asks may see and cancel it.")
+    status: TaskStatus = Field(description="waiting or running.")
+    pos: int = Field(description="Tasks waiting before it; 0 when next or running.", examples=[0])
+    wait_remaining: int = Field(
+        description="Forecast of whole seconds until its image is ready.", examples=[15]
+    )
+    reason: Reason | None = Field(None, description="As in StatusAnswer.")
+    created_at: float = Field(description="Unix seconds, UTC.", examples=[1725311496.5])
+    params: Params | OthersParams = Field(
+        description="What is done for it; less of it for tasks of other clients."
+    )
+
+
+class QueueAnswer(Answer):
+    """The tasks that are not finished, in the order in which they run."""
+
+    length: int = Field(description="How many there are, also beyond `limit`.", examples=[1])
+    tasks: list[QueuedTask] = Field(description="With the first 200 characters of prompts.")
+
+
+def queue_answer(views: list[Task], length: int, owns: Callable[[Task], bool]) -> QueueAnswer:
+    """Args:
+    owns: whether the client that asks may see a task.
+    """
+    return QueueAnswer(
+        length=length,
+        tasks=[
+            QueuedTask(
+                task_id=view.task_id if owns(view) else None,
+                mine=owns(view),
+                status=view.status,
+                pos=view.forecast.pos,
+                wait_remaining=whole_seconds(view.forecast.end_s),
+                reason=view.forecast.reason,
+                created_at=view.created_at,
+                params=params_answer(shortened(view.params), view.priority)
+                if owns(view)
+                else others_params(view.params),
+            )
+            for view in views
+            if view.forecast is not None
+        ],
+    )
+
+
+def others_params(params: GenerationParams) -> OthersParams:
+    return OthersParams(
+        model=params.model,
+        width=params.width,
+        height=params.height,
+        steps=params.steps,
+        count=params.count,
+    )
+
+
+def shortened(params: GenerationParams) -> GenerationParams:
+    """With the beginning of the prompt, for lists."""
+    prompt = params.prompt
+    if len(prompt) <= PROMPT_IN_LISTS:
+        return params
+    return params.model_copy(update={"prompt": prompt[: PROMPT_IN_LISTS - 3] + "..."})

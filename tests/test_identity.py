@@ -1,0 +1,199 @@
+"""Who sends a request: by key, by cookie, by address."""
+
+from base64 import b64encode
+from pathlib import Path
+
+import pytest
+from flask import Flask, Response, jsonify
+from flask.testing import FlaskClient
+
+import errors
+from api.identity import Identity, client, public
+from key_file import KeyFile
+
+KEYS = {"alice": "alice-0123456789", "bob": "bob-0123456789-ö", "root": "root-0123456789abc"}
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> KeyFile:
+    path = tmp_path / "keys.toml"
+    tables = [
+        f'[{name}]\nkey = "{key}"\noperator = {str(name == "root").lower()}\n'
+        for name, key in KEYS.items()
+    ]
+    path.write_text("".join(tables))
+    return KeyFile(path, clock=lambda: 0.0)
+
+
+def app_of(identity: Identity) -> FlaskClient:
+    """An application whose / answers who asks; /open needs no key; /sign-in gives a cookie."""
+    app = Flask(__name__)
+    identity.install(app)
+
+    @app.get("/")
+    def whoami() -> Response:
+        return jsonify(client().model_dump())
+
+    @app.get("/open")
+    @public
+    def unlocked() -> Response:
+        return jsonify(client().name)
+
+    @app.get("/sign-in/<name>")
+    @public
+    def sign_in(name: str) -> Response:
+        answer = jsonify({})
+        identity.sign_in(identity.client_of(KEYS.get(name, name)), answer)
+        return answer
+
+    @app.get("/sign-out")
+    @public
+    def sign_out() -> Response:
+        answer = jsonify({})
+        identity.sign_out(answer)
+        return answer
+
+    @app.errorhandler(errors.ServerError)
+    def refused(error: errors.ServerError) -> tuple[str, int]:
+        return error.code, error.http_status
+
+    return app.test_client()
+
+
+def name_of(http: FlaskClient, **headers: str) -> str | int:
+    """Name of the client that these headers make; the status where they make none."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    answer = http.get("/", headers=named)
+    return str(answer.get_json()["name"]) if answer.status_code == 200 else answer.status_code
+
+
+def basic(user: str, password: str) -> str:
+    return "Basic " + b64encode(f"{user}:{password}".encode()).decode()
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_a_key_comes_in_three_headers(keys: KeyFile, name: str) -> None:
+    http = app_of(Identity(keys, trusted=True))
+    on_the_wire = KEYS[name].encode().decode("latin-1")
+
+    assert name_of(http, Authorization=f"Bearer {on_the_wire}") == name
+    assert name_of(http, Authorization=f"bearer  {on_the_wire}") == name
+    assert name_of(http, Authorization=basic("anybody", KEYS[name])) == name
+    assert name_of(http, X_Api_Key=on_the_wire) == name
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": "Bearer"},
+        {"Authorization": "Bearer alice"},
+        {"Authorization": "Basic !"},
+        {"Authorization": basic("alice-0123456789", "")},
+        {"Authorization": "Digest alice-0123456789"},
+        {"X_Api_Key": ""},
+        {"X_Api_Key": "\xff"},
+        {"X_Client_Id": "alice-0123456789"},
+    ],
+)
+def test_without_a_right_key_there_is_no_answer(keys: KeyFile, headers: dict[str, str]) -> None:
+    http = app_of(Identity(keys, trusted=True))
+
+    assert name_of(http, **headers) == 401
+
+
+def test_a_public_route_needs_no_key_and_refuses_a_wrong_one(keys: KeyFile) -> None:
+    http = app_of(Identity(keys, trusted=True))
+
+    assert http.get("/open").status_code == 200
+    assert http.get("/open", headers={"X-Api-Key": "wrong"}).status_code == 401
+
+
+def test_a_key_is_exchanged_for_a_cookie_without_it(keys: KeyFile) -> None:
+    http = app_of(Identity(keys, trusted=True, secret=b"s"))
+    answer = http.get("/sign-in/alice")
+
+    cookie = answer.headers["Set-Cookie"]
+    assert KEYS["alice"] not in cookie
+    assert "HttpOnly" in cookie
+    assert "SameSite=Lax" in cookie
+    assert name_of(http) == "alice"
+    http.get("/sign-out")
+    assert name_of(http) == 401
+
+
+def test_a_wrong_key_gets_no_cookie(keys: KeyFile) -> None:
+    answer = app_of(Identity(keys, trusted=True, secret=b"s")).get("/sign-in/wrong")
+
+    assert answer.status_code == 401
+    assert "Set-Cookie" not in answer.headers
+
+
+def test_a_cookie_of_another_name_key_or_server_is_worth_nothing(keys: KeyFile) -> None:
+    identity = Identity(keys, trusted=True, secret=b"s")
+    http = app_of(identity)
+    http.get("/sign-in/alice")
+    cookie = http.get_cookie(identity.session_cookie)
+    assert cookie is not None
+
+    def name_with(value: str, secret: bytes = b"s") -> str | int:
+        other = Identity(keys, trusted=True, secret=secret)
+        browser = app_of(other)
+        browser.set_cookie(other.session_cookie, value)
+        return name_of(browser)
+
+    signature = cookie.value.partition(":")[2]
+    assert name_with(cookie.value) == "alice"
+    assert name_with(f"root:{signature}") == 401
+    assert name_with("alice:") == 401
+    assert name_with("alice") == 401
+    assert name_with(cookie.value, secret=b"t") == 401
+    keys.path.write_text('[alice]\nkey = "another-0123456789"\n')
+    renewed = KeyFile(keys.path)
+    browser = app_of(Identity(renewed, trusted=True, secret=b"s"))
+    browser.set_cookie(identity.session_cookie, cookie.value)
+    assert name_of(browser) == 401
+
+
+def test_everybody_is_one_trusted_client_where_there_are_no_keys() -> None:
+    http = app_of(Identity(None, trusted=True))
+
+    everybody = http.get("/").get_json()
+    assert everybody["name"] == ""
+    assert everybody["operator"]
+    assert everybody["may_prioritize"]
+    assert name_of(http, X_Api_Key="whatever") == ""
+    assert "Set-Cookie" not in http.get("/", headers={"Accept": "text/html"}).headers
+
+
+def test_the_operator_key_makes_the_operator_everywhere(keys: KeyFile) -> None:
+    for known, trusted in ((keys, True), (None, True), (None, False)):
+        http = app_of(Identity(known, trusted=trusted, operator_key="the operator's"))
+        with_key = http.get("/", headers={"Authorization": "Bearer the operator's"}).get_json()
+        assert with_key["operator"]
+        assert with_key["may_prioritize"]
+    http = app_of(Identity(None, trusted=True, operator_key="the operator's"))
+    assert not http.get("/").get_json()["operator"]
+
+
+def test_strangers_are_told_apart_by_id_then_cookie_then_address() -> None:
+    http = app_of(Identity(None, trusted=False))
+
+    first = name_of(http, X_Client_Id="a" * 16)
+    assert first == name_of(http, X_Client_Id="a" * 16)
+    assert first != name_of(http, X_Client_Id="b" * 16)
+    assert str(first).startswith("id:")
+    assert "a" * 16 not in str(first)
+    assert name_of(http) == "address:127.0.0.1"
+    page = http.get("/", headers={"Accept": "text/html,*/*"})
+    assert "HttpOnly" in page.headers["Set-Cookie"]
+    by_cookie = name_of(http)
+    assert str(by_cookie).startswith("id:")
+    assert by_cookie == name_of(http)
+    assert "Set-Cookie" not in http.get("/", headers={"Accept": "text/html"}).headers
+    assert not http.get("/").get_json()["operator"]
+
+
+@pytest.mark.parametrize("short_or_long", ["", "a" * 15, "a" * 129])
+def test_an_id_that_can_be_guessed_is_refused(short_or_long: str) -> None:
+    assert name_of(app_of(Identity(None, trusted=False)), X_Client_Id=short_or_long) == 400

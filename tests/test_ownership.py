@@ -1,0 +1,347 @@
+"""Whose task it is: a stranger with a key of its own sees and touches nothing of another client.
+
+Every operation of the specification is either tried here with a stranger's key, or listed with
+the reason why it has nothing to hide. A new route that is neither fails a test.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from conftest import ServerProcess
+
+from compat.a1111_lists import EMPTY_LISTS, NOTHING_TO_DO
+
+PROMPT = "a secret of alice"
+ALICE, BOB, ROOT_KEY = "alice-0123456789", "bob-0123456789ab", "root-0123456789a"
+NOTHING_TO_HIDE = {
+    "POST /estimate": "forecasts the caller's own request",
+    "GET /health": "the state of the server",
+    "GET /stats": "durations by size",
+    "GET /models": "what the operator allows",
+    "GET /models/{name}": "what the operator allows",
+    "POST /models/{name}/load": "for the operator: test_models.py",
+    "GET /session": "the caller itself",
+    "POST /session": "the caller itself",
+    "DELETE /session": "the caller itself",
+    "POST /v1/images/generations": "answers the caller's own picture",
+    "POST /v1/images/edits": "answers the caller's own picture",
+    "GET /v1/models": "what the operator allows",
+    "GET /v1/models/{name}": "what the operator allows",
+    "POST /sdapi/v1/txt2img": "answers the caller's own picture",
+    "POST /sdapi/v1/img2img": "answers the caller's own picture",
+    "POST /sdapi/v1/png-info": "about the picture that is sent",
+    "GET /sdapi/v1/options": "settings",
+    "POST /sdapi/v1/options": "settings",
+    "GET /sdapi/v1/memory": "memory of the server",
+}
+A1111_LISTS = (
+    *EMPTY_LISTS,
+    "sd-models",
+    "samplers",
+    "schedulers",
+    "upscalers",
+    "loras",
+    "embeddings",
+    "scripts",
+    "cmd-flags",
+)
+NOTHING_TO_HIDE |= {f"GET /sdapi/v1/{name}": "names of what there is" for name in A1111_LISTS}
+NOTHING_TO_HIDE |= {f"POST /sdapi/v1/{name}": why for name, why in NOTHING_TO_DO.items()}
+
+
+class Owned:
+    """A server with keys, with a finished task, a running one and a waiting one of alice."""
+
+    def __init__(self, server: ServerProcess) -> None:
+        self.server = server
+        self.done = self.submit(ALICE)
+        self.wait_until_ended(self.done)
+        busy: dict[str, Any] = {"width": 2048, "height": 2048, "steps": 100}
+        self.running = self.submit(ALICE, **busy)
+        self.waiting = self.submit(ALICE)
+
+    def ask(self, key: str, method: str, path: str, **options: Any) -> requests.Response:
+        headers = {"Authorization": f"Bearer {key}", **options.pop("headers", {})}
+        return requests.request(
+            method, self.server.url + path, headers=headers, timeout=60, **options
+        )
+
+    def submit(self, key: str, **fields: Any) -> str:
+        body = {"prompt": PROMPT, "width": 64, "height": 64, "steps": 2, **fields}
+        answer = self.ask(key, "POST", "/generate", json=body)
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["task_id"])
+
+    def wait_until_ended(self, task_id: str) -> None:
+        params: dict[str, str | int] = {"task_id": task_id, "wait": 60}
+        while True:
+            status = self.ask(ALICE, "GET", "/status", params=params).json()
+            if status["status"] not in ("waiting", "running"):
+                assert status["status"] == "done"
+                return
+            params["since"] = status["version"]
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return self.done, self.running, self.waiting
+
+
+@pytest.fixture(scope="module")
+def owned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Owned]:
+    folder = tmp_path_factory.mktemp("owned")
+    keys = folder / "keys.toml"
+    keys.write_text(
+        f'[alice]\nkey = "{ALICE}"\n[bob]\nkey = "{BOB}"\n[root]\nkey = "{ROOT_KEY}"\n'
+        "operator = true\nmay_prioritize = true\n"
+    )
+    server = ServerProcess(folder / "data", "--keys", str(keys))
+    try:
+        yield Owned(server)
+    finally:
+        server.stop()
+
+
+def operations_of(server: ServerProcess) -> set[str]:
+    spec = server.get("/openapi.json").json()
+    return {
+        f"{method.upper()} {path}"
+        for path, methods in spec["paths"].items()
+        for method in methods
+        if method in ("get", "post", "put", "delete")
+    }
+
+
+ATTEMPTS: dict[str, dict[str, dict[str, str]]] = {
+    "GET /status": {"params": {}},
+    "GET /image": {"params": {"delete": "false"}},
+    "GET /preview": {"params": {}},
+    "GET /thumbnail": {"params": {}},
+    "GET /events": {"params": {}},
+    "DELETE /delete": {"params": {}},
+    "POST /delete": {"params": {}},
+}
+"""Operations that name a task in the query."""
+OTHERS = {
+    "POST /generate": "test_a_stranger_cannot_start_from_a_picture_of_another_client",
+    "GET /queue": "test_a_stranger_sees_of_others_what_the_wait_depends_on",
+    "GET /v1/images/img-{name}": "test_a_stranger_cannot_fetch_by_the_openai_url",
+    "GET /sdapi/v1/progress": "test_a_stranger_sees_no_progress_and_interrupts_nothing",
+    "POST /sdapi/v1/interrupt": "test_a_stranger_sees_no_progress_and_interrupts_nothing",
+    "POST /sdapi/v1/skip": "test_a_stranger_sees_no_progress_and_interrupts_nothing",
+}
+
+
+def test_every_operation_is_tried_by_a_stranger_or_has_nothing_to_hide(owned: Owned) -> None:
+    assert operations_of(owned.server) == {*NOTHING_TO_HIDE, *ATTEMPTS, *OTHERS}
+    for name in OTHERS.values():
+        assert name in globals(), name
+
+
+@pytest.mark.parametrize("operation", ATTEMPTS)
+@pytest.mark.parametrize("prefix", ["", "/api"])
+def test_an_id_of_another_client_is_unknown(owned: Owned, operation: str, prefix: str) -> None:
+    method, path = operation.split()
+    never = "0" * 16
+    expected = owned.ask(BOB, method, prefix + path, params={"task_id": never})
+    assert expected.status_code == 404
+    for task_id in owned.ids:
+        params = {**ATTEMPTS[operation]["params"], "task_id": task_id}
+        answer = owned.ask(BOB, method, prefix + path, params=params)
+        assert answer.status_code == 404
+        assert answer.content == expected.content
+    for task_id in owned.ids:
+        status = owned.ask(ALICE, "GET", "/status", params={"task_id": task_id})
+        assert status.status_code == 200
+        assert status.json()["status"] != "cancelled"
+
+
+@pytest.mark.parametrize("query", [{"all": "true"}, {"metadata": "true"}, {"base64": "true"}])
+def test_no_form_of_an_image_is_for_strangers(owned: Owned, query: dict[str, str]) -> None:
+    params = {"task_id": owned.done, **query}
+    assert owned.ask(BOB, "GET", "/image", params=params).status_code == 404
+    params["delete"] = "false"
+    assert owned.ask(ROOT_KEY, "GET", "/image", params=params).status_code == 200
+
+
+def test_without_a_key_nothing_is_answered_but_the_public_pages(owned: Owned) -> None:
+    for operation in operations_of(owned.server):
+        method, path = operation.split()
+        answer = requests.request(
+            method, owned.server.url + path.replace("{name}", "tiny"), timeout=60
+        )
+        if operation in ("GET /health", "GET /session", "DELETE /session"):
+            assert answer.status_code == 200, operation
+        elif operation == "POST /session":
+            assert answer.status_code == 415
+        else:
+            assert answer.status_code == 401, operation
+            assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+            assert PROMPT not in answer.text
+    for path in ("/", "/swagger", "/openapi.json"):
+        assert requests.get(owned.server.url + path, timeout=60).status_code == 200
+
+
+def test_each_dialect_refuses_a_wrong_key_in_its_own_form(owned: Owned) -> None:
+    native = owned.ask("wrong", "GET", "/queue")
+    openai = owned.ask("wrong", "GET", "/v1/models")
+    a1111 = owned.ask("wrong", "GET", "/sdapi/v1/options")
+    assert {native.status_code, openai.status_code, a1111.status_code} == {401}
+    assert native.json()["error"]["code"] == "unauthorized"
+    assert openai.json()["error"]["code"] == "invalid_api_key"
+    assert a1111.json()["error"] == "unauthorized"
+
+
+def test_a_stranger_sees_of_others_what_the_wait_depends_on(owned: Owned) -> None:
+    mine = owned.submit(BOB)
+    try:
+        seen = owned.ask(BOB, "GET", "/queue").json()
+        assert seen["length"] == 3
+        others = [task for task in seen["tasks"] if not task["mine"]]
+        assert [task.get("task_id") for task in seen["tasks"] if task["mine"]] == [mine]
+        assert len(others) == 2
+        assert all(
+            set(task["params"]) == {"model", "width", "height", "steps", "count"} for task in others
+        )
+        assert all("task_id" not in task for task in others)
+        assert all(task["wait_remaining"] >= 1 for task in others)
+        assert all(task_id not in json.dumps(seen) for task_id in owned.ids)
+        by_operator = owned.ask(ROOT_KEY, "GET", "/queue").json()
+        assert all(task["mine"] and task["task_id"] for task in by_operator["tasks"])
+    finally:
+        owned.ask(BOB, "DELETE", "/delete", params={"task_id": mine})
+
+
+def test_tags_find_only_ones_own_tasks(owned: Owned) -> None:
+    tagged = owned.submit(ALICE, tags=["holiday"])
+    try:
+        params = {"tag": "holiday"}
+        assert owned.ask(BOB, "GET", "/queue", params=params).json()["tasks"] == []
+        assert len(owned.ask(ALICE, "GET", "/queue", params=params).json()["tasks"]) == 1
+    finally:
+        owned.ask(ALICE, "DELETE", "/delete", params={"task_id": tagged})
+
+
+def test_a_stream_without_names_is_of_ones_own_tasks(owned: Owned) -> None:
+    with owned.ask(BOB, "GET", "/events", stream=True) as stream:
+        others = owned.submit(ALICE)
+        owned.ask(ALICE, "DELETE", "/delete", params={"task_id": others})
+        mine = owned.submit(BOB)
+        owned.ask(BOB, "DELETE", "/delete", params={"task_id": mine})
+        seen = []
+        for line in stream.iter_lines():
+            seen.append(line.decode())
+            if line == b"event: cancelled":
+                break
+        assert mine in "".join(seen)
+        assert all(task_id not in "".join(seen) for task_id in (*owned.ids, others))
+
+
+def test_a_stranger_cannot_start_from_a_picture_of_another_client(owned: Owned) -> None:
+    body = {"prompt": "x", "steps": 2, "init_image": {"task_id": owned.done, "index": 0}}
+    stranger = owned.ask(BOB, "POST", "/generate", json=body)
+    assert stranger.status_code == 404
+    assert stranger.json()["error"]["field"] == "init_image"
+    assert owned.ask(BOB, "POST", "/estimate", json=body).status_code == 404
+    assert owned.ask(ALICE, "POST", "/estimate", json=body).status_code == 200
+
+
+def test_a_stranger_cannot_fetch_by_the_openai_url(owned: Owned) -> None:
+    path = f"/v1/images/img-{owned.done}_0.jpg"
+    assert owned.ask(ALICE, "GET", path).status_code == 200
+    assert owned.ask(BOB, "GET", path).status_code == 404
+
+
+def test_a_stranger_sees_no_progress_and_interrupts_nothing(owned: Owned) -> None:
+    progress = owned.ask(BOB, "GET", "/sdapi/v1/progress").json()
+    assert progress["progress"] == 0
+    assert PROMPT not in json.dumps(progress)
+    for path in ("/sdapi/v1/interrupt", "/sdapi/v1/skip"):
+        assert owned.ask(BOB, "POST", path).status_code == 200
+    status = owned.ask(ALICE, "GET", "/status", params={"task_id": owned.running}).json()
+    assert status["status"] == "running"
+
+
+def test_the_same_idempotency_key_of_two_clients_makes_two_tasks(owned: Owned) -> None:
+    made: dict[str, str] = {}
+    for key in (ALICE, BOB, ALICE):
+        answer = owned.ask(
+            key,
+            "POST",
+            "/generate",
+            json={"prompt": "x", "width": 64, "height": 64, "seed": 5},
+            headers={"Idempotency-Key": "same"},
+        )
+        assert answer.status_code == 200
+        assert made.setdefault(key, answer.json()["task_id"]) == answer.json()["task_id"]
+    assert made[ALICE] != made[BOB]
+    for key, task_id in made.items():
+        owned.ask(key, "DELETE", "/delete", params={"task_id": task_id})
+
+
+def test_urgent_tasks_need_the_right(owned: Owned) -> None:
+    body = {"prompt": "x", "width": 64, "height": 64, "priority": True}
+    refused = owned.ask(BOB, "POST", "/generate", json=body)
+    assert refused.status_code == 403
+    assert refused.json()["error"] == {
+        **refused.json()["error"],
+        "code": "not_permitted",
+        "field": "priority",
+    }
+    accepted = owned.ask(ROOT_KEY, "POST", "/generate", json=body)
+    assert accepted.status_code == 200
+    owned.ask(ROOT_KEY, "DELETE", "/delete", params={"task_id": accepted.json()["task_id"]})
+
+
+def test_a_removed_task_of_another_client_is_unknown_too(owned: Owned) -> None:
+    task_id = owned.submit(ALICE)
+    owned.ask(ALICE, "DELETE", "/delete", params={"task_id": task_id})
+    owned.ask(ALICE, "DELETE", "/delete", params={"task_id": task_id})
+    params = {"task_id": task_id}
+    assert owned.ask(ALICE, "GET", "/status", params=params).status_code == 410
+    assert owned.ask(ROOT_KEY, "GET", "/status", params=params).status_code == 410
+    assert owned.ask(BOB, "GET", "/status", params=params).status_code == 404
+
+
+def test_a_browser_signs_in_with_a_cookie(owned: Owned) -> None:
+    browser = requests.Session()
+    url = owned.server.url
+    assert browser.get(f"{url}/session", timeout=60).json()["needs_key"]
+    wrong = browser.post(f"{url}/session", json={"key": "wrong"}, timeout=60)
+    assert wrong.status_code == 401
+    signed_in = browser.post(f"{url}/session", json={"key": ALICE}, timeout=60)
+    assert signed_in.json()["name"] == "alice"
+    image = browser.get(f"{url}/thumbnail", params={"task_id": owned.done}, timeout=60)
+    assert image.status_code == 200
+    browser.delete(f"{url}/session", timeout=60)
+    image = browser.get(f"{url}/thumbnail", params={"task_id": owned.done}, timeout=60)
+    assert image.status_code == 401
+
+
+def test_keys_are_in_no_log(owned: Owned) -> None:
+    owned.ask("a wrong key nobody has", "GET", "/queue")
+    log = "".join(owned.server.log)
+    assert all(key not in log for key in (ALICE, BOB, ROOT_KEY, "a wrong key nobody has"))
+
+
+def test_on_the_network_each_client_sees_its_own_tasks_without_keys(tmp_path: Path) -> None:
+    server = ServerProcess(tmp_path, "--host", "0.0.0.0")
+    try:
+        url = server.url.replace("0.0.0.0", "127.0.0.1")
+        body = {"prompt": PROMPT, "width": 64, "height": 64, "steps": 2}
+        mine = {"X-Client-Id": "0123456789abcdef"}
+        task_id = requests.post(f"{url}/generate", json=body, headers=mine, timeout=60).json()[
+            "task_id"
+        ]
+        params = {"task_id": task_id}
+        assert requests.get(f"{url}/status", params=params, headers=mine, timeout=60).ok
+        assert requests.get(f"{url}/status", params=params, timeout=60).status_code == 404
+        other = {"X-Client-Id": "fedcba9876543210"}
+        answer = requests.get(f"{url}/status", params=params, headers=other, timeout=60)
+        assert answer.status_code == 404
+        assert any("sees only their own" in line for line in server.log)
+    finally:
+        server.stop()
