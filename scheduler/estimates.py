@@ -33,7 +33,7 @@ class Estimates:
         return self._bits.get(spec.key, spec.quantize)
 
     def learn_bits(self, spec: LoadSpec, bits: int | None) -> bool:
-        """LoadSpec were loaded, quantized to this many bits. Returns whether that is new."""
+        """Weights were loaded, quantized to this many bits. Returns whether that is new."""
         if bits == self.bits(spec):
             return False
         self._bits[spec.key] = bits

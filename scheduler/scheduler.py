@@ -284,41 +284,29 @@ class Scheduler:
         """Cancel a task (under `changes`). Returns whether it had not ended before."""
         if not self.store.cancel(task, self.end()):
             return False
-        self.cancelled(task)
-        return True
-
-    def cancelled(self, task: Task) -> None:
-        """The store has cancelled a task (under `changes`)."""
-        with self.lock:
-            inputs_in_use = self._on_gpu(task)
-            if task.task_id in self._tasks:
-                self.remove(task, stopping=True)
-        if not inputs_in_use:
-            self.store.discard_inputs(task.task_id)
-        self.events.publish(EventKind.CANCELLED, task.task_id)
+        self._ended(task, EventKind.CANCELLED, stopping=True)
         log.info("task %s is cancelled", task.task_id)
-
-    def _on_gpu(self, task: Task) -> bool:
-        """Whether a worker may be reading the input images of a task (locked); WorkerApi.left()
-        removes them then."""
-        run = self.machine.runs.get(task.task_id)
-        return run is not None and run.on_gpu
+        return True
 
     def fail(self, task: Task, code: str, message: str) -> bool:
         """A task ends with an error (under `changes`). Returns whether it had not ended before."""
         if not self.store.fail(task, self.end(), code=code, message=message):
             return False
-        with self.lock:
-            # Only the task's own client gets the message.
-            self.health.last_error = f"task {task.task_id}: {code}"
-            inputs_in_use = self._on_gpu(task)
-            if task.task_id in self._tasks:
-                self.remove(task)
-        if not inputs_in_use:
-            self.store.discard_inputs(task.task_id)
-        self.events.publish(EventKind.FAILED, task.task_id)
+        # Only the task's own client gets the message.
+        self.health.last_error = f"task {task.task_id}: {code}"
+        self._ended(task, EventKind.FAILED)
         log.warning("task %s failed: %s", task.task_id, message)
         return True
+
+    def _ended(self, task: Task, kind: EventKind, *, stopping: bool = False) -> None:
+        """On disk a task has ended without all of its images (under `changes`)."""
+        with self.lock:
+            run = self.machine.runs.get(task.task_id)
+            if task.task_id in self._tasks:
+                self.remove(task, stopping=stopping)
+        if run is None or not run.on_gpu:  # else a worker may be reading them, and left() follows
+            self.store.discard_inputs(task.task_id)
+        self.events.publish(kind, task.task_id)
 
     def set_baseline(self, task: Task, *, submitted: bool = False) -> Forecast:
         """The status of a task has changed (locked): forecasts from now on are compared with this

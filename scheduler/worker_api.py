@@ -87,12 +87,12 @@ class WorkerApi:
             self._scheduler.health.last_error = message
 
     def now_resident(self, resident: Sequence[str]) -> None:
-        """LoadSpec were unloaded, or could not be loaded: these are in memory, the latest first."""
+        """Weights were unloaded, or could not be loaded: these are in memory, the latest first."""
         with self._scheduler.lock:
             self._scheduler.machine.now_resident(resident)
 
     def next_load_order(self) -> LoadSpec | None:
-        """LoadSpec that the operator wants loaded; they are removed from the orders."""
+        """The next weights that the operator wants loaded; the order is removed."""
         with self._scheduler.lock:
             ordered = self._next_load_order()
             if ordered:
@@ -285,15 +285,11 @@ class WorkerApi:
         scheduler = self._scheduler
         with scheduler.lock:
             run = scheduler.run_of(task_id, attempt)
-            if (
-                run is None
-                or run.task.last_image is None
-                or run.task.images_done <= run.task.last_image
-            ):
+            last = run.task.last_image if run else None
+            if run is None or last is None or run.task.images_done <= last:
                 return
         with scheduler.changes, scheduler.health.noting_storage():
-            if scheduler.store.cancel(run.task, scheduler.end()):
-                scheduler.cancelled(run.task)
+            scheduler.cancel(run.task)
 
     def _end_after_image(self, run: Run, *, interrupted: bool) -> bool:
         """(under `changes`) The worker has left a task that is cancelled after its present image.
@@ -305,10 +301,7 @@ class WorkerApi:
                 encoding = replace(progress, phase=Phase.IMAGE_ENCODING)
                 scheduler.machine.report(run, encoding, scheduler.monotonic())
             return False
-        if not scheduler.store.cancel(run.task, scheduler.end()):
-            return False
-        scheduler.cancelled(run.task)
-        return True
+        return scheduler.cancel(run.task)
 
     def _sample(self, task: Task, stage: int, measured: Measured) -> tuple[Work, Measured]:
         return replace(self._scheduler.estimates.work(task.stages[stage]), images=1), measured

@@ -108,10 +108,10 @@ def test_stop_stores_what_is_drawn_before_the_task_waits_again(
     encoding, second, stopped, drained = Event(), Event(), Event(), Event()
     encode, drain = images.encode_image, encoder.Encoder.drain
 
-    def encode_late(*arguments: Any) -> bytes:
+    def encode_late(*arguments: Any, **options: Any) -> bytes:
         encoding.set()
         assert drained.wait(GIVE_UP_S)
-        return encode(*arguments)
+        return encode(*arguments, **options)
 
     def see_drain(own: encoder.Encoder) -> None:
         drained.set()
