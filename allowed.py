@@ -287,12 +287,7 @@ def read_allowed(
     else:
         chosen = models[0]
     if path:
-        if chosen.tiny:
-            raise BadOption(
-                f"argument --path: the model {chosen.name} builds its own weights. Say with "
-                "--model which model the weights are of."
-            )
-        chosen = replace(chosen, path=path)
+        chosen = _at_path(chosen, path)
     if lora_dir is not None and not lora_dir.is_dir():
         raise BadOption(f"argument --lora-dir: there is no folder {lora_dir}.")
     others = [model for name, model in by_name.items() if name != chosen.name]
@@ -305,6 +300,16 @@ def read_allowed(
         lora_dir=lora_dir,
         allow_lora_repos=allow_lora_repos,
     )
+
+
+def _at_path(model: Model, path: str) -> Model:
+    """Returns the model with the weights of --path."""
+    if model.tiny:
+        raise BadOption(
+            f"argument --path: the model {model.name} builds its own weights. Say with "
+            "--model which model the weights are of."
+        )
+    return replace(model, path=path)
 
 
 def _named(catalog: Catalog, name: str, option: str) -> Model:
