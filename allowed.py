@@ -12,8 +12,9 @@ from pathlib import Path
 
 from errors import BadOption, InvalidInput, ModelNotAllowed, NotSupported
 from fields import Takes, is_given
+from models import in_context
 from models.helpers import FIBO_VLM, HELPERS, OF_CONTROL
-from models.model_catalog import Catalog, LoadSpec, Model, Pipeline
+from models.model_catalog import Catalog, LoadSpec, Lora, Model, Pipeline
 from task import GenerationParams, Stage
 
 MOST_LISTED = 10
@@ -123,9 +124,9 @@ class Allowed:
             raise not_supported(model, given)
         if pipeline.one_image and len(params.images) > 1:
             raise NotSupported(f"{model.name} takes one picture in {{field}}.", field="images")
-        for lora in params.loras:
-            self.lora(lora.name)
-        weights = LoadSpec(model, pipeline, params.quantize, params.loras)
+        strength = params.control_strength if pipeline.loads_control_strength else None
+        loras = self._loras(params, pipeline)
+        weights = LoadSpec(model, pipeline, params.quantize, loras, strength)
         helping = self._helping(params, model, pipeline)
         if not params.upscaler:
             return (*helping, Stage(weights, params))
@@ -138,6 +139,26 @@ class Allowed:
         drawn = params.model_copy(update={"upscale": None, "upscaler": None, "softness": None})
         enlarging = LoadSpec(upscaler, upscaler.pipelines[0], self.quantize)
         return (*helping, Stage(weights, drawn), Stage(enlarging, enlarge))
+
+    def _loras(self, params: GenerationParams, pipeline: Pipeline) -> tuple[Lora, ...]:
+        """Returns the LoRAs of a task: those of its pipeline and style, and its own.
+
+        Raises:
+            NotSupported: the operator does not allow one.
+        """
+        own = [pipeline.adapter] if pipeline.adapter else []
+        if params.lora_style:
+            own.append(in_context.style(params.lora_style))
+        if own and not self.allow_lora_repos:
+            field = "lora_style" if params.lora_style else "images"
+            raise NotSupported(
+                f"{{field}}: the LoRA {own[0].name} comes from Hugging Face, which the operator "
+                "must allow (--allow-lora-repos).",
+                field=field,
+            )
+        for lora in (*own, *params.loras):
+            self.lora(lora.name)
+        return (*own, *params.loras)
 
     def _helping(
         self, params: GenerationParams, model: Model, pipeline: Pipeline

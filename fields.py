@@ -21,6 +21,19 @@ CONTROL_TYPES = ("canny", "mlsd", "depth", "hed", "pose", "ready")
 pose with helper models; ready: the image is such a map already."""
 
 
+LORA_STYLES = (
+    "couple",
+    "font",
+    "home",
+    "identity",
+    "illustration",
+    "portrait",
+    "ppt",
+    "sandstorm",
+    "sparklers",
+    "storyboard",
+)
+"""In-context LoRAs that mflux names."""
 MOSS_LAYERS = 42
 """Of the transformer of MOSS-Image."""
 Strength = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
@@ -49,6 +62,7 @@ class Takes(StrEnum):
     STEP_CACHE = "step_cache"
     CFG_END = "cfg_end"
     SKIP_LAYERS = "skip_layers"
+    LORA_STYLE = "lora_style"
     LORAS = "loras"
     UPSCALE = "upscale"
     SOFTNESS = "softness"
@@ -225,6 +239,12 @@ class PassedFields(BaseModel):
         description="`images` are scaled to the number of pixels of a square with this side "
         "(qwen-image-2.1). 1024 if absent.",
         examples=[1024],
+    )
+    lora_style: Literal[LORA_STYLES] | None = Field(  # type: ignore[valid-type]
+        None,
+        description="In-context style of a pair of images, of which `images` is the first "
+        "(FLUX.1 dev). Its LoRA comes from Hugging Face (`--allow-lora-repos`).",
+        examples=["storyboard"],
     )
     step_cache: Annotated[float | None, Mflux("step_cache_ratio")] = Field(
         None,

@@ -320,7 +320,11 @@ class Submission:
         default, most = default_side(self.limits), self.limits.max_pixels
         asked = request.model_fields_set & {"width", "height"}
         width, height = float(request.width), float(request.height)
-        if source and not asked:
+        pipeline = model.pipeline_for(request.given() | {Takes.PROMPT})
+        if source and not asked and pipeline and pipeline.default_width:
+            width = float(pipeline.default_width)
+            height = width * source[1] / source[0]
+        elif source and not asked:
             shrink = min(1.0, (default * default / (source[0] * source[1])) ** 0.5)
             width, height = source[0] * shrink, source[1] * shrink
         elif "width" not in asked and "height" not in asked:

@@ -152,6 +152,7 @@ class Passed(TypedDict, total=False):
     auto_mask: str
     verify_retries: int
     output_resolution: int
+    lora_style: str
     step_cache: float
     cfg_end: float
     skip_layers: list[int]

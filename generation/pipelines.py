@@ -124,6 +124,8 @@ def _build(weights: LoadSpec, data_dir: Path, lora_path: Callable[[str], str]) -
     if weights.loras:
         adapters["lora_paths"] = [lora_path(lora.name) for lora in weights.loras]
         adapters["lora_scales"] = [lora.scale for lora in weights.loras]
+    if weights.control_strength is not None:
+        adapters["controlnet_strength"] = weights.control_strength
     pipeline = _class_of(weights.pipeline)(
         quantize=weights.quantize, model_path=path, model_config=config, **adapters
     )
@@ -253,6 +255,8 @@ def _prompt(params: GenerationParams, pipeline: Pipeline) -> str:
         return str(FIBO_EDIT_RMBG_DEFAULT_JSON_PROMPT)
     if params.background == "transparent" and pipeline.alpha_references:
         return TRANSPARENT_PROMPT.format(params.prompt)
+    if pipeline.prompt_form != "{}":
+        return pipeline.prompt_form.format(params.prompt)
     return params.prompt or " "  # mflux makes no token of ""
 
 

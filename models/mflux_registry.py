@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fields import CONTROL_TYPES, Takes, mflux_parameters
-from models import tiny_models
+from models import in_context, tiny_models
 from models.mlx_setup import prepare_mlx
 from models.model_catalog import (
     DISTILLED,
@@ -121,6 +121,8 @@ MAPS: Mapping[str, tuple[str, ...]] = {
 }
 """By class: the kinds of control that can be made from a picture. Without one, control_image is the
 map itself; Z-Image then looks for edges."""
+IC_EDIT = "dev-fill"
+"""The model that edits in context: it draws the picture once more beside the given one."""
 CUTOUT = "fibo-edit-rmbg"
 """The model that draws a matte of the picture that it is given."""
 
@@ -192,6 +194,16 @@ def _model(key: str, config: Any, steps: int, sources: "_Sources") -> Model:
     names = CLASSES.get(key) or sources.saved_with(key)
     repositories = (config.model_name, config.controlnet_model, config.custom_transformer_model)
     pipelines = tuple(_without(pipeline, without) for pipeline in sources.pipelines(names))
+    if key == IC_EDIT:
+        edit = _without(sources.pipeline("Flux1InContextFill"), {Takes.INIT_IMAGE, Takes.MASK})
+        edit = replace(
+            edit,
+            needs=frozenset({Takes.IMAGES}),
+            adapter=in_context.EDIT,
+            prompt_form=in_context.EDIT_PROMPT,
+            default_width=in_context.EDIT_WIDTH,
+        )
+        pipelines = (*pipelines, edit)
     if key == CUTOUT:
         pipelines = tuple(replace(p, cutout=True, transparent=True) for p in pipelines)
     return Model(
@@ -341,6 +353,8 @@ class _Sources:
             loras="lora_paths" in constructor,
             one_image=exceptions.one_image,
             right_half=exceptions.right_half,
+            styles=name == "Flux1InContextDev",
+            loads_control_strength="controlnet_strength" in constructor,
             control_types=MAPS.get(name, ()),
             transparent=name in TRANSPARENT,
             alpha_references=name in ALPHA_REFERENCES,

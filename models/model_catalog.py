@@ -23,6 +23,13 @@ ALWAYS_TAKEN = frozenset({Takes.PROMPT, Takes.STEPS})
 """Fields that all pipelines but the upscalers take."""
 
 
+class Lora(NamedTuple):
+    """A LoRA that is merged into the weights when they are loaded."""
+
+    name: str
+    scale: float = 1.0
+
+
 @dataclass(frozen=True)
 class Pipeline:
     """A class of mflux that generates images with a model."""
@@ -43,6 +50,16 @@ class Pipeline:
     """Values of `control_type` that it takes."""
     right_half: bool = False
     """Whether it generates a pair of pictures side by side; the right one is the result."""
+    adapter: Lora | None = None
+    """The LoRA that it cannot do without."""
+    styles: bool = False
+    """Whether it takes `lora_style`."""
+    prompt_form: str = "{}"
+    """Text around the prompt; {} stands for it."""
+    default_width: int | None = None
+    """Width of the result in pixels, if none is requested."""
+    loads_control_strength: bool = False
+    """Whether `control_strength` is merged into the weights when they are loaded."""
     transparent: bool = False
     """Whether its images have an alpha channel."""
     cutout: bool = False
@@ -57,6 +74,10 @@ class Pipeline:
             taken.add(Takes.LORAS)
         if self.transparent:
             taken.add(Takes.BACKGROUND)
+        if self.styles:
+            taken.add(Takes.LORA_STYLE)
+        if self.loads_control_strength:
+            taken.add(Takes.CONTROL_STRENGTH)
         if self.control_types:
             taken.add(Takes.CONTROL_TYPE)
         return frozenset(taken)
@@ -131,13 +152,6 @@ class Model:
         return next((p for p in self.pipelines if p.suits(given)), None)
 
 
-class Lora(NamedTuple):
-    """A LoRA that is merged into the weights when they are loaded."""
-
-    name: str
-    scale: float = 1.0
-
-
 @dataclass(frozen=True, eq=False)
 class LoadSpec:
     """What must be in memory before a task can run. Load specs with the same key are equal."""
@@ -147,6 +161,8 @@ class LoadSpec:
     quantize: int | None
     """Requested bits. Weights that are stored quantized keep their bits."""
     loras: tuple[Lora, ...] = ()
+    control_strength: float | None = None
+    """For pipelines that merge it into the weights."""
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -156,6 +172,8 @@ class LoadSpec:
         loaded_as = self.pipeline.loaded_as or self.pipeline.name
         if loaded_as != self.model.pipelines[0].name:
             key += f"/{loaded_as}"
+        if self.control_strength is not None:
+            key += f"/control{self.control_strength:g}"
         for lora in self.loras:
             key += f"+{lora.name}:{lora.scale:g}"
         object.__setattr__(self, "key", key)

@@ -81,6 +81,8 @@ class Estimates:
     def _work(self, stage: Stage) -> Work:
         model, params = stage.load_spec.model, stage.params
         tokens = params.tokens
+        if stage.load_spec.pipeline.right_half:
+            tokens *= 2  # it draws a pair of images
         if model.makes:
             tokens = HELPER_TOKENS
         if model.upscaler:

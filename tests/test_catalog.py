@@ -135,7 +135,7 @@ def test_every_parameter_of_mflux_is_filled_or_left_out_for_a_reason() -> None:
         constructed |= set(inspect.signature(real.__init__).parameters)
     assert used == {*left_out.OF_ONE_CLASS, *left_out.PARAMETERS}
     given = {"self", "quantize", "model_path", "model_config", "lora_paths", "lora_scales"}
-    given |= {"controlnet_strength"}
+    given |= {"controlnet_strength"}  # LoadSpec.control_strength
     assert constructed - given == set(left_out.CONSTRUCTORS)
 
 

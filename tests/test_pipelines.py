@@ -19,13 +19,13 @@ from huggingface_hub import errors as hub
 from PIL import Image, ImageDraw
 
 from errors import ModelLoadError, UnusableAdapter
-from fields import CONTROL_TYPES, SCHEDULERS, Takes
+from fields import CONTROL_TYPES, LORA_STYLES, SCHEDULERS, Takes
 from generation import pipelines
 from generation.pipelines import arguments, explain, picture_of, remember_prompts
 from generation.prompt_cache import PromptCache
 from generator import MfluxGenerator
 from images import to_png
-from models import tiny_models
+from models import in_context, tiny_models
 from models.mflux_registry import read_catalog
 from models.mlx_setup import prepare_mlx
 from models.model_catalog import LoadSpec, Lora, Model, Pipeline
@@ -66,6 +66,7 @@ def full_params(pipeline: Pipeline) -> GenerationParams:
         Takes.SKIP_LAYERS: {"skip_layers": [3]},
         Takes.SOFTNESS: {"softness": 0.5},
         Takes.BACKGROUND: {"background": "transparent"},
+        Takes.LORA_STYLE: {"lora_style": "storyboard"},
     }
     changes: dict[str, Any] = {}
     for field in pipeline.takes:
@@ -114,6 +115,8 @@ def test_what_loads_a_pipeline_binds_to_its_constructor(model: Model, pipeline: 
     call: dict[str, Any] = {"quantize": 8, "model_path": "folder", "model_config": object()}
     if pipeline.loras:
         call |= {"lora_paths": ["a"], "lora_scales": [1.0]}
+    if pipeline.loads_control_strength:
+        call["controlnet_strength"] = 0.5
     signature = inspect.signature(class_of(pipeline).__init__)
     bound = signature.bind(object(), **call)
     assert set(bound.arguments) == {"self", *call}
@@ -383,6 +386,49 @@ def test_a_model_that_draws_mattes_needs_no_prompt_and_returns_the_cut_out(tmp_p
     assert (picture.mode, picture.size) == ("RGBA", (64, 48))
     assert picture.getpixel((8, 8)) == (0, 128, 128, 255)
     assert picture.getpixel((60, 8)) == (0, 128, 128, 0)
+
+
+def test_an_edit_in_context_is_called_as_by_the_command_of_mflux() -> None:
+    from mflux.models.flux.variants.in_context.utils import in_context_loras
+    from mflux.models.flux.variants.in_context.utils.in_context_fill_util import (
+        FluxInContextFillUtil,
+    )
+
+    model = allow("dev-fill").default
+    pipeline = model.pipeline_for(frozenset({Takes.PROMPT, Takes.IMAGES}))
+    assert pipeline
+    asked = params_for("the sky is red", images=(FILES["first"],))
+    call = arguments(Stage(LoadSpec(model, pipeline, None), asked), INPUTS)
+    expected = FluxInContextFillUtil.get_effective_ic_edit_prompt(
+        SimpleNamespace(instruction="the sky is red")
+    )
+    assert call["prompt"] == expected
+    assert call["left_image_path"] == "/inputs/first.png"
+    assert not {"right_image_path", "masked_image_path"} & set(call)
+    assert (
+        Lora(in_context_loras.get_ic_edit_lora_path(), in_context_loras.IC_EDIT_LORA_SCALE)
+        == in_context.EDIT
+    )
+    assert set(LORA_STYLES) == set(in_context_loras.LORA_NAME_MAP) == set(in_context.STYLE_FILES)
+    for name in LORA_STYLES:
+        assert in_context.style(name).name == in_context_loras.get_lora_path(name)
+
+
+def test_a_merged_control_strength_goes_to_the_constructor(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = allow("krea-2-controlnet-depth").default
+    given: dict[str, Any] = {}
+
+    def constructor(**values: Any) -> object:
+        given.update(values)
+        return object()
+
+    monkeypatch.setattr(pipelines, "_class_of", lambda pipeline: constructor)
+    for strength in (None, 0.5):
+        given.clear()
+        weights = LoadSpec(model, model.pipelines[0], 8, (), strength)
+        pipelines.build(weights, Path("/nowhere"), str)
+        assert given.get("controlnet_strength") == strength
+        assert given["quantize"] == 8
 
 
 def test_qwen_gets_a_prompt_for_a_transparent_background() -> None:

@@ -15,8 +15,10 @@ from decoding.decoder import PictureDecoder
 from errors import InvalidInput, ServerError
 from fields import Takes
 from images import to_base64, to_png
+from models import in_context
 from models.mflux_registry import find_model, read_catalog
 from models.model_catalog import Model
+from scheduler.estimates import Estimates
 from storage.task_store import TaskStore
 from task import GenerationParams, InputImage
 from timing_model import TimingModel
@@ -203,6 +205,7 @@ VALUES: dict[Takes, Any] = {
     Takes.SKIP_LAYERS: [3],
     Takes.SOFTNESS: 0.5,
     Takes.BACKGROUND: "transparent",
+    Takes.LORA_STYLE: "storyboard",
 }
 
 
@@ -482,6 +485,41 @@ def test_references_keep_their_alpha_channel_for_models_that_read_it() -> None:
         assert kept.getpixel((8, 8)) == ((255, 0, 0, 0) if mode == "RGBA" else (255, 255, 255))
 
 
+def test_an_edit_in_context_needs_a_lora_of_hugging_face() -> None:
+    code, field, message = Desk("dev-fill").refusal(images=[PICTURE])
+    assert (code, field) == ("not_supported", "images")
+    assert "--allow-lora-repos" in message
+    desk = Desk("dev-fill", allow_lora_repos=True)
+    params = desk.params(images=[to_base64(picture_of(1024, 768))])
+    assert (params.width, params.height) == (512, 384)
+    (stage,) = desk.allowed.stages(params)
+    assert [lora.name for lora in stage.load_spec.loras] == [in_context.EDIT.name]
+    assert stage.load_spec.key.endswith("+RiverZ/normal-lora:pytorch_lora_weights.safetensors:1")
+    assert desk.params(images=[PICTURE], width=256, height=128).width == 256
+    painted = desk.params(init_image=PICTURE, mask=PICTURE)
+    assert desk.allowed.stages(painted)[0].load_spec.key == "dev-fill"
+
+
+def test_a_style_in_context_is_a_lora_of_hugging_face() -> None:
+    asked = {"images": [PICTURE], "lora_style": "storyboard"}
+    assert Desk("dev").refusal(**asked)[:2] == ("not_supported", "lora_style")
+    desk = Desk("dev", allow_lora_repos=True)
+    (stage,) = desk.allowed.stages(desk.params(**asked))
+    assert stage.load_spec.pipeline.name == "Flux1InContextDev"
+    assert stage.load_spec.loras == (
+        ("ali-vilab/In-Context-LoRA:film-storyboard.safetensors", 1.0),
+    )
+    assert desk.refusal(lora_style="storyboard")[1] == "images"
+
+
+def test_the_strength_of_a_control_that_is_merged_is_part_of_what_is_loaded() -> None:
+    desk = Desk("krea-2-controlnet-depth")
+    for asked, key in (({}, ""), ({"control_strength": 0.5}, "/control0.5")):
+        params = desk.params(control_image=PICTURE, **asked)
+        (stage,) = desk.allowed.stages(params)
+        assert stage.load_spec.key == f"krea-2-controlnet-depth{key}"
+
+
 def test_a_transparent_background_is_drawn_by_the_class_that_can() -> None:
     desk = Desk("qwen-image-2.1", "seedvr2-3b")
     params = desk.params(background="transparent", format="PNG")
@@ -636,3 +674,11 @@ def test_a_model_that_is_not_allowed_is_refused_with_those_that_are() -> None:
     assert message.endswith("Allowed: z-image, dev.")
     assert Desk("z-image", "dev").params(model="DEV").model == "dev"
     assert Desk("flux2-klein-4b").params(model="klein-4b").model == "flux2-klein-4b"
+
+
+def test_a_pair_of_images_takes_the_time_of_twice_the_pixels() -> None:
+    desk = Desk("dev")
+    estimates = Estimates(TimingModel())
+    (plain,) = desk.allowed.stages(desk.params(width=512, height=512))
+    (pair,) = desk.allowed.stages(desk.params(width=512, height=512, images=[PICTURE]))
+    assert estimates.work(pair).tokens == 2 * estimates.work(plain).tokens
