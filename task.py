@@ -183,6 +183,8 @@ class Stage:
 
     def image(self, index: int) -> "Stage":
         """Returns the part of this stage that makes one image."""
+        if index == 0 and self.params.count == 1:
+            return self
         seed = self.params.seed_of(index)
         return Stage(self.load_spec, self.params.model_copy(update={"seed": seed, "count": 1}))
 

@@ -164,9 +164,11 @@ class Forecaster:
             yield task, partial(_forecast, position, start, durations, factor)
 
     def prepare(self) -> None:
-        """Computes the forecasts now, after a change, and not at the next request."""
+        """Computes now, after a change, what the next request or claim would wait for."""
         if len(self._machines) == 1:
             self._planner.plan((0.0,))
+        if len(self._schedule):
+            self._schedule.durations(0)
 
     def next_start_s(self) -> float:
         """Seconds until a GPU is free for the first waiting task."""

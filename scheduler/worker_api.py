@@ -149,7 +149,8 @@ class WorkerApi:
             if run is None:
                 return Verdict.STOP
             scheduler.machine.report(run, progress, scheduler.monotonic())
-            scheduler.reported(run)
+            if run.on_gpu:  # else the GPU waits for this call, and it says nothing new
+                scheduler.reported(run)
             scheduler.events.publish(EventKind.STEP, task_id)
             return Verdict.CONTINUE if self._may_continue(run) else Verdict.STOP
 

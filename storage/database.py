@@ -142,6 +142,8 @@ class Database:
         self._closed = False
         self._write_lock = RLock()
         self._read_lock = RLock() if path else self._write_lock
+        self._synced = True
+        """Whether a transaction waits for the disk, as the connection is set now."""
         self.in_memory_because: str | None = None
         """Why the database on disk could only be read into memory; None: it is open on disk."""
         try:
@@ -158,14 +160,25 @@ class Database:
             self._reader.close()
 
     @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """A transaction: all changes or none. An inner one is part of the outer one."""
-        with self._writing() as connection:
+    def transaction(self, *, synced: bool = True) -> Iterator[sqlite3.Connection]:
+        """A transaction: all changes or none. An inner one is part of the outer one.
+
+        Args:
+            synced: wait for the disk; else the changes survive kill -9, but perhaps not a power
+                cut.
+        """
+        with self._write_lock, _refusals():
+            if self.in_memory_because and not self._closed:
+                self._open_on_disk()
+            connection = self.connection
             if connection.in_transaction:  # inside another one, which commits
                 yield connection
                 return
-            connection.execute("BEGIN IMMEDIATE")
+            if synced != self._synced:
+                connection.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
+                self._synced = synced
             try:
+                connection.execute("BEGIN IMMEDIATE")
                 yield connection
                 self.check_place()
                 connection.execute("COMMIT")
@@ -185,17 +198,6 @@ class Database:
         with self._read_lock, _refusals():
             yield self._reader
 
-    @contextmanager
-    def unsynced(self) -> Iterator[None]:
-        """A transaction inside does not wait for the disk: it survives kill -9, but perhaps not a
-        power cut."""
-        with self._writing() as connection:
-            connection.execute("PRAGMA synchronous = NORMAL")
-            try:
-                yield
-            finally:
-                connection.execute("PRAGMA synchronous = FULL")
-
     def probe(self) -> None:
         """Writes something and removes it again."""
         with self.transaction() as connection:
@@ -213,15 +215,9 @@ class Database:
 
     # -- private -----------------------------------------------------------------------------------
 
-    @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        with self._write_lock, _refusals():
-            if self.in_memory_because and not self._closed:
-                self._open_on_disk()
-            yield self.connection
-
     def _open(self) -> None:
         """Raises sqlite3.Error, StoreError."""
+        self._synced = True
         if self._path is None:
             self.connection = self._reader = _connect(":memory:")
             _set_up(self.connection)
@@ -287,7 +283,7 @@ def _is_refusal(error: sqlite3.Error) -> bool:
 def _identity(path: Path) -> tuple[int, int] | None:
     """Returns device and inode of a file; None: there is no file."""
     try:
-        found = path.stat()
+        found = os.stat(path)
     except OSError:
         return None
     return found.st_dev, found.st_ino

@@ -213,13 +213,13 @@ class TaskStore:
     def claim(self, task: Task, *, started_at: float) -> bool:
         """A waiting task is running now. The one change that is not synced, because the GPU waits
         for it: it survives kill -9; after a power cut the task is still waiting."""
-        with self._database.unsynced():
-            return self._move(
-                task,
-                TaskStatus.RUNNING,
-                "attempt = attempt + 1, started_at = :started_at",
-                started_at=started_at,
-            )
+        return self._move(
+            task,
+            TaskStatus.RUNNING,
+            "attempt = attempt + 1, started_at = :started_at",
+            synced=False,
+            started_at=started_at,
+        )
 
     def release(self, task: Task, *, interrupted: bool) -> bool:
         """A running task waits again.
@@ -343,9 +343,11 @@ class TaskStore:
 
     # -- private ---------------------------------------------------------------------------------
 
-    def _move(self, task: Task, to: TaskStatus, assignments: str, **values: Any) -> bool:
+    def _move(
+        self, task: Task, to: TaskStatus, assignments: str, *, synced: bool = True, **values: Any
+    ) -> bool:
         """The one statement that changes a status; returns whether this call changed it."""
-        with self._database.transaction() as connection:
+        with self._database.transaction(synced=synced) as connection:
             cursor = connection.execute(
                 f"UPDATE tasks SET status = :to, {assignments}"
                 " WHERE task_id = :task_id AND status = :was AND attempt = :attempt",

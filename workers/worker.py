@@ -63,6 +63,8 @@ class Worker:
         self._turn_to = turn_to
         self._idle_since = time.monotonic()
         self._on_gpu: Task | None = None
+        self._progress: Progress | None = None
+        """Of the task on the GPU, as it was claimed or reported last."""
         self._thread = SupervisedThread("worker", self._run, self._recover)
         self._endings = Endings(source)
         self._encoder = Encoder(source, self._endings)
@@ -118,7 +120,7 @@ class Worker:
             self._source.now_resident(())
 
     def _run_task(self, task: Task) -> None:
-        self._on_gpu = task
+        self._on_gpu, self._progress = task, task.progress
         try:
             self._draw(task)
         except _StopTask:
@@ -195,12 +197,15 @@ class Worker:
             stopwatch.reached(phase, steps_done)
             self._report(task, Progress(phase, steps_done, steps_total, stage, index))
 
-        self._report(task, Progress(Phase.TEXT_ENCODING, 0, one.params.steps_run, stage, index))
+        begins = Progress(Phase.TEXT_ENCODING, 0, one.params.steps_run, stage, index)
+        if begins != self._progress:  # a claimed task begins so
+            self._report(task, begins)
         self._turn_to(task.task_id)
         drawn = self._generator.generate(one, inputs, report)
         return drawn, stopwatch.measured()
 
     def _report(self, task: Task, progress: Progress) -> None:
+        self._progress = progress
         if self._source.report(task.task_id, task.attempt, progress) is Verdict.STOP:
             raise _StopTask
 
