@@ -44,6 +44,9 @@ class Retention:
         self._now = now
         self._lock = Lock()
         self._images, self._images_bytes = store.ended.images()
+        self._future_is_possible = True
+        """Whether the database may have times in the future, which an earlier process wrote: the
+        KeepClock only grows."""
 
     @property
     def too_many(self) -> bool:
@@ -119,7 +122,9 @@ class Retention:
     def prune(self) -> None:
         """Remove what was kept long enough, and the oldest images when there are too many."""
         now, limits = self._now(), self._limits
-        self._store.clocks.end_future(now)
+        if self._future_is_possible:
+            self._store.clocks.end_future(now)
+            self._future_is_possible = False
         for task_id in self._store.ended.fetched_before(now - limits.refetch_s):
             self.drop(task_id, FETCHED)
         for task_id in self._store.ended.ended_before(now - limits.keep_s):

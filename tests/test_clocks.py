@@ -163,6 +163,19 @@ def test_what_ended_in_the_future_has_ended_now(machine: Machine, jump_s: float)
     assert not machine.is_kept(done)
 
 
+def test_times_in_the_future_are_looked_for_once_after_a_start(machine: Machine) -> None:
+    machine.draw()
+    machine.restart(down_s=-DAY_S)
+    updates: list[str] = []
+    machine.store._database.connection.set_trace_callback(
+        lambda statement: updates.append(statement) if statement.startswith("UPDATE") else None
+    )
+    machine.settle()
+    assert len(updates) == 3  # when tasks ended, were fetched, were removed
+    machine.settle()
+    assert len(updates) == 3
+
+
 def test_a_wrong_clock_that_is_set_right_between_two_runs_keeps_nothing_for_long(
     machine: Machine,
 ) -> None:
