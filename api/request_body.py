@@ -3,6 +3,8 @@
 Every route of every API reads its body here.
 """
 
+import ctypes
+import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -192,3 +194,13 @@ def _text(part: Field, content: bytes) -> str:
     except UnicodeDecodeError:
         name = part.name[:100]
         raise InvalidInput(f"{name} must be text in UTF-8.", field=name) from None
+
+
+def return_freed_memory() -> None:
+    """Return freed memory to the system: glibc keeps the blocks of large bodies otherwise, some
+    hundred MB after a hundred of them. Takes about a millisecond; no-op elsewhere."""
+    if sys.platform == "linux" and (trim := getattr(_LIBC, "malloc_trim", None)):
+        trim(0)
+
+
+_LIBC = ctypes.CDLL(None)

@@ -3,9 +3,7 @@
 Every API, native or foreign, submits through here.
 """
 
-import ctypes
 import secrets
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -16,6 +14,7 @@ from allowed import Allowed, given_fields, not_supported
 from api.client_queue import OwnQueue
 from api.generate_request import PICTURES, GenerateRequest, Limits, default_side, refusal
 from api.input_pictures import InputPictures, MaskReading
+from api.request_body import return_freed_memory
 from api.waiting_places import RETRY_AFTER_S, WaitingPlaces
 from decoding.decoder import PictureDecoder
 from decoding.protocol import Meaning
@@ -396,13 +395,3 @@ def check_same(known: GenerationParams, asked: GenerationParams, key: str) -> No
 def ignored_fields(request: GenerateRequest, params: GenerationParams) -> list[str]:
     """Returns the fields of the request that the model ignores."""
     return ["guidance"] if request.guidance is not None and params.guidance is None else []
-
-
-def return_freed_memory() -> None:
-    """Return freed memory to the system: glibc keeps the blocks of large bodies otherwise, some
-    hundred MB after a hundred of them. Takes about a millisecond; no-op elsewhere."""
-    if sys.platform == "linux" and (trim := getattr(_LIBC, "malloc_trim", None)):
-        trim(0)
-
-
-_LIBC = ctypes.CDLL(None)
