@@ -1,9 +1,9 @@
-"""What the benchmarks share: a server with a fake generator, objects that live in a process of
-their own, a store filled quickly, percentiles, and the page of results.
+"""Shared code of the benchmarks: a server with a fake generator, objects in separate processes, a
+store that is filled quickly, percentiles, and the page of results.
 
-Importing it puts the repository's folder on the path, so it comes before the server's modules.
-Sound figures on a noisy machine: what is compared runs in one run, in alternating rounds, and the
-median of the rounds is shown.
+Importing it puts the folder of the repository on the path, so it is imported before the modules of
+the server. Because machines are noisy, compared variants run in the same run, in alternating
+rounds, and the median of the rounds is shown.
 """
 
 import argparse
@@ -44,7 +44,7 @@ from timing_model import TimingModel
 ROOT = Path(__file__).parent.parent
 MAX_QUEUE = 1_000_000
 SEED = 20240917
-"""Of everything random here."""
+"""Seed of all random numbers."""
 _model = find_model("tiny")
 assert _model
 OFFER = Allowed(_model, (_model,))
@@ -59,7 +59,7 @@ Draw = Callable[[GenerationParams, Report], Image.Image]
 
 
 def small_picture(params: GenerationParams, report: Report) -> Image.Image:
-    """Draws nothing, at once."""
+    """Returns a small picture at once."""
     return Image.new("RGB", (16, 16))
 
 
@@ -109,7 +109,7 @@ class FakeServer:
 
 
 def make_scheduler(store: TaskStore) -> Scheduler:
-    """The rules alone, on this store, for as many tasks as a benchmark wants."""
+    """A scheduler on this store, for any number of tasks."""
     return Scheduler(OFFER, TimingModel(), store, QueueLimits(max_queue=MAX_QUEUE))
 
 
@@ -130,12 +130,12 @@ def make_params(
 
 
 def set_synchronous(store: TaskStore, mode: Literal["FULL", "NORMAL", "OFF"]) -> None:
-    """How far SQLite waits for the disk; the server itself always uses FULL."""
+    """Sets PRAGMA synchronous; the server always uses FULL."""
     store._database.connection.execute(f"PRAGMA synchronous = {mode}")
 
 
 def fill(data_dir: Path, tasks: int) -> list[str]:
-    """Leave so many waiting tasks in a data dir, as a server that has ended would; their ids."""
+    """Writes waiting tasks into a data dir, as after a stop of the server; returns their ids."""
     store = TaskStore(data_dir)
     set_synchronous(store, "OFF")
     ids = [f"{number:016x}" for number in range(tasks)]
@@ -147,18 +147,18 @@ def fill(data_dir: Path, tasks: int) -> list[str]:
 
 
 def run_waiting(queue: QueueManager, tasks: int) -> None:
-    """Return once so many tasks, all that were submitted, have ended."""
+    """Returns when all of these tasks have ended."""
     while queue.unfinished(1, 0)[1]:
         time.sleep(0.01)
     assert queue.images()[0] >= tasks
 
 
-# -- processes of their own ----------------------------------------------------------------------
+# -- separate processes ----------------------------------------------------------------------
 
 
 class Remote(Generic[T]):
-    """An object in a process of its own, so that neither the GIL nor the garbage collector is
-    shared: `Remote(Thing, ...)` makes it there, `call(Thing.method, ...)` asks it."""
+    """An object in a separate process, so that neither the GIL nor the garbage collector is shared:
+    `Remote(Thing, ...)` makes it there, `call(Thing.method, ...)` asks it."""
 
     def __init__(self, make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> None:
         self._pool = ProcessPoolExecutor(
@@ -186,7 +186,7 @@ def _ask(method: Callable[..., R], args: Any, kwargs: Any) -> R:
 
 
 def rss_mb(pid: int) -> float:
-    """Megabytes of RAM that a process holds."""
+    """Resident memory of a process in megabytes."""
     ps = subprocess.run(
         ["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=True
     )
@@ -196,12 +196,12 @@ def rss_mb(pid: int) -> float:
 # -- disks ---------------------------------------------------------------------------------------
 
 RAM_DISK = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
-"""A folder where nothing waits for a disk: shows what the code alone costs. Not on every system."""
+"""A folder in memory, to measure the code without the disk. Not on every system."""
 
 
 @contextmanager
 def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
-    """A folder for the time being, in `parent` or where the system has them."""
+    """A temporary folder in `parent`, or in the default place."""
     with tempfile.TemporaryDirectory(
         prefix="mflux-bench-", dir=parent, ignore_cleanup_errors=True
     ) as folder:
@@ -214,7 +214,7 @@ def disks() -> dict[str, Path | None]:
 
 
 def fsyncs(folder: Path, count: int) -> list[float]:
-    """Seconds of each bare append and fsync of 4 KB."""
+    """Measures seconds of appends and fsyncs of 4 KB."""
     took = []
     with (folder / "fsyncs").open("ab", buffering=0) as file:
         for _ in range(count):
@@ -244,7 +244,7 @@ median = statistics.median
 
 
 class Results:
-    """Prints tables as they come, and keeps them as results/<name>.md."""
+    """Prints tables, and writes them to results/<name>.md."""
 
     def __init__(self, script: str, description: str | None) -> None:
         """Reads the command line: --quick and --date."""
@@ -300,7 +300,7 @@ def _table_line(row: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _shown(value: object) -> str:
-    """Three figures are enough."""
+    """Rounds to three figures."""
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
     return f"{value:,}" if isinstance(value, int) else str(value)

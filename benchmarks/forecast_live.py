@@ -1,4 +1,4 @@
-"""How good the forecasts are for real: 60 mixed tasks on the tiny model, measured by a client.
+"""Accuracy of the forecasts of a real server: 60 mixed tasks on the tiny model.
 
 A client submits over HTTP, five tasks at a time, and notes for each what /generate said and when
 /status said that it was done. Steps of the tiny model take milliseconds, so the noise of a shared
@@ -16,7 +16,7 @@ SIDES = (512, 768, 1024)
 STEPS = (4, 10, 30, 60)
 AT_A_TIME = 5
 WARM = 10
-"""Tasks that teach, before they count."""
+"""Number of tasks that are only learned."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What the server adds to drawing: a batch of 50 pictures through queue, worker and store, next to
+"""The overhead of the server: a batch of 50 pictures through queue, worker and store, next to
 a bare loop of mflux's generate_image that encodes each picture itself.
 
 How to read it: both draw the same pictures with the same tiny model in this process, each on a
@@ -44,7 +44,7 @@ class Batch:
     image_format: str
     models: tuple[str, ...] = ("tiny",)
     prompts: int = 1
-    """Different ones."""
+    """Number of different prompts."""
     count: int = 1
     """Images of each task."""
     side: int = 512
@@ -112,7 +112,7 @@ def weights_of(name: str) -> LoadSpec:
 
 
 def bare_loop(asked: Sequence[GenerationParams], checkpoints: Path) -> float:
-    """mflux as one would call it by hand, models in the order that loads each of them once."""
+    """Calls mflux directly, in the order that loads each model once."""
     import mlx.core as mx
 
     started_at = 0.0

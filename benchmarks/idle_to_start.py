@@ -49,7 +49,7 @@ class Idle:
         return small_picture(params, report)
 
     def note(self, seeds: Sequence[int], answers: Sequence[Answer]) -> None:
-        """Leaves out the requests that came while the one before was still being saved."""
+        """Skips requests that arrived while the previous image was being stored."""
         while self.server.queue.unfinished(1, 0)[1]:
             time.sleep(0.01)
         for seed, answer in zip(seeds, answers, strict=True):
@@ -99,12 +99,12 @@ def make_request(seed: int) -> bytes:
 
 
 def pause_s() -> float:
-    """Long enough for the task before to be saved; random, to meet no rhythm of the server."""
+    """Long enough for storing the previous task; random, to avoid synchronization."""
     return random.uniform(0.02, 0.06)
 
 
 def polled_starts(count: int) -> list[float]:
-    """Seconds from a task's coming until a worker that sleeps for a second at a time sees it."""
+    """Seconds from a submit until a worker that polls once a second sees the task."""
     waited: list[float] = []
 
     def poll(comes_at: float) -> None:

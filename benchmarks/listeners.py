@@ -1,4 +1,4 @@
-"""What listeners cost: /status and the worker, with 0, 50 and 200 streams of events open.
+"""The cost of listeners: /status and the worker, with 0, 50 and 200 streams of events open.
 
 How to read it: one server whose fake generator draws for ever, a step each 50 ms (real models take
 0.3 to 15 s), as a thread does whose GPU works; half the listeners watch the running task, half the
@@ -63,7 +63,7 @@ class DrawingServer:
 
 
 class Listeners:
-    """Streams that are read as they come."""
+    """Event streams that are read continuously."""
 
     def __init__(self) -> None:
         self._sockets: list[socket] = []

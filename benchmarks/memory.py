@@ -41,11 +41,11 @@ from storage.task_store import TaskStore
 from task import GenerationParams, Report
 
 SIDE = 256
-"""Pixels of the pictures that are kept."""
+"""Width and height of the kept pictures in pixels."""
 
 
 class Waiting:
-    """A queue that nobody works on."""
+    """A queue without a worker."""
 
     def __init__(self, data_dir: Path) -> None:
         start = time.perf_counter()

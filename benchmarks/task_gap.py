@@ -41,7 +41,7 @@ FORMATS: tuple[ImageFormat, ...] = ("JPEG", "PNG")
 
 
 class Gpu:
-    """Draws by sleeping, and notes when it had nothing to do."""
+    """A generator that sleeps, and measures its idle time."""
 
     def __init__(self, picture: Image.Image, seconds: float) -> None:
         self.gaps: list[float] = []

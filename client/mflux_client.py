@@ -577,7 +577,7 @@ class Client:
         was = self.status(task_id).status
 
         def look() -> None:
-            """Did the try work whose answer was lost? Another one would remove the record."""
+            """Checks whether the last try worked, because another one would remove the record."""
             try:
                 status = self.status(task_id).status
             except MfluxError as error:

@@ -101,7 +101,7 @@ def check_values(weights: LoadSpec, lora_path: Callable[[str], str]) -> None:
 
 
 def _first_not_finite(arrays: Any) -> str | None:
-    """Name of the first array with NaN or infinity; each is freed before the next one is read."""
+    """Returns the name of the first array with NaN or infinity. Reads one array at a time."""
     import mlx.core as mx
 
     while arrays:

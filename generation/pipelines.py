@@ -35,7 +35,7 @@ ENCODERS = (
 """Methods that encode a prompt, in the classes without a cache."""
 COMPILED_STEP = "_predict"
 PICTURES_OF_A_COMPILED_STEP = 100
-"""Then it is compiled again: MLX keeps what it compiled for each size and guidance."""
+"""Pictures until the step is compiled again: MLX keeps a version per size and guidance."""
 NOT_OF_THE_PARAMS = ("generation_time_seconds", "created_at", "model_path")
 """Metadata of mflux that differ when a picture is made again, or contain a path of this machine."""
 PATHS = ("image_path", "controlnet_image_path", "masked_image_path", "depth_image_path")
@@ -135,7 +135,7 @@ def _build(weights: LoadSpec, data_dir: Path, lora_path: Callable[[str], str]) -
 
 
 def other_face(pipeline: Any, wanted: Pipeline) -> Any:
-    """Another of mflux's classes on the modules of a loaded one, which is constructed alike."""
+    """Builds another class of mflux on the modules of a loaded one with the same constructor."""
     other = _class_of(wanted).__new__(_class_of(wanted))
     own = (*ENCODERS, COMPILED_STEP)
     kept = {name: value for name, value in vars(pipeline).items() if name not in own}

@@ -30,9 +30,9 @@ log = logging.getLogger(__name__)
 Array = NDArray[np.float32]
 
 PACKED = frozenset({"flux", "flux2", "qwen"})
-"""Families whose latents are (1, tokens, channels x 2 x 2), a token for each 16 x 16 pixels."""
+"""Families with latents (1, tokens, channels x 2 x 2), one token per 16 x 16 pixels."""
 PLANES = frozenset({"z_image", "krea2", "anima"})
-"""Families whose latents are channels of H/8 x W/8."""
+"""Families with latents (channels, H/8, W/8)."""
 FAMILIES = PACKED | PLANES
 SHARE = 0.03
 """Part of the worker's time that previews may take."""
@@ -41,7 +41,7 @@ WATCHED_S = 10.0
 LEARN_FROM = 8
 """Number of pictures from which a map is learned."""
 LATENTS_OF_EACH = 4096
-"""Largest number of pixels that are used of one picture."""
+"""Latents that are used of each of these pictures, at most."""
 RIDGE = 1e-3
 KEPT = 8
 """Previews, and tasks that somebody looks at: 100 times as many."""

@@ -109,7 +109,7 @@ class Downloads:
         self._ordered.setdefault(spec.model.name, spec)
 
     def next_missing(self) -> LoadSpec | None:
-        """What to download next: what tasks wait for first, in the order of the tasks."""
+        """Returns what to download next: weights of waiting tasks first, in their order."""
         wanted = [*(pending.missing[0] for pending in self._in_order()), *self._ordered.values()]
         return wanted[0] if wanted else None
 

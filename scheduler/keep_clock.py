@@ -6,7 +6,7 @@ from scheduler.events import EventLog
 from storage.clock_store import ClockStore
 
 RESERVED_IDS = 1_000_000
-"""Of events, noted on disk in advance. Half of them last for longer than PRUNE_EVERY_S."""
+"""Event ids reserved on disk in advance. Half of them last longer than PRUNE_EVERY_S."""
 CLOCK_CHANGE_S = 1.0
 """Smaller differences between two clocks are not stored."""
 

@@ -26,7 +26,7 @@ def spec_of(model: Model) -> LoadSpec:
 
 
 def learned() -> TimingModel:
-    """Each model has another law, and takes another time to load: 7 s, 14 s, ..."""
+    """Models with different laws and loading times: 7 s, 14 s, ..."""
     timing = TimingModel()
     estimates = Estimates(timing)
     for number, model in enumerate((*MODELS, UPSCALER), 1):

@@ -1,4 +1,4 @@
-"""For tests of the client: servers of the test's own, proxies with faults, and a terminal."""
+"""Helpers for tests of the client: fake servers, proxies with faults, and a terminal."""
 
 import fcntl
 import json
@@ -75,7 +75,7 @@ class _Http(ThreadingHTTPServer):
 
 
 class FarEnd:
-    """An HTTP server in this process that answers as a function of the test does."""
+    """An HTTP server in this process; a function of the test answers."""
 
     def __init__(self, answer: Callable[[Asked], None]) -> None:
         self._http = _Http(("127.0.0.1", 0), Asked)
@@ -96,10 +96,10 @@ class FarEnd:
 def proxy_of(
     url: str, fault: Callable[[Asked, requests.Response], bool]
 ) -> Callable[[Asked], None]:
-    """For a FarEnd that asks another server and passes its answers on.
+    """Returns a function for a FarEnd that works as a proxy of another server.
 
     Args:
-        fault: sees each answer; True: it has dealt with it.
+        fault: called with each answer; True: it has sent one itself.
     """
 
     def forward(asked: Asked) -> None:
@@ -271,7 +271,7 @@ class Terminal:
 
 
 def _place(environment: dict[str, str] | None, options: dict[str, Any]) -> dict[str, Any]:
-    """Anywhere, with this client: no settings of the person who runs the tests."""
+    """The environment of the command, without the settings of the user."""
     clean = {k: v for k, v in clean_environment().items() if k not in TERMINALS}
     return {"env": {**clean, "PYTHONPATH": str(ROOT), **(environment or {})}, **options}
 
@@ -280,7 +280,7 @@ TERMINALS = ("TMUX", "TERM_PROGRAM", "LC_TERMINAL", "KITTY_WINDOW_ID")
 
 
 class Time:
-    """A clock that only sleeping moves."""
+    """A clock that only sleep() advances."""
 
     def __init__(self) -> None:
         self.now = 1000.0

@@ -1,7 +1,7 @@
-"""A store on a real disk, and what its tests do again and again.
+"""A store on a real disk, with helpers for its tests.
 
-Rows are read back through a connection of their own, images through the folder, so that what is
-seen is what is on disk. A refusing disk is made with means of the system (a limit of file size, a
+Rows are read through a separate connection, images through the folder, so that tests see what is
+on disk. A refusing disk is made with means of the system (a limit of file size, a
 folder in the way) or of SQLite (a connection that may not write, a database that may not grow).
 """
 
@@ -224,7 +224,7 @@ def files_end_at(size: int) -> Iterator[None]:
 
 
 def fill(bench: Bench) -> dict[str, Any]:
-    """Something of everything; returns what the store says about it."""
+    """Stores data of all kinds; returns what the store reads of it."""
     bench.store.timings.keep_load("tiny", 2.5)
     bench.store.timings.keep_outcome(OUTCOME)
     for number, priority in enumerate([0, 1, 0, 1, 0]):

@@ -190,6 +190,17 @@ def test_the_architecture_page_names_every_module() -> None:
                 assert re.search(rf"\b{path.stem}\b", page), path
 
 
+def test_the_first_table_of_the_architecture_page_names_code_that_exists() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = page.partition("| where is | in |")[2].partition("\n\n")[0]
+    places = re.findall(r"`([\w/]+\.py)`: `([\w.]+)(?:\(\))?`", table)
+    assert len(places) >= 6
+    for path, name in [*places, *re.findall(r"`([\w/]+\.py)`: .*? and `([\w.]+)\(\)`", table)]:
+        text = (ROOT / path).read_text(encoding="utf-8")
+        for part in name.split("."):
+            assert re.search(rf"\b(def|class) {part}\b", text), (path, name)
+
+
 def test_the_architecture_page_lists_every_lock() -> None:
     """A row of its table names the module of each Lock, Condition and Semaphore."""
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")

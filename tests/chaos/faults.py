@@ -77,7 +77,7 @@ def lock_database(report: Report, folder: Path, lock_s: float) -> None:
 
 
 def remove_data_dir(report: Report, folder: Path) -> None:
-    """Noticed: /health says so and submits are refused."""
+    """Removes the data dir: /health must report it, and submits are refused."""
     life = Life(report, folder / "removed")
     life.start()
     _all_done(life, [_submit(life, SMALL_TASK)])
@@ -152,7 +152,7 @@ def _submit(life: Life, task: dict[str, Any]) -> str:
 
 
 def _all_done(life: Life, task_ids: list[str], *, fetch: bool = False) -> bool:
-    """Waits for them; whether all are done. Others are lost."""
+    """Waits for tasks; returns whether all are done. Others count as lost."""
     right = True
     for task_id in task_ids:
         ended = until(lambda task_id=task_id: _status(life, task_id) not in ("waiting", "running"))  # type: ignore[misc]

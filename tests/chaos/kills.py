@@ -1,4 +1,4 @@
-"""The server is killed again and again while clients submit, ask, fetch and delete."""
+"""Kills the server repeatedly while clients submit, poll, fetch and delete."""
 
 import random
 import re
@@ -28,7 +28,7 @@ class Story:
 
 
 class Client:
-    """Submits, always with a key, so that no answer is in doubt; then does this or that."""
+    """Submits with a key, so that the result is known; then does something random."""
 
     def __init__(self, life: Life, name: int, seed: int) -> None:
         self.stories: list[Story] = []
@@ -123,7 +123,7 @@ def _check(report: Report, life: Life, story: Story) -> None:
 
 
 def _check_records(report: Report, life: Life, stories: list[Story]) -> None:
-    """No task is there twice, and none was finished twice."""
+    """Checks that no task exists twice, and that none was finished twice."""
     ids = Counter(story.task_id for story in stories)
     for task_id in (task_id for task_id, number in ids.items() if number > 1):
         report.violation("drawn twice", f"two requests got the task {task_id}")

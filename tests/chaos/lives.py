@@ -1,4 +1,4 @@
-"""A data dir with the servers that live on it, one after the other, and a watch for deafness."""
+"""Runs servers on one data dir, one after the other, and checks that they always answer."""
 
 import atexit
 import os
@@ -26,7 +26,7 @@ SMALL = ("--model", "tiny", "--max-pixels", "65536", "--max-steps", "20", "--log
 
 
 class Life:
-    """Any thread may ask while another one kills and starts."""
+    """The servers of one data dir. Threads may send requests while another one kills and starts."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class Life:
         return requests.get(self.server.url + path, params=params, timeout=timeout_s)
 
     def ask(self, method: str, path: str, **request: Any) -> requests.Response:
-        """Ask until there is a whole answer, from whichever server lives.
+        """Repeats a request until there is a complete answer, from the current server.
 
         Raises:
             TimeoutError: for GIVE_UP_S there was none.
@@ -106,19 +106,19 @@ class Life:
         raise TimeoutError(f"{method} {path}: no answer")
 
     def answers(self, why: str) -> bool:
-        """Whether /health and /status answer; else it is deaf."""
+        """Whether /health and /status answer; else it is unresponsive."""
         try:
             self.get("/health")
             self.get("/status", task_id="nobody")
         except requests.RequestException as error:
-            self.report.violation("deaf", f"{why}: {type(error).__name__}")
+            self.report.violation("unresponsive", f"{why}: {type(error).__name__}")
             return False
         return True
 
 
 class Watch:
-    """Asks /health and /status all the time, on new connections, from the start to the end of a
-    block: the server must never be deaf."""
+    """Polls /health and /status on new connections, from the start to the end of a
+    block: the server must never be unresponsive."""
 
     def __init__(self, life: Life, why: str) -> None:
         self.slowest_s = 0.0
@@ -152,7 +152,7 @@ def pause(seconds: float) -> None:
 
 
 def until(condition: Callable[[], Any], seconds: float = GIVE_UP_S) -> bool:
-    """Ask again and again; returns whether it came to pass within so many seconds."""
+    """Polls; returns whether the condition became true within so many seconds."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         with suppress(requests.RequestException):
@@ -163,7 +163,7 @@ def until(condition: Callable[[], Any], seconds: float = GIVE_UP_S) -> bool:
 
 
 def raise_the_limit_of_open_files() -> int:
-    """To what is allowed; returns how many there may be."""
+    """Raises the limit to the maximum; returns it."""
     import resource
 
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -42,7 +42,7 @@ class Request:
     kind: str
     data: bytes
     whole: bool = True
-    """Whether it has an end, so that an answer must come."""
+    """Whether the request is complete, so that it must be answered."""
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ class Generator:
         return self.post("form", pick(POSTS), content_type, body)
 
     def image_bytes(self) -> bytes:
-        """A picture with something wrong with it."""
+        """A picture with a defect."""
         file = BytesIO()
         side = self.random.choice([1, 8, 64, 300])
         picture = Image.new(self.random.choice(["RGB", "L"]), (side, side), 7)

@@ -1,4 +1,4 @@
-"""What a run of the chaos has counted, and the table of it."""
+"""Counters of a run, and their table."""
 
 import json
 import threading
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from malformed import Answer
 
-MUST_BE_ZERO = ("500s", "deaf", "lost", "drawn twice", "tracebacks", "violations")
+MUST_BE_ZERO = ("500s", "unresponsive", "lost", "drawn twice", "tracebacks", "violations")
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Report:
             self.counts[name] += number
 
     def violation(self, name: str, detail: str) -> None:
-        """Something that must not be."""
+        """Counts something that must not happen."""
         with self._lock:
             self.counts[name] += 1
             if len(self.details) < 100:

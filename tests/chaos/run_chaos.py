@@ -1,8 +1,8 @@
-"""`make chaos`: what clients and the machine can do to a real server on the tiny model.
+"""`make chaos`: faults of clients and of the machine, against a real server with the tiny model.
 
 Streams that are aborted, malformed requests, kill -9 in the middle of work, SIGSTOP, full and
 missing disks, a locked database. All traffic stays on 127.0.0.1. Ends with a table, and with exit
-code 1 if anything was lost, drawn twice, deaf, or answered with an internal error.
+code 1 if anything was lost, drawn twice, unresponsive, or answered with an internal error.
 """
 
 import argparse

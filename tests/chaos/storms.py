@@ -86,7 +86,7 @@ def _one_round(report: Report, life: Life, chance: random.Random, number: int) -
 
 
 def send_malformed(report: Report, folder: Path, requests: int, seed: int) -> None:
-    """From several clients at a time; whatever is accepted is drawn."""
+    """Sends malformed requests from several clients. Accepted tasks are generated."""
     life = Life(report, folder / "malformed", "--max-queue", "50", "--sync-max-wait-s", "60")
     life.start()
     made = Generator(seed)
@@ -98,7 +98,9 @@ def send_malformed(report: Report, folder: Path, requests: int, seed: int) -> No
         report.answered(what, answer)
         report.add("malformed requests")
         if wanted[number].whole and answer.status in ("", "timeout"):
-            report.violation("deaf", f"{what} -> {answer.status or 'closed without an answer'}")
+            report.violation(
+                "unresponsive", f"{what} -> {answer.status or 'closed without an answer'}"
+            )
 
     with Watch(life, "malformed requests") as watch, ThreadPoolExecutor(8) as threads:
         list(threads.map(one, range(requests)))
