@@ -1,4 +1,4 @@
-"""How good the forecasts are: thousands of tasks in virtual time, under laws unknown to the server.
+"""Accuracy of the forecasts: thousands of tasks in virtual time, with laws unknown to the server.
 
     python benchmarks/forecast_error.py [--quick]        writes docs/images/forecast.png, too
 
@@ -8,7 +8,7 @@ them, in the same run:
 
     original   seconds so far / pixels so far (80 s for one megapixel at first) times the pixels
                ahead and its own, minus the time since submission
-    oracle     knows the law and the queue, not the noise and not who will come
+    oracle     knows the law and the queue, but not the noise and not future tasks
 
 Errors are |forecast - truth| / truth; while a task runs, of the whole seconds on the wire and in
 parts of the task's own running time, as a progress bar shows it (near the end any error is large
@@ -43,18 +43,18 @@ AFTER = (1, 3, 10, 50)
 
 @dataclass
 class Poll:
-    """What each contender said at one moment about one task."""
+    """The forecasts of all methods for one task at one moment."""
 
     at: float
     finished: int
-    """Tasks finished by then."""
+    """Number of finished tasks at that moment."""
     said: dict[str, float]
     p90_s: float
 
 
 @dataclass
 class Record:
-    """A task of the replay, and everything that was said about it."""
+    """A task of the replay, with all its forecasts."""
 
     params: GenerationParams
     model: Model
@@ -68,7 +68,7 @@ class Record:
     ended_at: float = 0.0
     forecast_end_at: float = math.inf
     step_back_s: float = 0.0
-    """Furthest that the countdown went back without a reason."""
+    """Largest increase of the countdown without a reason, in seconds."""
 
 
 class Replay:
@@ -143,7 +143,7 @@ class Replay:
             self.reorder()
 
     def poll(self) -> None:
-        """One waiting task and the running one are asked for."""
+        """Reads the forecasts of one waiting task and of the running one."""
         for task_id in {self.dice.choice(self.order) if self.order else "", self.running_id()}:
             record = self.records.get(task_id)
             if record is None:
@@ -184,7 +184,7 @@ class Replay:
         }
 
     def left_s(self) -> float:
-        """What the law says that the running task still needs."""
+        """The remaining seconds of the running task under the law."""
         spent_s = self.at - self.phase_started_at
         for first in (self.left.text, *self.left.steps, self.left.decode):
             if first > 0.0:
@@ -243,7 +243,7 @@ class Replay:
         self.pixels_so_far += record.params.width * record.params.height
 
     def pass_s(self, seconds: float) -> None:
-        """Time goes by; clients come, and ask, in between."""
+        """Advances the time; clients submit and poll in between."""
         until = self.at + seconds
         while self.next_arrival < until:
             self.at = max(self.next_arrival, self.at)
@@ -338,7 +338,7 @@ def measure(
 
 
 def plot(path: Path, tasks: int) -> None:
-    """Forecast at submit against truth, for the three contenders, law c with 3 % noise."""
+    """Plots forecast at submit against truth for the three methods, law c with 3 % noise."""
     import matplotlib as mpl
 
     mpl.use("Agg")

@@ -124,7 +124,7 @@ def test_the_stream_has_an_event_for_each_image_that_is_stored(server: SteppedSe
     assert "image" not in [event[0] for event in before]
 
 
-def test_what_was_fetched_while_the_task_ran_stays_until_all_of_it_was_fetched(
+def test_an_image_fetched_while_the_task_runs_stays_until_all_are_fetched(
     start: Callable[..., SteppedServer],
 ) -> None:
     server = start(refetch_s=0)

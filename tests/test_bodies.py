@@ -289,7 +289,7 @@ def test_a_decompression_bomb_and_an_unknown_compression_are_refused(
 
 
 @pytest.mark.parametrize("path", DIALECTS)
-def test_what_is_no_json_is_a_400_with_a_reason(desk: ServerProcess, path: str) -> None:
+def test_a_body_that_is_not_json_is_a_400_with_a_reason(desk: ServerProcess, path: str) -> None:
     for body, word in (
         (b"", "empty"),
         (b"{}x", "trailing"),

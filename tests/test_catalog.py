@@ -50,7 +50,7 @@ def test_each_field_that_is_declared_to_go_to_mflux_is_taken_by_a_model() -> Non
     assert set(declared.values()) <= taken <= set(GenerateRequest.model_fields)
 
 
-def test_somebody_has_described_every_model_and_no_other() -> None:
+def test_every_model_has_facts_and_no_other_one() -> None:
     assert mflux_registry.undecided() == []
     assert set(FACTS) == {model.name for model in REAL}
     assert set(mflux_registry.CLASSES) <= {model.name for model in read_catalog().models}

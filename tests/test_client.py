@@ -354,7 +354,7 @@ def test_a_cancel_whose_answer_was_lost_leaves_the_record(server: ServerProcess)
             client.status(task.task_id)
 
 
-def test_wait_goes_on_over_kill_9_and_a_restart(start_server: StartServer) -> None:
+def test_wait_continues_after_kill_9_and_a_restart(start_server: StartServer) -> None:
     first = start_server("--model", "tiny")
     port = first.url.rpartition(":")[2]
     seen: list[str] = []

@@ -46,7 +46,9 @@ def at(url: str) -> dict[str, str]:
 # -- files --------------------------------------------------------------------------------------
 
 
-def test_it_writes_the_picture_and_says_where(server: ServerProcess, tmp_path: Path) -> None:
+def test_the_command_writes_the_picture_and_prints_its_path(
+    server: ServerProcess, tmp_path: Path
+) -> None:
     done = command(
         "a lighthouse", "-o", "out.png", *SMALL, environment=at(server.url), cwd=tmp_path
     )
@@ -459,7 +461,7 @@ def status(**fields: Any) -> Status:
         ({"status": "cancelled"}, "cancelled"),
     ],
 )
-def test_how_far_a_task_is_in_words(fields: dict[str, Any], words: str) -> None:
+def test_the_status_of_a_task_in_words(fields: dict[str, Any], words: str) -> None:
     assert in_words(status(**fields)) == words
 
 

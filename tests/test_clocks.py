@@ -148,7 +148,9 @@ def test_a_clock_that_was_set_while_running_ends_nothing_at_the_next_start(
 
 
 @pytest.mark.parametrize("jump_s", [-DAY_S, -50 * YEAR_S])
-def test_what_ended_in_the_future_has_ended_now(machine: Machine, jump_s: float) -> None:
+def test_a_task_that_ended_in_the_future_counts_as_ended_now(
+    machine: Machine, jump_s: float
+) -> None:
     done, fetched = machine.draw(), machine.draw()
     machine.queue.fetched(fetched)
     machine.restart(down_s=jump_s)

@@ -213,7 +213,9 @@ def test_progress_and_interrupt_are_those_of_the_callers_own_task(
             assert server.get("/status", task_id=native).json()["status"] != "cancelled"
 
 
-def test_what_another_client_deletes_is_an_error_for_the_caller(start_server: StartServer) -> None:
+def test_a_task_that_another_client_deletes_is_an_error_for_the_caller(
+    start_server: StartServer,
+) -> None:
     server = start_server(*ENDLESS)
     body = {"prompt": "mine", "width": 1024, "height": 1024, "steps": 1000}
     with connected(server, "/sdapi/v1/txt2img", body) as connection:
@@ -295,7 +297,7 @@ def test_lora_tags_of_a_prompt_take_the_operators_adapters_alone(
         {"n_iter": []},
     ],
 )
-def test_what_cannot_be_drawn_is_refused_in_the_form_of_this_api(
+def test_an_impossible_request_is_refused_in_the_form_of_this_api(
     server: ServerProcess, fields: dict[str, Any]
 ) -> None:
     answer = draw(server, **fields)

@@ -151,7 +151,7 @@ def test_progress_shows_the_picture_so_far_when_asked(
 
 
 @pytest.mark.parametrize("path", ["/v1/images/generations", "/sdapi/v1/txt2img"])
-def test_what_nobody_expected_is_a_500_in_the_form_of_the_api_and_not_tried_again(
+def test_an_unexpected_error_is_a_500_in_the_form_of_the_api_and_not_retried(
     client: FlaskClient, generator: PreviewGenerator, path: str
 ) -> None:
     def refusal(params: GenerationParams) -> str | None:

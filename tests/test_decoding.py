@@ -147,7 +147,7 @@ def test_other_formats_are_refused_and_the_known_ones_named(format: str) -> None
         b"PK\x03\x04",
     ],
 )
-def test_what_is_no_picture_is_refused(data: bytes) -> None:
+def test_a_file_that_is_not_an_image_is_refused(data: bytes) -> None:
     assert "is not a picture" in refusal(data)
 
 
@@ -191,7 +191,7 @@ def test_pictures_are_turned_as_their_exif_says(format: str, orientation: int) -
         (WITH_PALETTE, "GIF", {"transparency": 3}),
     ],
 )
-def test_what_is_transparent_is_put_on_white(
+def test_transparent_parts_are_composited_on_white(
     picture: Image.Image, format: str, options: dict[str, Any]
 ) -> None:
     assert opened(file_of(picture, format, **options)).getcolors() == [(256, (255, 255, 255))]
@@ -451,7 +451,7 @@ def test_pictures_with_bytes_changed_break_nothing(
         (KeyError, "broken"),
     ],
 )
-def test_whatever_a_decoder_raises_becomes_a_sentence(
+def test_every_error_of_a_decoder_becomes_a_sentence(
     error: type[Exception], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def decode(_: object) -> None:

@@ -395,7 +395,7 @@ def test_the_client_knows_http_only(path: Path) -> None:
     ast.parse(path.read_text(), feature_version=(3, 9))  # it also runs on older versions
 
 
-def test_no_room_hides_a_module_of_the_standard_library() -> None:
+def test_no_package_hides_a_module_of_the_standard_library() -> None:
     assert not PARTS & set(sys.stdlib_module_names)
 
 

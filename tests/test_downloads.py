@@ -263,7 +263,7 @@ def test_a_download_that_stalls_is_given_up(desk: Desk, monkeypatch: pytest.Monk
     assert desk.partial_files("schnell") == []
 
 
-def test_whatever_goes_wrong_in_a_download_the_next_one_is_made(
+def test_an_error_in_a_download_does_not_stop_the_next_one(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(weights: LoadSpec) -> list[str]:
@@ -280,7 +280,7 @@ def test_whatever_goes_wrong_in_a_download_the_next_one_is_made(
     assert desk.run_all() == ["dev"]
 
 
-def test_what_was_not_downloaded_to_its_end_is_missing(cache: Path, tmp_path: Path) -> None:
+def test_an_incomplete_download_counts_as_missing(cache: Path, tmp_path: Path) -> None:
     """If one of several files is complete, the cache does not show that others are missing."""
     schnell = model("schnell")
     repository = schnell.repositories[0]
@@ -325,7 +325,7 @@ def test_a_task_that_lacks_the_weights_of_two_stages_waits_for_both(desk: Desk) 
     assert desk.run_all() == ["schnell", "seedvr2-3b"]
 
 
-def test_what_the_operator_orders_is_downloaded_and_then_loaded(desk: Desk) -> None:
+def test_a_load_ordered_by_the_operator_downloads_first(desk: Desk) -> None:
     desk.queue.order_load(weights_of("schnell"))
     assert desk.run_all() == []
     desk.gate("schnell")

@@ -203,7 +203,7 @@ def test_a_quiet_stream_sends_comments(
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_who_hangs_up_gives_the_place_back(
+def test_disconnecting_releases_the_place(
     server: SteppedServer, monkeypatch: pytest.MonkeyPatch, named: bool
 ) -> None:
     monkeypatch.setattr(event_stream, "LOOK_S", 0.05)
@@ -217,7 +217,7 @@ def test_who_hangs_up_gives_the_place_back(
     until(lambda: server.server.places.taken == 0)
 
 
-def test_who_reads_nothing_is_left_when_too_much_waits_for_it(
+def test_a_client_that_reads_nothing_is_closed_when_too_much_is_pending(
     server: SteppedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(event_stream, "LOOK_S", 0.01)
@@ -231,7 +231,7 @@ def test_who_reads_nothing_is_left_when_too_much_waits_for_it(
     assert server.get("/health").status_code == 200
 
 
-def test_without_a_free_place_a_stream_is_refused_and_everything_else_goes_on(
+def test_without_a_free_place_a_stream_is_refused_and_other_requests_are_answered(
     tmp_path: Path,
 ) -> None:
     server = SteppedServer(tmp_path, threads=4)

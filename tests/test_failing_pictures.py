@@ -210,7 +210,7 @@ def test_a_model_for_which_memory_does_not_suffice_fails_its_task_alone(
     assert shop.run(shop.submit("x", model="tiny"))[0][0] is TaskStatus.DONE
 
 
-def test_what_a_failed_picture_held_is_free_again(tiny: OnItsThread) -> None:
+def test_memory_of_a_failed_picture_is_freed(tiny: OnItsThread) -> None:
     import mlx.core as mx
 
     def fail(*_: Any) -> None:

@@ -108,7 +108,7 @@ def test_each_report_comes_when_its_work_is_done(tiny: OnItsThread) -> None:
     assert at[5] - at[4] < 0.5 * steps[-1]
 
 
-def test_what_a_report_raises_comes_out_and_harms_no_later_picture(tiny: OnItsThread) -> None:
+def test_an_error_of_a_report_ends_only_the_current_picture(tiny: OnItsThread) -> None:
     class LeftEarly(Exception):
         pass
 

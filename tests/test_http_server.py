@@ -267,7 +267,7 @@ def test_a_small_answer_is_sent_at_once_and_does_not_wake_the_loop(
     assert channel not in woken
 
 
-def test_what_comes_while_a_request_is_answered_waits_and_does_not_keep_the_loop_busy(
+def test_data_that_arrives_during_an_answer_waits_and_does_not_keep_the_loop_busy(
     server: SteppedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop = server.server._http._server.loop
@@ -329,7 +329,7 @@ def test_line_ends_between_requests_are_no_requests(server: SteppedServer) -> No
         assert read_all(connection).count(b"HTTP/1.1 200 OK") == 2
 
 
-def test_what_was_sent_is_let_go() -> None:
+def test_sent_data_is_freed() -> None:
     pieces = Pieces()
     pieces.append(b"abcdef")
     pieces.append(b"gh")
@@ -491,7 +491,7 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_sent(server: SteppedSe
     assert (status, answer["error"]["code"]) == (413, "body_too_large")
 
 
-def test_who_sends_a_body_that_is_too_large_all_the_same_can_read_why(
+def test_a_client_that_sends_too_large_a_body_can_still_read_why(
     tmp_path: Path,
 ) -> None:
     server = SteppedServer(tmp_path, max_body_bytes=100_000)
@@ -577,19 +577,19 @@ def test_every_address_means_both_versions_of_ip(tmp_path: Path, host: str) -> N
 
 
 @pytest.mark.parametrize("path", ["/health", "/queue", "/status?task_id=x", "/models", "/nothing"])
-def test_who_closes_one_half_gets_an_answer(server: SteppedServer, path: str) -> None:
+def test_a_client_that_closes_one_half_gets_an_answer(server: SteppedServer, path: str) -> None:
     status, answer = ask(server, head(f"GET {path} HTTP/1.1"), half_close=True)
     assert status in (200, 404)
     assert answer
 
 
-def test_who_closes_one_half_may_submit(server: SteppedServer) -> None:
+def test_a_client_that_closes_one_half_may_submit(server: SteppedServer) -> None:
     status, body = ask(server, post("/generate", json.dumps(SMALL).encode()), half_close=True)
     assert (status, body["params"]["steps"]) == (200, 2)
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
-def test_who_closes_one_half_and_waits_gets_the_answer_when_it_comes(
+def test_a_client_that_closes_one_half_and_waits_gets_the_answer(
     server: SteppedServer, monkeypatch: pytest.MonkeyPatch, version: str
 ) -> None:
     monkeypatch.setattr(long_poll, "LOOK_S", 0.01)
@@ -606,7 +606,7 @@ def test_who_closes_one_half_and_waits_gets_the_answer_when_it_comes(
     assert picture.startswith(b"\xff\xd8")
 
 
-def test_who_closes_one_half_gets_the_picture_of_a_call_that_draws(
+def test_a_client_that_closes_one_half_gets_the_picture_of_a_synchronous_call(
     server: SteppedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("compat.sync_calls.LOOK_S", 0.01)
@@ -620,7 +620,7 @@ def test_who_closes_one_half_gets_the_picture_of_a_call_that_draws(
     assert (status, len(answer["images"])) == (200, 1)
 
 
-def test_who_closes_one_half_of_a_stream_gets_all_of_it(
+def test_a_client_that_closes_one_half_of_a_stream_gets_all_of_it(
     server: SteppedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(event_stream, "LOOK_S", 0.01)
@@ -636,7 +636,7 @@ def test_who_closes_one_half_of_a_stream_gets_all_of_it(
     stream.close()
 
 
-def test_who_closes_one_half_and_then_the_other_is_noticed(
+def test_a_client_that_closes_one_half_and_then_the_other_is_noticed(
     server: SteppedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(long_poll, "LOOK_S", 0.01)
@@ -651,7 +651,7 @@ def test_who_closes_one_half_and_then_the_other_is_noticed(
 
 
 @pytest.mark.parametrize("resets", [False, True])
-def test_who_hangs_up_a_call_that_draws_has_it_cancelled(
+def test_disconnecting_from_a_synchronous_call_cancels_it(
     server: SteppedServer, monkeypatch: pytest.MonkeyPatch, resets: bool
 ) -> None:
     monkeypatch.setattr("compat.sync_calls.LOOK_S", 0.01)
@@ -665,7 +665,7 @@ def test_who_hangs_up_a_call_that_draws_has_it_cancelled(
     until(lambda: not running(server))
 
 
-def test_who_hangs_up_a_stream_of_a_call_that_draws_has_it_cancelled(
+def test_disconnecting_from_a_synchronous_stream_cancels_it(
     server: SteppedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("compat.sync_calls.LOOK_S", 0.01)
@@ -759,7 +759,7 @@ def test_answers_that_nobody_reads_hold_no_thread_and_no_more_than_the_budget(
     server.close()
 
 
-def test_who_reads_too_slowly_is_closed(
+def test_a_client_that_reads_too_slowly_is_closed(
     server: SteppedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(live, "PICTURE", NOISE)

@@ -104,7 +104,7 @@ def test_transparent_parts_stay_so_where_the_format_can_and_are_white_in_jpeg(fo
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_what_is_to_be_opaque_lies_on_white(format: str) -> None:
+def test_an_opaque_image_is_composited_on_white(format: str) -> None:
     data = encode_image(half_clear(), format, 100, opaque=True)
     assert not images.has_alpha(data)
     assert min(Image.open(io.BytesIO(data)).getpixel((4, 16))) > 250  # type: ignore[arg-type]
@@ -266,7 +266,7 @@ def test_base64_is_read_in_all_its_spellings(text: str) -> None:
         f"data:image/png;base64,{PLAIN},{PLAIN}",
     ],
 )
-def test_what_is_not_base64_is_refused_in_the_name_of_its_field(text: str) -> None:
+def test_invalid_base64_is_refused_with_its_field(text: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         decode_base64(text, "mask")
     assert caught.value.field == "mask"

@@ -41,7 +41,7 @@ def test_a_restart_keeps_the_order_the_pictures_and_what_was_learned(
     assert server.wait_until_ended(running)["status"] == "done"
 
 
-def test_what_was_learned_survives_a_restart(start_server: StartServer) -> None:
+def test_learned_durations_survive_a_restart(start_server: StartServer) -> None:
     server = start_server("--model", "tiny")
     for _ in range(3):
         server.wait_until_ended(server.submit(width=512, height=512)["task_id"])

@@ -176,7 +176,7 @@ def test_the_images_of_one_task_go_when_all_of_them_were_fetched(
     wait_until_gone(task_id)
 
 
-def test_what_was_fetched_can_be_fetched_again_for_a_time(start_server: StartServer) -> None:
+def test_a_fetched_image_can_be_fetched_again_for_a_time(start_server: StartServer) -> None:
     server = start_server("--model", "tiny")
     task_id = submit(server, count=2)
     ended(server, task_id)

@@ -204,7 +204,7 @@ def test_an_input_image_is_upscaled(studio: ServerProcess) -> None:
     assert abs(width - 75) < 2 > abs(height - 55.5)
 
 
-def test_the_picture_of_a_finished_task_is_enlarged(studio: ServerProcess) -> None:
+def test_the_picture_of_a_finished_task_is_upscaled(studio: ServerProcess) -> None:
     source = submit(studio, model="tiny-qwen", prompt="x", count=2)
     first, second = (fetched(studio, source, index=index) for index in (0, 1))
     asked = {"model": "tiny-seedvr2", **NOTHING, "upscale": 3}

@@ -144,7 +144,7 @@ def test_a_control_becomes_what_mflux_calls_one() -> None:
         assert (control.type, control.image_path) == (kind or "canny", "/inputs/control.png")
 
 
-def test_the_size_of_what_is_enlarged_is_foretold_as_mflux_computes_it() -> None:
+def test_the_size_of_an_upscaled_image_is_computed_like_mflux() -> None:
     from mflux.models.seedvr2.variants.upscale.seedvr2_util import SeedVR2Util
 
     prepare_mlx()
@@ -588,7 +588,7 @@ def test_a_lora_has_its_scale_and_is_loaded_again_for_each_choice(
     generating.run(generating.generator.unload)
 
 
-def test_what_cannot_be_loaded_leaves_the_others_in_memory_and_the_thread_alive(
+def test_a_failed_load_leaves_other_models_in_memory_and_the_thread_alive(
     on_thread: OnItsThread, tmp_path: Path
 ) -> None:
     tiny, flux2 = (

@@ -122,7 +122,7 @@ def test_before_anything_was_learned_a_preview_shows_shapes(data_dir: Path) -> N
     assert np.asarray(Image.open(BytesIO(jpeg)).convert("L")).std() > 20
 
 
-def test_nothing_is_made_when_nobody_looks_and_all_pictures_are_the_same(data_dir: Path) -> None:
+def test_no_preview_is_made_without_a_request_and_pictures_do_not_change(data_dir: Path) -> None:
     drawing = Drawing("tiny", data_dir, Previews())
     reference = drawing.draw(1).tobytes()
     drawing.previews.look("another task")

@@ -219,7 +219,7 @@ def start_with_hub(run_server: RunServer) -> Iterator[RunServer]:
         (500, "", "check the connection"),
     ],
 )
-def test_what_the_hub_refuses_is_one_clear_message(
+def test_a_refusal_of_the_hub_is_one_clear_message(
     start_with_hub: RunServer,
     status: int,
     code: str,

@@ -36,7 +36,7 @@ def resolve(request: GenerateRequest, model: Model, limits: Limits) -> Generatio
     return submission.prepare(request).params
 
 
-def test_what_is_absent_is_filled_in_from_the_model() -> None:
+def test_absent_fields_are_filled_in_from_the_model() -> None:
     request = parse_request(b'{"prompt": "x"}', Limits())
     params = resolve(request, DEV, Limits())
     assert (params.width, params.height, params.steps, params.guidance) == (1024, 1024, 25, 3.5)
@@ -301,7 +301,7 @@ def test_a_field_that_a_model_needs_is_named(
         ("z-image", {"loras": ["org/name:file.safetensors"]}, "loras", "no adapter"),
     ],
 )
-def test_what_a_model_or_the_operator_does_not_allow_is_refused(
+def test_a_request_that_the_model_or_the_operator_does_not_allow_is_refused(
     model: str, fields: dict[str, Any], field: str, words: str
 ) -> None:
     code, named, message = Desk(model).refusal(**fields)
@@ -539,7 +539,7 @@ def test_a_transparent_background_is_drawn_by_the_class_that_can() -> None:
     )
 
 
-def test_what_an_upscaler_makes_is_bounded() -> None:
+def test_the_size_of_an_upscaled_image_is_bounded() -> None:
     desk = Desk("seedvr2-3b", limits=Limits(max_pixels=256 * 256))
 
     def enlarged(side: int, factor: float) -> GenerationParams:

@@ -300,7 +300,7 @@ def test_weights_that_cannot_be_loaded_fail_their_task_and_leave_the_others(
     assert studio.failures == []
 
 
-def test_what_the_operator_orders_is_loaded_between_two_tasks_and_once(
+def test_a_load_ordered_by_the_operator_runs_once_between_two_tasks(
     studio_of: StudioOf,
 ) -> None:
     studio = studio_of(in_memory=2)

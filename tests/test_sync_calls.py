@@ -60,7 +60,7 @@ def test_a_call_ends_with_the_images_of_its_task(queue: PlayedQueue) -> None:
     assert queue.status(call.task_id).status is TaskStatus.DONE
 
 
-def test_what_is_noted_after_the_answer_takes_none_of_the_threads_left_for_others(
+def test_writes_after_the_answer_do_not_use_reserved_threads(
     queue: PlayedQueue, caplog: pytest.LogCaptureFixture
 ) -> None:
     with start(calls_of(queue, places=1)) as call:
@@ -102,7 +102,7 @@ def test_a_task_with_another_waiting_caller_continues(queue: PlayedQueue) -> Non
     assert queue.status(second.task_id).status is TaskStatus.CANCELLED
 
 
-def test_who_comes_while_the_last_caller_of_the_same_key_leaves_gets_a_task_of_its_own(
+def test_a_caller_gets_a_new_task_while_the_last_caller_of_the_same_key_leaves(
     queue: PlayedQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor is a lock held while a task is submitted or cancelled."""
@@ -134,7 +134,7 @@ def test_who_comes_while_the_last_caller_of_the_same_key_leaves_gets_a_task_of_i
     call.close()
 
 
-def test_who_has_submitted_the_key_of_a_task_that_is_cancelled_right_then_submits_again(
+def test_a_key_whose_task_is_being_cancelled_is_submitted_again(
     queue: PlayedQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = calls_of(queue)

@@ -366,7 +366,7 @@ def test_a_dropped_task_leaves_its_reason_and_nothing_of_what_was_asked(bench: B
 
 
 @pytest.mark.parametrize("status", [TaskStatus.FAILED, TaskStatus.CANCELLED])
-def test_what_has_no_image_can_be_dropped_as_well(bench: Bench, status: TaskStatus) -> None:
+def test_a_task_without_images_can_be_dropped(bench: Bench, status: TaskStatus) -> None:
     bench.in_status(status)
     bench.store.ended.drop("task", "why")
     assert bench.store.find("task") == "why"

@@ -44,7 +44,7 @@ def test_before_anything_was_measured_the_forecast_is_a_prior_and_says_so() -> N
     assert 0 < small.total_s < large.total_s
 
 
-def test_one_task_is_enough_to_forecast_its_like_and_to_count_steps() -> None:
+def test_one_task_is_enough_to_forecast_similar_ones_and_to_count_steps() -> None:
     timing = TimingModel()
     timing.learn(work(steps=4), law(work(steps=4)))
     forecast = timing.durations(work(steps=4))
@@ -67,7 +67,7 @@ def test_many_tasks_teach_the_law_for_sizes_never_seen() -> None:
 
 
 @pytest.mark.parametrize("speed", [0.5, 1.2, 2.0])
-def test_it_follows_a_machine_that_changes_its_pace_within_a_few_tasks(speed: float) -> None:
+def test_the_model_follows_a_change_of_speed_within_a_few_tasks(speed: float) -> None:
     timing, dice = TimingModel(), random.Random(3)
     for _ in range(50):
         timing.learn(work(), law(work(), noise=dice.lognormvariate(0, 0.03)))
@@ -124,7 +124,7 @@ def remaining(phase: str, elapsed: float = 0.0, done: int = 0, own: float = 2.0)
     return TimingModel().remaining_s(FORECAST, live)
 
 
-def test_what_remains_counts_down_through_the_phases() -> None:
+def test_the_remaining_time_counts_down_through_the_phases() -> None:
     assert remaining("text_encoding") == 12.5
     assert remaining("text_encoding", elapsed=0.4) == pytest.approx(12.1)
     assert remaining("denoising") == 11.5
@@ -134,7 +134,7 @@ def test_what_remains_counts_down_through_the_phases() -> None:
     assert remaining("image_encoding") == 0.0
 
 
-def test_what_takes_longer_than_forecast_is_not_said_to_be_over() -> None:
+def test_a_phase_that_takes_longer_than_forecast_is_not_reported_as_over() -> None:
     for elapsed in (3.0, 4.0, 20.0):
         assert 0 < remaining("decoding", elapsed=elapsed) <= 3.0
     assert remaining("denoising", elapsed=4.0, done=3) > 3.0
@@ -182,7 +182,7 @@ samples = st.lists(
 
 @settings(deadline=None)
 @given(samples, works)
-def test_whatever_is_learned_forecasts_are_finite_and_never_negative(
+def test_forecasts_are_always_finite_and_never_negative(
     learned: list[tuple[Work, Measured]], asked: Work
 ) -> None:
     timing = TimingModel()

@@ -238,7 +238,7 @@ BAD_PICTURES = {
 
 
 @pytest.mark.parametrize("name", BAD_PICTURES)
-def test_what_is_no_picture_is_refused_by_the_name_of_its_field(
+def test_a_file_that_is_not_an_image_is_refused_with_its_field(
     desk: ServerProcess, name: str
 ) -> None:
     bad = BAD_PICTURES[name]

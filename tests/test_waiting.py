@@ -135,7 +135,7 @@ def test_without_a_free_place_the_answer_comes_at_once(tmp_path: Path) -> None:
     server.close()
 
 
-def test_who_hangs_up_frees_the_place_and_loses_no_picture(
+def test_disconnecting_frees_the_place_and_loses_no_picture(
     server: SteppedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(long_poll, "LOOK_S", 0.05)

@@ -271,7 +271,7 @@ def test_a_receiver_that_drips_delays_the_others_by_the_time_of_one_try(
         assert receiver.next()["task_id"] == task_id
 
 
-def test_what_a_receiver_says_is_not_read(receiver: Receiver) -> None:
+def test_the_body_of_a_receivers_answer_is_not_read(receiver: Receiver) -> None:
     """As fast as the head of its answer is there."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
@@ -291,7 +291,7 @@ def test_what_a_receiver_says_is_not_read(receiver: Receiver) -> None:
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
-def test_https_asks_for_a_certificate_that_somebody_vouches_for(
+def test_https_requires_a_trusted_certificate(
     receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
