@@ -60,7 +60,7 @@ def create_app(
     Args:
         places: budget for requests that hold a thread for long.
         allowed_hosts: host names under which clients may address the server; None: any.
-        identity: tells clients apart; None: everyone is trusted.
+        identity: identifies the clients; None: everyone is trusted.
         cors: the origins whose pages may use this server; None: none.
     """
     cors, identity = cors or Cors(), identity or Identity(None, trusted=True)

@@ -44,7 +44,7 @@ class Client(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     name: str = ""
-    """Owner of the tasks that it submits; empty: everybody, where no client is told apart."""
+    """Owner of the tasks that it submits; empty: everybody, if clients are not identified."""
     weight: float = Field(1.0, gt=0, le=1000)
     """Share of the GPU time relative to other clients, while all of them have waiting tasks."""
     max_waiting: int | None = Field(None, ge=1)

@@ -225,7 +225,7 @@ class Server:
 
 
 def identity_of(settings: Settings) -> Identity:
-    """What tells clients apart.
+    """Identifies the clients.
 
     Raises:
         BadOption: the file of --keys cannot be used.

@@ -1,7 +1,7 @@
 """Who sends a request: the client of its key, of its cookie, or of its address.
 
 With --keys each request needs a key, except those to routes marked `public`. Without keys
-everyone is trusted on a loopback address; on any other address clients are told apart by an
+everyone is trusted on a loopback address; on any other address clients are identified by an
 unguessable id, so that they do not see or change each other's tasks.
 
 A key comes as `Authorization: Bearer KEY`, as the password of `Authorization: Basic`, or as

@@ -176,7 +176,7 @@ def test_the_operator_key_makes_the_operator_everywhere(keys: KeyFile) -> None:
     assert not http.get("/").get_json()["operator"]
 
 
-def test_strangers_are_told_apart_by_id_then_cookie_then_address() -> None:
+def test_anonymous_clients_are_identified_by_id_then_cookie_then_address() -> None:
     http = app_of(Identity(None, trusted=False))
 
     first = name_of(http, X_Client_Id="a" * 16)

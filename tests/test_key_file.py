@@ -39,7 +39,7 @@ def test_a_new_key_is_written_as_its_hash_and_finds_its_client(path: Path) -> No
     assert client.weight == 1
 
 
-def test_several_keys_are_told_apart(path: Path) -> None:
+def test_several_keys_are_distinguished(path: Path) -> None:
     keys = {name: add_key(path, name) for name in ("alice", "bob", "carol.of-home_1")}
     file = KeyFile(path)
 
