@@ -225,7 +225,7 @@ class Server:
 
 
 def identity_of(settings: Settings) -> Identity:
-    """Identifies the clients.
+    """Returns what identifies the clients.
 
     Raises:
         BadOption: the file of --keys cannot be used.

@@ -244,7 +244,7 @@ class Task:
     owner: str = ""
     """Name of the client that submitted it (key_file.Client); empty: everybody."""
     end_user: str = ""
-    """The user of the client that the task is for, if the client named one. Only the order uses it."""
+    """Which user of its client it is for, if the client named one. Used for the order only."""
     status: TaskStatus = TaskStatus.WAITING
     attempt: int = 0
     """Number of its latest claim, from 1. Calls of a worker with another number are refused."""
