@@ -163,34 +163,42 @@ class Allowed:
     def _helping(
         self, params: GenerationParams, model: Model, pipeline: Pipeline
     ) -> tuple[Stage, ...]:
-        """Returns the stage of the helper model that has to run before the drawing, if any.
+        """Returns the stages of the helper models that have to run before the drawing.
 
         Raises:
-            NotSupported: the operator does not allow it, or the model has no use for it.
+            NotSupported: the operator does not allow one, or the model has no use for it.
         """
         if needs_json(model, pipeline, params):
-            field, helper = "prompt", FIBO_VLM
             why = f"{model.name} draws from JSON. For plain text in {{field}}"
-        elif params.control_type is not None:
-            field = "control_type"
-            if params.control_type not in pipeline.control_types:
+            return (self._helper_stage(FIBO_VLM, params, "prompt", why),)
+        stages = []
+        for number, control in enumerate(params.controls):
+            field = "control_types" if number else "control_type"
+            if control.type is not None and control.type not in pipeline.control_types:
                 kinds = ", ".join(pipeline.control_types)
                 raise NotSupported(
                     f"{{field}} of {model.name} must be one of {kinds}.", field=field
                 )
-            if params.control_type not in OF_CONTROL:
-                return ()
-            helper = OF_CONTROL[params.control_type]
-            why = f"For {{field}} {params.control_type}"
-        else:
-            return ()
+            if control.type is not None and control.type in OF_CONTROL:
+                alone = {"control_image": control.image, "control_images": ()}
+                one = params.model_copy(update=alone)
+                why = f"For {{field}} {control.type}"
+                stage = self._helper_stage(OF_CONTROL[control.type], one, field, why)
+                stages.append(replace(stage, control=number))
+        return tuple(stages)
+
+    def _helper_stage(self, helper: Model, params: GenerationParams, field: str, why: str) -> Stage:
+        """
+        Args:
+            field, why: for the message if the operator does not allow it.
+        """
         if helper.name not in {allowed.name for allowed in self.helpers}:
             raise NotSupported(
                 f"{why}, the operator must allow the helper model {helper.name} (--models).",
                 field=field,
             )
         once = params.model_copy(update={"count": 1, "steps": 1, "image_strength": None})
-        return (Stage(LoadSpec(helper, helper.pipelines[0], params.quantize), once),)
+        return Stage(LoadSpec(helper, helper.pipelines[0], params.quantize), once)
 
     def loras(self) -> dict[str, Path]:
         """The LoRAs in the operator's folder. A name is a path in it, without `.safetensors`."""

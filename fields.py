@@ -34,6 +34,9 @@ LORA_STYLES = (
     "storyboard",
 )
 """In-context LoRAs that mflux names."""
+MOST_CONTROLS = 3
+"""Controls beside control_image."""
+ControlStrength = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 MOSS_LAYERS = 42
 """Of the transformer of MOSS-Image."""
 Strength = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
@@ -54,6 +57,9 @@ class Takes(StrEnum):
     CONTROL_IMAGE = "control_image"
     CONTROL_STRENGTH = "control_strength"
     CONTROL_TYPE = "control_type"
+    CONTROL_IMAGES = "control_images"
+    CONTROL_TYPES = "control_types"
+    CONTROL_STRENGTHS = "control_strengths"
     REFERENCE_STRENGTHS = "reference_strengths"
     EDIT_STRENGTH = "edit_strength"
     AUTO_MASK = "auto_mask"
@@ -172,6 +178,21 @@ class PassedFields(BaseModel):
         "`pose` need a helper model that the operator allows. `ready`: control_image is such a map "
         "already. If absent: canny for Z-Image, and ready for the other models.",
         examples=[CONTROL_TYPES[0]],
+    )
+    control_types: list[Literal[CONTROL_TYPES]] | None = Field(  # type: ignore[valid-type]
+        None,
+        min_length=1,
+        max_length=MOST_CONTROLS,
+        description="`control_type` of each of `control_images`, in their order. canny if absent.",
+        examples=[["depth"]],
+    )
+    control_strengths: list[ControlStrength] | None = Field(
+        None,
+        min_length=1,
+        max_length=MOST_CONTROLS,
+        description="Strength of each of `control_images`, in their order, 0 to 2, multiplied by "
+        "`control_strength`. 1 if absent.",
+        examples=[[0.5]],
     )
     upscale: Annotated[float | None, Mflux("resolution")] = Field(
         None,

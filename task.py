@@ -8,6 +8,7 @@ built from copies of it.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, StrEnum
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ConfigDict, Field
@@ -56,6 +57,15 @@ class InputImage(NamedTuple):
     height: int
 
 
+class Control(NamedTuple):
+    """A picture to follow."""
+
+    image: InputImage
+    type: str | None = None
+    strength: float | None = None
+    """Relative to control_strength; None: 1."""
+
+
 class GenerationParams(PassedFields):
     """The complete parameters of a task: the request with defaults filled in and sizes rounded.
 
@@ -79,6 +89,8 @@ class GenerationParams(PassedFields):
     images: tuple[InputImage, ...] = ()
     mask: InputImage | None = None
     control_image: InputImage | None = None
+    control_images: tuple[InputImage, ...] = ()
+    """Further controls."""
     loras: tuple[Lora, ...] = ()
     metadata: bool = True
     """Whether the image files contain the parameters."""
@@ -103,7 +115,20 @@ class GenerationParams(PassedFields):
     @property
     def inputs(self) -> tuple[InputImage, ...]:
         single = (self.init_image, self.mask, self.control_image)
-        return (*(image for image in single if image), *self.images)
+        return (*(image for image in single if image), *self.images, *self.control_images)
+
+    @property
+    def controls(self) -> tuple[Control, ...]:
+        """All controls, control_image first."""
+        if self.control_image is None:
+            return ()
+        more = zip_longest(
+            self.control_images, self.control_types or (), self.control_strengths or ()
+        )
+        return (
+            Control(self.control_image, self.control_type),
+            *(Control(*control) for control in more),
+        )
 
     @property
     def final_size(self) -> tuple[int, int]:
@@ -174,6 +199,8 @@ class Stage:
 
     load_spec: LoadSpec
     params: GenerationParams
+    control: int = 0
+    """Index of the control of which a helper model makes a map."""
     images_done: int = 0
     """Images that are stored already and not generated again."""
 
@@ -188,11 +215,16 @@ class Stage:
         seed = self.params.seed_of(index)
         return Stage(self.load_spec, self.params.model_copy(update={"seed": seed, "count": 1}))
 
-    def helped(self, field: str, result: object) -> "Stage":
+    def helped(self, helper: "Stage", result: object) -> "Stage":
         """Returns the stage with what a helper model has made for it."""
-        update: dict[str, object] = {field: result}
-        if field == "control_image":
+        number, update = helper.control, {helper.load_spec.model.makes: result}
+        if helper.load_spec.model.makes == "control_image":
             update["control_type"] = "ready"
+        if number:
+            images = list(self.params.control_images)
+            types = [control.type for control in self.params.controls[1:]]
+            images[number - 1 : number], types[number - 1] = [result], "ready"  # type: ignore[list-item]
+            update = {"control_images": tuple(images), "control_types": types}
         return Stage(self.load_spec, self.params.model_copy(update=update))
 
     def first_images(self, count: int) -> "Stage":

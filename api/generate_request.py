@@ -24,7 +24,7 @@ from pydantic import (
 from api.json_text import parse_object, refuse_nul, unknown_field
 from api.schema_words import in_words, shown
 from errors import InvalidInput
-from fields import PassedFields, Takes, is_given
+from fields import MOST_CONTROLS, PassedFields, Takes, is_given
 from images import UPLOAD_FORMATS, decode_base64
 from task import MAX_SEED, SIDE_STEP
 
@@ -117,7 +117,7 @@ IMAGE_HELP = (
 )
 
 
-PICTURES = ("init_image", "images", "mask", "control_image")
+PICTURES = ("init_image", "images", "mask", "control_image", "control_images")
 NOT_ASKED = {*PICTURES, "client_task_id"}
 
 
@@ -207,6 +207,12 @@ class _OwnFields(BaseModel):
     )
     control_image: Image | None = Field(
         None, description="Image whose edges, depth or pose are followed (ControlNet):" + IMAGE_HELP
+    )
+    control_images: list[Image] | None = Field(
+        None,
+        min_length=1,
+        max_length=MOST_CONTROLS,
+        description="Further controls, beside control_image (Z-Image):" + IMAGE_HELP,
     )
     loras: list[LoraInput] | None = Field(
         None,
@@ -338,7 +344,7 @@ LISTS: Mapping[str, int] = {
     if choice.get("type") == "array"
 }
 """Fields with several values, and the largest number of them."""
-OBJECTS = ("images", "loras", "init_image", "mask", "control_image")
+OBJECTS = ("images", "control_images", "loras", "init_image", "mask", "control_image")
 
 
 def _from_form(name: str, value: str) -> object:

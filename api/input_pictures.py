@@ -66,6 +66,11 @@ class InputPictures:
                 self._keep(source, "images", cover, model.reference_pixels, meaning)
                 for source in self._request.images
             )
+        if self._request.control_images:
+            kept["control_images"] = tuple(
+                self._keep(source, "control_images", cover, model.reference_pixels)
+                for source in self._request.control_images
+            )
         return kept
 
     def _keep(

@@ -347,6 +347,14 @@ def _check_together(request: GenerateRequest, given: set[Takes]) -> None:
         raise errors.InvalidInput(
             "control_strength and control_type need control_image.", field="control_image"
         )
+    more = request.control_images or ()
+    if more and request.control_image is None:
+        raise errors.InvalidInput("{field} needs control_image.", field="control_images")
+    for name in ("control_types", "control_strengths"):
+        if len(getattr(request, name) or ()) > len(more):
+            raise errors.InvalidInput(
+                "{field} has more values than control_images has pictures.", field=name
+            )
     if len(request.reference_strengths or ()) > len(request.images or ()):
         raise errors.InvalidInput(
             "{field} has more values than images has pictures.",

@@ -144,6 +144,8 @@ class Passed(TypedDict, total=False):
     image_strength: float
     control_strength: float
     control_type: str
+    control_types: list[str]
+    control_strengths: list[float]
     upscale: float
     upscaler: str
     softness: float
@@ -174,6 +176,7 @@ class Fields(Passed, total=False):
     images: list[Picture]
     mask: Picture
     control_image: Picture
+    control_images: list[Picture]
     loras: list[str | Lora]
     metadata: bool
     callback_url: str
@@ -785,6 +788,7 @@ class _EventStream:
 # -- requests and answers -----------------------------------------------------------------------
 
 PICTURES = ("init_image", "mask", "control_image")
+PICTURE_LISTS = ("images", "control_images")
 _T = TypeVar("_T")
 
 
@@ -799,8 +803,9 @@ def _body(given: Mapping[str, Any]) -> dict[str, Any]:
     for name in PICTURES:
         if name in texts:
             pictures[name] = [_file(texts.pop(name))]
-    if texts.get("images"):
-        pictures["images"] = [_file(picture) for picture in texts.pop("images")]
+    for name in PICTURE_LISTS:
+        if texts.get(name):
+            pictures[name] = [_file(picture) for picture in texts.pop(name)]
     flat = [(name, picture) for name, listed in pictures.items() for picture in listed]
     if flat and all(isinstance(picture, bytes) for _, picture in flat):
         return {"data": _form(texts), "files": [(name, (name, data)) for name, data in flat]}
@@ -809,7 +814,7 @@ def _body(given: Mapping[str, Any]) -> dict[str, Any]:
             base64.b64encode(picture).decode("ascii") if isinstance(picture, bytes) else picture
             for picture in listed
         ]
-        texts[name] = encoded if name == "images" else encoded[0]
+        texts[name] = encoded if name in PICTURE_LISTS else encoded[0]
     return {"json": texts}
 
 

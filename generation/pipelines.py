@@ -243,7 +243,11 @@ def arguments(stage: Stage, inputs: Path) -> dict[str, Any]:
     }
     call.update((name, True) for name in SWITCHES if name in call)
     if "controls" in call:
-        call["controls"] = [_control(call.pop("control_type", "canny"), call["controls"])]
+        call.pop("control_type", None)
+        call["controls"] = [
+            _control(control.type or "canny", path_of(control.image), control.strength)
+            for control in params.controls
+        ]
     return call
 
 
@@ -275,12 +279,12 @@ def picture_of(generated: Any, stage: Stage, inputs: Path) -> Image.Image:
     return picture
 
 
-def _control(kind: str, path: str) -> Any:
+def _control(kind: str, path: str | None, strength: float | None) -> Any:
     from mflux.models.z_image.variants.controlnet.control_types import ControlSpec, ControlType
 
     # mflux hands on what is of no type that it knows: a map that needs no work.
     control_type = kind if kind == "ready" else ControlType(kind)
-    return ControlSpec(type=control_type, image_path=path)
+    return ControlSpec(control_type, path, 1.0 if strength is None else strength)
 
 
 def metadata(generated: Any, params: GenerationParams, model: Model) -> dict[str, Any]:

@@ -80,6 +80,8 @@ class Pipeline:
             taken.add(Takes.CONTROL_STRENGTH)
         if self.control_types:
             taken.add(Takes.CONTROL_TYPE)
+        if "controls" in self.parameters:
+            taken |= {Takes.CONTROL_IMAGES, Takes.CONTROL_TYPES, Takes.CONTROL_STRENGTHS}
         return frozenset(taken)
 
     def suits(self, given: frozenset[Takes]) -> bool:

@@ -63,7 +63,7 @@ class Estimates:
         if params.images:
             key += f"/images{len(params.images)}"
         if params.control_image:
-            key += "/control"
+            key += f"/control{len(params.control_images) or ''}"
         if params.init_image and not model.upscaler:
             key += "/img2img"
         return key

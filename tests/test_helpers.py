@@ -218,6 +218,59 @@ def test_the_map_of_a_helper_becomes_the_control_image(
     assert seen == [("ready", True)]
 
 
+def test_several_controls_are_made_by_their_helpers_and_drawn_together(
+    studio_of: Callable[..., Studio],
+) -> None:
+    name = "z-image-turbo-controlnet-union-2.1"
+    studio = studio_of(name)
+    seen: list[tuple[Any, bool, float]] = []
+
+    def look(stage: Stage, step: int) -> None:
+        for control in arguments(stage, Path("/inputs"))["controls"]:
+            made = Path(control.image_path).is_file()
+            seen.append((control.type, made, control.strength))
+
+    studio.gpu.on_step = look
+    studio.submit(
+        name,
+        "a lighthouse",
+        steps=1,
+        control_image=InputImage("photo", 64, 64),
+        control_type="pose",
+        control_images=(InputImage("lines", 64, 64), InputImage("room", 64, 64)),
+        control_types=["mlsd", "depth"],
+        control_strengths=[0.5],
+    )
+    studio.run_all()
+    assert [helper for helper, _ in studio.gpu.prepared] == ["openpose", "depth-pro"]
+    assert seen == [("ready", True, 1.0), ("mlsd", False, 0.5), ("ready", True, 1.0)]
+
+
+def test_further_controls_belong_to_a_first_one() -> None:
+    desk = Desk("z-image-turbo-controlnet-union-2.1", helpers=MAKING)
+    params = desk.params(control_image=PICTURE, control_images=[PICTURE], control_types=["hed"])
+    assert [stage.load_spec.model.name for stage in desk.allowed.stages(params)] == [
+        "hed",
+        "z-image-turbo-controlnet-union-2.1",
+    ]
+    for fields, field in (
+        ({"control_images": [PICTURE]}, "control_image"),
+        ({"control_image": PICTURE, "control_types": ["hed"]}, "control_types"),
+        (
+            {
+                "control_image": PICTURE,
+                "control_images": [PICTURE],
+                "control_strengths": [1, 1],
+            },
+            "control_strengths",
+        ),
+    ):
+        assert desk.refusal(**fields)[1] in (field, "control_images")
+    assert Desk("krea-2-controlnet-depth").refusal(control_image=PICTURE, control_images=[PICTURE])[
+        :2
+    ] == ("not_supported", "control_images")
+
+
 # -- mflux -----------------------------------------------------------------------------------------
 
 

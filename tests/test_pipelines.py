@@ -67,6 +67,9 @@ def full_params(pipeline: Pipeline) -> GenerationParams:
         Takes.SOFTNESS: {"softness": 0.5},
         Takes.BACKGROUND: {"background": "transparent"},
         Takes.LORA_STYLE: {"lora_style": "storyboard"},
+        Takes.CONTROL_IMAGES: {"control_images": (FILES["second"],)},
+        Takes.CONTROL_TYPES: {"control_types": ["mlsd"]},
+        Takes.CONTROL_STRENGTHS: {"control_strengths": [0.5]},
     }
     changes: dict[str, Any] = {}
     for field in pipeline.takes:

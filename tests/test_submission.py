@@ -206,6 +206,9 @@ VALUES: dict[Takes, Any] = {
     Takes.SOFTNESS: 0.5,
     Takes.BACKGROUND: "transparent",
     Takes.LORA_STYLE: "storyboard",
+    Takes.CONTROL_IMAGES: [PICTURE],
+    Takes.CONTROL_TYPES: ["canny"],
+    Takes.CONTROL_STRENGTHS: [0.5],
 }
 
 

@@ -149,7 +149,10 @@ class Worker:
                     folder = Path(until_drawn.enter_context(TemporaryDirectory()))
                     result, measured = self._prepare(task, stage, number, inputs, folder)
                     helped = (*helped, (number, measured))
-                    stages[number + 1] = stages[number + 1].helped(*result)
+                    draws = number + 1
+                    while stages[draws].load_spec.model.makes:
+                        draws += 1
+                    stages[draws] = stages[draws].helped(stage, result)
                     continue
                 before, drawn = drawn, {}
                 if before:
@@ -171,8 +174,8 @@ class Worker:
 
     def _prepare(
         self, task: Task, stage: Stage, number: int, inputs: Path, folder: Path
-    ) -> tuple[tuple[str, object], Measured]:
-        """Runs a helper model; returns the field that its result fills, and the result.
+    ) -> tuple[object, Measured]:
+        """Runs a helper model; returns a prompt or a control image.
 
         Args:
             folder: where a control image is written.
@@ -186,7 +189,7 @@ class Worker:
         result: object = self._generator.prepare(stage, inputs, report)
         if isinstance(result, Image.Image):
             result = _keep(result, folder)
-        return (stage.load_spec.model.makes, result), stopwatch.measured()
+        return result, stopwatch.measured()
 
     def _draw_one(
         self, task: Task, one: Stage, stage: int, index: int, inputs: Path
