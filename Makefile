@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Half of the time, a test waits: more processes than two cores keep both busy.
-TEST_PROCESSES ?= 4
+# A test often waits: three processes keep two cores busy.
+TEST_PROCESSES ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test lint format bench chaos pages pins clean
