@@ -24,8 +24,9 @@ from api.cors import Cors
 from api.generate_request import Limits
 from api.http_server import HttpServer, most_connections, most_waiting
 from api.identity import Identity
+from api.image_size import MOST_OUTPUT_PIXELS_FACTOR
 from api.origin_check import LOOPBACK, AllowedHosts
-from api.submission import MOST_OUTPUT_PIXELS_FACTOR, Submission
+from api.submission import Submission
 from api.waiting_places import WaitingPlaces
 from api.webhooks import Webhooks
 from application import create_app

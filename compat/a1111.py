@@ -185,7 +185,7 @@ class A1111Routes:
         calls = self._calls
         model = calls.allowed.model(placed["model"])
         fields = fields_of(asked, model, calls) | placed
-        _, prepared = calls.prepare(
+        prepared = calls.prepare(
             fields,
             NAMES,
             mask_meaning=Meaning.MASK_OPAQUE,

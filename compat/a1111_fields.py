@@ -8,7 +8,7 @@ from math import isnan
 from typing import Any
 
 from api.generate_request import default_side
-from api.submission import MOST_OUTPUT_PIXELS_FACTOR
+from api.image_size import MOST_OUTPUT_PIXELS_FACTOR
 from compat.a1111_shapes import ImageToImage, TextToImage
 from compat.bodies import used
 from compat.pictures import EDIT, START, place_pictures

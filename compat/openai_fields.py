@@ -92,7 +92,7 @@ def _sides(size: str | None) -> dict[str, int]:
 
 def prepared_of(asked: OpenAIGeneration, fields: dict[str, Any], calls: SyncCalls) -> Prepared:
     try:
-        return calls.prepare(fields, NAMES, mask_meaning=Meaning.MASK_CLEAR)[1]
+        return calls.prepare(fields, NAMES, mask_meaning=Meaning.MASK_CLEAR)
     except errors.ServerError as error:
         if error.field not in ("width", "height"):
             raise

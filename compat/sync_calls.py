@@ -13,7 +13,7 @@ from typing import Any
 from cachetools import LRUCache
 
 from api.client_queue import ClientQueue, OwnQueue
-from api.generate_request import GenerateRequest, check_request
+from api.generate_request import check_request
 from api.image_api import note_fetched
 from api.submission import Prepared, Submission, check_same
 from api.waiting_places import RETRY_AFTER_S, WaitingPlaces
@@ -128,7 +128,7 @@ class SyncCalls:
         mask_meaning: Meaning = Meaning.MASK,
         invert_mask: bool = False,
         empty_prompt: bool = False,
-    ) -> tuple[GenerateRequest, Prepared]:
+    ) -> Prepared:
         """From the fields of /generate, those that are None left out.
 
         Args:
@@ -138,7 +138,7 @@ class SyncCalls:
         given = {name: value for name, value in fields.items() if value is not None}
         try:
             asked = check_request(given, self.limits)
-            return asked, self._submission.prepare(
+            return self._submission.prepare(
                 asked,
                 mask_meaning=mask_meaning,
                 invert_mask=invert_mask,

@@ -286,10 +286,7 @@ class _Sources(MfluxSource):
     def pipeline(self, name: str) -> Pipeline:
         node = self._class(name)
         required, optional = self._parameters(node, "generate_image")
-        constructor = {
-            *self._parameters(node, "__init__")[0],
-            *self._parameters(node, "__init__")[1],
-        }
+        constructor = {p for names in self._parameters(node, "__init__") for p in names}
         exceptions = EXCEPTIONS.get(name, Exceptions({}))
         fields = {**FIELDS, **exceptions.fields}
         parameters = {
@@ -304,9 +301,7 @@ class _Sources(MfluxSource):
             name=name,
             module=self.module(name),
             parameters=parameters,
-            needs=frozenset(
-                t for t in Takes if t in needed and t not in (Takes.PROMPT, Takes.STEPS)
-            )
+            needs=frozenset({t for t in Takes if t in needed} - {Takes.PROMPT, Takes.STEPS})
             | frozenset(exceptions.needs),
             loras="lora_paths" in constructor,
             one_image=exceptions.one_image,

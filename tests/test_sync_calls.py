@@ -47,7 +47,7 @@ def calls_of(queue: PlayedQueue, places: int = 10, **options: Any) -> SyncCalls:
 
 
 def start(calls: SyncCalls, hung_up: Callable[[], bool] = lambda: False, **how: Any) -> Call:
-    return calls.start(calls.prepare(FIELDS)[1], hung_up=hung_up, **how)
+    return calls.start(calls.prepare(FIELDS), hung_up=hung_up, **how)
 
 
 def test_a_call_ends_with_the_images_of_its_task(queue: PlayedQueue) -> None:
