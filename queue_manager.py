@@ -26,7 +26,7 @@ from scheduler.events import EventKind, EventLog
 from scheduler.health import QueueHealth, ServerState, Stats
 from scheduler.retention import DELETED
 from scheduler.scheduler import Scheduler
-from task import SIDE_STEP, Forecast, GenerationParams, Task, TaskStatus
+from task import ANYBODY, SIDE_STEP, Forecast, GenerationParams, Owner, Task, TaskStatus
 from timing_model import Work
 
 log = logging.getLogger(__name__)
@@ -49,8 +49,7 @@ class QueueManager:
         params: GenerationParams,
         *,
         priority: int = 0,
-        owner: str = "",
-        end_user: str = "",
+        owner: Owner = ANYBODY,
         client_key: str | None = None,
         inputs: Mapping[str, bytes] | None = None,
         callback_url: str | None = None,
@@ -58,7 +57,6 @@ class QueueManager:
         """Puts a task into the queue. It is on disk when this returns.
 
         Args:
-            owner, end_user: as in Task.
             client_key: idempotency key: the same key gives the same task (submitted_as()).
             inputs: the input images that the params name, as PNG, by InputImage.file.
             callback_url: called when the task has ended (webhooks.py).
@@ -72,7 +70,7 @@ class QueueManager:
             InputsFull, InputsTooLarge: the input images exceed what the operator allows.
             ModelNotAllowed, NotSupported: the params need what the operator does not allow.
         """
-        task = self._new_task(params, priority, owner, end_user)
+        task = self._new_task(params, priority, owner)
         store = self._scheduler.store
         with ExitStack() as unless_submitted:
             if inputs:  # before the lock is taken, because it may take long
@@ -102,9 +100,11 @@ class QueueManager:
             return None
         return task, self.length - (not task.ended)
 
-    def estimate(self, params: GenerationParams, *, priority: int = 0) -> tuple[Forecast, int]:
+    def estimate(
+        self, params: GenerationParams, *, priority: int = 0, owner: Owner = ANYBODY
+    ) -> tuple[Forecast, int]:
         """Returns the task that submit() would return now, and the number of unfinished tasks."""
-        task = self._new_task(params, priority)
+        task = self._new_task(params, priority, owner)
         missing = self._scheduler.downloads.missing(task)
         with self._scheduler.lock:
             return self._scheduler.forecaster.of_new(task, missing), len(self._scheduler)
@@ -205,7 +205,7 @@ class QueueManager:
         Returns:
             The error of a recent failed download; then it is not tried again yet. Else None.
         """
-        missing = self._scheduler.downloads.missing(self._new_task(params, 0))
+        missing = self._scheduler.downloads.missing(self._new_task(params))
         with self._scheduler.lock:
             downloads = self._scheduler.downloads
             for spec in missing:
@@ -325,17 +325,10 @@ class QueueManager:
             )
 
     def _new_task(
-        self, params: GenerationParams, priority: int, owner: str = "", end_user: str = ""
+        self, params: GenerationParams, priority: int = 0, owner: Owner = ANYBODY
     ) -> Task:
-        return Task(
-            secrets.token_hex(8),
-            params,
-            priority,
-            self._scheduler.now(),
-            owner,
-            end_user,
-            stages=self.allowed.stages(params),
-        )
+        task_id, now = secrets.token_hex(8), self._scheduler.now()
+        return Task(task_id, params, priority, now, owner, stages=self.allowed.stages(params))
 
     def _submit(
         self, task: Task, client_key: str | None, callback_url: str | None

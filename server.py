@@ -262,6 +262,7 @@ def queue_limits(settings: Settings) -> QueueLimits:
         input_bytes=settings.input_bytes,
         refetch_s=settings.refetch_s,
         max_delay_s=settings.affinity_s,
+        max_overtaken_s=settings.max_overtaken_s,
         models_in_memory=settings.models_in_memory,
     )
 

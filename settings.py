@@ -170,6 +170,11 @@ class Settings:
         "most pixels (width x height) of a picture that a client sends",
         parse=whole_number(256, 178_000_000),
     )
+    max_overtaken_s: int = _option(
+        3600,
+        "seconds for which urgent tasks may overtake a normal one; then it counts as urgent, too",
+        parse=whole_number(0, 10**9),
+    )
     max_wait_s: int = _option(
         0,
         "longest forecast wait with which a task is still accepted, in seconds; 0: no limit",

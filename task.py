@@ -260,6 +260,20 @@ class Encoded:
     """Measured durations of each stage of this image. Empty: nothing is learned."""
 
 
+class Owner(NamedTuple):
+    """Whom a task is for."""
+
+    name: str = ""
+    """Of the client that submitted it (key_file.Client); empty: everybody."""
+    end_user: str = ""
+    """Which user of that client, as the client says; matters for the order only."""
+    weight: float = 1.0
+    """Share of the GPU time relative to other clients."""
+
+
+ANYBODY = Owner()
+
+
 @dataclass
 class Task:
     """One task: in memory while it waits or runs, on disk until it is pruned.
@@ -270,13 +284,10 @@ class Task:
     task_id: str
     params: GenerationParams
     priority: int
-    """Higher runs first: 0 normal, 1 urgent."""
+    """Higher runs first: -1 background, 0 normal, 1 urgent."""
     created_at: float
     """Unix seconds, as all fields that end with _at."""
-    owner: str = ""
-    """Name of the client that submitted it (key_file.Client); empty: everybody."""
-    end_user: str = ""
-    """Which user of its client it is for, if the client named one. Used for the order only."""
+    owner: Owner = ANYBODY
     status: TaskStatus = TaskStatus.WAITING
     attempt: int = 0
     """Number of its latest claim, from 1. Calls of a worker with another number are refused."""
@@ -299,9 +310,14 @@ class Task:
     """Its stages in order: generation, and perhaps upscaling. Empty once it has ended."""
     sequence: int = 0
     """Number in the order in which tasks joined the schedule."""
+    group: int = 0
+    """Sequence of the task that it joined because they share weights, or its own (policy.py)."""
     turn: float = 0.0
-    """Decides when it runs (policy.key): its own sequence, or the turn of the task that it joined
-    because they share weights."""
+    """Decides when it runs (policy.key): virtual time (fair_share.py), or that of its group."""
+    overtaken_s: float = 0.0
+    """GPU seconds of urgent tasks that came later and were started before it."""
+    aged: bool = False
+    """Whether it counts as urgent, because it was overtaken for too long."""
     waits_for_download: bool = False
     progress: Progress | None = None
     """None unless it is running."""

@@ -10,19 +10,24 @@ from api.identity import client as present_client
 from errors import Gone, NotPermitted, UnknownTask
 from key_file import Client
 from queue_manager import QueueManager
-from task import Forecast, GenerationParams, Task, TaskStatus
+from task import Forecast, GenerationParams, Owner, Task, TaskStatus
 
 
 class ClientQueue:
     """Methods raise what those of QueueManager raise, and UnknownTask for tasks of others."""
 
-    def __init__(self, queue: QueueManager, client: Client) -> None:
+    def __init__(self, queue: QueueManager, client: Client, end_user: str = "") -> None:
         self.client = client
+        self._owner = Owner(client.name, end_user, client.weight)
         self.events = queue.events
         self.state = queue.state
         self.health = queue.health
         self.allowed = queue.allowed
         self._queue = queue
+
+    def for_user(self, end_user: str | None) -> "ClientQueue":
+        """The same queue, for one of the users of this client (Owner.end_user)."""
+        return ClientQueue(self._queue, self.client, end_user) if end_user else self
 
     @property
     def sees_all(self) -> bool:
@@ -30,7 +35,7 @@ class ClientQueue:
 
     def owns(self, task: Task) -> bool:
         """Whether this client may see and change a task."""
-        return self.sees_all or task.owner == self.client.name
+        return self.sees_all or task.owner.name == self.client.name
 
     def knows(self, task_id: str) -> bool:
         """Whether a task is or was one of its own."""
@@ -49,7 +54,6 @@ class ClientQueue:
         params: GenerationParams,
         *,
         priority: int = 0,
-        end_user: str = "",
         client_key: str | None = None,
         inputs: Mapping[str, bytes] | None = None,
         callback_url: str | None = None,
@@ -59,8 +63,7 @@ class ClientQueue:
         return self._queue.submit(
             params,
             priority=priority,
-            owner=self.client.name,
-            end_user=end_user,
+            owner=self._owner,
             client_key=client_key and self._own_key(client_key),
             inputs=inputs,
             callback_url=callback_url,
@@ -72,7 +75,7 @@ class ClientQueue:
     def estimate(self, params: GenerationParams, *, priority: int = 0) -> tuple[Forecast, int]:
         """Raises: NotPermitted: it may not send urgent tasks."""
         self._check_priority(priority)
-        return self._queue.estimate(params, priority=priority)
+        return self._queue.estimate(params, priority=priority, owner=self._owner)
 
     def fetch_ahead(self, params: GenerationParams) -> str | None:
         return self._queue.fetch_ahead(params)

@@ -162,10 +162,17 @@ class _OwnFields(BaseModel):
         description="Denoising steps. The model's own default if absent.",
         examples=[4],
     )
-    priority: bool | Annotated[int, Field(ge=0, le=1)] = Field(
+    priority: bool | Annotated[int, Field(ge=-1, le=1)] = Field(
         False,
-        description="true (or 1): urgent. Runs before normal tasks, after earlier urgent ones.",
+        description="true (or 1): urgent, runs before normal tasks, for clients with the right to "
+        "it. -1: background, runs when nothing else waits.",
         examples=[False],
+    )
+    user: str | None = Field(
+        None,
+        max_length=200,
+        description="Which user of the client the task is for. The users of a client share its "
+        "GPU time equally. Nothing else depends on it.",
     )
     client_task_id: str | None = Field(
         None,
@@ -237,6 +244,11 @@ class _OwnFields(BaseModel):
     )
 
 
+def priority_answer(priority: int) -> bool | int:
+    """As clients send it: true, false or -1."""
+    return priority if priority < 0 else priority > 0
+
+
 class GenerateRequest(PassedFields, _OwnFields):
     """The body of POST /generate."""
 
@@ -248,7 +260,7 @@ class GenerateRequest(PassedFields, _OwnFields):
         if "n" in asked:
             asked["count"] = asked.pop("n")
         if "priority" in asked:
-            asked["priority"] = bool(asked["priority"])
+            asked["priority"] = priority_answer(int(asked["priority"]))
         text = json.dumps(asked, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -110,11 +110,13 @@ class TaskRoutes:
         with self._submission.room_for_the_body(request.content_length):
             asked = _read_request(self._submission.limits)
             prepared = self._submission.prepare(asked)
-        wait, others = queue.estimate(prepared.params, priority=int(asked.priority or 0))
+        wait, others = queue.for_user(asked.user).estimate(
+            prepared.params, priority=int(asked.priority or 0)
+        )
         return json_response(
             EstimateAnswer(
                 **estimate_fields(wait, others, time.time()),
-                params=params_answer(prepared.params, bool(asked.priority)),
+                params=params_answer(prepared.params, int(asked.priority or 0)),
                 ignored_fields=prepared.ignored_fields,
                 warnings=list(prepared.params.warnings) or None,
                 server=queue.state(),
@@ -171,7 +173,7 @@ class TaskRoutes:
             return known
         prepared = self._submission.prepare(asked)
         with self._places.place_for_change():
-            task, others = queue.submit(
+            task, others = queue.for_user(asked.user).submit(
                 prepared.params,
                 priority=int(asked.priority or 0),
                 client_key=client_key,

@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import Field
 
 from api.answers import Answer, ErrorBody, Seconds
+from api.generate_request import priority_answer
 from api.model_answers import DownloadAnswer
 from fields import PassedFields
 from scheduler.health import ServerState
@@ -53,7 +54,9 @@ class _OwnParams(Answer):
     control_image: Picture | None = Field(None, description="What is followed.")
     loras: list[LoraParams] | None = Field(None, description="Adapters.")
     metadata: bool = Field(description="Whether the image files tell these params.")
-    priority: bool = Field(description="Whether the task is urgent.")
+    priority: bool | int = Field(
+        description="true: urgent; false: normal; -1: background.", examples=[False]
+    )
 
 
 class Params(PassedFields, _OwnParams):
@@ -246,7 +249,7 @@ def params_answer(params: GenerationParams, priority: int) -> Params:
         control_image=picture(params.control_image),
         images=[image for image in map(picture, params.images) if image] or None,
         loras=[LoraParams(name=lora.name, scale=lora.scale) for lora in params.loras] or None,
-        priority=priority > 0,
+        priority=priority_answer(priority),
     )
 
 

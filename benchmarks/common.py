@@ -140,7 +140,7 @@ def fill(data_dir: Path, tasks: int) -> list[str]:
     set_synchronous(store, "OFF")
     ids = [f"{number:016x}" for number in range(tasks)]
     for number, task_id in enumerate(ids, 1):
-        task = Task(task_id, make_params(side=64), 0, time.time(), sequence=number, turn=number)
+        task = Task(task_id, make_params(side=64), 0, time.time(), sequence=number, group=number)
         store.insert(task)
     store.close()
     return ids

@@ -214,6 +214,7 @@ class OpenAIRoutes:
         call = calls.start(
             prepared,
             priority=int(asked.priority),
+            end_user=asked.user if isinstance(asked.user, str) else "",
             client_key=_client_key(),
             hung_up=gone_check(),
         )

@@ -60,7 +60,7 @@ class OpenAIGeneration(Body):
         description="transparent (with png and webp, if the model can), opaque, or auto. Other "
         "values are ignored.",
     )
-    user: Any = Field(None, description="Accepted and ignored.")
+    user: Any = Field(None, description="Users of one client share its GPU time equally.")
     stream: bool = Field(False, description="Answer server-sent events.")
     partial_images: Annotated[int, Field(ge=0, le=3), IF_USED] = Field(
         0, description="With stream: most pictures on the way, where there are some."

@@ -153,6 +153,7 @@ class SyncCalls:
         prepared: Prepared,
         *,
         priority: int = 0,
+        end_user: str = "",
         client_key: str | None = None,
         hung_up: Callable[[], bool],
     ) -> "Call":
@@ -169,7 +170,7 @@ class SyncCalls:
                 retry_after_s=RETRY_AFTER_S,
             )
             until_closed.enter_context(self.places.place(full))
-            queue = self.own_queue()
+            queue = self.own_queue().for_user(end_user)
             known = queue.submitted_as(client_key) if client_key else None
             if known:
                 check_same(known[0].params, prepared.params, KEY)

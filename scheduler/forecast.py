@@ -101,8 +101,8 @@ class Forecaster:
         if missing:
             pending = Pending(task, missing, *self.load_and_work_s(task))
             return next(f for other, f in self._pending(lanes, pending) if other is task)
-        position = self._policy.place(task, self._schedule, self.resident_at_start()).index
         durations = self._estimates.durations(*task.stages)
+        position = self._policy.place(task, durations.gpu_s, self.resident_at_start()).index
         plan = self._plan(lanes)
         starts = []
         for number, lane in enumerate(lanes):

@@ -19,4 +19,6 @@ class QueueLimits:
     """Seconds for which an image that was fetched and marked for deletion can be fetched again."""
     max_delay_s: float = 0.0
     """Seconds by which a task may be delayed in favour of others whose model is loaded."""
+    max_overtaken_s: float = 3600.0
+    """GPU seconds of urgent tasks that may overtake a normal one; then it counts as urgent, too."""
     models_in_memory: int = 1

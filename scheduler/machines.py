@@ -60,6 +60,8 @@ class Run:
     """Seconds that were left at the latest report."""
     least_done: float = 0.0
     """Share of its time that was over at the latest report."""
+    left_gpu_at: float | None = None
+    """When its last image was drawn; None: it still needs the GPU."""
 
     @property
     def stage(self) -> Stage:
@@ -69,6 +71,10 @@ class Run:
     def on_gpu(self) -> bool:
         """Whether it still needs the GPU: its last image is not being encoded yet."""
         return self.progress.phase is not Phase.IMAGE_ENCODING
+
+    def gpu_s(self, at: float) -> float:
+        """Seconds that it has been on the GPU, loading of its weights included."""
+        return (at if self.left_gpu_at is None else self.left_gpu_at) - self.claimed_at
 
     def share_done(self, at: float) -> float:
         """Share of its time that is over, 0 to 1; never falls. A step that takes longer than
@@ -227,4 +233,5 @@ class Machine:
         return ended_s + sum(now - run.claimed_at for run in self.runs.values() if run.on_gpu)
 
     def _book(self, run: Run, at: float) -> None:
+        run.left_gpu_at = at
         self._busy.append((at, at - run.claimed_at))

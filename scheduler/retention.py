@@ -68,7 +68,7 @@ class Retention:
             raise Gone(found, owner=found.owner)
         kept_until = (found.fetched_at or 0.0) + self._limits.refetch_s
         if found.fetched_at is not None and kept_until <= self._now():
-            raise Gone(FETCHED, owner=found.owner)
+            raise Gone(FETCHED, owner=found.owner.name)
         return found
 
     def image(self, task: Task, index: int) -> bytes:

@@ -227,6 +227,22 @@ class Schedule:
         del self._tasks[position], self._keys[position]
         self.version += 1
 
+    def sort(self) -> None:
+        """Order the tasks again: their sort keys have changed."""
+        keys = [self._key(task) for task in self._tasks]
+        order = sorted(range(len(keys)), key=keys.__getitem__)
+        self._keys = [keys[position] for position in order]
+        if all(map(int.__eq__, order, range(len(order)))):
+            return
+        begins = _ends(self._stages)[:-1]
+        self._tasks = [self._tasks[position] for position in order]
+        self._stages = self._stages[order]
+        firsts = np.repeat(begins[order] - _ends(self._stages)[:-1], self._stages)
+        self._rows = self._rows[firsts + np.arange(len(self._rows))]
+        self._sequences = self._sequences[order]
+        self.delay_budgets_s = self.delay_budgets_s[order]
+        self.version += 1
+
     def rebuild(self) -> None:
         """Sort all tasks again, and look at their work again: after a change of sort keys or timing
         keys."""

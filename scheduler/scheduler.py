@@ -96,7 +96,7 @@ class Scheduler:
         )
         self.estimates = Estimates(timing)
         self.schedule = Schedule(self.estimates, key)
-        self.policy = Policy(self.limits.max_delay_s)
+        self.policy = Policy(self.schedule, self.limits.max_delay_s, self.limits.max_overtaken_s)
         self.spread = Spread(store.timings.outcomes())
         self.downloads = Downloads(monotonic, needs_download, on_disk=allowed.default)
         self.forecaster = Forecaster(
@@ -190,19 +190,17 @@ class Scheduler:
 
     def place(self, task: Task) -> Place:
         """Give a task its place in the order, before it joins (locked)."""
-        place = self.policy.place(task, self.schedule, self.forecaster.resident_at_start())
+        place = self.policy.place(task, self._gpu_s(task), self.forecaster.resident_at_start())
         self._sequence += 1
         task.sequence = self._sequence
-        task.turn = task.sequence if place.turn is None else place.turn
+        task.group = task.sequence if place.group is None else place.group
         return place
 
     def join(self, task: Task, place: Place) -> None:
         """A task joins the schedule (locked)."""
         self._tasks[task.task_id] = task
         task.waits_for_download = False
-        if place.delays_s is not None:
-            self.schedule.delay(task, place.delays_s)
-        self.schedule.add(task, delay_budget_s=self.policy.max_delay_s)
+        self.policy.join(task, place, self._gpu_s(task))
         self.wake_worker.notify_all()
 
     def join_downloads(self, task: Task, missing: tuple[LoadSpec, ...]) -> None:
@@ -223,7 +221,7 @@ class Scheduler:
 
     def start(self, task: Task) -> None:
         """A waiting task is claimed (locked)."""
-        self.schedule.remove(task)
+        self.policy.start(task, self._gpu_s(task))
         self.machine.start(task, self.monotonic(), self.gaps())
         self.baselines.claimed(task)
         self.set_baseline(task)
@@ -234,7 +232,7 @@ class Scheduler:
         task = run.task
         task.status, task.started_at, task.progress = TaskStatus.WAITING, None, None
         task.stages = tuple(stage.after_images(task.images_done) for stage in task.stages)
-        self.schedule.add(task, delay_budget_s=0.0)
+        self.policy.release(task, run.gpu_s(self.monotonic()), self._gpu_s(task))
         self.wake_worker.notify_all()
         self.set_baseline(task)
 
@@ -248,10 +246,11 @@ class Scheduler:
         self.baselines.forget(task)
         if run := self.machine.runs.get(task.task_id):
             self.machine.end(run, self.monotonic(), stopping=stopping)
+            self.policy.end(task, run.gpu_s(self.monotonic()))
         elif task in self.downloads:
             self.downloads.remove(task)
         else:
-            self.schedule.remove(task)
+            self.policy.leave(task)
 
     def finish(self, run: Run) -> Outcome | None:
         """A task is done (locked). Returns how its forecast at submit compares with the truth."""
@@ -287,6 +286,10 @@ class Scheduler:
         self._ended(task, EventKind.CANCELLED, stopping=True)
         log.info("task %s is cancelled", task.task_id)
         return True
+
+    def _gpu_s(self, task: Task) -> float:
+        """Forecast seconds of what is left of a task, without loading (locked)."""
+        return self.estimates.durations(*task.stages).gpu_s
 
     def fail(self, task: Task, code: str, message: str) -> bool:
         """A task ends with an error (under `changes`). Returns whether it had not ended before."""
@@ -364,10 +367,8 @@ class Scheduler:
                 if missing[task.task_id]:
                     self.join_downloads(task, missing[task.task_id])
             self._tasks.update((task.task_id, task) for task in ready)
-            self.schedule.add(*ready, delay_budget_s=self.policy.max_delay_s)
-            for priority in {task.priority for task in ready}:
-                # The first one ran, or was the next one: no task may overtake it.
-                self.schedule.delay_budgets_s[self.schedule.level(priority)[0]] = 0.0
+            ready.sort(key=lambda task: task.sequence)
+            self.policy.restore([(task, self._gpu_s(task)) for task in ready])
             entries, _ = self.forecaster.in_order(0, len(self))
             for task, forecast in entries:
                 self.baselines.set(task, forecast(), self._sequence)

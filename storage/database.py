@@ -117,6 +117,9 @@ MIGRATIONS = (
     ALTER TABLE tasks ADD COLUMN owner TEXT NOT NULL DEFAULT '';    -- name of its client
     ALTER TABLE tasks ADD COLUMN end_user TEXT NOT NULL DEFAULT ''; -- user of that client
     """,
+    """
+    ALTER TABLE tasks ADD COLUMN weight REAL NOT NULL DEFAULT 1;    -- of its client
+    """,
 )
 """Script n brings schema version n to n + 1 (PRAGMA user_version)."""
 

@@ -3,7 +3,7 @@
 import json
 
 from storage.database import Row
-from task import GenerationParams, Task, TaskStatus
+from task import GenerationParams, Owner, Task, TaskStatus
 from timing_model import Measured
 
 UNFINISHED = (TaskStatus.WAITING, TaskStatus.RUNNING)
@@ -27,8 +27,7 @@ def task_of(row: Row) -> Task:
         params=GenerationParams.model_validate_json(row["params"]),
         priority=row["priority"],
         created_at=row["created_at"],
-        owner=row["owner"],
-        end_user=row["end_user"],
+        owner=Owner(row["owner"], row["end_user"], row["weight"]),
         status=TaskStatus(row["status"]),
         attempt=row["attempt"],
         interruptions=row["interruptions"],
@@ -41,7 +40,7 @@ def task_of(row: Row) -> Task:
         error_code=row["error_code"],
         error=row["error"],
         sequence=row["sequence"],
-        turn=row["group_sequence"],
+        group=row["group_sequence"],
         share_done=1.0 if row["status"] == TaskStatus.DONE else 0.0,
     )
 

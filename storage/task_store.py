@@ -129,8 +129,8 @@ class TaskStore:
         with self._database.transaction() as connection:
             connection.execute(
                 "INSERT INTO tasks (task_id, client_key, priority, status, params, created_at,"
-                " owner, end_user, sequence, group_sequence)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " owner, end_user, weight, sequence, group_sequence)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     task.task_id,
                     client_key,
@@ -138,10 +138,9 @@ class TaskStore:
                     TaskStatus.WAITING,
                     task.params.model_dump_json(),
                     task.created_at,
-                    task.owner,
-                    task.end_user,
+                    *task.owner,
                     task.sequence,
-                    task.turn,
+                    task.group,
                 ),
             )
             if callback_url is not None:

@@ -54,7 +54,7 @@ class Bench:
             for n in range(machines)
         ]
         self.machine = self.machines[0]
-        self.policy = Policy(max_delay_s)
+        self.policy = Policy(self.schedule, max_delay_s)
         self.downloads = Downloads(self.clock)
         self.spread = Spread()
         self.forecaster = Forecaster(
@@ -99,20 +99,25 @@ class Bench:
     def join(self, task: Task) -> Forecast:
         """Returns the forecast from before it joined."""
         promised = self.forecaster.of_new(task)
-        place = self.policy.place(task, self.schedule, self.forecaster.resident_at_start())
+        place = self.policy.place(task, self.gpu_s(task), self.forecaster.resident_at_start())
         self.joined += 1
         task.sequence = self.joined
-        task.turn = task.sequence if place.turn is None else place.turn
-        if place.delays_s is not None:
-            self.schedule.delay(task, place.delays_s)
-        self.schedule.add(task, delay_budget_s=self.policy.max_delay_s)
+        self.policy.join(task, place, self.gpu_s(task))
         assert self.schedule.position(task) == place.index
         return promised
+
+    def gpu_s(self, task: Task) -> float:
+        return self.estimates.durations(*task.stages).gpu_s
+
+    def release(self, run: Run) -> None:
+        """A running task waits again."""
+        self.machine.end(run, self.at)
+        self.policy.release(run.task, run.gpu_s(self.at), self.gpu_s(run.task))
 
     def start(self, task: Task, machine: Machine | None = None) -> Run:
         """A waiting task is claimed."""
         machine = machine or self.machine
-        self.schedule.remove(task)
+        self.policy.start(task, self.gpu_s(task))
         task.attempt += 1
         machine.start(task, self.at)
         return machine.runs[task.task_id]

@@ -191,7 +191,7 @@ def test_the_p90_is_wide_while_nothing_is_known_and_narrow_for_a_running_task() 
     known = bench.task("b")
     bench.join(known)
     waiting = bench.forecaster.of(known)
-    bench.schedule.remove(unknown)
+    bench.policy.leave(unknown)
     bench.start(known)
     now = bench.forecaster.of(known)
     assert 1.0 < now.p90_s / now.end_s < waiting.p90_s / waiting.end_s

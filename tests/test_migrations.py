@@ -131,7 +131,7 @@ def test_a_database_of_each_earlier_version_is_brought_forward_with_all_it_had(
     counts = [(task.attempt, task.interruptions) for task in unfinished.values()]
     assert counts == [(0, 0), (1, 1), (1, 0), (2, 1)]
     assert [task.priority for task in unfinished.values()] == [0, 0, 1, 0]
-    assert [(task.sequence, task.turn) for task in unfinished.values()] == [
+    assert [(task.sequence, task.group) for task in unfinished.values()] == [
         (number, number) for number in range(1, 5)
     ]
     assert all(task.params == params() for task in unfinished.values())

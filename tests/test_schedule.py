@@ -57,8 +57,8 @@ requests = st.lists(
 )
 
 
-def order(task: Task) -> tuple[int, bool, float, int]:
-    return -task.priority, task.attempt == 0, task.turn, task.sequence
+def order(task: Task) -> tuple[int, bool, float, int, int]:
+    return -task.priority, task.attempt == 0, task.turn, task.group, task.sequence
 
 
 def simulated(bench: Bench) -> dict[str, tuple[float, float, int]]:
@@ -155,14 +155,14 @@ def changed(bench: Bench, changes: list[str]) -> list[Task]:
         first = bench.schedule.first()
         machine = bench.machines[number % len(bench.machines)]
         if change == "remove" and first:
-            bench.schedule.remove(bench.schedule[len(bench.schedule) // 2])
+            bench.policy.leave(bench.schedule[len(bench.schedule) // 2])
         elif change == "start" and first and not machine.runs:
             bench.start(first, machine)
         elif change in ("release", "end") and machine.runs:
             (run,) = machine.runs.values()
             machine.end(run, bench.at)
             if change == "release":
-                bench.schedule.add(run.task)
+                bench.policy.release(run.task, 0.0, bench.gpu_s(run.task))
             else:  # its weights are in memory now
                 _, resident = machine.resident.loads(run.task.stages)
                 machine.now_resident(resident.keys)
@@ -203,7 +203,7 @@ def test_a_question_walks_through_the_schedule_only_after_a_change(
     assert ask_everything() == 1
     later = [forecast.start_s for _, forecast in bench.in_order(machines)]
     assert later != starts, "the start follows the running task all the same"
-    bench.schedule.remove(bench.schedule[5])
+    bench.policy.leave(bench.schedule[5])
     assert ask_everything() == 2
     bench.machine.end(runs[0], bench.at)
     assert ask_everything() == 3
@@ -322,8 +322,7 @@ def test_a_task_joins_first_if_the_machine_has_its_weights() -> None:
     for name, model in (("b", KLEIN), ("c", SCHNELL)):
         bench.join(bench.task(name, model))
     assert bench.ids() == ["c", "b"]
-    bench.machine.end(run, 1.0)
-    bench.schedule.add(running)
+    bench.release(run)
     assert bench.ids() == ["running", "c", "b"]
 
 
@@ -338,8 +337,7 @@ def test_a_released_task_runs_before_one_that_went_first_by_affinity() -> None:
     run = bench.start(running)
     bench.join(bench.task("first"))
     assert bench.ids() == ["first", "enlarged", "klein"]
-    bench.machine.end(run, 1.0)
-    bench.schedule.add(running)
+    bench.release(run)
     assert bench.ids() == ["running", "first", "enlarged", "klein"]
     bench.join(bench.task("urgent", KLEIN, priority=1))
     assert bench.ids()[:2] == ["urgent", "running"]
@@ -352,7 +350,7 @@ def test_the_order_follows_turns_that_change() -> None:
         bench.join(bench.task(name, MODELS[ord(name) % 2], steps=1 + ord(name) % 3))
     for task, turn in zip(bench.schedule, (2.5, 0.5, 2.5, 1.0), strict=True):
         task.turn = turn
-    bench.schedule.rebuild()
+    bench.schedule.sort()
     assert bench.ids() == ["b", "d", "a", "c"]
     expected = simulated(bench)
     for task, forecast in bench.in_order():

@@ -38,7 +38,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 
 def test_a_new_task_is_on_disk_with_all_it_was_submitted_with(bench: Bench) -> None:
-    bench.waiting("a", priority=1, created_at=1234.5678, client_key="key", sequence=7, turn=5)
+    bench.waiting("a", priority=1, created_at=1234.5678, client_key="key", sequence=7, group=5)
     row = bench.row("a")
     assert (row["status"], row["priority"], row["attempt"]) == ("waiting", 1, 0)
     assert (row["sequence"], row["group_sequence"], row["interruptions"]) == (7, 5, 0)
@@ -46,7 +46,7 @@ def test_a_new_task_is_on_disk_with_all_it_was_submitted_with(bench: Bench) -> N
     assert GenerationParams.model_validate_json(row["params"]) == params()
     task = bench.task("a")
     assert (task.params, task.priority, task.status) == (params(), 1, TaskStatus.WAITING)
-    assert (task.sequence, task.turn) == (7, 5)
+    assert (task.sequence, task.group) == (7, 5)
     assert (task.started_at, task.ended_at) == (None, None)
     assert (task.image_sizes, task.measured) == ((), ())
 

@@ -1,0 +1,233 @@
+"""Whose turn it is: shares of GPU time, on random histories of joining, running and ending."""
+
+from dataclasses import dataclass, field
+from itertools import combinations
+from random import Random
+
+import pytest
+
+from scheduler.fair_share import FairShare
+from task import Owner
+
+
+@dataclass
+class World:
+    """One GPU that always runs the waiting task with the least tag."""
+
+    random: Random
+    error: float = 0.0
+    """Forecasts are wrong by up to this share."""
+    shares: FairShare = field(default_factory=FairShare)
+    waiting: dict[str, tuple[str, str, int]] = field(default_factory=dict)
+    joined: int = 0
+    had_s: dict[str, float] = field(default_factory=dict)
+    user_had_s: dict[tuple[str, str], float] = field(default_factory=dict)
+    ran: list[str] = field(default_factory=list)
+
+    def join(
+        self, client: str, seconds: float, weight: float = 1.0, user: str = "", level: int = 0
+    ) -> str:
+        task_id = f"{client}-{user}-{self.joined}"
+        self.joined += 1
+        owner = Owner(client, user, weight)
+        self.shares.prepare(owner)
+        self.shares.join(task_id, seconds, owner, level)
+        self.waiting[task_id] = client, user, level
+        self._seconds[task_id] = seconds
+        return task_id
+
+    _seconds: dict[str, float] = field(default_factory=dict)
+
+    def run_one(self) -> str:
+        number = {task_id: int(task_id.rpartition("-")[2]) for task_id in self.waiting}
+        task_id = min(
+            self.waiting,
+            key=lambda i: (-self.waiting[i][2], self.shares.tag(i), number[i]),
+        )
+        client, user, _ = self.waiting.pop(task_id)
+        self.shares.start(task_id)
+        took = self._seconds[task_id] * (1 + self.random.uniform(-self.error, self.error))
+        self.had_s[client] = self.had_s.get(client, 0.0) + took
+        self.user_had_s[client, user] = self.user_had_s.get((client, user), 0.0) + took
+        self.shares.end(task_id, took)
+        self.ran.append(task_id)
+        return task_id
+
+
+def jain(values: list[float]) -> float:
+    """Jain's index of fairness: 1 when all are equal, 1/n when one has all."""
+    return sum(values) ** 2 / (len(values) * sum(value * value for value in values))
+
+
+def test_tasks_of_one_client_run_first_come_first_served() -> None:
+    world = World(Random(1))
+    asked = [world.join("a", world.random.uniform(1, 60)) for _ in range(50)]
+
+    assert [world.run_one() for _ in asked] == asked
+
+
+def test_a_second_client_is_next_however_much_the_first_one_has_waiting() -> None:
+    world = World(Random(1))
+    for _ in range(15):
+        world.join("a", 10)
+    world.run_one()
+    second = world.join("b", 10)
+
+    assert world.run_one() == second
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_clients_that_always_wait_get_equal_time_but_for_one_task_each(seed: int) -> None:
+    """The bound of Goyal, Vin, Cheng 1996, theorem 1: the weighted times of two clients that
+    wait all the time differ by no more than one of the longest tasks of each."""
+    world = World(Random(seed))
+    weights = {name: world.random.choice([0.5, 1, 2, 5]) for name in "abcd"}
+    longest = {name: world.random.uniform(5, 100) for name in weights}
+    for name, weight in weights.items():
+        for _ in range(60):
+            world.join(name, world.random.uniform(1, longest[name]), weight)
+    while all(any(c == name for c, *_ in world.waiting.values()) for name in weights):
+        world.run_one()
+        had = {name: world.had_s.get(name, 0.0) / weights[name] for name in weights}
+        for (a, had_a), (b, had_b) in combinations(had.items(), 2):
+            most = longest[a] / weights[a] + longest[b] / weights[b]
+            assert abs(had_a - had_b) <= most + 1e-6
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_measured_seconds_correct_the_forecast_ones(seed: int) -> None:
+    """One client's forecasts are three times too short; its share is right all the same."""
+    world = World(Random(seed))
+    for _ in range(60):
+        for name in "abc":
+            world.join(name, world.random.uniform(5, 15))
+    for task_id in list(world._seconds):
+        if task_id.startswith("a"):
+            world._seconds[task_id] *= 3
+    for _ in range(75):
+        world.run_one()
+
+    assert jain(list(world.had_s.values())) >= 0.98
+
+
+def test_an_idle_client_collects_no_credit() -> None:
+    world = World(Random(1))
+    for _ in range(100):
+        world.join("busy", 10)
+    world.join("idle", 10)
+    for _ in range(51):
+        world.run_one()
+    for _ in range(50):
+        world.join("idle", 10)
+    world.ran.clear()
+    for _ in range(40):
+        world.run_one()
+
+    assert sum(task_id.startswith("idle") for task_id in world.ran) in (20, 21)
+
+
+def test_what_was_used_is_not_forgotten_by_pausing_for_a_moment() -> None:
+    """A client that has just had much waits, even if it had no task for a moment."""
+    world = World(Random(1))
+    for _ in range(5):
+        world.join("patient", 10)
+    world.join("greedy", 100)
+    world.run_one(), world.run_one()  # one of each
+    again = world.join("greedy", 1)
+
+    assert [world.run_one() for _ in range(5)].index(again) == 4
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_users_of_a_client_share_its_time(seed: int) -> None:
+    world = World(Random(seed), error=0.3)
+    for _ in range(100):
+        world.join("app", world.random.uniform(5, 15), user="greedy")
+    for _ in range(100):
+        world.join("other", world.random.uniform(5, 15))
+    for name in ("u1", "u2", "u3"):
+        for _ in range(30):
+            world.join("app", world.random.uniform(5, 15), user=name)
+    for _ in range(100):
+        world.run_one()
+
+    users = [seconds for (client, _), seconds in world.user_had_s.items() if client == "app"]
+    assert len(users) == 4
+    assert jain(users) >= 0.98
+    assert jain(list(world.had_s.values())) >= 0.98
+
+
+def test_a_higher_level_runs_first_and_counts() -> None:
+    world = World(Random(1))
+    for _ in range(4):
+        world.join("a", 10)
+        world.join("b", 10)
+    urgent = world.join("a", 10, level=1)
+
+    assert world.run_one() == urgent
+    assert [task_id[0] for task_id in (world.run_one() for _ in range(4))] == ["b", "a", "b", "a"]
+
+
+def test_a_released_task_is_the_next_of_its_client_and_costs_no_share() -> None:
+    world = World(Random(1))
+    first = world.join("a", 10)
+    world.join("a", 10)
+    world.join("b", 10)
+    tags = {task_id: world.shares.tag(task_id) for task_id in world.waiting}
+    world.shares.start(first)
+    world.shares.release(first, 0, 10)
+
+    assert {task_id: world.shares.tag(task_id) for task_id in tags} == tags
+    assert world.run_one() == first
+
+
+def test_a_cancelled_task_gives_its_place_to_the_next_one_of_its_client() -> None:
+    world = World(Random(1))
+    first = world.join("a", 60)
+    second = world.join("a", 60)
+    third = world.join("b", 50)
+    fourth = world.join("b", 50)
+    del world.waiting[first]
+    world.shares.leave(first)
+
+    assert [world.run_one() for _ in range(3)] == [second, third, fourth]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_nothing_is_remembered_when_nothing_waits(seed: int) -> None:
+    """Random histories with everything that can happen to a task."""
+    random = Random(seed)
+    shares, waiting, running = FairShare(), set[str](), set[str]()
+    for number in range(600):
+        chance = random.random()
+        if chance < 0.4:
+            task_id = str(number)
+            owner = Owner(random.choice("abc"), random.choice("xy"), random.choice([1, 2]))
+            shares.prepare(owner)
+            shares.join(task_id, random.uniform(0, 60), owner, random.choice([-1, 0, 1]))
+            waiting.add(task_id)
+        elif chance < 0.6 and waiting:
+            task_id = random.choice(sorted(waiting))
+            shares.start(task_id)
+            waiting.remove(task_id)
+            running.add(task_id)
+        elif chance < 0.8 and running:
+            task_id = random.choice(sorted(running))
+            running.remove(task_id)
+            if random.random() < 0.3:
+                shares.release(task_id, random.uniform(0, 5), 5)
+                waiting.add(task_id)
+            else:
+                shares.end(task_id, random.uniform(0, 60))
+        elif waiting:
+            task_id = random.choice(sorted(waiting))
+            shares.leave(task_id)
+            waiting.remove(task_id)
+        assert all(shares.tag(task_id) >= 0 for task_id in waiting)
+    for task_id in waiting:
+        shares.leave(task_id)
+    for task_id in running:
+        shares.end(task_id, 1)
+
+    assert vars(shares)["_clients"] == {}
+    assert vars(shares)["_entries"] == {}
