@@ -261,7 +261,7 @@ class Encoded:
 
 
 class Owner(NamedTuple):
-    """Whom a task is for."""
+    """The client of a task, and its share of the GPU time."""
 
     name: str = ""
     """Of the client that submitted it (key_file.Client); empty: everybody."""

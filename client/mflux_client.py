@@ -170,6 +170,7 @@ class Fields(Passed, total=False):
     height: int
     steps: int
     priority: bool | int
+    user: str
     model: str
     count: int
     init_image: Picture

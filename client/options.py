@@ -82,6 +82,10 @@ FIELDS: dict[str, tuple[str, dict[str, Any]]] = {
     "quantize": ("--quantize", {"type": int, "metavar": "BITS", "help": "of the weights"}),
     "scheduler": ("--scheduler", {"metavar": "NAME", "help": "how the noise falls"}),
     "quality": ("--quality", {"type": int, "metavar": "N", "help": "of JPEG and WebP, 1 to 100"}),
+    "user": (
+        "--user",
+        {"metavar": "NAME", "help": "for which user of this client the picture is"},
+    ),
     "priority": (
         "--priority",
         {"action": "store_const", "const": True, "help": "go ahead of normal tasks"},

@@ -59,7 +59,7 @@ class Bench:
         return task.params.prompt
 
 
-def test_everybody_is_served_as_they_come_where_nobody_is_told_apart() -> None:
+def test_everybody_is_served_as_they_come_where_there_is_one_client() -> None:
     bench = Bench()
     for name in "abcdef":
         bench.submit(name, steps=1 + ord(name) % 7)
