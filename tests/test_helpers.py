@@ -31,11 +31,11 @@ JSON_PROMPT = '{"short_description": "a lighthouse"}'
 MAKING = tuple(HELPERS.values())
 
 
-def allowed_by(*names: str) -> Allowed:
+def allowed_by(*names: str, default: str | None = None) -> Allowed:
     """What a server allows that was started with --models and these names."""
     return read_allowed(
         read_catalog(),
-        default=None,
+        default=default,
         allowed=names,
         path=None,
         fallback="tiny",
@@ -57,17 +57,7 @@ def test_helpers_are_allowed_by_name_and_are_no_models_of_tasks() -> None:
     assert allowed_by("tiny").helpers == ()
     assert not set(HELPERS) & {model.name for model in read_catalog().models}
     with pytest.raises(BadOption):
-        read_allowed(
-            read_catalog(),
-            default="fibo-vlm",
-            allowed=(),
-            path=None,
-            fallback="tiny",
-            quantize=None,
-            quantize_choices=(),
-            lora_dir=None,
-            allow_lora_repos=False,
-        )
+        allowed_by(default="fibo-vlm")
 
 
 def test_fibo_draws_json_alone_unless_the_operator_allows_its_helper() -> None:
