@@ -143,9 +143,7 @@ class Channel(HTTPChannel, ReadsOn):  # type: ignore[misc]
                 self._idle_since = time.monotonic()
                 self._sending, self._to_send = Pace(), self.total_outbufs_len
                 self._settle()
-            # In this order: the loop unregisters it first, and then asks whether it is readable.
-            if not (self._only_waits() and self.server.loop.reads(self)):
-                self.server.loop.changed(self)
+            self.server.loop.changed(self)
 
     def reserve(self, size: int) -> bool:
         """Room for an answer, before it begins."""
@@ -211,16 +209,6 @@ class Channel(HTTPChannel, ReadsOn):  # type: ignore[misc]
             self.total_outbufs_len += len(text)
             self._flush_exception(self._flush_some, do_close=False)
         self.server.loop.changed(self)
-
-    def _only_waits(self) -> bool:
-        """Whether nothing is left to do but to wait for the next request."""
-        return not (
-            self.requests
-            or self._behind
-            or self.total_outbufs_len
-            or self.will_close
-            or self.close_when_flushed
-        )
 
     def _has_room(self) -> bool:
         """Whether what the client has not read may stay in memory; asked under outbuf_lock."""

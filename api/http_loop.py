@@ -3,10 +3,6 @@
 waitress' own loop asks every connection what it waits for whenever anything happens on one of them,
 and other threads may change its list meanwhile. This loop asks only those that changed, so idle
 connections and waiting requests cost nothing, and the list changes on the loop's thread alone.
-
-A connection whose request is being answered stays registered for reading: most clients send nothing
-before they have their answer, and then neither the system nor this loop has to be called. If
-something does come, the connection is unregistered until its answer is complete.
 """
 
 import logging
@@ -58,7 +54,7 @@ class Sockets(dict[int, wasyncore.dispatcher]):
 
 
 class HttpLoop:
-    """Runs on one thread. Other threads may call `changed`, `reads` and `end`, and nothing else.
+    """Runs on one thread. Other threads may call `changed` and `end`, and nothing else.
 
     Args:
         check: called each CHECK_S on the loop's thread.
@@ -117,10 +113,6 @@ class HttpLoop:
             self._woken_up = True
             self._wake()
 
-    def reads(self, socket: wasyncore.dispatcher) -> bool:
-        """Whether the loop notices what comes on this socket, without `changed`."""
-        return self._watched.get(socket._fileno) == EVENT_READ
-
     def forget(self, number: int) -> None:
         if self._watched.pop(number, 0):
             self._selector.unregister(number)
@@ -147,8 +139,8 @@ class HttpLoop:
             if isinstance(socket, ReadsOn):
                 socket.read_on()
             wanted, watched = _wanted(socket), self._watched.get(number, 0)
-            if wanted in (watched, 0) and watched in (EVENT_READ, 0):
-                return  # as it is, or unregistered once something comes
+            if wanted == watched:
+                return
             if not wanted:
                 self.forget(number)
                 return
@@ -163,13 +155,7 @@ class HttpLoop:
 
     def _handle(self, socket: wasyncore.dispatcher, events: int) -> None:
         """Its own errors close it, and nothing else."""
-        number = socket._fileno
-        if number is None:  # it was closed meanwhile
-            return
-        if not events & _wanted(socket):
-            # It is asked again after that: its answer may be complete at this moment.
-            self.forget(number)
-        elif events & EVENT_READ and socket.readable():
+        if events & EVENT_READ and socket._fileno is not None and socket.readable():
             wasyncore.read(socket)
         if events & EVENT_WRITE and socket._fileno is not None and socket.writable():
             wasyncore.write(socket)
