@@ -461,6 +461,16 @@ def test_a_failed_task_shows_the_reason(visit: Visit) -> None:
     expect(card).to_have_count(0)
 
 
+def test_a_forecast_leaves_the_error_of_an_empty_prompt(visit: Visit) -> None:
+    me = visit().open()
+    with me.page.expect_response(lambda answer: answer.url.endswith("/estimate")):
+        me["#steps"].fill("3")
+        me["#generate"].click()
+        expect(me["#prompt-error"]).to_have_text("Enter a prompt.")
+    expect(me["#forecast"]).to_contain_text(re.compile("about|roughly"))
+    expect(me["#prompt-error"]).to_have_text("Enter a prompt.")
+
+
 def test_an_error_is_shown_beside_its_field(visit: Visit) -> None:
     me = visit().open()
     me["#generate"].click()
@@ -667,6 +677,7 @@ def test_axe_finds_no_serious_accessibility_problem(visit: Visit, scheme: str) -
     me.draw_for_long("a picture that runs")
     me.draw("a picture that waits")
     expect(me[".unfinished.running"]).to_have_count(1)
+    expect(me["#queue .row"]).to_have_count(2)
     expect(me["#toasts"]).to_be_empty()
     me["#prompt"].fill(" ")
     me["#generate"].click()

@@ -383,11 +383,13 @@ export class Form extends EventTarget {
     const missing = this.#missingPicture(request);
     if (missing) return this.#showForecast(`needs ${missing.short}`);
     if (this.#outOfRange()) return this.#showForecast("");
-    if (this.takes("prompt")) request.fields.prompt ??= "a";
+    const withoutPrompt = this.takes("prompt") && !request.fields.prompt;
+    if (withoutPrompt) request.fields.prompt = "a";
     try {
       const answer = await estimate(request, aborter.signal);
       if (aborter.signal.aborted) return;
-      for (const { dataset } of this.#form.querySelectorAll("[data-field]")) this.#fail(dataset.field, "");
+      for (const { dataset } of this.#form.querySelectorAll("[data-field]"))
+        if (!(withoutPrompt && dataset.field === "prompt")) this.#fail(dataset.field, "");
       const sure = answer.confidence === "none" ? "roughly " : "about ";
       const others = answer.task_length ? ` · ${some(answer.task_length, "task", "tasks")} in the queue` : "";
       this.#showForecast(
