@@ -4,7 +4,6 @@ Clients choose names from these lists. What they send never becomes a path, and 
 download that the operator did not allow.
 """
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,8 @@ from fields import Takes, is_given
 from models import in_context
 from models.helpers import FIBO_VLM, HELPERS, OF_CONTROL
 from models.model_catalog import Catalog, LoadSpec, Lora, Model, Pipeline
+from models.model_rules import broken_rule
+from models.prompt_forms import WRITTEN, form_error
 from task import GenerationParams, Stage
 
 MOST_LISTED = 10
@@ -122,8 +123,8 @@ class Allowed:
         pipeline = model.pipeline_for(given)
         if pipeline is None:
             raise not_supported(model, given)
-        if pipeline.one_image and len(params.images) > 1:
-            raise NotSupported(f"{model.name} takes one picture in {{field}}.", field="images")
+        if broken := broken_rule(model.name, pipeline.rules, params):
+            raise NotSupported(broken.sentence, field=broken.field)
         strength = params.control_strength if pipeline.loads_control_strength else None
         loras = self._loras(params, pipeline)
         weights = LoadSpec(model, pipeline, params.quantize, loras, strength)
@@ -168,7 +169,7 @@ class Allowed:
         Raises:
             NotSupported: the operator does not allow one, or the model has no use for it.
         """
-        if needs_json(model, pipeline, params):
+        if needs_json(pipeline, params):
             why = f"{model.name} draws from JSON. For plain text in {{field}}"
             return (self._helper_stage(FIBO_VLM, params, "prompt", why),)
         stages = []
@@ -228,17 +229,10 @@ class Allowed:
         )
 
 
-def needs_json(model: Model, pipeline: Pipeline, params: GenerationParams) -> bool:
-    """Whether a model draws from JSON and the prompt is plain text."""
-    if model.family != "fibo" or (pipeline.cutout and not params.prompt):
-        return False
-    try:
-        prompt = json.loads(params.prompt)
-    except ValueError:
-        return True
-    if not isinstance(prompt, dict):
-        return True
-    return Takes.IMAGES in pipeline.takes and not prompt.get("edit_instruction")
+def needs_json(pipeline: Pipeline, params: GenerationParams) -> bool:
+    """Whether a pipeline draws from JSON and the prompt is plain text."""
+    form = pipeline.rules.prompt
+    return form in WRITTEN and form_error(form, params.prompt) is not None
 
 
 def given_fields(params: GenerationParams) -> frozenset[Takes]:
@@ -250,7 +244,7 @@ def given_fields(params: GenerationParams) -> frozenset[Takes]:
 def not_supported(model: Model, given: frozenset[Takes]) -> NotSupported | InvalidInput:
     """Returns the error for the first field that the model does not take, or that is missing."""
     for name in Takes:
-        if name in given and name not in model.takes:
+        if name in given - model.takes - model.ignored:
             return NotSupported(f"{model.name} has no {{field}}.", field=name)
     able = [pipeline for pipeline in model.pipelines if given <= pipeline.takes]
     if able:
@@ -319,6 +313,7 @@ def read_allowed(
         chosen = _at_path(chosen, path)
     if lora_dir is not None and not lora_dir.is_dir():
         raise BadOption(f"argument --lora-dir: there is no folder {lora_dir}.")
+    _check_bits(chosen, quantize)
     others = [model for name, model in by_name.items() if name != chosen.name]
     return Allowed(
         default=chosen,
@@ -339,6 +334,14 @@ def _at_path(model: Model, path: str) -> Model:
             "--model which model the weights are of."
         )
     return replace(model, path=path)
+
+
+def _check_bits(model: Model, quantize: int | None) -> None:
+    if any(quantize in pipeline.rules.refused_bits for pipeline in model.pipelines):
+        raise BadOption(
+            f"argument --quantize: {model.name} cannot be quantized to {quantize} bits: it draws "
+            "noise. Choose another number."
+        )
 
 
 def _named(catalog: Catalog, name: str, option: str) -> Model:

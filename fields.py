@@ -14,8 +14,11 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, Field
 
-SCHEDULERS = ("linear", "flow_match_euler_discrete")
-"""Schedulers of mflux. Other names are never passed on, because mflux imports dotted names."""
+SCHEDULERS = ("linear", "flow_match_euler_discrete", "er_sde", "euler")
+"""Schedulers of mflux; models/model_rules.py has those of each model. Other names are never passed
+on, because mflux imports dotted names."""
+PRESETS = ("V4_QUALITY_48", "V4_DEFAULT_20", "V4_TURBO_12")
+"""Of Ideogram: how many steps, and the guidance of each."""
 CONTROL_TYPES = ("canny", "mlsd", "depth", "hed", "pose", "ready")
 """Kinds of control that are extracted from an image: canny and mlsd by mflux alone; depth, hed and
 pose with helper models; ready: the image is such a map already."""
@@ -49,6 +52,7 @@ class Takes(StrEnum):
     GUIDANCE = "guidance"
     NEGATIVE_PROMPT = "negative_prompt"
     SCHEDULER = "scheduler"
+    PRESET = "preset"
     INIT_IMAGE = "init_image"
     IMAGE_STRENGTH = "image_strength"
     IMAGES = "images"
@@ -153,8 +157,15 @@ class PassedFields(BaseModel):
         Mflux("scheduler"),
     ] = Field(
         None,
-        description="Noise schedule of the steps. The model's own default if absent.",
+        description="Noise schedule of the steps; GET /models lists those of each model. The "
+        "model's own default if absent.",
         examples=[SCHEDULERS[0]],
+    )
+    preset: Annotated[Literal[PRESETS] | None, Mflux("preset")] = Field(  # type: ignore[valid-type]
+        None,
+        description="Steps and the guidance of each step together, for models that have presets. A "
+        "request with `steps` has that many, all with the same guidance.",
+        examples=[PRESETS[1]],
     )
     image_strength: Annotated[float | None, Mflux("image_strength")] = Field(
         None,
@@ -169,7 +180,8 @@ class PassedFields(BaseModel):
         ge=0,
         le=2,
         allow_inf_nan=False,
-        description="How closely control_image is followed. The model's own default if absent.",
+        description="How closely control_image is followed. If absent: 0.4 for FLUX.1, 1 for "
+        "others.",
         examples=[0.7],
     )
     control_type: Literal[CONTROL_TYPES] | None = Field(  # type: ignore[valid-type]
@@ -223,7 +235,7 @@ class PassedFields(BaseModel):
     reference_strengths: Annotated[list[Strength] | None, Mflux("redux_image_strengths")] = Field(
         None,
         min_length=1,
-        max_length=8,
+        max_length=10,
         description="Strength of each of `images`, in their order, 0 to 10 (Redux). 1 if absent.",
         examples=[[0.8, 1.0]],
     )

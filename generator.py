@@ -171,7 +171,7 @@ class MfluxGenerator:
                 of here, and the next picture is not affected.
         """
         params, weights = stage.params, stage.load_spec
-        if refusal := self.refusal(params):
+        if refusal := self.refusal(stage):
             raise DoesNotFit(refusal)
         loaded = self._use(weights)
         self._prepare_memory(params)
@@ -200,7 +200,7 @@ class MfluxGenerator:
         picture = picture_of(generated, stage, inputs)
         details: dict[str, Any] | None = None
         with harmless("a picture goes without metadata"):
-            details = metadata(generated, params, weights.model)
+            details = metadata(generated, params, weights)
         return Drawn(picture, details)
 
     def prepare(self, stage: Stage, inputs: Path, report: Report) -> str | Image.Image:
@@ -248,22 +248,22 @@ class MfluxGenerator:
         sizes = self._layer_sizes.get(weights.model.name)
         return check_adapters(weights, self._lora_path, sizes)
 
-    def refusal(self, params: GenerationParams) -> str | None:
-        """Why a picture of this size would not fit into memory; None: it fits, or nobody asks, or
+    def refusal(self, stage: Stage) -> str | None:
+        """Why a picture of this stage would not fit into memory; None: it fits, or nobody asks, or
         its model was never loaded.
 
         Estimate: the weights of its model, and for each pixel PRIOR_BYTES_PER_PIXEL; once pictures
         were made with it, the most that one of them took for each pixel; and a margin. Any thread
         may call.
         """
+        params = stage.params
         weights_bytes = self._weights_bytes.get(params.model, 0)
         if not params.model:
             weights_bytes = self.memory.weights_bytes
         if not self._check_memory or not weights_bytes:
             return None
         width, height = params.final_size
-        if params.upscaler:  # looked at again when it is enlarged
-            width, height = params.width, params.height
+        width *= stage.load_spec.pipeline.width_factor
         per_pixel = self._bytes_per_pixel.get(params.model, PRIOR_BYTES_PER_PIXEL)
         picture = width * height * per_pixel * MEMORY_MARGIN
         needed = weights_bytes + picture

@@ -22,11 +22,12 @@ from errors import (
     UnknownTask,
 )
 from models.model_catalog import LoadSpec
+from models.model_rules import SIDE_STEP
 from scheduler.events import EventKind, EventLog
 from scheduler.health import QueueHealth, ServerState, Stats
 from scheduler.retention import DELETED
 from scheduler.scheduler import Scheduler
-from task import ANYBODY, SIDE_STEP, Forecast, GenerationParams, Owner, Task, TaskStatus
+from task import ANYBODY, Forecast, GenerationParams, Owner, Task, TaskStatus
 from timing_model import Work
 
 log = logging.getLogger(__name__)

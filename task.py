@@ -15,14 +15,13 @@ from pydantic import ConfigDict, Field
 
 from fields import PassedFields
 from models.model_catalog import LoadSpec, Lora
+from models.model_rules import SIDE_STEP
 from timing_model import Confidence, Measured
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 MAX_SEED = 2**64 - 1
-SIDE_STEP = 16
-"""Pixels. Widths and heights are rounded down to multiples of it, as mflux requires."""
 
 
 class TaskStatus(StrEnum):
@@ -94,6 +93,8 @@ class GenerationParams(PassedFields):
     loras: tuple[Lora, ...] = ()
     metadata: bool = True
     """Whether the image files contain the parameters."""
+    defaulted: tuple[str, ...] = ()
+    """Fields that the request left to the model. Empty in records from before it was kept."""
     warnings: tuple[str, ...] = ()
     """Sentences for the client: one for each LoRA that fits only a part of the model."""
     asked: str = ""
@@ -102,7 +103,7 @@ class GenerationParams(PassedFields):
 
     @property
     def tokens(self) -> int:
-        """Latent tokens of an image: one per 16 x 16 pixels."""
+        """Latent tokens of an image: one per 16 x 16 pixels. Stage.tokens: those that are drawn."""
         return (self.width // SIDE_STEP) * (self.height // SIDE_STEP)
 
     @property
@@ -207,6 +208,11 @@ class Stage:
     @property
     def images_left(self) -> int:
         return self.params.count - self.images_done
+
+    @property
+    def tokens(self) -> int:
+        """Latent tokens that are drawn: some classes draw two pictures beside each other."""
+        return self.params.tokens * self.load_spec.pipeline.width_factor
 
     def image(self, index: int) -> "Stage":
         """Returns the part of this stage that makes one image."""

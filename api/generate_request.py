@@ -26,11 +26,11 @@ from api.schema_words import in_words, shown
 from errors import InvalidInput
 from fields import MOST_CONTROLS, PassedFields, Takes, is_given
 from images import UPLOAD_FORMATS, decode_base64
-from task import MAX_SEED, SIDE_STEP
+from models.model_rules import SIDE_STEP
+from task import MAX_SEED
 
 CALLBACK_URL = re.compile(r"https?://([A-Za-z0-9._-]+)(?::[0-9]{1,5})?(?:[/?][!-\[\]-~]*)?")
-MOST_IMAGES = 8
-"""Largest number of `images` and of `loras`."""
+MOST_IMAGES, MOST_LORAS = 10, 8
 
 
 def _digits_to_int(value: object) -> object:
@@ -118,6 +118,10 @@ IMAGE_HELP = (
 
 
 PICTURES = ("init_image", "images", "mask", "control_image", "control_images")
+SIDE_HELP = (
+    "Pixels, rounded down to multiples of 16 (some models: 32); absent sides follow an input image "
+    "(init_image, else images, else control_image): its aspect ratio; at most about one megapixel."
+)
 NOT_ASKED = {*PICTURES, "client_task_id"}
 
 
@@ -143,16 +147,14 @@ class _OwnFields(BaseModel):
         1024,
         ge=SIDE_STEP,
         le=8192,
-        description="Pixels, rounded down to a multiple of 16; the answer contains the result. "
-        "With an input image, an absent side follows its aspect ratio.",
+        description=SIDE_HELP,
         examples=[1024],
     )
     height: int = Field(
         1024,
         ge=SIDE_STEP,
         le=8192,
-        description="Pixels, rounded down to a multiple of 16; the answer contains the result. "
-        "With an input image, an absent side follows its aspect ratio.",
+        description=SIDE_HELP,
         examples=[1024],
     )
     steps: int | None = Field(
@@ -224,14 +226,13 @@ class _OwnFields(BaseModel):
     loras: list[LoraInput] | None = Field(
         None,
         min_length=1,
-        max_length=MOST_IMAGES,
+        max_length=MOST_LORAS,
         description="LoRAs from the operator's folder: names, or `{name, scale}`.",
         examples=[[{"name": "watercolour", "scale": 0.8}]],
     )
     metadata: bool | None = Field(
         None,
-        description="Whether the image files contain the parameters. The operator's default if "
-        "absent.",
+        description="Whether image files contain the parameters. If absent: as the operator says.",
         examples=[True],
     )
     callback_url: str | None = Field(
@@ -254,8 +255,7 @@ class GenerateRequest(PassedFields, _OwnFields):
 
     @property
     def digest(self) -> str:
-        """Equal for requests with equal fields, whatever their pictures are: those are compared
-        by their pixels (submission.py)."""
+        """Equal for equal fields. Pictures are compared by their pixels (submission.py)."""
         asked = self.model_dump(exclude=NOT_ASKED, exclude_none=True, exclude_unset=True)
         if "n" in asked:
             asked["count"] = asked.pop("n")

@@ -2,12 +2,11 @@
 
 import errors
 from api.generate_request import GenerateRequest, Limits, default_side
-from fields import Takes
-from models.model_catalog import Model
-from task import SIDE_STEP, GenerationParams
+from models.model_catalog import Pipeline
+from models.model_rules import MOST_SIDE, Rules
+from task import GenerationParams
 
-MOST_SIDE = 8192
-"""Pixels, also if the size follows an input image."""
+SIDES = frozenset({"width", "height"})
 MOST_WEBP_SIDE = 16383
 MOST_OUTPUT_PIXELS_FACTOR = 4
 """An upscaled image may have so many times --max-pixels."""
@@ -15,7 +14,7 @@ MOST_OUTPUT_PIXELS_FACTOR = 4
 
 def sized(
     request: GenerateRequest,
-    model: Model,
+    pipeline: Pipeline,
     params: GenerationParams,
     source: tuple[int, int] | None,
     limits: Limits,
@@ -28,9 +27,9 @@ def sized(
     Raises:
         InvalidInput: they are larger than this server or the file format allows.
     """
-    width, height = _size(request, model, source, limits)
+    width, height = _size(request, pipeline, source, limits)
     most = limits.max_pixels
-    if width * height > most and not model.upscaler:
+    if width * height > most and not pipeline.upscales:
         raise errors.InvalidInput(
             f"width x height must be at most {most} pixels on this server, "
             f"not {width} x {height} = {width * height}.",
@@ -59,39 +58,49 @@ def sized(
 
 
 def _size(
-    request: GenerateRequest, model: Model, source: tuple[int, int] | None, limits: Limits
+    request: GenerateRequest,
+    pipeline: Pipeline,
+    source: tuple[int, int] | None,
+    limits: Limits,
 ) -> tuple[int, int]:
     """Returns width and height before upscaling. Absent sides follow the input image; without one
     they are the default, or what --max-pixels leaves of it."""
-    if model.upscaler and source:
+    if pipeline.upscales and source:
         return source
     default, most = default_side(limits), limits.max_pixels
-    asked = request.model_fields_set & {"width", "height"}
+    asked = request.model_fields_set & SIDES
     width, height = float(request.width), float(request.height)
     if source and not asked:
-        width, height = _size_like(source, request, model, default)
+        width, height = _size_like(source, pipeline, default)
     elif not asked:
         width = height = default
     elif "height" not in asked:
         height = width * source[1] / source[0] if source else min(default, most / width)
     elif "width" not in asked:
         width = height * source[0] / source[1] if source else min(default, most / height)
-    return _rounded(width), _rounded(height)
+    return _rounded(request, pipeline.rules, width, height)
 
 
-def _size_like(
-    source: tuple[int, int], request: GenerateRequest, model: Model, default: int
-) -> tuple[float, float]:
+def _size_like(source: tuple[int, int], pipeline: Pipeline, default: int) -> tuple[float, float]:
     """Returns width and height with the aspect ratio of the input image: those of the image itself,
     or smaller, with as many pixels as a square of the default side; or the pipeline's own width."""
     width, height = source
-    pipeline = model.pipeline_for(request.given() | {Takes.PROMPT})
-    if pipeline and pipeline.default_width:
+    if pipeline.default_width:
         return float(pipeline.default_width), pipeline.default_width * height / width
     shrink = min(1.0, (default * default / (width * height)) ** 0.5)
     return width * shrink, height * shrink
 
 
-def _rounded(side: float) -> int:
-    """Pixels, down to a multiple of SIDE_STEP."""
-    return max(round(side) // SIDE_STEP, 1) * SIDE_STEP
+def _rounded(
+    request: GenerateRequest, rules: Rules, width: float, height: float
+) -> tuple[int, int]:
+    """Down to a multiple of what the model draws. A side that the request leaves open is at least
+    what the model draws; if both are open, also at most that. Others are refused later."""
+    step, (least, most) = rules.side_step, rules.sides
+    asked = request.model_fields_set & SIDES
+    sides = {}
+    for name, side in (("width", width), ("height", height)):
+        pixels = round(side) // step * step
+        pixels = pixels or round(side) if name in asked else max(pixels, least)
+        sides[name] = pixels if asked else min(pixels, most)
+    return sides["width"], sides["height"]

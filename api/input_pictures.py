@@ -48,6 +48,9 @@ class InputPictures:
             return self._reader.size(self._bytes_of(request.init_image, "init_image"), "init_image")
         for first in request.images or ():
             return self._reader.size(self._bytes_of(first, "images"), "images")
+        if request.control_image is not None:
+            control = self._bytes_of(request.control_image, "control_image")
+            return self._reader.size(control, "control_image")
         return None
 
     def decoded(self, params: GenerationParams, model: Model) -> dict[str, object]:

@@ -32,9 +32,25 @@ class ModelAnswer(Answer):
         description="Fields of /generate that not every model honours, and this one does."
     )
     needs: list[Takes] = Field(description="Those it cannot do without.")
+    schedulers: list[str] = Field(
+        description="Names that `scheduler` may have; its own one first.",
+        examples=[["linear", "flow_match_euler_discrete"]],
+    )
     control_types: list[str] = Field(
         description="Values of `control_type` that can be used with it here.", examples=[["canny"]]
     )
+    presets: list[str] = Field(
+        description="Names that `preset` may have.", examples=[["V4_DEFAULT_20"]]
+    )
+    least_steps: int = Field(description="With its own scheduler.", examples=[1])
+    most_images: int | None = Field(
+        None, description="Pictures that `images` may hold. Absent: as many as a request may."
+    )
+    side_step: int = Field(
+        description="width and height are rounded down to multiples of it.", examples=[16]
+    )
+    least_side: int = Field(description="Least width and height, in pixels.", examples=[16])
+    most_side: int = Field(description="Most of them, in pixels.", examples=[8192])
     repositories: list[str] = Field(
         description="Hugging Face repositories of the weights. Empty: built by the server.",
         examples=[["black-forest-labs/FLUX.1-schnell"]],

@@ -20,6 +20,7 @@ from fields import SCHEDULERS, Takes
 from models.helpers import HELPERS, OF_CONTROL
 from models.hub_cache import bytes_on_disk, is_present
 from models.model_catalog import Catalog, LoadSpec, Model
+from models.model_rules import MOST_SIDE, SIDE_STEP
 from queue_manager import QueueManager
 from scheduler.health import QueueHealth
 
@@ -112,6 +113,7 @@ class ModelRoutes:
 
 
 def model_answer(model: Model, allowed: Allowed, health: QueueHealth) -> ModelAnswer:
+    all_rules = [pipeline.rules for pipeline in model.pipelines]
     return ModelAnswer(
         name=model.name,
         title=model.title,
@@ -121,8 +123,15 @@ def model_answer(model: Model, allowed: Allowed, health: QueueHealth) -> ModelAn
         default_steps=model.default_steps,
         default_guidance=model.default_guidance,
         takes=[name for name in Takes if name in model.takes or _always(name, allowed)],
-        needs=[name for name in Takes if all(name in p.needs for p in model.pipelines)],
+        needs=[name for name in Takes if name in model.needs],
+        schedulers=list(model.schedulers),
         control_types=control_types(model, allowed),
+        presets=[name for rules in all_rules for name in rules.presets],
+        least_steps=min((rules.least_steps for rules in all_rules), default=1),
+        most_images=model.most_images,
+        side_step=max((rules.side_step for rules in all_rules), default=SIDE_STEP),
+        least_side=min((rules.sides[0] for rules in all_rules), default=SIDE_STEP),
+        most_side=max((rules.sides[1] for rules in all_rules), default=MOST_SIDE),
         repositories=list(model.repositories),
         gated=model.gated,
         weights_gb=model.weights_gb,

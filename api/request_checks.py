@@ -4,19 +4,22 @@ import errors
 from allowed import not_supported
 from api.generate_request import PICTURES, GenerateRequest, Limits, refusal
 from fields import Takes
-from models.model_catalog import Model
+from models.model_catalog import Model, Pipeline
 
 
-def check_fields(request: GenerateRequest, model: Model, empty_prompt: bool) -> None:
+def check_fields(request: GenerateRequest, model: Model, empty_prompt: bool) -> Pipeline:
     """Refuse fields that the model cannot use, but for guidance, which clients send to every model.
 
     Args:
         empty_prompt: whether the prompt may be empty without a picture.
 
+    Returns:
+        What draws the request.
+
     Raises:
         InvalidInput, NotSupported
     """
-    given = set(request.given())
+    given = set(request.given() - model.ignored)
     if not request.prompt and not model.upscaler:
         if not (has_pictures(request) or empty_prompt):
             raise errors.InvalidInput(
@@ -32,11 +35,13 @@ def check_fields(request: GenerateRequest, model: Model, empty_prompt: bool) -> 
     if not given <= model.takes:
         raise not_supported(model, frozenset(given))
     _check_together(request, given)
-    if model.pipeline_for(frozenset(given)) is None:
+    pipeline = model.pipeline_for(frozenset(given))
+    if pipeline is None:
         raise not_supported(model, frozenset(given))
     for side in ("width", "height"):
         if model.upscaler and side in request.model_fields_set:
             raise errors.NotSupported(f"{model.name} takes upscale, not {{field}}.", field=side)
+    return pipeline
 
 
 def check_limits(request: GenerateRequest, model: Model, limits: Limits) -> None:
@@ -58,7 +63,10 @@ def check_limits(request: GenerateRequest, model: Model, limits: Limits) -> None
     if None not in (request.count, request.n) and request.count != request.n:
         raise errors.InvalidInput("n and count mean the same: send one of them.", field="n")
     guidance = model.default_guidance if request.guidance is None else request.guidance
-    if request.negative_prompt is not None and guidance is not None and guidance <= 1:
+    negative = request.negative_prompt is not None
+    if Takes.NEGATIVE_PROMPT in model.ignored:
+        negative = False
+    if negative and guidance is not None and guidance <= 1:
         raise errors.NotSupported(
             f"{model.name} does not use {{field}} at guidance {guidance:g}: send a guidance "
             "above 1.",

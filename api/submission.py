@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from threading import Semaphore
 
 import errors
-from allowed import Allowed, given_fields
+from allowed import Allowed
 from api.client_queue import OwnQueue
 from api.generate_request import PICTURES, GenerateRequest, Limits
 from api.image_size import sized
@@ -22,8 +22,8 @@ from decoding.decoder import PictureDecoder
 from decoding.protocol import Meaning
 from fields import Takes
 from models.hub_cache import is_present
-from models.model_catalog import LoadSpec, Model
-from task import MAX_SEED, GenerationParams
+from models.model_catalog import LoadSpec, Model, Pipeline
+from task import MAX_SEED, GenerationParams, Stage
 
 LARGE_BODY_BYTES = 1_000_000
 LARGE_BODIES = 4
@@ -47,7 +47,7 @@ class Prepared:
 
 class Submission:
     """Args:
-    fits: why a picture of these params does not fit into memory, or None.
+    fits: why a picture of this stage does not fit into memory, or None.
     places: for requests that wait.
     decoder: reads the pictures; default: one of its own.
     check_adapters: answers a warning for each adapter that fits the model in part, and raises
@@ -61,7 +61,7 @@ class Submission:
         own_queue: OwnQueue,
         allowed: Allowed,
         limits: Limits,
-        fits: Callable[[GenerationParams], str | None],
+        fits: Callable[[Stage], str | None],
         *,
         places: WaitingPlaces,
         decoder: PictureDecoder | None = None,
@@ -123,7 +123,7 @@ class Submission:
             TooManyWaiting: its pictures cannot be decoded now.
         """
         model = self.allowed.model(request.model)
-        check_fields(request, model, empty_prompt)
+        pipeline = check_fields(request, model, empty_prompt)
         check_limits(request, model, self.limits)
         if request.callback_url is not None and not self.limits.may_call(request.callback_url):
             raise errors.NotSupported(
@@ -131,23 +131,25 @@ class Submission:
                 "(--callback-hosts).",
                 field="callback_url",
             )
-        params = self._without_pictures(request, model)
+        params = self._without_pictures(request, model, pipeline)
         prepared = Prepared(params)
         if has_pictures(request):
             mask = MaskReading(mask_meaning, invert_mask)
             with self.decoder.reading() as reader:
                 pictures = InputPictures(reader, request, self._own_queue(), mask)
-                params = sized(request, model, params, pictures.size_of_source(model), self.limits)
+                source = pictures.size_of_source(model)
+                params = sized(request, pipeline, params, source, self.limits)
                 params = params.model_copy(update=pictures.decoded(params, model))
             prepared.inputs = pictures.inputs
-            params = self._with_strength(params)
+            params = self._with_strengths(params, pipeline)
         else:
-            params = sized(request, model, params, None, self.limits)
+            params = sized(request, pipeline, params, None, self.limits)
         stages = self.allowed.stages(params)
+        drawing = next(stage for stage in stages if not stage.load_spec.model.makes)
         if params.loras:
-            warnings = self._check_adapters(stages[0].load_spec)
+            warnings = self._check_adapters(drawing.load_spec)
             params = params.model_copy(update={"warnings": warnings})
-        if why := self._fits(params):
+        if why := self._fits(drawing):
             raise errors.DoesNotFit(why, field="width")
         prepared.params = params
         prepared.ignored_fields = ignored_fields(request, params)
@@ -174,39 +176,51 @@ class Submission:
                     given = pictures.decoded(known, self.allowed.model(known.model))
             check_same(known, known.model_copy(update=dict.fromkeys(PICTURES) | given), key)
 
-    def _without_pictures(self, request: GenerateRequest, model: Model) -> GenerationParams:
-        guidance = model.default_guidance if request.guidance is None else request.guidance
+    def _without_pictures(
+        self, request: GenerateRequest, model: Model, pipeline: Pipeline
+    ) -> GenerationParams:
+        rules = pipeline.rules
         upscaler = None
         if request.upscale is not None and not model.upscaler:
             upscaler = self.allowed.upscaler(request.upscaler, self._is_present).name
+        usual_steps = rules.presets.get(request.preset or "", model.default_steps)
+        steps = min(usual_steps, self.limits.max_steps) if request.steps is None else request.steps
+        guidance = model.default_guidance if request.guidance is None else request.guidance
+        needed = rules.guidance_idle_without
+        if Takes.GUIDANCE not in pipeline.takes or (needed and getattr(request, needed) is None):
+            guidance = None
+        defaulted = ["guidance"] if request.guidance is None else []
+        if request.steps is None and steps == usual_steps:
+            defaulted.append("steps")
         passed = request.passed() | {
-            "guidance": guidance if Takes.GUIDANCE in model.takes else None,
+            "guidance": guidance,
             "quantize": self.allowed.bits(request.quantize),
             "upscaler": upscaler,
         }
+        passed |= dict.fromkeys(rules.ignored)
         return GenerationParams(
             **passed,
             prompt=request.prompt or "",
             seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
             width=request.width,
             height=request.height,
-            steps=min(model.default_steps, self.limits.max_steps)
-            if request.steps is None
-            else request.steps,
+            steps=steps,
             model=model.name,
             count=request.count or request.n or 1,
             loras=tuple((lora.name, lora.scale) for lora in request.loras or ()),
             metadata=self._metadata if request.metadata is None else request.metadata,
+            defaulted=tuple(defaulted),
             asked=request.digest,
         )
 
-    def _with_strength(self, params: GenerationParams) -> GenerationParams:
-        """With mflux's own image_strength if the request gives none and the pipeline takes it."""
-        takes = self.allowed.model(params.model).takes
-        if params.init_image and params.image_strength is None and Takes.IMAGE_STRENGTH in takes:
-            pipeline = self.allowed.model(params.model).pipeline_for(given_fields(params))
-            if pipeline and Takes.IMAGE_STRENGTH in pipeline.takes:
-                params = params.model_copy(update={"image_strength": IMAGE_STRENGTH})
+    def _with_strengths(self, params: GenerationParams, pipeline: Pipeline) -> GenerationParams:
+        """With mflux's usual strengths if the request gives none and the pipeline takes them."""
+        if params.control_image and params.control_strength is None:
+            strength = pipeline.rules.control_strength
+            params = params.model_copy(update={"control_strength": strength})
+        takes_strength = Takes.IMAGE_STRENGTH in pipeline.takes
+        if params.init_image and params.image_strength is None and takes_strength:
+            params = params.model_copy(update={"image_strength": IMAGE_STRENGTH})
         if params.steps_run < 1:
             raise errors.InvalidInput(
                 f"{{field}} must be more than {params.steps}: {params.image_strength:.0%} of the "
@@ -232,4 +246,8 @@ def check_same(known: GenerationParams, asked: GenerationParams, key: str) -> No
 
 def ignored_fields(request: GenerateRequest, params: GenerationParams) -> list[str]:
     """Returns the fields of the request that the model ignores."""
-    return ["guidance"] if request.guidance is not None and params.guidance is None else []
+    return [
+        name
+        for name in (Takes.GUIDANCE, Takes.NEGATIVE_PROMPT)
+        if getattr(request, name) is not None and getattr(params, name) is None
+    ]

@@ -83,7 +83,7 @@ class FakeGenerator:
     def prepare(self, stage: Stage, inputs: Path, report: Report) -> str | Image.Image:
         raise NotImplementedError
 
-    def refusal(self, params: GenerationParams) -> str | None:
+    def refusal(self, stage: Stage) -> str | None:
         return None
 
     def check_adapters(self, weights: LoadSpec) -> tuple[str, ...]:

@@ -141,6 +141,7 @@ class Passed(TypedDict, total=False):
     background: str
     negative_prompt: str
     scheduler: str
+    preset: str
     image_strength: float
     control_strength: float
     control_type: str

@@ -81,6 +81,7 @@ FIELDS: dict[str, tuple[str, dict[str, Any]]] = {
     "upscale": ("--upscale", {"type": float, "metavar": "X", "help": "upscale the result"}),
     "quantize": ("--quantize", {"type": int, "metavar": "BITS", "help": "of the weights"}),
     "scheduler": ("--scheduler", {"metavar": "NAME", "help": "how the noise falls"}),
+    "preset": ("--preset", {"metavar": "NAME", "help": "steps and guidance together (Ideogram)"}),
     "quality": ("--quality", {"type": int, "metavar": "N", "help": "of JPEG and WebP, 1 to 100"}),
     "user": (
         "--user",

@@ -14,10 +14,10 @@ from compat.bodies import used
 from compat.pictures import EDIT, START, place_pictures
 from compat.sync_calls import SyncCalls
 from errors import InvalidInput
-from fields import SCHEDULERS, Takes
+from fields import Takes
 from images import decode_base64
 from models.model_catalog import Model
-from task import SIDE_STEP
+from models.model_rules import SIDE_STEP
 
 NAMES = {
     "count": "batch_size x n_iter",
@@ -90,7 +90,7 @@ def fields_of(asked: TextToImage, model: Model, calls: SyncCalls) -> dict[str, A
     prompt, loras = _without_tags(asked.prompt, calls, model)
     guidance = _guidance(asked, model, calls)
     width, height = _sides(asked, calls)
-    scheduler = asked.scheduler if asked.scheduler in SCHEDULERS else None
+    scheduler = asked.scheduler if asked.scheduler in model.schedulers else None
     drawn = tuple(max((side or 0) // SIDE_STEP, 1) * SIDE_STEP for side in (width, height))
     return {
         "prompt": prompt,
@@ -104,7 +104,7 @@ def fields_of(asked: TextToImage, model: Model, calls: SyncCalls) -> dict[str, A
         "format": "PNG",
         "loras": loras or None,
         "upscale": hires_of(asked, (drawn[0], drawn[1]), calls).upscale,
-        "scheduler": scheduler if Takes.SCHEDULER in model.takes else None,
+        "scheduler": scheduler,
     }
 
 
@@ -154,6 +154,12 @@ def _guidance(asked: TextToImage, model: Model, calls: SyncCalls) -> float | Non
     if model.family.startswith("flux"):
         return used(asked.distilled_cfg_scale, "distilled_cfg_scale")
     cfg = used(asked.cfg_scale, "cfg_scale")
+    needs_negative = any(
+        pipeline.rules.strong_guidance_needs is Takes.NEGATIVE_PROMPT
+        for pipeline in model.pipelines
+    )
+    if needs_negative and not used(asked.negative_prompt, "negative_prompt").strip():
+        return None
     if cfg is not None and calls.clamp and model.default_guidance is not None:
         return min(cfg, model.default_guidance)
     return cfg

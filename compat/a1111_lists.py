@@ -13,7 +13,6 @@ from compat.a1111 import A1111_ERRORS, NOTHING, TAG
 from compat.a1111_checkpoint import Checkpoint
 from compat.bodies import Body, read_body
 from compat.sync_calls import SyncCalls
-from fields import SCHEDULERS
 from task import Memory
 
 OPTIONS: dict[str, Any] = {
@@ -135,7 +134,9 @@ class A1111Lists:
 
     @listed("schedulers", "The schedulers", A_LIST)
     def schedulers(self) -> Response:
-        labels = {"automatic": "Automatic"} | {name: name for name in SCHEDULERS}
+        labels = {"automatic": "Automatic"} | {
+            name: name for name in self._checkpoint.model.schedulers
+        }
         rest = {"aliases": None, "default_rho": -1.0, "need_inner_model": False}
         return jsonify([{"name": name, "label": label, **rest} for name, label in labels.items()])
 

@@ -13,6 +13,9 @@ from models.helpers import HELPERS  # noqa: E402
 from models.left_out import CLASSES, CONSTRUCTORS, OF_ONE_CLASS, PARAMETERS  # noqa: E402
 from models.mflux_registry import read_catalog  # noqa: E402
 from models.model_catalog import ALWAYS_TAKEN, Model  # noqa: E402
+from models.model_rules import BOTH as USUAL_SCHEDULERS  # noqa: E402
+from models.model_rules import MOST_SIDE, SIDE_STEP, Rules  # noqa: E402
+from models.prompt_forms import PromptForm  # noqa: E402
 
 HEAD = """\
 # Models
@@ -23,9 +26,24 @@ print. "Takes" lists the fields of `/generate` that not every model can use; any
 refused with 422 and its name. Required fields are bold. A model with two lists has two pipelines: a
 request may use the fields of one or of the other.
 
-| model | what it is | steps | guidance | takes | download |
-|---|---|---|---|---|---|
+"Rules" are those of the model alone; a request that breaks one is refused with 422, the field and
+the rule. Every rule is compared with mflux's own class, called without weights
+([tests/test_contract.py](../tests/test_contract.py)). A model that takes `scheduler` has `linear`
+and `flow_match_euler_discrete`, unless its rules name others.
+
+"Tested": `drawn` means that tests draw pictures with this class and a tiny model, `contract` that
+the class is only called as far as it comes without weights.
+
+| model | what it is | steps | guidance | takes | rules | tested | download |
+|---|---|---|---|---|---|---|---|
 """
+FORMS = {
+    PromptForm.JSON: "JSON",
+    PromptForm.JSON_EDIT: "JSON with `edit_instruction`",
+    PromptForm.JSON_EDIT_OR_NONE: "JSON with `edit_instruction`, or none",
+    PromptForm.CAPTION: "text or a JSON caption",
+    PromptForm.CAPTION_EDIT: "text or a JSON caption with `edit_instruction`",
+}
 
 
 LEFT_OUT_HEAD = """
@@ -47,7 +65,9 @@ They do a part of a task before another model draws it, if the operator allows t
 
 
 def page() -> str:
-    rows = "".join(_row(model) for model in read_catalog().models)
+    models = read_catalog().models
+    drawn = {pipeline.name for model in models if model.tiny for pipeline in model.pipelines}
+    rows = "".join(_row(model, drawn) for model in models)
     helpers = "".join(
         f"| `{helper.name}` | {helper.title} | {helper.weights_gb:g} GB"
         f"{', gated' if helper.gated else ''} |\n"
@@ -66,7 +86,31 @@ def _left_out() -> Iterator[str]:
         yield f"| {', '.join(which)} | {reason} |\n"
 
 
-def _row(model: Model) -> str:
+def _rules(rules: Rules) -> str:
+    least, most = rules.sides
+    schedulers = rules.schedulers if set(rules.schedulers) != set(USUAL_SCHEDULERS) else ()
+    words = {
+        f"sides are multiples of {rules.side_step}": rules.side_step != SIDE_STEP,
+        f"sides of {least} to {most}": most != MOST_SIDE,
+        f"at least {rules.least_steps} steps": rules.least_steps > 1,
+        f"at most {rules.most_steps} steps": rules.most_steps,
+        f"scheduler {' or '.join(schedulers)}": schedulers,
+        f"preset {' or '.join(rules.presets)}": rules.presets,
+        f"guidance from {rules.least_guidance:g}": rules.least_guidance,
+        f"guidance above 1 needs {rules.strong_guidance_needs}": rules.strong_guidance_needs,
+        f"guidance is ignored without {rules.guidance_idle_without}": rules.guidance_idle_without,
+        f"ignores {' and '.join(sorted(rules.ignored))}": rules.ignored,
+        f"images: at most {rules.most_images}": rules.most_images,
+        "a mask of the size of its one picture": rules.mask_fits,
+        f"{' and '.join(sorted(rules.together))} together": rules.together,
+        f"not quantized to {', '.join(map(str, rules.refused_bits))} bits": rules.refused_bits,
+        f"control_strength {rules.control_strength or 0:g} when absent": rules.control_strength,
+        f"prompt is {FORMS.get(rules.prompt)}": rules.prompt in FORMS,
+    }
+    return "; ".join(word for word, holds in words.items() if holds)
+
+
+def _row(model: Model, drawn: set[str]) -> str:
     aliases = ", ".join(f"`{alias}`" for alias in model.aliases)
     ways = [
         " ".join(
@@ -83,6 +127,8 @@ def _row(model: Model) -> str:
         str(model.default_steps),
         "" if model.default_guidance is None else f"{model.default_guidance:g}",
         ", or<br>".join(ways),
+        "<br>".join(dict.fromkeys(filter(None, (_rules(p.rules) for p in model.pipelines)))),
+        ", ".join("drawn" if p.name in drawn else "contract" for p in model.pipelines),
         ", ".join(filter(None, (size, "gated" if model.gated else ""))),
     )
     return "| " + " | ".join(cells) + " |\n"

@@ -236,10 +236,11 @@ def arguments(stage: Stage, inputs: Path) -> dict[str, Any]:
         "images": (images[0] if pipeline.one_image else images) if images else None,
         "upscale": params.shorter_side if params.upscale else None,
     }
+    own = pipeline.resolves.intersection(params.defaulted)
     call = {
         parameter: values[field]
         for parameter, field in pipeline.parameters.items()
-        if values[field] is not None
+        if values[field] is not None and field not in own
     }
     call.update((name, True) for name in SWITCHES if name in call)
     if "controls" in call:
@@ -287,9 +288,10 @@ def _control(kind: str, path: str | None, strength: float | None) -> Any:
     return ControlSpec(control_type, path, 1.0 if strength is None else strength)
 
 
-def metadata(generated: Any, params: GenerationParams, model: Model) -> dict[str, Any]:
+def metadata(generated: Any, params: GenerationParams, weights: LoadSpec) -> dict[str, Any]:
     """What mflux writes about a picture into its file, without what is not of its params: equal
     params give equal files."""
+    model, schedulers = weights.model, weights.pipeline.rules.schedulers
     details: dict[str, Any] = generated._get_metadata()
     for name in NOT_OF_THE_PARAMS:
         details.pop(name, None)
@@ -307,8 +309,10 @@ def metadata(generated: Any, params: GenerationParams, model: Model) -> dict[str
         details["prompt"] = ""
     if verification := getattr(generated, "verification", None):
         details["verification"] = verification
-    if params.scheduler:
-        details["scheduler"] = params.scheduler
+    if schedulers:
+        details["scheduler"] = params.scheduler or schedulers[0]
+    if params.preset:
+        details["preset"] = params.preset
     return details
 
 

@@ -24,7 +24,6 @@ PARAMETERS: Mapping[str, str] = {
     "enhance_prompt": "another prompt would be drawn than the one that the answer repeats",
     "strict_caption_validation": "mflux warns of a caption that is no JSON, and draws it",
     "warn_on_caption_issues": "the warning goes to mflux's log, which no client reads",
-    "preset": "the model's usual preset is used",
     "conditioning_sigma": "the noise level that the model was distilled with; mflux's command has "
     "no option for it either",
 }

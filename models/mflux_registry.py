@@ -24,6 +24,7 @@ from models.model_catalog import (
     Model,
     Pipeline,
 )
+from models.model_rules import rules_of
 
 FIELDS: Mapping[str, str] = {
     "seed": "seed",
@@ -45,12 +46,19 @@ FIELDS: Mapping[str, str] = {
 """mflux's parameter -> the field that fills it. Other parameters keep their defaults."""
 
 
+SAMPLING = frozenset({"steps", "guidance"})
+"""What a class may decide by itself: None is the default of its parameter."""
+UNGUIDED = frozenset({"ZImage"})
+"""To these, no guidance means none: they have no default of their own."""
+
+
 @dataclass(frozen=True)
 class Exceptions:
     """Parameters that have another meaning for a class, or no effect (None)."""
 
     fields: Mapping[str, str | None]
     needs: tuple[Takes, ...] = ()
+    instead: tuple[Takes, ...] = ()
     one_image: bool = False
     right_half: bool = False
 
@@ -88,7 +96,9 @@ EXCEPTIONS: Mapping[str, Exceptions] = {
         },
         (Takes.IMAGES,),
     ),
-    "QwenImage21Controlnet": Exceptions({}, (Takes.CONTROL_IMAGE,)),
+    "QwenImage21Controlnet": Exceptions(
+        {}, (Takes.CONTROL_IMAGE,), instead=(Takes.INIT_IMAGE, Takes.MASK)
+    ),
     "Krea2Controlnet": Exceptions({"image_path": None}, (Takes.CONTROL_IMAGE,)),
     "FIBOEdit": Exceptions({"image_path": "images"}, one_image=True),
 }
@@ -188,7 +198,7 @@ def _model(key: str, config: Any, steps: int, sources: "_Sources") -> Model:
         without.add(Takes.STEPS)
     names = CLASSES.get(key) or sources.saved_with(key)
     repositories = (config.model_name, config.controlnet_model, config.custom_transformer_model)
-    pipelines = tuple(_without(pipeline, without) for pipeline in sources.pipelines(names))
+    pipelines = tuple(_ruled(pipeline, key, without) for pipeline in sources.pipelines(names))
     if key == IC_EDIT:
         edit = _without(sources.pipeline("Flux1InContextFill"), {Takes.INIT_IMAGE, Takes.MASK})
         edit = replace(
@@ -198,7 +208,7 @@ def _model(key: str, config: Any, steps: int, sources: "_Sources") -> Model:
             prompt_form=in_context.EDIT_PROMPT,
             default_width=in_context.EDIT_WIDTH,
         )
-        pipelines = (*pipelines, edit)
+        pipelines = (*pipelines, _ruled(edit, key, without))
     if key == CUTOUT:
         pipelines = tuple(replace(p, cutout=True, transparent=True) for p in pipelines)
     return Model(
@@ -206,7 +216,7 @@ def _model(key: str, config: Any, steps: int, sources: "_Sources") -> Model:
         family=pipelines[0].module.split(".")[2] if pipelines else "unknown",
         title=facts.title,
         default_steps=steps if Takes.UPSCALE not in _taken(pipelines) else 1,
-        default_guidance=None if Takes.GUIDANCE in without else facts.guidance,
+        default_guidance=facts.guidance if Takes.GUIDANCE in _taken(pipelines) else None,
         parameters_b=facts.parameters_b,
         pipelines=pipelines,
         repositories=(*filter(None, repositories), *ALSO_FROM.get(key, ())),
@@ -225,7 +235,7 @@ def _tiny(sources: "_Sources") -> Iterator[Model]:
         config = tiny_models.TINY_CONFIGS[name]
         if config["supports_guidance"] is not False and name not in TINY_DISTILLED:
             without = set()
-        pipelines = tuple(_without(pipeline, without) for pipeline in sources.pipelines(of))
+        pipelines = tuple(_ruled(pipeline, name, without) for pipeline in sources.pipelines(of))
         if pipelines[0].module.split(".")[2] not in TINY_LORAS:
             pipelines = tuple(replace(pipeline, loras=False) for pipeline in pipelines)
         facts = Facts(f"Tiny {TINY_TITLES[name]}: {TINY_TITLE}", 0.001)
@@ -263,9 +273,15 @@ def _taken(pipelines: tuple[Pipeline, ...]) -> frozenset[Takes]:
     return frozenset().union(*(pipeline.takes for pipeline in pipelines))
 
 
-def _without(pipeline: Pipeline, fields: set[Takes]) -> Pipeline:
+def _without(pipeline: Pipeline, fields: frozenset[Takes] | set[Takes]) -> Pipeline:
     kept = {name: field for name, field in pipeline.parameters.items() if field not in fields}
     return replace(pipeline, parameters=kept)
+
+
+def _ruled(pipeline: Pipeline, model: str, without: set[Takes]) -> Pipeline:
+    """As a model uses it: with its rules, and without fields that it ignores or does not have."""
+    rules = rules_of(model, pipeline.name)
+    return replace(_without(pipeline, without | rules.ignored), rules=rules)
 
 
 class _Sources(MfluxSource):
@@ -311,4 +327,7 @@ class _Sources(MfluxSource):
             control_types=MAPS.get(name, ()),
             transparent=name in TRANSPARENT,
             alpha_references=name in ALPHA_REFERENCES,
+            resolves=(SAMPLING & {parameters.get(one, "") for one in self._undecided(node)})
+            - ({"guidance"} if name in UNGUIDED else set()),
+            instead=frozenset(exceptions.instead),
         )

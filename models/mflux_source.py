@@ -48,8 +48,23 @@ class MfluxSource:
         return self._parsed[path][name]
 
     def _constructor(self, name: str) -> str | None:
+        """What a class does when it is made, without defaults: it is always given a config."""
         method = self._method(self._class(name), "__init__")
-        return ast.dump(method) if method else None
+        if method is None:
+            return None
+        return " ".join(map(ast.dump, (*method.args.args, *method.body)))
+
+    def _undecided(self, node: ast.ClassDef) -> list[str]:
+        """Parameters of generate_image whose default is None."""
+        found = self._method(node, "generate_image")
+        if found is None:
+            return []
+        positional = found.args.args[len(found.args.args) - len(found.args.defaults) :]
+        pairs = [
+            *zip(positional, found.args.defaults, strict=True),
+            *zip(found.args.kwonlyargs, found.args.kw_defaults, strict=True),
+        ]
+        return [a.arg for a, d in pairs if isinstance(d, ast.Constant) and d.value is None]
 
     def _parameters(self, node: ast.ClassDef, method: str) -> tuple[list[str], list[str]]:
         """Returns the parameters without and with a default."""

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from fields import Takes
+from models.model_rules import Rules
 
 MOST_ALIKE = 3
 
@@ -66,6 +67,20 @@ class Pipeline:
     """Whether it draws a matte: the result is the first of `images` with this alpha channel."""
     alpha_references: bool = False
     """Whether it reads the alpha channel of `images`."""
+    resolves: frozenset[str] = frozenset()
+    """Fields that the class fills in itself: they are passed only if the request has them."""
+    instead: frozenset[Takes] = frozenset()
+    """Fields that replace all that it needs."""
+    rules: Rules = field(default_factory=Rules)
+
+    @property
+    def upscales(self) -> bool:
+        return Takes.UPSCALE in self.needs
+
+    @property
+    def width_factor(self) -> int:
+        """So many times the width of a picture is drawn."""
+        return 2 if self.right_half else 1
 
     @cached_property
     def takes(self) -> frozenset[Takes]:
@@ -85,7 +100,9 @@ class Pipeline:
         return frozenset(taken)
 
     def suits(self, given: frozenset[Takes]) -> bool:
-        return self.needs <= given <= self.takes
+        if not given <= self.takes:
+            return False
+        return self.needs <= given or bool(self.instead and self.instead <= given)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,9 +157,32 @@ class Model:
     def takes(self) -> frozenset[Takes]:
         return frozenset().union(*(pipeline.takes for pipeline in self.pipelines))
 
+    @property
+    def ignored(self) -> frozenset[Takes]:
+        """Fields that may be given and change nothing."""
+        return frozenset().union(*(pipeline.rules.ignored for pipeline in self.pipelines))
+
+    @property
+    def needs(self) -> frozenset[Takes]:
+        """Fields without which none of its pipelines can draw."""
+        needed = [frozenset() if p.instead else p.needs for p in self.pipelines]
+        return frozenset.intersection(*needed) if needed else frozenset()
+
+    @property
+    def schedulers(self) -> tuple[str, ...]:
+        """Names that `scheduler` may have; its own one first."""
+        names = (name for pipeline in self.pipelines for name in pipeline.rules.schedulers)
+        return tuple(dict.fromkeys(names))
+
+    @property
+    def most_images(self) -> int | None:
+        """Pictures that `images` may hold; None: as many as a request may."""
+        most = [p.rules.most_images for p in self.pipelines if Takes.IMAGES in p.takes]
+        return None if None in most else max(filter(None, most), default=None)
+
     @cached_property
     def upscaler(self) -> bool:
-        return any(Takes.UPSCALE in pipeline.needs for pipeline in self.pipelines)
+        return any(pipeline.upscales for pipeline in self.pipelines)
 
     @property
     def reference_pixels(self) -> int:

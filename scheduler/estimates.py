@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from models.model_catalog import LoadSpec
-from task import SIDE_STEP, Stage
+from models.model_rules import SIDE_STEP
+from task import Stage
 from timing_model import Confidence, Durations, TimingModel, Work
 
 HELPER_TOKENS = 4096
@@ -80,9 +81,7 @@ class Estimates:
 
     def _work(self, stage: Stage) -> Work:
         model, params = stage.load_spec.model, stage.params
-        tokens = params.tokens
-        if stage.load_spec.pipeline.right_half:
-            tokens *= 2  # it draws a pair of images
+        tokens = stage.tokens
         if model.makes:
             tokens = HELPER_TOKENS
         if model.upscaler:

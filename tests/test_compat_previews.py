@@ -18,7 +18,7 @@ from api.waiting_places import WaitingPlaces
 from application import create_app
 from generation.previews import Previews
 from storage.task_store import TaskStore
-from task import GenerationParams, Phase, Report
+from task import GenerationParams, Phase, Report, Stage
 from timing_model import TimingModel
 from workers.worker import Worker
 
@@ -31,8 +31,8 @@ class PreviewGenerator(FakeGenerator):
         self.go_on = [Event() for _ in range(5)]
         self.latest: bytes | None = None
 
-    def why_not(self, params: GenerationParams) -> str | None:
-        return self.refusal(params)
+    def why_not(self, stage: Stage) -> str | None:
+        return self.refusal(stage)
 
     def preview(self, task_id: str) -> bytes | None:
         return self.latest
@@ -154,7 +154,7 @@ def test_progress_shows_the_picture_so_far_when_asked(
 def test_an_unexpected_error_is_a_500_in_the_form_of_the_api_and_not_retried(
     client: FlaskClient, generator: PreviewGenerator, path: str
 ) -> None:
-    def refusal(params: GenerationParams) -> str | None:
+    def refusal(stage: Stage) -> str | None:
         raise RuntimeError("nobody expected this")
 
     generator.refusal = refusal  # type: ignore[method-assign]

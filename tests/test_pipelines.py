@@ -19,7 +19,7 @@ from huggingface_hub import errors as hub
 from PIL import Image, ImageDraw
 
 from errors import ModelLoadError, UnusableAdapter
-from fields import CONTROL_TYPES, LORA_STYLES, SCHEDULERS, Takes
+from fields import CONTROL_TYPES, LORA_STYLES, PRESETS, SCHEDULERS, Takes
 from generation import pipelines
 from generation.pipelines import arguments, explain, picture_of, remember_prompts
 from generation.prompt_cache import PromptCache
@@ -47,6 +47,7 @@ def full_params(pipeline: Pipeline) -> GenerationParams:
         Takes.GUIDANCE: {"guidance": 3.0},
         Takes.NEGATIVE_PROMPT: {"negative_prompt": "blurry"},
         Takes.SCHEDULER: {"scheduler": SCHEDULERS[0]},
+        Takes.PRESET: {"preset": PRESETS[0]},
         Takes.INIT_IMAGE: {"init_image": FILES["start"]},
         Takes.IMAGE_STRENGTH: {"image_strength": 0.4},
         Takes.IMAGES: {"images": (FILES["first"], FILES["second"])},
@@ -614,7 +615,7 @@ def test_metadata_contain_no_path_of_this_machine_and_are_reproducible(
 ) -> None:
     for name, more in PROMPTED.items():
         model = allow(name).default
-        (stage,) = allow(name).stages(params_for(model=name, steps=2, scheduler="linear", **more))
+        (stage,) = allow(name).stages(params_for(model=name, steps=2, **more))
         if stage.load_spec.key not in on_thread.generator.resident:
             on_thread.load(stage.load_spec)
         answer = [
@@ -628,7 +629,20 @@ def test_metadata_contain_no_path_of_this_machine_and_are_reproducible(
         assert str(on_thread.inputs) not in json.dumps(answer[0])
         assert "/" not in json.dumps({k: v for k, v in answer[0].items() if "path" in k})
         assert (answer[0]["model"], answer[0]["seed"], answer[0]["steps"]) == (model.name, 1, 2)
-        assert answer[0]["scheduler"] == "linear"
+        assert answer[0]["scheduler"] == stage.load_spec.pipeline.rules.schedulers[0]
+
+
+def test_a_file_names_the_scheduler_that_ran(on_thread: OnItsThread) -> None:
+    model = allow("tiny").default
+    for scheduler in (None, *model.schedulers):
+        (stage,) = allow("tiny").stages(params_for(model="tiny", steps=2, scheduler=scheduler))
+        if stage.load_spec.key not in on_thread.generator.resident:
+            on_thread.load(stage.load_spec)
+        drawn = on_thread.run(
+            on_thread.generator.generate, stage, on_thread.inputs, lambda *_: None
+        )
+        assert drawn.metadata is not None
+        assert drawn.metadata["scheduler"] == (scheduler or "linear")
 
 
 def answered(status: int) -> httpx.Response:

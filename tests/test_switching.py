@@ -22,7 +22,7 @@ from scheduler.health import QueueHealth, ServerState
 from scheduler.limits import QueueLimits
 from storage.task_store import TaskStore
 from supervision import SupervisedQueue
-from task import Drawn, GenerationParams, InputImage, Memory, Phase, Report, Stage, Task, TaskStatus
+from task import Drawn, InputImage, Memory, Phase, Report, Stage, Task, TaskStatus
 from timing_model import TimingModel
 from workers.worker import Worker
 
@@ -96,7 +96,7 @@ class Gpu:
             return '{"short_description": "written"}'
         return Image.new("RGB", (32, 32), "white")
 
-    def refusal(self, params: GenerationParams) -> str | None:
+    def refusal(self, stage: Stage) -> str | None:
         return None
 
     def check_adapters(self, weights: LoadSpec) -> tuple[str, ...]:

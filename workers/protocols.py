@@ -7,7 +7,7 @@ from typing import Protocol
 from PIL.Image import Image
 
 from models.model_catalog import LoadSpec
-from task import Drawn, Encoded, GenerationParams, Memory, Progress, Report, Stage, Task, Verdict
+from task import Drawn, Encoded, Memory, Progress, Report, Stage, Task, Verdict
 
 
 class Generator(Protocol):
@@ -40,7 +40,7 @@ class Generator(Protocol):
     def memory(self) -> Memory:
         """After the latest step; any thread may ask."""
 
-    def refusal(self, params: GenerationParams) -> str | None:
+    def refusal(self, stage: Stage) -> str | None:
         """Why this picture cannot be made on this machine, or None; any thread may ask."""
 
     def check_adapters(self, weights: LoadSpec) -> tuple[str, ...]:
