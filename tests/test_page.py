@@ -143,7 +143,8 @@ def browser() -> Iterator[Browser]:
         started.close()
 
 
-MODELS = "tiny,tiny-flux2,tiny-z-image,tiny-fill,dev"
+UNION = "z-image-turbo-controlnet-union-2.1"
+MODELS = f"tiny,tiny-flux2,tiny-z-image,tiny-fill,dev,{UNION},hed"
 
 
 @pytest.fixture(scope="module")
@@ -447,6 +448,17 @@ def test_a_double_click_submits_one_task_and_two_different_requests_submit_two(
     expect(me.shown("right behind it")).to_have_count(1)
     expect(me.shown("clicked twice")).to_have_count(1)
     assert len(me.task_ids()) == 3
+
+
+def test_the_kinds_of_control_are_those_that_the_server_can_make(visit: Visit) -> None:
+    me = visit().open()
+    me["#model"].select_option(UNION)
+    expect(me["#control_type"]).to_be_hidden()
+    me["#control_image"].set_input_files(picture_file(64, 64, "navy"))
+    expect(me["#control_type"]).to_be_visible()
+    expect(me["#control_type"].locator("option")).to_have_text(
+        ["default", "canny", "mlsd", "hed", "ready"]
+    )
 
 
 def test_a_failed_task_shows_the_reason(visit: Visit) -> None:

@@ -140,7 +140,7 @@ export class Form extends EventTarget {
       if (this.takes("control_strength") && state.control_strength !== null) {
         fields.control_strength = state.control_strength;
       }
-      if (this.takes("control_type") && state.control_type) fields.control_type = state.control_type;
+      if (this.model?.control_types.includes(state.control_type)) fields.control_type = state.control_type;
     }
     if (this.takes("upscale") && state.upscale) fields.upscale = Number(state.upscale);
     const loras = Object.entries(state.loras).map(([name, scale]) => ({ name, scale }));
@@ -332,13 +332,18 @@ export class Form extends EventTarget {
       !this.takes("image_strength") || !start.inputs.length;
     const controlled = control.inputs.length > 0;
     find("control_strength").closest(".strength").hidden = !this.takes("control_strength") || !controlled;
-    find("control_type").closest(".strength").hidden = !this.takes("control_type") || !controlled;
+    const types = ["", ...model.control_types];
+    const select = find("control_type");
+    if ([...select.options].map((option) => option.value).join() !== types.join()) {
+      select.replaceChildren(...types.map((type) => el("option", { value: type }, type || "default")));
+    }
+    select.closest(".strength").hidden = types.length === 1 || !controlled;
     find("image_strength").value = this.state.image_strength;
     setText(find("image_strength-words"), `${Math.round(this.state.image_strength * 100)} %`);
     const strength = this.state.control_strength;
     find("control_strength").value = strength ?? 0.7;
     setText(find("control_strength-words"), strength === null ? "default" : `${Math.round(strength * 100)} %`);
-    find("control_type").value = this.state.control_type;
+    select.value = types.includes(this.state.control_type) ? this.state.control_type : "";
   }
 
   #modelNote(model) {
@@ -490,19 +495,13 @@ export class Form extends EventTarget {
     this.#slots.init_image.extra.append(
       range("image_strength", "Image strength (higher: closer to the image)", { min: 0.05, max: 0.95, step: 0.05 }),
     );
-    const types = ["canny", "depth", "hed", "mlsd", "pose"];
     this.#slots.control_image.extra.append(
       range("control_strength", "Control strength", { min: 0, max: 2, step: 0.05 }),
       el(
         "label",
         { class: "strength" },
         "Control type ",
-        el(
-          "select",
-          { name: "control_type", id: "control_type" },
-          el("option", { value: "" }, "default"),
-          ...types.map((type) => el("option", { value: type }, type)),
-        ),
+        el("select", { name: "control_type", id: "control_type" }),
       ),
     );
   }
