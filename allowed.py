@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from errors import BadOption, InvalidInput, ModelNotAllowed, NotSupported
-from fields import Takes, is_given
+from fields import Takes, given_of
 from models import in_context
 from models.helpers import FIBO_VLM, HELPERS, OF_CONTROL
 from models.model_catalog import Catalog, LoadSpec, Lora, Model, Pipeline
@@ -237,8 +237,7 @@ def needs_json(pipeline: Pipeline, params: GenerationParams) -> bool:
 
 def given_fields(params: GenerationParams) -> frozenset[Takes]:
     """Returns the fields of these params that only some pipelines take."""
-    given = {name for name in Takes if is_given(name, getattr(params, name))} | {Takes.PROMPT}
-    return frozenset(given - {Takes.STEPS, Takes.GUIDANCE})
+    return given_of(vars(params)) - {Takes.STEPS, Takes.GUIDANCE} | {Takes.PROMPT}
 
 
 def not_supported(model: Model, given: frozenset[Takes]) -> NotSupported | InvalidInput:

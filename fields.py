@@ -8,7 +8,7 @@ repeats its name and type; a test compares the two.
 Fields that the server fills in, rounds or decodes are declared in each of the three classes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from typing import Annotated, Literal, NamedTuple
 
@@ -85,6 +85,16 @@ def is_given(name: Takes, value: object) -> bool:
     if name is Takes.BACKGROUND:
         return value == "transparent"
     return value not in (None, "", ())
+
+
+ALL_TAKES = tuple(Takes)
+
+
+def given_of(fields: Mapping[str, object]) -> frozenset[Takes]:
+    """Those of these fields that only some pipelines take and that have to be honoured."""
+    return frozenset(
+        [name for name in ALL_TAKES if fields[name] is not None and is_given(name, fields[name])]
+    )
 
 
 class Mflux(NamedTuple):

@@ -24,7 +24,7 @@ from pydantic import (
 from api.json_text import parse_object, refuse_nul, unknown_field
 from api.schema_words import in_words, shown
 from errors import InvalidInput
-from fields import MOST_CONTROLS, PassedFields, Takes, is_given
+from fields import MOST_CONTROLS, PassedFields, Takes, given_of
 from images import UPLOAD_FORMATS, decode_base64
 from models.model_rules import SIDE_STEP
 from task import MAX_SEED
@@ -266,7 +266,7 @@ class GenerateRequest(PassedFields, _OwnFields):
 
     def given(self) -> frozenset[Takes]:
         """Returns the fields of this request that only some models take."""
-        return frozenset(name for name in Takes if is_given(name, getattr(self, name)))
+        return given_of(vars(self))
 
 
 @dataclass(frozen=True)

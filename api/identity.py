@@ -72,6 +72,7 @@ class Identity:
         self._trusted = trusted
         self._operator_key = operator_key.encode()
         self._secret = secret
+        self._everybody = EVERYBODY.model_copy(update={"operator": not operator_key})
         self.session_cookie = f"mflux_session_{port}"
         self.id_cookie = f"mflux_client_{port}"
 
@@ -107,6 +108,8 @@ class Identity:
         Raises:
             Unauthorized: a key was sent and is wrong.
         """
+        if self._trusted and self._keys is None and not self._operator_key:
+            return self._everybody
         key = _sent_key()
         if key and self._is_operator(key):
             name = "" if self._trusted and self._keys is None else OPERATOR
@@ -114,7 +117,7 @@ class Identity:
         if self._keys is not None:
             return self._of_key(self._keys, key)
         if self._trusted:
-            return EVERYBODY.model_copy(update={"operator": not self._operator_key})
+            return self._everybody
         return Client(name=self._anonymous_name())
 
     def client_of(self, key: str) -> Client:
