@@ -15,7 +15,7 @@ from contextlib import suppress
 from io import BytesIO
 from typing import Any, Literal
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from errors import InvalidInput
 
@@ -24,6 +24,9 @@ EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 UPLOAD_FORMATS = "PNG, JPEG, WebP or GIF"
 """Formats that clients may send, for messages. TIFF, AVIF and BMP are not accepted: they are rare,
 have many decoders, and Pillow decodes compressed BMP in Python, pixel by pixel."""
+DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+"""IPTC's term for media that a trained model has made
+(https://cv.iptc.org/newscodes/digitalsourcetype/)."""
 SHORTENED = " [shortened]"
 """The end of a text that was cut to fit into the EXIF of a JPEG."""
 
@@ -37,6 +40,15 @@ _DATA_URL = re.compile(r"\s*data:.{0,1000}?;\s*base64\s*,", re.IGNORECASE | re.D
 """Its parameters, such as the name of a file, may contain commas."""
 _PLAIN_ALPHABET = bytes.maketrans(b"-_", b"+/")
 _WHITE_SPACE = b" \t\r\n\v\f"
+_XMP_KEYWORD = "XML:com.adobe.xmp"
+_XMP = f"""<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
+<x:xmpmeta xmlns:x="adobe:ns:meta/">\
+<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">\
+<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" \
+Iptc4xmpExt:DigitalSourceType="{DIGITAL_SOURCE_TYPE}"/>\
+</rdf:RDF></x:xmpmeta>
+<?xpacket end="w"?>"""
+"""The property and its namespace are those of the IPTC Photo Metadata Standard."""
 
 
 def encode_image(
@@ -46,12 +58,14 @@ def encode_image(
     metadata: Mapping[str, Any] | None = None,
     *,
     opaque: bool = False,
+    generated: bool = False,
 ) -> bytes:
     """Encodes an image file. Equal pictures and metadata give equal bytes.
 
     Args:
         format: JPEG, PNG or WEBP. Transparent parts are white in JPEG.
         opaque: make them white in PNG and WebP, too.
+        generated: add DIGITAL_SOURCE_TYPE as XMP.
         quality: 1 to 100, for JPEG and WEBP; PNG is lossless.
         metadata: as mflux writes them, with JSON values. A JPEG has room for 64 KB: if there is
             more, the longest texts are cut and end in `SHORTENED`.
@@ -59,6 +73,11 @@ def encode_image(
     options: dict[str, Any] = {} if format == "PNG" else {"quality": quality}
     if metadata is not None:
         options["exif"] = _exif(metadata, _JPEG_EXIF_ROOM if format == "JPEG" else None)
+    if generated and format == "PNG":
+        options["pnginfo"] = PngImagePlugin.PngInfo()
+        options["pnginfo"].add_itxt(_XMP_KEYWORD, _XMP)
+    elif generated:
+        options["xmp"] = _XMP.encode()
     buffer = BytesIO()
     transparent = image.mode == "RGBA" and image.getchannel("A").getextrema() != (255, 255)
     if transparent and format != "JPEG" and not opaque:
@@ -66,6 +85,13 @@ def encode_image(
     else:
         on_white(image).save(buffer, format=format, **options)
     return buffer.getvalue()
+
+
+def is_marked_as_generated(data: bytes) -> bool:
+    """Whether an image file has DIGITAL_SOURCE_TYPE as XMP."""
+    with Image.open(BytesIO(data)) as image:
+        xmp = image.info.get("xmp") or image.info.get(_XMP_KEYWORD) or b""
+    return (DIGITAL_SOURCE_TYPE if isinstance(xmp, str) else DIGITAL_SOURCE_TYPE.encode()) in xmp
 
 
 def has_alpha(data: bytes) -> bool:
@@ -150,11 +176,12 @@ def decode_base64(text: str, field: str) -> bytes:
 
 
 def png_of_size(data: bytes, width: int, height: int) -> bytes:
-    """Scales a PNG of `encode_image` to cover this size in pixels and crops its edges. The metadata
-    are kept."""
+    """Scales a PNG of `encode_image` to cover this size in pixels and crops its edges. Metadata and
+    XMP are kept."""
     with Image.open(BytesIO(data)) as picture:
         fitted = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
-    return encode_image(fitted, "PNG", 100, read_metadata(data))
+    marked = is_marked_as_generated(data)
+    return encode_image(fitted, "PNG", 100, read_metadata(data), generated=marked)
 
 
 def with_png_text(data: bytes, keyword: str, text: str) -> bytes:

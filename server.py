@@ -104,6 +104,7 @@ class Server:
             on_load_failure=self._load_failed,
             unload_after_s=settings.unload_after_s,
             turn_to=previews.turn_to,
+            mark_generated=settings.mark_generated,
         )
         self._downloads = Downloads(
             DownloadApi(self.scheduler), partial(download_command, settings.data_dir)

@@ -241,6 +241,12 @@ class Settings:
         "write the parameters into image files, unless a task decides otherwise",
         parse=switch,
     )
+    mark_generated: bool = _option(
+        True,
+        "mark image files as made by a trained model: IPTC DigitalSourceType "
+        "trainedAlgorithmicMedia, in XMP",
+        parse=switch,
+    )
     callback_hosts: tuple[str, ...] = _option(
         (),
         "names of hosts, separated by commas, that may be called when a task has ended "

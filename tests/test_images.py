@@ -10,6 +10,7 @@ import zipfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import piexif  # type: ignore[import-untyped]
 import pytest
@@ -189,14 +190,46 @@ def test_a_jpeg_takes_texts_up_to_the_last_byte_of_a_segment(length: int) -> Non
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_mflux_info_prints_the_metadata(format: str, tmp_path: Path) -> None:
+def test_mflux_info_prints_the_metadata_also_beside_the_xmp(format: str, tmp_path: Path) -> None:
     path = tmp_path / f"picture.{images.EXTENSIONS[format]}"
-    path.write_bytes(encode_image(PICTURE, format, 90, METADATA))
+    path.write_bytes(encode_image(PICTURE, format, 90, METADATA, generated=True))
     command = [str(Path(sys.executable).parent / "mflux-info"), str(path)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "Prompt: a lighthouse" in shown
     assert f"Seed: {2**64 - 1}" in shown
     assert "Model: black-forest-labs/FLUX.1-schnell" in shown
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("metadata", [None, METADATA], ids=["plain", "with metadata"])
+def test_a_file_is_marked_as_generated_in_xmp_for_few_bytes(
+    format: str, metadata: dict[str, Any] | None
+) -> None:
+    plain = encode_image(PICTURE, format, 90, metadata)
+    marked = encode_image(PICTURE, format, 90, metadata, generated=True)
+    assert not images.is_marked_as_generated(plain)
+    assert images.is_marked_as_generated(marked)
+    assert 0 < len(marked) - len(plain) < 600
+    assert Image.open(io.BytesIO(marked)).tobytes() == Image.open(io.BytesIO(plain)).tobytes()
+    assert read_metadata(marked) == metadata
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_readers_of_xmp_find_the_term_of_the_iptc(format: str) -> None:
+    picture = Image.open(io.BytesIO(encode_image(PICTURE, format, 90, generated=True)))
+    packet = picture.info.get("xmp") or picture.info["XML:com.adobe.xmp"]
+    tree = ElementTree.fromstring(packet)
+    (description,) = tree.iter("{http://www.w3.org/1999/02/22-rdf-syntax-ns#}Description")
+    name = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType"
+    assert description.get(name) == images.DIGITAL_SOURCE_TYPE
+
+
+def test_a_scaled_copy_is_marked_as_its_source() -> None:
+    for generated in (False, True):
+        source = encode_image(PICTURE, "PNG", 90, METADATA, generated=generated)
+        copy = images.png_of_size(source, 16, 16)
+        assert images.is_marked_as_generated(copy) is generated
+        assert read_metadata(copy) == METADATA
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -67,6 +67,23 @@ def test_a_picture_that_cannot_be_encoded_fails_its_task(queue: PlayedQueue) -> 
     assert queue.status(task_id).status is TaskStatus.FAILED
 
 
+@pytest.mark.parametrize("options", [{}, {"mark_generated": False}], ids=["by default", "off"])
+def test_files_are_marked_as_generated_unless_the_operator_switches_it_off(
+    queue: PlayedQueue, options: dict[str, bool]
+) -> None:
+    worker = Worker(queue.worker, FakeGenerator(), fail_to_load, **options)  # type: ignore[arg-type]
+    task_ids = [
+        queue.submit(params_for(format=format, metadata=metadata))[0].task_id
+        for format in images.EXTENSIONS
+        for metadata in (True, False)
+    ]
+    while worker.run_once(0):
+        pass
+    assert worker.stop(GIVE_UP_S)
+    marked = {images.is_marked_as_generated(queue.image(task_id)[0]) for task_id in task_ids}
+    assert marked == {not options}
+
+
 def test_a_task_starts_the_moment_it_is_submitted(queue: PlayedQueue) -> None:
     started = Event()
 

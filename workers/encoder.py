@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from errors import StorageUnavailable
 from images import encode_image
@@ -33,9 +34,16 @@ class Picture:
 
 
 class Encoder:
-    """Owns the encoder thread."""
+    """Owns the encoder thread.
 
-    def __init__(self, source: TaskSource, endings: Endings) -> None:
+    Args:
+        mark_generated: whether files say that a trained model has made them (images.py).
+    """
+
+    def __init__(
+        self, source: TaskSource, endings: Endings, *, mark_generated: bool = True
+    ) -> None:
+        self._mark_generated = mark_generated
         self._source = source
         self._endings = endings
         self._pictures = SupervisedQueue("encoder", self.encode, self._died, size=PICTURES_WAITING)
@@ -57,7 +65,7 @@ class Encoder:
         task = picture.task
         try:
             started_at = time.monotonic()
-            image = _encoded(picture.drawn, task.params)
+            image = _encoded(picture.drawn, task.params, self._mark_generated)
             *before, (stage, own) = picture.measured
             own = replace(own, image_encoding_s=time.monotonic() - started_at)
             encoded = Encoded(image, picture.index, (*before, (stage, own)))
@@ -92,14 +100,21 @@ class Encoder:
         return try_once
 
 
-def _encoded(drawn: Drawn, params: GenerationParams) -> bytes:
+def _encoded(drawn: Drawn, params: GenerationParams, mark_generated: bool) -> bytes:
     """The bytes of an image file; without metadata if these cannot be written."""
     metadata = drawn.metadata if params.metadata else None
-    opaque = params.background == "opaque"
+    encode = partial(
+        encode_image,
+        drawn.picture,
+        params.format,
+        params.quality,
+        opaque=params.background == "opaque",
+        generated=mark_generated,
+    )
     try:
-        return encode_image(drawn.picture, params.format, params.quality, metadata, opaque=opaque)
+        return encode(metadata)
     except Exception:
         if metadata is None:
             raise
         log.exception("the metadata of a picture cannot be written: it is stored without")
-        return encode_image(drawn.picture, params.format, params.quality, None, opaque=opaque)
+        return encode(None)

@@ -45,6 +45,7 @@ class Worker:
         on_load_failure: called on the worker thread when the server's own model cannot be loaded.
         unload_after_s: seconds without a task after which all weights are freed; 0: never.
         turn_to: called with the id of the task that is drawn next, on the worker thread.
+        mark_generated: as for the Encoder.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Worker:
         *,
         unload_after_s: float = 0.0,
         turn_to: Callable[[str], None] = lambda task_id: None,
+        mark_generated: bool = True,
     ) -> None:
         self._source = source
         self._generator = generator
@@ -67,7 +69,7 @@ class Worker:
         """Of the task on the GPU, as it was claimed or reported last."""
         self._thread = SupervisedThread("worker", self._run, self._recover)
         self._endings = Endings(source)
-        self._encoder = Encoder(source, self._endings)
+        self._encoder = Encoder(source, self._endings, mark_generated=mark_generated)
 
     @property
     def restarts(self) -> int:
