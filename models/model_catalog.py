@@ -263,7 +263,9 @@ UNDECIDED = Facts("not described yet")
 """For models of a new release of mflux: they work, but the first forecast is inaccurate."""
 
 # Sizes are from mflux's READMEs and the repositories; guidance is the default of mflux's command
-# for the model.
+# for the model, with two exceptions: FLUX.2 klein base and Z-Image are drawn with 4, as their model
+# cards do. mflux's commands use 1 and 0 for them, which turns guidance off: the first shares its
+# command with the distilled models, and mflux's README draws the second with 4.
 FACTS = {
     "schnell": Facts("FLUX.1 schnell, 12 B", 12.0, 34, None, gated=True),
     "dev": Facts("FLUX.1 dev, 12 B", 12.0, 34, 3.5, gated=True),

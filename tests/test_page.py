@@ -22,6 +22,7 @@ from playwright.sync_api import (
     Locator,
     Page,
     Request,
+    Route,
     expect,
     sync_playwright,
 )
@@ -793,6 +794,27 @@ def test_the_form_shows_what_the_model_takes(visit: Visit, served: ServerProcess
     expect(me.shown("edited")).to_have_count(1)
     params = served.get("/status", task_id=me.task_ids()[0]).json()["params"]
     assert len(params["images"]) == 2
+
+
+def test_the_form_offers_what_the_list_of_models_says(visit: Visit) -> None:
+    def changed(route: Route) -> None:
+        answer = route.fetch().json()
+        for model in answer["models"]:
+            if model["name"] == "tiny":
+                model["takes"] += ["control_image", "control_type"]
+                model |= {"control_types": ["pose", "ready"], "least_steps": 2}
+                model |= {"side_step": 48, "least_side": 480, "most_side": 600}
+        route.fulfill(json=answer)
+
+    me = visit()
+    me.page.route("**/models", changed)
+    me.open()
+    me["#model"].select_option("tiny")
+    expect(me["#size-words"]).to_contain_text("600")
+    me.choose("scale", "Small")
+    expect(me["#size-words"]).to_contain_text("480")
+    expect(me["#steps"]).to_have_attribute("min", "2")
+    expect(me["#control_type option"]).to_have_text(["default", "pose", "ready"])
 
 
 GIVE = """(kind) => new Promise((resolve) => {

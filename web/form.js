@@ -8,7 +8,6 @@ import { read, write } from "./store.js";
 import { duration, listed, modelName, plain, size, some } from "./words.js";
 
 const PAUSE_MS = 350;
-const SIDE_STEP = 16;
 const SHAPES = [
   ["1:1", 1, 1],
   ["4:3", 4, 3],
@@ -21,6 +20,8 @@ const SCALES = [
   ["Medium", 0.75],
   ["Large", 1],
 ];
+/** Until the models are known. */
+const USUAL_SIDES = { side_step: 16, least_side: 16, most_side: 8192 };
 const EMPTY = {
   prompt: "",
   model: null,
@@ -178,8 +179,14 @@ export class Form extends EventTarget {
     const [, share] = SCALES.find(([name]) => name === scale) ?? SCALES[2];
     const pixels = (side * share) ** 2;
     return [Math.sqrt((pixels * across) / down), Math.sqrt((pixels * down) / across)].map((exact) =>
-      Math.max(Math.floor(exact / SIDE_STEP), 1) * SIDE_STEP,
+      this.#side(exact),
     );
+  }
+
+  /** Pixels of a side that the model draws, from an exact length. */
+  #side(exact) {
+    const { side_step: step, least_side: least, most_side: most } = this.model ?? USUAL_SIDES;
+    return Math.min(Math.max(Math.floor(exact / step) * step, least), most);
   }
 
   /** Loads the settings of an earlier task. Returns a function that undoes it. */
@@ -294,6 +301,7 @@ export class Form extends EventTarget {
     if (!model) return;
     set("model", model.name);
     set("steps", state.steps ?? model.default_steps);
+    find("steps").min = model.least_steps;
     set("guidance", state.guidance ?? model.default_guidance ?? "");
     setText(find("steps-note"), state.steps === null ? "" : `default ${model.default_steps}`);
     const usual = model.default_guidance;
