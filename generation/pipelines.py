@@ -126,9 +126,10 @@ def _build(weights: LoadSpec, data_dir: Path, lora_path: Callable[[str], str]) -
         adapters["lora_scales"] = [lora.scale for lora in weights.loras]
     if weights.control_strength is not None:
         adapters["controlnet_strength"] = weights.control_strength
-    pipeline = _class_of(weights.pipeline)(
-        quantize=weights.quantize, model_path=path, model_config=config, **adapters
-    )
+    with tiny_models.small_modules(model.name):
+        pipeline = _class_of(weights.pipeline)(
+            quantize=weights.quantize, model_path=path, model_config=config, **adapters
+        )
     if model.tiny:
         tiny_models.slim(pipeline)
     return pipeline

@@ -261,6 +261,8 @@ TINY_TITLES: Mapping[str, str] = {
     "tiny-z-image": "Z-Image",
     "tiny-qwen": "Qwen-Image",
     "tiny-seedvr2": "SeedVR2",
+    "tiny-krea2": "Krea 2",
+    "tiny-anima": "Anima",
 }
 TINY_LORAS = ("flux", "flux2")
 """Families whose tiny models can have LoRAs: merging does not evaluate the missing layers."""

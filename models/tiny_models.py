@@ -10,6 +10,8 @@
     tiny-z-image     Z-Image                   ZImage
     tiny-qwen        Qwen-Image                QwenImage
     tiny-seedvr2     SeedVR2                   SeedVR2
+    tiny-krea2       Krea 2                    Krea2
+    tiny-anima       Anima                     Anima
 
 They are generated from fixed seeds on first use, take one or two megabytes on disk, and are loaded
 by mflux's own classes, quantized or not. They generate abstract colour clouds. As with a trained
@@ -19,7 +21,8 @@ reads the prompt as CLIP does: in lower case, up to 75 tokens. Here a token is o
 mflux fixes most sizes of these architectures in code. But neither its loader nor mlx compares the
 shape of a stored weight with its module, and a weight that is not stored stays lazy: it takes no
 memory until it is evaluated. So a checkpoint stores only a few narrow layers (tiny_weights.py), and
-slim() removes the others from the loaded model (tiny_slimming.py).
+slim() removes the others from the loaded model (tiny_slimming.py). Other families are built small
+(tiny_modules.py).
 """
 
 import tempfile
@@ -27,6 +30,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from models.tiny_modules import FAMILIES, small_modules, write_checkpoint
 from models.tiny_recipes import RECIPES, write_flux1_lora, write_flux2_lora
 from models.tiny_slimming import slim
 from models.tiny_weights import QWEN3_LAYERS, QWEN_VOCABULARY, WIDTH
@@ -38,6 +42,7 @@ __all__ = [
     "TINY_MODELS",
     "ensure_checkpoint",
     "slim",
+    "small_modules",
     "write_lora",
 ]
 
@@ -130,6 +135,22 @@ TINY_CONFIGS: dict[str, dict[str, Any]] = {
             "num_layers": 0,
         },
     ),
+    "tiny-krea2": _config(
+        "tiny-krea2",
+        num_train_steps=None,
+        max_sequence_length=1024,
+        supports_guidance=True,
+        requires_sigma_shift=True,
+        sigma_max_shift=1.15,
+        sigma_max_seq_len=6400,
+    ),
+    "tiny-anima": _config(
+        "tiny-anima",
+        aliases=["anima-base"],  # names mflux's defaults
+        max_sequence_length=4096,
+        supports_guidance=True,
+        requires_sigma_shift=False,
+    ),
 }
 PIPELINES: dict[str, str] = {
     "tiny": "mflux.models.flux.variants.txt2img.flux:Flux1",
@@ -142,6 +163,8 @@ PIPELINES: dict[str, str] = {
     "tiny-z-image": "mflux.models.z_image.variants.z_image:ZImage",
     "tiny-qwen": "mflux.models.qwen.variants.txt2img.qwen_image:QwenImage",
     "tiny-seedvr2": "mflux.models.seedvr2.variants.upscale.seedvr2:SeedVR2",
+    "tiny-krea2": "mflux.models.krea2.variants.txt2img.krea2:Krea2",
+    "tiny-anima": "mflux.models.anima.variants.txt2img.anima:Anima",
 }
 """Module and name of mflux's class for each model."""
 ALL_TINY_MODELS = tuple(TINY_CONFIGS)
@@ -176,7 +199,10 @@ def ensure_checkpoint(name: str, data_dir: Path) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         draft = Path(scratch, folder.name)
-        RECIPES[name](draft)
+        if name in FAMILIES:
+            write_checkpoint(name, draft)
+        else:
+            RECIPES[name](draft)
         try:
             draft.rename(folder)
         except OSError:

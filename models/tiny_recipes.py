@@ -32,6 +32,7 @@ from models.tiny_weights import (
     byte_pairs,
     component,
     save_lora,
+    unigrams,
     write_tokenizer,
 )
 
@@ -96,8 +97,7 @@ def _write_flux1_encoders(folder: Path) -> None:
         weights.norm("final_layer_norm")
 
     write_tokenizer(folder / "tokenizer", byte_pairs(CLIP_VOCABULARY), {})
-    pieces = {"type": "Unigram", "unk_id": 2, "vocab": [(piece, 0.0) for piece in T5_VOCABULARY]}
-    write_tokenizer(folder / "tokenizer_2", pieces, {"extra_ids": 0})
+    write_tokenizer(folder / "tokenizer_2", unigrams(T5_VOCABULARY), {"extra_ids": 0})
 
 
 def _add_flux1_transformer(weights: Weights, inputs: int, *, is_guided: bool = False) -> None:
@@ -131,9 +131,7 @@ def _add_flux1_block(weights: Weights) -> None:
 
 def _write_flux2(folder: Path) -> None:
     with component(folder / "vae", seed=5, biases=True) as weights:
-        _add_vae(weights, _FLUX2_VAE, FLUX2_LATENT_CHANNELS)
-        weights.conv("quant_conv", 2 * FLUX2_LATENT_CHANNELS, 2 * FLUX2_LATENT_CHANNELS, side=1)
-        weights.conv("post_quant_conv", FLUX2_LATENT_CHANNELS, FLUX2_LATENT_CHANNELS, side=1)
+        add_flux2_vae(weights)
 
     with component(folder / "transformer", seed=6, biases=False) as weights:
         weights.linear("x_embedder", FLUX2_LATENT_CHANNELS * PATCH)
@@ -203,12 +201,7 @@ def _write_z_image(folder: Path) -> None:
 
 def _write_qwen(folder: Path) -> None:
     with component(folder / "vae", seed=11, biases=True) as weights:
-        _add_vae(weights, _QWEN_VAE, LATENT_CHANNELS)
-        for conv, channels in (
-            ("quant_conv", 2 * LATENT_CHANNELS),
-            ("post_quant_conv", LATENT_CHANNELS),
-        ):
-            weights.conv(f"{conv}.conv3d", channels, channels, side=1, frames=1)
+        add_qwen_vae(weights)
 
     with component(folder / "transformer", seed=12, biases=True) as weights:
         weights.linear("img_in", LATENT_CHANNELS * PATCH)
@@ -322,6 +315,21 @@ def _add_vae(weights: Weights, names: _VaeNames, latent_channels: int) -> None:
     colours = np.array([[1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]], np.float32)
     conv_out = f"decoder.conv_out{names.decoder_ends}"
     weights.blur(conv_out, colours * np.float32(0.5), frames=frames)
+
+
+def add_flux2_vae(weights: Weights) -> None:
+    _add_vae(weights, _FLUX2_VAE, FLUX2_LATENT_CHANNELS)
+    weights.conv("quant_conv", 2 * FLUX2_LATENT_CHANNELS, 2 * FLUX2_LATENT_CHANNELS, side=1)
+    weights.conv("post_quant_conv", FLUX2_LATENT_CHANNELS, FLUX2_LATENT_CHANNELS, side=1)
+
+
+def add_qwen_vae(weights: Weights) -> None:
+    _add_vae(weights, _QWEN_VAE, LATENT_CHANNELS)
+    for conv, channels in (
+        ("quant_conv", 2 * LATENT_CHANNELS),
+        ("post_quant_conv", LATENT_CHANNELS),
+    ):
+        weights.conv(f"{conv}.conv3d", channels, channels, side=1, frames=1)
 
 
 def write_flux1_lora(path: Path) -> None:

@@ -5,6 +5,7 @@ size. A layer without weights is replaced by one that changes nothing. mflux its
 only the instances are changed.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from models.tiny_weights import CLIP_LAYERS, QWEN3_STRIDE, VAE_CHANNELS, WIDTH
@@ -17,13 +18,15 @@ def slim(model: Any) -> None:
     anything evaluates the parameters: in FLUX.1 the missing layers would fill 18 GB.
     """
     family = type(model.transformer).__name__
-    {
+    slimmed: dict[str, Callable[[Any], None]] = {
         "Transformer": _slim_flux1,
         "Flux2Transformer": _slim_flux2,
         "ZImageTransformer": _slim_z_image,
         "QwenTransformer": _slim_qwen,
         "SeedVR2Transformer": _slim_seedvr2,
-    }[family](model)
+    }
+    # The others were built small.
+    slimmed.get(family, _nothing)(model)
 
 
 def _slim_flux1(model: Any) -> None:
@@ -60,14 +63,19 @@ def _slim_siglip(encoder: Any) -> None:
 
 
 def _slim_flux2(model: Any) -> None:
-    for half in (model.vae.encoder, model.vae.decoder):
-        half.mid_block.attentions = []
-    _drop_resnets(*model.vae.encoder.down_blocks, *model.vae.decoder.up_blocks)
-    _normalize_as_one_group(model.vae)
+    slim_flux2_vae(model.vae)
     model.text_encoder.layers = [
         _unchanged_without_cache if number % QWEN3_STRIDE else layer
         for number, layer in enumerate(model.text_encoder.layers)
     ]
+
+
+def slim_flux2_vae(vae: Any) -> None:
+    """Also a part of other families."""
+    for half in (vae.encoder, vae.decoder):
+        half.mid_block.attentions = []
+    _drop_resnets(*vae.encoder.down_blocks, *vae.decoder.up_blocks)
+    _normalize_as_one_group(vae)
 
 
 def _slim_z_image(model: Any) -> None:
@@ -97,17 +105,7 @@ def _slim_z_image(model: Any) -> None:
 
 
 def _slim_qwen(model: Any) -> None:
-    encoder, decoder = model.vae.encoder, model.vae.decoder
-    up_blocks = (decoder.up_block0, decoder.up_block1, decoder.up_block2, decoder.up_block3)
-    for half in (encoder, decoder):
-        half.mid_block.attentions = [None]
-    _drop_resnets(*encoder.down_blocks, *up_blocks)
-    for module in model.vae.modules():
-        if hasattr(module, "time_conv"):  # for videos, never called
-            module.time_conv = None
-        if hasattr(module, "images"):  # RMSNorm
-            module.scale = VAE_CHANNELS**0.5
-
+    slim_qwen_vae(model.vae)
     transformer = model.transformer
     transformer.transformer_blocks = transformer.transformer_blocks[:1]
     attention = transformer.transformer_blocks[0].attn
@@ -124,6 +122,20 @@ def _slim_qwen(model: Any) -> None:
     attention.hidden_size = attention.head_dim = WIDTH
     attention.scaling = WIDTH**-0.5
     text.rotary_emb.inv_freq = text.rotary_emb.inv_freq[::2]
+
+
+def slim_qwen_vae(vae: Any) -> None:
+    """Also a part of other families."""
+    encoder, decoder = vae.encoder, vae.decoder
+    up_blocks = (decoder.up_block0, decoder.up_block1, decoder.up_block2, decoder.up_block3)
+    for half in (encoder, decoder):
+        half.mid_block.attentions = [None]
+    _drop_resnets(*encoder.down_blocks, *up_blocks)
+    for module in vae.modules():
+        if hasattr(module, "time_conv"):  # for videos, never called
+            module.time_conv = None
+        if hasattr(module, "images"):  # RMSNorm
+            module.scale = VAE_CHANNELS**0.5
 
 
 def _slim_seedvr2(model: Any) -> None:

@@ -1,6 +1,7 @@
 """Parts of the tiny checkpoints: random weights from fixed seeds, tokenizers of single bytes."""
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -106,6 +107,15 @@ class Weights:
         weight = self._draw(outputs, side, side, 3, deviation=inputs**-0.5)
         self._add(name, weight, self._biases)
 
+    def parameter(self, name: str, value: NDArray[np.float32], gain: float) -> None:
+        """A parameter as mflux builds it. Its shape says what it is: matrices and kernels get new
+        values; factors of a norm stay as they are, and biases become 0."""
+        if value.ndim > 1:
+            deviation = gain / math.prod(value.shape[1:]) ** 0.5
+            self.arrays[name] = self._draw(*value.shape, deviation=deviation)
+        else:
+            self.arrays[name] = np.zeros_like(value) if name.endswith("bias") else value
+
     def raw(self, name: str, *shape: int) -> None:
         """An array that is no layer's weight."""
         self.arrays[name] = self._draw(*shape)
@@ -124,7 +134,7 @@ class Weights:
 def component(folder: Path, *, seed: int, biases: bool) -> Iterator[Weights]:
     weights = Weights(seed, biases)
     yield weights
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     # The metadata says that the names are mflux's own. A single entry, because safetensors
     # writes several in random order.
     save_file(weights.arrays, folder / "0.safetensors", {"quantization_level": "None"})
@@ -138,6 +148,11 @@ def save_lora(path: Path, weights: Weights) -> None:
 def byte_pairs(vocabulary: list[str]) -> dict[str, Any]:
     ids = {token: number for number, token in enumerate(vocabulary)}
     return {"type": "BPE", "vocab": ids, "merges": []}
+
+
+def unigrams(vocabulary: list[str]) -> dict[str, Any]:
+    """A model of whole pieces; the third stands for those that are unknown."""
+    return {"type": "Unigram", "unk_id": 2, "vocab": [(piece, 0.0) for piece in vocabulary]}
 
 
 def write_tokenizer(folder: Path, model: dict[str, Any], config: dict[str, Any]) -> None:

@@ -25,12 +25,13 @@ def load(name: str, data_dir: Path, quantize: int | None = None, **arguments: An
     from mflux.models.common.config.model_config import ModelConfig
 
     module, class_name = tiny_models.PIPELINES[name].split(":")
-    pipeline = getattr(importlib.import_module(module), class_name)(
-        quantize=quantize,
-        model_path=str(tiny_models.ensure_checkpoint(name, data_dir)),
-        model_config=ModelConfig(**tiny_models.TINY_CONFIGS[name]),
-        **arguments,
-    )
+    with tiny_models.small_modules(name):
+        pipeline = getattr(importlib.import_module(module), class_name)(
+            quantize=quantize,
+            model_path=str(tiny_models.ensure_checkpoint(name, data_dir)),
+            model_config=ModelConfig(**tiny_models.TINY_CONFIGS[name]),
+            **arguments,
+        )
     tiny_models.slim(pipeline)
     mx.eval(pipeline.parameters())
     return pipeline
@@ -77,6 +78,8 @@ def request_of(name: str, images: dict[str, str]) -> Request:
         "tiny-flux2-edit": {"image_paths": [circle]},
         "tiny-z-image": {"guidance": 4.0},
         "tiny-qwen": {"guidance": 4.0},
+        "tiny-krea2": {"guidance": 4.0},
+        "tiny-anima": {"guidance": 4.0},
     }
     text = {"seed": 1, "prompt": "a lighthouse", "num_inference_steps": 3}
     return {**text, "width": 64, "height": 64, **needed.get(name, {})}
@@ -126,6 +129,8 @@ def changes_of(name: str, images: dict[str, str]) -> list[Request]:
         ],
         "tiny-z-image": [guidance, {"negative_prompt": "red"}, *img2img],
         "tiny-qwen": [guidance, {"negative_prompt": "red"}, *img2img],
+        "tiny-krea2": [guidance, {"negative_prompt": "red"}, {"scheduler": "euler"}, *img2img],
+        "tiny-anima": [guidance, {"negative_prompt": "red"}, {"scheduler": "euler"}],
     }
     return [*always, *own[name]]
 

@@ -1,0 +1,198 @@
+"""Tiny checkpoints of the families whose modules can be built small.
+
+Their classes take all sizes as arguments, but mflux's initializers give none; and some evaluate the
+whole model at once, before slim() could remove a layer. So while such a tiny model is loaded, its
+initializer finds subclasses with small sizes under the names of its modules. The checkpoint holds
+the parameters that these have.
+
+Depends on mflux and mlx.
+"""
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.tiny_recipes import add_flux2_vae, add_qwen_vae
+from models.tiny_slimming import slim_flux2_vae, slim_qwen_vae
+from models.tiny_weights import (
+    CHAT_TEMPLATE,
+    QWEN_VOCABULARY,
+    T5_VOCABULARY,
+    WIDTH,
+    Weights,
+    byte_pairs,
+    component,
+    unigrams,
+    write_tokenizer,
+)
+
+GAIN = 2.0
+"""Of all matrices, so that prompts and pictures change what is drawn."""
+FEW = 16
+"""Width of layers that mflux never quantizes."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A module of a model."""
+
+    name: str
+    """Its class, as the initializer knows it."""
+    folder: str
+    """Its folder in the checkpoint."""
+    sizes: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the constructor."""
+    change: Callable[[Any], None] = lambda module: None
+    """Called with the module after it was built."""
+    add: Callable[[Weights], None] | None = None
+    """Writes its weights, if random parameters would not do."""
+
+
+@dataclass(frozen=True)
+class Family:
+    initializer: str
+    """The module of mflux that builds the parts."""
+    parts: tuple[Part, ...]
+    seed: int
+    tokenizers: tuple[str, ...] = ("tokenizer",)
+    """Folders of tokenizers of single bytes."""
+    t5_tokenizers: tuple[str, ...] = ()
+
+
+def _few_t5_tokens(transformer: Any) -> None:
+    adapter = type(transformer.llm_adapter)
+    transformer.llm_adapter = adapter(
+        vocab_size=len(T5_VOCABULARY), dim=WIDTH, num_layers=1, num_heads=1, mlp_ratio=1
+    )
+
+
+def _few_tokens(text_encoder: Any) -> None:
+    """mflux reads an empty prompt as a token with a high number."""
+    embedding = type(text_encoder.embed_tokens)
+
+    class Wrapped(embedding):  # type: ignore[misc, valid-type]
+        def __call__(self, ids: Any) -> Any:
+            return super().__call__(ids % len(QWEN_VOCABULARY))
+
+    text_encoder.embed_tokens = Wrapped(len(QWEN_VOCABULARY), text_encoder.hidden_size)
+
+
+_QWEN_VAE = Part("QwenVAE", "vae", change=slim_qwen_vae, add=add_qwen_vae)
+_FLUX2_VAE = Part("Flux2VAE", "vae", change=slim_flux2_vae, add=add_flux2_vae)
+
+
+def _qwen3(width: int, layers: int) -> dict[str, Any]:
+    """Arguments of text encoders like Qwen3."""
+    return {
+        "vocab_size": len(QWEN_VOCABULARY),
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        "intermediate_size": width,
+        "head_dim": width,
+    }
+
+
+FAMILIES: Mapping[str, Family] = {
+    "tiny-krea2": Family(
+        "mflux.models.krea2.krea2_initializer",
+        (
+            _QWEN_VAE,
+            Part(
+                "Krea2Transformer",
+                "transformer",
+                {
+                    "features": WIDTH,
+                    "tdim": WIDTH,
+                    "txtdim": FEW,
+                    "heads": 1,
+                    "kvheads": 1,
+                    "multiplier": 1,
+                    "layers": 1,
+                    "txtheads": 1,
+                    "txtkvheads": 1,
+                },
+            ),
+            # It reads the hidden states of twelve layers; the last is the 35th.
+            Part("Krea2TextEncoder", "text_encoder", _qwen3(FEW, 35)),
+        ),
+        seed=100,
+    ),
+    "tiny-anima": Family(
+        "mflux.models.anima.anima_initializer",
+        (
+            _QWEN_VAE,
+            Part(
+                "AnimaTransformer",
+                "transformer",
+                {
+                    "dim": WIDTH,
+                    "num_blocks": 1,
+                    "num_heads": 1,
+                    "mlp_ratio": 1,
+                    "context_dim": WIDTH,
+                    "adaln_lora_dim": WIDTH,
+                },
+                change=_few_t5_tokens,
+            ),
+            Part("Qwen3TextEncoder", "text_encoder", _qwen3(WIDTH, 1), change=_few_tokens),
+        ),
+        seed=110,
+        t5_tokenizers=("tokenizer_2",),
+    ),
+}
+
+
+@contextmanager
+def small_modules(name: str) -> Iterator[None]:
+    """While a tiny model is loaded: lets mflux build its modules small."""
+    family = FAMILIES.get(name)
+    if family is None:
+        yield
+        return
+    initializer = importlib.import_module(family.initializer)
+    original = {part.name: getattr(initializer, part.name) for part in family.parts}
+    try:
+        for part in family.parts:
+            setattr(initializer, part.name, _small(original[part.name], part))
+        yield
+    finally:
+        for class_name, full_size in original.items():
+            setattr(initializer, class_name, full_size)
+
+
+def _small(full_size: Any, part: Part) -> Any:
+    class Small(full_size):  # type: ignore[misc]
+        def __init__(self, **_: Any) -> None:
+            super().__init__(**part.sizes)
+            part.change(self)
+
+    Small.__name__ = part.name
+    return Small
+
+
+def write_checkpoint(name: str, folder: Path) -> None:
+    """Writes the checkpoint of a model of FAMILIES into a new folder."""
+    from mlx.utils import tree_flatten
+
+    family = FAMILIES[name]
+    initializer = importlib.import_module(family.initializer)
+    for number, part in enumerate(family.parts):
+        with component(folder / part.folder, seed=family.seed + number, biases=True) as weights:
+            if part.add:
+                part.add(weights)
+                continue
+            module = _small(getattr(initializer, part.name), part)()
+            for parameter, value in tree_flatten(module.parameters()):
+                weights.parameter(parameter, np.array(value), GAIN)
+    for tokenizer in family.tokenizers:
+        config = {"tokenizer_class": "Qwen2Tokenizer", "chat_template": CHAT_TEMPLATE}
+        write_tokenizer(folder / tokenizer, byte_pairs(QWEN_VOCABULARY), config)
+    for tokenizer in family.t5_tokenizers:
+        write_tokenizer(folder / tokenizer, unigrams(T5_VOCABULARY), {"extra_ids": 0})
