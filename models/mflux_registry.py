@@ -2,7 +2,8 @@
 
 Names, aliases, repositories and default steps come from AVAILABLE_MODELS; what each class takes is
 read from its source, because importing all families takes seconds and this takes 0.05 s.
-Only this module, generator.py, generation/ and mlx_setup.py depend on mflux and mlx.
+Only this module, tiny_modules.py, generator.py, generation/ and mlx_setup.py depend on mflux and
+mlx.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -238,13 +239,14 @@ def _tiny(sources: "_Sources") -> Iterator[Model]:
         pipelines = tuple(_ruled(pipeline, name, without) for pipeline in sources.pipelines(of))
         if pipelines[0].module.split(".")[2] not in TINY_LORAS:
             pipelines = tuple(replace(pipeline, loras=False) for pipeline in pipelines)
+        steps, guidance = TINY_DEFAULTS.get(name, (4, 3.5))
         facts = Facts(f"Tiny {TINY_TITLES[name]}: {TINY_TITLE}", 0.001)
         yield Model(
             name=name,
             family=pipelines[0].module.split(".")[2],
             title=facts.title,
-            default_steps=1 if Takes.UPSCALE in _taken(pipelines) else 4,
-            default_guidance=3.5 if Takes.GUIDANCE in _taken(pipelines) else None,
+            default_steps=1 if Takes.UPSCALE in _taken(pipelines) else steps,
+            default_guidance=guidance if Takes.GUIDANCE in _taken(pipelines) else None,
             parameters_b=facts.parameters_b,
             pipelines=pipelines,
         )
@@ -269,6 +271,8 @@ TINY_LORAS = ("flux", "flux2")
 TINY_PARTS = frozenset({"tiny-flux2-edit"})
 """Tiny models that are part of another one."""
 TINY_DISTILLED = frozenset({"tiny-flux2"})
+TINY_DEFAULTS: Mapping[str, tuple[int, float | None]] = {"tiny-anima": (30, 4.0)}
+"""Steps and guidance of the classes that decide them by themselves."""
 
 
 def _taken(pipelines: tuple[Pipeline, ...]) -> frozenset[Takes]:

@@ -302,7 +302,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 HOMES: dict[str, set[str]] = {
     "client": set(),
     "requests": set(),
-    "mlx": {"generator", "generation", "models.mlx_setup"},
+    "mlx": {"generator", "generation", "models.mlx_setup", "models.tiny_modules"},
     "mflux": {"generation", "models.mflux_registry", "models.hub_cache"},
     "huggingface_hub": {"generation", "models.hub_cache"},
     "cachetools": {"api", "compat", "generation"},
@@ -327,6 +327,7 @@ HOMES: dict[str, set[str]] = {
         "scheduler.plan",
         "scheduler.policy",
         "scheduler.schedule",
+        "models.tiny_modules",
         "models.tiny_recipes",
         "models.tiny_weights",
     },

@@ -86,9 +86,8 @@ def class_of(pipeline: Pipeline) -> Any:
 def test_what_the_params_hold_binds_to_the_signature_of_the_class(
     model: Model, pipeline: Pipeline
 ) -> None:
-    """Families that have no tiny model (FLUX.3, FIBO, Qwen 2.1, Krea 2, ERNIE, Ideogram, Iris,
-    MOSS, Lens, Anima, Boogu, Ming; of FLUX.1 Depth and in-context; the controls of Z-Image) are
-    tested only this way: nothing here draws with them."""
+    """Classes that have no tiny model (docs/models.md names them) are called only this way and in
+    test_contract.py: nothing here draws with them."""
     stage = Stage(LoadSpec(model, pipeline, None), full_params(pipeline))
     call = arguments(stage, INPUTS)
     signature = inspect.signature(class_of(pipeline).generate_image)
