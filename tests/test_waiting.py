@@ -36,7 +36,7 @@ def until_listening(server: SteppedServer, listeners: int) -> None:
 
 
 def test_a_waiting_status_answers_when_a_step_has_ended(server: SteppedServer) -> None:
-    task_id = server.running()
+    task_id = server.running(steps=3)
     before = server.status(task_id)
     waiting = Connection(server, f"/status?task_id={task_id}&wait=60")
     until_listening(server, 1)
