@@ -20,6 +20,7 @@ from api.image_api import ImageRoutes
 from api.live_api import LiveRoutes
 from api.models_api import ModelRoutes
 from api.native_api import TaskRoutes
+from api.operator_api import OperatorRoutes
 from api.origin_check import AllowedHosts, install_origin_check
 from api.query_values import check_query
 from api.queue_api import QueueRoutes
@@ -71,14 +72,14 @@ def create_app(
     app.before_request(check_query)
     cors.install(app)
     identity.install(app)
-    own_queue = own_queue_of(queue)
-    catalog = read_catalog()
+    own_queue, catalog = own_queue_of(queue), read_catalog()
     _register(
         app,
         {
             "tasks": TaskRoutes(own_queue, submission, places),
             "images": ImageRoutes(own_queue, places),
             "queue": QueueRoutes(own_queue, places),
+            "operator": OperatorRoutes(queue, own_queue, identity, places),
             "live": LiveRoutes(queue, own_queue, places, previews, submission.decoder),
             "server": ServerRoutes(queue, worker, generator, data_dir),
             "models": ModelRoutes(queue, submission.allowed, catalog),

@@ -101,6 +101,12 @@ class NotReady(ServerError):
     default_message = "The image is not finished yet: GET /status has the remaining time."
 
 
+class WrongStatus(ServerError):
+    code = "wrong_status"
+    http_status = 409
+    default_message = "The task does not have the status that this needs."
+
+
 class Gone(ServerError):
     code = "gone"
     http_status = 410
@@ -148,6 +154,20 @@ class QueueFull(TryLater):
     code = "queue_full"
     http_status = 429
     default_message = "The queue is full: try again later."
+
+
+class ClientLimit(TryLater):
+    code = "client_limit"
+    http_status = 429
+    default_message = (
+        "You have as many tasks waiting as the operator allows: try again when some have started."
+    )
+
+
+class TooManyRequests(TryLater):
+    code = "too_many_requests"
+    http_status = 429
+    default_message = "You send more requests than the operator allows: try again later."
 
 
 class InputsFull(TryLater):

@@ -323,6 +323,25 @@ class PassedFields(BaseModel):
         examples=[["chat-42"]],
     )
 
+    max_age_s: float | None = Field(
+        None,
+        gt=0,
+        le=10_000_000,
+        allow_inf_nan=False,
+        description="Seconds within which the task must start. If it has not, it is cancelled, and "
+        "`error` in GET /status has the code `expired`.",
+        examples=[600],
+    )
+    keep_alive_s: float | None = Field(
+        None,
+        ge=10,
+        le=10_000_000,
+        allow_inf_nan=False,
+        description="Seconds without a request for the task, while it waits, after which it is "
+        "cancelled (`abandoned`). GET /status, requests that wait and streams of events count.",
+        examples=[60],
+    )
+
     def passed(self) -> dict[str, object]:
         """Returns only these fields, with their values."""
         return {name: getattr(self, name) for name in PassedFields.model_fields}

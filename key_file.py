@@ -7,6 +7,7 @@ The file of --keys is TOML with one table for each client:
     weight = 2                 # twice the GPU time of others while both wait
     max_waiting = 20
     max_wait_seconds = 1800
+    max_requests_per_s = 5
     may_prioritize = true
     operator = false
 """
@@ -48,10 +49,11 @@ class Client(BaseModel):
     weight: float = Field(1.0, gt=0, le=1000)
     """Share of the GPU time relative to other clients, while all of them have waiting tasks."""
     max_waiting: int | None = Field(None, ge=1)
-    """Tasks that may wait at a time; None: the limit of the server."""
+    """Tasks that may wait at a time; None: as --client-max-waiting says."""
     max_wait_seconds: float | None = Field(None, gt=0)
-    """Forecast seconds of work that may wait at a time."""
+    """Forecast seconds of work that may wait at a time; None: as --client-max-wait-s says."""
     max_requests_per_s: float | None = Field(None, gt=0)
+    """None: as --client-max-requests-per-s says."""
     may_prioritize: bool = False
     """Whether it may send `priority: true`."""
     operator: bool = False
@@ -68,6 +70,9 @@ class _Entry(Client):
 
 EVERYBODY = Client(may_prioritize=True, operator=True)
 """The client of all requests where everyone is trusted."""
+NOBODY = Client(name="?")
+"""Who sends a request without a key to a route that needs none. It owns nothing: no client can have
+this name."""
 
 
 class KeyFile:
@@ -106,6 +111,12 @@ class KeyFile:
         """The client of this name, which owns tasks perhaps longer than it has a key."""
         self._reread()
         return next((client for _, client in self._clients if client.name == name), None)
+
+    @property
+    def clients(self) -> list[Client]:
+        """All clients, in the order of the file."""
+        self._reread()
+        return [client for _, client in self._clients]
 
     def _reread(self) -> None:
         with self._lock:

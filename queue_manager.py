@@ -6,7 +6,7 @@ scheduler/forecast.py, and ended tasks are handled in scheduler/retention.py.
 
 import logging
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from copy import copy
 from math import ceil
@@ -18,13 +18,15 @@ from errors import (
     InputsTooLarge,
     NotReady,
     NoWorker,
-    QueueFull,
     UnknownTask,
 )
 from models.model_catalog import LoadSpec
 from models.model_rules import SIDE_STEP
+from scheduler.admission import Admission
 from scheduler.events import EventKind, EventLog
 from scheduler.health import QueueHealth, ServerState, Stats
+from scheduler.limits import NO_LIMITS, ClientLimits
+from scheduler.queue_control import QueueControl
 from scheduler.retention import DELETED
 from scheduler.scheduler import Scheduler
 from task import ANYBODY, Forecast, GenerationParams, Owner, Task, TaskStatus
@@ -44,6 +46,8 @@ class QueueManager:
         self.events: EventLog = scheduler.events
         self.allowed: Allowed = scheduler.allowed
         self.keep_clock = scheduler.keep_clock
+        self.control = QueueControl(scheduler)
+        self._admission = Admission(scheduler)
 
     def submit(
         self,
@@ -54,6 +58,7 @@ class QueueManager:
         client_key: str | None = None,
         inputs: Mapping[str, bytes] | None = None,
         callback_url: str | None = None,
+        limits: ClientLimits = NO_LIMITS,
     ) -> tuple[Task, int]:
         """Puts a task into the queue. It is on disk when this returns.
 
@@ -61,6 +66,7 @@ class QueueManager:
             client_key: idempotency key: the same key gives the same task (submitted_as()).
             inputs: the input images that the params name, as PNG, by InputImage.file.
             callback_url: called when the task has ended (webhooks.py).
+            limits: of the client.
 
         Returns:
             The task, and the number of other tasks that are not finished.
@@ -68,6 +74,7 @@ class QueueManager:
         Raises:
             NoWorker: the server is stopping.
             QueueFull: too many tasks wait, or the wait would be too long.
+            ClientLimit: too many tasks of this client wait.
             InputsFull, InputsTooLarge: the input images exceed what the operator allows.
             ModelNotAllowed, NotSupported: the params need what the operator does not allow.
         """
@@ -79,7 +86,7 @@ class QueueManager:
                 unless_submitted.callback(store.discard_inputs, task.task_id)
                 with self._scheduler.health.accepting():
                     store.keep_inputs(task.task_id, inputs)
-            submitted = self._submit(task, client_key, callback_url)
+            submitted = self._submit(task, client_key, callback_url, limits)
             if submitted[0].task_id == task.task_id:
                 unless_submitted.pop_all()
             return submitted
@@ -117,6 +124,12 @@ class QueueManager:
             if task is not None:
                 return self._snapshot(task)
         return self._scheduler.retention.find(task_id)
+
+    def asked(self, owner: str, task_ids: Collection[str] | None = None) -> None:
+        """A client has asked for these of its tasks (None: for all), which keeps those with
+        keep_alive_s alive."""
+        with self._scheduler.lock:
+            self._scheduler.deadlines.asked(owner, task_ids)
 
     def unfinished(
         self, limit: int, offset: int, wanted: Callable[[Task], bool] | None = None
@@ -191,7 +204,7 @@ class QueueManager:
                 task = scheduler.get(task_id)
                 was = task.status if task else None
             if task and was:
-                if after_current and scheduler.cancel_after_image(task):
+                if after_current and self.control.cancel_after_image(task):
                     return was
                 if scheduler.cancel(task):
                     return was
@@ -240,6 +253,7 @@ class QueueManager:
             machine = scheduler.machine
             return QueueHealth(
                 state=self._state(),
+                paused=scheduler.paused,
                 waiting=scheduler.waiting,
                 running=len(machine.runs),
                 loaded=machine.loaded,
@@ -329,10 +343,16 @@ class QueueManager:
         self, params: GenerationParams, priority: int = 0, owner: Owner = ANYBODY
     ) -> Task:
         task_id, now = secrets.token_hex(8), self._scheduler.now()
-        return Task(task_id, params, priority, now, owner, stages=self.allowed.stages(params))
+        stages = self.allowed.stages(params)
+        start_by = self.keep_clock() + params.max_age_s if params.max_age_s else None
+        return Task(task_id, params, priority, now, owner, stages=stages, start_by=start_by)
 
     def _submit(
-        self, task: Task, client_key: str | None, callback_url: str | None
+        self,
+        task: Task,
+        client_key: str | None,
+        callback_url: str | None,
+        limits: ClientLimits,
     ) -> tuple[Task, int]:
         scheduler = self._scheduler
         with scheduler.changes:
@@ -340,7 +360,7 @@ class QueueManager:
                 return known
             missing = scheduler.downloads.missing(task)
             with scheduler.lock:
-                self._check_room(task, missing)
+                self._admission.check(task, missing, limits)
                 place = scheduler.place(task)
             with scheduler.health.accepting():
                 if client_key:
@@ -357,24 +377,3 @@ class QueueManager:
                 snapshot = self._snapshot(task, forecast)
             self.events.publish(EventKind.WAITING, task.task_id)
             return snapshot, others
-
-    def _check_room(self, task: Task, missing: tuple[LoadSpec, ...]) -> None:
-        """(locked)"""
-        scheduler, limits = self._scheduler, self._scheduler.limits
-        if scheduler.stopping or scheduler.health.load_failed:
-            raise NoWorker
-        if scheduler.waiting >= limits.max_queue:
-            retry_after_s = max(ceil(scheduler.forecaster.next_start_s()), 1)
-            raise QueueFull(
-                f"{limits.max_queue} tasks wait already: try again in {retry_after_s} s.",
-                retry_after_s=retry_after_s,
-            )
-        if limits.max_wait_s > 0:
-            wait_s = scheduler.forecaster.of_new(task, missing).end_s
-            if wait_s > limits.max_wait_s:
-                retry_after_s = max(ceil(wait_s - limits.max_wait_s), 1)
-                raise QueueFull(
-                    f"This task would wait {wait_s:.0f} s, the server accepts up to "
-                    f"{limits.max_wait_s:.0f} s: try again in {retry_after_s} s.",
-                    retry_after_s=retry_after_s,
-                )

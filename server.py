@@ -21,35 +21,32 @@ from allowed import Allowed, read_allowed
 from api.api_docs import PAGE_ROUTE
 from api.client_queue import own_queue_of
 from api.cors import Cors
-from api.generate_request import Limits
 from api.http_server import HttpServer, most_connections, most_waiting
-from api.identity import Identity
 from api.image_size import MOST_OUTPUT_PIXELS_FACTOR
 from api.origin_check import LOOPBACK, AllowedHosts
 from api.submission import Submission
 from api.waiting_places import WaitingPlaces
 from api.webhooks import Webhooks
 from application import create_app
+from checks import Checks
 from compat.install import ForeignOptions, foreign_error
+from configuration import identity_of, queue_limits, request_limits
 from decoding.decoder import PictureDecoder
 from generation.pipelines import fetch
 from generation.previews import Previews
 from generator import MfluxGenerator
-from key_file import KeyFile, add_key
+from key_file import add_key
 from models.hub_cache import marked_as_incomplete, needs_download
 from models.mflux_registry import read_catalog
 from models.mlx_setup import MlxMissing, prepare_mlx
 from models.model_catalog import DEFAULT_MODEL, DEFAULT_MODEL_WITHOUT_GPU, LoadSpec
 from queue_manager import QueueManager
 from scheduler.download_api import DownloadApi
-from scheduler.limits import QueueLimits
 from scheduler.running_clock import RunningClock
 from scheduler.scheduler import Scheduler
 from scheduler.worker_api import WorkerApi
 from settings import Settings
-from storage.data_dir import secret_of
 from storage.task_store import TaskStore
-from storage_check import StorageCheck
 from supervision import end_process
 from timing_model import TimingModel
 from workers.downloads import Downloads
@@ -109,7 +106,7 @@ class Server:
         self._downloads = Downloads(
             DownloadApi(self.scheduler), partial(download_command, settings.data_dir)
         )
-        self._storage_check = StorageCheck(self.scheduler)
+        self._checks = Checks(self.scheduler.check_storage, self.queue.control.cancel_overdue)
         self._webhooks = Webhooks(self.queue, self._store.callbacks, limits, settings.callback_key)
         self._decoder = PictureDecoder(
             settings.max_input_pixels,
@@ -192,7 +189,7 @@ class Server:
         self._http.start()
         self._worker.start()
         self._downloads.start()
-        self._storage_check.start()
+        self._checks.start()
         self._webhooks.start()
 
     def wait(self) -> int:
@@ -206,7 +203,7 @@ class Server:
             Whether the worker ended in time.
         """
         self.scheduler.stop(self._drain_s)
-        self._storage_check.stop(0.5)
+        self._checks.stop(0.5)
         self._downloads.stop(0.5)
         ended = self._worker.stop(STOP_S, self._drain_s)
         try:
@@ -224,48 +221,6 @@ class Server:
     def _load_failed(self, error: errors.ModelLoadError) -> None:
         log.error("%s", error)
         os.write(self.end_fd, LOAD_FAILED)
-
-
-def identity_of(settings: Settings) -> Identity:
-    """Returns what identifies the clients.
-
-    Raises:
-        BadOption: the file of --keys cannot be used.
-    """
-    return Identity(
-        KeyFile(settings.keys) if settings.keys else None,
-        trusted=settings.host in LOOPBACK,
-        operator_key=settings.operator_key,
-        secret=secret_of(settings.data_dir),
-        port=settings.port,
-    )
-
-
-def request_limits(settings: Settings) -> Limits:
-    """What a request may contain."""
-    return Limits(
-        max_pixels=settings.max_pixels,
-        max_steps=settings.max_steps,
-        max_prompt_chars=settings.max_prompt_chars,
-        max_count=settings.max_count,
-        max_input_pixels=settings.max_input_pixels,
-        callback_hosts=frozenset(name.lower() for name in settings.callback_hosts),
-    )
-
-
-def queue_limits(settings: Settings) -> QueueLimits:
-    """What the queue may hold, and for how long."""
-    return QueueLimits(
-        max_queue=settings.max_queue,
-        max_wait_s=settings.max_wait_s,
-        keep_s=settings.keep_s,
-        keep_bytes=settings.keep_bytes,
-        input_bytes=settings.input_bytes,
-        refetch_s=settings.refetch_s,
-        max_delay_s=settings.affinity_s,
-        max_overtaken_s=settings.max_overtaken_s,
-        models_in_memory=settings.models_in_memory,
-    )
 
 
 def allow(settings: Settings, has_gpu: bool, default_option: str = "--model") -> Allowed:

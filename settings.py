@@ -125,6 +125,22 @@ class Settings:
         "the operators of --keys, or everyone where everyone is trusted)",
         metavar="KEY",
     )
+    client_max_waiting: int = _option(
+        0,
+        "tasks that one client may have waiting, unless the file of --keys says otherwise; 0: no "
+        "limit. Operators have none, and there is none where everyone is trusted",
+        parse=whole_number(0, 1_000_000),
+    )
+    client_max_wait_s: int = _option(
+        0,
+        "the same in forecast seconds of work; 0: no limit",
+        parse=whole_number(0, 10**9),
+    )
+    client_max_requests_per_s: int = _option(
+        0,
+        "requests per second that one client may send, those of ten seconds at once; 0: no limit",
+        parse=whole_number(0, 1_000_000),
+    )
     host: str = _option(
         "127.0.0.1", "address to listen on; 0.0.0.0 opens the server to the network"
     )

@@ -28,8 +28,8 @@ class TaskStatus(StrEnum):
     WAITING = "waiting"  # in the schedule or waiting for a download; next: claim, cancel
     RUNNING = "running"  # a worker has it; next: finish, fail, release (by the worker), cancel
     DONE = "done"  # all images are stored; next: deleted (when fetched, or on request), pruned
-    FAILED = "failed"  # ended with an error; next: pruned
-    CANCELLED = "cancelled"  # ended by its client, perhaps with some images; next: pruned
+    FAILED = "failed"  # ended with an error; next: retried, pruned
+    CANCELLED = "cancelled"  # by its client or because its time was up; next: pruned
 
 
 class Phase(StrEnum):
@@ -325,6 +325,10 @@ class Task:
     aged: bool = False
     """Whether it counts as urgent, because it was overtaken for too long."""
     waits_for_download: bool = False
+    start_by: float | None = None
+    """When it is cancelled if it has not started (max_age_s), in seconds of the KeepClock."""
+    asked_at: float = 0.0
+    """When its client asked for it last, in seconds of the KeepClock. Kept in memory only."""
     progress: Progress | None = None
     """None unless it is running."""
     share_done: float = 0.0

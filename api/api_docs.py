@@ -17,6 +17,7 @@ from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 from api.answers import ErrorAnswer
 from api.generate_request import Limits, request_schema
 from api.model_answers import LoadAnswer, ModelAnswer, ModelsAnswer
+from api.operator_answers import ClearedAnswer, ClientsAnswer, PausedAnswer, PlaceAnswer
 from api.queue_answers import QueueAnswer
 from api.server_answers import HealthAnswer, StatsAnswer
 from api.task_answers import DeleteAnswer, EstimateAnswer, GenerateAnswer, StatusAnswer
@@ -42,6 +43,10 @@ ANSWERS = (
     ModelsAnswer,
     ModelAnswer,
     LoadAnswer,
+    PausedAnswer,
+    ClearedAnswer,
+    PlaceAnswer,
+    ClientsAnswer,
     ErrorAnswer,
 )
 SCHEMAS = "#/components/schemas/"

@@ -4,12 +4,14 @@ Routes have no other way to tasks, so that none of them can forget to ask whose 
 of somebody else is unknown, as if its id had never been given.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
+from api.audit import audit
 from api.identity import client as present_client
 from errors import Gone, NotPermitted, UnknownTask
 from key_file import Client
 from queue_manager import QueueManager
+from scheduler.limits import NO_LIMITS, ClientLimits
 from task import Forecast, GenerationParams, Owner, Task, TaskStatus
 
 
@@ -19,6 +21,7 @@ class ClientQueue:
     def __init__(self, queue: QueueManager, client: Client, end_user: str = "") -> None:
         self.client = client
         self._owner = Owner(client.name, end_user, client.weight)
+        self._limits = ClientLimits(client.max_waiting, client.max_wait_seconds)
         self.events = queue.events
         self.state = queue.state
         self.health = queue.health
@@ -28,6 +31,11 @@ class ClientQueue:
     def for_user(self, end_user: str | None) -> "ClientQueue":
         """The same queue, for one of the users of this client (Owner.end_user)."""
         return ClientQueue(self._queue, self.client, end_user) if end_user else self
+
+    @property
+    def paused(self) -> bool:
+        """Whether the operator has paused the queue."""
+        return self._queue.control.paused
 
     @property
     def sees_all(self) -> bool:
@@ -67,6 +75,7 @@ class ClientQueue:
             client_key=client_key and self._own_key(client_key),
             inputs=inputs,
             callback_url=callback_url,
+            limits=self._limits,
         )
 
     def submitted_as(self, client_key: str) -> tuple[Task, int] | None:
@@ -89,7 +98,13 @@ class ClientQueue:
             raise UnknownTask from None
         if not self.owns(task):
             raise UnknownTask
+        if task.params.keep_alive_s is not None:
+            self.asked((task_id,))
         return task
+
+    def asked(self, task_ids: Collection[str] | None = None) -> None:
+        """The client still waits for these of its own tasks; None: for all of them."""
+        self._queue.asked(self.client.name, task_ids)
 
     def unfinished(
         self, limit: int, offset: int, wanted: Callable[[Task], bool] | None = None
@@ -112,8 +127,24 @@ class ClientQueue:
         self._queue.fetched(task_id, index)
 
     def delete(self, task_id: str, *, after_current: bool = False) -> TaskStatus:
-        self._check(task_id)
-        return self._queue.delete(task_id, after_current=after_current)
+        owner = self.status(task_id).owner.name
+        was = self._queue.delete(task_id, after_current=after_current)
+        if owner != self.client.name:
+            audit(f"cancelled or removed task {task_id} of {owner or 'nobody'}")
+        return was
+
+    def retry(self, task_id: str) -> Task:
+        """Try a failed task again; returns it. Raises what QueueControl.retry raises."""
+        owner = self.status(task_id).owner.name
+        is_own = owner == self.client.name
+        self._queue.control.retry(task_id, self._limits if is_own else NO_LIMITS)
+        if not is_own:
+            audit(f"tries task {task_id} of {owner or 'nobody'} again")
+        return self.status(task_id)
+
+    def clear(self) -> int:
+        """Cancel all of its own tasks that wait; returns how many there were."""
+        return self._queue.control.clear(self.client.name)
 
     # -- inside -----------------------------------------------------------------------------------
 

@@ -67,6 +67,7 @@ class EventStream:
                 look_at = time.monotonic() + LOOK_S
                 if self._is_gone():
                     return
+                self._queue.asked(self._open if self._named else None)
                 beats = self._half_closed()  # a client that has gone answers it with a reset
             wait_s = LOOK_S
             if queue_changed:

@@ -19,7 +19,8 @@ from typing import Any, TypeVar, cast
 from flask import Flask, Response, current_app, g, request
 
 import errors
-from key_file import EVERYBODY, Client, KeyFile
+from api.request_rate import RequestRates
+from key_file import EVERYBODY, NOBODY, Client, KeyFile
 
 View = TypeVar("View", bound=Callable[..., Any])
 
@@ -28,6 +29,7 @@ COOKIE_S = 400 * 24 * 3600
 SHORTEST_ID = 16
 """Characters of an id that a client chooses."""
 LONGEST_ID = 128
+LIMITS = ("max_waiting", "max_wait_seconds", "max_requests_per_s")
 OPERATOR = "operator"
 """Name of the client with the key of --operator-key."""
 
@@ -56,6 +58,7 @@ class Identity:
     operator_key: of --operator-key: also makes a client the operator; empty: none does.
     secret: random bytes of this data dir, which sign cookies.
     port: part of the names of cookies, which servers on one host share otherwise.
+    limits: of each client that has none of its own and is neither an operator nor everybody.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Identity:
         operator_key: str = "",
         secret: bytes = b"",
         port: int = 0,
+        limits: Client = NOBODY,
     ) -> None:
         self._public_endpoints: set[str] = set()
         self._keys = keys
@@ -73,6 +77,8 @@ class Identity:
         self._operator_key = operator_key.encode()
         self._secret = secret
         self._everybody = EVERYBODY.model_copy(update={"operator": not operator_key})
+        self._limits = {name: limit for name in LIMITS if (limit := getattr(limits, name))}
+        self.requests = RequestRates()
         self.session_cookie = f"mflux_session_{port}"
         self.id_cookie = f"mflux_client_{port}"
 
@@ -90,7 +96,9 @@ class Identity:
             )
             if found is None and needs_key:
                 raise errors.Unauthorized
-            g.client = found or Client()
+            g.client = self._limited(found) if found else NOBODY
+            if needs_key:
+                self.requests.note(client())
 
         @app.after_request
         def give_id(answer: Response) -> Response:
@@ -120,6 +128,11 @@ class Identity:
             return self._everybody
         return Client(name=self._anonymous_name())
 
+    @property
+    def known_clients(self) -> list[Client]:
+        """Those of the file of --keys."""
+        return self._keys.clients if self._keys else []
+
     def client_of(self, key: str) -> Client:
         """Raises: Unauthorized: the key is wrong."""
         found = self._keys.client(key) if self._keys else None
@@ -135,6 +148,13 @@ class Identity:
         answer.delete_cookie(self.session_cookie)
 
     # -- inside -----------------------------------------------------------------------------------
+
+    def _limited(self, client: Client) -> Client:
+        """With the usual limits in place of those that it has not."""
+        if client.operator or not client.name or not self._limits:
+            return client
+        absent = {name: usual for name, usual in self._limits.items() if not getattr(client, name)}
+        return client.model_copy(update=absent)
 
     def _is_operator(self, key: str) -> bool:
         return bool(self._operator_key) and hmac.compare_digest(_raw(key), self._operator_key)

@@ -59,6 +59,7 @@ class TaskRoutes:
             errors.DoesNotFit,
             errors.TooManyWaiting,
             errors.QueueFull,
+            errors.ClientLimit,
             errors.InputsFull,
             errors.InputsTooLarge,
             errors.StorageUnavailable,
@@ -160,7 +161,10 @@ class TaskRoutes:
         state = queue.state()
         may_wait_for_it = view.waits_for_download or state is ServerState.LOADING
         download = download_answer(queue.health()) if may_wait_for_it else None
-        return json_response(status_answer(view, state, time.time(), download, version=version))
+        answer = status_answer(
+            view, state, time.time(), download, version=version, paused=queue.paused
+        )
+        return json_response(answer)
 
     def _submitted(self, queue: ClientQueue, asked: GenerateRequest) -> tuple[Task, int]:
         """What QueueManager.submit answers. A submit that is repeated needs its earlier results no

@@ -45,15 +45,22 @@ class QueueAnswer(Answer):
     """The tasks that are not finished, in the order in which they run."""
 
     length: int = Field(description="How many there are, also beyond `limit`.", examples=[1])
+    paused: bool = Field(
+        description="Whether the operator has paused the queue: no task is started. Forecasts are "
+        "those of a queue that goes on now."
+    )
     tasks: list[QueuedTask] = Field(description="With the first 200 characters of prompts.")
 
 
-def queue_answer(views: list[Task], length: int, owns: Callable[[Task], bool]) -> QueueAnswer:
+def queue_answer(
+    views: list[Task], length: int, owns: Callable[[Task], bool], *, paused: bool
+) -> QueueAnswer:
     """Args:
     owns: whether the client that asks may see a task.
     """
     return QueueAnswer(
         length=length,
+        paused=paused,
         tasks=[
             QueuedTask(
                 task_id=view.task_id if owns(view) else None,

@@ -46,7 +46,8 @@ class QueueRoutes:
         tag = text_value("tag")
         tagged = (lambda task: tag in (task.params.tags or ())) if tag else None
         queue = self._own_queue()
-        return json_response(queue_answer(*queue.unfinished(limit, offset, tagged), queue.owns))
+        views, length = queue.unfinished(limit, offset, tagged)
+        return json_response(queue_answer(views, length, queue.owns, paused=queue.paused))
 
     @route("DELETE", "/delete")
     @route("POST", "/delete")

@@ -43,6 +43,7 @@ class HealthAnswer(Answer):
     )
     memory: MemoryAnswer = Field(description="Of MLX.")
     disk_free_bytes: int = Field(description="In the data dir.", examples=[100_000_000_000])
+    paused: bool = Field(description="Whether the operator has paused the queue.")
     waiting: int = Field(description="Tasks that wait.", examples=[3])
     running: int = Field(description="Tasks on the GPU or being encoded.", examples=[1])
     done: int = Field(description="Images that can be fetched.", examples=[2])

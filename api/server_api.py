@@ -73,6 +73,7 @@ class ServerRoutes:
                 cache_bytes=memory.cache_bytes,
             ),
             disk_free_bytes=_free_bytes(self._data_dir),
+            paused=health.paused,
             waiting=health.waiting,
             running=health.running,
             done=done,

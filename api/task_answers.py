@@ -161,6 +161,11 @@ class StatusAnswer(Answer):
         description="Seconds after which asking again pays. Absent at the end.",
         examples=[4],
     )
+    paused: bool | None = Field(
+        None,
+        description="true while it waits and the operator has paused the queue; else absent. The "
+        "forecast is that of a queue that goes on now.",
+    )
     phase: Phase | None = Field(
         None,
         description="What a running task is at: loading the weights that it needs, text_encoding "
@@ -278,10 +283,12 @@ def status_answer(
     download: DownloadAnswer | None = None,
     *,
     version: int,
+    paused: bool = False,
 ) -> StatusAnswer:
     """Args:
     now: unix seconds.
     version: of the task, from before it was looked at.
+    paused: whether the queue is.
     """
     error = ErrorBody(code=view.error_code, message=view.error or "") if view.error_code else None
     return StatusAnswer(
@@ -292,6 +299,7 @@ def status_answer(
         progress=view.share_done,
         steps_done=view.steps_done,
         steps_total=view.steps_total,
+        paused=(view.status is TaskStatus.WAITING and paused) or None,
         images_done=view.images_done,
         current_image=view.progress.image if view.progress else None,
         last_image=view.last_image,

@@ -114,7 +114,9 @@ class Bench:
         offset = number * 1000 % 10_000
         self._timed(
             "list 1,000",
-            lambda: queue_answer(*self.queue.unfinished(1000, offset), owns=lambda task: True),
+            lambda: queue_answer(
+                *self.queue.unfinished(1000, offset), owns=lambda task: True, paused=False
+            ),
         )
 
     def run(self, *, release: bool) -> None:

@@ -160,6 +160,8 @@ class Passed(TypedDict, total=False):
     cfg_end: float
     skip_layers: list[int]
     tags: list[str]
+    max_age_s: float
+    keep_alive_s: float
 
 
 class Fields(Passed, total=False):

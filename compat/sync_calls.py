@@ -20,6 +20,7 @@ from api.waiting_places import RETRY_AFTER_S, WaitingPlaces
 from decoding.protocol import Meaning
 from errors import (
     BodyTooLarge,
+    ClientLimit,
     DoesNotFit,
     Gone,
     InputsFull,
@@ -59,6 +60,7 @@ DRAWING_ERRORS = (
     DoesNotFit,
     Gone,
     QueueFull,
+    ClientLimit,
     InputsFull,
     InputsTooLarge,
     TooManyWaiting,

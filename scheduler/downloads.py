@@ -104,6 +104,14 @@ class Downloads:
     def remove(self, task: Task) -> None:
         self._pending.pop(task.task_id, None)
 
+    def waiting_of(self, owner: str) -> list[tuple[str, float]]:
+        """The tasks of a client that wait here, with forecast seconds of work."""
+        return [
+            (pending.task.task_id, pending.work_s)
+            for pending in self._in_order()
+            if pending.task.owner.name == owner
+        ]
+
     def order(self, spec: LoadSpec) -> None:
         """Download these weights, even if no task waits for them."""
         self._ordered.setdefault(spec.model.name, spec)

@@ -75,6 +75,11 @@ class FairShare:
         """Of a task that waits or runs. Tasks of one priority run in the order of their tags."""
         return self._entries[task_id].tag
 
+    def waiting_of(self, name: str) -> list[tuple[str, float]]:
+        """The waiting tasks of a client in the order in which they run, with forecast seconds."""
+        account = self._clients.get(name)
+        return [(entry.task_id, entry.seconds) for entry in account.waiting] if account else []
+
     def prepare(self, owner: Owner) -> bool:
         """Bring all tags up to date, before a task of this owner joins or is previewed.
 

@@ -95,6 +95,8 @@ class QueueHealth:
     quantize: int | None
     """Bits that the weights used last are quantized to."""
     last_error: str | None
+    paused: bool = False
+    """Whether the operator has paused the queue."""
 
 
 @dataclass(frozen=True)

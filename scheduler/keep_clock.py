@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from scheduler.events import EventLog
-from storage.clock_store import ClockStore
+from storage.state_store import StateStore
 
 RESERVED_IDS = 1_000_000
 """Event ids reserved on disk in advance. Half of them last longer than PRUNE_EVERY_S."""
@@ -37,7 +37,7 @@ class KeepClock:
 class ClockNotes:
     """Notes on disk where the KeepClock and the event ids of the next start have to begin."""
 
-    def __init__(self, store: ClockStore, keep_clock: KeepClock, events: EventLog) -> None:
+    def __init__(self, store: StateStore, keep_clock: KeepClock, events: EventLog) -> None:
         self._store = store
         self._keep_clock = keep_clock
         self._events = events

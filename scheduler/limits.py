@@ -2,6 +2,14 @@
 
 from dataclasses import dataclass
 
+MAX_INTERRUPTIONS = 2
+ENDED_TOO_OFTEN = (
+    "ended_too_often",
+    f"The server ended {MAX_INTERRUPTIONS} times while this task ran, so it is not tried again. "
+    "The usual cause is too little memory: ask for a smaller picture, a smaller model or fewer "
+    "bits (quantize).",
+)
+
 
 @dataclass(frozen=True)
 class QueueLimits:
@@ -22,3 +30,16 @@ class QueueLimits:
     max_overtaken_s: float = 3600.0
     """GPU seconds of urgent tasks that may overtake a normal one; then it counts as urgent, too."""
     models_in_memory: int = 1
+
+
+@dataclass(frozen=True)
+class ClientLimits:
+    """What one client may have waiting at a time; None: no limit of its own."""
+
+    max_waiting: int | None = None
+    """Tasks."""
+    max_wait_seconds: float | None = None
+    """Forecast GPU seconds of these tasks. A single task may take more."""
+
+
+NO_LIMITS = ClientLimits()

@@ -23,7 +23,8 @@ from task import Task
 Key = tuple[int, bool, float, float, float]
 NORMAL, URGENT = 0, 1
 FRONT = -1.0
-"""Turn of a task that runs before all others of its level."""
+"""Turn of a task that runs before all others of its level. One that an operator has moved to the
+front also has a negative group; the one that was moved last has the lowest."""
 
 
 def key(task: Task) -> Key:
@@ -37,8 +38,9 @@ def key(task: Task) -> Key:
 
 
 def level(task: Task) -> int:
-    """Its priority, or that of urgent tasks once it has been overtaken for too long."""
-    return max(task.priority, URGENT) if task.aged else task.priority
+    """Its priority, or that of urgent tasks once it has been overtaken for too long or was moved to
+    the front."""
+    return max(task.priority, URGENT) if task.aged or task.group < 0 else task.priority
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,9 @@ class Policy:
             task.turn = FRONT if task.group not in present else 0.0
         self._give_turns(restored)
         self._schedule.add(*restored, delay_budget_s=self.max_delay_s)
-        for priority in {task.priority for task in restored}:
+        for first in {level(task) for task in restored}:
             # The first one ran, or was the next one: no task may overtake it.
-            self._schedule.delay_budgets_s[self._schedule.level(priority)[0]] = 0.0
+            self._schedule.delay_budgets_s[self._schedule.level(first)[0]] = 0.0
 
     def start(self, task: Task, seconds: float) -> None:
         """A waiting task is claimed."""
@@ -133,6 +135,26 @@ class Policy:
     def end(self, task: Task, seconds: float) -> None:
         """A running task runs no more, after so many seconds on the GPU."""
         self._sort(self._shares.end(task.task_id, seconds))
+
+    @property
+    def front_group(self) -> int:
+        """The group of a task that is moved to the front now."""
+        return min([0, *(task.group for task in self._schedule)]) - 1
+
+    def move_to_front(self, task: Task, *, sequence: int, group: int) -> None:
+        """A waiting task runs next, before urgent ones, too; only released tasks run before it.
+
+        Args:
+            group: front_group.
+        """
+        self._schedule.remove(task)
+        task.turn, task.sequence, task.group = FRONT, sequence, group
+        self._schedule.add(task, delay_budget_s=0.0)
+        self._sort(self._shares.raise_level(task.task_id, level(task)))
+
+    def waiting_of(self, name: str) -> list[tuple[str, float]]:
+        """The waiting tasks of a client in the order in which they run, with forecast seconds."""
+        return self._shares.waiting_of(name)
 
     def leave(self, task: Task) -> None:
         """A waiting task waits no more."""

@@ -123,7 +123,7 @@ class Retention:
         """Remove what was kept long enough, and the oldest images when there are too many."""
         now, limits = self._now(), self._limits
         if self._future_is_possible:
-            self._store.clocks.end_future(now)
+            self._store.state.end_future(now)
             self._future_is_possible = False
         for task_id in self._store.ended.fetched_before(now - limits.refetch_s):
             self.drop(task_id, FETCHED)
@@ -139,5 +139,6 @@ def _why_without(task: Task) -> str:
     if task.status is TaskStatus.FAILED:
         return f"There is no image: the task failed. {task.error}"
     if task.status is TaskStatus.CANCELLED:
-        return "There is no image: the task was cancelled."
+        why = f". {task.error}" if task.error else ": the task was cancelled."
+        return f"There is no image{why}"
     return "The image was removed."

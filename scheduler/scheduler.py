@@ -21,13 +21,14 @@ from allowed import Allowed
 from errors import InvalidInput, ModelNotAllowed, NotSupported, StorageUnavailable
 from models.model_catalog import LoadSpec, Model
 from scheduler.baselines import Baselines
+from scheduler.deadlines import Deadlines
 from scheduler.downloads import Downloads, Pending
 from scheduler.estimates import Estimates
 from scheduler.events import EventKind, EventLog
 from scheduler.forecast import Forecaster
 from scheduler.health import Health
 from scheduler.keep_clock import ClockNotes, KeepClock
-from scheduler.limits import QueueLimits
+from scheduler.limits import ENDED_TOO_OFTEN, MAX_INTERRUPTIONS, QueueLimits
 from scheduler.machines import Machine, Run
 from scheduler.policy import Place, Policy, key
 from scheduler.retention import Retention
@@ -38,13 +39,6 @@ from timing_model import Outcome, Spread, TimingModel
 
 log = logging.getLogger(__name__)
 
-MAX_INTERRUPTIONS = 2
-ENDED_TOO_OFTEN = (
-    "ended_too_often",
-    f"The server ended {MAX_INTERRUPTIONS} times while this task ran, so it is not tried again. "
-    "The usual cause is too little memory: ask for a smaller picture, a smaller model or fewer "
-    "bits (quantize).",
-)
 PRUNE_EVERY_S = 10.0
 
 
@@ -76,16 +70,13 @@ class Scheduler:
         self.limits = limits or QueueLimits()
         self.store = store
         self.timing = timing
-        self.monotonic = monotonic
-        self.now = now
-        self.gaps = gaps
-        self.changes = Lock()
-        self.lock = Lock()
+        self.monotonic, self.now, self.gaps = monotonic, now, gaps
+        self.changes, self.lock = Lock(), Lock()
         self.wake_worker = Condition(self.lock)
         self.wake_downloads = Condition(self.lock)
-        self.keep_clock = KeepClock(now, monotonic, store.clocks.keep_offset_s())
-        self.events = EventLog(now, above=store.clocks.reserved_event_id())
-        self._clock_notes = ClockNotes(store.clocks, self.keep_clock, self.events)
+        self.keep_clock = KeepClock(now, monotonic, store.state.keep_offset_s())
+        self.events = EventLog(now, above=store.state.reserved_event_id())
+        self._clock_notes = ClockNotes(store.state, self.keep_clock, self.events)
         self.health = Health()
         self.retention = Retention(store, self.limits, self.events, self.keep_clock)
         self.first_spec = LoadSpec(allowed.default, allowed.default.pipelines[0], allowed.quantize)
@@ -109,7 +100,9 @@ class Scheduler:
             downloads=self.downloads,
             monotonic=monotonic,
         )
+        self.deadlines = Deadlines(self.keep_clock)
         self.load_orders: list[LoadSpec] = []
+        self.paused = store.state.paused()
         self.drain_until: float | None = None
         """Reading of the monotonic clock; None: the server is not stopping."""
         self._tasks: dict[str, Task] = {}
@@ -178,6 +171,11 @@ class Scheduler:
         """A task that is not finished (locked)."""
         return self._tasks.get(task_id)
 
+    @property
+    def unfinished(self) -> list[Task]:
+        """In no certain order (locked)."""
+        return list(self._tasks.values())
+
     def run_of(self, task_id: str, attempt: int) -> Run | None:
         """What a worker runs, if that is still the latest attempt (locked)."""
         run = self.machine.runs.get(task_id)
@@ -188,24 +186,31 @@ class Scheduler:
         """Tasks that wait (locked)."""
         return len(self.schedule) + len(self.downloads)
 
+    def first(self) -> Task | None:
+        """The task that a worker may claim (locked)."""
+        return None if self.paused else self.schedule.first()
+
     def place(self, task: Task) -> Place:
         """Give a task its place in the order, before it joins (locked)."""
         place = self.policy.place(task, self._gpu_s(task), self.forecaster.resident_at_start())
-        self._sequence += 1
-        task.sequence = self._sequence
+        task.sequence = self.next_sequence()
         task.group = task.sequence if place.group is None else place.group
         return place
 
+    def next_sequence(self) -> int:
+        self._sequence += 1
+        return self._sequence
+
     def join(self, task: Task, place: Place) -> None:
         """A task joins the schedule (locked)."""
-        self._tasks[task.task_id] = task
+        self._add(task)
         task.waits_for_download = False
         self.policy.join(task, place, self._gpu_s(task))
         self.wake_worker.notify_all()
 
     def join_downloads(self, task: Task, missing: tuple[LoadSpec, ...]) -> None:
         """A task waits until these weights are on disk (locked)."""
-        self._tasks[task.task_id] = task
+        self._add(task)
         task.waits_for_download = True
         self.downloads.add(Pending(task, missing, *self.forecaster.load_and_work_s(task)))
         self.wake_downloads.notify_all()
@@ -233,6 +238,7 @@ class Scheduler:
         task.status, task.started_at, task.progress = TaskStatus.WAITING, None, None
         task.stages = tuple(stage.after_images(task.images_done) for stage in task.stages)
         self.policy.release(task, run.gpu_s(self.monotonic()), self._gpu_s(task))
+        self.deadlines.add(task)
         self.wake_worker.notify_all()
         self.set_baseline(task)
 
@@ -243,6 +249,7 @@ class Scheduler:
             stopping: a worker is still at a step of it.
         """
         del self._tasks[task.task_id]
+        self.deadlines.remove(task)
         self.baselines.forget(task)
         if run := self.machine.runs.get(task.task_id):
             self.machine.end(run, self.monotonic(), stopping=stopping)
@@ -261,30 +268,16 @@ class Scheduler:
             self.spread.learn(outcome)
         return outcome
 
-    def cancel_after_image(self, task: Task) -> bool:
-        """Cancel a running task when the image that it is at is stored (under `changes`). Returns
-        False if it has to be cancelled now: it waits, is between two images, or its present stage
-        finishes no image."""
-        with self.lock:
-            run = self.machine.runs.get(task.task_id)
-            if run is None or run.progress.stage < len(task.stages) - 1:
-                return False
-            index = run.progress.image
-        if not self.store.cancel_after(task, index):  # stored; the next one has not begun
-            return False
-        with self.lock:
-            task.last_image = index
-            task.stages = tuple(stage.first_images(index + 1) for stage in task.stages)
-            if task.task_id in self.machine.runs:
-                self.reported(run)
-            return task.ended or task.task_id not in self._tasks or task.images_done <= index
+    def cancel(self, task: Task, code: str | None = None, reason: str | None = None) -> bool:
+        """Cancel a task (under `changes`). Returns whether it had not ended before.
 
-    def cancel(self, task: Task) -> bool:
-        """Cancel a task (under `changes`). Returns whether it had not ended before."""
-        if not self.store.cancel(task, self.end()):
+        Args:
+            code, reason: why, if its client has not asked for it.
+        """
+        if not self.store.cancel(task, self.end(task), code=code, reason=reason):
             return False
         self._ended(task, EventKind.CANCELLED, stopping=True)
-        log.info("task %s is cancelled", task.task_id)
+        log.info("task %s is cancelled%s", task.task_id, f": {reason}" if reason else "")
         return True
 
     def _gpu_s(self, task: Task) -> float:
@@ -293,7 +286,7 @@ class Scheduler:
 
     def fail(self, task: Task, code: str, message: str) -> bool:
         """A task ends with an error (under `changes`). Returns whether it had not ended before."""
-        if not self.store.fail(task, self.end(), code=code, message=message):
+        if not self.store.fail(task, self.end(task), code=code, message=message):
             return False
         # Only the task's own client gets the message.
         self.health.last_error = f"task {task.task_id}: {code}"
@@ -331,9 +324,17 @@ class Scheduler:
         run.forecast_is(forecast.end_s, self.monotonic())
         self.baselines.improve(run.task, forecast)
 
-    def end(self) -> End:
+    def end(self, task: Task) -> End:
         """A task ends now."""
-        return End(self.now(), self.keep_clock())
+        with self.lock:
+            run = self.machine.runs.get(task.task_id)
+            gpu_s = run.gpu_s(self.monotonic()) if run else 0.0
+        return End(self.now(), self.keep_clock(), gpu_s)
+
+    def _add(self, task: Task) -> None:
+        """A task that waits is in memory (locked)."""
+        self._tasks[task.task_id] = task
+        self.deadlines.add(task)
 
     # -- the start --------------------------------------------------------------------------------
 
@@ -341,6 +342,7 @@ class Scheduler:
         unfinished = self.store.unfinished()  # a damaged record is found before anything is written
         with suppress(StorageUnavailable):  # the next prune() tries again
             self._clock_notes.write()
+            self.store.usage.forget_anonymous(self.now())
         for model, seconds in self.store.timings.loads().items():
             self.timing.learn_load(model, seconds)
         for work, measured in self.store.timings.samples():
@@ -366,7 +368,8 @@ class Scheduler:
             for task in waiting:
                 if missing[task.task_id]:
                     self.join_downloads(task, missing[task.task_id])
-            self._tasks.update((task.task_id, task) for task in ready)
+            for task in ready:
+                self._add(task)
             ready.sort(key=lambda task: task.sequence)
             self.policy.restore([(task, self._gpu_s(task)) for task in ready])
             entries, _ = self.forecaster.in_order(0, len(self))

@@ -14,8 +14,9 @@ from pathlib import Path
 from errors import StorageUnavailable
 from models.model_catalog import LoadSpec
 from scheduler.events import EventKind
+from scheduler.limits import ENDED_TOO_OFTEN, MAX_INTERRUPTIONS
 from scheduler.machines import Run
-from scheduler.scheduler import ENDED_TOO_OFTEN, MAX_INTERRUPTIONS, Scheduler
+from scheduler.scheduler import Scheduler
 from task import Encoded, Phase, Progress, Task, TaskStatus, Verdict
 from timing_model import Measured, Work
 
@@ -102,20 +103,24 @@ class WorkerApi:
     # -- tasks ------------------------------------------------------------------------------------
 
     def claim(self, timeout_s: float | None = None) -> Task | None:
-        """The next task, now running; waits for one. None: time is up, a load was ordered, or the
-        server stops."""
+        """The next task, now running; waits for one. None: time is up, a load was ordered, the
+        server stops, or the next task is cancelled because its own time is up."""
         scheduler = self._scheduler
         with scheduler.lock:
             scheduler.wake_worker.wait_for(
-                lambda: scheduler.stopping or scheduler.schedule.first() or self._next_load_order(),
+                lambda: scheduler.stopping or scheduler.first() or self._next_load_order(),
                 timeout_s,
             )
             if self._next_load_order():
                 return None
         with scheduler.changes:
             with scheduler.lock:
-                task = scheduler.schedule.first()
+                task = scheduler.first()
+                overdue = task and scheduler.deadlines.overdue(task)
             if scheduler.stopping or task is None:
+                return None
+            if overdue:
+                scheduler.cancel(task, *overdue)
                 return None
             started_at = scheduler.now()
             with scheduler.health.accepting():  # else its image could not be stored
@@ -192,7 +197,8 @@ class WorkerApi:
                 return self._end_after_image(run, interrupted=interrupted)
             if interrupted and task.interruptions + 1 >= MAX_INTERRUPTIONS:
                 return scheduler.fail(task, *ENDED_TOO_OFTEN)
-            if not scheduler.store.release(task, interrupted=interrupted):
+            used_s = scheduler.end(task).gpu_s
+            if not scheduler.store.release(task, interrupted=interrupted, gpu_s=used_s):
                 return False  # it has finished, this moment
             with scheduler.lock:
                 task.interruptions += interrupted
@@ -256,7 +262,7 @@ class WorkerApi:
                 encoded.image,
                 [measured for _, measured in encoded.measured],
                 samples=samples,
-                end=scheduler.end() if last else None,
+                end=scheduler.end(task) if last else None,
             )
         if not stored:
             return False

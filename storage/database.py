@@ -120,6 +120,15 @@ MIGRATIONS = (
     """
     ALTER TABLE tasks ADD COLUMN weight REAL NOT NULL DEFAULT 1;    -- of its client
     """,
+    """
+    CREATE TABLE usage (                           -- of the GPU, by client
+        client TEXT PRIMARY KEY,
+        gpu_s REAL NOT NULL,                       -- in all
+        day INTEGER NOT NULL,                      -- the latest, in days since 1970 (UTC)
+        day_gpu_s REAL NOT NULL                    -- on that day
+    );
+    ALTER TABLE tasks ADD COLUMN start_by REAL;    -- in seconds of the KeepClock; NULL: any time
+    """,
 )
 """Script n brings schema version n to n + 1 (PRAGMA user_version)."""
 

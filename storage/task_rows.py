@@ -41,6 +41,7 @@ def task_of(row: Row) -> Task:
         error=row["error"],
         sequence=row["sequence"],
         group=row["group_sequence"],
+        start_by=row["start_by"],
         share_done=1.0 if row["status"] == TaskStatus.DONE else 0.0,
     )
 

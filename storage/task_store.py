@@ -19,13 +19,14 @@ from typing import Any
 
 from errors import StorageUnavailable, StoreError
 from storage.callback_store import CallbackStore
-from storage.clock_store import ClockStore
 from storage.data_dir import DATABASE, own, tighten
 from storage.database import DAMAGED, Database
 from storage.ended_tasks import EndedTasks
 from storage.file_store import PROBE_BYTES, FileStore, image_name
+from storage.state_store import StateStore
 from storage.task_rows import Tombstone, task_of
 from storage.timing_store import TimingStore
+from storage.usage_store import UsageStore
 from task import Task, TaskStatus
 from timing_model import Measured, Work
 
@@ -47,6 +48,8 @@ class End:
     """Unix seconds."""
     kept_since: float
     """The same moment in seconds of the KeepClock."""
+    gpu_s: float = 0.0
+    """Seconds that it was on the GPU since it was claimed last."""
 
 
 class TaskStore:
@@ -83,7 +86,8 @@ class TaskStore:
                 tighten(data_dir)
                 self.timings = TimingStore(self._database)
                 self.callbacks = CallbackStore(self._database)
-                self.clocks = ClockStore(self._database)
+                self.state = StateStore(self._database)
+                self.usage = UsageStore(self._database)
                 self.ended = EndedTasks(self._database, self._files, self.callbacks)
                 self.ended.remove_strays()
             except (OSError, ValueError, StorageUnavailable) as error:
@@ -129,8 +133,8 @@ class TaskStore:
         with self._database.transaction() as connection:
             connection.execute(
                 "INSERT INTO tasks (task_id, client_key, priority, status, params, created_at,"
-                " owner, end_user, weight, sequence, group_sequence)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " owner, end_user, weight, sequence, group_sequence, start_by)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     task.task_id,
                     client_key,
@@ -141,14 +145,14 @@ class TaskStore:
                     *task.owner,
                     task.sequence,
                     task.group,
+                    task.start_by,
                 ),
             )
             if callback_url is not None:
                 self.callbacks.keep(task.task_id, callback_url)
 
     def reserve_inputs(self, task_id: str, size_bytes: int, limit_bytes: int) -> bool:
-        """Count the pictures that keep_inputs() will write; returns False if those of all tasks
-        would exceed the limit. discard_inputs() frees the space."""
+        """Count the pictures that keep_inputs() will write. False: all would exceed the limit."""
         return self._files.reserve_inputs(task_id, size_bytes, limit_bytes)
 
     def keep_inputs(self, task_id: str, inputs: Mapping[str, bytes]) -> None:
@@ -220,18 +224,42 @@ class TaskStore:
             started_at=started_at,
         )
 
-    def release(self, task: Task, *, interrupted: bool) -> bool:
-        """A running task waits again.
+    def release(self, task: Task, *, interrupted: bool, gpu_s: float = 0.0) -> bool:
+        """A running task waits again, after so many seconds on the GPU.
 
         Args:
             interrupted: the worker or the server died meanwhile.
         """
+        with self._database.transaction():
+            released = self._move(
+                task,
+                TaskStatus.WAITING,
+                "interruptions = interruptions + :interrupted, started_at = NULL",
+                interrupted=int(interrupted),
+            )
+            if released and task.started_at is not None:
+                self.usage.add(task.owner.name, gpu_s, task.started_at + gpu_s)
+        return released
+
+    def retry(self, task: Task) -> bool:
+        """A failed task waits again; its images are kept."""
         return self._move(
             task,
             TaskStatus.WAITING,
-            "interruptions = interruptions + :interrupted, started_at = NULL",
-            interrupted=int(interrupted),
+            "error_code = NULL, error = NULL, started_at = NULL, ended_at = NULL,"
+            " kept_since = NULL, fetched_at = NULL, last_image = NULL, interruptions = 0,"
+            " attempt = 0, start_by = NULL, sequence = :sequence, group_sequence = :group",
+            sequence=task.sequence,
+            group=task.group,
         )
+
+    def reorder(self, task_id: str, *, sequence: int, group: int) -> None:
+        """A waiting task gets another place (policy.key)."""
+        with self._database.transaction() as connection:
+            connection.execute(
+                "UPDATE tasks SET sequence = ?, group_sequence = ? WHERE task_id = ?",
+                (sequence, group, task_id),
+            )
 
     def add_image(
         self,
@@ -264,9 +292,8 @@ class TaskStore:
     def _runs(self, task: Task) -> bool:
         """Whether this attempt of the task runs: a cheap check before its image is written."""
         with self._database.reading() as connection:
-            row = connection.execute(
-                "SELECT status, attempt FROM tasks WHERE task_id = ?", (task.task_id,)
-            ).fetchone()
+            query = "SELECT status, attempt FROM tasks WHERE task_id = ?"
+            row = connection.execute(query, (task.task_id,)).fetchone()
         return row is not None and (row["status"], row["attempt"]) == ("running", task.attempt)
 
     def _add_image(
@@ -286,12 +313,11 @@ class TaskStore:
         # store an image under the same name.
         with self._database.exclusive(), ExitStack() as unless_stored:
             with self._database.transaction():
-                stored = self._move(
+                stored = self._end(
                     task,
                     TaskStatus.DONE if end else TaskStatus.RUNNING,
-                    f"{END}, measured = :measured, image_bytes = :image_bytes,"
-                    " image_sizes = :image_sizes",
-                    **(asdict(end) if end else {"ended_at": None, "kept_since": None}),
+                    "measured = :measured, image_bytes = :image_bytes, image_sizes = :image_sizes",
+                    end,
                     measured=json.dumps([json.loads(each.to_json()) for each in all_measured]),
                     image_bytes=sum(sizes),
                     image_sizes=json.dumps(sizes),
@@ -319,17 +345,13 @@ class TaskStore:
             return cursor.rowcount == 1
 
     def fail(self, task: Task, end: End, *, code: str, message: str) -> bool:
-        return self._move(
-            task,
-            TaskStatus.FAILED,
-            f"{END}, {FETCHED_AT_END}, error_code = :code, error = :message",
-            **asdict(end),
-            code=code,
-            message=message,
-        )
+        return self._end_early(task, TaskStatus.FAILED, end, code, message)
 
-    def cancel(self, task: Task, end: End) -> bool:
-        return self._move(task, TaskStatus.CANCELLED, f"{END}, {FETCHED_AT_END}", **asdict(end))
+    def cancel(
+        self, task: Task, end: End, *, code: str | None = None, reason: str | None = None
+    ) -> bool:
+        """`code` and `reason` say why, if its client has not asked for it."""
+        return self._end_early(task, TaskStatus.CANCELLED, end, code, reason)
 
     # -- files ------------------------------------------------------------------------------------
 
@@ -337,15 +359,32 @@ class TaskStore:
         return self._files.read_image(task_id, index)
 
     def inputs_of(self, task_id: str) -> Path:
-        """Returns the folder with the input images of a task, or None."""
+        """Returns the folder with the input images of a task."""
         return self._files.inputs_of(task_id)
 
     # -- private ---------------------------------------------------------------------------------
 
+    def _end_early(
+        self, task: Task, to: TaskStatus, end: End, code: str | None, message: str | None
+    ) -> bool:
+        why = f"{FETCHED_AT_END}, error_code = :code, error = :message"
+        return self._end(task, to, why, end, code=code, message=message)
+
+    def _end(
+        self, task: Task, to: TaskStatus, assignments: str, end: End | None, **values: Any
+    ) -> bool:
+        """A task ends (end None: it goes on): its client has used the GPU."""
+        times = asdict(end) if end else {"ended_at": None, "kept_since": None}
+        with self._database.transaction():
+            moved = self._move(task, to, f"{END}, {assignments}", **times, **values)
+            if moved and end:
+                self.usage.add(task.owner.name, end.gpu_s, end.ended_at)
+        return moved
+
     def _move(
         self, task: Task, to: TaskStatus, assignments: str, *, synced: bool = True, **values: Any
     ) -> bool:
-        """The one statement that changes a status; returns whether this call changed it."""
+        """The one statement that changes a status. Returns whether this call changed it."""
         with self._database.transaction(synced=synced) as connection:
             cursor = connection.execute(
                 f"UPDATE tasks SET status = :to, {assignments}"

@@ -378,7 +378,7 @@ def test_two_hundred_concurrent_submissions_lose_and_double_nothing(server: Serv
     assert len(set(task_ids)) == 200
     for task_id in task_ids:
         assert server.wait_until_ended(task_id)["status"] == "done"
-    assert server.get("/queue").json() == {"length": 0, "tasks": []}
+    assert server.get("/queue").json() == {"length": 0, "paused": False, "tasks": []}
 
 
 def test_callers_that_stall_do_not_block_status(start_server: StartServer) -> None:

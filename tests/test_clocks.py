@@ -281,7 +281,7 @@ def after_the_clock_went_back(tmp_path: Path) -> Iterator[tuple[SteppedServer, i
     """A server whose last run used higher ids than its clock gives, and the last of these ids."""
     last_id = 10**13
     store = TaskStore(tmp_path)
-    store.clocks.reserve_event_ids(last_id)
+    store.state.reserve_event_ids(last_id)
     store.close()
     server = SteppedServer(tmp_path)
     yield server, last_id
@@ -313,6 +313,7 @@ def test_ids_from_before_are_answered_with_the_present_state(
 USES = {
     "api/event_texts.py",
     "api/native_api.py",
+    "api/request_rate.py",
     "api/webhooks.py",
     "client/mflux_client.py",
     "compat/install.py",

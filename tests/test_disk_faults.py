@@ -132,7 +132,7 @@ Start = Callable[..., Bench]
 @pytest.fixture
 def start(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """Starts servers that end with the test, and before their disk does."""
-    monkeypatch.setattr("storage_check.EVERY_S", 0.1)
+    monkeypatch.setattr("checks.EVERY_S", 0.1)
     monkeypatch.setattr("workers.endings.RETRY_S", 0.1)
     monkeypatch.setattr("storage.database.BUSY_S", 0.2)
     started: list[Bench] = []

@@ -258,7 +258,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "generation": {"errors", "images", "models", "supervision", "task"},
     "generator": {"generation", "errors", "models", "task"},
     "workers": {"errors", "images", "models", "supervision", "task", "timing_model"},
-    "storage_check": {"errors", "supervision"},
+    "checks": {"errors", "supervision"},
     "api": {
         "decoding",
         "key_file",
@@ -296,6 +296,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "queue_manager",
         "workers",
     },
+    "configuration": {"api", "key_file", "scheduler", "settings", "storage"},
     "server": PARTS,
 }
 """By module or package at the top level: the modules and packages that it may import."""

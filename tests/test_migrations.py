@@ -157,7 +157,7 @@ def test_a_database_of_each_earlier_version_is_brought_forward_with_all_it_had(
     assert [work for work, _ in bench.store.timings.samples()] == [WORK]
     assert bench.store.timings.loads() == {"tiny": 2.5}
     assert bench.store.timings.outcomes() == ([OUTCOME] if version >= 2 else [])
-    assert bench.store.clocks.keep_offset_s() == (1000.0 if version >= 5 else 0.0)
+    assert bench.store.state.keep_offset_s() == (1000.0 if version >= 5 else 0.0)
     assert bench.claim("waits")
     assert bench.finish("waits", ended_at=3000.0)
     callback = bench.store.callbacks.next()
@@ -254,7 +254,7 @@ def test_a_data_dir_that_the_server_before_the_scheduler_wrote_opens_with_all_it
     assert store.timings.loads() == {"tiny": 2.5}
     assert [work.model for work, _ in store.timings.samples()] == ["tiny"]
     assert [outcome.priority for outcome in store.timings.outcomes()] == [1]
-    assert store.clocks.keep_offset_s() == pytest.approx(500.0, abs=1.0)
+    assert store.state.keep_offset_s() == pytest.approx(500.0, abs=1.0)
     assert queue.events.last_id > 2_000_000
     queue.load()
     claimed = queue.claim()

@@ -24,6 +24,11 @@ NOTHING_TO_HIDE = {
     "GET /models": "what the operator allows",
     "GET /models/{name}": "what the operator allows",
     "POST /models/{name}/load": "for the operator: test_models.py",
+    "POST /queue/pause": "for the operator: test_operator.py",
+    "POST /queue/resume": "for the operator: test_operator.py",
+    "DELETE /queue": "for the operator: test_operator.py",
+    "POST /tasks/{task_id}/front": "for the operator: test_operator.py",
+    "GET /clients": "for the operator: test_operator.py",
     "GET /session": "the caller itself",
     "POST /session": "the caller itself",
     "DELETE /session": "the caller itself",
@@ -127,6 +132,7 @@ ATTEMPTS: dict[str, dict[str, dict[str, str]]] = {
 """Operations that name a task in the query."""
 OTHERS = {
     "POST /generate": "test_a_stranger_cannot_start_from_a_picture_of_another_client",
+    "POST /tasks/{task_id}/retry": "test_a_stranger_cannot_try_a_task_again",
     "GET /queue": "test_a_stranger_sees_of_others_what_the_wait_depends_on",
     "GET /v1/images/img-{name}": "test_a_stranger_cannot_fetch_by_the_openai_url",
     "GET /sdapi/v1/progress": "test_a_stranger_sees_no_progress_and_interrupts_nothing",
@@ -247,6 +253,16 @@ def test_a_stranger_cannot_start_from_a_picture_of_another_client(owned: Owned) 
     assert stranger.json()["error"]["field"] == "init_image"
     assert owned.ask(BOB, "POST", "/estimate", json=body).status_code == 404
     assert owned.ask(ALICE, "POST", "/estimate", json=body).status_code == 200
+
+
+def test_a_stranger_cannot_try_a_task_again(owned: Owned) -> None:
+    never = owned.ask(BOB, "POST", f"/tasks/{'0' * 16}/retry")
+    assert never.status_code == 404
+    for prefix in ("", "/api"):
+        for task_id in owned.ids:
+            answer = owned.ask(BOB, "POST", f"{prefix}/tasks/{task_id}/retry")
+            assert (answer.status_code, answer.content) == (404, never.content)
+            assert owned.ask(ALICE, "POST", f"{prefix}/tasks/{task_id}/retry").status_code == 409
 
 
 def test_a_stranger_cannot_fetch_by_the_openai_url(owned: Owned) -> None:

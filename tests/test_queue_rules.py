@@ -34,13 +34,9 @@ from hypothesis.stateful import (
 from errors import Gone, NotReady, NoWorker, QueueFull, ServerError, StorageUnavailable, UnknownTask
 from scheduler.baselines import STEADY_S, STEADY_SHARE
 from scheduler.health import ServerState
-from scheduler.limits import QueueLimits
+from scheduler.limits import ENDED_TOO_OFTEN, MAX_INTERRUPTIONS, QueueLimits
 from scheduler.retention import DELETED, EXPIRED, FETCHED, NO_ROOM
-from scheduler.scheduler import (
-    ENDED_TOO_OFTEN,
-    MAX_INTERRUPTIONS,
-    PRUNE_EVERY_S,
-)
+from scheduler.scheduler import PRUNE_EVERY_S
 from storage.ended_tasks import TOMBSTONE_S
 from storage.file_store import image_name
 from storage.task_store import TaskStore

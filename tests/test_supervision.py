@@ -148,7 +148,7 @@ class DyingServer(ServerProcess):
 WORK: dict[str, Callable[[DyingServer], None]] = {
     "http": DyingServer.ask,
     "clock": DyingServer.ask,
-    "storage-check": DyingServer.ask,
+    "checks": DyingServer.ask,
     "waitress-": DyingServer.ask_often,
     "worker": DyingServer.draw,
     "encoder": DyingServer.draw,

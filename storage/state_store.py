@@ -1,12 +1,13 @@
-"""State of the clocks that the next start needs, on disk."""
+"""State of the server that the next start needs, on disk: its clocks, whether it is paused."""
 
 from storage.database import Database
 
 KEEP_OFFSET = "keep_offset_s"
 EVENT_ID = "event_id"
+PAUSED = "paused"
 
 
-class ClockStore:
+class StateStore:
     """A part of a TaskStore. Any thread may call; StorageUnavailable: the disk refuses."""
 
     def __init__(self, database: Database) -> None:
@@ -25,6 +26,13 @@ class ClockStore:
 
     def reserve_event_ids(self, up_to: int) -> None:
         self._set_mark(EVENT_ID, up_to)
+
+    def paused(self) -> bool:
+        """Whether the operator has paused the queue."""
+        return bool(self._mark(PAUSED))
+
+    def set_paused(self, paused: bool) -> None:
+        self._set_mark(PAUSED, float(paused))
 
     def end_future(self, now: float) -> None:
         """Set times in the future, of tasks that ended, were fetched or removed, to now.

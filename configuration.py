@@ -1,0 +1,56 @@
+"""What the settings mean to the parts of the server: identity, and limits."""
+
+from api.generate_request import Limits
+from api.identity import Identity
+from api.origin_check import LOOPBACK
+from key_file import Client, KeyFile
+from scheduler.limits import QueueLimits
+from settings import Settings
+from storage.data_dir import secret_of
+
+
+def identity_of(settings: Settings) -> Identity:
+    """Returns what identifies the clients.
+
+    Raises:
+        BadOption: the file of --keys cannot be used.
+    """
+    return Identity(
+        KeyFile(settings.keys) if settings.keys else None,
+        trusted=settings.host in LOOPBACK,
+        operator_key=settings.operator_key,
+        secret=secret_of(settings.data_dir),
+        port=settings.port,
+        limits=Client(
+            max_waiting=settings.client_max_waiting or None,
+            max_wait_seconds=settings.client_max_wait_s or None,
+            max_requests_per_s=settings.client_max_requests_per_s or None,
+        ),
+    )
+
+
+def request_limits(settings: Settings) -> Limits:
+    """What a request may contain."""
+    return Limits(
+        max_pixels=settings.max_pixels,
+        max_steps=settings.max_steps,
+        max_prompt_chars=settings.max_prompt_chars,
+        max_count=settings.max_count,
+        max_input_pixels=settings.max_input_pixels,
+        callback_hosts=frozenset(name.lower() for name in settings.callback_hosts),
+    )
+
+
+def queue_limits(settings: Settings) -> QueueLimits:
+    """What the queue may hold, and for how long."""
+    return QueueLimits(
+        max_queue=settings.max_queue,
+        max_wait_s=settings.max_wait_s,
+        keep_s=settings.keep_s,
+        keep_bytes=settings.keep_bytes,
+        input_bytes=settings.input_bytes,
+        refetch_s=settings.refetch_s,
+        max_delay_s=settings.affinity_s,
+        max_overtaken_s=settings.max_overtaken_s,
+        models_in_memory=settings.models_in_memory,
+    )

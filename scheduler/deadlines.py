@@ -1,0 +1,64 @@
+"""Waiting tasks that are cancelled because their time is up.
+
+`max_age_s`: the task has not started in time. `keep_alive_s`: its client has not asked for it for
+too long while it waits. Not thread-safe: the scheduler calls it under its lock.
+"""
+
+from collections.abc import Callable, Collection
+
+from task import Task, TaskStatus
+
+EXPIRED = "expired"
+ABANDONED = "abandoned"
+"""Codes of the two reasons."""
+
+
+class Deadlines:
+    """Args:
+    now: the KeepClock.
+    """
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._tasks: dict[str, Task] = {}
+        """Unfinished tasks with one of the two fields."""
+
+    def add(self, task: Task) -> None:
+        """A task waits."""
+        task.asked_at = self._now()
+        if task.start_by is not None or task.params.keep_alive_s is not None:
+            self._tasks[task.task_id] = task
+
+    def remove(self, task: Task) -> None:
+        """A task has ended."""
+        self._tasks.pop(task.task_id, None)
+
+    def asked(self, owner: str, task_ids: Collection[str] | None = None) -> None:
+        """A client has asked for these of its tasks (None: for all)."""
+        now = self._now()
+        for task in list(self._tasks.values()) if task_ids is None else self._named(task_ids):
+            if task.owner.name == owner:
+                task.asked_at = now
+
+    def overdue(self, task: Task) -> tuple[str, str] | None:
+        """Code and message of why a waiting task is cancelled now; None: it is not."""
+        now, params = self._now(), task.params
+        if task.status is not TaskStatus.WAITING:
+            return None
+        if task.start_by is not None and task.attempt == 0 and now >= task.start_by:
+            return EXPIRED, (
+                f"The task was cancelled because it had not started within {params.max_age_s:g} s "
+                "(max_age_s)."
+            )
+        if params.keep_alive_s is not None and now >= task.asked_at + params.keep_alive_s:
+            return ABANDONED, (
+                "The task was cancelled because its client had not asked for it for "
+                f"{params.keep_alive_s:g} s (keep_alive_s)."
+            )
+        return None
+
+    def all_overdue(self) -> list[Task]:
+        return [task for task in self._tasks.values() if self.overdue(task)]
+
+    def _named(self, task_ids: Collection[str]) -> list[Task]:
+        return [self._tasks[task_id] for task_id in task_ids if task_id in self._tasks]
