@@ -154,6 +154,7 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
     "qwen-image-2.1-turbo": ("QwenImage21", "QwenImage21Edit"),
     "z-image-turbo": ("ZImage",),
     "tiny-flux2": ("Flux2Klein", "Flux2KleinEdit"),
+    "tiny-flux3": ("Flux3Klein", "Flux3KleinEdit"),
 }
 """Models with several classes, or with another class than in MODEL_CLASSES of mflux's save.py. That
 table is used for all others."""
@@ -265,13 +266,18 @@ TINY_TITLES: Mapping[str, str] = {
     "tiny-seedvr2": "SeedVR2",
     "tiny-krea2": "Krea 2",
     "tiny-anima": "Anima",
+    "tiny-flux3": "FLUX 3 klein base",
+    "tiny-ernie": "ERNIE-Image",
 }
 TINY_LORAS = ("flux", "flux2")
 """Families whose tiny models can have LoRAs: merging does not evaluate the missing layers."""
-TINY_PARTS = frozenset({"tiny-flux2-edit"})
+TINY_PARTS = frozenset({"tiny-flux2-edit", "tiny-flux3-edit"})
 """Tiny models that are part of another one."""
 TINY_DISTILLED = frozenset({"tiny-flux2"})
-TINY_DEFAULTS: Mapping[str, tuple[int, float | None]] = {"tiny-anima": (30, 4.0)}
+TINY_DEFAULTS: Mapping[str, tuple[int, float | None]] = {
+    "tiny-anima": (30, 4.0),
+    "tiny-flux3": (50, 3.5),
+}
 """Steps and guidance of the classes that decide them by themselves."""
 
 

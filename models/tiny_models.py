@@ -12,6 +12,9 @@
     tiny-seedvr2     SeedVR2                   SeedVR2
     tiny-krea2       Krea 2                    Krea2
     tiny-anima       Anima                     Anima
+    tiny-flux3       FLUX 3 klein base         Flux3Klein
+    tiny-flux3-edit  FLUX 3 klein base         Flux3KleinEdit
+    tiny-ernie       ERNIE-Image               ErnieImage
 
 They are generated from fixed seeds on first use, take one or two megabytes on disk, and are loaded
 by mflux's own classes, quantized or not. They generate abstract colour clouds. As with a trained
@@ -27,10 +30,11 @@ slim() removes the others from the loaded model (tiny_slimming.py). Other famili
 
 import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from models.tiny_modules import FAMILIES, small_modules, write_checkpoint
+from models.tiny_modules import FAMILIES, built_small, write_checkpoint
 from models.tiny_recipes import RECIPES, write_flux1_lora, write_flux2_lora
 from models.tiny_slimming import slim
 from models.tiny_weights import QWEN3_LAYERS, QWEN_VOCABULARY, WIDTH
@@ -92,6 +96,12 @@ _FLUX2: dict[str, Any] = {
         "head_dim": WIDTH,
     },
 }
+_FLUX3: dict[str, Any] = {
+    "max_sequence_length": 4096,
+    "supports_guidance": True,
+    "requires_sigma_shift": False,
+    "transformer_overrides": {"flow_map": False},
+}
 # Keyword arguments of mflux's ModelConfig. model_path is the folder from ensure_checkpoint().
 TINY_CONFIGS: dict[str, dict[str, Any]] = {
     "tiny": _config(
@@ -151,6 +161,16 @@ TINY_CONFIGS: dict[str, dict[str, Any]] = {
         supports_guidance=True,
         requires_sigma_shift=False,
     ),
+    "tiny-flux3": _config("tiny-flux3", **_FLUX3),
+    "tiny-flux3-edit": _config("tiny-flux3-edit", **_FLUX3),
+    "tiny-ernie": _config(
+        "tiny-ernie",
+        max_sequence_length=2048,
+        supports_guidance=True,
+        requires_sigma_shift=True,
+        sigma_base_shift=1.3863,
+        sigma_max_shift=1.3863,
+    ),
 }
 PIPELINES: dict[str, str] = {
     "tiny": "mflux.models.flux.variants.txt2img.flux:Flux1",
@@ -165,6 +185,9 @@ PIPELINES: dict[str, str] = {
     "tiny-seedvr2": "mflux.models.seedvr2.variants.upscale.seedvr2:SeedVR2",
     "tiny-krea2": "mflux.models.krea2.variants.txt2img.krea2:Krea2",
     "tiny-anima": "mflux.models.anima.variants.txt2img.anima:Anima",
+    "tiny-flux3": "mflux.models.flux3.variants.txt2img.flux3_klein:Flux3Klein",
+    "tiny-flux3-edit": "mflux.models.flux3.variants.edit.flux3_klein_edit:Flux3KleinEdit",
+    "tiny-ernie": "mflux.models.ernie_image.variants.txt2img.ernie_image:ErnieImage",
 }
 """Module and name of mflux's class for each model."""
 ALL_TINY_MODELS = tuple(TINY_CONFIGS)
@@ -175,6 +198,7 @@ _SHARED_CHECKPOINTS = {
     "tiny-redux": "tiny-dev",
     "tiny-controlnet": "tiny-dev",
     "tiny-flux2-edit": "tiny-flux2",
+    "tiny-flux3-edit": "tiny-flux3",
 }
 _LORAS: dict[str, Callable[[Path], None]] = {
     "tiny": write_flux1_lora,
@@ -209,6 +233,12 @@ def ensure_checkpoint(name: str, data_dir: Path) -> Path:
             if not folder.is_dir():
                 raise  # otherwise another process was first, with the same bytes
     return folder
+
+
+def small_modules(name: str) -> AbstractContextManager[None]:
+    """While a tiny model is loaded: mflux builds its modules small, if slim() cannot."""
+    name = _SHARED_CHECKPOINTS.get(name, name)
+    return built_small(name) if name in FAMILIES else nullcontext()
 
 
 def write_lora(path: Path, name: str) -> None:

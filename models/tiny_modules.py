@@ -20,7 +20,6 @@ import numpy as np
 from models.tiny_recipes import add_flux2_vae, add_qwen_vae
 from models.tiny_slimming import slim_flux2_vae, slim_qwen_vae
 from models.tiny_weights import (
-    CHAT_TEMPLATE,
     QWEN_VOCABULARY,
     T5_VOCABULARY,
     WIDTH,
@@ -35,6 +34,9 @@ GAIN = 2.0
 """Of all matrices, so that prompts and pictures change what is drawn."""
 FEW = 16
 """Width of layers that mflux never quantizes."""
+ERNIE_TEXT_WIDTH = 3072
+TEMPLATE = "{% for message in messages %}> {{ message.content }}{% endfor %}"
+"""Makes tokens even of an empty prompt."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,18 @@ def _few_tokens(text_encoder: Any) -> None:
             return super().__call__(ids % len(QWEN_VOCABULARY))
 
     text_encoder.embed_tokens = Wrapped(len(QWEN_VOCABULARY), text_encoder.hidden_size)
+
+
+def _as_wide_as_ernie(text_encoder: Any) -> None:
+    """mflux pads the shorter of two prompts with vectors of this width."""
+    import mlx.core as mx
+
+    class Widened(type(text_encoder)):  # type: ignore[misc]
+        def __call__(self, *values: Any) -> Any:
+            hidden = super().__call__(*values)
+            return mx.pad(hidden, [(0, 0), (0, 0), (0, ERNIE_TEXT_WIDTH - hidden.shape[-1])])
+
+    text_encoder.__class__ = Widened
 
 
 _QWEN_VAE = Part("QwenVAE", "vae", change=slim_qwen_vae, add=add_qwen_vae)
@@ -146,16 +160,63 @@ FAMILIES: Mapping[str, Family] = {
         seed=110,
         t5_tokenizers=("tokenizer_2",),
     ),
+    "tiny-flux3": Family(
+        "mflux.models.flux3.flux3_initializer",
+        (
+            _FLUX2_VAE,
+            Part(
+                "Flux3Transformer",
+                "transformer",
+                {
+                    "num_layers": 1,
+                    "num_single_layers": 1,
+                    "attention_head_dim": WIDTH,
+                    "num_attention_heads": 1,
+                    "joint_attention_dim": 8 * WIDTH,
+                    "timestep_channels": WIDTH,
+                    "mlp_ratio": 1.0,
+                    "axes_dims_rope": (WIDTH // 4,) * 4,
+                    "flow_map": False,
+                },
+            ),
+            # It reads every fourth hidden state, up to the 32nd.
+            Part("Qwen3TextEncoder", "text_encoder", _qwen3(WIDTH, 32)),
+        ),
+        seed=120,
+        tokenizers=("text_encoder",),
+    ),
+    "tiny-ernie": Family(
+        "mflux.models.ernie_image.ernie_image_initializer",
+        (
+            _FLUX2_VAE,
+            Part(
+                "ErnieTransformer",
+                "transformer",
+                {
+                    "hidden_size": WIDTH,
+                    "num_attention_heads": 1,
+                    "num_layers": 1,
+                    "ffn_hidden_size": WIDTH,
+                    "text_in_dim": ERNIE_TEXT_WIDTH,
+                    "rope_axes_dim": [16, 24, 24],
+                },
+            ),
+            Part(
+                "ErnieMistralTextEncoder",
+                "text_encoder",
+                _qwen3(WIDTH, 2),
+                change=_as_wide_as_ernie,
+            ),
+        ),
+        seed=130,
+    ),
 }
 
 
 @contextmanager
-def small_modules(name: str) -> Iterator[None]:
-    """While a tiny model is loaded: lets mflux build its modules small."""
-    family = FAMILIES.get(name)
-    if family is None:
-        yield
-        return
+def built_small(name: str) -> Iterator[None]:
+    """While a model of FAMILIES is loaded: mflux builds its modules small."""
+    family = FAMILIES[name]
     initializer = importlib.import_module(family.initializer)
     original = {part.name: getattr(initializer, part.name) for part in family.parts}
     try:
@@ -192,7 +253,7 @@ def write_checkpoint(name: str, folder: Path) -> None:
             for parameter, value in tree_flatten(module.parameters()):
                 weights.parameter(parameter, np.array(value), GAIN)
     for tokenizer in family.tokenizers:
-        config = {"tokenizer_class": "Qwen2Tokenizer", "chat_template": CHAT_TEMPLATE}
+        config = {"tokenizer_class": "Qwen2Tokenizer", "chat_template": TEMPLATE}
         write_tokenizer(folder / tokenizer, byte_pairs(QWEN_VOCABULARY), config)
     for tokenizer in family.t5_tokenizers:
         write_tokenizer(folder / tokenizer, unigrams(T5_VOCABULARY), {"extra_ids": 0})

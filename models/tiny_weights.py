@@ -156,7 +156,7 @@ def unigrams(vocabulary: list[str]) -> dict[str, Any]:
 
 
 def write_tokenizer(folder: Path, model: dict[str, Any], config: dict[str, Any]) -> None:
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     document = {"version": "1.0", "added_tokens": [], "model": model}
     for name, content in (("tokenizer.json", document), ("tokenizer_config.json", config)):
         (folder / name).write_text(json.dumps(content), encoding="utf-8")

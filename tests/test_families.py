@@ -19,7 +19,7 @@ from generation.previews import Previews
 from generator import MfluxGenerator
 from images import read_metadata, to_base64, to_png
 from models.mlx_setup import prepare_mlx
-from models.model_catalog import LoadSpec
+from models.model_catalog import LoadSpec, Pipeline
 from models.tiny_modules import FAMILIES
 from task import Phase, Stage
 
@@ -35,10 +35,14 @@ VALUES: dict[Takes, list[dict[str, Any]]] = {
     Takes.GUIDANCE: [{"guidance": 2.5}],
     Takes.NEGATIVE_PROMPT: [{"negative_prompt": "red"}],
     Takes.INIT_IMAGE: [{"init_image": WHITE}, {"init_image": RED}],
+    Takes.IMAGES: [{"images": [RED]}, {"images": [WHITE, RED]}],
     Takes.IMAGE_STRENGTH: [{"init_image": WHITE, "image_strength": 0.7}],
 }
 """What changes a picture, by a field that a model may take."""
+NEEDS = {Takes.IMAGES: {"images": [WHITE]}}
+"""Fields that an edit cannot do without."""
 NAMES = sorted(FAMILIES)
+PIPELINES = [(name, pipeline) for name in NAMES for pipeline in allow(name).default.pipelines]
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +53,12 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     assert "Traceback" not in "".join(process.log)
 
 
-def usual(name: str) -> dict[str, Any]:
+def usual(name: str, pipeline: Pipeline) -> dict[str, Any]:
     """A request in which guidance and negative prompt have an effect."""
-    wanted = {"model": name, "seed": 1, "steps": 3, "format": "PNG"}
-    takes = allow(name).default.pipelines[0].takes
-    return wanted | ({"guidance": 4.0} if Takes.GUIDANCE in takes else {})
+    wanted: dict[str, Any] = {"model": name, "seed": 1, "steps": 3, "format": "PNG"}
+    for field in pipeline.needs:
+        wanted |= NEEDS[field]
+    return wanted | ({"guidance": 4.0} if Takes.GUIDANCE in pipeline.takes else {})
 
 
 def file_of(studio: ServerProcess, task_id: str) -> bytes:
@@ -62,18 +67,21 @@ def file_of(studio: ServerProcess, task_id: str) -> bytes:
     return studio.get("/image", task_id=task_id).content
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "pipeline"), PIPELINES, ids=[f"{name}-{pipeline.name}" for name, pipeline in PIPELINES]
+)
 def test_a_picture_depends_on_each_field_that_its_model_takes_and_is_the_same_again(
-    studio: ServerProcess, name: str
+    studio: ServerProcess, name: str, pipeline: Pipeline
 ) -> None:
-    pipeline = allow(name).default.pipelines[0]
     changes: list[dict[str, Any]] = [
         {},
         *({"prompt": "a fox"}, {"seed": 2}, {"steps": 4}, {"width": 96}),
         *(change for field, some in VALUES.items() if field in pipeline.takes for change in some),
         *({"scheduler": other} for other in pipeline.rules.schedulers[1:]),
     ]
-    tasks = [studio.submit(**usual(name) | change)["task_id"] for change in [*changes, {}]]
+    tasks = [
+        studio.submit(**usual(name, pipeline) | change)["task_id"] for change in [*changes, {}]
+    ]
     files = [file_of(studio, task_id) for task_id in tasks]
     assert files[0] == files[-1], "equal params give equal files"
     pictures = [Image.open(BytesIO(file)).convert("RGB") for file in files[:-1]]
