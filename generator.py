@@ -139,7 +139,7 @@ class MfluxGenerator:
         pipeline = None
         if not is_present(weights.model):  # before a loaded model is dropped for it
             pipeline = build(weights, self._data_dir, self._lora_path)
-        self._make_room(weights.model)
+        self._make_room(weights)
         pipeline = pipeline or build(weights, self._data_dir, self._lora_path)
         mx.eval(pipeline.parameters(), mx.random.state)  # its modules drew from it, to no purpose:
         # left lazy, all these draws would be kept, about 1 MB for each model ever loaded
@@ -150,6 +150,8 @@ class MfluxGenerator:
             pipeline.callbacks.register(hook)
         self._loaded[weights.key] = loaded = _Loaded(pipeline, hook, _bytes_of(pipeline))
         self._weights_bytes[weights.model.name] = loaded.weights_bytes
+        sizes = {**self.memory.loaded_bytes, weights.key: loaded.weights_bytes}
+        self.memory = replace(self.memory, loaded_bytes=sizes)
         self._layer_sizes[weights.model.name] = layer_sizes(pipeline)
         self._note_resident()
         bits: int | None = getattr(pipeline, "bits", None)
@@ -274,13 +276,13 @@ class MfluxGenerator:
             f"memory, this machine has {self.memory.total_bytes / 1e9:.1f} GB."
         )
 
-    def _make_room(self, model: Model) -> None:
-        """Drop models until there is room for this one; more than one stays only where memory
-        allows it: they and the new one together, by the size of its download."""
-        total = _total_memory()
+    def _make_room(self, weights: LoadSpec) -> None:
+        """Drop models until there is room for this one; others stay only where memory allows it:
+        they and the new one together."""
+        new_bytes = self.memory.loaded_bytes.get(weights.key, weights.expected_bytes)
         while self._loaded and (
             len(self._loaded) >= self._models_in_memory
-            or self.memory.weights_bytes + model.download_bytes > SHARE_FOR_WEIGHTS * total
+            or self.memory.weights_bytes + new_bytes > SHARE_FOR_WEIGHTS * _total_memory()
         ):
             self._drop_oldest()
 
@@ -303,7 +305,13 @@ class MfluxGenerator:
     def _note_resident(self) -> None:
         self.resident = tuple(reversed(self._loaded))
         weights_bytes = sum(loaded.weights_bytes for loaded in self._loaded.values())
-        self.memory = replace(self.memory, weights_bytes=weights_bytes, total_bytes=_total_memory())
+        total = _total_memory()
+        self.memory = replace(
+            self.memory,
+            weights_bytes=weights_bytes,
+            total_bytes=total,
+            room_bytes=int(SHARE_FOR_WEIGHTS * total),
+        )
         self._note_memory()
 
     def _prepare_memory(self, params: GenerationParams) -> None:

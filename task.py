@@ -6,7 +6,7 @@ built from copies of it.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -385,3 +385,7 @@ class Memory:
     """Memory of the loaded models; 0: none is loaded."""
     total_bytes: int = 0
     """Memory of the machine."""
+    room_bytes: int = 0
+    """Memory that several loaded models may fill together; 0: unknown."""
+    loaded_bytes: Mapping[str, int] = field(default_factory=dict)
+    """What each load spec takes that has been loaded since the start, by key."""

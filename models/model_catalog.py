@@ -207,6 +207,14 @@ class LoadSpec:
     """For pipelines that merge it into the weights."""
     key: str = field(init=False)
 
+    @property
+    def expected_bytes(self) -> float:
+        """Approximate memory of its weights, before they were loaded once: the size of the
+        download, in 16 bits, scaled to the requested bits. Quantized weights take half a bit more,
+        for the scale and bias of each group of 64."""
+        share = (self.quantize + 0.5) / 16 if self.quantize else 1.0
+        return self.model.download_bytes * share
+
     def __post_init__(self) -> None:
         key = self.model.name
         if self.quantize:

@@ -196,7 +196,7 @@ class Forecaster:
         if machine.loading is not None or phase is Phase.LOADING:  # the task has not begun
             phase, at = Phase.TEXT_ENCODING, run.phase_started_at
             if machine.loading is not None:
-                resident = resident.after(machine.loading.key)
+                resident = resident.after(machine.loading)
         needed, _ = resident.loads(run.task.stages[progress.stage :])
         live = Live(
             phase=phase,

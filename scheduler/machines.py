@@ -4,12 +4,13 @@ Data and bookkeeping; no forecasts. Not thread-safe: the scheduler calls it unde
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import NamedTuple
 
 from models.model_catalog import LoadSpec
-from task import Phase, Progress, Stage, Task
+from task import Memory, Phase, Progress, Stage, Task
 
 HOUR_S = 3600.0
 LEAST_LEFT = 0.05
@@ -19,18 +20,50 @@ LOCAL = "local"
 """Name of the machine that the server runs on."""
 
 
+class Sizes:
+    """Bytes of load specs in memory.
+
+    Args:
+        room_bytes: memory that several models may fill together; 0: unknown, all fit.
+        measured: of the load specs that were loaded, by key. Others are estimated.
+    """
+
+    def __init__(self, room_bytes: int = 0, measured: Mapping[str, int] | None = None) -> None:
+        self.room_bytes = room_bytes or inf
+        self._bytes: dict[str, float] = dict(measured or {})
+
+    def of(self, spec: LoadSpec) -> float:
+        return self._bytes.setdefault(spec.key, spec.expected_bytes)
+
+    def of_key(self, key: str) -> float:
+        """Of a load spec that was loaded, or that of() was asked for."""
+        return self._bytes.get(key, 0.0)
+
+
 class Resident(NamedTuple):
     """The weights in a machine's memory."""
 
     keys: tuple[str, ...] = ()
     """Of their load specs, the latest used first."""
     most: int = 1
-    """Load specs that the memory holds at a time."""
+    """Load specs that the memory holds at a time, if they fit."""
+    sizes: Sizes = Sizes()
 
-    def after(self, key: str) -> "Resident":
+    def after(self, spec: LoadSpec) -> "Resident":
         """What is there when these weights were used: those used last."""
-        others = (other for other in self.keys if other != key)
-        return Resident((key, *others)[: self.most], self.most)
+        self.sizes.of(spec)
+        return self.of((spec.key, *(other for other in self.keys if other != spec.key)))
+
+    def of(self, keys: Sequence[str]) -> "Resident":
+        """What stays of these weights, the latest used first: as many as fit together. The first
+        one always stays."""
+        count, filled = 0, 0.0
+        for key in keys[: self.most]:
+            filled += self.sizes.of_key(key)
+            if count and filled > self.sizes.room_bytes:
+                break
+            count += 1
+        return Resident(tuple(keys[:count]), self.most, self.sizes)
 
     def loads(self, stages: Iterable[Stage]) -> tuple[list[LoadSpec], "Resident"]:
         """What has to be loaded for these stages, and what is there then."""
@@ -38,7 +71,7 @@ class Resident(NamedTuple):
         for stage in stages:
             if stage.load_spec.key not in resident.keys:
                 loads.append(stage.load_spec)
-            resident = resident.after(stage.load_spec.key)
+            resident = resident.after(stage.load_spec)
         return loads, resident
 
 
@@ -175,21 +208,26 @@ class Machine:
     def use(self, spec: LoadSpec) -> None:
         """These weights are used, if they are in memory."""
         if spec.key in self.resident.keys:
-            self.resident = self.resident.after(spec.key)
+            self.resident = self.resident.after(spec)
 
     def load_started(self, spec: LoadSpec, at: float) -> None:
         self.loading, self.load_started_at = spec, at
 
-    def load_finished(self, spec: LoadSpec, resident: Sequence[str], at: float) -> float:
+    def load_finished(
+        self, spec: LoadSpec, resident: Sequence[str], at: float, memory: Memory | None = None
+    ) -> float:
         """These weights are in memory. Returns the seconds that loading took.
 
         Args:
             resident: keys of all that is in memory now, the latest used first.
+            memory: of the machine, now.
         """
         seconds = at - (at if self.load_started_at is None else self.load_started_at)
         self._loaded[spec.key] = spec
-        if len(resident) < len(self.resident.after(spec.key).keys):
-            self.resident = Resident(most=max(len(resident), 1))  # it holds fewer than allowed
+        if memory:
+            sizes = Sizes(memory.room_bytes, memory.loaded_bytes)
+            self.resident = self.resident._replace(sizes=sizes)
+        self.resident.sizes.of(spec)
         self.now_resident(resident)
         for run in self.runs.values():  # the task has lost no time of its own by it
             if run.progress.phase in (Phase.LOADING, Phase.TEXT_ENCODING):
@@ -199,14 +237,14 @@ class Machine:
     def now_resident(self, resident: Sequence[str]) -> None:
         """Loading has ended, well or not, or weights were unloaded: this is in memory."""
         self.loading = self.load_started_at = None
-        self.resident = Resident(tuple(resident), self.resident.most)
+        self.resident = self.resident._replace(keys=tuple(resident))
         self._loaded = {key: self._loaded[key] for key in resident if key in self._loaded}
 
     def resident_after_runs(self) -> Resident:
         """What is in memory when the first waiting task starts."""
         resident = self.resident
         if self.loading is not None:
-            resident = resident.after(self.loading.key)
+            resident = resident.after(self.loading)
         for run in self.runs.values():
             if run.on_gpu:
                 _, resident = resident.loads(run.task.stages[run.progress.stage :])

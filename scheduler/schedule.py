@@ -117,7 +117,7 @@ class Walk:
         while len(rest) and len(used) < most:
             used.append(self.specs[rest[-1]].key)
             rest = rest[rest != rest[-1]]
-        return Resident(tuple(dict.fromkeys((*used, *self.resident.keys)))[:most], most)
+        return self.resident.of(tuple(dict.fromkeys((*used, *self.resident.keys))))
 
 
 class Schedule:
@@ -329,7 +329,7 @@ class Schedule:
 
         The stack distance of a row is the number of other specs used since its own was used last
         (Mattson et al. 1970, "Evaluation techniques for storage hierarchies"); they are in memory
-        if it is smaller than what memory holds.
+        if it is smaller than what memory holds, and if all these fit together.
         """
         numbers = [self._kinds.spec_numbers.get(key) for key in resident.keys]
         if resident.most == 1:
@@ -346,10 +346,17 @@ class Schedule:
             latest = np.maximum.accumulate(np.concatenate(([used_before], uses)))
             last_use[number] = latest[:-1]
         own = last_use[spec, position]
-        others_since = (last_use > own).sum(axis=0)
-        foreign = np.array([-1 - age for age, number in enumerate(numbers) if number is None])
-        others_since += (foreign[:, None] > own).sum(axis=0) if len(foreign) else 0
-        return (own == NEVER) | (others_since >= resident.most)
+        sizes = resident.sizes
+        bytes_of = np.array([sizes.of(spec) for spec in self._kinds.specs])
+        since = last_use > own
+        others_since, others_bytes = since.sum(axis=0), bytes_of @ since
+        for age, (key, number) in enumerate(zip(resident.keys, numbers, strict=True)):
+            if number is None:
+                foreign_since = own < -1 - age
+                others_since = others_since + foreign_since
+                others_bytes = others_bytes + sizes.of_key(key) * foreign_since
+        too_large = (others_since > 0) & (others_bytes + bytes_of[spec] > sizes.room_bytes)
+        return (own == NEVER) | (others_since >= resident.most) | too_large
 
 
 def _inserted(values: Any, at: int, own: Sequence[float]) -> Any:

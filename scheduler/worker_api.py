@@ -17,7 +17,7 @@ from scheduler.events import EventKind
 from scheduler.limits import ENDED_TOO_OFTEN, MAX_INTERRUPTIONS
 from scheduler.machines import Run
 from scheduler.scheduler import Scheduler
-from task import Encoded, Phase, Progress, Task, TaskStatus, Verdict
+from task import Encoded, Memory, Phase, Progress, Task, TaskStatus, Verdict
 from timing_model import Measured, Work
 
 log = logging.getLogger(__name__)
@@ -54,19 +54,22 @@ class WorkerApi:
         resident: Sequence[str],
         *,
         learn: bool = True,
+        memory: Memory | None = None,
     ) -> None:
         """These weights are in memory, quantized to this many bits (None: not quantized).
 
         Args:
             resident: keys of all that is in memory now, the latest used first.
             learn: whether the time says something about the next load.
+            memory: of the machine, now.
         """
         scheduler = self._scheduler
         with scheduler.lock:
             learn = learn and scheduler.gaps() == self._gaps_before_load
             if scheduler.estimates.learn_bits(spec, bits):
                 scheduler.schedule.rebuild()
-            seconds = scheduler.machine.load_finished(spec, resident, scheduler.monotonic())
+            now = scheduler.monotonic()
+            seconds = scheduler.machine.load_finished(spec, resident, now, memory)
             if learn:
                 scheduler.estimates.learn_load(spec, seconds)
             scheduler.forecaster.prepare()

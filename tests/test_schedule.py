@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from bench import BASE, KLEIN, MODELS, SCHNELL, Bench, spec_of
+from bench import BASE, KLEIN, MODELS, SCHNELL, UPSCALER, Bench, spec_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.model_catalog import Model
-from scheduler.machines import Resident
+from models.model_catalog import LoadSpec, Model
+from scheduler.machines import Machine, Resident, Sizes
 from scheduler.plan import Planner
 from task import Phase, Progress, Task
 
@@ -61,6 +61,19 @@ def order(task: Task) -> tuple[int, bool, float, int, int]:
     return -task.priority, task.attempt == 0, task.turn, task.group, task.sequence
 
 
+def kept_beside(loaded: LoadSpec, memory: list[str], machine: Machine) -> list[str]:
+    """What stays in memory when these weights are loaded: the oldest make room."""
+    specs = {spec_of(model).key: spec_of(model) for model in (*MODELS, UPSCALER)}
+    kept = list(memory)
+    while kept and (
+        len(kept) >= machine.resident.most
+        or sum(specs[key].expected_bytes for key in (*kept, loaded.key))
+        > machine.resident.sizes.room_bytes
+    ):
+        kept.pop()
+    return kept
+
+
 def simulated(bench: Bench) -> dict[str, tuple[float, float, int]]:
     """When each waiting task starts and ends, and the loads on its machine up to then, by walking
     through them one by one."""
@@ -85,7 +98,7 @@ def simulated(bench: Bench) -> dict[str, tuple[float, float, int]]:
                 if stage.load_spec.key not in memory:
                     at += bench.estimates.load_s(stage.load_spec)
                     loaded += 1
-                    memory = memory[: machine.resident.most - 1]
+                    memory = kept_beside(stage.load_spec, memory, machine)
                 else:
                     memory.remove(stage.load_spec.key)
                 memory.insert(0, stage.load_spec.key)
@@ -103,18 +116,21 @@ def simulated(bench: Bench) -> dict[str, tuple[float, float, int]]:
 @given(
     requests,
     st.integers(1, 4),
-    st.integers(1, 3),
+    st.tuples(st.integers(1, 3), st.sampled_from([0, 45_000_000_000, 60_000_000_000])),
     st.sampled_from([0.0, 40.0, 1000.0]),
     st.lists(st.sampled_from(["start", "remove", "release", "end", "idle"]), max_size=8),
 )
 def test_the_forecast_of_each_task_equals_a_plain_list_scheduling_simulation(
     asked: list[Asked],
     machines: int,
-    models_in_memory: int,
+    memory: tuple[int, int],
     max_delay_s: float,
     changes: list[str],
 ) -> None:
+    models_in_memory, room_bytes = memory
     bench = Bench(machines=machines, models_in_memory=models_in_memory, max_delay_s=max_delay_s)
+    for machine in bench.machines:
+        machine.resident = Resident(most=models_in_memory, sizes=Sizes(room_bytes))
     bench.load(SCHNELL)
     for number, one in enumerate(asked):
         task = one.task(bench, str(number))

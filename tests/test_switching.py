@@ -49,6 +49,7 @@ class Gpu:
         self.loads: list[str] = []
         self.drawn: list[tuple[str, str, int]] = []
         self.broken: set[str] = set()
+        self.bytes_of: dict[str, int] = {}
         self.prepared: list[tuple[str, str]] = []
         self._encoded: set[tuple[str, str]] = set()
         self.on_step: Callable[[Stage, int], None] = lambda stage, step: None
@@ -56,13 +57,21 @@ class Gpu:
         self._models_in_memory = models_in_memory
 
     def load(self, weights: LoadSpec) -> int | None:
-        self.resident = self.resident[: self._models_in_memory - 1]
+        kept = list(self.resident[: self._models_in_memory - 1])
+        while self.memory.room_bytes and kept and self._bytes(weights.key, *kept) > 10:
+            kept.pop()
+        self.resident = tuple(kept)
+        loaded = {key: self._bytes(key) for key in (*self.memory.loaded_bytes, weights.key)}
+        self.memory = replace(self.memory, loaded_bytes=loaded)
         self._clock.at += self.LOAD_S
         self.loads.append(weights.key)
         if weights.model.name in self.broken:
             raise ModelLoadError(f"There are no weights of {weights.model.name}.")
         self.resident = (weights.key, *self.resident)
         return None
+
+    def _bytes(self, *keys: str) -> int:
+        return sum(self.bytes_of.get(key, 0) for key in keys)
 
     def unload(self) -> None:
         self.resident = ()
@@ -214,12 +223,37 @@ def test_two_models_in_memory_are_not_loaded_again_and_the_oldest_makes_room(
     assert [w.key for w in studio.queue.health().loaded] == ["tiny-flux2", "tiny"]
 
 
+def test_a_large_model_that_made_others_room_does_not_make_memory_smaller_for_good(
+    studio_of: StudioOf,
+) -> None:
+    studio = studio_of(in_memory=3)
+    studio.gpu.memory = Memory(room_bytes=10)
+    studio.gpu.bytes_of = {"tiny": 3, "tiny-flux2": 3, "tiny-qwen": 9}
+    studio.submit("tiny-qwen")
+    studio.run_all()
+    assert [w.key for w in studio.queue.health().loaded] == ["tiny-qwen"]
+    for model in ("tiny", "tiny-flux2"):
+        studio.submit(model)
+    studio.run_all()
+    assert [w.key for w in studio.queue.health().loaded] == ["tiny-flux2", "tiny"]
+    for model in ("tiny", "tiny-flux2") * 2:
+        assert forecast_of(studio.submit(model)).switches == 0
+    behind_the_large_one = [studio.submit(model) for model in ("tiny-qwen", "tiny")]
+    assert [forecast_of(task).switches for task in behind_the_large_one] == [1, 2]
+    before = len(studio.gpu.loads)
+    studio.run_all()
+    assert studio.gpu.loads[before:] == ["tiny-qwen", "tiny"]
+
+
+@pytest.mark.parametrize("room_bytes", [0, 10])
 @pytest.mark.parametrize("in_memory", [1, 2, 3])
 @pytest.mark.parametrize("max_delay_s", [0.0, 3600.0])
 def test_what_is_forecast_at_submit_comes_true_where_the_work_is_as_learned(
-    studio_of: StudioOf, in_memory: int, max_delay_s: float
+    studio_of: StudioOf, in_memory: int, max_delay_s: float, room_bytes: int
 ) -> None:
     studio = studio_of(in_memory=in_memory, max_delay_s=max_delay_s)
+    studio.gpu.memory = Memory(room_bytes=room_bytes)
+    studio.gpu.bytes_of = {"tiny": 3, "tiny-flux2": 4, "tiny-qwen": 6, "tiny-seedvr2": 2}
     asked: list[tuple[str, dict[str, Any]]] = [
         ("tiny", {}),
         ("tiny-flux2", {"count": 3}),

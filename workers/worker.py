@@ -246,7 +246,10 @@ class Worker:
         except ModelLoadError as error:
             self._source.load_failed(str(error), self._generator.resident, fatal=fatal)
             raise
-        self._source.load_finished(spec, bits, self._generator.resident, learn=not downloads)
+        generator = self._generator
+        self._source.load_finished(
+            spec, bits, generator.resident, learn=not downloads, memory=generator.memory
+        )
 
     def _recover(self) -> None:
         if task := self._on_gpu:
