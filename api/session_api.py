@@ -14,6 +14,9 @@ from api.request_body import whole_body
 from api.routes import route
 from key_file import Client
 
+MAX_BODY_BYTES = 4096
+"""Everybody may send this body, so it is small."""
+
 
 class SessionRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -62,15 +65,22 @@ class SessionRoutes:
         "a browser sends no headers with them. Programs send the key with each request instead.",
         content={"application/json": {"schema": {"$ref": f"{SCHEMAS}SessionRequest"}}},
         answers={200: json_answer(SessionAnswer, "The client of the key; with the cookie.")},
-        errors=(errors.InvalidInput, errors.UnsupportedMediaType, errors.Unauthorized),
+        errors=(
+            errors.InvalidInput,
+            errors.BodyTooLarge,
+            errors.UnsupportedMediaType,
+            errors.Unauthorized,
+        ),
     )
     def sign_in(self) -> Response:
         if not request.is_json:
             raise errors.UnsupportedMediaType
+        if (request.content_length or 0) > MAX_BODY_BYTES:
+            raise errors.BodyTooLarge
         try:
             asked = SessionRequest.model_validate(parse_object(whole_body()))
         except ValidationError as error:
-            field = str(error.errors(include_input=False)[0]["loc"][0])
+            field = str(error.errors(include_input=False)[0]["loc"][0])[:100]
             raise errors.InvalidInput(
                 "key must be the only field, a text of at most 512 characters.", field=field
             ) from None

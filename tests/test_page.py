@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -70,6 +71,7 @@ class Visitor:
         self.url = url + "/"
         self.wrong: list[str] = []
         self.unreachable_is_expected = False
+        self.refusals_are_expected = False
         self.page.on("console", self._heard)
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
         self.page.on("request", self._asked)
@@ -78,6 +80,8 @@ class Visitor:
         if message.type not in ("error", "warning"):
             return
         if self.unreachable_is_expected and "Failed to load resource: net::ERR" in message.text:
+            return
+        if self.refusals_are_expected and "status of 401" in message.text:
             return
         if "/preview?" in message.location["url"] and "status of 410" in message.text:
             return  # the task was cancelled or failed before the request arrived
@@ -872,3 +876,39 @@ def test_the_page_refers_to_no_other_host() -> None:
 
 def test_the_files_of_the_page_stay_small() -> None:
     assert sum(os.path.getsize(path) for path in (ROOT / "web").iterdir()) < 120_000
+
+
+def test_signing_in_with_a_key_shows_the_page_and_of_others_no_prompts(
+    visit: Visit, tmp_path: Path
+) -> None:
+    keys = {"alice": "alice-0123456789", "bob": "bob-0123456789ab"}
+    file = tmp_path / "keys.toml"
+    file.write_text("".join(f'[{name}]\nkey = "{key}"\n' for name, key in keys.items()))
+    server = ServerProcess(tmp_path / "data", "--models", "tiny", "--keys", str(file))
+    try:
+        body = {"prompt": "a secret of bob", "width": 1024, "height": 1024, "steps": 100}
+        headers = {"Authorization": f"Bearer {keys['bob']}"}
+        requests.post(f"{server.url}/generate", json=body, headers=headers, timeout=60)
+        me = visit(server)
+        me.refusals_are_expected = True
+        me.page.goto(me.url)
+        expect(me["#sign-in"]).to_be_visible()
+        me.page.keyboard.press("Escape")
+        expect(me["#sign-in-key"]).to_be_focused()
+        me["#sign-in-key"].fill("no key of anybody")
+        me.page.keyboard.press("Enter")
+        expect(me["#key-error"]).to_have_text("This key is not known here.")
+        me.refusals_are_expected = False
+        me["#sign-in-key"].fill(keys["alice"])
+        me.page.keyboard.press("Enter")
+        expect(me["#sign-in"]).to_be_hidden()
+        expect(me["#queue .who"]).to_have_text([SOMEONE])
+        expect(me["body"]).not_to_contain_text("a secret of bob")
+        me.open()  # the cookie stays
+        expect(me["#sign-in"]).to_be_hidden()
+        expect(me["#queue .who"]).to_have_text([SOMEONE])
+        me.context.clear_cookies()
+        me.page.goto(me.url)
+        expect(me["#sign-in"]).to_be_visible()
+    finally:
+        server.stop(signal.SIGKILL)
