@@ -6,9 +6,13 @@ seconds that it has had, divided by its weight. The tag of its first waiting tas
 each further task adds its forecast seconds divided by the weight. Tasks run in the order of their
 tags, so the next one is that of the client that has had least.
 
-A client that comes back after an idle time starts at the virtual time, the tag of the task that
-started last, so idle clients collect no credit. Forecast seconds are replaced by measured ones
-when a task ends. The users of one client share its time in the same way, with equal weights.
+A client that comes back after an idle time starts at the virtual time, so idle clients collect no
+credit. The virtual time is the tag of the task that started last. When a client becomes idle it
+also grows by the time that the others have waited for its task, each for its part. Otherwise a
+stream of new clients, each with one task, would run before the others for ever.
+
+Forecast seconds are replaced by measured ones when a task ends. The users of one client share its
+time in the same way, with equal weights.
 
 Arithmetic only. Not thread-safe: its owner holds a lock.
 """
@@ -56,7 +60,7 @@ class _Client(_Share):
 
     weight: float = 1.0
     virtual: float = 0.0
-    """The virtual time between its users: the tag of the one whose task started last."""
+    """The virtual time between its users."""
     users: dict[str, _Share] = field(default_factory=dict)
 
 
@@ -167,6 +171,7 @@ class FairShare:
         del self._entries[task_id]
         if seconds != entry.seconds and entry.client.waiting:
             self._stale.add(entry.client)
+        self._advance(entry, seconds)
         self._forget(entry.client)
         return bool(self._stale) and not self._only() and self._update()
 
@@ -247,6 +252,19 @@ class FairShare:
         entry.user.running -= 1
         return entry
 
+    def _advance(self, entry: _Entry, seconds: float) -> None:
+        """The task of an entry has ended, after so many seconds on the GPU: if its user or client
+        became idle by that, the others have waited for it."""
+        account, share = entry.client, entry.user
+        users = sum(not other.idle for other in account.users.values())
+        if share.idle and users:
+            grown = account.virtual + seconds / users
+            account.virtual = min(grown, max(share.served, account.virtual))
+        weights = sum(other.weight for other in self._clients.values() if not other.idle)
+        if account.idle and weights:
+            grown = self.virtual + seconds / weights
+            self.virtual = min(grown, max(account.served, self.virtual))
+
     def _forget(self, account: _Client) -> None:
         """Forget who is idle and has had no more than others: it would join as if it were new."""
         if not self._entries:
@@ -260,9 +278,11 @@ class FairShare:
                 for name, share in account.users.items()
                 if not share.idle or share.served > account.virtual
             }
-        elif account.served <= self.virtual:
+        else:
             self._clients = {
-                name: other for name, other in self._clients.items() if other is not account
+                name: other
+                for name, other in self._clients.items()
+                if not other.idle or other.served > self.virtual
             }
 
 

@@ -231,3 +231,37 @@ def test_nothing_is_remembered_when_nothing_waits(seed: int) -> None:
 
     assert vars(shares)["_clients"] == {}
     assert vars(shares)["_entries"] == {}
+
+
+@pytest.mark.parametrize("at_a_time", [1, 3])
+@pytest.mark.parametrize("whose", ["client", "user"])
+def test_new_names_for_each_task_do_not_keep_the_others_waiting(whose: str, at_a_time: int) -> None:
+    world = World(Random(1))
+
+    def join_as_somebody_new(number: int) -> None:
+        if whose == "client":
+            world.join(f"new{number}", 10)
+        else:
+            world.join("honest", 10, user=f"new{number}")
+
+    for _ in range(20):
+        world.join("honest", 10, user="one")
+    for number in range(at_a_time):
+        join_as_somebody_new(number)
+    for number in range(at_a_time, 40):
+        if not world.run_one().startswith("honest-one-"):
+            join_as_somebody_new(number)
+    honest = sum(task_id.startswith("honest-one-") for task_id in world.ran)
+    assert honest >= len(world.ran) // (at_a_time + 1) - 1
+
+
+def test_clients_who_are_gone_are_forgotten_while_others_wait() -> None:
+    world = World(Random(1))
+    world.join("busy", 10)
+    for number in range(200):
+        world.join("busy", 10)
+        world.join(f"once{number}", 10)
+        world.run_one()
+        world.run_one()
+    world.join("busy", 10)
+    assert len(world.shares._clients) <= 3
