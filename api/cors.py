@@ -1,6 +1,6 @@
 """Lets pages of other origins use the server, as far as --cors-origins allows them.
 
-No answer allows credentials: the server has no cookies, and API keys are sent in a header.
+No answer allows credentials: pages of other origins send a key in a header, and no cookies.
 """
 
 from collections.abc import Iterable

@@ -14,6 +14,7 @@ import hmac
 import secrets
 from base64 import b64decode
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar, cast
 
 from flask import Flask, Response, current_app, g, request
@@ -30,8 +31,8 @@ SHORTEST_ID = 16
 """Characters of an id that a client chooses."""
 LONGEST_ID = 128
 LIMITS = ("max_waiting", "max_wait_seconds", "max_requests_per_s")
-OPERATOR = "operator"
-"""Name of the client with the key of --operator-key."""
+OPERATOR = "operator key"
+"""Name of the client with the key of --operator-key. No client of a file of keys has it."""
 
 
 def public(view: View) -> View:
@@ -43,6 +44,12 @@ def public(view: View) -> View:
 def client() -> Client:
     """Who sends the present request."""
     return cast(Client, g.client)
+
+
+def revoked_check() -> Callable[[], bool]:
+    """A function that says, also later, whether the client of the present request has lost its
+    key, or its rights as operator."""
+    return partial(cast(Identity, g.identity).has_revoked, client())
 
 
 def check_operator() -> None:
@@ -96,13 +103,14 @@ class Identity:
             )
             if found is None and needs_key:
                 raise errors.Unauthorized
-            g.client = self._limited(found) if found else NOBODY
+            g.identity, g.client = self, self._limited(found) if found else NOBODY
             if needs_key:
                 self.requests.note(client())
 
         @app.after_request
         def give_id(answer: Response) -> Response:
-            if self._gives_id():
+            if answer.status_code < 400 and self._gives_id():
+                answer.headers["Cache-Control"] = "no-store"
                 self._set_cookie(answer, self.id_cookie, secrets.token_urlsafe(24))
             return answer
 
@@ -139,6 +147,13 @@ class Identity:
         if found is None:
             raise errors.Unauthorized
         return found
+
+    def has_revoked(self, client: Client) -> bool:
+        """Whether this client of an earlier request has lost its key, or its rights as operator."""
+        if self._keys is None or not client.key_hash:
+            return False
+        now = self._keys.named(client.name)
+        return now is None or now.key_hash != client.key_hash or client.operator > now.operator
 
     def sign_in(self, client: Client, answer: Response) -> None:
         """Give the browser a cookie that stands for the key of this client."""

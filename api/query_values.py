@@ -6,6 +6,7 @@ from flask import request
 from werkzeug.exceptions import RequestURITooLarge
 
 import errors
+from api.identity import revoked_check
 
 MAX_QUERY_BYTES = 32_768
 MAX_DIGITS = 20
@@ -73,9 +74,11 @@ def flag_value(name: str, default: bool) -> bool:
 
 
 def gone_check() -> Callable[[], bool]:
-    """A function that says, also later and elsewhere, whether this request's client has gone."""
-    check: Callable[[], bool] = request.environ.get("waitress.client_disconnected", lambda: False)
-    return check
+    """A function that says, also later and elsewhere, whether this request's client has gone, or
+    has lost its key."""
+    hung_up: Callable[[], bool] = request.environ.get("waitress.client_disconnected", lambda: False)
+    revoked = revoked_check()
+    return lambda: hung_up() or revoked()
 
 
 def half_closed_check() -> Callable[[], bool]:

@@ -15,6 +15,7 @@ def install_security_headers(app: Flask) -> None:
     def add_headers(answer: Response) -> Response:
         headers = answer.headers
         headers.setdefault("Content-Security-Policy", POLICY)
+        headers.setdefault("Cache-Control", "no-store")  # who asks decides about the answer
         headers.add("X-Content-Type-Options", "nosniff")  # adding is faster; no route sets these
         headers.add("Referrer-Policy", "no-referrer")  # addresses hold ids of tasks
         # Chat clients show pictures by their address, on pages of other origins. Nothing else is

@@ -11,6 +11,7 @@ from flask import Response, jsonify, request
 import errors
 from api.answers import json_response
 from api.api_docs import SCHEMAS, ErrorShape, ForeignSchemas, documented, json_answer, query
+from api.identity import client
 from api.query_values import gone_check
 from api.request_body import json_body
 from api.routes import route
@@ -116,7 +117,7 @@ class A1111Routes:
     @documented(
         "How far the caller's own task is",
         tag=TAG,
-        description="A caller is identified by address, Authorization and User-Agent.",
+        description="A caller is identified by its key, address, Authorization and User-Agent.",
         parameters=[
             query(
                 "skip_current_image",
@@ -215,6 +216,7 @@ def _caller() -> Caller:
     """Identifies the caller, because these clients do not name tasks."""
     headers = request.headers
     return (
+        client().name,
         request.remote_addr or "",
         headers.get("Authorization", "").strip(),
         headers.get("User-Agent", ""),

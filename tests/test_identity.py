@@ -197,3 +197,52 @@ def test_anonymous_clients_are_identified_by_id_then_cookie_then_address() -> No
 @pytest.mark.parametrize("short_or_long", ["", "a" * 15, "a" * 129])
 def test_an_id_that_can_be_guessed_is_refused(short_or_long: str) -> None:
     assert name_of(app_of(Identity(None, trusted=False)), X_Client_Id=short_or_long) == 400
+
+
+def test_a_client_called_operator_is_not_the_one_with_the_operator_key(tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    path.write_text('[operator]\nkey = "0123456789abcdef"\n')
+    http = app_of(Identity(KeyFile(path), trusted=True, operator_key="the operator's"))
+
+    named = name_of(http, X_Api_Key="0123456789abcdef")
+    assert named == "operator"
+    assert name_of(http, X_Api_Key="the operator's") not in (named, "")
+
+
+def test_a_refused_request_gets_no_id() -> None:
+    http = app_of(Identity(None, trusted=False))
+
+    answer = http.get("/nothing", headers={"Accept": "text/html"})
+    assert answer.status_code == 404
+    assert "Set-Cookie" not in answer.headers
+
+
+def test_an_answer_that_gives_an_id_is_kept_by_no_cache() -> None:
+    http = app_of(Identity(None, trusted=False))
+
+    page = http.get("/", headers={"Accept": "text/html"})
+    assert "Set-Cookie" in page.headers
+    assert page.headers["Cache-Control"] == "no-store"
+
+
+@pytest.mark.parametrize(
+    ("table", "revoked"),
+    [
+        ('[root]\nkey = "root-0123456789abc"\noperator = true\nweight = 3\n', False),
+        ('[root]\nkey = "root-0123456789abc"\n', True),
+        ('[root]\nkey = "another-0123456789"\noperator = true\n', True),
+        ('[alice]\nkey = "root-0123456789abc"\noperator = true\n', True),
+    ],
+)
+def test_who_loses_its_key_or_its_rights_is_noticed_later(
+    tmp_path: Path, table: str, revoked: bool
+) -> None:
+    path = tmp_path / "keys.toml"
+    path.write_text('[root]\nkey = "root-0123456789abc"\noperator = true\n')
+    at = 0.0
+    identity = Identity(KeyFile(path, clock=lambda: at), trusted=True)
+    root = identity.client_of("root-0123456789abc")
+    assert not identity.has_revoked(root)
+    path.write_text(table)
+    at = 10.0
+    assert identity.has_revoked(root) == revoked

@@ -61,8 +61,9 @@ NOTHING_TO_HIDE |= {f"POST /sdapi/v1/{name}": why for name, why in NOTHING_TO_DO
 class Owned:
     """A server with keys, with a finished task, a running one and a waiting one of alice."""
 
-    def __init__(self, server: ServerProcess) -> None:
+    def __init__(self, server: ServerProcess, keys: Path) -> None:
         self.server = server
+        self.keys = keys
         self.done = self.submit(ALICE)
         self.wait_until_ended(self.done)
         busy: dict[str, Any] = {"width": 2048, "height": 2048, "steps": 100}
@@ -105,7 +106,7 @@ def owned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Owned]:
     )
     server = ServerProcess(folder / "data", "--keys", str(keys))
     try:
-        yield Owned(server)
+        yield Owned(server, keys)
     finally:
         server.stop()
 
@@ -335,6 +336,45 @@ def test_a_browser_signs_in_with_a_cookie(owned: Owned) -> None:
     browser.delete(f"{url}/session", timeout=60)
     image = browser.get(f"{url}/thumbnail", params={"task_id": owned.done}, timeout=60)
     assert image.status_code == 401
+
+
+def test_the_stream_of_a_client_whose_key_is_removed_ends(owned: Owned) -> None:
+    carol = "carol-0123456789"
+    before = owned.keys.read_text()
+    owned.keys.write_text(f'{before}[carol]\nkey = "{carol}"\noperator = true\n')
+    while owned.ask(carol, "GET", "/queue").status_code == 401:
+        pass  # the file is looked at once a second
+    with owned.ask(carol, "GET", "/events", stream=True) as stream:
+        assert stream.status_code == 200
+        owned.keys.write_text(before)
+        lines = list(stream.iter_lines())
+    assert b"retry: 2000" in lines
+    assert owned.ask(carol, "GET", "/queue").status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b'{"key": "' + b"a" * 5_000 + b'"}', 413),
+        (b'{"' + b"a" * 4_000 + b'": 1}', 400),
+        (b'{"key": 1}', 400),
+        (b"[]", 400),
+    ],
+)
+def test_signing_in_takes_a_small_body_and_answers_a_short_error(
+    owned: Owned, body: bytes, status: int
+) -> None:
+    headers = {"Content-Type": "application/json"}
+    answer = requests.post(f"{owned.server.url}/session", body, headers=headers, timeout=60)
+    assert answer.status_code == status
+    assert len(answer.content) < 500
+    assert "Set-Cookie" not in answer.headers
+
+
+def test_no_answer_is_kept_by_a_cache_for_somebody_else(owned: Owned) -> None:
+    for path in ("/queue", "/stats", "/session", "/v1/models", "/nothing"):
+        answer = owned.ask(ALICE, "GET", path)
+        assert answer.headers["Cache-Control"] == "no-store", path
 
 
 def test_keys_are_in_no_log(owned: Owned) -> None:
