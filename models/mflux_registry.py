@@ -268,6 +268,7 @@ TINY_TITLES: Mapping[str, str] = {
     "tiny-anima": "Anima",
     "tiny-flux3": "FLUX 3 klein base",
     "tiny-ernie": "ERNIE-Image",
+    "tiny-qwen21": "Qwen-Image 2.1",
 }
 TINY_LORAS = ("flux", "flux2")
 """Families whose tiny models can have LoRAs: merging does not evaluate the missing layers."""
@@ -277,6 +278,7 @@ TINY_DISTILLED = frozenset({"tiny-flux2"})
 TINY_DEFAULTS: Mapping[str, tuple[int, float | None]] = {
     "tiny-anima": (30, 4.0),
     "tiny-flux3": (50, 3.5),
+    "tiny-qwen21": (40, 1.0),
 }
 """Steps and guidance of the classes that decide them by themselves."""
 

@@ -15,6 +15,7 @@
     tiny-flux3       FLUX 3 klein base         Flux3Klein
     tiny-flux3-edit  FLUX 3 klein base         Flux3KleinEdit
     tiny-ernie       ERNIE-Image               ErnieImage
+    tiny-qwen21      Qwen-Image 2.1            QwenImage21
 
 They are generated from fixed seeds on first use, take one or two megabytes on disk, and are loaded
 by mflux's own classes, quantized or not. They generate abstract colour clouds. As with a trained
@@ -171,6 +172,16 @@ TINY_CONFIGS: dict[str, dict[str, Any]] = {
         sigma_base_shift=1.3863,
         sigma_max_shift=1.3863,
     ),
+    "tiny-qwen21": _config(
+        "tiny-qwen21",
+        num_train_steps=None,
+        max_sequence_length=None,
+        supports_guidance=True,
+        requires_sigma_shift=True,
+        sigma_max_shift=0.9,
+        sigma_max_seq_len=8192,
+        sigma_shift_terminal=0.02,
+    ),
 }
 PIPELINES: dict[str, str] = {
     "tiny": "mflux.models.flux.variants.txt2img.flux:Flux1",
@@ -188,6 +199,7 @@ PIPELINES: dict[str, str] = {
     "tiny-flux3": "mflux.models.flux3.variants.txt2img.flux3_klein:Flux3Klein",
     "tiny-flux3-edit": "mflux.models.flux3.variants.edit.flux3_klein_edit:Flux3KleinEdit",
     "tiny-ernie": "mflux.models.ernie_image.variants.txt2img.ernie_image:ErnieImage",
+    "tiny-qwen21": "mflux.models.qwen21.variants.txt2img.qwen_image_21:QwenImage21",
 }
 """Module and name of mflux's class for each model."""
 ALL_TINY_MODELS = tuple(TINY_CONFIGS)

@@ -22,6 +22,7 @@ from models.tiny_slimming import slim_flux2_vae, slim_qwen_vae
 from models.tiny_weights import (
     QWEN_VOCABULARY,
     T5_VOCABULARY,
+    VAE_CHANNELS,
     WIDTH,
     Weights,
     byte_pairs,
@@ -35,6 +36,8 @@ GAIN = 2.0
 FEW = 16
 """Width of layers that mflux never quantizes."""
 ERNIE_TEXT_WIDTH = 3072
+MROPE = [12, 10, 10]
+"""Pairs of WIDTH that a text encoder turns by time, row and column."""
 TEMPLATE = "{% for message in messages %}> {{ message.content }}{% endfor %}"
 """Makes tokens even of an empty prompt."""
 
@@ -209,6 +212,42 @@ FAMILIES: Mapping[str, Family] = {
             ),
         ),
         seed=130,
+    ),
+    "tiny-qwen21": Family(
+        "mflux.models.qwen21.qwen21_initializer",
+        (
+            Part(
+                "Qwen21VAE",
+                "vae",
+                {
+                    "config": {
+                        "base_dim": VAE_CHANNELS,
+                        "decoder_base_dim": VAE_CHANNELS,
+                        "dim_mult": [1] * 5,
+                        "num_res_blocks": 1,
+                    }
+                },
+            ),
+            Part(
+                "Qwen21Transformer",
+                "transformer",
+                {
+                    "num_layers": 1,
+                    "attention_head_dim": WIDTH,
+                    "num_attention_heads": 1,
+                    "context_in_dim": WIDTH,
+                    "mlp_ratio": 1,
+                    "axes_dims_rope": (16, 24, 24),
+                },
+            ),
+            Part(
+                "Qwen21TextEncoder",
+                "text_encoder",
+                {**_qwen3(WIDTH, 1), "mrope_section": MROPE},
+            ),
+        ),
+        seed=140,
+        tokenizers=("processor",),
     ),
 }
 

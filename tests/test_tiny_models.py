@@ -84,6 +84,7 @@ def request_of(name: str, images: dict[str, str]) -> Request:
         "tiny-flux3": {"guidance": 4.0},
         "tiny-flux3-edit": {"guidance": 4.0, "image_paths": [circle]},
         "tiny-ernie": {"guidance": 4.0},
+        "tiny-qwen21": {"guidance": 4.0, "negative_prompt": "blue"},
     }
     text = {"seed": 1, "prompt": "a lighthouse", "num_inference_steps": 3}
     return {**text, "width": 64, "height": 64, **needed.get(name, {})}
@@ -98,7 +99,7 @@ def changes_of(name: str, images: dict[str, str]) -> list[Request]:
         {"seed": 2},
         {"prompt": "a fox"},
         {"num_inference_steps": 4},
-        {"width": 80},
+        {"width": 96},
     ]
     img2img: list[Request] = [
         {"image_path": circle, "image_strength": 0.4},
@@ -142,6 +143,7 @@ def changes_of(name: str, images: dict[str, str]) -> list[Request]:
             {"image_paths": [circle, triangle]},
         ],
         "tiny-ernie": [guidance, {"negative_prompt": "red"}, *img2img],
+        "tiny-qwen21": [guidance, {"negative_prompt": "red"}, *img2img],
     }
     return [*always, *own[name]]
 
