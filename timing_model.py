@@ -1,44 +1,72 @@
 """How long a task takes: arithmetic only, no clock, no files, no threads.
 
-A task's time is a sum of phases. Each is linear in a few features of its work (x = latent tokens /
-4096, so x = 1 is 1024 x 1024 pixels; n = steps). All phases on the GPU share one scale s, the drift
-of the machine (heat, other load):
+A task's time is a sum of phases (x = latent tokens / 4096, so x = 1 is 1024 x 1024 pixels; n =
+steps; t = tokens of the prompt / 512). Of each phase, per key (model, quantization, and what else
+changes the work of a step):
 
-    text encoding     s a                           once per task; once per image for pipelines
-                                                    that also encode input images
-    denoising         s n (b + c x + d x^2)         linear layers cost x, attention x^2
-    its first step    s (g + h x + i x^2)           in addition (compilation, allocation)
-    decoding          s (e + f x)
-    image encoding    p + q x                       by file format, off the GPU
+    seconds = scale * law * exp(correction)
 
-Coefficients are learned per key (model, quantization, and what else changes the work of a step);
-see timing_laws.py. Before the first measurement only the prior is used (confidence "none"): one
-step is about 2 FLOP per parameter and token, at 10 TFLOP/s (an Apple M2 Max at bf16).
+    law of text encoding     a + b t (+ c x)        once per task; once per image, with the term in
+                                                    x, for pipelines that also encode input images
+    law of a step            d + e x + f x^2        linear layers cost x, attention x^2
+    law of the first step    in addition g + h x + i x^2  (compilation, allocation)
+    law of decoding          j + k x + l x^2        convolutions, attention of the middle block
+    image encoding           p + q x                by file format, off the GPU; no scale
+
+1. The law is what the architecture says. Before the first measurement of a key it is the prior
+   (confidence "none"): one step is about 2 FLOP per parameter and token, at `flop_per_s`: 10
+   TFLOP/s (an Apple M2 Max at bf16), unless another speed is given. The p90 is then PRIOR_P90
+   times the forecast.
+2. The correction is what the law gets wrong near a size and a number of steps. It is learned from
+   residuals, shrunk by their number and noise, and fades where nothing was seen. Two runs of one
+   request decide about that request, whatever the law (timing/corrections.py).
+3. The scale is the drift of the machine: heat, other load, sudden changes (timing/drift.py).
+4. A repeated prompt takes a part of its text encoding that is measured per key: about 0 where mflux
+   keeps the embeddings, 1 where it does not.
+5. A running task is forecast at its own pace. If a phase is late, the rest is predicted from
+   its elapsed time (_remaining): the countdown never ends before the task.
+6. The p90 of a wait is a quantile of earlier errors (timing/spread.py).
+
+Not learned: impossible durations, and steps that contain a gap (GAP_STEPS).
 """
 
 import json
-from collections import defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from statistics import median
+from functools import partial
+from math import exp, log, nan, pi, sqrt
+from statistics import fmean, median
 
-from timing_laws import REFERENCE_TOKENS, SAMPLES_TO_TRUST, GpuLaws, LinearLaw, text_was_kept
+from timing.linear import OneLaw
+from timing.spread import LONGEST_S
+from timing_laws import (
+    PRIOR_FLOP_PER_S,
+    REFERENCE_TOKENS,
+    SAMPLES_TO_TRUST,
+    TEXT_TOKENS,
+    GpuLaws,
+    Phases,
+    Place,
+)
 
 FORECASTS_KEPT = 10_000
 """Size of the cache of durations, which the next sample empties."""
-LONGEST_S = 1e7
-"""Seconds. Longer samples are discarded as measurement errors."""
 PRIOR_LOAD_BYTES_PER_S = 1e9
 LIVE_STEP_WEIGHT = 0.7
 """Weight of the measured pace of a running task, from its second step on; the learned pace has the
 rest."""
-OVERRUN = 0.1
-"""Expected rest of a phase that takes longer than forecast, as a part of its elapsed time."""
-FEATURES = 7
-"""Length of Work.features."""
-TASKS_FEATURE = 6
-"""Index of the feature that is 1 or more for each task."""
+PRIOR_P90 = 3.0
+"""Before the first measurement, nine of ten tasks take less than this multiple of the forecast."""
+PRIOR_SIGMA = log(PRIOR_P90) / 1.2816
+"""The same as spread of log(truth / forecast)."""
+LEAST_SIGMA = 0.05
+"""Spread of a single step or phase, at the least."""
+LEAST_PHASE_S = 0.01
+GAP_STEPS = 10.0
+CACHED_TEXT = 0.1
+"""If text encoding took less than this part of its forecast, the embeddings were cached, and the
+sample says nothing about a new prompt."""
 
 
 class Confidence(StrEnum):
@@ -62,17 +90,21 @@ class Work:
     images: int = 1
     text_each: bool = False
     """Whether text encoding runs for each image, because it also encodes input images."""
+    prompt_tokens: int = TEXT_TOKENS
+    prompt_cached: bool = False
+    """Whether the embeddings of its prompt are in memory when it starts."""
+    width: int = 0
+    """Pixels; 0: unknown, as if it were square."""
 
     @property
     def x(self) -> float:
         return self.tokens / REFERENCE_TOKENS
 
     @property
-    def features(self) -> tuple[float, ...]:
-        """The features in which GPU seconds are linear: k (n, n x, n x^2, 1, x, x^2) for k images,
-        and the number of text encodings."""
-        n, x, k = float(self.steps * self.images), self.x, float(self.images)
-        return (n, n * x, n * x * x, k, k * x, k * x * x, k if self.text_each else 1.0)
+    def place(self) -> Place:
+        input_x = self.x if self.text_each else 0.0
+        aspect = abs(log(self.width**2 / (self.tokens * 256))) if self.width else 0.0
+        return Place(self.x, self.steps, self.prompt_tokens / TEXT_TOKENS, input_x, aspect)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -161,9 +193,11 @@ class Live:
 class TimingModel:
     """Learns durations from finished tasks. Not thread-safe: the owner holds a lock."""
 
-    def __init__(self) -> None:
+    def __init__(self, flop_per_s: float = PRIOR_FLOP_PER_S) -> None:
+        self.flop_per_s = flop_per_s
+        """Measured speed of the machine: the prior of models that were not measured yet."""
         self._laws: dict[str, GpuLaws] = {}
-        self._image_encoding: dict[str, LinearLaw] = {}
+        self._image_encoding: dict[str, OneLaw] = {}
         self._load_s: dict[str, float] = {}
         self._forecasts: dict[Work, Durations] = {}
         self.version = 0
@@ -179,28 +213,26 @@ class TimingModel:
 
     def _compute(self, work: Work) -> Durations:
         law = self._law(work.model, work.parameters_b)
-        x, scale = work.x, law.scale
+        (phases,) = law.phases([work.place])
         return Durations(
-            text_encoding_s=scale * law.text_encoding.predict((1.0,)),
-            first_step_extra_s=scale * law.first_step.predict((1.0, x, x * x)),
-            step_s=scale * law.step.predict((1.0, x, x * x)),
+            text_encoding_s=phases.text * (law.repeated_text if work.prompt_cached else 1.0),
+            first_step_extra_s=phases.first - phases.step,
+            step_s=phases.step,
             steps=work.steps,
-            decoding_s=scale * law.decoding.predict((1.0, x)),
-            image_encoding_s=self._image_encoding_law(work.format).predict((1.0, x)),
-            sigma=law.sigma,
-            confidence=_confidence(law, x),
+            decoding_s=phases.decoding,
+            image_encoding_s=self._image_encoding_law(work.format).predict((1.0, work.x)),
+            sigma=law.scale.spread if law.samples else PRIOR_SIGMA,
+            confidence=_confidence(law, work.x),
             images=work.images,
             text_each=work.text_each,
         )
 
-    def coefficients(self, model: str, parameters_b: float) -> tuple[float, ...]:
-        """Returns the GPU seconds per unit of each of Work.features."""
-        law = self._law(model, parameters_b)
-        (text,) = law.text_encoding.coefficients
-        first, first_x, first_xx = law.first_step.coefficients
-        decoding, decoding_x = law.decoding.coefficients
-        each = (first + decoding, first_x + decoding_x, first_xx)
-        return tuple(law.scale * c for c in (*law.step.coefficients, *each, text))
+    def gpu_s(self, works: Sequence[Work]) -> list[float]:
+        """Durations.gpu_s of many works of one key."""
+        law = self._law(works[0].model, works[0].parameters_b)
+        places = list({work.place: None for work in works})
+        phases = dict(zip(places, law.phases(places), strict=True))
+        return [_gpu_s(work, phases[work.place], law.repeated_text) for work in works]
 
     def learn(self, work: Work, measured: Measured) -> None:
         """Learns from a finished image.
@@ -211,57 +243,47 @@ class TimingModel:
         if not all(0.0 <= s < LONGEST_S for s in [*seconds, measured.image_encoding_s]):
             return
         if sum(seconds) > 0.0 and measured.step_s:
-            forecast = self.durations(work)
-            predicted = forecast.image_gpu_s
-            if not text_was_kept(measured.text_encoding_s, forecast.text_encoding_s):
-                predicted += forecast.text_encoding_s
-            self._law(work.model, work.parameters_b).learn(
-                work.x,
-                text_s=measured.text_encoding_s,
-                step_s=measured.step_s,
-                decoding_s=measured.decoding_s,
-                predicted_s=predicted,
-            )
+            law = self._law(work.model, work.parameters_b)
+            text_s = law.text_s(work.place) if law.samples else 0.0
+            if work.prompt_cached and text_s > 0.0:
+                law.learn_repeated_text(measured.text_encoding_s / text_s)
+            law.learn(work.place, _phases(measured, CACHED_TEXT * text_s))
         self._forecasts.clear()
         self.version += 1
-        if measured.image_encoding_s <= 0.0:
-            return  # an image that is upscaled next is not encoded
-        encoding = self._image_encoding_law(work.format)
-        encoding.learn((1.0, work.x), measured.image_encoding_s, sigma=1.0)
+        if measured.image_encoding_s > 0.0:  # an image that is upscaled next is not encoded
+            encoding = self._image_encoding_law(work.format)
+            encoding.learn((1.0, work.x), measured.image_encoding_s)
 
     def remaining_s(self, forecast: Durations, live: Live) -> float:
         """Returns the remaining GPU seconds of a running task, at its measured pace.
 
         After the first step the learned pace is used, from the second step on mostly
-        (LIVE_STEP_WEIGHT) the median of its own steps without the first. If the law is well known,
-        decoding follows the same pace, because it then shows the present speed of the machine.
+        (LIVE_STEP_WEIGHT) the mean of its own steps without the first. A step that takes longer
+        than forecast slows the expected pace of those after it. Decoding follows the same pace,
+        unless few tasks were measured: then the pace shows errors of the law.
         """
+        left = partial(_remaining, sigma=forecast.sigma)
         images_after = forecast.images - live.images_done - 1
         after_s = images_after * forecast.image_gpu_s
         if forecast.text_each:
             after_s += images_after * forecast.text_encoding_s
         if live.phase == "text_encoding":
-            left_s = 0.0
+            text_s = 0.0
             if live.images_done == 0 or forecast.text_each:
-                left_s = _left(forecast.text_encoding_s, live.phase_elapsed_s)
-            return left_s + forecast.image_gpu_s + after_s
+                text_s = left(forecast.text_encoding_s, live.phase_elapsed_s)
+            return text_s + forecast.image_gpu_s + after_s
         if live.phase == "denoising":
-            own = list(live.step_s[1:])
-            pace = 1.0
-            if own and forecast.step_s > 0.0:
-                pace += LIVE_STEP_WEIGHT * (median(own) / forecast.step_s - 1.0)
-            step_s = pace * forecast.step_s
-            now_s = step_s + (0.0 if live.step_s else forecast.first_step_extra_s)
+            pace, now_s = _pace(forecast, live)
             decoding_s = forecast.decoding_s
-            if forecast.confidence is Confidence.HIGH:  # else the pace shows errors of the law
+            if forecast.confidence is not Confidence.LOW:
                 decoding_s *= pace
             steps_after = live.steps_total - live.steps_done - 1
             if steps_after < 0:
                 return decoding_s + pace * after_s
-            left_s = _left(now_s, live.step_elapsed_s)
-            return left_s + steps_after * step_s + decoding_s + pace * after_s
+            left_s = left(now_s, live.step_elapsed_s)
+            return left_s + steps_after * pace * forecast.step_s + decoding_s + pace * after_s
         if live.phase == "decoding":
-            return _left(forecast.decoding_s, live.phase_elapsed_s) + after_s
+            return left(forecast.decoding_s, live.phase_elapsed_s) + after_s
         return 0.0
 
     def load_s(self, model: str, parameters_b: float) -> float:
@@ -280,14 +302,20 @@ class TimingModel:
 
     def _law(self, model: str, parameters_b: float) -> GpuLaws:
         if model not in self._laws:
-            self._laws[model] = GpuLaws(parameters_b)
+            self._laws[model] = GpuLaws(parameters_b, self.flop_per_s)
         return self._laws[model]
 
-    def _image_encoding_law(self, image_format: str) -> LinearLaw:
+    def _image_encoding_law(self, image_format: str) -> OneLaw:
         if image_format not in self._image_encoding:
             per_megapixel = 0.3 if image_format == "PNG" else 0.02
-            self._image_encoding[image_format] = LinearLaw((0.0, per_megapixel))
+            self._image_encoding[image_format] = OneLaw((0.0, per_megapixel))
         return self._image_encoding[image_format]
+
+
+def _gpu_s(work: Work, phases: Phases, repeated_text: float) -> float:
+    texts = (work.images if work.text_each else 1) * (repeated_text if work.prompt_cached else 1)
+    image_s = phases.first - phases.step + work.steps * phases.step + phases.decoding
+    return texts * phases.text + work.images * image_s
 
 
 def _confidence(law: GpuLaws, x: float) -> Confidence:
@@ -297,73 +325,49 @@ def _confidence(law: GpuLaws, x: float) -> Confidence:
     return Confidence.LOW if few or law.is_far(x) else Confidence.HIGH
 
 
-def _left(forecast_s: float, elapsed_s: float) -> float:
-    """Returns the remaining seconds of a phase, also if it takes longer than forecast."""
-    return max(forecast_s - elapsed_s, OVERRUN * min(elapsed_s, forecast_s * 10))
+def _phases(measured: Measured, least_text_s: float) -> Phases:
+    """What a finished image says about each phase. A step of more than GAP_STEPS times the median
+    of the steps contains a gap: it counts as the median.
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """The forecast of a task at submit, and the true duration."""
-
-    priority: int
-    forecast_s: float
-    p90_s: float
-    actual_s: float
-
-
-class Spread:
-    """The distribution of truth / forecast: gives the p90 and the accuracy of the forecasts.
-
-    The p90 is the 90 % quantile of truth / forecast over the last tasks of the same priority. It is
-    empirical, so that it includes urgent tasks that overtake, which no model of one task predicts.
+    Args:
+        least_text_s: if text encoding took less, the embeddings were cached.
     """
+    text_s = measured.text_encoding_s
+    cached = text_s < least_text_s
+    first, *later = measured.step_s
+    if len(later) > 1:
+        usual = median(later)
+        later = [step if step <= GAP_STEPS * usual else usual for step in later]
+    step_s = fmean(later) if later else nan
+    return Phases(nan if cached else text_s, first, step_s, measured.decoding_s)
 
-    KEPT = 200
-    AT_FIRST = (0.8, 1.0, 1.25, 1.6)
-    """Assumed ratios, used while few true ones are known."""
-    QUANTILE = 0.92
-    """A little over 0.9: errors of neighbouring tasks are correlated, so the sample lags."""
 
-    def __init__(self, outcomes: Iterable[Outcome] = ()) -> None:
-        self._outcomes: defaultdict[int, deque[Outcome]] = defaultdict(
-            lambda: deque(maxlen=self.KEPT)
-        )
-        self._factors: dict[int, float] = {}
-        for outcome in outcomes:
-            self.learn(outcome)
+def _pace(forecast: Durations, live: Live) -> tuple[float, float]:
+    """Expected seconds of the steps after the present one, in forecast steps, and of that one."""
+    own = list(live.step_s[1:])
+    pace = 1.0
+    if own and forecast.step_s > 0.0:
+        pace += LIVE_STEP_WEIGHT * (fmean(own) / forecast.step_s - 1.0)
+    now_s = pace * forecast.step_s + (0.0 if live.step_s else forecast.first_step_extra_s)
+    if now_s > 0.0:
+        expected_s = live.step_elapsed_s + _remaining(now_s, live.step_elapsed_s, forecast.sigma)
+        pace *= 1.0 + (expected_s / now_s - 1.0) / (1 + len(own))
+    return pace, now_s
 
-    def learn(self, outcome: Outcome) -> None:
-        seconds = (outcome.forecast_s, outcome.actual_s, outcome.p90_s)
-        if all(0.0 < s < LONGEST_S for s in seconds):
-            self._outcomes[outcome.priority].append(outcome)
-            self._factors.pop(outcome.priority, None)
 
-    def p90_factor(self, priority: int) -> float:
-        """Returns the 90 % bound as a multiple of the forecast."""
-        if priority not in self._factors:
-            known = self._outcomes[priority]
-            ratios = [o.actual_s / o.forecast_s for o in known]
-            if len(ratios) < 30:
-                ratios += self.AT_FIRST
-            ratios.sort()
-            position = self.QUANTILE * (len(ratios) - 1)
-            below = int(position)
-            above = min(below + 1, len(ratios) - 1)
-            between = ratios[below] + (position - below) * (ratios[above] - ratios[below])
-            self._factors[priority] = max(between, 1.0)
-        return self._factors[priority]
+def _remaining(forecast_s: float, elapsed_s: float, sigma: float) -> float:
+    """Median of the remaining seconds of what has taken elapsed_s, if forecast_s was the median.
 
-    @property
-    def count(self) -> int:
-        """Number of known outcomes."""
-        return sum(map(len, self._outcomes.values()))
-
-    def median_error(self) -> float | None:
-        """Median of |forecast - truth| / truth over the known outcomes."""
-        known = [o for level in self._outcomes.values() for o in level]
-        return median(abs(o.forecast_s / o.actual_s - 1) for o in known) if known else None
-
-    def share_inside_p90(self) -> float | None:
-        known = [o for level in self._outcomes.values() for o in level]
-        return sum(o.actual_s <= o.p90_s for o in known) / len(known) if known else None
+    Survival of a log-logistic distribution with S(t) = 1 / (1 + (t / m)^b), m = forecast_s: the
+    median of all t that are above the elapsed ones (Bennett 1983, "Log-logistic regression models
+    for survival data"). Its spread is sigma, or half of the lateness if that is more, so that the
+    remainder grows with the elapsed time once something is late: it is never 0.
+    """
+    if elapsed_s <= 0.0:
+        return forecast_s
+    median_s = max(forecast_s, LEAST_PHASE_S)
+    lateness = log(elapsed_s / median_s)
+    shape = pi / (sqrt(3.0) * max(sigma, LEAST_SIGMA, lateness / 2))
+    if lateness > 0.0:
+        return elapsed_s * (exp(log(2.0 + exp(-shape * lateness)) / shape) - 1.0)
+    return median_s * exp(log(1.0 + 2.0 * exp(shape * lateness)) / shape) - elapsed_s

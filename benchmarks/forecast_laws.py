@@ -1,11 +1,15 @@
-"""Laws of time and scenarios for forecast_error.py, unknown to the server."""
+"""Laws of time for forecast_error.py: what a task takes, unknown to the server."""
 
+import math
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from models.mflux_registry import find_model
 from models.model_catalog import Model
 from task import GenerationParams
+
+HOUR_S = 3600.0
 
 
 def model(name: str) -> Model:
@@ -37,6 +41,27 @@ Law = Callable[[GenerationParams, Model, float], Seconds]
 """(params, model, part of the run that is over) -> seconds."""
 
 
+def no_drift(at: float) -> float:
+    return 1.0
+
+
+@dataclass(frozen=True)
+class Scenario:
+    name: str
+    law: Law
+    outliers: float = 0.0
+    """Part of the tasks that take three times as long."""
+    load_s: dict[str, float] = field(default_factory=dict)
+    """More than one: the tasks alternate between these models."""
+    drift: Callable[[float], float] = no_drift
+    """At each second since the start, how long a second of the law takes."""
+    repeated: float = 0.0
+    """Part of the requests that are one of REPEATED_REQUESTS sizes and steps."""
+
+
+# -- the laws for which the timing model was built ---------------------------------------------
+
+
 def linear(params: GenerationParams, model: Model, over: float) -> Seconds:
     return Seconds(0.0, [3.1 * params.tokens / 4096] * params.steps, 0.0)
 
@@ -61,21 +86,123 @@ def two_models(params: GenerationParams, model: Model, over: float) -> Seconds:
     return phases(params, model, over).times(1.0 if model is SCHNELL else 0.4)
 
 
-@dataclass(frozen=True)
-class Scenario:
-    name: str
-    law: Law
-    outliers: float = 0.0
-    """Part of the tasks that take three times as long."""
-    load_s: dict[str, float] = field(default_factory=dict)
-    """More than one: the tasks alternate between these models."""
+# -- laws that it does not know ----------------------------------------------------------------
 
 
-SCENARIOS = (
+def decoding_squared(params: GenerationParams, model: Model, over: float) -> Seconds:
+    """Cheap steps, and the attention of the decoder's middle block."""
+    x = params.tokens / 4096
+    return Seconds(0.5, [0.2 * x] * params.steps, 0.5 + 1.2 * x + 3.0 * x * x)
+
+
+def memory_pressure(params: GenerationParams, model: Model, over: float) -> Seconds:
+    """Above a size the machine swaps."""
+    factor = 2.5 if params.tokens > 5000 else 1.0
+    return phases(params, model, over).times(factor)
+
+
+def staircase(params: GenerationParams, model: Model, over: float) -> Seconds:
+    """Tiles: work grows in steps."""
+    wide, high = math.ceil(params.width / 384), math.ceil(params.height / 384)
+    return Seconds(1.0, [0.4 * wide * high] * params.steps, 0.3 * wide * high)
+
+
+def floor(params: GenerationParams, model: Model, over: float) -> Seconds:
+    """Small pictures do not fill the GPU."""
+    x = params.tokens / 4096
+    return Seconds(0.8, [max(1.8, 2.4 * x)] * params.steps, max(0.9, 1.3 * x))
+
+
+def compiled(params: GenerationParams, model: Model, over: float) -> Seconds:
+    """The first step of each picture compiles."""
+    law = phases(params, model, over)
+    return Seconds(law.text, [law.steps[0] + 12.0, *law.steps[1:]], law.decode)
+
+
+def power(params: GenerationParams, model: Model, over: float) -> Seconds:
+    x = params.tokens / 4096
+    return Seconds(0.3, [1.7 * x**1.45] * params.steps, 0.9 * x**0.7)
+
+
+def jagged(params: GenerationParams, model: Model, over: float) -> Seconds:
+    """Each size and number of steps has a time of its own."""
+    dice = random.Random(f"{params.width} {params.height} {params.steps}")
+    return phases(params, model, over).times(dice.lognormvariate(0.0, 0.5))
+
+
+def random_law(seed: int) -> Law:
+    """A law of a random kind with random coefficients."""
+    dice = random.Random(seed)
+    step = [dice.uniform(0.0, 0.5), dice.uniform(0.2, 3.0), dice.choice([0.0, dice.random()])]
+    decode = [dice.uniform(0.0, 1.0), dice.uniform(0.1, 2.0), dice.choice([0.0, dice.random()])]
+    exponent = dice.uniform(0.7, 2.0)
+    first, text = dice.choice([0.0, dice.uniform(0, 20)]), dice.uniform(0, 3)
+    bend, factor = dice.uniform(0.4, 1.8), dice.uniform(1.3, 3.5)
+    tile, growth = dice.choice([256, 384, 512, 640]), dice.uniform(-0.3, 0.3)
+    kind = dice.choice(("power", "threshold", "decode", "stairs", "floor", "steps", "late"))
+
+    def law(params: GenerationParams, model: Model, over: float) -> Seconds:
+        x, n = params.tokens / 4096, params.steps
+        step_s = sum(c * x**p for p, c in enumerate(step))
+        decode_s = sum(c * x**p for p, c in enumerate(decode))
+        if kind == "power":
+            step_s, decode_s = step[1] * x**exponent, decode[1] * x ** (2.2 - exponent / 2)
+        elif kind == "threshold":
+            step_s *= factor if x > bend else 1.0
+        elif kind == "decode":
+            decode_s *= factor * 3 if x > bend else 1.0
+        elif kind == "stairs":
+            tiles = math.ceil(params.width / tile) * math.ceil(params.height / tile)
+            step_s = step[1] * tiles * tile * tile / 2**20
+        elif kind == "floor":
+            step_s, decode_s = max(step_s, step[1] * bend), max(decode_s, decode[1] * bend)
+        elif kind == "steps":
+            step_s *= n**growth
+        steps = [step_s] * n
+        if kind == "late":  # what runs long gets hot
+            steps = [step_s * (factor if i * step_s > 60 * bend else 1.0) for i in range(n)]
+        return Seconds(text, [steps[0] + first, *steps[1:]], decode_s)
+
+    return law
+
+
+# -- machines whose pace changes while they draw -----------------------------------------------
+
+
+def shared_machine(at: float) -> float:
+    """Others use the machine: up and down by 25 % within an hour."""
+    return 1.0 + 0.25 * math.sin(2 * math.pi * at / HOUR_S)
+
+
+def sudden(at: float) -> float:
+    """For half of each three hours it takes twice as long."""
+    return 2.0 if at % (3 * HOUR_S) > 1.5 * HOUR_S else 1.0
+
+
+TWO_LOADS = {SCHNELL.name: 20.0, KLEIN.name: 9.0}
+KNOWN = (
     Scenario("a linear", linear),
     Scenario("b attention", quadratic),
     Scenario("c phases", phases),
     Scenario("d throttled", throttled),
     Scenario("e outliers", phases, outliers=0.03),
-    Scenario("f two models", two_models, load_s={SCHNELL.name: 20.0, KLEIN.name: 9.0}),
+    Scenario("f two models", two_models, load_s=TWO_LOADS),
+)
+UNSEEN = (
+    Scenario("g decoding x^2", decoding_squared),
+    Scenario("h memory pressure", memory_pressure),
+    Scenario("i staircase", staircase),
+    Scenario("j floor", floor),
+    Scenario("k compiled", compiled),
+    Scenario("l power", power),
+    Scenario("m 8 % outliers", phases, outliers=0.08),
+    Scenario("n pressure, 8 % outliers", memory_pressure, outliers=0.08),
+    Scenario("o shared machine", phases, drift=shared_machine),
+    Scenario("p suddenly 2x", phases, drift=sudden),
+)
+REPEATED = (
+    Scenario("q repeated", phases, repeated=0.8),
+    Scenario("r repeated, jagged", jagged, repeated=0.8),
+    Scenario("s repeated, jagged, 8 % outliers", jagged, outliers=0.08, repeated=0.8),
+    Scenario("t repeated, shared machine", jagged, drift=shared_machine, repeated=0.8),
 )

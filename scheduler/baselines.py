@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from scheduler.schedule import Schedule
 from task import Forecast, Reason, Task, TaskStatus
-from timing_model import Outcome
+from timing.spread import Outcome
+from timing_model import Confidence
 
 STEADY_S, STEADY_SHARE = 1.0, 0.02
 """A forecast that is later than the first one by no more than this is not reported."""
@@ -72,9 +73,11 @@ class Baselines:
 
     def outcome(self, task: Task) -> Outcome | None:
         """Compares the forecast at submit with the true duration of a finished task. None: it
-        was not made by this process, or the process was stopped meanwhile."""
+        was not made by this process, or was a guess, or the process was stopped meanwhile."""
         submitted = self._submitted.get(task.task_id)
         if submitted is None or self._gaps() != submitted.gaps:
+            return None
+        if submitted.forecast.confidence is Confidence.NONE:
             return None
         forecast, actual_s = submitted.forecast, self._monotonic() - submitted.at
         return Outcome(task.priority, forecast.end_s, forecast.p90_s, actual_s)

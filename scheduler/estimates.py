@@ -3,7 +3,8 @@
 Not thread-safe: its owner holds a lock.
 """
 
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from models.model_catalog import LoadSpec
@@ -13,6 +14,11 @@ from timing_model import Confidence, Durations, TimingModel, Work
 
 HELPER_TOKENS = 4096
 """Of a helper model, which takes the same time for every size of the image."""
+PROMPTS_KEPT = 32
+"""About as many prompts as generator.py keeps the embeddings of."""
+CHARACTERS_PER_TOKEN = 4
+TOKENS_STEP = 16
+"""Lengths of prompts are rounded to this, so that many tasks have the same work."""
 WORKS_KEPT = 1_000
 """Size of the cache of stages; each holds its params in memory."""
 
@@ -23,6 +29,7 @@ class Estimates:
         self._bits: dict[str, int | None] = {}  # by load spec, once it was loaded
         self._bits_version = 0
         self._works: dict[int, tuple[Stage, Work]] = {}  # by id(): a stage has no cheap hash
+        self._prompts: OrderedDict[tuple[str, str], int] = OrderedDict()  # id() of its first params
 
     @property
     def version(self) -> tuple[int, int]:
@@ -95,7 +102,18 @@ class Estimates:
             format=params.format,
             images=stage.images_left,
             text_each=bool(params.inputs) or model.upscaler,
+            width=params.width,
+            prompt_tokens=_prompt_tokens(params.prompt),
+            prompt_cached=self._prompts.get(_prompt(stage), id(params)) != id(params),
         )
+
+    def joined(self, stage: Stage) -> None:
+        """A stage waits: from its turn on, the embeddings of its prompt are in memory."""
+        prompt = _prompt(stage)
+        self._prompts.setdefault(prompt, id(stage.params))
+        self._prompts.move_to_end(prompt)
+        if len(self._prompts) > PROMPTS_KEPT:
+            self._prompts.popitem(last=False)
 
     def durations(self, *stages: Stage) -> Durations:
         """Predicted seconds of these stages, one after the other."""
@@ -111,9 +129,13 @@ class Estimates:
             confidence=min((durations.confidence for durations in each), key=order.index),
         )
 
-    def coefficients(self, timing_key: str, parameters_b: float) -> tuple[float, ...]:
-        """Returns the GPU seconds per feature of a Work."""
-        return self._timing.coefficients(timing_key, parameters_b)
+    def gpu_s(self, works: Sequence[Work]) -> list[float]:
+        """Seconds of the GPU of many works of one timing key."""
+        return self._timing.gpu_s(works)
+
+    def version_of(self, timing_key: str) -> int:
+        """Changes with whatever changes the seconds of this key."""
+        return self._timing.samples(timing_key)
 
     def load_s(self, spec: LoadSpec) -> float:
         return self._timing.load_s(self.load_key(spec), spec.model.parameters_b)
@@ -124,3 +146,12 @@ class Estimates:
 
     def learn_load(self, spec: LoadSpec, seconds: float) -> None:
         self._timing.learn_load(self.load_key(spec), seconds)
+
+
+def _prompt(stage: Stage) -> tuple[str, str]:
+    return stage.load_spec.key, stage.params.prompt
+
+
+def _prompt_tokens(prompt: str) -> int:
+    """Tokens of a prompt, about: the tokenizer is not asked before the model is loaded."""
+    return (len(prompt) // CHARACTERS_PER_TOKEN // TOKENS_STEP + 1) * TOKENS_STEP

@@ -7,6 +7,7 @@ plan.py says which machine a waiting task runs on, and what is ahead of it there
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import exp
 
 from models.model_catalog import LoadSpec
 from scheduler.downloads import Downloads, Pending
@@ -16,11 +17,11 @@ from scheduler.plan import Plan, Planner
 from scheduler.policy import Policy
 from scheduler.schedule import Schedule
 from task import Forecast, Phase, Task
-from timing_model import Confidence, Durations, Live, Spread, TimingModel
+from timing.spread import Spread
+from timing_model import PRIOR_P90, Confidence, Durations, Live, TimingModel
 
 P90_SIGMAS = 1.2816
 """The 90 % quantile of the standard normal distribution."""
-P90_WITHOUT_KNOWLEDGE = 3.0
 P90_OF_DOWNLOADS = 1.5
 """A download's 90 % quantile as a multiple of its forecast: download times vary widely."""
 
@@ -228,7 +229,7 @@ class Forecaster:
                 encoding_s = max(encoding_s - (self._monotonic() - run.phase_started_at), 0.0)
             gpu_free_s += self.gpu_remaining_s(run, machine)
             encoder_free_s = max(encoder_free_s, gpu_free_s) + encoding_s
-            p90_s = encoder_free_s * (1.0 + P90_SIGMAS * durations.sigma)
+            p90_s = encoder_free_s * exp(P90_SIGMAS * durations.sigma)
             forecast = Forecast(0, 0.0, encoder_free_s, p90_s, durations.confidence)
             running.append((run.task, forecast))
         return _Lane(machine, gpu_free_s, encoder_free_s, running)
@@ -280,7 +281,7 @@ class Forecaster:
         perhaps a new one."""
         known = self._downloads.pace_known
         for wait in self._downloads.waits(lambda priority: self._joining_s(priority, lanes), *new):
-            p90_s = wait.end_s * (P90_OF_DOWNLOADS if known else P90_WITHOUT_KNOWLEDGE)
+            p90_s = wait.end_s * (P90_OF_DOWNLOADS if known else PRIOR_P90)
             confidence = Confidence.LOW if known else Confidence.NONE
             _, end = self._schedule.level(wait.task.priority)
             yield wait.task, Forecast(end + wait.pos, wait.start_s, wait.end_s, p90_s, confidence)
@@ -297,7 +298,7 @@ class Forecaster:
     def _p90_factor(self, task: Task, durations: Durations) -> float:
         """Returns the 90 % quantile of a forecast as a multiple of it."""
         if durations.confidence is Confidence.NONE:
-            return P90_WITHOUT_KNOWLEDGE
+            return PRIOR_P90
         return self._spread.p90_factor(task.priority)
 
 

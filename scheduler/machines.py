@@ -13,8 +13,8 @@ from models.model_catalog import LoadSpec
 from task import Memory, Phase, Progress, Stage, Task
 
 HOUR_S = 3600.0
-LEAST_LEFT = 0.05
-"""Share of the remaining time that is shown as left when it has taken longer."""
+ON_TIME = 0.9
+"""Part of the remaining time up to which the share of a task that is over grows evenly."""
 MOST_SHOWN = 0.999
 LOCAL = "local"
 """Name of the machine that the server runs on."""
@@ -88,13 +88,13 @@ class Run:
     """Seconds of each step of the present image that has ended."""
     gaps_before: int = 0
     """How often the process had been stopped when it was claimed (RunningClock.gaps)."""
+    left_gpu_at: float | None = None
+    """When its last image was drawn; None: it still needs the GPU."""
     reported_at: float = 0.0
     remaining_s: float = 0.0
     """Seconds that were left at the latest report."""
-    least_done: float = 0.0
+    reported_done: float = 0.0
     """Share of its time that was over at the latest report."""
-    left_gpu_at: float | None = None
-    """When its last image was drawn; None: it still needs the GPU."""
 
     @property
     def stage(self) -> Stage:
@@ -110,16 +110,20 @@ class Run:
         return (at if self.left_gpu_at is None else self.left_gpu_at) - self.claimed_at
 
     def share_done(self, at: float) -> float:
-        """Share of its time that is over, 0 to 1; never falls. A step that takes longer than
-        forecast makes it stand still, close to the end of that step."""
-        spent_s = at - self.claimed_at
-        left_s = max(self.remaining_s - (at - self.reported_at), self.remaining_s * LEAST_LEFT)
-        share = spent_s / (spent_s + left_s) if spent_s + left_s > 0 else 0.0
-        return min(max(share, self.least_done), MOST_SHOWN)
+        """Share of its time that is over, 0 to 1; never falls. From ON_TIME on it moves on more
+        slowly, and does not reach the end before the next report."""
+        if self.remaining_s <= 0.0:
+            return min(self.reported_done, MOST_SHOWN)
+        part = max(at - self.reported_at, 0.0) / self.remaining_s
+        if part > ON_TIME:
+            part = 1.0 - (1.0 - ON_TIME) * ON_TIME / part
+        return min(self.reported_done + (1.0 - self.reported_done) * part, MOST_SHOWN)
 
     def forecast_is(self, remaining_s: float, at: float) -> None:
         """At a report, this many seconds are left."""
-        self.least_done = self.share_done(at) if self.reported_at else 0.0
+        spent_s = at - self.claimed_at
+        share = spent_s / (spent_s + remaining_s) if spent_s + remaining_s > 0 else 0.0
+        self.reported_done = max(share, self.share_done(at))
         self.reported_at, self.remaining_s = at, remaining_s
 
     def advance(self, progress: Progress, at: float) -> None:

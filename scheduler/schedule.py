@@ -17,7 +17,7 @@ from models.model_catalog import LoadSpec
 from scheduler.estimates import Estimates
 from scheduler.machines import Resident
 from task import Stage, Task
-from timing_model import FEATURES, Durations, Work
+from timing_model import Durations, Work
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Ints = np.ndarray[Any, np.dtype[np.intp]]
@@ -30,16 +30,16 @@ KINDS_KEPT = 1_000
 class _Kinds:
     """Kinds of stages: those with the same work and the same weights are alike.
 
-    A stage's GPU time is linear in the features of its work (timing_model.py), so the seconds of
-    all kinds are one product.
+    The seconds of all kinds of one timing key are computed together, and again only when that key
+    has learned something.
     """
 
     def __init__(self, estimates: Estimates) -> None:
         self._estimates = estimates
         self._numbers: dict[tuple[Work, str], int] = {}
-        self._laws: dict[str, tuple[int, float]] = {}  # timing key: index, billions of parameters
-        self._features = np.zeros((0, FEATURES))
-        self._law = np.zeros(0, np.intp)
+        self._works: dict[str, list[tuple[int, Work]]] = {}  # by timing key: kind, work
+        self._gpu_s: Floats = np.zeros(0)
+        self._as_of: dict[str, tuple[int, int]] = {}  # by timing key: what _gpu_s was made of
         self._seconds: tuple[object, Floats, Floats] | None = None
         self.specs: list[LoadSpec] = []
         self.spec_numbers: dict[str, int] = {}
@@ -58,9 +58,8 @@ class _Kinds:
             if spec.key not in self.spec_numbers:
                 self.spec_numbers[spec.key] = len(self.specs)
                 self.specs.append(spec)
-            law, _ = self._laws.setdefault(work.model, (len(self._laws), work.parameters_b))
-            self._features = np.concatenate((self._features, [work.features]))
-            self._law = np.append(self._law, law)
+            self._works.setdefault(work.model, []).append((number, work))
+            self._gpu_s = np.append(self._gpu_s, 0.0)
             self.spec = np.append(self.spec, self.spec_numbers[spec.key])
             self._seconds = None
         return number
@@ -69,12 +68,15 @@ class _Kinds:
         """Of each kind, seconds of the GPU and of loading its weights."""
         version = self._estimates.version
         if self._seconds is None or self._seconds[0] != version:
-            coefficients = np.array(
-                [self._estimates.coefficients(key, size) for key, (_, size) in self._laws.items()]
-            ).reshape(-1, FEATURES)
-            gpu_s = np.einsum("ij,ij->i", coefficients[self._law], self._features)
+            for key, works in self._works.items():
+                as_of = (self._estimates.version_of(key), len(works))
+                if self._as_of.get(key) != as_of:
+                    numbers = [number for number, _ in works]
+                    self._gpu_s[numbers] = self._estimates.gpu_s([work for _, work in works])
+                    self._as_of[key] = as_of
             load_s = np.array([self._estimates.load_s(spec) for spec in self.specs])
-            self._seconds = version, gpu_s, load_s[self.spec] if len(self) else np.zeros(0)
+            own_load_s = load_s[self.spec] if len(self) else np.zeros(0)
+            self._seconds = version, self._gpu_s, own_load_s
         return self._seconds[1:]
 
 
@@ -208,6 +210,9 @@ class Schedule:
             budgets_s = np.full(len(tasks), delay_budget_s)
             self.delay_budgets_s = np.concatenate((self.delay_budgets_s, budgets_s))
             self.rebuild()
+        for task in tasks:
+            for stage in task.stages:
+                self._estimates.joined(stage)
         self.version += 1
         if len(self._kinds) > max(len(self._rows), KINDS_KEPT):
             self.rebuild()

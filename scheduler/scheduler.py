@@ -35,7 +35,8 @@ from scheduler.retention import Retention
 from scheduler.schedule import Schedule
 from storage.task_store import End, TaskStore
 from task import Forecast, Task, TaskStatus
-from timing_model import Outcome, Spread, TimingModel
+from timing.spread import Outcome, Spread
+from timing_model import TimingModel
 
 log = logging.getLogger(__name__)
 

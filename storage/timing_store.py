@@ -4,7 +4,8 @@ import logging
 from collections.abc import Sequence
 
 from storage.database import DAMAGED, Database
-from timing_model import Measured, Outcome, Work
+from timing.spread import Outcome
+from timing_model import Measured, Work
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ from scheduler.machines import Machine, Run
 from scheduler.policy import Policy, key
 from scheduler.schedule import Schedule
 from task import Forecast, Phase, Progress, Stage, Task
-from timing_model import Measured, Spread, TimingModel
+from timing.spread import Spread
+from timing_model import Measured, TimingModel
 
 ALLOWED = allow("schnell", "flux2-klein-4b", "flux2-klein-base-4b", "z-image", "seedvr2-3b")
 MODELS = ALLOWED.models[:4]

@@ -17,7 +17,8 @@ from conftest import params_for
 
 from storage.task_store import End, TaskStore
 from task import GenerationParams, Task, TaskStatus
-from timing_model import Measured, Outcome, Work
+from timing.spread import Outcome
+from timing_model import Measured, Work
 
 WORK = Work(model="tiny", parameters_b=0.001, tokens=4096, steps=4, format="PNG")
 MEASURED = Measured(

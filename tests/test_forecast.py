@@ -14,11 +14,12 @@ from api.server_answers import StatsAnswer
 from api.task_answers import EstimateAnswer
 from models.model_catalog import Model
 from scheduler.downloads import USUAL_BYTES_PER_S, Pending
-from scheduler.forecast import P90_OF_DOWNLOADS, P90_WITHOUT_KNOWLEDGE
+from scheduler.forecast import P90_OF_DOWNLOADS
 from scheduler.machines import HOUR_S, Run
 from storage.task_store import TaskStore
 from task import Encoded, GenerationParams, Phase, Reason, Task, Verdict
-from timing_model import Confidence, Measured, Outcome
+from timing.spread import Outcome
+from timing_model import PRIOR_P90, Confidence, Measured
 
 LONG: dict[str, Any] = {"width": 2048, "height": 2048, "steps": 100}
 
@@ -187,7 +188,7 @@ def test_the_p90_is_wide_while_nothing_is_known_and_narrow_for_a_running_task() 
     bench.join(unknown)
     forecast = bench.forecaster.of(unknown)
     assert forecast.confidence is Confidence.NONE
-    assert forecast.p90_s == pytest.approx(P90_WITHOUT_KNOWLEDGE * forecast.end_s)
+    assert forecast.p90_s == pytest.approx(PRIOR_P90 * forecast.end_s)
     known = bench.task("b")
     bench.join(known)
     waiting = bench.forecaster.of(known)
@@ -231,7 +232,7 @@ def test_a_task_that_waits_for_a_download_is_forecast_as_it_was_when_it_was_new(
     assert promised.pos == 3
     assert promised.start_s == pytest.approx(ready_s)
     assert promised.end_s == pytest.approx(ready_s + 14.0 + durations.total_s)
-    assert promised.p90_s == pytest.approx(P90_WITHOUT_KNOWLEDGE * promised.end_s)
+    assert promised.p90_s == pytest.approx(PRIOR_P90 * promised.end_s)
     assert [entry[0].task_id for entry in bench.in_order(2)] == ["2", "lacking"]
     bench.downloads.begin(missing[0], 0)
     bench.at += 10.0

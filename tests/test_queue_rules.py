@@ -33,6 +33,7 @@ from hypothesis.stateful import (
 
 from errors import Gone, NotReady, NoWorker, QueueFull, ServerError, StorageUnavailable, UnknownTask
 from scheduler.baselines import STEADY_S, STEADY_SHARE
+from scheduler.estimates import TOKENS_STEP
 from scheduler.health import ServerState
 from scheduler.limits import ENDED_TOO_OFTEN, MAX_INTERRUPTIONS, QueueLimits
 from scheduler.retention import DELETED, EXPIRED, FETCHED, NO_ROOM
@@ -98,7 +99,16 @@ class ModelTask:
     def work(self) -> Work:
         """Of the images that are not stored."""
         params, left = self.params, self.params.count - len(self.images)
-        return Work(TINY.name, TINY.parameters_b, params.tokens, params.steps, params.format, left)
+        return Work(
+            TINY.name,
+            TINY.parameters_b,
+            params.tokens,
+            params.steps,
+            params.format,
+            left,
+            prompt_tokens=TOKENS_STEP,
+            width=params.width,
+        )
 
     def began(self, phase: Phase) -> float:
         return next(at for marked, at in self.marks if marked is phase)

@@ -1,0 +1,121 @@
+"""Laws that are linear in features, fitted to samples: arithmetic only.
+
+Coefficients are >= 0 and found by weighted least squares. Each sample counts FORGETTING times as
+much as the one after it, and is weighted with 1 / prediction^2, so that relative errors count. A
+ridge keeps the coefficients near a prior shape, whose scale the samples set; more samples outweigh
+it. A deviation of more than HUBER spreads has less weight (Huber 1964, "Robust estimation of a
+location parameter").
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+
+from timing.corrections import Floats
+from timing.drift import SAMPLES_KEPT, SIGMA_LEAST
+
+FORGETTING = 0.99
+RIDGE = 0.02
+"""Weight of the prior shape, in samples."""
+FITS = 2
+"""Rounds of reweighting."""
+HUBER = 2.0
+LEAST_S = 1e-6
+"""Seconds; less counts as this, because logarithms are taken."""
+
+
+class LinearLaw:
+    """y = sum of coefficient * feature, all coefficients >= 0.
+
+    Args:
+        prior: coefficients; they tell the shape, the samples the scale.
+    """
+
+    def __init__(self, prior: tuple[float, ...]) -> None:
+        self.coefficients = prior
+        self._prior = prior
+
+    def predict(self, features: Sequence[float]) -> float:
+        return sum(c * f for c, f in zip(self.coefficients, features, strict=True))
+
+    def fit(self, features: Floats, y: Floats, unit: Floats | None = None) -> None:
+        """Fit to samples, the oldest first; a y that is NaN is none.
+
+        Args:
+            unit: what errors are relative to, by sample; None: the prediction.
+        """
+        known = ~np.isnan(y)
+        if not known.any():
+            return
+        features, y = features[known], y[known]
+        ageing = FORGETTING ** np.arange(len(y) - 1, -1, -1.0)
+        by_prior = np.maximum(features @ np.array(self._prior), LEAST_S)
+        ratio = float(np.median(y / by_prior))
+        prior = [c * ratio for c in self._prior]
+        predicted = by_prior * ratio
+        for _ in range(FITS):
+            units = np.maximum(predicted if unit is None else unit[known], LEAST_S)
+            off = np.abs(y - predicted) / units
+            spread = max(1.4826 * float(np.median(off)), SIGMA_LEAST)
+            weights = ageing * np.minimum(1.0, HUBER * spread / np.maximum(off, 1e-12)) / units**2
+            ridge = RIDGE / max(sum(prior), float(np.median(units))) ** 2
+            normal = (features * weights[:, None]).T @ features + ridge * np.eye(len(prior))
+            right = (features * weights[:, None]).T @ y + ridge * np.array(prior)
+            self.coefficients = _non_negative_least_squares(normal.tolist(), right.tolist())
+            predicted = features @ np.array(self.coefficients)
+
+
+class OneLaw:
+    """A law of one phase by itself, with the samples that it was fitted to."""
+
+    def __init__(self, prior: tuple[float, ...]) -> None:
+        self._law = LinearLaw(prior)
+        self._samples: deque[tuple[tuple[float, ...], float]] = deque(maxlen=SAMPLES_KEPT)
+
+    def predict(self, features: Sequence[float]) -> float:
+        return self._law.predict(features)
+
+    def learn(self, features: tuple[float, ...], y: float) -> None:
+        self._samples.append((features, y))
+        rows, values = zip(*self._samples, strict=True)
+        self._law.fit(np.array(rows), np.array(values))
+
+
+def _non_negative_least_squares(normal: list[list[float]], right: list[float]) -> tuple[float, ...]:
+    """Minimize c'Ac/2 - b'c over c >= 0, by trying every set of coefficients that may be above 0.
+
+    At most three coefficients: seven small systems, exact (Lawson & Hanson 1974, ch. 23, says that
+    the solution solves the equations of its own support).
+    """
+    best, least = (0.0,) * len(right), 0.0
+    for count in range(1, len(right) + 1):
+        for support in combinations(range(len(right)), count):
+            solution = _solve(
+                [[normal[i][j] for j in support] for i in support], [right[i] for i in support]
+            )
+            if solution is None or min(solution) < 0.0:
+                continue
+            value = -sum(c * right[i] for i, c in zip(support, solution, strict=True)) / 2
+            if value < least:
+                full = dict(zip(support, solution, strict=True))
+                best, least = tuple(full.get(i, 0.0) for i in range(len(right))), value
+    return best
+
+
+def _solve(matrix: list[list[float]], right: list[float]) -> list[float] | None:
+    """Gaussian elimination of a small positive definite system; None if it is singular."""
+    size = len(right)
+    rows = [[*matrix[i], right[i]] for i in range(size)]
+    for i in range(size):
+        if rows[i][i] <= 1e-12 * max(matrix[i][i], 1e-300):
+            return None
+        for k in range(i + 1, size):
+            factor = rows[k][i] / rows[i][i]
+            rows[k] = [a - factor * b for a, b in zip(rows[k], rows[i], strict=True)]
+    solution = [0.0] * size
+    for i in reversed(range(size)):
+        known = sum(rows[i][k] * solution[k] for k in range(i + 1, size))
+        solution[i] = (rows[i][size] - known) / rows[i][i]
+    return solution
