@@ -17,6 +17,7 @@ from api.client_queue import own_queue_of
 from api.cors import Cors
 from api.identity import Identity
 from api.image_api import ImageRoutes
+from api.links import Links
 from api.live_api import LiveRoutes
 from api.models_api import ModelRoutes
 from api.native_api import TaskRoutes
@@ -56,8 +57,7 @@ def create_app(
     foreign: ForeignOptions | None = None,
     cors: Cors | None = None,
 ) -> Flask:
-    """Builds the WSGI application: all routes at the root and under /api, foreign APIs under their
-    own prefixes.
+    """Builds the WSGI application: routes at the root and under /api, foreign APIs beside them.
 
     Args:
         places: budget for requests that hold a thread for long.
@@ -72,12 +72,13 @@ def create_app(
     app.before_request(check_query)
     cors.install(app)
     identity.install(app)
-    own_queue, catalog = own_queue_of(queue), read_catalog()
+    own_queue, catalog, options = own_queue_of(queue), read_catalog(), foreign or ForeignOptions()
+    links = _links(queue, identity, options)
     _register(
         app,
         {
             "tasks": TaskRoutes(own_queue, submission, places),
-            "images": ImageRoutes(own_queue, places),
+            "images": ImageRoutes(own_queue, places, links),
             "queue": QueueRoutes(own_queue, places),
             "operator": OperatorRoutes(queue, own_queue, identity, places),
             "live": LiveRoutes(queue, own_queue, places, previews, submission.decoder),
@@ -92,15 +93,20 @@ def create_app(
         submission,
         catalog,
         places=places,
-        options=foreign or ForeignOptions(),
+        links=links,
+        options=options,
         memory=lambda: generator.memory,
         preview=previews.look,
     )
-    app.register_error_handler(Exception, _answer_error)
     app.register_blueprint(page_routes())
     install_docs(app, submission.limits, (*SESSION_SCHEMAS, *schemas))
     identity.publish(app, "flasgger.", "openapi")
     return app
+
+
+def _links(queue: QueueManager, identity: Identity, options: ForeignOptions) -> Links:
+    sign = None if identity.trusts_everyone else identity.sign
+    return Links(queue, sign, options.public_url)
 
 
 def _register(app: Flask, native: dict[str, object]) -> None:
@@ -121,6 +127,7 @@ def _empty_app(max_body_bytes: int) -> Flask:
     app = _App(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
     app.url_map.strict_slashes = False
+    app.register_error_handler(Exception, _answer_error)
     app.wsgi_app = _without_double_slashes(app.wsgi_app)  # type: ignore[method-assign,assignment]
     app.json.sort_keys = False  # type: ignore[attr-defined]  # the specification, as written
     return app

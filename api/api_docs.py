@@ -18,9 +18,15 @@ from api.answers import ErrorAnswer
 from api.generate_request import Limits, request_schema
 from api.model_answers import LoadAnswer, ModelAnswer, ModelsAnswer
 from api.operator_answers import ClearedAnswer, ClientsAnswer, PausedAnswer, PlaceAnswer
-from api.queue_answers import QueueAnswer
+from api.queue_answers import OriginalTask, QueueAnswer
 from api.server_answers import HealthAnswer, StatsAnswer
-from api.task_answers import DeleteAnswer, EstimateAnswer, GenerateAnswer, StatusAnswer
+from api.task_answers import (
+    DeleteAnswer,
+    EstimateAnswer,
+    GenerateAnswer,
+    LinkAnswer,
+    StatusAnswer,
+)
 from errors import (
     Gone,
     InvalidInput,
@@ -47,6 +53,8 @@ ANSWERS = (
     ClearedAnswer,
     PlaceAnswer,
     ClientsAnswer,
+    LinkAnswer,
+    OriginalTask,
     ErrorAnswer,
 )
 SCHEMAS = "#/components/schemas/"

@@ -137,6 +137,10 @@ class Identity:
         return Client(name=self._anonymous_name())
 
     @property
+    def trusts_everyone(self) -> bool:
+        return self._trusted and self._keys is None
+
+    @property
     def known_clients(self) -> list[Client]:
         """Those of the file of --keys."""
         return self._keys.clients if self._keys else []
@@ -158,6 +162,11 @@ class Identity:
     def sign_in(self, client: Client, answer: Response) -> None:
         """Give the browser a cookie that stands for the key of this client."""
         self._set_cookie(answer, self.session_cookie, f"{client.name}:{self._signature(client)}")
+
+    def sign(self, text: str) -> str:
+        """What only this data dir can make of a text, hexadecimal. The text begins with its kind,
+        so that a signature of one kind is none of another."""
+        return hmac.new(self._secret, text.encode(), hashlib.sha256).hexdigest()
 
     def sign_out(self, answer: Response) -> None:
         answer.delete_cookie(self.session_cookie)
@@ -185,8 +194,7 @@ class Identity:
 
     def _signature(self, client: Client) -> str:
         """Of a session: changes with the key of the client, so that a new key ends it."""
-        text = f"session\0{client.name}\0{client.key_hash}".encode()
-        return hmac.new(self._secret, text, hashlib.sha256).hexdigest()
+        return self.sign(f"session\0{client.name}\0{client.key_hash}")
 
     def _anonymous_name(self) -> str:
         """Not the id itself, which is a secret of its client."""

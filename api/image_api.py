@@ -7,12 +7,14 @@ from typing import Any
 from flask import Response, jsonify
 
 import errors
-from api.api_docs import INDEX, READING_ERRORS, TASK_ID, WAIT, documented, query
+from api.answers import json_response
+from api.api_docs import INDEX, READING_ERRORS, TASK_ID, WAIT, documented, json_answer, query
 from api.client_queue import ClientQueue, OwnQueue
+from api.links import Links
 from api.long_poll import watch
 from api.query_values import MOST_WAIT_S, flag_value, gone_check, number_value, task_id_value
 from api.routes import route
-from api.task_answers import ImageAnswer, ImagesAnswer
+from api.task_answers import ImageAnswer, ImagesAnswer, LinkAnswer
 from api.waiting_places import WaitingPlaces
 from images import CONTENT_TYPES, EXTENSIONS, read_metadata, to_base64, zip_of
 from task import GenerationParams
@@ -23,9 +25,10 @@ SEND_BYTES = 64 * 1024
 
 
 class ImageRoutes:
-    def __init__(self, own_queue: OwnQueue, places: WaitingPlaces) -> None:
+    def __init__(self, own_queue: OwnQueue, places: WaitingPlaces, links: Links) -> None:
         self._own_queue = own_queue
         self._places = places
+        self._links = links
 
     @route("GET", "/image")
     @documented(
@@ -102,6 +105,22 @@ class ImageRoutes:
         answer.headers["Content-Disposition"] = f'inline; filename="{name}"'
         answer.headers["Cache-Control"] = "no-store"
         return answer
+
+    @route("POST", "/image/link")
+    @documented(
+        "Get a link to an image",
+        tag="images",
+        description="A URL that shows one of your images to everybody who has it, without a key, "
+        "for an hour. It removes nothing.",
+        parameters=[TASK_ID, INDEX],
+        answers={200: json_answer(LinkAnswer, "The link.")},
+        errors=READING_ERRORS,
+    )
+    def link(self) -> Response:
+        task_id, index = task_id_value(), number_value("index", 0, 0, 999)
+        _, params = self._own_queue().image(task_id, index)
+        url, expires_at = self._links.to(f"{task_id}_{index}.{EXTENSIONS[params.format]}")
+        return json_response(LinkAnswer(url=url, expires_at=expires_at))
 
     def _wait(self, queue: ClientQueue, task_id: str, index: int | None, wait_s: float) -> None:
         """Wait until this image is stored; None: until the task has ended."""

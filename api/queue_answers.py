@@ -1,6 +1,7 @@
 """The answer of GET /queue: tasks of all clients, and what each may see of those of others."""
 
 from collections.abc import Callable
+from typing import Any
 
 from pydantic import Field
 
@@ -50,6 +51,43 @@ class QueueAnswer(Answer):
         "those of a queue that goes on now."
     )
     tasks: list[QueuedTask] = Field(description="With the first 200 characters of prompts.")
+
+
+class OriginalTask(Answer):
+    """A task in the shape that the original mflux-server lists."""
+
+    task_id: str = Field(description="The id that /generate gave.", examples=["1fc9cc4f9d3b27a1"])
+    prompt: str = Field(description="What the image shows.")
+    seed: str = Field(description="Of the first image.", examples=["1725311496"])
+    height: int = Field(description="Pixels.", examples=[1024])
+    width: int = Field(description="Pixels.", examples=[1024])
+    steps: int = Field(description="Denoising steps.", examples=[4])
+    guidance: float | None = Field(None, description="Absent if the model has none.")
+    format: str = Field(description="Of the file.", examples=["JPEG"])
+    quality: int = Field(description="Of the file, in percent.", examples=[85])
+    priority: bool = Field(description="Whether it is urgent.")
+    start_time: float = Field(description="Unix seconds of its submission.")
+    compute_time: float | None = Field(None, description="Unix seconds at which it started.")
+
+
+def original_tasks(views: list[Task]) -> list[dict[str, Any]]:
+    return [
+        OriginalTask(
+            task_id=view.task_id,
+            prompt=view.params.prompt,
+            seed=str(view.params.seed),
+            height=view.params.height,
+            width=view.params.width,
+            steps=view.params.steps,
+            guidance=view.params.guidance,
+            format=view.params.format,
+            quality=view.params.quality,
+            priority=view.priority > 0,
+            start_time=view.created_at,
+            compute_time=view.started_at,
+        ).model_dump(exclude_none=True)
+        for view in views
+    ]
 
 
 def queue_answer(

@@ -1,13 +1,14 @@
 """The routes about the queue: listing it, and taking tasks out of it."""
 
-from flask import Response
+from flask import Response, jsonify
 
 import errors
 from api.answers import json_response
-from api.api_docs import TASK_ID, documented, json_answer, query
+from api.api_docs import SCHEMAS, TASK_ID, documented, json_answer, query
 from api.client_queue import OwnQueue
+from api.operator_answers import ClearedAnswer
 from api.query_values import flag_value, number_value, task_id_value, text_value
-from api.queue_answers import QueueAnswer, queue_answer
+from api.queue_answers import QueueAnswer, original_tasks, queue_answer
 from api.routes import route
 from api.task_answers import DeleteAnswer
 from api.waiting_places import WaitingPlaces
@@ -49,6 +50,46 @@ class QueueRoutes:
         views, length = queue.unfinished(limit, offset, tagged)
         return json_response(queue_answer(views, length, queue.owns, paused=queue.paused))
 
+    @route("GET", "/tasks")
+    @documented(
+        "List one's own tasks",
+        tag="queue",
+        description="As the original mflux-server lists them: at most 1000 that are not finished, "
+        "in the order in which they run. GET /queue says more.",
+        answers={
+            200: {
+                "description": "The tasks.",
+                "content": {
+                    "application/json": {
+                        "schema": {
+                            "type": "array",
+                            "items": {"$ref": f"{SCHEMAS}OriginalTask"},
+                        }
+                    }
+                },
+            }
+        },
+        errors=(),
+    )
+    def list_tasks(self) -> Response:
+        views, _ = self._own_queue().unfinished(1000, 0, lambda task: True)
+        return jsonify(original_tasks(views))
+
+    @route("DELETE", "/clear")
+    @route("POST", "/clear")
+    @documented(
+        "Cancel all of one's own tasks that wait",
+        tag="queue",
+        answers={200: json_answer(ClearedAnswer, "They are cancelled.")},
+        errors=(errors.TooManyWaiting, errors.StorageUnavailable),
+    )
+    def clear(self) -> Response:
+        with self._places.place_for_change():
+            return json_response(ClearedAnswer(cancelled=self._own_queue().clear()))
+
+    @route("GET", "/cancel")
+    @route("POST", "/cancel")
+    @route("DELETE", "/cancel")
     @route("DELETE", "/delete")
     @route("POST", "/delete")
     @documented(
@@ -56,7 +97,8 @@ class QueueRoutes:
         tag="queue",
         description="Takes a waiting task out of the queue, stops a running one at its next step, "
         "removes one that has ended, with its images. The images that a cancelled task has stored "
-        "can be fetched, and are kept like those of a finished one.",
+        "can be fetched, and are kept like those of a finished one. /cancel is what the original "
+        "mflux-server calls it.",
         parameters=[
             TASK_ID,
             query(

@@ -240,6 +240,19 @@ class DeleteAnswer(Answer):
     )
 
 
+class LinkAnswer(Answer):
+    url: str = Field(
+        description="Of the image.",
+        examples=["http://localhost:4030/v1/images/img-1fc9cc4f9d3b27a1_0.jpg"],
+    )
+    expires_at: float | None = Field(
+        None,
+        description="Unix seconds after which it works no more. Absent where everyone is trusted: "
+        "it works as long as the image is kept.",
+        examples=[1725315096.0],
+    )
+
+
 def params_answer(params: GenerationParams, priority: int) -> Params:
     def picture(image: InputImage | None) -> Picture | None:
         return image and Picture(id=image.file, width=image.width, height=image.height)

@@ -8,6 +8,7 @@ from flask import Flask
 
 from api.api_docs import ForeignSchemas
 from api.client_queue import OwnQueue
+from api.links import Links
 from api.routes import blueprint_of
 from api.submission import Submission
 from api.waiting_places import WaitingPlaces
@@ -44,6 +45,7 @@ def install_foreign_apis(
     catalog: Catalog,
     *,
     places: WaitingPlaces,
+    links: Links,
     options: ForeignOptions,
     memory: Callable[[], Memory],
     preview: Callable[[str], bytes | None],
@@ -62,7 +64,7 @@ def install_foreign_apis(
         clamp=options.clamp,
     )
     checkpoint = Checkpoint(calls, options.model_switch)
-    openai = OpenAIRoutes(calls, preview, public_url=options.public_url, started_at=time.time())
+    openai = OpenAIRoutes(calls, preview, links, started_at=time.time())
     a1111 = A1111Routes(calls, checkpoint, Callers(own_queue), preview)
     lists = A1111Lists(calls, checkpoint, memory)
     app.register_blueprint(blueprint_of(openai, "openai", OPENAI_PREFIX))

@@ -26,10 +26,14 @@ Preview = Callable[[str], bytes | None]
 """Returns the preview of a running task by task_id, or None."""
 
 
-def images_response(finished: Finished, url: str | None) -> ImagesResponse:
+UrlOf = Callable[[int, str], str]
+"""Returns the URL of an image by its index and the extension of its file."""
+
+
+def images_response(finished: Finished, url_of: UrlOf | None) -> ImagesResponse:
     """
     Args:
-        url: of an image, with {index} and {extension}; None: answer the images themselves.
+        url_of: None: answer the images themselves.
     """
     params = finished.params
     extension = EXTENSIONS[params.format]
@@ -40,8 +44,8 @@ def images_response(finished: Finished, url: str | None) -> ImagesResponse:
         size=_size(params),
         data=[
             ImageData(
-                url=url.format(index=index, extension=extension) if url else None,
-                b64_json=None if url else to_base64(image),
+                url=url_of(index, extension) if url_of else None,
+                b64_json=None if url_of else to_base64(image),
                 seed=str(params.seed_of(index)),
             )
             for index, image in enumerate(finished.images)

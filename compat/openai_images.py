@@ -8,12 +8,21 @@ from flask import Response, request
 
 import errors
 from api.answers import json_response
-from api.api_docs import IDEMPOTENCY_KEY, SCHEMAS, ForeignSchemas, documented, json_answer
+from api.api_docs import (
+    IDEMPOTENCY_KEY,
+    SCHEMAS,
+    ForeignSchemas,
+    documented,
+    json_answer,
+    query,
+)
+from api.identity import public
+from api.links import EXPIRES, SIGNATURE, Links
 from api.query_values import gone_check
 from api.request_body import json_body
 from api.routes import route
 from compat.bodies import read_body, used
-from compat.openai_answers import Preview, images_response, streamed
+from compat.openai_answers import Preview, UrlOf, images_response, streamed
 from compat.openai_errors import OPENAI_ERRORS
 from compat.openai_fields import edit_of, fields_of, prepared_of
 from compat.openai_shapes import (
@@ -82,7 +91,6 @@ NAME_IN_PATH = {
 class OpenAIRoutes:
     """
     Args:
-        public_url: under which clients reach this server; empty: the Host of each request.
         started_at: unix seconds.
     """
 
@@ -90,13 +98,13 @@ class OpenAIRoutes:
         self,
         calls: SyncCalls,
         preview: Preview,
+        links: Links,
         *,
-        public_url: str = "",
         started_at: float = 0.0,
     ) -> None:
         self._calls = calls
         self._preview = preview
-        self._public_url = public_url
+        self._links = links
         self._started_at = started_at
 
     @route("POST", "/images/generations")
@@ -135,12 +143,18 @@ class OpenAIRoutes:
             call = self._start(asked, fields)
         return self._drawn(asked, call, "image_edit")
 
+    @public
     @route("GET", "/images/img-<name>")
     @documented(
         "Fetch an image by its URL",
         tag=TAG,
-        description="As answered with `response_format` url; removes nothing.",
-        parameters=[NAME_IN_PATH],
+        description="As answered with `response_format` url and by POST /image/link; removes "
+        "nothing. With a valid signature it needs no key.",
+        parameters=[
+            NAME_IN_PATH,
+            query(EXPIRES, "When the link expires.", {"type": "integer", "minimum": 0}),
+            query(SIGNATURE, "As the URL has it.", {"type": "string"}),
+        ],
         answers={
             200: {
                 "description": "The image.",
@@ -150,14 +164,21 @@ class OpenAIRoutes:
                 },
             }
         },
-        errors=(errors.InvalidInput, errors.UnknownTask, errors.NotReady, errors.Gone),
+        errors=(
+            errors.InvalidInput,
+            errors.Unauthorized,
+            errors.UnknownTask,
+            errors.NotReady,
+            errors.Gone,
+        ),
         shape=OPENAI_ERRORS,
     )
     def image(self, name: str) -> Response:
+        queue = self._links.queue_for(name, self._calls.own_queue)
         found = IMAGE_NAME.fullmatch(name)
         if found is None:
             raise errors.UnknownTask("There is no image of this name.")
-        data, params = self._calls.own_queue().image(found[1], int(found[2]))
+        data, params = queue.image(found[1], int(found[2]))
         if EXTENSIONS[params.format] != found[3]:
             raise errors.UnknownTask("There is no image of this name.")
         answer = Response(data, mimetype=CONTENT_TYPES[params.format])
@@ -197,7 +218,7 @@ class OpenAIRoutes:
         with call:
             finished = call.result()
         as_url = (asked.response_format or _usual_form(asked.model)) == "url"
-        answer = json_response(images_response(finished, self._url(call) if as_url else None))
+        answer = json_response(images_response(finished, self._url_of(call) if as_url else None))
         if not as_url:
             answer.call_on_close(call.fetched)
         return answer
@@ -221,10 +242,8 @@ class OpenAIRoutes:
         fields.clear()  # the pictures are freed while the caller waits
         return call
 
-    def _url(self, call: Call) -> str:
-        """Of an image of this call, with {index} and {extension}."""
-        base = (self._public_url or request.host_url).rstrip("/")
-        return f"{base}/v1/images/img-{call.task_id}_{{index}}.{{extension}}"
+    def _url_of(self, call: Call) -> UrlOf:
+        return lambda index, extension: self._links.to(f"{call.task_id}_{index}.{extension}")[0]
 
     def _model(self, name: str) -> OpenAIModel:
         model = self._calls.allowed.model(name)

@@ -5,6 +5,8 @@ the reason why it has nothing to hide. A new route that is neither fails a test.
 """
 
 import json
+import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -129,11 +131,18 @@ ATTEMPTS: dict[str, dict[str, dict[str, str]]] = {
     "GET /events": {"params": {}},
     "DELETE /delete": {"params": {}},
     "POST /delete": {"params": {}},
+    "GET /cancel": {"params": {}},
+    "POST /cancel": {"params": {}},
+    "DELETE /cancel": {"params": {}},
+    "POST /image/link": {"params": {}},
 }
 """Operations that name a task in the query."""
 OTHERS = {
     "POST /generate": "test_a_stranger_cannot_start_from_a_picture_of_another_client",
     "POST /tasks/{task_id}/retry": "test_a_stranger_cannot_try_a_task_again",
+    "GET /tasks": "test_a_stranger_lists_and_clears_only_its_own_tasks",
+    "POST /clear": "test_a_stranger_lists_and_clears_only_its_own_tasks",
+    "DELETE /clear": "test_a_stranger_lists_and_clears_only_its_own_tasks",
     "GET /queue": "test_a_stranger_sees_of_others_what_the_wait_depends_on",
     "GET /v1/images/img-{name}": "test_a_stranger_cannot_fetch_by_the_openai_url",
     "GET /sdapi/v1/progress": "test_a_stranger_sees_no_progress_and_interrupts_nothing",
@@ -254,6 +263,70 @@ def test_a_stranger_cannot_start_from_a_picture_of_another_client(owned: Owned) 
     assert stranger.json()["error"]["field"] == "init_image"
     assert owned.ask(BOB, "POST", "/estimate", json=body).status_code == 404
     assert owned.ask(ALICE, "POST", "/estimate", json=body).status_code == 200
+
+
+def test_a_stranger_lists_and_clears_only_its_own_tasks(owned: Owned) -> None:
+    assert owned.ask(BOB, "GET", "/tasks").json() == []
+    listed = owned.ask(ALICE, "GET", "/api/tasks").json()
+    assert [task["task_id"] for task in listed] == [owned.running, owned.waiting]
+    assert listed[0]["prompt"] == PROMPT
+    for method in ("POST", "DELETE"):
+        mine = owned.submit(BOB)
+        cleared = owned.ask(BOB, method, "/clear")
+        assert cleared.json() == {"cancelled": 1}
+        status = owned.ask(BOB, "GET", "/status", params={"task_id": mine}).json()
+        assert status["status"] == "cancelled"
+    waiting = owned.ask(ALICE, "GET", "/status", params={"task_id": owned.waiting}).json()
+    assert waiting["status"] == "waiting"
+
+
+def test_a_link_shows_one_image_without_a_key_and_nothing_else(owned: Owned) -> None:
+    asked = {"task_id": owned.done, "index": "0"}
+    link = owned.ask(ALICE, "POST", "/image/link", params=asked).json()
+    assert link["expires_at"] > time.time() + 3000
+    url = link["url"]
+    shown = requests.get(url, timeout=60)
+    assert shown.status_code == 200
+    image = owned.ask(ALICE, "GET", "/image", params={**asked, "delete": "false"})
+    assert shown.content == image.content
+    changed = [
+        url.replace(f"img-{owned.done}", f"img-{owned.waiting}"),
+        url.replace("_0.jpg", "_1.jpg"),
+        url.replace("_0.jpg", "_0.png"),
+        url.replace("expires=", "expires=9"),
+        re.sub("expires=[0-9]+", "expires=1", url),
+        url[:-1] + ("0" if url[-1] != "0" else "1"),
+        url.partition("&signature")[0],
+        url.partition("?")[0],
+        url + "%00",
+        re.sub("signature=.*", "signature=%ff%fe", url),
+    ]
+    for other in changed:
+        assert requests.get(other, timeout=60).status_code in (400, 401), other
+    by_bob = requests.get(changed[-3], headers={"Authorization": f"Bearer {BOB}"}, timeout=60)
+    assert by_bob.status_code == 404
+    answer = requests.get(url.replace("/v1/", "/v1/../"), timeout=60)
+    assert answer.status_code in (401, 404)
+
+
+def test_the_urls_of_the_openai_api_work_without_a_key(owned: Owned) -> None:
+    openai = ServerProcess(owned.keys.parent / "openai", "--keys", str(owned.keys))
+    try:
+        body = {"prompt": "x", "size": "64x64", "n": 2, "response_format": "url"}
+        headers = {"Authorization": f"Bearer {ALICE}"}
+        answer = requests.post(
+            f"{openai.url}/v1/images/generations", json=body, headers=headers, timeout=60
+        )
+        first, second = (image["url"] for image in answer.json()["data"])
+        pictures = [requests.get(url, timeout=60) for url in (first, second)]
+        assert all(picture.status_code == 200 for picture in pictures)
+        assert pictures[0].content != pictures[1].content
+        swapped = first.replace("_0.", "_1.")
+        refused = requests.get(swapped, timeout=60)
+        assert refused.status_code == 401
+        assert refused.json()["error"]["code"] == "invalid_api_key"
+    finally:
+        openai.stop()
 
 
 def test_a_stranger_cannot_try_a_task_again(owned: Owned) -> None:

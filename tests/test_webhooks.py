@@ -407,3 +407,29 @@ def test_a_callback_that_was_not_made_is_made_after_a_restart(
     start_server(*options)
     answer = {receiver.next()["task_id"] for _ in range(2)}
     assert answer == {ended, unfinished["task_id"]}
+
+
+def test_each_client_is_called_for_its_own_tasks_only(
+    tmp_path: Path, receiver: Receiver, start_server: StartServer
+) -> None:
+    keys = {"alice": "alice-0123456789", "bob": "bob-0123456789ab"}
+    file = tmp_path / "keys.toml"
+    file.write_text("".join(f'[{name}]\nkey = "{key}"\n' for name, key in keys.items()))
+    server = start_server("--keys", str(file), "--callback-hosts", "127.0.0.1")
+    url, _, _ = receiver.url.partition("/hook")
+    submitted = {}
+    for name, key in keys.items():
+        body = {"prompt": name, "width": 64, "height": 64, "steps": 1}
+        answer = requests.post(
+            server.url + "/generate",
+            json={**body, "callback_url": f"{url}/{name}", "client_task_id": "the same"},
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=60,
+        )
+        submitted[f"/{name}"] = answer.json()["task_id"]
+    called = {}
+    for _ in keys:
+        path, _, sent = receiver.calls.get(timeout=GIVE_UP_S)
+        called[path] = json.loads(sent)["task_id"]
+    assert called == submitted
+    assert len(set(called.values())) == 2
