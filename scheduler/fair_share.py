@@ -231,7 +231,7 @@ class FairShare:
         ranked = [
             (-entry.level, user_tag, entry.number, entry)
             for share in account.users.values()
-            for user_tag, entry in _chain(share.served, share.waiting)
+            for user_tag, entry in _chain(share)
         ]
         ranked.sort(key=lambda rank: rank[:3])
         account.waiting = [entry for *_, entry in ranked]
@@ -286,7 +286,9 @@ class FairShare:
             }
 
 
-def _chain(tag: float, entries: list[_Entry]) -> Iterator[tuple[float, _Entry]]:
-    for entry in entries:
+def _chain(share: _Share) -> Iterator[tuple[float, _Entry]]:
+    """The waiting tasks of a user in the order in which they will run, with their tags."""
+    tag = share.served
+    for entry in sorted(share.waiting, key=lambda entry: -entry.level):
         yield tag, entry
         tag += entry.seconds

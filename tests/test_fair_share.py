@@ -265,3 +265,25 @@ def test_clients_who_are_gone_are_forgotten_while_others_wait() -> None:
         world.run_one()
     world.join("busy", 10)
     assert len(world.shares._clients) <= 3
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_tasks_run_in_the_order_of_their_tags_when_nothing_new_comes(seed: int) -> None:
+    world = World(Random(seed))
+    dice = world.random
+    weights = {client: dice.choice([1.0, 2.0, 3.0]) for client in "abcd"}
+
+    def order() -> list[str]:
+        number = {task_id: int(task_id.rpartition("-")[2]) for task_id in world.waiting}
+        return sorted(
+            world.waiting, key=lambda i: (-world.waiting[i][2], world.shares.tag(i), number[i])
+        )
+
+    for _ in range(40):
+        for _ in range(dice.randint(0, 5)):
+            client, user = dice.choice("abcd"), dice.choice(["", "u", "v"])
+            level = dice.choice([0, 0, -1, 1])
+            world.join(client, dice.choice([1, 2, 4, 8, 16]), weights[client], user, level)
+        expected = order()[: dice.randint(0, 4)]
+        assert [world.run_one() for _ in expected] == expected
+    assert world.ran
