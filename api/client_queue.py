@@ -155,8 +155,8 @@ class ClientQueue:
     def _check_priority(self, priority: int) -> None:
         if priority > 0 and not self.client.may_prioritize:
             raise NotPermitted(
-                "priority: your key may not send urgent tasks. The operator allows it with "
-                "may_prioritize in the file of --keys.",
+                "priority: urgent tasks need a key that the operator allows to send them "
+                "(may_prioritize in the file of --keys).",
                 field="priority",
             )
 
