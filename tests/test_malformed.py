@@ -40,7 +40,15 @@ AS_DOCUMENTED: list[Any] = CHECKS.get_by_names(
     ]
 )
 REFUSES_BAD_DATA: list[Any] = CHECKS.get_by_names(["negative_data_rejection"])
-STANDS_ON_A_TASK = ("/status", "/image", "/delete", "/preview", "/thumbnail")
+STANDS_ON_A_TASK = (
+    "/status",
+    "/image",
+    "/image/link",
+    "/delete",
+    "/cancel",
+    "/preview",
+    "/thumbnail",
+)
 OPERATIONS = {
     ("/generate", "POST"),
     ("/estimate", "POST"),
@@ -66,8 +74,16 @@ OPERATIONS = {
     ("/queue/resume", "POST"),
     ("/tasks/{task_id}/front", "POST"),
     ("/tasks/{task_id}/retry", "POST"),
+    ("/tasks", "GET"),
+    ("/clear", "DELETE"),
+    ("/clear", "POST"),
+    ("/cancel", "GET"),
+    ("/cancel", "POST"),
+    ("/cancel", "DELETE"),
+    ("/image/link", "POST"),
 }
 WITHOUT_INPUT = {
+    ("/tasks", "GET"),
     ("/health", "GET"),
     ("/stats", "GET"),
     ("/models", "GET"),
@@ -75,6 +91,8 @@ WITHOUT_INPUT = {
     ("/session", "DELETE"),
     ("/queue/pause", "POST"),
     ("/queue/resume", "POST"),
+    ("/clear", "DELETE"),
+    ("/clear", "POST"),
     ("/queue", "DELETE"),  # any text can be the name of a client
 }
 ALWAYS_REFUSED = {
