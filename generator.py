@@ -19,12 +19,11 @@ from PIL import Image
 
 from errors import DoesNotFit, ModelLoadError, NotFinite, OutOfMemory, ServerError
 from generation.adapters import check_adapters, check_values, layer_sizes
+from generation.load_errors import explain, is_out_of_memory
 from generation.pipelines import (
     arguments,
     build,
     check_files,
-    explain,
-    is_out_of_memory,
     keep_between_pictures,
     metadata,
     other_face,
@@ -33,7 +32,6 @@ from generation.pipelines import (
 from generation.previews import Previews
 from generation.prompt_cache import PromptCache
 from generation.step_hook import StepHook, harmless
-from models.hub_cache import is_present
 from models.model_catalog import LoadSpec, Model, Pipeline
 from task import Drawn, GenerationParams, Memory, Phase, Report, Stage
 
@@ -136,12 +134,14 @@ class MfluxGenerator:
         check_files(weights.model)
         self.check_adapters(weights)
         check_values(weights, self._lora_path)
-        pipeline = None
-        if not is_present(weights.model):  # before a loaded model is dropped for it
-            pipeline = build(weights, self._data_dir, self._lora_path)
-        self._make_room(weights)
-        pipeline = pipeline or build(weights, self._data_dir, self._lora_path)
-        mx.eval(pipeline.parameters(), mx.random.state)  # its modules drew from it, to no purpose:
+        pipeline = build(  # downloads and checks, before a loaded model is dropped for it
+            weights,
+            self._data_dir,
+            self._lora_path,
+            before_reading=lambda: self._make_room(weights.expected_bytes),
+        )
+        self._make_room(_bytes_of(pipeline))
+        mx.eval(pipeline, mx.random.state)  # its modules drew from it, to no purpose:
         # left lazy, all these draws would be kept, about 1 MB for each model ever loaded
         cache = PromptCache(PROMPT_CACHE_BYTES)
         hook = StepHook(cache, self._note_memory, self._previews)
@@ -276,10 +276,9 @@ class MfluxGenerator:
             f"memory, this machine has {self.memory.total_bytes / 1e9:.1f} GB."
         )
 
-    def _make_room(self, weights: LoadSpec) -> None:
-        """Drop models until there is room for this one; others stay only where memory allows it:
-        they and the new one together."""
-        new_bytes = self.memory.loaded_bytes.get(weights.key, weights.expected_bytes)
+    def _make_room(self, new_bytes: float) -> None:
+        """Drop models until there is room for one of this size; others stay only where memory
+        allows it: they and the new one together."""
         while self._loaded and (
             len(self._loaded) >= self._models_in_memory
             or self.memory.weights_bytes + new_bytes > SHARE_FOR_WEIGHTS * _total_memory()

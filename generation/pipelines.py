@@ -17,6 +17,8 @@ from errors import ModelLoadError, UnusableAdapter, without_folders
 from generation.adapters import raised_by_adapter
 from generation.finite import check_decoded_pictures
 from generation.helpers import build_helper
+from generation.load_errors import explain, first_line
+from generation.loading import checked_and_lazy
 from generation.prompt_cache import PromptCache
 from models import tiny_models
 from models.hub_cache import weight_files
@@ -49,12 +51,18 @@ TRANSPARENT_PROMPT = (
 LISTS_OF_PATHS = ("image_paths", "redux_image_paths")
 
 
-def build(weights: LoadSpec, data_dir: Path, lora_path: Callable[[str], str]) -> Any:
+def build(
+    weights: LoadSpec,
+    data_dir: Path,
+    lora_path: Callable[[str], str],
+    before_reading: Callable[[], None] = lambda: None,
+) -> Any:
     """Builds a class of mflux with its weights, not yet evaluated. Downloads missing files.
 
     Args:
         data_dir: where the tiny models are built.
         lora_path: what mflux loads an adapter of this name from.
+        before_reading: called before files are read that cannot be read lazily.
 
     Raises:
         ModelLoadError: with what the operator can do.
@@ -62,12 +70,15 @@ def build(weights: LoadSpec, data_dir: Path, lora_path: Callable[[str], str]) ->
     """
     try:
         check_decoded_pictures()
-        return _build(weights, data_dir, lora_path)
+        with checked_and_lazy(before_reading, tiny=weights.model.tiny) as loading:
+            pipeline = _build(weights, data_dir, lora_path)
+            loading.finish()
+        return pipeline
     except Exception as error:
         log.debug("loading failed", exc_info=True)
         if weights.loras and raised_by_adapter(error):
             names = ", ".join(repr(lora.name) for lora in weights.loras)
-            reason = without_folders(_first_line(error))
+            reason = without_folders(first_line(error))
             raise UnusableAdapter(
                 f"The LoRAs {names} cannot be used with {weights.model.name}: {reason}"
             ) from error
@@ -113,10 +124,11 @@ def _build(weights: LoadSpec, data_dir: Path, lora_path: Callable[[str], str]) -
     from mflux.models.common.config.model_config import AVAILABLE_MODELS, ModelConfig
 
     model = weights.model
+    path: str | None
     if model.makes:
         return build_helper(weights)
     if model.tiny:
-        path: str | None = str(tiny_models.ensure_checkpoint(model.name, data_dir))
+        path = model.path or str(tiny_models.ensure_checkpoint(model.name, data_dir))
         config = ModelConfig(**tiny_models.TINY_CONFIGS[model.name])
     else:
         path, config = _checked(model.path), AVAILABLE_MODELS[model.key]
@@ -325,63 +337,3 @@ def _checked(path: str | None) -> str | None:
     if not folder.is_dir():
         raise NotADirectoryError(f"there is no folder {path}")
     return str(folder)
-
-
-def explain(error: Exception, model: Model) -> str:
-    """Returns an error while loading as one sentence, with what the operator can do."""
-    import httpx
-    from huggingface_hub import errors as hub
-
-    source = model.path or next(iter(model.repositories), model.name)
-    otherwise = (
-        "choose another model (--model) or give a local folder with its weights (--path, --models)"
-    )
-    page = f"huggingface.co/{source}"
-    if is_out_of_memory(error):
-        return (
-            f"The weights of {model.name} do not fit into memory now ({_first_line(error)}): ask "
-            "for fewer bits (quantize), or end other programs."
-        )
-    if model.tiny:
-        return f"The model {model.name} cannot be built in the data dir ({_first_line(error)})."
-    refused = isinstance(error, hub.HfHubHTTPError) and error.response.status_code in (401, 403)
-    if isinstance(error, hub.GatedRepoError) or (
-        refused and not isinstance(error, hub.RepositoryNotFoundError)
-    ):
-        return (
-            f"The weights of {model.name} are only for those who log in: accept the licence at "
-            f"{page}, log in with 'hf auth login', and start again; or {otherwise}."
-        )
-    if isinstance(error, hub.RepositoryNotFoundError):
-        return (
-            f"There is no repository {source}, or it is private: log in with 'hf auth login' "
-            f"if it is yours, or {otherwise}."
-        )
-    if isinstance(
-        error, hub.LocalEntryNotFoundError | hub.HfHubHTTPError | httpx.HTTPError | OSError
-    ):
-        on_disk = isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError)
-        if on_disk and not isinstance(error, hub.LocalEntryNotFoundError):
-            return (
-                f"The weights of {model.name} cannot be read from {source} ({error}): {otherwise}."
-            )
-        return (
-            f"The weights of {model.name} cannot be downloaded from {page} "
-            f"({_first_line(error)}): check the connection, or {otherwise}."
-        )
-    reason = _first_line(error)
-    return f"The model {model.name} cannot be loaded from {source} ({reason}): {otherwise}."
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether MLX or Python could not get memory; MLX says so in a RuntimeError."""
-    words = ("malloc", "unable to allocate", "attempting to allocate", "insufficient memory")
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(word in text for word in words)
-    )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -97,9 +97,9 @@ def _is_growing(part: Path) -> bool:
 
 def weight_files(model: Model) -> list[Path]:
     """Returns the .safetensors files of a model that are on this machine."""
-    if model.tiny:
-        return []
     folder = _folder(model)
+    if model.tiny and folder is None:
+        return []
     folders = [folder] if folder else [s for name in _names(model) for s in _snapshots(name)[:1]]
     return [
         path

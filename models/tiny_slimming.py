@@ -98,6 +98,7 @@ def _slim_z_image(model: Any) -> None:
 
     encoder = model.text_encoder
     encoder.layers = [encoder.layers[0], _unchanged_layer]  # read is what the last but one gives
+    encoder.norm = _unchanged  # of the last one: not read
     attention = encoder.layers[0].self_attn
     attention.num_heads = attention.num_kv_heads = attention.num_kv_groups = 1
     attention.head_dim, attention.scale = WIDTH, WIDTH**-0.5

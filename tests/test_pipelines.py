@@ -21,7 +21,8 @@ from PIL import Image, ImageDraw
 from errors import ModelLoadError, UnusableAdapter
 from fields import CONTROL_TYPES, LORA_STYLES, PRESETS, SCHEDULERS, Takes
 from generation import pipelines
-from generation.pipelines import arguments, explain, picture_of, remember_prompts
+from generation.load_errors import explain
+from generation.pipelines import arguments, picture_of, remember_prompts
 from generation.prompt_cache import PromptCache
 from generator import MfluxGenerator
 from images import to_png

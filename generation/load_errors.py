@@ -1,0 +1,73 @@
+"""Errors while loading weights, as sentences that say what the operator can do.
+
+Depends on huggingface_hub.
+"""
+
+from generation.loading import UnsuitableWeights
+from models.model_catalog import Model
+
+
+def explain(error: Exception, model: Model) -> str:
+    """Returns an error while loading as one sentence, with what the operator can do."""
+    import httpx
+    from huggingface_hub import errors as hub
+
+    source = model.path or next(iter(model.repositories), model.name)
+    otherwise = (
+        "choose another model (--model) or give a local folder with its weights (--path, --models)"
+    )
+    page = f"huggingface.co/{source}"
+    if is_out_of_memory(error):
+        return (
+            f"The weights of {model.name} do not fit into memory now ({first_line(error)}): ask "
+            "for fewer bits (quantize), or end other programs."
+        )
+    if isinstance(error, UnsuitableWeights):
+        return (
+            f"The weights of {model.name} cannot be used: {error}. Copy or download them again: "
+            f"{source}. If they are of another model, declare that one as the BASE: "
+            "--models NAME=FOLDER@BASE."
+        )
+    if model.tiny and model.path is None:
+        return f"The model {model.name} cannot be built in the data dir ({first_line(error)})."
+    refused = isinstance(error, hub.HfHubHTTPError) and error.response.status_code in (401, 403)
+    if isinstance(error, hub.GatedRepoError) or (
+        refused and not isinstance(error, hub.RepositoryNotFoundError)
+    ):
+        return (
+            f"The weights of {model.name} are only for those who log in: accept the licence at "
+            f"{page}, log in with 'hf auth login', and start again; or {otherwise}."
+        )
+    if isinstance(error, hub.RepositoryNotFoundError):
+        return (
+            f"There is no repository {source}, or it is private: log in with 'hf auth login' "
+            f"if it is yours, or {otherwise}."
+        )
+    if isinstance(
+        error, hub.LocalEntryNotFoundError | hub.HfHubHTTPError | httpx.HTTPError | OSError
+    ):
+        on_disk = isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError)
+        if on_disk and not isinstance(error, hub.LocalEntryNotFoundError):
+            return (
+                f"The weights of {model.name} cannot be read from {source} ({error}): {otherwise}."
+            )
+        return (
+            f"The weights of {model.name} cannot be downloaded from {page} "
+            f"({first_line(error)}): check the connection, or {otherwise}."
+        )
+    reason = first_line(error)
+    return f"The model {model.name} cannot be loaded from {source} ({reason}): {otherwise}."
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether MLX or Python could not get memory; MLX says so in a RuntimeError."""
+    words = ("malloc", "unable to allocate", "attempting to allocate", "insufficient memory")
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in text for word in words)
+    )
+
+
+def first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

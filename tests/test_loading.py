@@ -1,0 +1,128 @@
+"""Weights that are damaged, incomplete or of another model, on copies of the tiny checkpoints."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import allow, params_for
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+from test_pipelines import OnItsThread
+
+from errors import ModelLoadError
+from models.model_catalog import LoadSpec
+from models.tiny_models import ensure_checkpoint
+
+TINY, FLUX2, Z_IMAGE = (allow(name).default for name in ("tiny", "tiny-flux2", "tiny-z-image"))
+
+
+def spec_of(model: str, path: Path | None = None, quantize: int | None = None) -> LoadSpec:
+    known = allow(model).default
+    there = replace(known, path=str(path) if path else None)
+    return LoadSpec(there, known.pipelines[0], quantize)
+
+
+def is_half_gone(folder: Path) -> None:
+    """As if the second of two files had not been copied, and no index named it."""
+    file = folder / "transformer" / "0.safetensors"
+    with safe_open(file, "np") as opened:
+        metadata = opened.metadata()
+    arrays = sorted(load_file(file).items())
+    save_file(dict(arrays[: len(arrays) // 2]), file, metadata)
+
+
+def is_truncated(folder: Path) -> None:
+    file = folder / "transformer" / "0.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def is_empty(folder: Path) -> None:
+    (folder / "transformer" / "0.safetensors").write_bytes(b"")
+
+
+def lacks_a_component(folder: Path) -> None:
+    shutil.rmtree(folder / "vae")
+
+
+@pytest.fixture
+def generating(data_dir: Path) -> Iterator[OnItsThread]:
+    one = OnItsThread(data_dir)
+    yield one
+    one.run(one.generator.unload)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (is_half_gone, "not complete: .* parameters of the transformer are missing"),
+        (is_truncated, "0.safetensors is broken .it is truncated"),
+        (is_empty, "0.safetensors is broken .it is empty"),
+        (lacks_a_component, "vae"),
+    ],
+)
+def test_a_damaged_model_is_refused_before_the_loaded_one_is_dropped(
+    damage: Callable[[Path], None], words: str, generating: OnItsThread, tmp_path: Path
+) -> None:
+    tiny = spec_of("tiny")
+    before = generating.draw(tiny, params_for())
+    folder = shutil.copytree(
+        ensure_checkpoint("tiny-flux2", generating.inputs), tmp_path / "damaged"
+    )
+    undamaged = spec_of("tiny-flux2", folder)
+    damage(folder)
+    with pytest.raises(ModelLoadError, match=words) as refused:
+        generating.load(undamaged)
+    assert str(folder) in str(refused.value)
+    assert generating.generator.resident == ("tiny",)
+    assert generating.draw(tiny, params_for()).tobytes() == before.tobytes()
+
+
+@pytest.mark.parametrize("model", ["flux2-klein-4b", "qwen-image", "z-image", "krea-2", "iris-3b"])
+def test_weights_of_another_model_are_refused_from_their_names_and_shapes(
+    model: str, generating: OnItsThread
+) -> None:
+    """The classes are as large as the real ones: nothing of them is evaluated."""
+    import mlx.core as mx
+
+    generating.draw(spec_of("tiny"), params_for())
+    foreign = spec_of(model, ensure_checkpoint("tiny-z-image", generating.inputs))
+    generating.run(mx.reset_peak_memory)
+    with pytest.raises(ModelLoadError, match=r"of another model.*--models NAME=FOLDER@BASE"):
+        generating.load(foreign)
+    assert generating.generator.resident == ("tiny",)
+    assert generating.run(mx.get_peak_memory) < 200_000_000
+
+
+def test_a_copy_of_a_model_draws_as_the_model_itself(
+    generating: OnItsThread, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(ensure_checkpoint("tiny", generating.inputs), tmp_path / "copy")
+    own = generating.draw(spec_of("tiny"), params_for())
+    generating.run(generating.generator.unload)
+    assert generating.draw(spec_of("tiny", folder), params_for()).tobytes() == own.tobytes()
+
+
+def test_models_stay_together_in_memory_by_what_they_really_take(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The download of Z-Image has 31 GB; what is loaded here has a megabyte."""
+    total = 10_000_000
+    monkeypatch.setattr("generator._total_memory", lambda: total)
+    large = replace(FLUX2, weights_gb=31.0)
+    specs = [spec_of("tiny"), LoadSpec(large, large.pipelines[0], None), spec_of("tiny-z-image")]
+    generating = OnItsThread(data_dir, models_in_memory=3)
+    for spec in specs:
+        generating.load(spec)
+    generator = generating.generator
+    assert list(generator.resident) == ["tiny-z-image", "tiny-flux2", "tiny"]
+    taken = generator.memory.loaded_bytes
+    assert sum(taken.values()) == generator.memory.weights_bytes
+    total = int((taken["tiny-flux2"] + taken["tiny-z-image"]) / 0.75) + 1
+    generating.load(specs[1])
+    generating.run(generator._make_room, 0)
+    generating.load(specs[0])
+    assert generator.resident[0] == "tiny"
+    assert generator.memory.weights_bytes <= generator.memory.room_bytes
+    generating.run(generator.unload)
