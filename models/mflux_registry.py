@@ -155,6 +155,7 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
     "z-image-turbo": ("ZImage",),
     "tiny-flux2": ("Flux2Klein", "Flux2KleinEdit"),
     "tiny-flux3": ("Flux3Klein", "Flux3KleinEdit"),
+    "tiny-fibo2": ("Fibo2", "Fibo2Edit"),
 }
 """Models with several classes, or with another class than in MODEL_CLASSES of mflux's save.py. That
 table is used for all others."""
@@ -269,16 +270,18 @@ TINY_TITLES: Mapping[str, str] = {
     "tiny-flux3": "FLUX 3 klein base",
     "tiny-ernie": "ERNIE-Image",
     "tiny-qwen21": "Qwen-Image 2.1",
+    "tiny-fibo2": "FIBO 2",
 }
 TINY_LORAS = ("flux", "flux2")
 """Families whose tiny models can have LoRAs: merging does not evaluate the missing layers."""
-TINY_PARTS = frozenset({"tiny-flux2-edit", "tiny-flux3-edit"})
+TINY_PARTS = frozenset({"tiny-flux2-edit", "tiny-flux3-edit", "tiny-fibo2-edit"})
 """Tiny models that are part of another one."""
 TINY_DISTILLED = frozenset({"tiny-flux2"})
 TINY_DEFAULTS: Mapping[str, tuple[int, float | None]] = {
     "tiny-anima": (30, 4.0),
     "tiny-flux3": (50, 3.5),
     "tiny-qwen21": (40, 1.0),
+    "tiny-fibo2": (25, 5.0),
 }
 """Steps and guidance of the classes that decide them by themselves."""
 

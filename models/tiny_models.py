@@ -16,6 +16,8 @@
     tiny-flux3-edit  FLUX 3 klein base         Flux3KleinEdit
     tiny-ernie       ERNIE-Image               ErnieImage
     tiny-qwen21      Qwen-Image 2.1            QwenImage21
+    tiny-fibo2       FIBO 2                    Fibo2
+    tiny-fibo2-edit  FIBO 2                    Fibo2Edit
 
 They are generated from fixed seeds on first use, take one or two megabytes on disk, and are loaded
 by mflux's own classes, quantized or not. They generate abstract colour clouds. As with a trained
@@ -103,6 +105,11 @@ _FLUX3: dict[str, Any] = {
     "requires_sigma_shift": False,
     "transformer_overrides": {"flow_map": False},
 }
+_FIBO2: dict[str, Any] = {
+    "max_sequence_length": 4096,
+    "supports_guidance": True,
+    "requires_sigma_shift": False,
+}
 # Keyword arguments of mflux's ModelConfig. model_path is the folder from ensure_checkpoint().
 TINY_CONFIGS: dict[str, dict[str, Any]] = {
     "tiny": _config(
@@ -182,6 +189,8 @@ TINY_CONFIGS: dict[str, dict[str, Any]] = {
         sigma_max_seq_len=8192,
         sigma_shift_terminal=0.02,
     ),
+    "tiny-fibo2": _config("tiny-fibo2", **_FIBO2),
+    "tiny-fibo2-edit": _config("tiny-fibo2-edit", **_FIBO2),
 }
 PIPELINES: dict[str, str] = {
     "tiny": "mflux.models.flux.variants.txt2img.flux:Flux1",
@@ -200,6 +209,8 @@ PIPELINES: dict[str, str] = {
     "tiny-flux3-edit": "mflux.models.flux3.variants.edit.flux3_klein_edit:Flux3KleinEdit",
     "tiny-ernie": "mflux.models.ernie_image.variants.txt2img.ernie_image:ErnieImage",
     "tiny-qwen21": "mflux.models.qwen21.variants.txt2img.qwen_image_21:QwenImage21",
+    "tiny-fibo2": "mflux.models.fibo2.variants.txt2img.fibo2:Fibo2",
+    "tiny-fibo2-edit": "mflux.models.fibo2.variants.edit.fibo2_edit:Fibo2Edit",
 }
 """Module and name of mflux's class for each model."""
 ALL_TINY_MODELS = tuple(TINY_CONFIGS)
@@ -211,6 +222,7 @@ _SHARED_CHECKPOINTS = {
     "tiny-controlnet": "tiny-dev",
     "tiny-flux2-edit": "tiny-flux2",
     "tiny-flux3-edit": "tiny-flux3",
+    "tiny-fibo2-edit": "tiny-fibo2",
 }
 _LORAS: dict[str, Callable[[Path], None]] = {
     "tiny": write_flux1_lora,

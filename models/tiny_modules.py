@@ -9,6 +9,7 @@ Depends on mflux and mlx.
 """
 
 import importlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,6 +37,8 @@ GAIN = 2.0
 FEW = 16
 """Width of layers that mflux never quantizes."""
 ERNIE_TEXT_WIDTH = 3072
+IMAGE_TOKEN = {"<|image_pad|>": 151655}
+"""Stands for a part of a picture; its number is in mflux's code."""
 MROPE = [12, 10, 10]
 """Pairs of WIDTH that a text encoder turns by time, row and column."""
 TEMPLATE = "{% for message in messages %}> {{ message.content }}{% endfor %}"
@@ -67,6 +70,8 @@ class Family:
     tokenizers: tuple[str, ...] = ("tokenizer",)
     """Folders of tokenizers of single bytes."""
     t5_tokenizers: tuple[str, ...] = ()
+    image_processor: str = ""
+    """Folder of the settings of a processor of pictures; empty: it has none."""
 
 
 def _few_t5_tokens(transformer: Any) -> None:
@@ -77,14 +82,14 @@ def _few_t5_tokens(transformer: Any) -> None:
 
 
 def _few_tokens(text_encoder: Any) -> None:
-    """mflux reads an empty prompt as a token with a high number."""
+    """mflux has the numbers of some tokens in its code: of a picture, and of an empty prompt."""
     embedding = type(text_encoder.embed_tokens)
 
     class Wrapped(embedding):  # type: ignore[misc, valid-type]
         def __call__(self, ids: Any) -> Any:
             return super().__call__(ids % len(QWEN_VOCABULARY))
 
-    text_encoder.embed_tokens = Wrapped(len(QWEN_VOCABULARY), text_encoder.hidden_size)
+    text_encoder.embed_tokens = Wrapped(*text_encoder.embed_tokens.weight.shape)
 
 
 def _as_wide_as_ernie(text_encoder: Any) -> None:
@@ -249,6 +254,53 @@ FAMILIES: Mapping[str, Family] = {
         seed=140,
         tokenizers=("processor",),
     ),
+    "tiny-fibo2": Family(
+        "mflux.models.fibo2.fibo2_initializer",
+        (
+            _FLUX2_VAE,
+            Part(
+                "Fibo2Transformer",
+                "transformer",
+                {
+                    "dim": WIDTH,
+                    "n_layers": 1,
+                    "n_refiner_layers": 0,
+                    "n_heads": 1,
+                    "cap_feat_dim": 3 * WIDTH,
+                    "injection_layer_ids": (0,),
+                    "perceiver_num_layers": 1,
+                    "axes_dims": (16, 24, 24),
+                },
+            ),
+            Part(
+                "Fibo2TextEncoder",
+                "text_encoder",
+                {
+                    "text_config": {
+                        **_qwen3(WIDTH, 35),  # it reads hidden states up to the 35th
+                        "max_position_embeddings": 4096,
+                        "rope_theta": 10000.0,
+                        "rope_scaling": {"mrope_section": MROPE},
+                        "attention_bias": False,
+                        "rms_norm_eps": 1e-6,
+                    },
+                    "vision_config": {
+                        "depth": 1,
+                        "hidden_size": WIDTH,
+                        "intermediate_size": WIDTH,
+                        "num_heads": 1,
+                        "out_hidden_size": WIDTH,
+                        "num_position_embeddings": 16,
+                        "deepstack_visual_indexes": [0],
+                    },
+                },
+                change=lambda encoder: _few_tokens(encoder.language_model),
+            ),
+        ),
+        seed=150,
+        tokenizers=("processor",),
+        image_processor="processor",
+    ),
 }
 
 
@@ -293,6 +345,11 @@ def write_checkpoint(name: str, folder: Path) -> None:
                 weights.parameter(parameter, np.array(value), GAIN)
     for tokenizer in family.tokenizers:
         config = {"tokenizer_class": "Qwen2Tokenizer", "chat_template": TEMPLATE}
-        write_tokenizer(folder / tokenizer, byte_pairs(QWEN_VOCABULARY), config)
+        special = IMAGE_TOKEN if family.image_processor else {}
+        write_tokenizer(folder / tokenizer, byte_pairs(QWEN_VOCABULARY), config, special)
     for tokenizer in family.t5_tokenizers:
         write_tokenizer(folder / tokenizer, unigrams(T5_VOCABULARY), {"extra_ids": 0})
+    if family.image_processor:
+        settings = json.dumps({"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2})
+        path = folder / family.image_processor / "preprocessor_config.json"
+        path.write_text(settings, encoding="utf-8")

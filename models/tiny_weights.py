@@ -2,9 +2,10 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -155,8 +156,20 @@ def unigrams(vocabulary: list[str]) -> dict[str, Any]:
     return {"type": "Unigram", "unk_id": 2, "vocab": [(piece, 0.0) for piece in vocabulary]}
 
 
-def write_tokenizer(folder: Path, model: dict[str, Any], config: dict[str, Any]) -> None:
+def write_tokenizer(
+    folder: Path,
+    model: dict[str, Any],
+    config: dict[str, Any],
+    special: Mapping[str, int] = MappingProxyType({}),
+) -> None:
+    """Args:
+    special: tokens that are not made of bytes, with their numbers.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    document = {"version": "1.0", "added_tokens": [], "model": model}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    added = [{"id": n, "content": text, "special": True, **flags} for text, n in special.items()]
+    if special:
+        model = {**model, "vocab": {**model["vocab"], **special}}
+    document = {"version": "1.0", "added_tokens": added, "model": model}
     for name, content in (("tokenizer.json", document), ("tokenizer_config.json", config)):
         (folder / name).write_text(json.dumps(content), encoding="utf-8")

@@ -36,11 +36,15 @@ VALUES: dict[Takes, list[dict[str, Any]]] = {
     Takes.NEGATIVE_PROMPT: [{"negative_prompt": "red"}],
     Takes.INIT_IMAGE: [{"init_image": WHITE}, {"init_image": RED}],
     Takes.IMAGES: [{"images": [RED]}, {"images": [WHITE, RED]}],
+    Takes.MASK: [{"mask": to_base64(to_png(Image.linear_gradient("L").resize((64, 64))))}],
+    Takes.CFG_END: [{"cfg_end": 0.4}],
     Takes.IMAGE_STRENGTH: [{"init_image": WHITE, "image_strength": 0.7}],
 }
 """What changes a picture, by a field that a model may take."""
 NEEDS = {Takes.IMAGES: {"images": [WHITE]}}
 """Fields that an edit cannot do without."""
+ENLARGES = "Fibo2Edit"
+"""mflux scales several pictures to a megapixel each, which takes too long here."""
 NAMES = sorted(FAMILIES)
 PIPELINES = [(name, pipeline) for name in NAMES for pipeline in allow(name).default.pipelines]
 
