@@ -52,5 +52,6 @@ def queue_limits(settings: Settings) -> QueueLimits:
         refetch_s=settings.refetch_s,
         max_delay_s=settings.affinity_s,
         max_overtaken_s=settings.max_overtaken_s,
+        preempt=settings.preempt,
         models_in_memory=settings.models_in_memory,
     )

@@ -101,6 +101,8 @@ class MfluxGenerator:
         self._loaded: OrderedDict[str, _Loaded] = OrderedDict()  # the latest used last
         self._bytes_per_pixel: dict[str, float] = {}  # of a model, the most that was measured
         self._weights_bytes: dict[str, int] = {}  # of a model, when it was loaded last
+        self._begun = 0
+        """Number of pictures that were begun."""
         self._last_size: tuple[int, int] | None = None
         self._layer_sizes: dict[str, dict[str, tuple[int, int]]] = {}
         """Of each model that was loaded once."""
@@ -170,33 +172,23 @@ class MfluxGenerator:
             inputs: the folder of the pictures that the stage's params name.
             report: called when a phase is reached and after each step, on this thread, once the
                 work up to there is really done; what it raises ends the generation and comes out
-                of here, and the next picture is not affected.
+                of here, and the next picture is not affected. After a step it may generate other
+                pictures with the same weights: neither changes the other.
         """
         params, weights = stage.params, stage.load_spec
         if refusal := self.refusal(stage):
             raise DoesNotFit(refusal)
         loaded = self._use(weights)
         self._prepare_memory(params)
-        hook = loaded.hook
-        hook.report = report
+        self._begun = number = self._begun + 1
         own_decoder = weights.model.tiny or weights.model.path is not None
-        self._previews.begin(
-            weights.model.family, weights.model.name if own_decoder else weights.model.family
-        )
-        try:
-            generated = loaded.face(weights.pipeline).generate_image(**arguments(stage, inputs))
-        except NotFinite:
-            hook.prompt_cache.clear()  # the embeddings may hold the NaN
-            raise
-        except BaseException as error:
-            hook.prompt_cache.forget_fresh()
-            self._check_memory_error(error, stage)
-            raise
-        finally:
-            hook.end()
-        self._learn_memory(params)
-        with harmless("nothing could be learned for previews"):
-            self._previews.learn(generated.image)
+        decoder = weights.model.name if own_decoder else weights.model.family
+        with self._previews.picture(weights.model.family, decoder):
+            generated = self._generated(loaded, stage, inputs, report)
+            with harmless("nothing could be learned for previews"):
+                self._previews.learn(generated.image)
+        if number == self._begun:  # else the peak is that of another picture
+            self._learn_memory(params)
         if weights.pipeline.right_half:
             generated = generated.get_right_half()
         picture = picture_of(generated, stage, inputs)
@@ -204,6 +196,20 @@ class MfluxGenerator:
         with harmless("a picture goes without metadata"):
             details = metadata(generated, params, weights)
         return Drawn(picture, details)
+
+    def _generated(self, loaded: _Loaded, stage: Stage, inputs: Path, report: Report) -> Any:
+        """What mflux returns for a picture."""
+        hook, face = loaded.hook, loaded.face(stage.load_spec.pipeline)
+        try:
+            with hook.picture(report):
+                return face.generate_image(**arguments(stage, inputs))
+        except NotFinite:
+            hook.prompt_cache.clear()  # the embeddings may hold the NaN
+            raise
+        except BaseException as error:
+            hook.prompt_cache.forget_fresh()
+            self._check_memory_error(error, stage)
+            raise
 
     def prepare(self, stage: Stage, inputs: Path, report: Report) -> str | Image.Image:
         """Run a helper model that is loaded; returns a prompt or a control image.

@@ -191,6 +191,12 @@ class Settings:
         "seconds for which urgent tasks may overtake a normal one; then it counts as urgent, too",
         parse=whole_number(0, 10**9),
     )
+    preempt: bool = _option(
+        True,
+        "pause a long picture between two steps while an urgent task, or one of a client that has "
+        "had little, is drawn with the same weights",
+        parse=switch,
+    )
     max_wait_s: int = _option(
         0,
         "longest forecast wait with which a task is still accepted, in seconds; 0: no limit",

@@ -33,11 +33,12 @@ class TaskStatus(StrEnum):
 
 
 class Phase(StrEnum):
-    """Phases of a running task, in order."""
+    """Phases of a running task, in order; between two steps it may be paused."""
 
     LOADING = "loading"
     TEXT_ENCODING = "text_encoding"
     DENOISING = "denoising"
+    PAUSED = "paused"  # another task is drawn first (scheduler/policy.py)
     DECODING = "decoding"
     IMAGE_ENCODING = "image_encoding"
 
@@ -165,6 +166,7 @@ class Verdict(Enum):
     """The answer to a report: what the worker must do."""
 
     CONTINUE = "continue"
+    PAUSE = "pause"  # claim the task that preempts this one, draw it, report again, go on
     STOP = "stop"  # the task was cancelled or taken away, or the server stops
 
 
@@ -192,6 +194,8 @@ class Forecast:
     switches: int = 0
     """Number of model loads before it starts, its own included."""
     reason: Reason | None = None
+    preempted: bool = False
+    """Whether it runs, and others preempt it or have done so."""
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,8 @@ class StatusAnswer(Answer):
     phase: Phase | None = Field(
         None,
         description="What a running task is at: loading the weights that it needs, text_encoding "
-        "(the prompt), denoising, decoding, image_encoding (writing the file).",
+        "(the prompt), denoising, paused (another task is generated first), decoding, "
+        "image_encoding (writing the file).",
     )
     progress: Seconds = Field(
         description="Part of a running task's time that is over, 0 to 1; never goes back.",

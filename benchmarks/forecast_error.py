@@ -16,7 +16,7 @@ makes more of them.
 
 Errors are |forecast - truth| / truth; while a task runs, of the whole seconds on the wire and in
 parts of the task's own running time, as a progress bar shows it (near the end any error is large
-beside what remains).
+beside what remains). "With preemption" is the same replay without and with --preempt.
 """
 
 import math
@@ -29,6 +29,7 @@ from forecast_laws import KNOWN, REPEATED, UNSEEN, Scenario
 from forecast_replay import CONTENDERS, URGENT_SHARE, Record, Replay
 
 AFTER = (1, 3, 10, 50)
+PREEMPTING = KNOWN[2:]
 
 
 # -- figures -----------------------------------------------------------------------------------
@@ -114,6 +115,28 @@ def measure(
     }
 
 
+def measure_preemption(scenario: Scenario, noise: float, tasks: int) -> list[list[object]]:
+    """Rows of the table: urgent tasks, the others, and all."""
+    rows: list[list[object]] = []
+    runs = [
+        Replay(scenario, noise, tasks, 3, urgent=URGENT_SHARE, preempt=preempt).run()
+        for preempt in (False, True)
+    ]
+    for who, urgent in (("urgent", {True}), ("others", {False}), ("all", {True, False})):
+        without, records = (
+            [r for r in run if r.urgent in urgent and r.at_submit.finished >= AFTER[-1]]
+            for run in runs
+        )
+        waits = [fmean(r.ended_at - r.submitted_at for r in some) for some in (without, records)]
+        error = Figures.of(submit_errors(records, "ours")).median
+        running = Figures.of(running_errors(records, "ours")).mean
+        paused = sum(r.paused for r in records)
+        inside = [coverage(without), coverage(records)]
+        figures = [len(records), paused, *waits, error, running, *inside]
+        rows.append([scenario.name, f"{noise:.0%}", who, *figures])
+    return rows
+
+
 def repeated(records: list[Record]) -> float:
     """Median error of the own seconds of requests that have run twice, relative to the oracle's."""
     twice = [r for r in records if r.runs_before >= 2]
@@ -159,12 +182,20 @@ def main() -> None:
         scenarios, tasks, noises = (KNOWN[2], UNSEEN[1], REPEATED[1]), 80, (0.03,)
     errors: list[list[object]] = []
     bars: list[list[object]] = []
+    preempting: list[list[object]] = []
     for scenario in scenarios:
         for noise in noises:
             rows, figures = measure(scenario, noise, tasks)
             errors += rows
+            if scenario in PREEMPTING:
+                preempting += measure_preemption(scenario, noise, tasks)
             bars.append([scenario.name, f"{noise:.0%}", *figures.values()])
     results.table("What is promised", ["law", "noise", *figures], bars)
+    header = [
+        "law", "noise", "which", "tasks", "paused", "mean wait without, s", "mean wait, s",
+        "median % at submit", "running: mean %", "inside p90 %, without", "inside p90 %",
+    ]  # fmt: skip
+    results.table("With preemption", header, preempting)
     header = ["law", "noise", "when", "tasks", "who", "mean %", "median %", "p90 %", "bias %"]
     results.table("Errors, from the 50th task on", header, errors)
     if not results.quick:

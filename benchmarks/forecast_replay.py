@@ -15,7 +15,7 @@ from scheduler.limits import QueueLimits
 from scheduler.scheduler import Scheduler
 from scheduler.worker_api import WorkerApi
 from storage.task_store import TaskStore
-from task import Encoded, GenerationParams, Phase, Progress
+from task import Encoded, GenerationParams, Phase, Progress, Task, Verdict
 from timing_model import Measured, TimingModel
 
 SIDES = range(512, 1537, 64)
@@ -52,6 +52,7 @@ class Record:
     running: list[Poll] = field(default_factory=list)
     started_at: float = 0.0
     ended_at: float = 0.0
+    paused: bool = False
     own_s: float = 0.0
     """Forecast of its own seconds at submit."""
     runs_before: int = 0
@@ -65,7 +66,14 @@ class Replay:
     """One run: `tasks` tasks, in virtual time."""
 
     def __init__(
-        self, scenario: Scenario, noise: float, tasks: int, seed: int, *, urgent: float
+        self,
+        scenario: Scenario,
+        noise: float,
+        tasks: int,
+        seed: int,
+        *,
+        urgent: float,
+        preempt: bool = False,
     ) -> None:
         self.scenario, self.noise, self.tasks, self.urgent = scenario, noise, tasks, urgent
         self.dice = random.Random(seed)
@@ -77,7 +85,7 @@ class Replay:
             Allowed(models[0], tuple(models)),
             TimingModel(),
             TaskStore(None),
-            QueueLimits(max_queue=1000, keep_s=1e9),
+            QueueLimits(max_queue=1000, keep_s=1e9, preempt=preempt),
             monotonic=lambda: self.at,
             now=lambda: self.at,
         )
@@ -90,9 +98,10 @@ class Replay:
         self.submitted = 0
         self.next_arrival = self.at
         self.seconds_so_far = self.pixels_so_far = 0.0
-        self.current: Record | None = None
+        self.running: list[Record] = []
+        """The task that is drawn, after the one that it preempts."""
         self.left = Seconds(0.0, [], 0.0)
-        """Of the running task, by the law: the phases that have not ended."""
+        """Of the task that is drawn, by the law: the phases that have not ended."""
         self.phase_started_at = self.at
 
     def run(self) -> list[Record]:
@@ -143,11 +152,10 @@ class Replay:
         return width, height, max(round(math.exp(self.dice.uniform(0, math.log(50.49)))), 1)
 
     def poll(self) -> None:
-        """One waiting task and the running one are asked for."""
-        for task_id in {self.dice.choice(self.order) if self.order else "", self.running_id()}:
-            record = self.records.get(task_id)
-            if record is None:
-                continue
+        """One waiting task and the running ones are asked for."""
+        running = {t for t, record in self.records.items() if record in self.running}
+        for task_id in {*running, *([self.dice.choice(self.order)] if self.order else [])}:
+            record = self.records[task_id]
             view = self.queue.status(task_id)
             if view.forecast is None:
                 continue
@@ -157,21 +165,16 @@ class Replay:
             record.forecast_end_at = end_at
             said = self.say(task_id, float(max(math.ceil(view.forecast.end_s), 1)))
             poll = Poll(self.at, len(self.done), said, view.forecast.p90_s)
-            (record.running if record is self.current else record.waiting).append(poll)
+            (record.running if task_id in running else record.waiting).append(poll)
 
     def say(self, task_id: str, ours: float) -> dict[str, float]:
         record = self.records[task_id]
-        ahead = (
-            [self.records[t] for t in self.order[: self.order.index(task_id)]]
-            if (task_id in self.order)
-            else []
-        )
-        everything = [*ahead, record] if record is not self.current else []
-        pixels = sum(r.params.width * r.params.height for r in everything)
-        if self.current:
-            pixels += self.current.params.width * self.current.params.height
+        everything = []
+        if task_id in self.order:
+            everything = [self.records[t] for t in self.order[: self.order.index(task_id) + 1]]
+        pixels = sum(r.params.width * r.params.height for r in [*everything, *self.running])
         rate = self.seconds_so_far / self.pixels_so_far if self.pixels_so_far else 80 / 2**20
-        model, loads_s = self.current.model if self.current else self.loaded, 0.0
+        model, loads_s = self.running[-1].model if self.running else self.loaded, 0.0
         for r in everything:
             if r.model is not model:
                 loads_s += self.scenario.load_s[r.model.name]
@@ -198,38 +201,34 @@ class Replay:
         views, _ = self.queue.unfinished(1000, 0)
         self.order = [v.task_id for v in views if v.status == "waiting"]
 
-    def running_id(self) -> str:
-        return next((t for t, r in self.records.items() if r is self.current), "")
-
     # -- the worker ------------------------------------------------------------------------------
 
     def work(self) -> None:
         task = self.worker.claim(0)
         assert task
-        record = self.current = self.records[task.task_id]
+        self.run_task(task)
+
+    def run_task(self, task: Task) -> None:
+        record = self.records[task.task_id]
+        self.running.append(record)
         record.started_at = self.at
-        self.left = record.law
-        self.phase_started_at = self.at
+        self.to_do(record.law)
         self.reorder()
         if record.model is not self.loaded:
             load_s = self.scenario.load_s[record.model.name]
             law = record.law
-            self.left = Seconds(load_s + law.text, law.steps, law.decode)
+            self.to_do(Seconds(load_s + law.text, law.steps, law.decode))
             self.load(record.model, load_s)
-            self.left = law
             self.loaded = record.model
-        begun_at = self.at
         factor = self.dice.lognormvariate(0, self.noise)
         if self.dice.random() < self.scenario.outliers:
             factor *= 3
         law, n = record.law, record.params.steps
-        self.phase_started_at = self.at
+        self.to_do(law)
         text_s = self.draw(law.text * factor)
         step_s = []
         for done in range(n + 1):
-            self.left = Seconds(0.0, law.steps[done:], law.decode)
-            self.phase_started_at = self.at
-            self.worker.report(task.task_id, 1, Progress(Phase.DENOISING, done, n))
+            self.end_step(task, record, done)
             if done < n:
                 step_s.append(self.draw(law.steps[done] * factor))
         self.worker.report(task.task_id, 1, Progress(Phase.DECODING, n, n))
@@ -238,14 +237,30 @@ class Replay:
         measured = Measured(text_s, step_s, decode_s, 0.0)
         self.worker.finish(task.task_id, 1, Encoded(b"", 0, ((0, measured),)))
         record.ended_at = self.at
-        self.current = None
-        self.left = Seconds(0.0, [], 0.0)
+        self.running.remove(record)
+        self.to_do(Seconds(0.0, [], 0.0))
         del self.records[task.task_id]
         self.done.append(record)
         params = record.params
         self.runs[params.width, params.height, params.steps, record.model.name] += 1
-        self.seconds_so_far += self.at - begun_at
+        self.seconds_so_far += measured.gpu_s
         self.pixels_so_far += record.params.width * record.params.height
+
+    def end_step(self, task: Task, record: Record, done: int) -> None:
+        """A step is reported; other tasks may be drawn before the next one."""
+        rest = Seconds(0.0, record.law.steps[done:], record.law.decode)
+        progress = Progress(Phase.DENOISING, done, record.params.steps)
+        self.to_do(rest)
+        while self.worker.report(task.task_id, 1, progress) is Verdict.PAUSE:
+            other = self.worker.claim_preempting(task.task_id, 1)
+            assert other
+            record.paused = True
+            self.run_task(other)
+            self.to_do(rest)
+
+    def to_do(self, law: Seconds) -> None:
+        """This is left of the task that is drawn, from now on."""
+        self.left, self.phase_started_at = law, self.at
 
     def draw(self, seconds: float) -> float:
         """So many seconds of the law go by. Returns how many it really took."""

@@ -271,7 +271,7 @@ class Status:
     """Why the task ends later than was forecast when its status changed last."""
     poll_after_s: float | None = None
     phase: str | None = None
-    """loading, text_encoding, denoising, decoding or image_encoding."""
+    """loading, text_encoding, denoising, paused, decoding or image_encoding."""
     last_image: int | None = None
     """Index of the image after which it is cancelled."""
     created_at: float | None = None

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 PHASES = {
     "loading": "loading the model",
     "text_encoding": "reading the prompt",
+    "paused": "paused for another task",
     "decoding": "decoding",
     "image_encoding": "writing the file",
 }

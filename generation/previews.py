@@ -11,7 +11,8 @@ thread of its own ("previews") does the rest.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
@@ -109,6 +110,7 @@ class Previews:
         self._maps: dict[str, _Map] = {}
         self._thread = SupervisedQueue[Callable[[], None]]("previews", self._do, self._job_died)
         self._busy = False
+        self._task_id = ""
         self._now = Sketch()
         self._rest_until = self._started_at = 0.0
 
@@ -124,12 +126,17 @@ class Previews:
 
     def turn_to(self, task_id: str) -> None:
         """The next pictures belong to this task."""
-        self._now = Sketch(task_id)
+        self._task_id = task_id
 
-    def begin(self, family: str, decoder: str) -> None:
-        """A picture begins."""
+    @contextmanager
+    def picture(self, family: str, decoder: str) -> Iterator[None]:
+        """A picture is drawn inside; another one may be drawn meanwhile, between two steps."""
         at = self._monotonic()
-        self._now = Sketch(self._now.task_id, family, decoder, at, at)
+        before, self._now = self._now, Sketch(self._task_id, family, decoder, at, at)
+        try:
+            yield
+        finally:
+            self._now = before
 
     def must_generate(self) -> bool:
         """Whether draw() must be called now. Called once after each step."""

@@ -6,6 +6,7 @@ Depends on mflux and mlx.
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from generation.finite import check_finite
@@ -14,6 +15,17 @@ from generation.prompt_cache import PromptCache
 from task import Phase, Report
 
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Picture:
+    """The picture that is being drawn."""
+
+    report: Report
+    latents: Any = None
+    """Those before the present step."""
+    steps_done: int = 0
+    steps_total: int = 0
 
 
 class StepHook:
@@ -26,29 +38,31 @@ class StepHook:
     def __init__(
         self, prompt_cache: PromptCache, note_memory: Callable[[], None], previews: Previews
     ) -> None:
-        self.report: Report = _report_to_nobody
         self.prompt_cache = prompt_cache
         self._note_memory = note_memory
         self._previews = previews
-        self._latents: Any = None
-        """Those before the present step."""
-        self._steps_done = 0
-        self._steps_total = 0
+        self._picture = _Picture(_report_to_nobody)
 
-    def end(self) -> None:
-        """The picture is finished or failed."""
-        self.report = _report_to_nobody
-        self._latents = None
+    @contextmanager
+    def picture(self, report: Report) -> Iterator[None]:
+        """One picture is drawn inside. `report` may itself draw another one with the same model:
+        this one then continues where it was."""
+        before, self._picture = self._picture, _Picture(report)
+        try:
+            yield
+        finally:
+            self._picture = before
 
     def call_before_loop(self, *, latents: Any, config: Any, **_: Any) -> None:
         import mlx.core as mx
 
         self.prompt_cache.evaluate()
         mx.eval(latents)
-        self._latents = latents
-        self._steps_done = 0
-        self._steps_total = config.num_inference_steps - config.init_time_step
-        self.report(Phase.DENOISING, 0, self._steps_total)
+        picture = self._picture
+        picture.latents = latents
+        picture.steps_done = 0
+        picture.steps_total = config.num_inference_steps - config.init_time_step
+        picture.report(Phase.DENOISING, 0, picture.steps_total)
 
     def call_in_loop(
         self, *, t: int, latents: Any, config: Any, denoised: Any = None, **_: Any
@@ -57,25 +71,27 @@ class StepHook:
 
         check_finite(latents, "a step")
         self._note_memory()
+        picture = self._picture
         with harmless("a preview failed"):
             if self._previews.must_generate():
                 clean = denoised
                 if clean is None:
-                    clean = _without_noise(t, self._latents, latents, config)
+                    clean = _without_noise(t, picture.latents, latents, config)
                 self._previews.draw(clean.astype(mx.float32), config.width, config.height)
-        self._latents = latents
-        self._steps_done += 1
-        self.report(Phase.DENOISING, self._steps_done, self._steps_total)
+        picture.latents = latents
+        picture.steps_done += 1
+        picture.report(Phase.DENOISING, picture.steps_done, picture.steps_total)
 
     def call_after_loop(self, *, latents: Any, config: Any, **_: Any) -> None:
         import mlx.core as mx
 
         mx.eval(latents)
-        self._latents = None
+        picture = self._picture
+        picture.latents = None
         with harmless("a preview failed"):
             if self._previews.may_learn():
                 self._previews.keep(latents.astype(mx.float32), config.width, config.height)
-        self.report(Phase.DECODING, self._steps_done, self._steps_total)
+        picture.report(Phase.DECODING, picture.steps_done, picture.steps_total)
 
 
 def _without_noise(t: int, before: Any, after: Any, config: Any) -> Any:

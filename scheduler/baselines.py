@@ -97,7 +97,7 @@ class Baselines:
         def was_overtaken(forecast: Forecast) -> bool:
             """Whether a task that joined later runs, or has run, before this one."""
             if newest_ahead is None:  # its sequence is not known yet, or it runs
-                return forecast.pos > baseline.forecast.pos
+                return forecast.preempted or forecast.pos > baseline.forecast.pos
             return max(int(newest_ahead[forecast.pos]), newest_claimed) > baseline.newest
 
         def seen(forecast: Forecast) -> Forecast:

@@ -105,6 +105,19 @@ class FairShare:
         self.leave("")
         return tag
 
+    def had(self, owner: Owner) -> float:
+        """GPU seconds per weight that a client has had, its running tasks as forecast. One that is
+        idle counts as if it had always had its share."""
+        account = self._clients.get(owner.name)
+        if account is None or account.idle:
+            return max(account.served if account else 0.0, self.virtual)
+        return account.served
+
+    def had_after_s(self, task_id: str, had: float) -> float:
+        """GPU seconds of a running task after which its client has had this much."""
+        entry = self._entries[task_id]
+        return entry.seconds + (had - entry.client.served) * entry.weight
+
     def join(
         self,
         task_id: str,

@@ -15,10 +15,12 @@ from scheduler.estimates import Estimates
 from scheduler.machines import Machine, Resident, Run
 from scheduler.plan import Plan, Planner
 from scheduler.policy import Policy
+from scheduler.preemption import Preemption
+from scheduler.remaining import Remaining
 from scheduler.schedule import Schedule
-from task import Forecast, Phase, Task
+from task import Forecast, Task
 from timing.spread import Spread
-from timing_model import PRIOR_P90, Confidence, Durations, Live, TimingModel
+from timing_model import PRIOR_P90, Confidence, Durations, TimingModel
 
 P90_SIGMAS = 1.2816
 """The 90 % quantile of the standard normal distribution."""
@@ -35,7 +37,9 @@ class _Lane:
     """Seconds until its GPU is free."""
     encoder_free_s: float
     running: list[tuple[Task, Forecast]]
-    """Its running tasks, in the order of their claims."""
+    """Its running tasks."""
+    preempting_s: list[float]
+    """Seconds until each of the first waiting tasks starts that preempt the running one."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class _Start:
     load_s: float
     loads: int
     """Number of loads on that machine up to this task, its own included."""
+    encoder_free_s: float
 
 
 class Forecaster:
@@ -74,7 +79,8 @@ class Forecaster:
         self._policy = policy
         self._estimates = estimates
         self._planner = Planner(schedule, machines, estimates)
-        self._timing = timing
+        self.remaining = Remaining(estimates, timing, monotonic)
+        self._preemption = Preemption(schedule, machines, policy, estimates, self.remaining)
         self._spread = spread
         self._downloads = downloads
         self._monotonic = monotonic
@@ -103,7 +109,12 @@ class Forecaster:
             pending = Pending(task, missing, *self.load_and_work_s(task))
             return next(f for other, f in self._pending(lanes, pending) if other is task)
         durations = self._estimates.durations(*task.stages)
-        position = self._policy.place(task, durations.gpu_s, self.resident_at_start()).index
+        place = self._policy.place(task, durations.gpu_s, self.resident_at_start())
+        position = place.index
+        starts_s = self._preemption.starts_s(self._machines[0], task, place)
+        if len(starts_s) > position:
+            start = _Start(lanes[0], starts_s[position], 0.0, 0, 0.0)
+            return self._waiting(task, position, start, durations)
         plan = self._plan(lanes)
         starts = []
         for number, lane in enumerate(lanes):
@@ -111,7 +122,8 @@ class Forecaster:
             loads, _ = walk.resident_before(index).loads(task.stages)
             start_s = lane.gpu_free_s + float(walk.start_s[index])
             load_s = self._estimates.loads_s(loads)
-            start = _Start(lane, start_s, load_s, int(walk.loads[index]) + len(loads))
+            loaded = int(walk.loads[index]) + len(loads)
+            start = _Start(lane, start_s, load_s, loaded, lane.encoder_free_s)
             starts.append((start_s + load_s + durations.gpu_s / lane.machine.speed, number, start))
         _, _, start = min(starts)
         return self._waiting(task, position, start, durations)
@@ -188,30 +200,9 @@ class Forecaster:
         specs = {stage.load_spec.key: stage.load_spec for stage in task.stages}.values()
         return self._estimates.loads_s(specs), self._estimates.durations(*task.stages).total_s
 
-    def gpu_remaining_s(self, run: Run, machine: Machine) -> float:
-        """Seconds for which a running task still needs the GPU, loading of its weights included."""
-        if not run.on_gpu:
-            return 0.0
-        progress, at = run.progress, self._monotonic()
-        phase, resident = progress.phase, machine.resident
-        if machine.loading is not None or phase is Phase.LOADING:  # the task has not begun
-            phase, at = Phase.TEXT_ENCODING, run.phase_started_at
-            if machine.loading is not None:
-                resident = resident.after(machine.loading)
-        needed, _ = resident.loads(run.task.stages[progress.stage :])
-        live = Live(
-            phase=phase,
-            phase_elapsed_s=at - run.phase_started_at,
-            steps_done=progress.steps_done,
-            steps_total=progress.steps_total,
-            step_s=run.step_s,
-            step_elapsed_s=at - run.step_started_at,
-            images_done=progress.image - run.stage.images_done,
-        )
-        now = self._estimates.durations(run.stage)
-        later = [self._estimates.durations(s) for s in run.task.stages[progress.stage + 1 :]]
-        work_s = self._timing.remaining_s(now, live) + sum(after.gpu_s for after in later)
-        return self._estimates.loads_s(needed) + work_s / machine.speed
+    def is_preempted(self, run: Run, machine: Machine) -> bool:
+        """Whether the first waiting task preempts this one, which has just reported."""
+        return self._preemption.is_due(run, machine)
 
     # -- running tasks --------------------------------------------------------------------------
 
@@ -219,44 +210,28 @@ class Forecaster:
         return [self._lane(machine) for machine in self._machines]
 
     def _lane(self, machine: Machine) -> _Lane:
-        gpu_free_s = self._load_remaining_s(machine) + self._stopping_s(machine)
+        gpu_free_s = self.remaining.before_runs_s(machine)
         encoder_free_s = 0.0
         running = []
-        for run in machine.runs.values():
+        preempting_s = self._preemption.starts_s(machine)
+        preempting = range(len(preempting_s))
+        preempting_work_s = sum(self._schedule.durations(n).gpu_s for n in preempting)
+        last = machine.last_on_gpu
+        for run in machine.in_order:
             durations = self._estimates.durations(*run.task.stages)
             encoding_s = durations.image_encoding_s
             if not run.on_gpu:
                 encoding_s = max(encoding_s - (self._monotonic() - run.phase_started_at), 0.0)
-            gpu_free_s += self.gpu_remaining_s(run, machine)
-            encoder_free_s = max(encoder_free_s, gpu_free_s) + encoding_s
+            gpu_free_s += self.remaining.gpu_s(run, machine)
+            drawn_s = gpu_free_s + (preempting_work_s / machine.speed if run is last else 0.0)
+            encoder_free_s = max(encoder_free_s, drawn_s) + encoding_s
             p90_s = encoder_free_s * exp(P90_SIGMAS * durations.sigma)
-            forecast = Forecast(0, 0.0, encoder_free_s, p90_s, durations.confidence)
+            preempted = run.pauses > 0 or (run is last and bool(preempting_s))
+            forecast = Forecast(
+                0, 0.0, encoder_free_s, p90_s, durations.confidence, preempted=preempted
+            )
             running.append((run.task, forecast))
-        return _Lane(machine, gpu_free_s, encoder_free_s, running)
-
-    def _load_remaining_s(self, machine: Machine) -> float:
-        """Of the load that is running, or is due before anything can run."""
-        if machine.loading is None:
-            return 0.0
-        load_s = self._estimates.load_s(machine.loading)
-        if machine.load_started_at is None:
-            return load_s
-        return max(load_s - (self._monotonic() - machine.load_started_at), 0.0)
-
-    def _stopping_s(self, machine: Machine) -> float:
-        """Until the worker stops the cancelled task: the rest of its step, or of its decoding."""
-        run = machine.stopping
-        if run is None:
-            return 0.0
-        durations, at = self._estimates.durations(run.stage), self._monotonic()
-        if run.progress.phase is Phase.DECODING:
-            return max(durations.decoding_s / machine.speed - (at - run.phase_started_at), 0.0)
-        step_s = durations.step_s
-        if run.progress.phase is Phase.TEXT_ENCODING:
-            step_s = durations.text_encoding_s
-        elif not run.step_s:
-            step_s += durations.first_step_extra_s
-        return max(step_s / machine.speed - (at - run.step_started_at), 0.0)
+        return _Lane(machine, gpu_free_s, encoder_free_s, running, preempting_s)
 
     # -- waiting tasks --------------------------------------------------------------------------
 
@@ -265,12 +240,15 @@ class Forecaster:
 
     def _start(self, lanes: list[_Lane], plan: Plan, position: int) -> _Start:
         number = plan.machine(position)
+        if position < len(lanes[number].preempting_s):
+            return _Start(lanes[number], lanes[number].preempting_s[position], 0.0, 0, 0.0)
         walk, index = plan.walks[number], plan.index(number, position)
         return _Start(
             lanes[number],
             lanes[number].gpu_free_s + float(walk.start_s[index]),
             float(walk.load_s[index]),
             int(walk.loads[index + 1]),
+            lanes[number].encoder_free_s,
         )
 
     def _waiting(self, task: Task, position: int, start: _Start, durations: Durations) -> Forecast:
@@ -305,7 +283,7 @@ class Forecaster:
 def _forecast(position: int, start: _Start, durations: Durations, p90_factor: float) -> Forecast:
     """Of a waiting task. Its image encoding also waits for the encoder to end the running tasks."""
     gpu_done_s = start.start_s + start.load_s + durations.gpu_s / start.lane.machine.speed
-    end_s = max(gpu_done_s, start.lane.encoder_free_s) + durations.image_encoding_s
+    end_s = max(gpu_done_s, start.encoder_free_s) + durations.image_encoding_s
     return Forecast(
         pos=position,
         start_s=start.start_s,

@@ -29,6 +29,8 @@ class QueueLimits:
     """Seconds by which a task may be delayed in favour of others whose model is loaded."""
     max_overtaken_s: float = 3600.0
     """GPU seconds of urgent tasks that may overtake a normal one; then it counts as urgent, too."""
+    preempt: bool = False
+    """Whether a waiting task may pause the running one (policy.py)."""
     models_in_memory: int = 1
 
 

@@ -5,7 +5,7 @@ Data and bookkeeping; no forecasts. Not thread-safe: the scheduler calls it unde
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from typing import NamedTuple
 
@@ -77,7 +77,8 @@ class Resident(NamedTuple):
 
 @dataclass(eq=False)
 class Run:
-    """A task that runs. Times are readings of the monotonic clock, in seconds."""
+    """A task that runs. Times are readings of the monotonic clock, in seconds; each pause moves
+    those before it, as if everything had happened later."""
 
     task: Task
     claimed_at: float
@@ -95,6 +96,10 @@ class Run:
     """Seconds that were left at the latest report."""
     reported_done: float = 0.0
     """Share of its time that was over at the latest report."""
+    paused_at: float | None = None
+    """When another task preempted it; None: it is not paused."""
+    pauses: int = 0
+    """How often it was paused."""
 
     @property
     def stage(self) -> Stage:
@@ -107,20 +112,40 @@ class Run:
 
     def gpu_s(self, at: float) -> float:
         """Seconds that it has been on the GPU, loading of its weights included."""
-        return (at if self.left_gpu_at is None else self.left_gpu_at) - self.claimed_at
+        return (self.until(at) if self.left_gpu_at is None else self.left_gpu_at) - self.claimed_at
+
+    def until(self, at: float) -> float:
+        """This moment, or when it was paused."""
+        return at if self.paused_at is None else self.paused_at
+
+    def pause(self, at: float) -> None:
+        """Another task preempts it."""
+        self.paused_at = at
+        self.pauses += 1
+        self.task.progress = replace(self.progress, phase=Phase.PAUSED)
+
+    def resume(self, at: float) -> None:
+        """It continues, if it was paused."""
+        paused_s = at - self.until(at)
+        self.claimed_at += paused_s
+        self.phase_started_at += paused_s
+        self.step_started_at += paused_s
+        self.reported_at += paused_s
+        self.paused_at = None
 
     def share_done(self, at: float) -> float:
         """Share of its time that is over, 0 to 1; never falls. From ON_TIME on it moves on more
         slowly, and does not reach the end before the next report."""
         if self.remaining_s <= 0.0:
             return min(self.reported_done, MOST_SHOWN)
-        part = max(at - self.reported_at, 0.0) / self.remaining_s
+        part = max(self.until(at) - self.reported_at, 0.0) / self.remaining_s
         if part > ON_TIME:
             part = 1.0 - (1.0 - ON_TIME) * ON_TIME / part
         return min(self.reported_done + (1.0 - self.reported_done) * part, MOST_SHOWN)
 
     def forecast_is(self, remaining_s: float, at: float) -> None:
         """At a report, this many seconds are left."""
+        at = self.until(at)
         spent_s = at - self.claimed_at
         share = spent_s / (spent_s + remaining_s) if spent_s + remaining_s > 0 else 0.0
         self.reported_done = max(share, self.share_done(at))
@@ -128,6 +153,7 @@ class Run:
 
     def advance(self, progress: Progress, at: float) -> None:
         """A report came at this moment."""
+        self.resume(at)
         before = self.progress
         if (before.stage, before.image) != (progress.stage, progress.image):
             self.step_s = []
@@ -161,8 +187,8 @@ class Machine:
         self.speed = speed
         """Work that it does in a second, in seconds of the timing model."""
         self.runs: dict[str, Run] = {}
-        """By task id, in the order of their claims: one on the GPU at most, those before it are
-        being encoded."""
+        """By task id, in the order of their claims: those that are being encoded, perhaps a paused
+        one, and one on the GPU."""
         self.stopping: Run | None = None
         """Cancelled, but the worker has not stopped at a step yet."""
         self.loading: LoadSpec | None = first
@@ -177,6 +203,21 @@ class Machine:
     def loaded(self) -> tuple[LoadSpec, ...]:
         """The weights in memory, the latest used first."""
         return tuple(self._loaded[key] for key in self.resident.keys if key in self._loaded)
+
+    @property
+    def in_order(self) -> list[Run]:
+        """The running tasks in the order in which they leave the GPU: a paused one is last."""
+        return sorted(self.runs.values(), key=lambda run: run.paused_at is not None)
+
+    @property
+    def last_on_gpu(self) -> Run | None:
+        """The running task that leaves the GPU last: others may preempt it."""
+        return next((run for run in reversed(self.in_order) if run.on_gpu), None)
+
+    @property
+    def paused(self) -> Run | None:
+        """The task that another one has preempted."""
+        return next((run for run in self.runs.values() if run.paused_at is not None), None)
 
     def start(self, task: Task, at: float, gaps: int = 0) -> None:
         """A task is claimed."""
@@ -206,7 +247,7 @@ class Machine:
         del self.runs[run.task.task_id]
         if run.on_gpu:
             self._book(run, at)
-            if stopping:
+            if stopping and run.paused_at is None:
                 self.stopping = run
 
     def use(self, spec: LoadSpec) -> None:
@@ -249,7 +290,7 @@ class Machine:
         resident = self.resident
         if self.loading is not None:
             resident = resident.after(self.loading)
-        for run in self.runs.values():
+        for run in self.in_order:
             if run.on_gpu:
                 _, resident = resident.loads(run.task.stages[run.progress.stage :])
         return resident
@@ -272,8 +313,8 @@ class Machine:
         while self._busy and self._busy[0][0] < now - HOUR_S:
             self._busy.popleft()
         ended_s = sum(seconds for end, seconds in self._busy if end >= since)
-        return ended_s + sum(now - run.claimed_at for run in self.runs.values() if run.on_gpu)
+        return ended_s + sum(run.gpu_s(now) for run in self.runs.values() if run.on_gpu)
 
     def _book(self, run: Run, at: float) -> None:
-        run.left_gpu_at = at
-        self._busy.append((at, at - run.claimed_at))
+        run.left_gpu_at = run.until(at)
+        self._busy.append((at, run.gpu_s(at)))

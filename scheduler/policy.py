@@ -7,6 +7,15 @@
 3. Affinity: a task whose weights another waiting task, or the machine, already has may join right
    behind that one, so that clients with different models do not make the machine load for each
    task. Each task that it overtakes is delayed by no more than `max_delay_s` in all.
+4. Preemption: between two steps the first waiting task may pause the running one and be drawn
+   before the rest of it. All of this must hold:
+   - it is urgent and the running one is not, or its client is far below its share: its level is no
+     lower, and the client of the running task has had more GPU seconds per weight than its own
+     client, by PAYS times what the task will add to that;
+   - it uses the load spec with which the running task is being drawn, and no other one;
+   - it pays: without it the waiting task would wait LEAST_LEFT_S at least, and PAYS times as long
+     as it delays the running one;
+   - no task is paused already, and the running one was paused less than MOST_PAUSES times.
 """
 
 from collections.abc import Iterable
@@ -16,12 +25,16 @@ from math import inf
 import numpy as np
 
 from scheduler.fair_share import FairShare
-from scheduler.machines import Resident
+from scheduler.limits import QueueLimits
+from scheduler.machines import Resident, Run
 from scheduler.schedule import Schedule
 from task import Task
 
 Key = tuple[int, bool, float, float, float]
 NORMAL, URGENT = 0, 1
+PAYS = 2.0
+LEAST_LEFT_S = 5.0
+MOST_PAUSES = 3
 FRONT = -1.0
 """Turn of a task that runs before all others of its level. One that an operator has moved to the
 front also has a negative group; the one that was moved last has the lowest."""
@@ -43,6 +56,11 @@ def level(task: Task) -> int:
     return max(task.priority, URGENT) if task.aged or task.group < 0 else task.priority
 
 
+def preemption_pays(work_s: float, left_s: float) -> bool:
+    """Whether a task of work_s GPU seconds may preempt one of which left_s are left."""
+    return left_s >= max(LEAST_LEFT_S, PAYS * work_s)
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a task joins the schedule."""
@@ -59,19 +77,10 @@ class Place:
 
 
 class Policy:
-    """Not thread-safe: the scheduler calls it under its lock. Tasks are those of `schedule`.
+    """Not thread-safe: the scheduler calls it under its lock. Tasks are those of `schedule`."""
 
-    Args:
-        max_delay_s: seconds by which others may delay a task by affinity, in all; 0: never.
-        max_overtaken_s: GPU seconds of urgent tasks that came later, after which a normal task
-            counts as urgent.
-    """
-
-    def __init__(
-        self, schedule: Schedule, max_delay_s: float = 0.0, max_overtaken_s: float = inf
-    ) -> None:
-        self.max_delay_s = max_delay_s
-        self.max_overtaken_s = max_overtaken_s
+    def __init__(self, schedule: Schedule, limits: QueueLimits) -> None:
+        self.limits = limits
         self._schedule = schedule
         self._shares = FairShare()
 
@@ -96,7 +105,7 @@ class Policy:
         task.group = task.sequence if place.group is None else place.group
         if place.delays_s is not None and place.version == self._schedule.version:
             self._schedule.delay(task, place.delays_s)
-        self._schedule.add(task, delay_budget_s=self.max_delay_s)
+        self._schedule.add(task, delay_budget_s=self.limits.max_delay_s)
         self._sort(self._share(task, seconds))
 
     def restore(self, tasks: Iterable[tuple[Task, float]]) -> None:
@@ -108,7 +117,7 @@ class Policy:
         for task in restored:
             task.turn = FRONT if task.group not in present else 0.0
         self._give_turns(restored)
-        self._schedule.add(*restored, delay_budget_s=self.max_delay_s)
+        self._schedule.add(*restored, delay_budget_s=self.limits.max_delay_s)
         for first in {level(task) for task in restored}:
             # The first one ran, or was the next one: no task may overtake it.
             self._schedule.delay_budgets_s[self._schedule.level(first)[0]] = 0.0
@@ -161,6 +170,28 @@ class Policy:
         self._schedule.remove(task)
         self._sort(self._shares.leave(task.task_id))
 
+    def preempts_after_s(self, task: Task, run: Run, work_s: float, tag: float | None) -> float:
+        """GPU seconds that a running task must have had before this waiting one may preempt it, if
+        that pays (preemption_pays); inf: it may not.
+
+        Args:
+            work_s: forecast GPU seconds of the waiting task.
+            tag: its turn, if it has not joined yet.
+        """
+        running, spec = run.task, run.stage.load_spec
+        alike = all(stage.load_spec.key == spec.key for stage in task.stages)
+        if not (self.limits.preempt and alike) or spec.model.makes:
+            return inf
+        if level(task) >= URGENT > level(running):
+            return 0.0
+        if level(task) < level(running) or task.owner.name == running.owner.name:
+            return inf
+        if tag is None:
+            tag = self._shares.tag(task.task_id)
+        had = max(tag, self._shares.had(task.owner))  # tags may be older than the latest measured
+        ahead = PAYS * work_s / task.owner.weight
+        return self._shares.had_after_s(running.task_id, had + ahead)
+
     # -- private ----------------------------------------------------------------------------------
 
     def _by_affinity(self, task: Task, begin: int, own: int, resident: Resident) -> Place | None:
@@ -171,7 +202,7 @@ class Policy:
             own: its own position.
         """
         schedule = self._schedule
-        if self.max_delay_s <= 0.0 or begin == own:
+        if self.limits.max_delay_s <= 0.0 or begin == own:
             return None
         spec = task.stages[0].load_spec.key
         before = schedule.last_with(spec, begin, own)
@@ -201,7 +232,7 @@ class Policy:
         for task in [self._schedule[position] for position in range(begin, end)]:
             if task.sequence < started.sequence:
                 task.overtaken_s += seconds
-                if task.overtaken_s > self.max_overtaken_s:
+                if task.overtaken_s > self.limits.max_overtaken_s:
                     task.aged = True
                     self._shares.raise_level(task.task_id, URGENT)
                     changed = True

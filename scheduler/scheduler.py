@@ -88,7 +88,7 @@ class Scheduler:
         )
         self.estimates = Estimates(timing)
         self.schedule = Schedule(self.estimates, key)
-        self.policy = Policy(self.schedule, self.limits.max_delay_s, self.limits.max_overtaken_s)
+        self.policy = Policy(self.schedule, self.limits)
         self.spread = Spread(store.timings.outcomes())
         self.downloads = Downloads(monotonic, needs_download, on_disk=allowed.default)
         self.forecaster = Forecaster(

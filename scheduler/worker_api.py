@@ -119,31 +119,17 @@ class WorkerApi:
         with scheduler.changes:
             with scheduler.lock:
                 task = scheduler.first()
-                overdue = task and scheduler.deadlines.overdue(task)
-            if scheduler.stopping or task is None:
-                return None
-            if overdue:
-                scheduler.cancel(task, *overdue)
-                return None
-            started_at = scheduler.now()
-            with scheduler.health.accepting():  # else its image could not be stored
-                if not scheduler.store.claim(task, started_at=started_at):
-                    raise StorageUnavailable(f"The record of task {task.task_id} does not wait.")
+            return self._claim(task) if task else None
+
+    def claim_preempting(self, task_id: str, attempt: int) -> Task | None:
+        """The task that preempts this one, which report() has answered with PAUSE; it is paused
+        until its next report. None: it continues."""
+        scheduler = self._scheduler
+        with scheduler.changes:
             with scheduler.lock:
-                task.status, task.started_at = TaskStatus.RUNNING, started_at
-                task.attempt += 1
-                scheduler.start(task)
-                claimed = copy(task)
-            scheduler.events.publish(EventKind.RUNNING, task.task_id)
-            log.info(
-                "task %s is running: %s, %d x %d, %d steps",
-                task.task_id,
-                task.stages[0].load_spec.key,
-                task.params.width,
-                task.params.height,
-                task.params.steps_run,
-            )
-            return claimed
+                run = self._run(task_id, attempt)
+                task = self._preempting(run) if run else None
+            return self._claim(task, preempted=run) if task else None
 
     def inputs_of(self, task_id: str) -> Path:
         """The folder with the input images of a task."""
@@ -160,7 +146,9 @@ class WorkerApi:
             if run.on_gpu:  # else the GPU waits for this call, and it says nothing new
                 scheduler.reported(run)
             scheduler.events.publish(EventKind.STEP, task_id)
-            return Verdict.CONTINUE if self._may_continue(run) else Verdict.STOP
+            if not self._may_continue(run):
+                return Verdict.STOP
+            return Verdict.PAUSE if self._preempting(run) else Verdict.CONTINUE
 
     def store_image(self, task_id: str, attempt: int, encoded: Encoded) -> bool:
         """One of several images is encoded: it can be fetched from now on. The last one goes to
@@ -247,6 +235,48 @@ class WorkerApi:
             self._scheduler.machine.stopping = None
         return run
 
+    def _preempting(self, run: Run) -> Task | None:
+        """(locked) The task that preempts this one, which has just reported."""
+        scheduler = self._scheduler
+        if scheduler.stopping or not scheduler.forecaster.is_preempted(run, scheduler.machine):
+            return None
+        return scheduler.first()
+
+    def _claim(self, task: Task, preempted: Run | None = None) -> Task | None:
+        """(under `changes`)"""
+        scheduler = self._scheduler
+        with scheduler.lock:
+            overdue = scheduler.deadlines.overdue(task)
+        if scheduler.stopping:
+            return None
+        if overdue:
+            scheduler.cancel(task, *overdue)
+            return None
+        started_at = scheduler.now()
+        with scheduler.health.accepting():  # else its image could not be stored
+            if not scheduler.store.claim(task, started_at=started_at):
+                raise StorageUnavailable(f"The record of task {task.task_id} does not wait.")
+        with scheduler.lock:
+            task.status, task.started_at = TaskStatus.RUNNING, started_at
+            task.attempt += 1
+            if preempted:
+                preempted.pause(scheduler.monotonic())
+            scheduler.start(task)
+            claimed = copy(task)
+        if preempted:
+            scheduler.events.publish(EventKind.STEP, preempted.task.task_id)
+            log.info("task %s is paused", preempted.task.task_id)
+        scheduler.events.publish(EventKind.RUNNING, task.task_id)
+        log.info(
+            "task %s is running: %s, %d x %d, %d steps",
+            task.task_id,
+            task.stages[0].load_spec.key,
+            task.params.width,
+            task.params.height,
+            task.params.steps_run,
+        )
+        return claimed
+
     def _store_image(self, task_id: str, attempt: int, encoded: Encoded, *, last: bool) -> bool:
         # Not under `changes`: syncing an image takes milliseconds, for which the worker would wait
         # with its next claim. The store's own guard decides against a cancel at the same moment.
@@ -322,7 +352,7 @@ class WorkerApi:
             return False
         if scheduler.drain_until is None:
             return True
-        left_s = scheduler.forecaster.gpu_remaining_s(run, scheduler.machine)
+        left_s = scheduler.forecaster.remaining.gpu_s(run, scheduler.machine)
         return scheduler.monotonic() + left_s <= scheduler.drain_until
 
     def _next_load_order(self) -> LoadSpec | None:

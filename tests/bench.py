@@ -9,6 +9,7 @@ from models.model_catalog import LoadSpec, Model
 from scheduler.downloads import Downloads
 from scheduler.estimates import Estimates
 from scheduler.forecast import Forecaster
+from scheduler.limits import QueueLimits
 from scheduler.machines import Machine, Run
 from scheduler.policy import Policy, key
 from scheduler.schedule import Schedule
@@ -55,7 +56,7 @@ class Bench:
             for n in range(machines)
         ]
         self.machine = self.machines[0]
-        self.policy = Policy(self.schedule, max_delay_s)
+        self.policy = Policy(self.schedule, QueueLimits(max_delay_s=max_delay_s))
         self.downloads = Downloads(self.clock)
         self.spread = Spread()
         self.forecaster = Forecaster(

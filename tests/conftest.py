@@ -174,7 +174,7 @@ class PlayedQueue(QueueManager):
         stage, image = self._at.get(task_id, (0, 0))
         progress = Progress(phase, steps_done, steps_total, stage, image)
         verdict = self.worker.report(task_id, self.attempt(task_id), progress)
-        return verdict is Verdict.CONTINUE
+        return verdict is not Verdict.STOP
 
     def next_image(self, task_id: str, stage: int, index: int) -> bool:
         """The previous picture is generated."""

@@ -261,8 +261,9 @@ def test_a_malformed_http_request_is_answered_in_json(server: ServerProcess) -> 
 
 
 def test_urgent_tasks_run_before_normal_ones_and_each_level_in_order(
-    server: ServerProcess,
+    start_server: StartServer,
 ) -> None:
+    server = start_server("--model", "tiny", "--preempt", "off")
     blocker = server.submit(**LONG)["task_id"]
     server.wait_for(blocker, lambda s: s["status"] == "running")
     names = ["normal 1", "urgent 1", "normal 2", "urgent 2"]

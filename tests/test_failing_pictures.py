@@ -103,16 +103,16 @@ def test_latents_of_nan_make_no_preview_and_teach_nothing() -> None:
 
     previews = Previews()
     previews.turn_to("a")
-    previews.begin("flux", "flux")
-    assert previews.look("a") is None
-    latents = np.full((1, 16, 64), np.nan, np.float32)
-    previews.draw(latents, 64, 64)
-    previews.keep(latents, 64, 64)
-    previews.learn(Image.new("RGB", (64, 64)))
-    assert previews._thread.stop(GIVE_UP_S)
+    with previews.picture("flux", "flux"):
+        assert previews.look("a") is None
+        latents = np.full((1, 16, 64), np.nan, np.float32)
+        previews.draw(latents, 64, 64)
+        previews.keep(latents, 64, 64)
+        previews.learn(Image.new("RGB", (64, 64)))
+        assert previews._thread.stop(GIVE_UP_S)
+        assert previews._map_of(previews._now).pictures == 0
     assert previews.made == 0
     assert previews.look("a") is None
-    assert previews._map_of(previews._now).pictures == 0
 
 
 # -- the whole way, with the real queue and worker -------------------------------------------------

@@ -146,7 +146,8 @@ class Pretend:
         self.clock = Clock()
         self.previews = Previews(monotonic=self.clock)
         self.previews.turn_to("a")
-        self.previews.begin(family, family)
+        self._drawing = self.previews.picture(family, family)
+        self._drawing.__enter__()
 
     def step(self, step_s: float, cost_s: float = 0.0) -> bool:
         """Whether a preview was made after a step that took so long."""

@@ -51,6 +51,7 @@ export const PHASES = {
   loading: "loading the model",
   text_encoding: "encoding the prompt",
   denoising: "generating",
+  paused: "paused while another task is generated",
   decoding: "decoding the image",
   image_encoding: "encoding the file",
 };

@@ -1,6 +1,7 @@
 """Measures the phases and steps of one picture."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from task import Phase
 from timing_model import Measured
@@ -27,6 +28,17 @@ class Stopwatch:
             self._step_s.append(at - self._step_at)
             self._step_at = at
         self._steps_done = steps_done
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """The time inside is not measured."""
+        at = self._clock()
+        try:
+            yield
+        finally:
+            stopped_s = self._clock() - at
+            self._phase_at += stopped_s
+            self._step_at += stopped_s
 
     def seconds_in_phase(self) -> float:
         return self._clock() - self._phase_at

@@ -2,8 +2,9 @@
 
 It depends on two Protocols (protocols.py): a source of tasks, which is scheduler/worker_api.py, and
 a generator. MLX ties arrays to the thread that made them, so loading and generating happen on this
-one thread; finished images go to the encoder's. Both are supervised: if one dies, its task is tried
-once more; a worker that died loads the model again.
+one thread; finished images go to the encoder's. A task that preempts another one is claimed and
+drawn inside the report of a step of that one, which is mflux's in-loop callback. Both threads are
+supervised: if one dies, its task is tried once more; a worker that died loads the model again.
 """
 
 import logging
@@ -64,9 +65,10 @@ class Worker:
         self._unload_after_s = unload_after_s
         self._turn_to = turn_to
         self._idle_since = time.monotonic()
-        self._on_gpu: Task | None = None
+        self._tasks: list[Task] = []
+        """On the GPU: the task that is drawn, after the one that it preempted."""
         self._progress: Progress | None = None
-        """Of the task on the GPU, as it was claimed or reported last."""
+        """Of the task that is drawn, as it was claimed or reported last."""
         self._thread = SupervisedThread("worker", self._run, self._recover)
         self._endings = Endings(source)
         self._encoder = Encoder(source, self._endings, mark_generated=mark_generated)
@@ -122,7 +124,8 @@ class Worker:
             self._source.now_resident(())
 
     def _run_task(self, task: Task) -> None:
-        self._on_gpu, self._progress = task, task.progress
+        self._tasks.append(task)
+        self._progress = task.progress
         try:
             self._draw(task)
         except _StopTask:
@@ -134,7 +137,7 @@ class Worker:
                 log.exception("task %s failed", task.task_id)
             self._endings.fail(task, error)
         self._source.left(task.task_id)
-        self._on_gpu = None
+        self._tasks.remove(task)
 
     def _draw(self, task: Task) -> None:
         """All images of a task that are not stored yet: each stage for all of them, so that
@@ -200,7 +203,11 @@ class Worker:
 
         def report(phase: Phase, steps_done: int, steps_total: int) -> None:
             stopwatch.reached(phase, steps_done)
-            self._report(task, Progress(phase, steps_done, steps_total, stage, index))
+            progress = Progress(phase, steps_done, steps_total, stage, index)
+            while self._report(task, progress) is Verdict.PAUSE:
+                with stopwatch.stopped():
+                    if not self._draw_preempting(task):
+                        break
 
         begins = Progress(Phase.TEXT_ENCODING, 0, one.params.steps_run, stage, index)
         if begins != self._progress:  # a claimed task begins so
@@ -209,10 +216,23 @@ class Worker:
         drawn = self._generator.generate(one, inputs, report)
         return drawn, stopwatch.measured()
 
-    def _report(self, task: Task, progress: Progress) -> None:
+    def _draw_preempting(self, task: Task) -> bool:
+        """Between two steps of a task, brings the one that preempts it to its end. Returns whether
+        there was one."""
+        other: Task | None = None
+        with suppress(StorageUnavailable):  # the next step tries again
+            other = self._source.claim_preempting(task.task_id, task.attempt)
+        if other:
+            self._run_task(other)
+        return other is not None
+
+    def _report(self, task: Task, progress: Progress) -> Verdict:
+        """Raises: _StopTask."""
         self._progress = progress
-        if self._source.report(task.task_id, task.attempt, progress) is Verdict.STOP:
+        verdict = self._source.report(task.task_id, task.attempt, progress)
+        if verdict is Verdict.STOP:
             raise _StopTask
+        return verdict
 
     def _start_encoding(
         self, task: Task, index: int, drawn: Drawn, measured: tuple[tuple[int, Measured], ...]
@@ -252,9 +272,9 @@ class Worker:
         )
 
     def _recover(self) -> None:
-        if task := self._on_gpu:
-            self._endings.release(task, interrupted=True)
-            self._on_gpu = None
+        for task in reversed(self._tasks):  # only the last one can be the cause
+            self._endings.release(task, interrupted=task is self._tasks[-1])
+        self._tasks.clear()
 
     def _run(self) -> None:
         self._generator.unload()

@@ -1,0 +1,101 @@
+"""When waiting tasks preempt the running one. policy.py has the rules.
+
+A function of schedule, machines, timing model and time; it changes none of them. Not thread-safe:
+the scheduler calls it under its lock.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from scheduler.estimates import Estimates
+from scheduler.machines import Machine, Run
+from scheduler.policy import MOST_PAUSES, Place, Policy, preemption_pays
+from scheduler.remaining import Remaining
+from scheduler.schedule import Schedule
+from task import Phase, Task
+
+
+class Preemption:
+    """Only with one machine: with several, a waiting task would take the next free one."""
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        machines: Sequence[Machine],
+        policy: Policy,
+        estimates: Estimates,
+        remaining: Remaining,
+    ) -> None:
+        self._schedule = schedule
+        self._machines = machines
+        self._policy = policy
+        self._estimates = estimates
+        self._remaining = remaining
+
+    def is_due(self, run: Run, machine: Machine) -> bool:
+        """Whether the first waiting task preempts this one, which has just reported."""
+        if run.progress.phase is not Phase.DENOISING or run.progress.steps_done == 0:
+            return False
+        if not self._possible(machine) or machine.paused:
+            return False
+        left_s = self._remaining.gpu_s(run, machine)
+        return self._starts_s(run, 0.0, left_s, self._first(machine))[:1] == [0.0]
+
+    def starts_s(
+        self, machine: Machine, new: Task | None = None, place: Place | None = None
+    ) -> list[float]:
+        """Seconds until each of the first waiting tasks starts that preempt the running one.
+
+        Args:
+            new: a task that counts as if it waited at this place.
+        """
+        run = machine.last_on_gpu
+        if run is None or not self._possible(machine):
+            return []
+        left_s, start_s = self._remaining.gpu_s(run, machine), 0.0
+        for other in machine.runs.values():
+            start_s += self._remaining.gpu_s(other, machine) if other is not run else 0.0
+        start_s += self._remaining.before_runs_s(machine)
+        if run.paused_at is None:
+            after_s = self._remaining.after_next_step_s(run, machine)
+            if after_s is None:
+                return []
+            start_s, left_s = start_s + left_s - after_s, after_s
+        return self._starts_s(run, start_s, left_s, self._first(machine, new, place))
+
+    def _possible(self, machine: Machine) -> bool:
+        return self._policy.limits.preempt and len(self._machines) == 1
+
+    def _first(
+        self, machine: Machine, new: Task | None = None, place: Place | None = None
+    ) -> Iterator[tuple[Task, float, float | None]]:
+        """The first waiting tasks, up to the new one: each with its GPU seconds, and the turn of
+        the new one."""
+        for position, task in enumerate(self._schedule):
+            if new and place and position == place.index:
+                break
+            yield task, self._schedule.durations(position).gpu_s / machine.speed, None
+        if new and place:
+            work_s = self._estimates.durations(*new.stages).gpu_s
+            yield new, work_s / machine.speed, place.turn
+
+    def _starts_s(
+        self,
+        run: Run,
+        start_s: float,
+        left_s: float,
+        waiting: Iterator[tuple[Task, float, float | None]],
+    ) -> list[float]:
+        """Args:
+        start_s: seconds until the running task is between two steps.
+        left_s: GPU seconds that are left of it then.
+        """
+        starts_s: list[float] = []
+        used_s = self._remaining.used_s(run) + (start_s if run.paused_at is None else 0.0)
+        for (task, work_s, tag), _ in zip(waiting, range(run.pauses, MOST_PAUSES), strict=False):
+            wait_s = max(self._policy.preempts_after_s(task, run, work_s, tag) - used_s, 0.0)
+            if not preemption_pays(work_s, left_s - wait_s):
+                break
+            start_s, left_s, used_s = start_s + wait_s, left_s - wait_s, used_s + wait_s
+            starts_s.append(start_s)
+            start_s += work_s
+        return starts_s
