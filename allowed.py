@@ -198,7 +198,12 @@ class Allowed:
                 f"{why}, the operator must allow the helper model {helper.name} (--models).",
                 field=field,
             )
-        once = params.model_copy(update={"count": 1, "steps": 1, "image_strength": None})
+        alone: dict[str, object] = {"count": 1, "steps": 1, "image_strength": None}
+        if helper.makes == "prompt":  # each is written
+            alone["count"] = len(params.prompts) or 1
+        else:
+            alone["prompts"] = ()
+        once = params.model_copy(update=alone)
         return Stage(LoadSpec(helper, helper.pipelines[0], params.quantize), once)
 
     def loras(self) -> dict[str, Path]:
@@ -232,7 +237,8 @@ class Allowed:
 def needs_json(pipeline: Pipeline, params: GenerationParams) -> bool:
     """Whether a pipeline draws from JSON and the prompt is plain text."""
     form = pipeline.rules.prompt
-    return form in WRITTEN and form_error(form, params.prompt) is not None
+    prompts = params.prompts or (params.prompt,)
+    return form in WRITTEN and any(form_error(form, prompt) for prompt in prompts)
 
 
 def given_fields(params: GenerationParams) -> frozenset[Takes]:

@@ -83,7 +83,7 @@ def create_app(
             "operator": OperatorRoutes(queue, own_queue, identity, places),
             "live": LiveRoutes(queue, own_queue, places, previews, submission.decoder),
             "server": ServerRoutes(queue, worker, generator, data_dir),
-            "models": ModelRoutes(queue, submission.allowed, catalog),
+            "models": ModelRoutes(queue, submission.allowed, catalog, submission.wildcards),
             "session": SessionRoutes(identity),
         },
     )

@@ -1,5 +1,7 @@
 """What the settings mean to the parts of the server: identity, and limits."""
 
+from collections.abc import Mapping
+
 from api.generate_request import Limits
 from api.identity import Identity
 from api.origin_check import LOOPBACK
@@ -7,6 +9,7 @@ from key_file import Client, KeyFile
 from scheduler.limits import QueueLimits
 from settings import Settings
 from storage.data_dir import secret_of
+from workers.expander import ChatEndpoint
 
 
 def identity_of(settings: Settings) -> Identity:
@@ -27,6 +30,12 @@ def identity_of(settings: Settings) -> Identity:
             max_requests_per_s=settings.client_max_requests_per_s or None,
         ),
     )
+
+
+def chat_endpoint(settings: Settings, environ: Mapping[str, str]) -> ChatEndpoint:
+    """The chat model that writes prompts, with its key from the environment."""
+    key = environ.get("MFLUX_SERVER_EXPAND_KEY", "").strip()
+    return ChatEndpoint(settings.expand_url, settings.expand_model, key)
 
 
 def request_limits(settings: Settings) -> Limits:

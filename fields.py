@@ -315,6 +315,13 @@ class PassedFields(BaseModel):
         "if absent; none with an empty list.",
         examples=[[22]],
     )
+    expand: bool = Field(
+        False,
+        description="Let the operator's chat model write the prompt from this one (--expand-url). "
+        "If that fails, the prompt is used as it was sent, and `warnings` says so. In answers: "
+        "whether the prompt is still to be written; then `prompt` contains it.",
+        examples=[False],
+    )
     tags: list[Annotated[str, Field(min_length=1, max_length=40)]] | None = Field(
         None,
         max_length=10,

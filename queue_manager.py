@@ -368,12 +368,13 @@ class QueueManager:
                 scheduler.store.insert(task, client_key=client_key, callback_url=callback_url)
             with scheduler.lock:
                 others = len(scheduler)
-                if missing:
+                if missing or task.params.expand:
                     scheduler.join_downloads(task, missing)
                 else:
                     scheduler.join(task, place)
-                # With a download, the error of a forecast depends mostly on the network.
-                forecast = scheduler.set_baseline(task, submitted=not missing)
+                # The error of these forecasts depends mostly on the network.
+                networked = bool(missing) or task.params.expand
+                forecast = scheduler.set_baseline(task, submitted=not networked)
                 snapshot = self._snapshot(task, forecast)
             self.events.publish(EventKind.WAITING, task.task_id)
             return snapshot, others

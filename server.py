@@ -21,16 +21,18 @@ from allowed import Allowed, read_allowed
 from api.api_docs import PAGE_ROUTE
 from api.client_queue import own_queue_of
 from api.cors import Cors
+from api.generate_request import Limits
 from api.http_server import HttpServer, most_connections, most_waiting
 from api.image_size import MOST_OUTPUT_PIXELS_FACTOR
 from api.origin_check import LOOPBACK, AllowedHosts
 from api.submission import Submission
 from api.waiting_places import WaitingPlaces
 from api.webhooks import Webhooks
+from api.wildcards import Wildcards
 from application import create_app
 from checks import Checks
 from compat.install import ForeignOptions, foreign_error
-from configuration import identity_of, queue_limits, request_limits
+from configuration import chat_endpoint, identity_of, queue_limits, request_limits
 from decoding.decoder import PictureDecoder
 from generation.pipelines import fetch
 from generation.previews import Previews
@@ -42,6 +44,7 @@ from models.mlx_setup import MlxMissing, prepare_mlx
 from models.model_catalog import DEFAULT_MODEL, DEFAULT_MODEL_WITHOUT_GPU, LoadSpec
 from queue_manager import QueueManager
 from scheduler.download_api import DownloadApi
+from scheduler.expansion_api import ExpansionApi
 from scheduler.running_clock import RunningClock
 from scheduler.scheduler import Scheduler
 from scheduler.worker_api import WorkerApi
@@ -50,6 +53,7 @@ from storage.task_store import TaskStore
 from supervision import end_process
 from timing_model import TimingModel
 from workers.downloads import Downloads
+from workers.expander import Expander
 from workers.protocols import Generator
 from workers.worker import Worker
 
@@ -106,6 +110,11 @@ class Server:
         self._downloads = Downloads(
             DownloadApi(self.scheduler), partial(download_command, settings.data_dir)
         )
+        self._expander = Expander(
+            ExpansionApi(self.scheduler),
+            chat_endpoint(settings, os.environ),
+            limits.max_prompt_chars,
+        )
         self._checks = Checks(self.scheduler.check_storage, self.queue.control.cancel_overdue)
         self._webhooks = Webhooks(self.queue, self._store.callbacks, limits, settings.callback_key)
         self._decoder = PictureDecoder(
@@ -113,7 +122,13 @@ class Server:
             self.places.place,
             own_pixels=settings.max_pixels * MOST_OUTPUT_PIXELS_FACTOR,
         )
-        self._submission = Submission(
+        self._submission = self._submission_of(settings, allowed, limits, generator)
+        self._http = self._http_server(settings, generator, previews, connections)
+
+    def _submission_of(
+        self, settings: Settings, allowed: Allowed, limits: Limits, generator: Generator
+    ) -> Submission:
+        return Submission(
             own_queue_of(self.queue),
             allowed,
             limits,
@@ -122,8 +137,9 @@ class Server:
             decoder=self._decoder,
             check_adapters=generator.check_adapters,
             metadata=settings.metadata,
+            expands=bool(settings.expand_url),
+            wildcards=Wildcards(settings.wildcards_dir),
         )
-        self._http = self._http_server(settings, generator, previews, connections)
 
     def _open_scheduler(self, settings: Settings, allowed: Allowed) -> Scheduler:
         try:
@@ -189,6 +205,7 @@ class Server:
         self._http.start()
         self._worker.start()
         self._downloads.start()
+        self._expander.start()
         self._checks.start()
         self._webhooks.start()
 
@@ -205,6 +222,7 @@ class Server:
         self.scheduler.stop(self._drain_s)
         self._checks.stop(0.5)
         self._downloads.stop(0.5)
+        self._expander.stop(0.5)
         ended = self._worker.stop(STOP_S, self._drain_s)
         try:
             self.worker_api.release_all()

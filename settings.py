@@ -101,6 +101,24 @@ class Settings:
         "let tasks name LoRAs on Hugging Face (org/name), which are then downloaded",
         parse=switch,
     )
+    wildcards_dir: Path | None = _option(
+        None,
+        "folder with the wildcards of prompts, a text file NAME.txt each, one value on each line "
+        "(default: none)",
+        parse=directory,
+        metavar="DIR",
+    )
+    expand_url: str = _option(
+        "",
+        "base URL of an OpenAI-compatible API (like http://127.0.0.1:8080/v1) whose chat model "
+        "writes prompts for tasks that ask for it (expand); its key, if it needs one, is read from "
+        "the environment variable MFLUX_SERVER_EXPAND_KEY alone (default: none)",
+        parse=url,
+        metavar="URL",
+    )
+    expand_model: str = _option(
+        "default", "name of the model that --expand-url is asked for", metavar="NAME"
+    )
     download: str | None = _option(
         None,
         "download the weights of a model, with a progress bar, and end",

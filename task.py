@@ -1,11 +1,10 @@
 """A task: one request for images, from submit to deletion.
 
 `GenerationParams` are its complete parameters (api/generate_request.py: what a client may send).
-`Task` is its state: the scheduler changes it under its lock, the store keeps it, and answers are
-built from copies of it.
+`Task` is its state: the scheduler changes it, the store keeps it, answers are built from copies.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum
 from itertools import zip_longest
@@ -33,8 +32,9 @@ class TaskStatus(StrEnum):
 
 
 class Phase(StrEnum):
-    """Phases of a running task, in order; between two steps it may be paused."""
+    """Phases of a task: it waits in the first one, runs in the others; between steps: paused."""
 
+    PROMPT_EXPANSION = "prompt_expansion"
     LOADING = "loading"
     TEXT_ENCODING = "text_encoding"
     DENOISING = "denoising"
@@ -44,8 +44,7 @@ class Phase(StrEnum):
 
 
 Report = Callable[[Phase, int, int], None]
-"""A generator calls this when a phase begins or a step ends: (phase, steps_done, steps_total). The
-callee may raise to end the generation."""
+"""Called when a phase begins or a step ends: (phase, steps_done, steps_total). It may raise."""
 
 
 class InputImage(NamedTuple):
@@ -76,6 +75,8 @@ class GenerationParams(PassedFields):
     model_config = ConfigDict(frozen=True)
 
     prompt: str
+    prompts: tuple[str, ...] = ()
+    """The prompt of each image, where they differ; `prompt` is the first one."""
     seed: int = Field(ge=0, le=MAX_SEED)
     """Seed of the first image. Each further image adds 1, modulo 2^64."""
     width: int
@@ -147,6 +148,9 @@ class GenerationParams(PassedFields):
 
     def seed_of(self, index: int) -> int:
         return (self.seed + index) % (MAX_SEED + 1)
+
+    def prompt_of(self, index: int) -> str:
+        return self.prompts[index] if self.prompts else self.prompt
 
 
 @dataclass(frozen=True)
@@ -222,14 +226,17 @@ class Stage:
         """Returns the part of this stage that makes one image."""
         if index == 0 and self.params.count == 1:
             return self
-        seed = self.params.seed_of(index)
-        return Stage(self.load_spec, self.params.model_copy(update={"seed": seed, "count": 1}))
+        seed, prompt = self.params.seed_of(index), self.params.prompt_of(index)
+        one = {"seed": seed, "count": 1, "prompt": prompt, "prompts": ()}
+        return Stage(self.load_spec, self.params.model_copy(update=one))
 
-    def helped(self, helper: "Stage", result: object) -> "Stage":
-        """Returns the stage with what a helper model has made for it."""
-        number, update = helper.control, {helper.load_spec.model.makes: result}
-        if helper.load_spec.model.makes == "control_image":
-            update["control_type"] = "ready"
+    def helped(self, helper: "Stage", results: Sequence[object]) -> "Stage":
+        """Returns the stage with the control image or the prompts that a helper has made for it."""
+        number, makes, result = helper.control, helper.load_spec.model.makes, results[0]
+        more: dict[str, object] = {"control_type": "ready"} if makes == "control_image" else {}
+        if self.params.prompts and makes == "prompt":
+            more = {"prompts": tuple(results)}
+        update = {makes: result, **more}
         if number:
             images = list(self.params.control_images)
             types = [control.type for control in self.params.controls[1:]]
@@ -329,6 +336,7 @@ class Task:
     aged: bool = False
     """Whether it counts as urgent, because it was overtaken for too long."""
     waits_for_download: bool = False
+    waits_for_prompt: bool = False
     start_by: float | None = None
     """When it is cancelled if it has not started (max_age_s), in seconds of the KeepClock."""
     asked_at: float = 0.0
@@ -362,11 +370,12 @@ class Task:
 
     @property
     def phase(self) -> Phase | None:
+        if self.waits_for_prompt:
+            return Phase.PROMPT_EXPANSION
         return self.progress.phase if self.progress else None
 
     @property
     def steps_done(self) -> int:
-        """Steps of the current image."""
         if self.progress:
             return self.progress.steps_done
         return self.params.steps_run if self.status is TaskStatus.DONE else 0

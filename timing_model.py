@@ -90,6 +90,8 @@ class Work:
     images: int = 1
     text_each: bool = False
     """Whether text encoding runs for each image, because it also encodes input images."""
+    prompt_each: bool = False
+    """Whether text encoding runs for each image, because each has its own prompt."""
     prompt_tokens: int = TEXT_TOKENS
     prompt_cached: bool = False
     """Whether the embeddings of its prompt are in memory when it starts."""
@@ -224,7 +226,7 @@ class TimingModel:
             sigma=law.scale.spread if law.samples else PRIOR_SIGMA,
             confidence=_confidence(law, work.x),
             images=work.images,
-            text_each=work.text_each,
+            text_each=work.text_each or work.prompt_each,
         )
 
     def gpu_s(self, works: Sequence[Work]) -> list[float]:
@@ -313,7 +315,8 @@ class TimingModel:
 
 
 def _gpu_s(work: Work, phases: Phases, repeated_text: float) -> float:
-    texts = (work.images if work.text_each else 1) * (repeated_text if work.prompt_cached else 1)
+    each = work.text_each or work.prompt_each
+    texts = (work.images if each else 1) * (repeated_text if work.prompt_cached else 1)
     image_s = phases.first - phases.step + work.steps * phases.step + phases.decoding
     return texts * phases.text + work.images * image_s
 

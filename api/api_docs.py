@@ -16,7 +16,7 @@ from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
 from api.answers import ErrorAnswer
 from api.generate_request import Limits, request_schema
-from api.model_answers import LoadAnswer, ModelAnswer, ModelsAnswer
+from api.model_answers import LoadAnswer, ModelAnswer, ModelsAnswer, WildcardsAnswer
 from api.operator_answers import ClearedAnswer, ClientsAnswer, PausedAnswer, PlaceAnswer
 from api.queue_answers import OriginalTask, QueueAnswer
 from api.server_answers import HealthAnswer, StatsAnswer
@@ -55,6 +55,7 @@ ANSWERS = (
     ClientsAnswer,
     LinkAnswer,
     OriginalTask,
+    WildcardsAnswer,
     ErrorAnswer,
 )
 SCHEMAS = "#/components/schemas/"

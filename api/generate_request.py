@@ -12,105 +12,32 @@ from dataclasses import dataclass
 from math import isqrt
 from typing import Annotated, Any
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from api.json_text import parse_object, refuse_nul, unknown_field
+from api.request_values import Image, LoraInput, Seed
 from api.schema_words import in_words, shown
 from errors import InvalidInput
 from fields import MOST_CONTROLS, PassedFields, Takes, given_of
-from images import UPLOAD_FORMATS, decode_base64
+from images import UPLOAD_FORMATS
 from models.model_rules import SIDE_STEP
-from task import MAX_SEED
 
 CALLBACK_URL = re.compile(r"https?://([A-Za-z0-9._-]+)(?::[0-9]{1,5})?(?:[/?][!-\[\]-~]*)?")
 MOST_IMAGES, MOST_LORAS = 10, 8
 
 
-def _digits_to_int(value: object) -> object:
-    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 20:
-        return int(value)
-    return value
+MOST_PROMPTS = 100
+"""Prompts of one task."""
 
 
-def _blank_as_empty(value: object) -> object:
+def _one_or_many(value: object) -> object:
+    """A blank text as "", and a list of one prompt as this prompt."""
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+        value = value[0]
     return "" if isinstance(value, str) and not value.strip() else value
 
 
-Seed = Annotated[
-    int,
-    Field(ge=0, le=MAX_SEED),
-    BeforeValidator(
-        _digits_to_int,
-        json_schema_input_type=Annotated[int, Field(ge=0, le=MAX_SEED)]
-        | Annotated[str, Field(pattern="^[0-9]{1,20}$")],
-    ),
-]
-
-
-class ImageOf(BaseModel):
-    """An image that this server generated."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-    task_id: str = Field(min_length=1, max_length=64, description="Id of a finished task.")
-    index: int = Field(0, ge=0, le=999, description="Index of its image, from 0.")
-
-
-class LoraChoice(BaseModel):
-    """A LoRA and its scale."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-    name: str = Field(
-        min_length=1,
-        max_length=200,
-        description="Name of a LoRA in the operator's --lora-dir, as GET /models lists it.",
-        examples=["watercolour"],
-    )
-    scale: float = Field(
-        1.0, ge=-10, le=10, allow_inf_nan=False, description="Scale. 1: as trained; 0: no effect."
-    )
-
-
-def _decoded(value: object, info: ValidationInfo) -> object:
-    _check_names(value, ImageOf)
-    return decode_base64(value, info.field_name or "image") if isinstance(value, str) else value
-
-
-def _named(value: object) -> object:
-    _check_names(value, LoraChoice)
-    return {"name": value} if isinstance(value, str) else value
-
-
-def _check_names(value: object, model: type[BaseModel]) -> None:
-    """Raises at the first unknown name: pydantic would build an error for each of many."""
-    if isinstance(value, dict) and unknown_field(value, model.model_fields):
-        raise ValueError("unknown field")
-
-
-Image = Annotated[
-    bytes | ImageOf,
-    BeforeValidator(
-        _decoded,
-        json_schema_input_type=Annotated[
-            str, Field(min_length=1, json_schema_extra={"format": "byte"})
-        ]
-        | ImageOf,
-    ),
-]
-LoraInput = Annotated[
-    LoraChoice,
-    BeforeValidator(
-        _named, json_schema_input_type=Annotated[str, Field(min_length=1)] | LoraChoice
-    ),
-]
+Prompt = Annotated[str, Field(max_length=1_000_000)]
 IMAGE_HELP = (
     " base64, a data URL, a file of a form, or `{task_id, index}` of an earlier result; "
     f"{UPLOAD_FORMATS}. URLs are not fetched."
@@ -130,12 +57,28 @@ class _OwnFields(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
-    prompt: Annotated[str | None, BeforeValidator(_blank_as_empty)] = Field(
+    prompt: Annotated[
+        Prompt
+        | Annotated[
+            list[Annotated[Prompt, Field(min_length=1)]],
+            Field(min_length=1, max_length=MOST_PROMPTS),
+        ]
+        | None,
+        BeforeValidator(_one_or_many),
+    ] = Field(
         None,
-        max_length=1_000_000,
         description="Describes the image. Models read only the first few hundred words. May be "
-        "absent or empty only with an input image (init_image, images, control_image).",
+        "absent or empty only with an input image (init_image, images, control_image). A list: "
+        "one image of each, in one task; `count` is then their number.",
         examples=["A beautiful landscape"],
+    )
+    expand_wildcards: bool = Field(
+        False,
+        description="Replace `{a|b|c}` in the prompt by one of the alternatives (`{2::a|b}`: a "
+        "twice as often) and `__name__` by a line of the operator's wildcard of this name (GET "
+        "/wildcards). The seed of the image decides, so the same seed gives the same prompt; "
+        "`params` contains it. A backslash keeps a brace or a bar.",
+        examples=[False],
     )
     seed: Seed | None = Field(
         None,
@@ -252,6 +195,11 @@ def priority_answer(priority: int) -> bool | int:
 
 class GenerateRequest(PassedFields, _OwnFields):
     """The body of POST /generate."""
+
+    @property
+    def prompts(self) -> list[str]:
+        """The prompt of each image, or the one of all."""
+        return self.prompt if isinstance(self.prompt, list) else [self.prompt or ""]
 
     @property
     def digest(self) -> str:
@@ -373,7 +321,9 @@ def request_schema(limits: Limits, ref_template: str = "#/$defs/{model}") -> dic
             choice["maximum"] = limits.max_steps
     for name in ("count", "n"):
         schema["properties"][name]["anyOf"][0]["maximum"] = limits.max_count
-    schema["properties"]["prompt"]["anyOf"][0]["maxLength"] = limits.max_prompt_chars
+    text, texts, _ = schema["properties"]["prompt"]["anyOf"]
+    text["maxLength"] = texts["items"]["maxLength"] = limits.max_prompt_chars
+    texts["maxItems"] = min(MOST_PROMPTS, limits.max_count)
     schema["properties"]["negative_prompt"]["anyOf"][0]["maxLength"] = limits.max_prompt_chars
     for side in ("width", "height"):
         schema["properties"][side]["default"] = default_side(limits)

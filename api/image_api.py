@@ -171,10 +171,9 @@ def _file_name(task_id: str, index: int, params: GenerationParams) -> str:
 
 def _metadata_of(params: GenerationParams, index: int) -> dict[str, Any]:
     """Of an image whose file has none."""
-    fields = params.model_dump(
-        mode="json", exclude={"format", "quality", "count", "metadata", "asked"}, exclude_none=True
-    )
-    return {**fields, "seed": params.seed_of(index)}
+    left_out = {"format", "quality", "count", "metadata", "asked", "prompts", "expand"}
+    fields = params.model_dump(mode="json", exclude=left_out, exclude_none=True)
+    return {**fields, "prompt": params.prompt_of(index), "seed": params.seed_of(index)}
 
 
 def note_fetched(

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import errors
 from api.client_queue import ClientQueue
-from api.generate_request import GenerateRequest, ImageOf
+from api.generate_request import GenerateRequest
+from api.request_values import ImageOf
 from decoding.decoder import PictureReader
 from decoding.protocol import Meaning
 from models.model_catalog import Model

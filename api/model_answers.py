@@ -103,3 +103,9 @@ class ModelsAnswer(Answer):
 class LoadAnswer(Answer):
     model: str = Field(description="Its name.", examples=["schnell"])
     loaded: bool = Field(description="Whether it was in memory already.")
+
+
+class WildcardsAnswer(Answer):
+    wildcards: list[str] = Field(
+        description="Names, without the underscores around them.", examples=[["animal", "colour"]]
+    )

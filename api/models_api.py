@@ -14,8 +14,10 @@ from api.model_answers import (
     LoraAnswer,
     ModelAnswer,
     ModelsAnswer,
+    WildcardsAnswer,
 )
 from api.routes import route
+from api.wildcards import Wildcards
 from fields import SCHEDULERS, Takes
 from models.helpers import HELPERS, OF_CONTROL
 from models.hub_cache import bytes_on_disk, is_present
@@ -34,10 +36,13 @@ MODEL_NAME = {
 
 
 class ModelRoutes:
-    def __init__(self, queue: QueueManager, allowed: Allowed, catalog: Catalog) -> None:
+    def __init__(
+        self, queue: QueueManager, allowed: Allowed, catalog: Catalog, wildcards: Wildcards
+    ) -> None:
         self._queue = queue
         self._allowed = allowed
         self._catalog = catalog
+        self._wildcards = wildcards
 
     @route("GET", "/models")
     @documented(
@@ -64,6 +69,17 @@ class ModelRoutes:
                 quantize_choices=list(allowed.quantize_choices),
             )
         )
+
+    @route("GET", "/wildcards")
+    @documented(
+        "List the wildcards",
+        tag="models",
+        description="Names that `__name__` in a prompt may have, with `expand_wildcards`.",
+        answers={200: json_answer(WildcardsAnswer, "The names.")},
+        errors=(),
+    )
+    def list_wildcards(self) -> Response:
+        return json_response(WildcardsAnswer(wildcards=self._wildcards.names()))
 
     @route("GET", "/models/<name>")
     @documented(

@@ -129,8 +129,8 @@ def others_params(params: GenerationParams) -> OthersParams:
 
 
 def shortened(params: GenerationParams) -> GenerationParams:
-    """With the beginning of the prompt, for lists."""
+    """With the beginning of the first prompt, for lists."""
     prompt = params.prompt
-    if len(prompt) <= PROMPT_IN_LISTS:
-        return params
-    return params.model_copy(update={"prompt": prompt[: PROMPT_IN_LISTS - 3] + "..."})
+    if len(prompt) > PROMPT_IN_LISTS:
+        prompt = prompt[: PROMPT_IN_LISTS - 3] + "..."
+    return params.model_copy(update={"prompt": prompt, "prompts": ()})

@@ -20,7 +20,7 @@ def check_fields(request: GenerateRequest, model: Model, empty_prompt: bool) -> 
         InvalidInput, NotSupported
     """
     given = set(request.given() - model.ignored)
-    if not request.prompt and not model.upscaler:
+    if not all(text.strip() for text in request.prompts) and not model.upscaler:
         if not (has_pictures(request) or empty_prompt):
             raise errors.InvalidInput(
                 "{field} is required: it may be empty only with a picture.", field="prompt"
@@ -50,10 +50,14 @@ def check_limits(request: GenerateRequest, model: Model, limits: Limits) -> None
     Raises:
         InvalidInput, NotSupported
     """
-    for name in ("prompt", "negative_prompt"):
-        text = getattr(request, name)
+    for name, text in (
+        ("negative_prompt", request.negative_prompt),
+        *(("prompt", prompt) for prompt in request.prompts),
+    ):
         if text is not None and len(text) > limits.max_prompt_chars:
             raise refusal(name, text, limits)
+    if len(request.prompts) > limits.max_count:
+        raise refusal("prompt", request.prompt, limits)
     if request.steps is not None and request.steps > limits.max_steps:
         raise refusal("steps", request.steps, limits)
     for name in ("count", "n"):
@@ -62,6 +66,12 @@ def check_limits(request: GenerateRequest, model: Model, limits: Limits) -> None
             raise refusal(name, number, limits)
     if None not in (request.count, request.n) and request.count != request.n:
         raise errors.InvalidInput("n and count mean the same: send one of them.", field="n")
+    count = request.count or request.n
+    if len(request.prompts) > 1 and count not in (None, len(request.prompts)):
+        raise errors.InvalidInput(
+            "{field} must be the number of prompts, or absent: there is one image of each.",
+            field="n" if request.count is None else "count",
+        )
     guidance = model.default_guidance if request.guidance is None else request.guidance
     negative = request.negative_prompt is not None
     if Takes.NEGATIVE_PROMPT in model.ignored:

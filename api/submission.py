@@ -18,11 +18,13 @@ from api.input_pictures import InputPictures, MaskReading
 from api.request_body import return_freed_memory
 from api.request_checks import check_fields, check_limits, has_pictures
 from api.waiting_places import RETRY_AFTER_S, WaitingPlaces
+from api.wildcards import Wildcards
 from decoding.decoder import PictureDecoder
 from decoding.protocol import Meaning
 from fields import Takes
 from models.hub_cache import is_present
 from models.model_catalog import LoadSpec, Model, Pipeline
+from models.prompt_forms import PromptForm
 from task import MAX_SEED, GenerationParams, Stage
 
 LARGE_BODY_BYTES = 1_000_000
@@ -52,6 +54,8 @@ class Submission:
     decoder: reads the pictures; default: one of its own.
     check_adapters: answers a warning for each adapter that fits the model in part, and raises
         UnusableAdapter for one that does not fit.
+    expands: whether there is a chat model that writes prompts.
+    wildcards: for prompts.
     metadata: whether image files tell how they were made, where a client does not say.
     is_present: whether the weights of a model are on this machine.
     """
@@ -67,9 +71,13 @@ class Submission:
         decoder: PictureDecoder | None = None,
         check_adapters: Callable[[LoadSpec], tuple[str, ...]] = lambda weights: (),
         metadata: bool = True,
+        expands: bool = False,
+        wildcards: Wildcards | None = None,
         is_present: Callable[[Model], bool] = is_present,
     ) -> None:
         self._is_present = is_present
+        self._expands = expands
+        self.wildcards = wildcards or Wildcards()
         self._check_adapters = check_adapters
         self.allowed = allowed
         self.limits = limits
@@ -131,6 +139,8 @@ class Submission:
                 "(--callback-hosts).",
                 field="callback_url",
             )
+        if request.expand:
+            self._check_expandable(model, pipeline)
         params = self._without_pictures(request, model, pipeline)
         prepared = Prepared(params)
         if has_pictures(request):
@@ -176,6 +186,18 @@ class Submission:
                     given = pictures.decoded(known, self.allowed.model(known.model))
             check_same(known, known.model_copy(update=dict.fromkeys(PICTURES) | given), key)
 
+    def _check_expandable(self, model: Model, pipeline: Pipeline) -> None:
+        """Raises: NotSupported: no prompt can be written for this model."""
+        if not self._expands:
+            raise errors.NotSupported(
+                "{field}: this server has no chat model that writes prompts (--expand-url).",
+                field="expand",
+            )
+        if pipeline.rules.prompt is not PromptForm.TEXT:
+            raise errors.NotSupported(
+                f"{model.name} has no {{field}}: its prompts are JSON.", field="expand"
+            )
+
     def _without_pictures(
         self, request: GenerateRequest, model: Model, pipeline: Pipeline
     ) -> GenerationParams:
@@ -195,23 +217,43 @@ class Submission:
         passed = request.passed() | {
             "guidance": guidance,
             "quantize": self.allowed.bits(request.quantize),
+            "expand": request.expand and any(text.strip() for text in request.prompts),
             "upscaler": upscaler,
         }
         passed |= dict.fromkeys(rules.ignored)
-        return GenerationParams(
+        params = GenerationParams(
             **passed,
-            prompt=request.prompt or "",
+            prompt=request.prompts[0],
+            prompts=tuple(request.prompts),
             seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
             width=request.width,
             height=request.height,
             steps=steps,
             model=model.name,
-            count=request.count or request.n or 1,
+            count=max(request.count or request.n or 1, len(request.prompts)),
             loras=tuple((lora.name, lora.scale) for lora in request.loras or ()),
             metadata=self._metadata if request.metadata is None else request.metadata,
             defaulted=tuple(defaulted),
             asked=request.digest,
         )
+        return self._with_prompts(params, expand=request.expand_wildcards)
+
+    def _with_prompts(self, params: GenerationParams, *, expand: bool) -> GenerationParams:
+        """With the prompt of each image, or one for all if they are the same.
+
+        Args:
+            params: its `prompts` are those of the request.
+            expand: replace wildcards.
+        """
+        texts = params.prompts if len(params.prompts) > 1 else params.prompts * params.count
+        if expand:
+            most_chars = self.limits.max_prompt_chars
+            texts = tuple(
+                self.wildcards.expanded(text, params.seed_of(index), most_chars)
+                for index, text in enumerate(texts)
+            )
+        alike = len(set(texts)) == 1
+        return params.model_copy(update={"prompt": texts[0], "prompts": () if alike else texts})
 
     def _with_strengths(self, params: GenerationParams, pipeline: Pipeline) -> GenerationParams:
         """With mflux's usual strengths if the request gives none and the pipeline takes them."""

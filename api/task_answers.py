@@ -14,7 +14,10 @@ from task import MAX_SEED, Forecast, GenerationParams, InputImage, Phase, Reason
 from timing_model import Confidence, Measured
 
 POLL_AT_MOST_S = 10
-WARNINGS = "A sentence for each LoRA that fits the model in part. Absent where there is none."
+WARNINGS = (
+    "A sentence for each LoRA that fits the model in part, and one if the prompt could not be "
+    "expanded. Absent where there is none."
+)
 
 
 class Picture(Answer):
@@ -39,6 +42,11 @@ class _OwnParams(Answer):
 
     model: str = Field(description="Which model draws.", examples=["schnell"])
     prompt: str = Field(description="What the image shows.", examples=["A beautiful landscape"])
+    prompts: list[str] | None = Field(
+        None,
+        description="The prompt of each image, where they differ; `prompt` is the first one. "
+        "Lists of tasks leave it out.",
+    )
     count: int = Field(description="How many images.", examples=[1])
     seed: str = Field(
         description=f"Digits, 0 to {MAX_SEED}: as a string, because JSON numbers lose precision "
@@ -168,7 +176,8 @@ class StatusAnswer(Answer):
     )
     phase: Phase | None = Field(
         None,
-        description="What a running task is at: loading the weights that it needs, text_encoding "
+        description="What a task is at. While it waits: prompt_expansion (its prompt is being "
+        "written), else absent. While it runs: loading the weights that it needs, text_encoding "
         "(the prompt), denoising, paused (another task is generated first), decoding, "
         "image_encoding (writing the file).",
     )
@@ -259,9 +268,10 @@ def params_answer(params: GenerationParams, priority: int) -> Params:
         return image and Picture(id=image.file, width=image.width, height=image.height)
 
     same = set(Params.model_fields) & set(GenerationParams.model_fields)
-    changed = {"seed", "init_image", "mask", "control_image", "images", "loras"}
+    changed = {"seed", "init_image", "mask", "control_image", "images", "loras", "prompts"}
     return Params(
         **{name: getattr(params, name) for name in same - changed},
+        prompts=list(params.prompts) or None,
         seed=str(params.seed),
         init_image=picture(params.init_image),
         mask=picture(params.mask),

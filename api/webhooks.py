@@ -14,19 +14,14 @@ import hashlib
 import hmac
 import http.client
 import logging
-import socket
-import ssl
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from threading import Event, Timer
-from urllib.parse import urlsplit
-
-import certifi
+from threading import Event
 
 from api.generate_request import Limits
 from api.task_answers import status_answer
 from errors import Gone, StorageUnavailable, UnknownTask
+from outgoing import post
 from queue_manager import QueueManager
 from scheduler.events import ENDS
 from storage.callback_store import Callback, CallbackStore
@@ -36,7 +31,6 @@ log = logging.getLogger(__name__)
 
 RETRY_AFTER_S = (1.0, 10.0, 60.0, 600.0)
 """Pauses between the tries; after the last one the callback is given up."""
-CONNECT_S = 5.0
 TRY_S = 10.0
 """A whole try: connecting, sending, and until the head of the answer is there, at whatever pace."""
 LOOK_S = 60.0
@@ -169,45 +163,7 @@ class Webhooks:
 def _post(url: str, body: bytes, headers: dict[str, str]) -> int:
     """POST within TRY_S; returns the status of the answer, whose body is not read.
 
-    A timeout of a socket is for each of its bytes. The whole try ends by hanging up.
-
     Raises:
         http.client.HTTPException, OSError, ValueError
     """
-    deadline = time.monotonic() + TRY_S
-    address = urlsplit(url)
-    host, is_tls = address.hostname or "", address.scheme == "https"
-    port = address.port or (443 if is_tls else 80)
-    target = (address.path or "/") + (f"?{address.query}" if address.query else "")
-    with socket.create_connection((host, port), timeout=CONNECT_S) as connected:
-        line = connected.dup()  # TLS takes over the other one
-        hang_up = Timer(deadline - time.monotonic(), _hang_up, (line,))
-        hang_up.daemon = True
-        hang_up.start()
-        try:
-            connected.settimeout(TRY_S)
-            connection = http.client.HTTPConnection(host, port)
-            connection.sock = (
-                _tls().wrap_socket(connected, server_hostname=host) if is_tls else connected
-            )
-            with connection.sock:
-                connection.request("POST", target, body, {"Host": address.netloc, **headers})
-                status = connection.getresponse().status
-        finally:
-            hang_up.cancel()
-            line.close()
-    if time.monotonic() >= deadline:  # what was cut off looks like an end
-        raise TimeoutError
-    return status
-
-
-def _hang_up(line: socket.socket) -> None:
-    with suppress(OSError):
-        line.shutdown(socket.SHUT_RDWR)
-
-
-def _tls() -> ssl.SSLContext:
-    """A TLS context with the certificates of the machine and of browsers."""
-    context = ssl.create_default_context()
-    context.load_verify_locations(certifi.where())
-    return context
+    return post(url, body, headers, timeout_s=TRY_S)[0]

@@ -159,6 +159,7 @@ class Passed(TypedDict, total=False):
     step_cache: float
     cfg_end: float
     skip_layers: list[int]
+    expand: bool
     tags: list[str]
     max_age_s: float
     keep_alive_s: float
@@ -176,6 +177,7 @@ class Fields(Passed, total=False):
     user: str
     model: str
     count: int
+    expand_wildcards: bool
     init_image: Picture
     images: list[Picture]
     mask: Picture
@@ -194,6 +196,8 @@ class Params(Passed, total=False):
 
     model: str
     prompt: str
+    prompts: list[str]
+    """Of each image, where they differ; `prompt` is the first one."""
     count: int
     seed: str
     width: int
@@ -426,7 +430,7 @@ class Client:
 
     def submit(
         self,
-        prompt: str | None = None,
+        prompt: str | list[str] | None = None,
         *,
         idempotency_key: str | None = None,
         **fields: Unpack[Fields],
@@ -437,7 +441,7 @@ class Client:
         a form, or, next to such results, as base64.
 
         Args:
-            prompt: what the picture shows; only upscalers do without.
+            prompt: what the picture shows; a list: one picture of each. Only upscalers do without.
             idempotency_key: yours, 1 to 200 characters, if this must be safe to repeat even after
                 your own program has ended. Absent: a random one.
         """
@@ -447,7 +451,7 @@ class Client:
         answer = self._json("POST", "/generate", headers=headers, **_body(given))
         return _built(Task, {**answer, "idempotency_key": key})
 
-    def estimate(self, prompt: str | None = None, **fields: Unpack[Fields]) -> Estimate:
+    def estimate(self, prompt: str | list[str] | None = None, **fields: Unpack[Fields]) -> Estimate:
         """Returns the forecast that `submit` would get, without submitting."""
         given: dict[str, Any] = {"prompt": prompt, **fields}
         return _built(Estimate, self._json("POST", "/estimate", **_body(given)))

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PHASES = {
+    "prompt_expansion": "writing the prompt",
     "loading": "loading the model",
     "text_encoding": "reading the prompt",
     "paused": "paused for another task",

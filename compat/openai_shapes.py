@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from api.answers import Answer
-from api.generate_request import Seed
+from api.request_values import Seed
 from compat.bodies import IF_USED, Body
 
 

@@ -74,6 +74,8 @@ class Asked(Protocol):
     @property
     def prompt(self) -> str: ...
     @property
+    def prompts(self) -> Sequence[str]: ...
+    @property
     def steps(self) -> int: ...
     @property
     def width(self) -> int: ...
@@ -118,8 +120,9 @@ def _broken(name: str, rules: Rules, asked: Asked) -> Iterator[Broken]:
     yield from _broken_choices(name, rules, asked)
     yield from _broken_numbers(name, rules, asked)
     yield from _broken_pictures(name, rules, asked)
-    if rules.prompt not in WRITTEN and (error := form_error(rules.prompt, asked.prompt)):
-        yield Broken("prompt", f"{name}: {{field}} {error}")
+    for prompt in asked.prompts or (asked.prompt,):
+        if rules.prompt not in WRITTEN and (error := form_error(rules.prompt, prompt)):
+            yield Broken("prompt", f"{name}: {{field}} {error}")
     given = {one for one in rules.together if getattr(asked, one)}
     if given and given != rules.together:
         one, other = sorted(given)[0], sorted(rules.together - given)[0]

@@ -90,7 +90,8 @@ class Baselines:
         come with the reason.
         """
         baseline, at = self._latest[task.task_id], self._monotonic()
-        in_schedule = task.status is TaskStatus.WAITING and not task.waits_for_download
+        pending = task.waits_for_download or task.waits_for_prompt
+        in_schedule = task.status is TaskStatus.WAITING and not pending
         newest_ahead = self._schedule.newest_ahead if in_schedule else None
         newest_claimed = self._newest_claimed
 

@@ -1,4 +1,5 @@
-"""Tasks that wait for weights which are not on this machine, and the download of those.
+"""Tasks that wait for weights which are not on this machine, and the download of those. Tasks whose
+prompts are being written wait here, too.
 
 These tasks are not in the schedule: the others go on meanwhile. Not thread-safe: the scheduler
 calls it under its lock.
@@ -15,6 +16,12 @@ USUAL_BYTES_PER_S = 20e6
 """Assumed speed before the first measurement."""
 PACE_AFTER_S = 5.0
 FAILURE_KEPT_S = 300.0
+USUAL_EXPANSION_S = 5.0
+"""Assumed seconds until a prompt is written, before the first measurement."""
+MOST_EXPANSION_S = 60.0
+"""Seconds after its submit, or the server's start, until a task uses its prompt as it was sent."""
+EXPANSION_KEY = "prompt expansion"
+"""Under which the seconds of the latest prompt are stored, among the times of loading."""
 
 
 @dataclass
@@ -32,13 +39,17 @@ class Download:
 
 @dataclass(frozen=True)
 class Pending:
-    """A task that waits for a download."""
+    """A task that waits for downloads, for its prompt, or for both."""
 
     task: Task
     missing: tuple[LoadSpec, ...]
     load_s: float
     work_s: float
     """Seconds of GPU and encoder, forecast at submit."""
+    prompts: int = 0
+    """Number of prompts still to be written."""
+    written_by: float = 0.0
+    """Reading of the monotonic clock at which they are used as they are."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,8 @@ class PendingWait:
     """Number of tasks that wait for downloads and run before it."""
     start_s: float
     end_s: float
+    downloads: bool = True
+    """Whether it waits for a download."""
 
 
 class Downloads:
@@ -75,6 +88,9 @@ class Downloads:
         self._pending: dict[str, Pending] = {}
         self._ordered: dict[str, LoadSpec] = {}  # by model; no task waits for them
         self._failures: dict[str, tuple[float, str]] = {}
+        self.expansion_s = USUAL_EXPANSION_S
+        """Seconds until a prompt is written, as it was the last time."""
+        self._expanding: tuple[str, float] | None = None  # task, and since when
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -98,6 +114,20 @@ class Downloads:
         """The weights of a task that have to be downloaded before it can run. As is_missing()."""
         return tuple(s.load_spec for s in task.stages if self.is_missing(s.load_spec))
 
+    def pending(
+        self, task: Task, missing: tuple[LoadSpec, ...], load_s: float, work_s: float
+    ) -> Pending:
+        """What a task waits for, from now on.
+
+        Args:
+            missing, load_s, work_s: as in Pending.
+        """
+        prompts = 0
+        if task.params.expand:
+            prompts = len(set(task.params.prompts)) or 1
+        written_by = self._monotonic() + MOST_EXPANSION_S
+        return Pending(task, missing, load_s, work_s, prompts, written_by)
+
     def add(self, pending: Pending) -> None:
         self._pending[pending.task.task_id] = pending
 
@@ -112,13 +142,35 @@ class Downloads:
             if pending.task.owner.name == owner
         ]
 
+    @property
+    def has_unwritten(self) -> bool:
+        """Whether a prompt is to be written."""
+        return any(pending.prompts for pending in self._pending.values())
+
+    def begin_expansion(self) -> tuple[Task, float]:
+        """Returns the task whose prompts are written next, and the seconds that they may take."""
+        pending = next(pending for pending in self._in_order() if pending.prompts)
+        at = self._monotonic()
+        self._expanding = pending.task.task_id, at
+        return pending.task, max(pending.written_by - at, 0.0)
+
+    def written(self, task: Task) -> bool:
+        """The prompts of a task are written. Returns whether it waits for nothing any more."""
+        self._expanding = None
+        pending = replace(self._pending[task.task_id], task=task, prompts=0)
+        self._pending[task.task_id] = pending
+        if not pending.missing:
+            del self._pending[task.task_id]
+        return not pending.missing
+
     def order(self, spec: LoadSpec) -> None:
         """Download these weights, even if no task waits for them."""
         self._ordered.setdefault(spec.model.name, spec)
 
     def next_missing(self) -> LoadSpec | None:
         """Returns what to download next: weights of waiting tasks first, in their order."""
-        wanted = [*(pending.missing[0] for pending in self._in_order()), *self._ordered.values()]
+        lacking = (pending.missing for pending in self._in_order() if pending.missing)
+        wanted = [*(missing[0] for missing in lacking), *self._ordered.values()]
         return wanted[0] if wanted else None
 
     def wants(self, model: Model) -> bool:
@@ -175,7 +227,7 @@ class Downloads:
         ready = []
         for pending in self._in_order():
             missing = tuple(spec for spec in pending.missing if spec.model.name != model.name)
-            if missing:
+            if missing or pending.prompts:
                 self._pending[pending.task.task_id] = replace(pending, missing=missing)
             else:
                 del self._pending[pending.task.task_id]
@@ -202,7 +254,7 @@ class Downloads:
             if task.stages[0].load_spec.key != loaded:
                 free_s += pending.load_s
             loaded = task.stages[-1].load_spec.key
-            waits.append(PendingWait(task, pos, start_s, free_s))
+            waits.append(PendingWait(task, pos, start_s, free_s, bool(pending.missing)))
         return waits
 
     def first_ready_s(self) -> float:
@@ -223,8 +275,26 @@ class Downloads:
                 if spec.model.name not in arrivals:
                     at_s += spec.model.download_bytes / self._bytes_per_s
                     arrivals[spec.model.name] = at_s
-            ready_s[pending.task.task_id] = max(arrivals[s.model.name] for s in pending.missing)
+            lacking = (arrivals[spec.model.name] for spec in pending.missing)
+            ready_s[pending.task.task_id] = max(lacking, default=0.0)
+        for task_id, written_s in self._written_s(*new).items():
+            ready_s[task_id] = max(ready_s[task_id], written_s)
         return ready_s
+
+    def _written_s(self, *new: Pending) -> dict[str, float]:
+        """By task, seconds until its prompts are written: one after the other, in their order."""
+        at_s, now, written_s = 0.0, self._monotonic(), {}
+        unwritten = [pending for pending in self._in_order(*new) if pending.prompts]
+        current, since = self._expanding or ("", now)
+        unwritten.sort(key=lambda pending: pending.task.task_id != current)
+        for pending in unwritten:
+            takes_s = pending.prompts * self.expansion_s
+            if pending.task.task_id == current:
+                takes_s = max(takes_s - (now - since), 0.0)
+            at_s += takes_s
+            at_s = max(min(at_s, pending.written_by - now), 0.0)
+            written_s[pending.task.task_id] = at_s
+        return written_s
 
     def _in_order(self, *new: Pending) -> list[Pending]:
         return sorted((*self._pending.values(), *new), key=lambda pending: -pending.task.priority)

@@ -102,9 +102,11 @@ class Estimates:
             format=params.format,
             images=stage.images_left,
             text_each=bool(params.inputs) or model.upscaler,
+            prompt_each=bool(params.prompts),
             width=params.width,
             prompt_tokens=_prompt_tokens(params.prompt),
-            prompt_cached=self._prompts.get(_prompt(stage), id(params)) != id(params),
+            prompt_cached=not params.prompts
+            and self._prompts.get(_prompt(stage), id(params)) != id(params),
         )
 
     def joined(self, stage: Stage) -> None:

@@ -105,8 +105,8 @@ class Forecaster:
             missing: the weights that it would have to wait for.
         """
         lanes = self._lanes()
-        if missing:
-            pending = Pending(task, missing, *self.load_and_work_s(task))
+        if missing or task.params.expand:
+            pending = self._downloads.pending(task, missing, *self.load_and_work_s(task))
             return next(f for other, f in self._pending(lanes, pending) if other is task)
         durations = self._estimates.durations(*task.stages)
         place = self._policy.place(task, durations.gpu_s, self.resident_at_start())
@@ -255,10 +255,10 @@ class Forecaster:
         return _forecast(position, start, durations, self._p90_factor(task, durations))
 
     def _pending(self, lanes: list[_Lane], *new: Pending) -> Iterator[tuple[Task, Forecast]]:
-        """Of the tasks that wait for a download, in the order in which they will run; among them
-        perhaps a new one."""
-        known = self._downloads.pace_known
+        """Of the tasks that wait for a download or their prompt, in the order in which they will
+        run; among them perhaps a new one."""
         for wait in self._downloads.waits(lambda priority: self._joining_s(priority, lanes), *new):
+            known = self._downloads.pace_known or not wait.downloads
             p90_s = wait.end_s * (P90_OF_DOWNLOADS if known else PRIOR_P90)
             confidence = Confidence.LOW if known else Confidence.NONE
             _, end = self._schedule.level(wait.task.priority)

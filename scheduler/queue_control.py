@@ -115,7 +115,7 @@ class QueueControl:
                 raise WrongStatus("Only a failed task can be tried again.")
             _waits_again(task)
             with scheduler.lock:
-                if missing:
+                if missing or task.params.expand:
                     scheduler.join_downloads(task, missing)
                 else:
                     scheduler.join(task, place)

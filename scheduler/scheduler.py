@@ -22,7 +22,7 @@ from errors import InvalidInput, ModelNotAllowed, NotSupported, StorageUnavailab
 from models.model_catalog import LoadSpec, Model
 from scheduler.baselines import Baselines
 from scheduler.deadlines import Deadlines
-from scheduler.downloads import Downloads, Pending
+from scheduler.downloads import EXPANSION_KEY, Downloads
 from scheduler.estimates import Estimates
 from scheduler.events import EventKind, EventLog
 from scheduler.forecast import Forecaster
@@ -205,15 +205,16 @@ class Scheduler:
     def join(self, task: Task, place: Place) -> None:
         """A task joins the schedule (locked)."""
         self._add(task)
-        task.waits_for_download = False
+        task.waits_for_download = task.waits_for_prompt = False
         self.policy.join(task, place, self._gpu_s(task))
         self.wake_worker.notify_all()
 
     def join_downloads(self, task: Task, missing: tuple[LoadSpec, ...]) -> None:
-        """A task waits until these weights are on disk (locked)."""
+        """A task waits until these weights are on disk and its prompt is written (locked)."""
         self._add(task)
-        task.waits_for_download = True
-        self.downloads.add(Pending(task, missing, *self.forecaster.load_and_work_s(task)))
+        task.waits_for_download, task.waits_for_prompt = bool(missing), task.params.expand
+        seconds = self.forecaster.load_and_work_s(task)
+        self.downloads.add(self.downloads.pending(task, missing, *seconds))
         self.wake_downloads.notify_all()
 
     def downloaded(self, spec: LoadSpec) -> list[Task]:
@@ -344,7 +345,9 @@ class Scheduler:
         with suppress(StorageUnavailable):  # the next prune() tries again
             self._clock_notes.write()
             self.store.usage.forget_anonymous(self.now())
-        for model, seconds in self.store.timings.loads().items():
+        loads = self.store.timings.loads()
+        self.downloads.expansion_s = loads.pop(EXPANSION_KEY, self.downloads.expansion_s)
+        for model, seconds in loads.items():
             self.timing.learn_load(model, seconds)
         for work, measured in self.store.timings.samples():
             self.timing.learn(work, measured)
@@ -364,10 +367,10 @@ class Scheduler:
                     task.interruptions += 1
                 waiting.append(task)
         missing = {task.task_id: self.downloads.missing(task) for task in waiting}
-        ready = [task for task in waiting if not missing[task.task_id]]
+        ready = [task for task in waiting if not (missing[task.task_id] or task.params.expand)]
         with self.lock:
             for task in waiting:
-                if missing[task.task_id]:
+                if missing[task.task_id] or task.params.expand:
                     self.join_downloads(task, missing[task.task_id])
             for task in ready:
                 self._add(task)

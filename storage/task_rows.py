@@ -6,6 +6,13 @@ from storage.database import Row
 from task import GenerationParams, Owner, Task, TaskStatus
 from timing_model import Measured
 
+END = "ended_at = :ended_at, kept_since = :kept_since"
+FETCHED_AT_END = (
+    "fetched_at = CASE WHEN json_array_length(image_sizes) > 0"
+    " AND json_array_length(fetched) >= json_array_length(image_sizes) THEN :kept_since END"
+)
+"""A task that ends early was fetched if all images that it has were."""
+
 UNFINISHED = (TaskStatus.WAITING, TaskStatus.RUNNING)
 
 

@@ -24,20 +24,13 @@ from storage.database import DAMAGED, Database
 from storage.ended_tasks import EndedTasks
 from storage.file_store import PROBE_BYTES, FileStore, image_name
 from storage.state_store import StateStore
-from storage.task_rows import Tombstone, task_of
+from storage.task_rows import END, FETCHED_AT_END, Tombstone, task_of
 from storage.timing_store import TimingStore
 from storage.usage_store import UsageStore
-from task import Task, TaskStatus
+from task import GenerationParams, Task, TaskStatus
 from timing_model import Measured, Work
 
 log = logging.getLogger(__name__)
-
-END = "ended_at = :ended_at, kept_since = :kept_since"
-FETCHED_AT_END = (
-    "fetched_at = CASE WHEN json_array_length(image_sizes) > 0"
-    " AND json_array_length(fetched) >= json_array_length(image_sizes) THEN :kept_since END"
-)
-"""A task that ends early was fetched if all images that it has were."""
 
 
 @dataclass(frozen=True)
@@ -212,6 +205,11 @@ class TaskStore:
         return tasks
 
     # -- transitions: each names the status and the attempt that the task must have ---------------
+
+    def rewrite(self, task: Task, params: GenerationParams) -> bool:
+        """A waiting task has other params."""
+        text = params.model_dump_json()
+        return self._move(task, TaskStatus.WAITING, "params = :params", params=text)
 
     def claim(self, task: Task, *, started_at: float) -> bool:
         """A waiting task is running now. The one change that is not synced, because the GPU waits

@@ -151,7 +151,7 @@ def test_the_smallest_picture_and_a_strange_prompt_work(server: ServerProcess) -
         ({"prompt": "x" * 10_001}, "prompt", "up to 10000 characters"),
         ({"prompt": 5}, "prompt", "a string"),
         ({"prompt": None}, "prompt", "required"),
-        ({"prompt": ["x"]}, "prompt", "a string"),
+        ({"prompt": ["x", 5]}, "prompt", "a string"),
         ({"seed": -1}, "seed", "from 0 to 18446744073709551615"),
         ({"seed": 2**64}, "seed", "from 0 to 18446744073709551615"),
         ({"seed": "abc"}, "seed", "a string of digits"),

@@ -169,7 +169,7 @@ def test_every_field_of_a_request_has_its_type() -> None:
 
 def test_the_fields_that_answers_repeat_have_the_types_of_the_server() -> None:
     properties = PassedFields.model_json_schema()["properties"]
-    types = {"string": str, "number": float, "integer": int}
+    types = {"string": str, "number": float, "integer": int, "boolean": bool}
 
     def type_of(schema: dict[str, Any]) -> object:
         (schema, *_) = schema.get("anyOf", [schema])

@@ -208,7 +208,7 @@ def drawn(params: GenerationParams) -> Stage:
     *helping, stage = ALLOWED.stages(params)
     for helper in helping:
         writes = helper.load_spec.model.makes == "prompt"
-        stage = stage.helped(helper, CAPTION if writes else params.control_image)
+        stage = stage.helped(helper, [CAPTION if writes else params.control_image])
     return stage
 
 

@@ -259,7 +259,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "queue_manager": {"allowed", "errors", "models", "scheduler", "task", "timing_model"},
     "generation": {"errors", "images", "models", "supervision", "task"},
     "generator": {"generation", "errors", "models", "task"},
-    "workers": {"errors", "images", "models", "supervision", "task", "timing_model"},
+    "outgoing": set(),
+    "workers": {
+        "errors",
+        "images",
+        "models",
+        "outgoing",
+        "supervision",
+        "task",
+        "timing_model",
+    },
     "checks": {"errors", "supervision"},
     "api": {
         "decoding",
@@ -269,6 +278,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "fields",
         "images",
         "models",
+        "outgoing",
         "allowed",
         "queue_manager",
         "scheduler",
@@ -298,7 +308,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "queue_manager",
         "workers",
     },
-    "configuration": {"api", "key_file", "scheduler", "settings", "storage"},
+    "configuration": {"api", "key_file", "scheduler", "settings", "storage", "workers"},
     "server": PARTS,
 }
 """By module or package at the top level: the modules and packages that it may import."""
@@ -312,7 +322,7 @@ HOMES: dict[str, set[str]] = {
     "flasgger": {"api.api_docs"},
     "flask": {"application", "api", "compat"},
     "waitress": {"api.http_server", "api.http_loop", "api.http_channel", "api.http_request"},
-    "certifi": {"api.webhooks"},
+    "certifi": {"outgoing"},
     "jiter": {"api.json_text"},
     "sqlite3": {"storage.database"},
     "PIL": {

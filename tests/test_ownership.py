@@ -24,6 +24,7 @@ NOTHING_TO_HIDE = {
     "GET /health": "the state of the server",
     "GET /stats": "durations by size",
     "GET /models": "what the operator allows",
+    "GET /wildcards": "names that the operator allows",
     "GET /models/{name}": "what the operator allows",
     "POST /models/{name}/load": "for the operator: test_models.py",
     "POST /queue/pause": "for the operator: test_operator.py",

@@ -11,6 +11,7 @@ from PIL import Image
 from api.generate_request import GenerateRequest, Limits, parse_request, request_schema
 from api.submission import Prepared, Submission
 from api.waiting_places import WaitingPlaces
+from api.wildcards import Wildcards
 from decoding.decoder import PictureDecoder
 from errors import InvalidInput, ServerError
 from fields import PRESETS, Takes
@@ -137,7 +138,14 @@ PICTURE = to_base64(picture_of())
 class Desk:
     """What a server would say to a request, without the server."""
 
-    def __init__(self, *names: str, limits: Limits | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        *names: str,
+        limits: Limits | None = None,
+        wildcards: Path | None = None,
+        expands: bool = False,
+        **options: Any,
+    ) -> None:
         self.limits = limits or Limits()
         self.allowed = allow(*names, **options)
         self.queue = PlayedQueue(self.allowed, TimingModel(), TaskStore(None))
@@ -150,6 +158,8 @@ class Desk:
             lambda params: None,
             places=WaitingPlaces(1),
             decoder=DECODER,
+            wildcards=Wildcards(wildcards),
+            expands=expands,
             is_present=lambda model: model.name in self.present,
         )
 

@@ -17,7 +17,7 @@ export const ACTIONS = [
 ];
 
 export const seedOf = (task, index) => String((BigInt(task.params.seed) + BigInt(index)) % 2n ** 64n);
-export const titleOf = (task) => task.params.prompt || "Upscaled picture";
+export const titleOf = (task, index = 0) => task.params.prompts?.[index] || task.params.prompt || "Upscaled picture";
 
 /** The tags of a task as a list, or null. */
 export function tagList({ params: { tags } }) {
@@ -125,7 +125,7 @@ export class Gallery {
     card.load();
     const open = el(
       "button",
-      { type: "button", class: "open", "aria-label": `Large view: ${titleOf(task)}`, on: { click: () => this.act.open(item) } },
+      { type: "button", class: "open", "aria-label": `Large view: ${titleOf(task, index)}`, on: { click: () => this.act.open(item) } },
       image,
     );
     const actions = el(
@@ -138,7 +138,7 @@ export class Gallery {
     const facts = `${size(width, height)} · ${some(steps, "step", "steps")} · seed ${seedOf(task, index)}`;
     card.append(
       el("div", { class: "shot" }, open, actions),
-      el("p", { class: "words" }, titleOf(task)),
+      el("p", { class: "words" }, titleOf(task, index)),
       el("p", { class: "hint facts" }, facts),
       tagList(task) ?? "",
     );

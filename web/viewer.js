@@ -51,8 +51,8 @@ export class Viewer {
     this.#item = item;
     const { params } = task;
     this.#image.src = imageUrl(task.id, index);
-    this.#image.alt = titleOf(task);
-    find("viewer-words").textContent = titleOf(task);
+    this.#image.alt = titleOf(task, index);
+    find("viewer-words").textContent = titleOf(task, index);
     const facts = [
       ["Model", params.model],
       ["Size", size(params.width, params.height)],

@@ -48,6 +48,7 @@ export const REASONS = {
 };
 
 export const PHASES = {
+  prompt_expansion: "writing the prompt",
   loading: "loading the model",
   text_encoding: "encoding the prompt",
   denoising: "generating",

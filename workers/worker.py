@@ -152,12 +152,7 @@ class Worker:
                 self._make_ready(stage.load_spec, task, Progress(Phase.LOADING, stage=number))
                 if stage.load_spec.model.makes:
                     folder = Path(until_drawn.enter_context(TemporaryDirectory()))
-                    result, measured = self._prepare(task, stage, number, inputs, folder)
-                    helped = (*helped, (number, measured))
-                    draws = number + 1
-                    while stages[draws].load_spec.model.makes:
-                        draws += 1
-                    stages[draws] = stages[draws].helped(stage, result)
+                    helped = (*helped, *self._help(task, stages, number, inputs, folder))
                     continue
                 before, drawn = drawn, {}
                 if before:
@@ -177,24 +172,33 @@ class Worker:
                     if number == len(stages) - 1:
                         self._start_encoding(task, index, *drawn.pop(index))
 
-    def _prepare(
-        self, task: Task, stage: Stage, number: int, inputs: Path, folder: Path
-    ) -> tuple[object, Measured]:
-        """Runs a helper model; returns a prompt or a control image.
+    def _help(
+        self, task: Task, stages: list[Stage], number: int, inputs: Path, folder: Path
+    ) -> tuple[tuple[int, Measured], ...]:
+        """Runs a helper model, once for each prompt that it writes, and gives the results to the
+        stage that draws.
 
         Args:
             folder: where a control image is written.
         """
-        stopwatch = Stopwatch(time.monotonic)
+        stage, results, measured = stages[number], [], []
+        for index in range(stage.params.count):
+            stopwatch = Stopwatch(time.monotonic)
 
-        def report(phase: Phase, steps_done: int, steps_total: int) -> None:
-            stopwatch.reached(phase, steps_done)
-            self._report(task, Progress(phase, steps_done, steps_total, number))
+            def report(
+                phase: Phase, steps_done: int, steps_total: int, watch: Stopwatch = stopwatch
+            ) -> None:
+                watch.reached(phase, steps_done)
+                self._report(task, Progress(phase, steps_done, steps_total, number))
 
-        result: object = self._generator.prepare(stage, inputs, report)
-        if isinstance(result, Image.Image):
-            result = _keep(result, folder)
-        return result, stopwatch.measured()
+            result: object = self._generator.prepare(stage.image(index), inputs, report)
+            results.append(_keep(result, folder) if isinstance(result, Image.Image) else result)
+            measured.append((number, stopwatch.measured()))
+        draws = number + 1
+        while stages[draws].load_spec.model.makes:
+            draws += 1
+        stages[draws] = stages[draws].helped(stage, results)
+        return tuple(measured)
 
     def _draw_one(
         self, task: Task, one: Stage, stage: int, index: int, inputs: Path
