@@ -85,7 +85,6 @@ class GenerationParams(PassedFields):
     model: str = ""
     """Empty in old records: the server's default model."""
     count: int = 1
-    """Number of images."""
     init_image: InputImage | None = None
     images: tuple[InputImage, ...] = ()
     mask: InputImage | None = None
@@ -163,7 +162,6 @@ class Progress:
     steps_total: int = 0
     stage: int = 0
     image: int = 0
-    """Index of the current image."""
 
 
 class Verdict(Enum):
@@ -272,7 +270,6 @@ class Encoded:
 
     image: bytes
     index: int
-    """Index of the image, from 0."""
     measured: tuple[tuple[int, Measured], ...] = ()
     """Measured durations of each stage of this image. Empty: nothing is learned."""
 
@@ -360,7 +357,6 @@ class Task:
 
     @property
     def images_done(self) -> int:
-        """Number of stored images."""
         return len(self.image_sizes)
 
     @property
