@@ -8,10 +8,11 @@ from flask import Response
 
 from api.answers import json_response
 from api.api_docs import documented, json_answer
-from api.identity import public
+from api.identity import client, public
 from api.models_api import download_answer
 from api.routes import route
 from api.server_answers import HealthAnswer, MemoryAnswer, StatsAnswer, stats_answer
+from key_file import NOBODY
 from queue_manager import QueueManager
 from scheduler.health import ServerState
 from workers.protocols import Generator
@@ -66,7 +67,7 @@ class ServerRoutes:
             quantize=health.quantize,
             uptime_s=time.monotonic() - self._started_at,
             worker_restarts=self._worker.restarts,
-            last_error=health.last_error,
+            last_error=None if client() is NOBODY else health.last_error,
             memory=MemoryAnswer(
                 active_bytes=memory.active_bytes,
                 peak_bytes=memory.peak_bytes,

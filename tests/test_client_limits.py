@@ -292,3 +292,18 @@ def test_a_link_to_an_image_that_is_not_there_is_not_given(bench: PlayedApp) -> 
     bench.run()
     query["index"] = "1"
     assert bench.ask("alice", "POST", "/image/link", query_string=query).status_code == 400
+
+
+def test_health_names_tasks_only_to_clients_with_a_key(bench: PlayedApp) -> None:
+    bench.submit("alice")
+    failed = bench.fail()
+    assert bench.json("bob", "GET", "/health")["last_error"] == f"task {failed}: task_failed"
+    assert "last_error" not in bench.json("", "GET", "/health")
+
+
+def test_users_take_turns_with_their_urgent_tasks_as_the_queue_says(bench: PlayedApp) -> None:
+    for number, (user, urgent) in enumerate([("u", False), ("v", False), ("u", True), ("v", True)]):
+        bench.submit("root", f"{number}", user=user, priority=urgent)
+        bench.submit("root", f"{number}b", user=user, steps=1 + number)
+    listed = bench.json("root", "GET", "/queue")["tasks"]
+    assert [bench.run() for _ in listed] == [task["params"]["prompt"] for task in listed]
