@@ -6,6 +6,7 @@ import errors
 from allowed import Allowed
 from api.answers import json_response
 from api.api_docs import documented, json_answer
+from api.audit import audit
 from api.identity import check_operator
 from api.model_answers import (
     DownloadAnswer,
@@ -115,6 +116,7 @@ class ModelRoutes:
         loaded = any(weights.key == other.key for other in self._queue.health().loaded)
         if not loaded:
             self._queue.order_load(weights)
+            audit(f"ordered model {model.name} to be loaded")
         return json_response(LoadAnswer(model=model.name, loaded=loaded))
 
     def _find(self, name: str) -> Model:

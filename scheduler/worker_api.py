@@ -250,7 +250,8 @@ class WorkerApi:
         if scheduler.stopping:
             return None
         if overdue:
-            scheduler.cancel(task, *overdue)
+            with scheduler.health.noting_storage():
+                scheduler.cancel(task, *overdue)
             return None
         started_at = scheduler.now()
         with scheduler.health.accepting():  # else its image could not be stored

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import until
+import requests
+from conftest import ServerProcess, until
 from played_app import KEYS, PlayedApp
 from werkzeug.test import TestResponse
 
@@ -120,6 +121,34 @@ def test_a_client_may_send_so_many_requests_per_second(tmp_path: Path) -> None:
     bench.at += 3600.0
     assert statuses("alice", 21) == [200] * 20 + [429]
     assert bench.ask("", "GET", "/health").status_code == 200
+
+
+def test_the_options_limit_clients_without_a_key_on_the_network(tmp_path: Path) -> None:
+    server = ServerProcess(tmp_path, "--host", "0.0.0.0", "--client-max-waiting", "1")
+    try:
+        url = server.url.replace("0.0.0.0", "127.0.0.1")
+        body = {"prompt": "x", "width": 2048, "height": 2048, "steps": 100}
+
+        def submit(client_id: str) -> requests.Response:
+            headers = {"X-Client-Id": client_id}
+            return requests.post(f"{url}/generate", json=body, headers=headers, timeout=60)
+
+        running = submit("r" * 16).json()["task_id"]
+
+        def status() -> str:
+            asked, headers = {"task_id": running}, {"X-Client-Id": "r" * 16}
+            answer = requests.get(f"{url}/status", params=asked, headers=headers, timeout=60)
+            return str(answer.json()["status"])
+
+        until(lambda: status() == "running")
+        assert submit("a" * 16).status_code == 200
+        refused = submit("a" * 16)
+        assert refused.status_code == 429
+        assert refused.json()["error"]["code"] == "client_limit"
+        assert int(refused.headers["Retry-After"]) >= 1
+        assert submit("b" * 16).status_code == 200
+    finally:
+        server.stop()
 
 
 @pytest.mark.parametrize(
