@@ -40,6 +40,9 @@ LORA_STYLES = (
 MOST_CONTROLS = 3
 """Controls beside control_image."""
 ControlStrength = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
+MASK_FEATHER = 8
+"""Pixels, if a request gives none."""
+MOST_MASK_FEATHER = 256
 MOSS_LAYERS = 42
 """Of the transformer of MOSS-Image."""
 Strength = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
@@ -57,6 +60,7 @@ class Takes(StrEnum):
     IMAGE_STRENGTH = "image_strength"
     IMAGES = "images"
     MASK = "mask"
+    MASK_FEATHER = "mask_feather"
     BACKGROUND = "background"
     CONTROL_IMAGE = "control_image"
     CONTROL_STRENGTH = "control_strength"
@@ -184,6 +188,15 @@ class PassedFields(BaseModel):
         allow_inf_nan=False,
         description="How much of init_image is kept, above 0 and below 1. 0.4 if absent.",
         examples=[0.4],
+    )
+    mask_feather: int | None = Field(
+        None,
+        ge=0,
+        le=MOST_MASK_FEATHER,
+        description="Pixels around the mask over which the result fades into init_image, with "
+        "models that have no inpainting weights of their own. Outside them, init_image stays as it "
+        f"is. {MASK_FEATHER} if absent.",
+        examples=[MASK_FEATHER],
     )
     control_strength: Annotated[float | None, Mflux("controlnet_strength")] = Field(
         None,

@@ -19,6 +19,7 @@ from PIL import Image
 
 from errors import DoesNotFit, ModelLoadError, NotFinite, OutOfMemory, ServerError
 from generation.adapters import check_adapters, check_values, layer_sizes
+from generation.inpainting import KeptSource, keeping_source
 from generation.load_errors import explain, is_out_of_memory
 from generation.pipelines import (
     arguments,
@@ -183,8 +184,11 @@ class MfluxGenerator:
         self._begun = number = self._begun + 1
         own_decoder = weights.model.tiny or weights.model.path is not None
         decoder = weights.model.name if own_decoder else weights.model.family
-        with self._previews.picture(weights.model.family, decoder):
-            generated = self._generated(loaded, stage, inputs, report)
+        with (
+            keeping_source(stage, inputs) as kept,
+            self._previews.picture(weights.model.family, decoder),
+        ):
+            generated = self._generated(loaded, stage, inputs, report, kept)
             with harmless("nothing could be learned for previews"):
                 self._previews.learn(generated.image)
         if number == self._begun:  # else the peak is that of another picture
@@ -192,16 +196,25 @@ class MfluxGenerator:
         if weights.pipeline.right_half:
             generated = generated.get_right_half()
         picture = picture_of(generated, stage, inputs)
+        if kept is not None:
+            picture = kept.over_source(picture)
         details: dict[str, Any] | None = None
         with harmless("a picture goes without metadata"):
             details = metadata(generated, params, weights)
         return Drawn(picture, details)
 
-    def _generated(self, loaded: _Loaded, stage: Stage, inputs: Path, report: Report) -> Any:
+    def _generated(
+        self,
+        loaded: _Loaded,
+        stage: Stage,
+        inputs: Path,
+        report: Report,
+        kept: KeptSource | None,
+    ) -> Any:
         """What mflux returns for a picture."""
         hook, face = loaded.hook, loaded.face(stage.load_spec.pipeline)
         try:
-            with hook.picture(report):
+            with hook.picture(report, kept):
                 return face.generate_image(**arguments(stage, inputs))
         except NotFinite:
             hook.prompt_cache.clear()  # the embeddings may hold the NaN

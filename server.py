@@ -274,7 +274,8 @@ def download(settings: Settings) -> int:
     allowed = allow(asked, has_gpu=False, default_option="--download")
     with marked_as_incomplete(settings.data_dir, allowed.default):
         for pipeline in allowed.default.pipelines:
-            fetch(LoadSpec(allowed.default, pipeline, None), settings.data_dir, allowed.lora)
+            if not pipeline.inpaints:  # it has the weights of another one
+                fetch(LoadSpec(allowed.default, pipeline, None), settings.data_dir, allowed.lora)
     print(f"The weights of {allowed.default.name} are on this machine.")
     return 0
 

@@ -155,7 +155,7 @@ class _OwnFields(BaseModel):
         "in-context):" + IMAGE_HELP,
     )
     mask: Image | None = Field(
-        None, description="Mask of init_image: white is repainted:" + IMAGE_HELP
+        None, description="White where the picture is repainted, scaled to its size:" + IMAGE_HELP
     )
     control_image: Image | None = Field(
         None, description="Image whose edges, depth or pose are followed (ControlNet):" + IMAGE_HELP

@@ -32,6 +32,9 @@ class ModelAnswer(Answer):
         description="Fields of /generate that not every model honours, and this one does."
     )
     needs: list[Takes] = Field(description="Those it cannot do without.")
+    mask_of: list[Takes] = Field(
+        description="Fields whose picture `mask` can belong to.", examples=[["init_image"]]
+    )
     schedulers: list[str] = Field(
         description="Names that `scheduler` may have; its own one first.",
         examples=[["linear", "flow_match_euler_discrete"]],

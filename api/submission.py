@@ -21,7 +21,7 @@ from api.waiting_places import RETRY_AFTER_S, WaitingPlaces
 from api.wildcards import Wildcards
 from decoding.decoder import PictureDecoder
 from decoding.protocol import Meaning
-from fields import Takes
+from fields import MASK_FEATHER, Takes
 from models.hub_cache import is_present
 from models.model_catalog import LoadSpec, Model, Pipeline
 from models.prompt_forms import PromptForm
@@ -256,13 +256,16 @@ class Submission:
         return params.model_copy(update={"prompt": texts[0], "prompts": () if alike else texts})
 
     def _with_strengths(self, params: GenerationParams, pipeline: Pipeline) -> GenerationParams:
-        """With mflux's usual strengths if the request gives none and the pipeline takes them."""
+        """With the usual strengths and mask_feather if the request gives none and the pipeline
+        takes them."""
         if params.control_image and params.control_strength is None:
             strength = pipeline.rules.control_strength
             params = params.model_copy(update={"control_strength": strength})
         takes_strength = Takes.IMAGE_STRENGTH in pipeline.takes
         if params.init_image and params.image_strength is None and takes_strength:
             params = params.model_copy(update={"image_strength": IMAGE_STRENGTH})
+        if pipeline.inpaints and params.mask_feather is None:
+            params = params.model_copy(update={"mask_feather": MASK_FEATHER})
         if params.steps_run < 1:
             raise errors.InvalidInput(
                 f"{{field}} must be more than {params.steps}: {params.image_strength:.0%} of the "

@@ -143,6 +143,7 @@ class Passed(TypedDict, total=False):
     scheduler: str
     preset: str
     image_strength: float
+    mask_feather: int
     control_strength: float
     control_type: str
     control_types: list[str]

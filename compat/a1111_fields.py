@@ -24,6 +24,7 @@ NAMES = {
     "images": "init_images",
     "init_image": "init_images",
     "image_strength": "1 - denoising_strength",
+    "mask_feather": "mask_blur",
     "guidance": "cfg_scale",
     "upscale": "hr_scale",
 }
@@ -133,10 +134,13 @@ def placed_pictures(asked: ImageToImage, named: str | None, calls: SyncCalls) ->
     mask = decode_base64(asked.mask, "mask") if asked.mask else None
     placed = place_pictures(calls, named, pictures, mask, ways=(START, EDIT), field="init_images")
     model = calls.allowed.model(placed["model"])
-    pipeline = model.pipeline_for(frozenset({Takes.PROMPT, Takes.INIT_IMAGE}))
-    if START in placed and not mask and pipeline and Takes.IMAGE_STRENGTH in pipeline.takes:
+    given = {Takes.PROMPT, Takes.INIT_IMAGE} | ({Takes.MASK} if mask else set())
+    pipeline = model.pipeline_for(frozenset(given))
+    if START in placed and pipeline and Takes.IMAGE_STRENGTH in pipeline.takes:
         changed = used(asked.denoising_strength, "denoising_strength")
         placed["image_strength"] = min(max(1 - changed, 0.01), 0.99)
+    if START in placed and pipeline and pipeline.inpaints:
+        placed["mask_feather"] = used(asked.mask_blur, "mask_blur")
     return placed
 
 

@@ -7,6 +7,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from api.answers import Answer
 from compat.bodies import IF_USED, Body
+from fields import MASK_FEATHER
 from task import MAX_SEED
 
 
@@ -112,6 +113,11 @@ class ImageToImage(TextToImage):
     mask: str | None = Field(None, description="White where to repaint, as base64 or a data URL.")
     inpainting_mask_invert: Annotated[bool, IF_USED] = Field(
         False, description="The mask is black where to repaint."
+    )
+    mask_blur: Annotated[Whole | None, IF_USED] = Field(
+        None,
+        description="Pixels around the mask over which the result fades into the picture, with "
+        f"models that have no inpainting weights. {MASK_FEATHER} when absent.",
     )
 
 

@@ -10,9 +10,9 @@ sys.path.insert(0, str(ROOT))
 
 from fields import Takes  # noqa: E402
 from models.helpers import HELPERS  # noqa: E402
-from models.left_out import CLASSES, CONSTRUCTORS, OF_ONE_CLASS, PARAMETERS  # noqa: E402
+from models.left_out import CLASSES, CONSTRUCTORS, MASKS, OF_ONE_CLASS, PARAMETERS  # noqa: E402
 from models.mflux_registry import read_catalog  # noqa: E402
-from models.model_catalog import ALWAYS_TAKEN, Model  # noqa: E402
+from models.model_catalog import ALWAYS_TAKEN, Model, Pipeline  # noqa: E402
 from models.model_rules import BOTH as USUAL_SCHEDULERS  # noqa: E402
 from models.model_rules import MOST_SIDE, SIDE_STEP, Rules  # noqa: E402
 from models.prompt_forms import PromptForm  # noqa: E402
@@ -25,6 +25,12 @@ which are allowed, loaded and on disk. Upper and lower case make no difference; 
 print. "Takes" lists the fields of `/generate` that not every model can use; any other of them is
 refused with 422 and its name. Required fields are bold. A model with two lists has two pipelines: a
 request may use the fields of one or of the other.
+
+A `mask` needs the picture that it belongs to: `init_image`, or `images` in a list without it.
+Models with `mask_feather` have no inpainting weights: after each step the server puts back the
+latents of `init_image` outside the mask, and lays the finished picture over `init_image` with the
+feathered mask. So the pixels outside it are exactly those of `init_image` (scaled to the size of
+the result).
 
 "Rules" are those of the model alone; a request that breaks one is refused with 422, the field and
 the rule. Every rule is compared with mflux's own class, called without weights
@@ -82,6 +88,8 @@ def _left_out() -> Iterator[str]:
         names.setdefault(reason, []).append(f"`{name}`")
     for (owner, name), reason in OF_ONE_CLASS.items():
         names.setdefault(reason, []).append(f"`{name}` of {owner}")
+    for owner, reason in MASKS.items():
+        names.setdefault(reason, []).append(f"`mask` of {owner}")
     for reason, which in names.items():
         yield f"| {', '.join(which)} | {reason} |\n"
 
@@ -116,9 +124,10 @@ def _row(model: Model, drawn: set[str]) -> str:
         " ".join(
             f"**{name}**" if name in pipeline.needs else name
             for name in Takes
-            if name in pipeline.takes - ALWAYS_TAKEN
+            if name in _taken(pipeline, model) - ALWAYS_TAKEN
         )
         for pipeline in model.pipelines
+        if not pipeline.inpaints
     ]
     size = f"{model.weights_gb:g} GB" if model.weights_gb else ""
     cells = (
@@ -128,10 +137,18 @@ def _row(model: Model, drawn: set[str]) -> str:
         "" if model.default_guidance is None else f"{model.default_guidance:g}",
         ", or<br>".join(ways),
         "<br>".join(dict.fromkeys(filter(None, (_rules(p.rules) for p in model.pipelines)))),
-        ", ".join("drawn" if p.name in drawn else "contract" for p in model.pipelines),
+        ", ".join(
+            "drawn" if p.name in drawn else "contract" for p in model.pipelines if not p.inpaints
+        ),
         ", ".join(filter(None, (size, "gated" if model.gated else ""))),
     )
     return "| " + " | ".join(cells) + " |\n"
+
+
+def _taken(pipeline: Pipeline, model: Model) -> frozenset[Takes]:
+    """The fields that a class takes, with those of inpainting."""
+    same = (other.takes for other in model.pipelines if other.name == pipeline.name)
+    return pipeline.takes.union(*same) if Takes.IMAGE_STRENGTH in pipeline.takes else pipeline.takes
 
 
 if __name__ == "__main__":

@@ -320,12 +320,25 @@ def metadata(generated: Any, params: GenerationParams, weights: LoadSpec) -> dic
         details["model"] = model.name
     if not params.prompt:
         details["prompt"] = ""
+    details.update(_start_of(params))
     if verification := getattr(generated, "verification", None):
         details["verification"] = verification
     if schedulers:
         details["scheduler"] = params.scheduler or schedulers[0]
     if params.preset:
         details["preset"] = params.preset
+    return details
+
+
+def _start_of(params: GenerationParams) -> dict[str, Any]:
+    """Metadata of the picture that drawing starts from. Not all classes write them."""
+    details: dict[str, Any] = {}
+    if params.init_image and params.image_strength:
+        details["image_path"] = f"{params.init_image.file}.png"
+        details["image_strength"] = params.image_strength
+    if params.mask and params.mask_feather is not None:
+        details["masked_image_path"] = f"{params.mask.file}.png"
+        details["mask_feather"] = params.mask_feather
     return details
 
 

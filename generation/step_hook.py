@@ -1,4 +1,5 @@
-"""mflux's callbacks during one picture: steps reported, values checked, previews made.
+"""mflux's callbacks during one picture: steps reported, values checked, previews made, the source
+kept outside a mask.
 
 Depends on mflux and mlx.
 """
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from generation.finite import check_finite
+from generation.inpainting import KeptSource
 from generation.previews import Previews
 from generation.prompt_cache import PromptCache
 from task import Phase, Report
@@ -22,6 +24,8 @@ class _Picture:
     """The picture that is being drawn."""
 
     report: Report
+    kept: KeptSource | None = None
+    """What it keeps of its source."""
     latents: Any = None
     """Those before the present step."""
     steps_done: int = 0
@@ -44,10 +48,10 @@ class StepHook:
         self._picture = _Picture(_report_to_nobody)
 
     @contextmanager
-    def picture(self, report: Report) -> Iterator[None]:
+    def picture(self, report: Report, kept: KeptSource | None = None) -> Iterator[None]:
         """One picture is drawn inside. `report` may itself draw another one with the same model:
         this one then continues where it was."""
-        before, self._picture = self._picture, _Picture(report)
+        before, self._picture = self._picture, _Picture(report, kept)
         try:
             yield
         finally:
@@ -69,14 +73,18 @@ class StepHook:
     ) -> None:
         import mlx.core as mx
 
-        check_finite(latents, "a step")
-        self._note_memory()
         picture = self._picture
+        check_finite(latents, "a step")
+        if picture.kept is not None:
+            picture.kept.put_back(latents, config.scheduler.sigmas[t + 1])
+        self._note_memory()
         with harmless("a preview failed"):
             if self._previews.must_generate():
                 clean = denoised
                 if clean is None:
                     clean = _without_noise(t, picture.latents, latents, config)
+                elif picture.kept is not None:
+                    clean = picture.kept.blended(clean, 0.0)
                 self._previews.draw(clean.astype(mx.float32), config.width, config.height)
         picture.latents = latents
         picture.steps_done += 1

@@ -44,6 +44,33 @@ OF_ONE_CLASS: Mapping[tuple[str, str], str] = {
     ("QwenImage21Edit", "scheduler"): "the checkpoint brings its own schedule",
 }
 """Parameters of generate_image that other classes get."""
+FROM_NOISE = (
+    "the class starts from noise alone. A mask needs the latents of the picture at the noise of "
+    "each step, which mflux computes only for classes with `image_strength`"
+)
+MASKS: Mapping[str, str] = {
+    "Anima": FROM_NOISE,
+    "BooguImage": FROM_NOISE,
+    "Flux1Controlnet": FROM_NOISE,
+    "Flux1Depth": FROM_NOISE,
+    "Flux1InContextDev": FROM_NOISE,
+    "Flux1Kontext": FROM_NOISE,
+    "Flux1Redux": FROM_NOISE,
+    "Flux2KleinEdit": FROM_NOISE,
+    "Flux3Klein": FROM_NOISE,
+    "Flux3KleinEdit": FROM_NOISE,
+    "Fibo2": FROM_NOISE,
+    "Ideogram4": FROM_NOISE,
+    "Iris": FROM_NOISE,
+    "Krea2Controlnet": FROM_NOISE,
+    "LensImage": FROM_NOISE,
+    "MingImage": FROM_NOISE,
+    "MOSSImage": FROM_NOISE,
+    "QwenImageEdit": FROM_NOISE,
+    "ZImageTurboControlnet": FROM_NOISE,
+    "SeedVR2": "an upscaler draws the whole picture",
+}
+"""Classes that take no `mask`."""
 CONSTRUCTORS: Mapping[str, str] = {
     "bake_lora": "mflux merges LoRAs into the weights where it can, which is faster",
     "compute_precision": SAME_PICTURE,

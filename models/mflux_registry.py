@@ -214,6 +214,7 @@ def _model(key: str, config: Any, steps: int, sources: "_Sources") -> Model:
         pipelines = (*pipelines, _ruled(edit, key, without))
     if key == CUTOUT:
         pipelines = tuple(replace(p, cutout=True, transparent=True) for p in pipelines)
+    pipelines = _with_inpainting(pipelines)
     return Model(
         name=key,
         family=pipelines[0].module.split(".")[2] if pipelines else "unknown",
@@ -242,6 +243,7 @@ def _tiny(sources: "_Sources") -> Iterator[Model]:
         if pipelines[0].module.split(".")[2] not in TINY_LORAS:
             pipelines = tuple(replace(pipeline, loras=False) for pipeline in pipelines)
         steps, guidance = TINY_DEFAULTS.get(name, (4, 3.5))
+        pipelines = _with_inpainting(pipelines)
         facts = Facts(f"Tiny {TINY_TITLES[name]}: {TINY_TITLE}", 0.001)
         yield Model(
             name=name,
@@ -299,6 +301,16 @@ def _ruled(pipeline: Pipeline, model: str, without: set[Takes]) -> Pipeline:
     """As a model uses it: with its rules, and without fields that it ignores or does not have."""
     rules = rules_of(model, pipeline.name)
     return replace(_without(pipeline, without | rules.ignored), rules=rules)
+
+
+def _with_inpainting(pipelines: tuple[Pipeline, ...]) -> tuple[Pipeline, ...]:
+    """Adds inpainting to the pipelines that start from the latents of a picture."""
+    started = [pipeline for pipeline in pipelines if Takes.IMAGE_STRENGTH in pipeline.takes]
+    needs = frozenset({Takes.INIT_IMAGE, Takes.MASK})
+    inpainting = (
+        replace(pipeline, inpaints=True, needs=pipeline.needs | needs) for pipeline in started
+    )
+    return (*pipelines, *inpainting)
 
 
 class _Sources(MfluxSource):

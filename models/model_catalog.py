@@ -67,6 +67,8 @@ class Pipeline:
     """Whether it draws a matte: the result is the first of `images` with this alpha channel."""
     alpha_references: bool = False
     """Whether it reads the alpha channel of `images`."""
+    inpaints: bool = False
+    """Whether the server keeps the source outside `mask`: the class does not know masks."""
     resolves: frozenset[str] = frozenset()
     """Fields that the class fills in itself: they are passed only if the request has them."""
     instead: frozenset[Takes] = frozenset()
@@ -91,6 +93,8 @@ class Pipeline:
             taken.add(Takes.BACKGROUND)
         if self.styles:
             taken.add(Takes.LORA_STYLE)
+        if self.inpaints:
+            taken |= {Takes.MASK, Takes.MASK_FEATHER}
         if self.loads_control_strength:
             taken.add(Takes.CONTROL_STRENGTH)
         if self.control_types:
@@ -156,6 +160,12 @@ class Model:
     @cached_property
     def takes(self) -> frozenset[Takes]:
         return frozenset().union(*(pipeline.takes for pipeline in self.pipelines))
+
+    @property
+    def mask_of(self) -> frozenset[Takes]:
+        """Fields whose picture a mask can belong to."""
+        masked = (pipeline.takes for pipeline in self.pipelines if Takes.MASK in pipeline.takes)
+        return frozenset().union(*masked) & {Takes.INIT_IMAGE, Takes.IMAGES}
 
     @property
     def ignored(self) -> frozenset[Takes]:

@@ -353,11 +353,18 @@ def test_without_an_edit_model_drawing_starts_from_the_picture_or_the_answer_say
     answer = client.images.edit(image=png(), prompt="x", size=SIZE, response_format="url")
     task_id = images_of(answer)[0].url.rpartition("/img-")[2].partition("_")[0]
     assert server.get("/status", task_id=task_id).json()["params"]["image_strength"] == 0.4
+    with pytest.raises(openai.BadRequestError, match="one picture at a time"):
+        client.images.edit(image=[png(), png()], prompt="x", size=SIZE)
+
+
+def test_a_mask_that_no_model_takes_is_refused_with_the_models_that_could(
+    start_server: StartServer,
+) -> None:
+    server = start_server("--model", "tiny-kontext")
+    client = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
     with pytest.raises(openai.BadRequestError, match=r"--models: .*dev-fill") as caught:
         client.images.edit(image=png(), mask=png("RGBA", (0, 0, 0, 0)), prompt="x", size=SIZE)
     assert caught.value.param == "mask"
-    with pytest.raises(openai.BadRequestError, match="one picture at a time"):
-        client.images.edit(image=[png(), png()], prompt="x", size=SIZE)
 
 
 def test_addresses_and_broken_pictures_are_refused(client: openai.OpenAI) -> None:

@@ -80,8 +80,9 @@ def cases(model: Model, pipeline: Pipeline) -> Iterator[Case]:
     for prompt in PROMPTS if pipeline.rules.prompt is not PromptForm.TEXT else PROMPTS[::3]:
         yield Case({"prompt": prompt})
     takes = pipeline.takes
+    one = () if pipeline.inpaints else (1,)  # of one step, init_image leaves none to draw
     if Takes.STEPS in takes:
-        yield from (Case({"steps": steps}) for steps in (1, 2, 3, 8, 50, 218, 219, 1000))
+        yield from (Case({"steps": steps}) for steps in (*one, 2, 3, 8, 50, 218, 219, 1000))
     for preset in PRESETS if Takes.PRESET in takes else ():
         yield Case({"preset": preset})
         yield Case({"preset": preset, "steps": 8})
@@ -91,7 +92,9 @@ def cases(model: Model, pipeline: Pipeline) -> Iterator[Case]:
         yield Case({"prompt": ""})
     if Takes.SCHEDULER in takes:
         for scheduler in SCHEDULERS:
-            yield from (Case({"scheduler": scheduler, "steps": steps}) for steps in (1, 2, 4, 20))
+            yield from (
+                Case({"scheduler": scheduler, "steps": steps}) for steps in (*one, 2, 4, 20)
+            )
     if Takes.IMAGE_STRENGTH in takes:
         for strength in (0.01, 0.4, 0.99):
             for steps in (2, 20):

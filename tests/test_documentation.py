@@ -331,11 +331,13 @@ HOMES: dict[str, set[str]] = {
         "workers",
         "generation.pipelines",
         "generation.helpers",
+        "generation.inpainting",
         "generator",
         "generation.previews",
         "decoding",
     },
     "numpy": {
+        "generation.inpainting",
         "generation.previews",
         "scheduler.plan",
         "scheduler.policy",

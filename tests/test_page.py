@@ -755,10 +755,10 @@ def test_the_page_works_below_a_path_prefix(visit: Visit, served: ServerProcess)
 def test_the_form_shows_what_the_model_takes(visit: Visit, served: ServerProcess) -> None:
     me = visit().open()
     expect(me["[data-field=guidance]"]).to_be_hidden()
-    expect(me["#model-inputs"]).to_have_text("Needs a prompt. Optional: an input image.")
+    expect(me["#model-inputs"]).to_have_text("Needs a prompt. Optional: an input image and a mask.")
     me["#model"].select_option("tiny-z-image")
     expect(me["#model-inputs"]).to_have_text(
-        "Needs a prompt. Optional: guidance, a negative prompt and an input image."
+        "Needs a prompt. Optional: guidance, a negative prompt, an input image and a mask."
     )
     expect(me["#guidance"]).to_have_value("3.5")
     me["#negative_prompt"].fill("fog")
@@ -791,7 +791,7 @@ def test_the_form_shows_what_the_model_takes(visit: Visit, served: ServerProcess
     assert params["mask"]["width"] == 128
 
     me["#model"].select_option("tiny-flux2")
-    me["[aria-label='Remove this image']:visible"].click()
+    me["[data-field=init_image] [aria-label='Remove this image']"].click()
     me["#images"].set_input_files([picture_file(64, 64, "red"), picture_file(64, 64, "blue")])
     expect(me["[data-field=images] .picks img"]).to_have_count(2)
     me.draw("edited")
@@ -819,6 +819,24 @@ def test_the_form_offers_what_the_list_of_models_says(visit: Visit) -> None:
     expect(me["#size-words"]).to_contain_text("480")
     expect(me["#steps"]).to_have_attribute("min", "2")
     expect(me["#control_type option"]).to_have_text(["default", "pose", "ready"])
+
+
+def test_a_mask_can_be_added_to_the_input_image_of_any_model_that_takes_one(
+    visit: Visit, served: ServerProcess
+) -> None:
+    me = visit().open()
+    expect(me["[data-field=mask]"]).to_be_hidden()
+    me["#init_image"].set_input_files(picture_file(128, 96, "teal"))
+    expect(me["[data-field=mask]"]).to_be_visible()
+    me["#mask"].set_input_files(picture_file(128, 96, "white"))
+    me.draw("repainted")
+    expect(me.shown("repainted")).to_have_count(1)
+    params = served.get("/status", task_id=me.task_ids()[0]).json()["params"]
+    assert params["mask"]["width"] == 128
+    me["[data-field=init_image] [aria-label='Remove this image']"].click()
+    expect(me["[data-field=mask]"]).to_be_hidden()
+    me.draw("from noise")  # the mask stays in the form and is not sent
+    expect(me.shown("from noise")).to_have_count(1)
 
 
 GIVE = """(kind) => new Promise((resolve) => {

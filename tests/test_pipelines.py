@@ -53,6 +53,7 @@ def full_params(pipeline: Pipeline) -> GenerationParams:
         Takes.IMAGE_STRENGTH: {"image_strength": 0.4},
         Takes.IMAGES: {"images": (FILES["first"], FILES["second"])},
         Takes.MASK: {"mask": FILES["mask"]},
+        Takes.MASK_FEATHER: {"mask_feather": 4},
         Takes.CONTROL_IMAGE: {"control_image": FILES["control"]},
         Takes.CONTROL_STRENGTH: {"control_strength": 0.5},
         Takes.CONTROL_TYPE: {"control_type": CONTROL_TYPES[1]},
@@ -325,7 +326,7 @@ def test_the_edits_of_klein_share_its_weights_and_draw_as_if_loaded_alone(
     from mflux.models.common.config.model_config import ModelConfig
 
     klein = allow("tiny-flux2").default
-    text, edit = (LoadSpec(klein, pipeline, None) for pipeline in klein.pipelines)
+    text, edit, _ = (LoadSpec(klein, pipeline, None) for pipeline in klein.pipelines)
     assert text.key == edit.key
     edited = params_for(images=(FILES["first"],))
     plain = on_thread.draw(text, params_for())

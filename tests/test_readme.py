@@ -64,8 +64,9 @@ def test_tasks_start_from_a_file_and_from_a_result(
 ) -> None:
     server = start_server("--model", "tiny", "--models", "tiny-kontext,tiny-seedvr2")
     Image.new("RGB", (64, 64), "teal").save(tmp_path / "photo.jpg")
+    Image.new("L", (64, 64), "white").save(tmp_path / "mask.png")
     calls = block("curl URL/generate").splitlines()
-    assert len(calls) == 3
+    assert len(calls) == 4
     task_id = ""
     for call in calls:
         tiny = call.replace("dev-kontext", "tiny-kontext").replace("seedvr2-3b", "tiny-seedvr2")

@@ -200,6 +200,7 @@ VALUES: dict[Takes, Any] = {
     Takes.IMAGE_STRENGTH: 0.5,
     Takes.IMAGES: [PICTURE],
     Takes.MASK: PICTURE,
+    Takes.MASK_FEATHER: 4,
     Takes.CONTROL_IMAGE: PICTURE,
     Takes.CONTROL_STRENGTH: 0.5,
     Takes.CONTROL_TYPE: "canny",
@@ -526,6 +527,23 @@ def test_a_style_in_context_is_a_lora_of_hugging_face() -> None:
         ("ali-vilab/In-Context-LoRA:film-storyboard.safetensors", 1.0),
     )
     assert desk.refusal(lora_style="storyboard")[1] == "images"
+
+
+def test_the_default_strength_of_an_init_image_holds_with_a_mask_and_with_upscale_too() -> None:
+    desk = Desk("tiny", "tiny-seedvr2")
+    for more in ({}, {"mask": PICTURE}, {"upscale": 2}, {"mask": PICTURE, "upscale": 2}):
+        params = desk.params(init_image=PICTURE, steps=10, **more)
+        assert (params.image_strength, params.steps_run) == (0.4, 6)
+        assert params.mask_feather == (8 if "mask" in more else None)
+        drawing, *enlarging = desk.allowed.stages(params)
+        assert drawing.load_spec.key == "tiny"
+        assert drawing.load_spec.pipeline.inpaints == ("mask" in more)
+        assert [stage.params.mask_feather for stage in enlarging] == [None] * ("upscale" in more)
+    fill = Desk("tiny-fill")
+    assert fill.refusal(init_image=PICTURE, mask=PICTURE, mask_feather=4)[:2] == (
+        "not_supported",
+        "mask_feather",
+    )
 
 
 def test_the_strength_of_a_control_that_is_merged_is_part_of_what_is_loaded() -> None:

@@ -119,6 +119,12 @@ export class Form extends EventTarget {
     return this.model?.takes.includes(name) ?? false;
   }
 
+  /** Whether a slot is shown: a mask that the model does not need, only with a picture to repaint. */
+  #offers(name) {
+    if (!this.takes(name) || name !== "mask" || this.model.needs.includes(name)) return this.takes(name);
+    return this.model.mask_of.some((of) => this.#slots[of].inputs.length);
+  }
+
   // The request
 
   request() {
@@ -127,7 +133,7 @@ export class Form extends EventTarget {
     if (this.takes("prompt") && state.prompt.trim()) fields.prompt = state.prompt.trim();
     const inputs = {};
     for (const { name } of SLOTS) {
-      if (this.takes(name) && this.#slots[name].inputs.length) inputs[name] = this.#slots[name].inputs;
+      if (this.#offers(name) && this.#slots[name].inputs.length) inputs[name] = this.#slots[name].inputs;
     }
     if (this.#sized && state.shape !== "input") [fields.width, fields.height] = this.#sides();
     if (state.n > 1) fields.n = state.n;
@@ -332,7 +338,7 @@ export class Form extends EventTarget {
 
   #showSlots(model) {
     for (const { name } of SLOTS) {
-      this.#slots[name].node.hidden = !this.takes(name);
+      this.#slots[name].node.hidden = !this.#offers(name);
       this.#slots[name].need(model.needs.includes(name));
     }
     const { init_image: start, control_image: control } = this.#slots;
