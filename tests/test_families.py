@@ -85,6 +85,8 @@ def test_a_picture_depends_on_each_field_that_its_model_takes_and_is_the_same_ag
         *(change for field, some in VALUES.items() if field in pipeline.takes for change in some),
         *({"scheduler": other} for other in pipeline.rules.schedulers[1:]),
     ]
+    if pipeline.name == ENLARGES:
+        changes = [change for change in changes if len(change.get("images", ())) < 2]
     tasks = [
         studio.submit(**usual(name, pipeline) | change)["task_id"] for change in [*changes, {}]
     ]
