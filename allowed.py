@@ -13,9 +13,11 @@ from errors import BadOption, InvalidInput, ModelNotAllowed, NotSupported
 from fields import Takes, given_of
 from models import in_context
 from models.helpers import FIBO_VLM, HELPERS, OF_CONTROL
+from models.hub_cache import weight_files
 from models.model_catalog import Catalog, LoadSpec, Lora, Model, Pipeline
 from models.model_rules import broken_rule
 from models.prompt_forms import WRITTEN, form_error
+from models.weight_files import stored_bits
 from task import GenerationParams, Stage
 
 MOST_LISTED = 10
@@ -338,7 +340,12 @@ def _at_path(model: Model, path: str) -> Model:
             f"argument --path: the model {model.name} builds its own weights. Say with "
             "--model which model the weights are of."
         )
-    return replace(model, path=path)
+    return _with_stored_bits(replace(model, path=path))
+
+
+def _with_stored_bits(model: Model) -> Model:
+    """Returns the model with the bits of its weights, as far as they are on this machine."""
+    return replace(model, stored_bits=stored_bits(weight_files(model)))
 
 
 def _check_bits(model: Model, quantize: int | None) -> None:
@@ -375,7 +382,7 @@ def _local(catalog: Catalog, entry: str) -> Model:
             f"argument --models: {entry!r} must be [NAME=]FOLDER@BASE, with a NAME of its own of "
             "letters, digits, '.', '_' and '-', and a BASE with real weights."
         )
-    return replace(
+    local = replace(
         base,
         name=name,
         title=f"{name}, from {base.name}",
@@ -383,3 +390,4 @@ def _local(catalog: Catalog, entry: str) -> Model:
         base=base.key,
         path=str(path),
     )
+    return _with_stored_bits(local)

@@ -33,6 +33,7 @@ from generation.pipelines import (
 from generation.previews import Previews
 from generation.prompt_cache import PromptCache
 from generation.step_hook import StepHook, harmless
+from models.mlx_setup import give_back_memory
 from models.model_catalog import LoadSpec, Model, Pipeline
 from task import Drawn, GenerationParams, Memory, Phase, Report, Stage
 
@@ -164,6 +165,7 @@ class MfluxGenerator:
         """Free all weights."""
         while self._loaded:
             self._drop_oldest()
+        give_back_memory()
         self._note_resident()
 
     def generate(self, stage: Stage, inputs: Path, report: Report) -> Drawn:
@@ -382,6 +384,7 @@ def _free(error: BaseException) -> None:
         seen = seen.__cause__ or seen.__context__
     gc.collect()
     mx.clear_cache()
+    give_back_memory()
 
 
 def _too_little_memory(params: GenerationParams, model: Model) -> str:

@@ -135,6 +135,8 @@ class Model:
     """Local weights: name of the model with the same architecture. None: not local weights."""
     path: str | None = None
     """Folder or repository of the weights that the operator has set."""
+    stored_bits: int | None = None
+    """Bits to which these weights are stored quantized; None: they are not, or it is unknown."""
     makes: str = ""
     """Helper models: the field of the drawing stage that its result fills, `prompt` or
     `control_image`. Empty: it draws."""
@@ -211,7 +213,7 @@ class LoadSpec:
     model: Model
     pipeline: Pipeline
     quantize: int | None
-    """Requested bits. Weights that are stored quantized keep their bits."""
+    """Bits that the weights have in memory. Weights that are stored quantized keep theirs."""
     loras: tuple[Lora, ...] = ()
     control_strength: float | None = None
     """For pipelines that merge it into the weights."""
@@ -226,6 +228,8 @@ class LoadSpec:
         return self.model.download_bytes * share
 
     def __post_init__(self) -> None:
+        if self.model.stored_bits:
+            object.__setattr__(self, "quantize", self.model.stored_bits)
         key = self.model.name
         if self.quantize:
             key += f"/q{self.quantize}"

@@ -70,6 +70,17 @@ def read_header(path: Path) -> dict[str, ArrayInfo]:
     return {name: _array(name, said, data_bytes) for name, said in header.items()}
 
 
+def stored_bits(paths: Iterable[Path]) -> int | None:
+    """Returns the bits to which mflux has quantized the weights in these files, if it says so."""
+    for path in paths:
+        try:
+            metadata = json.loads(_read(path)[0]).get("__metadata__") or {}
+            return int(metadata["quantization_level"])
+        except (OSError, BadWeightFile, ValueError, KeyError, TypeError, AttributeError):
+            continue  # "None", or not mflux's; what is broken is reported when it is loaded
+    return None
+
+
 def first_bad_file(paths: Iterable[Path]) -> tuple[Path, str] | None:
     """Returns the first of these .safetensors files that cannot be used, and the reason."""
     for path in paths:

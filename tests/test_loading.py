@@ -1,7 +1,11 @@
 """Weights that are damaged, incomplete or of another model, on copies of the tiny checkpoints."""
 
+import multiprocessing
+import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +15,10 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from test_pipelines import OnItsThread
 
+from allowed import read_allowed
 from errors import ModelLoadError
+from models.mflux_registry import read_catalog
+from models.mlx_setup import give_back_memory
 from models.model_catalog import LoadSpec
 from models.tiny_models import ensure_checkpoint
 
@@ -126,3 +133,55 @@ def test_models_stay_together_in_memory_by_what_they_really_take(
     assert generator.resident[0] == "tiny"
     assert generator.memory.weights_bytes <= generator.memory.room_bytes
     generating.run(generator.unload)
+
+
+def test_a_folder_that_is_stored_at_4_bits_is_named_and_loaded_so_whatever_is_requested(
+    generating: OnItsThread, tmp_path: Path
+) -> None:
+    z_image = spec_of("tiny-z-image", quantize=4)
+    generating.load(z_image)
+    folder = tmp_path / "saved"
+    generating.run(generating.pipeline(z_image).save_model, str(folder))
+    allowed = read_allowed(
+        read_catalog(),
+        default="mine",
+        allowed=[f"mine={folder}@z-image"],
+        path=None,
+        fallback="tiny",
+        quantize=8,
+        quantize_choices=[6],
+        lora_dir=None,
+        allow_lora_repos=False,
+    )
+    for quantize in (None, 8, 6):
+        (stage,) = allowed.stages(params_for(model="mine", quantize=quantize))
+        assert (stage.load_spec.key, stage.load_spec.quantize) == ("mine/q4", 4)
+    there = replace(Z_IMAGE, path=str(folder), stored_bits=allowed.default.stored_bits)
+    loaded = LoadSpec(there, there.pipelines[0], 8)
+    generating.run(generating.generator.unload)
+    assert generating.load(loaded) == 4
+    assert generating.generator.resident == ("tiny-z-image/q4",)
+    assert generating.pipeline(loaded).transformer.layers[0].attention.to_q.bits == 4
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def fragmented() -> tuple[int, int]:
+    """Resident bytes of a process after most of its small blocks were freed, and after that."""
+    blocks = [bytearray(b"1" * 64_000) for _ in range(4_000)]
+    last = blocks.pop()
+    blocks.clear()
+    before = resident_bytes()
+    give_back_memory()
+    assert last
+    return before, resident_bytes()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="malloc of glibc")
+def test_memory_that_malloc_keeps_is_given_back() -> None:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        before, after = process.submit(fragmented).result()
+    assert before - after > 200_000_000
