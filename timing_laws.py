@@ -4,11 +4,16 @@ Seconds of a phase = scale * law(features) * exp(correction(place)). timing/line
 timing/corrections.py the correction near a place, timing/drift.py the scale of all phases. A new
 sample is first compared with what was predicted, which moves the scale; then laws and corrections
 are fitted again to the latest SAMPLES_KEPT samples, each divided by the scale at its time.
+
+A fit takes milliseconds. The owner of a model therefore lets a copy learn, and fit itself, while
+others read the law: copy(), learn(), prepare().
 """
 
 from collections import deque
 from collections.abc import Sequence
-from math import exp, isnan, log
+from copy import copy, deepcopy
+from math import exp, isnan, log, nan
+from statistics import fmean, median
 from typing import NamedTuple
 
 import numpy as np
@@ -23,9 +28,12 @@ FIRST_STEP_EXTRA = 0.1
 REFERENCE_TOKENS = 4096
 TEXT_TOKENS = 512
 PRIOR_FLOP_PER_S = 10e12
-STALE = 0.1
+STALE = 0.2
 """Part of the samples that may be missing in the fit that a new sample is compared with, where many
 are learned at once."""
+GAP_STEPS = 10.0
+PLACES_KEPT = 20_000
+"""Size of the cache of predicted places."""
 
 
 class Place(NamedTuple):
@@ -88,6 +96,26 @@ class GpuLaws:
         self._numbers: dict[object, int] = {}
         self._corrections: tuple[Corrections, Corrections] | None = None
         self._seen = (float("inf"), 0.0)
+        self._known: dict[Place, Phases] = {}
+        self._asked: dict[Place, None] = {}
+
+    def copy(self) -> "GpuLaws":
+        """A law that learns without changing this one. Readers may use this one meanwhile."""
+        other = copy(self)
+        other.text, other.step = copy(self.text), copy(self.step)
+        other.decoding = copy(self.decoding)
+        other.scale = deepcopy(self.scale)
+        other._samples = self._samples.copy()
+        other._known, other._asked = {}, {}
+        return other
+
+    def prepare(self, before: "GpuLaws") -> None:
+        """Fit, and predict what the law before this one was asked for: then phases() is quick."""
+        places = list(before._asked)
+        if self._unfitted:
+            self._fit()
+        if places:
+            self._known |= zip(places, self._predicted(places), strict=True)
 
     @property
     def samples(self) -> int:
@@ -100,9 +128,15 @@ class GpuLaws:
 
     def phases(self, places: Sequence[Place]) -> list[Phases]:
         """Predicted seconds of pictures."""
+        if len(self._known) + len(places) > PLACES_KEPT:
+            self._known, self._asked = {}, {}
+        self._asked |= dict.fromkeys(places)
+        new = [place for place in dict.fromkeys(places) if place not in self._known]
         if self._unfitted:
             self._fit()
-        return self._predicted(places)
+        if new:
+            self._known |= zip(new, self._predicted(new), strict=True)
+        return [self._known[place] for place in places]
 
     def text_s(self, place: Place) -> float:
         """Predicted seconds of text encoding; perhaps without the latest samples."""
@@ -138,12 +172,11 @@ class GpuLaws:
             )
         else:
             self.scale.start()
-        for name in (_text(place), _picture(place)):
-            self._numbers.setdefault(name, len(self._numbers))
         logs = [log(max(s, LEAST_S)) if not isnan(s) else s for s in measured]
         self._samples.append(_Sample(place, (logs[0], logs[1], logs[2], logs[3])))
         self._count += 1
         self._unfitted += 1
+        self._known.clear()
         self._seen = (min(self._seen[0], place.x), max(self._seen[1], place.x))
 
     def learn_repeated_text(self, part: float) -> None:
@@ -165,6 +198,8 @@ class GpuLaws:
     def _fit(self) -> None:
         """Fit the laws to the samples, and the corrections to what they leave over."""
         places = [sample.place for sample in self._samples]
+        names = dict.fromkeys(name(place) for place in places for name in (_text, _picture))
+        self._numbers = {name: number for number, name in enumerate(names)}
         drift = self.scale.at_samples(len(places))[:, None]
         logs = np.array([sample.logs for sample in self._samples]) - drift
         sizes = np.array([place.size for place in places])
@@ -186,6 +221,15 @@ class GpuLaws:
             Corrections(*_pictures(places, self._numbers), residuals[1:]),
         )
         self._unfitted = 0
+
+
+def mean_step_s(steps_s: Sequence[float]) -> float:
+    """Of the steps after the first; NaN: there are none. One of more than GAP_STEPS times their
+    median contains a gap, and counts as the median."""
+    if not steps_s:
+        return nan
+    usual = median(steps_s)
+    return fmean(step if step <= GAP_STEPS * usual else usual for step in steps_s)
 
 
 def _text_features(place: Place) -> tuple[float, float, float]:

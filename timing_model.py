@@ -24,10 +24,10 @@ changes the work of a step):
 4. A repeated prompt takes a part of its text encoding that is measured per key: about 0 where mflux
    keeps the embeddings, 1 where it does not.
 5. A running task is forecast at its own pace. If a phase is late, the rest is predicted from
-   its elapsed time (_remaining): the countdown never ends before the task.
+   its elapsed time (timing/survival.py): the countdown never ends before the task.
 6. The p90 of a wait is a quantile of earlier errors (timing/spread.py).
 
-Not learned: impossible durations, and steps that contain a gap (GAP_STEPS).
+Not learned: impossible durations, and steps that contain a gap (timing_laws.GAP_STEPS).
 """
 
 import json
@@ -35,11 +35,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import partial
-from math import exp, log, nan, pi, sqrt
-from statistics import fmean, median
+from math import log, nan
+from statistics import fmean
 
 from timing.linear import OneLaw
 from timing.spread import LONGEST_S
+from timing.survival import remaining
 from timing_laws import (
     PRIOR_FLOP_PER_S,
     REFERENCE_TOKENS,
@@ -48,6 +49,7 @@ from timing_laws import (
     GpuLaws,
     Phases,
     Place,
+    mean_step_s,
 )
 
 FORECASTS_KEPT = 10_000
@@ -60,10 +62,6 @@ PRIOR_P90 = 3.0
 """Before the first measurement, nine of ten tasks take less than this multiple of the forecast."""
 PRIOR_SIGMA = log(PRIOR_P90) / 1.2816
 """The same as spread of log(truth / forecast)."""
-LEAST_SIGMA = 0.05
-"""Spread of a single step or phase, at the least."""
-LEAST_PHASE_S = 0.01
-GAP_STEPS = 10.0
 CACHED_TEXT = 0.1
 """If text encoding took less than this part of its forecast, the embeddings were cached, and the
 sample says nothing about a new prompt."""
@@ -192,8 +190,23 @@ class Live:
     images_done: int = 0
 
 
+Sample = tuple[Work, Measured]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a model becomes with some samples more: TimingModel.learned()."""
+
+    samples: Sequence[Sample]
+    count: int
+    """How often the model had learned before."""
+    laws: dict[str, GpuLaws]
+    image_encoding: dict[str, OneLaw]
+
+
 class TimingModel:
-    """Learns durations from finished tasks. Not thread-safe: the owner holds a lock."""
+    """Learns durations from finished tasks. Not thread-safe: the owner holds a lock, except for
+    learned(), which changes nothing."""
 
     def __init__(self, flop_per_s: float = PRIOR_FLOP_PER_S) -> None:
         self.flop_per_s = flop_per_s
@@ -202,6 +215,7 @@ class TimingModel:
         self._image_encoding: dict[str, OneLaw] = {}
         self._load_s: dict[str, float] = {}
         self._forecasts: dict[Work, Durations] = {}
+        self._learned = 0
         self.version = 0
         """Increases with each change of what was learned."""
 
@@ -222,7 +236,9 @@ class TimingModel:
             step_s=phases.step,
             steps=work.steps,
             decoding_s=phases.decoding,
-            image_encoding_s=self._image_encoding_law(work.format).predict((1.0, work.x)),
+            image_encoding_s=_encoding_law(self._image_encoding, work.format).predict(
+                (1.0, work.x)
+            ),
             sigma=law.scale.spread if law.samples else PRIOR_SIGMA,
             confidence=_confidence(law, work.x),
             images=work.images,
@@ -237,24 +253,38 @@ class TimingModel:
         return [_gpu_s(work, phases[work.place], law.repeated_text) for work in works]
 
     def learn(self, work: Work, measured: Measured) -> None:
-        """Learns from a finished image.
+        """Learns from a finished image; the next forecast takes the milliseconds of the fit. A
+        sample with an impossible duration (negative, NaN, above LONGEST_S) is ignored."""
+        if _is_possible(measured):
+            self._law(work.model, work.parameters_b)
+            _learn(self._laws, self._image_encoding, work, measured)
+        self._changed()
 
-        A sample with an impossible duration (negative, NaN, above LONGEST_S) is ignored.
-        """
-        seconds = [measured.text_encoding_s, *measured.step_s, measured.decoding_s]
-        if not all(0.0 <= s < LONGEST_S for s in [*seconds, measured.image_encoding_s]):
-            return
-        if sum(seconds) > 0.0 and measured.step_s:
-            law = self._law(work.model, work.parameters_b)
-            text_s = law.text_s(work.place) if law.samples else 0.0
-            if work.prompt_cached and text_s > 0.0:
-                law.learn_repeated_text(measured.text_encoding_s / text_s)
-            law.learn(work.place, _phases(measured, CACHED_TEXT * text_s))
+    def learned(self, samples: Sequence[Sample]) -> Learned:
+        """What learn() makes of these samples, fitted. Takes milliseconds, and needs no lock."""
+        count = self._learned
+        samples = [(work, measured) for work, measured in samples if _is_possible(measured)]
+        before = {work.model: self._law(work.model, work.parameters_b) for work, _ in samples}
+        laws = {model: law.copy() for model, law in before.items()}
+        image_encoding = dict(self._image_encoding)
+        for work, measured in samples:
+            _learn(laws, image_encoding, work, measured)
+        for model, law in laws.items():
+            law.prepare(before[model])
+        return Learned(samples, count, laws, image_encoding)
+
+    def take(self, learned: Learned) -> None:
+        """Learn what learned() returned; once more, if another thread was quicker."""
+        if learned.count != self._learned:
+            learned = self.learned(learned.samples)
+        self._laws.update(learned.laws)
+        self._image_encoding.update(learned.image_encoding)
+        self._changed()
+
+    def _changed(self) -> None:
         self._forecasts.clear()
+        self._learned += 1
         self.version += 1
-        if measured.image_encoding_s > 0.0:  # an image that is upscaled next is not encoded
-            encoding = self._image_encoding_law(work.format)
-            encoding.learn((1.0, work.x), measured.image_encoding_s)
 
     def remaining_s(self, forecast: Durations, live: Live) -> float:
         """Returns the remaining GPU seconds of a running task, at its measured pace.
@@ -264,7 +294,7 @@ class TimingModel:
         than forecast slows the expected pace of those after it. Decoding follows the same pace,
         unless few tasks were measured: then the pace shows errors of the law.
         """
-        left = partial(_remaining, sigma=forecast.sigma)
+        left = partial(remaining, sigma=forecast.sigma)
         images_after = forecast.images - live.images_done - 1
         after_s = images_after * forecast.image_gpu_s
         if forecast.text_each:
@@ -303,15 +333,31 @@ class TimingModel:
         return self._laws[model].samples if model in self._laws else 0
 
     def _law(self, model: str, parameters_b: float) -> GpuLaws:
-        if model not in self._laws:
-            self._laws[model] = GpuLaws(parameters_b, self.flop_per_s)
-        return self._laws[model]
+        known = self._laws.get(model)
+        return known or self._laws.setdefault(model, GpuLaws(parameters_b, self.flop_per_s))
 
-    def _image_encoding_law(self, image_format: str) -> OneLaw:
-        if image_format not in self._image_encoding:
-            per_megapixel = 0.3 if image_format == "PNG" else 0.02
-            self._image_encoding[image_format] = OneLaw((0.0, per_megapixel))
-        return self._image_encoding[image_format]
+
+def _encoding_law(laws: dict[str, OneLaw], image_format: str) -> OneLaw:
+    return laws.get(image_format) or OneLaw((0.0, 0.3 if image_format == "PNG" else 0.02))
+
+
+def _is_possible(measured: Measured) -> bool:
+    seconds = [measured.text_encoding_s, *measured.step_s, measured.decoding_s]
+    return all(0.0 <= s < LONGEST_S for s in [*seconds, measured.image_encoding_s])
+
+
+def _learn(
+    laws: dict[str, GpuLaws], image_encoding: dict[str, OneLaw], work: Work, measured: Measured
+) -> None:
+    if measured.gpu_s > 0.0 and measured.step_s:
+        law = laws[work.model]
+        text_s = law.text_s(work.place) if law.samples else 0.0
+        if work.prompt_cached and text_s > 0.0:
+            law.learn_repeated_text(measured.text_encoding_s / text_s)
+        law.learn(work.place, _phases(measured, CACHED_TEXT * text_s))
+    if measured.image_encoding_s > 0.0:  # an image that is upscaled next is not encoded
+        encoding = _encoding_law(image_encoding, work.format)
+        image_encoding[work.format] = encoding.learned((1.0, work.x), measured.image_encoding_s)
 
 
 def _gpu_s(work: Work, phases: Phases, repeated_text: float) -> float:
@@ -329,8 +375,7 @@ def _confidence(law: GpuLaws, x: float) -> Confidence:
 
 
 def _phases(measured: Measured, least_text_s: float) -> Phases:
-    """What a finished image says about each phase. A step of more than GAP_STEPS times the median
-    of the steps contains a gap: it counts as the median.
+    """What a finished image says about each phase.
 
     Args:
         least_text_s: if text encoding took less, the embeddings were cached.
@@ -338,11 +383,7 @@ def _phases(measured: Measured, least_text_s: float) -> Phases:
     text_s = measured.text_encoding_s
     cached = text_s < least_text_s
     first, *later = measured.step_s
-    if len(later) > 1:
-        usual = median(later)
-        later = [step if step <= GAP_STEPS * usual else usual for step in later]
-    step_s = fmean(later) if later else nan
-    return Phases(nan if cached else text_s, first, step_s, measured.decoding_s)
+    return Phases(nan if cached else text_s, first, mean_step_s(later), measured.decoding_s)
 
 
 def _pace(forecast: Durations, live: Live) -> tuple[float, float]:
@@ -353,24 +394,6 @@ def _pace(forecast: Durations, live: Live) -> tuple[float, float]:
         pace += LIVE_STEP_WEIGHT * (fmean(own) / forecast.step_s - 1.0)
     now_s = pace * forecast.step_s + (0.0 if live.step_s else forecast.first_step_extra_s)
     if now_s > 0.0:
-        expected_s = live.step_elapsed_s + _remaining(now_s, live.step_elapsed_s, forecast.sigma)
+        expected_s = live.step_elapsed_s + remaining(now_s, live.step_elapsed_s, forecast.sigma)
         pace *= 1.0 + (expected_s / now_s - 1.0) / (1 + len(own))
     return pace, now_s
-
-
-def _remaining(forecast_s: float, elapsed_s: float, sigma: float) -> float:
-    """Median of the remaining seconds of what has taken elapsed_s, if forecast_s was the median.
-
-    Survival of a log-logistic distribution with S(t) = 1 / (1 + (t / m)^b), m = forecast_s: the
-    median of all t that are above the elapsed ones (Bennett 1983, "Log-logistic regression models
-    for survival data"). Its spread is sigma, or half of the lateness if that is more, so that the
-    remainder grows with the elapsed time once something is late: it is never 0.
-    """
-    if elapsed_s <= 0.0:
-        return forecast_s
-    median_s = max(forecast_s, LEAST_PHASE_S)
-    lateness = log(elapsed_s / median_s)
-    shape = pi / (sqrt(3.0) * max(sigma, LEAST_SIGMA, lateness / 2))
-    if lateness > 0.0:
-        return elapsed_s * (exp(log(2.0 + exp(-shape * lateness)) / shape) - 1.0)
-    return median_s * exp(log(1.0 + 2.0 * exp(shape * lateness)) / shape) - elapsed_s

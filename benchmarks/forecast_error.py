@@ -11,8 +11,12 @@ them, in the same run:
     oracle     knows the law and the queue, but not the noise and not future tasks
 
 Laws a to f are those for which the timing model was built; g to p are others, some with drift
-while tasks run; in q to t 80 % of the requests are one of five. random_law() of forecast_laws.py
-makes more of them.
+while tasks run; in q to t 80 % of the requests are one of five. The laws "random" are held out: of
+random kinds (random_law() of forecast_laws.py), and never looked at while the model was made.
+
+"misses" names the bars that a law does not reach: at submit 1.5 times the oracle's median error or
+2 percentage points more, 85 to 95 % inside the p90, a median below 15 % after 3 tasks, and for the
+own time of requests that have run twice 1.2 times the oracle's.
 
 Errors are |forecast - truth| / truth; while a task runs, of the whole seconds on the wire and in
 parts of the task's own running time, as a progress bar shows it (near the end any error is large
@@ -20,16 +24,21 @@ beside what remains). "With preemption" is the same replay without and with --pr
 """
 
 import math
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
 
 from common import ROOT, Results
-from forecast_laws import KNOWN, REPEATED, UNSEEN, Scenario
+from forecast_laws import HELD_OUT, KNOWN, REPEATED, UNSEEN, Scenario
 from forecast_replay import CONTENDERS, URGENT_SHARE, Record, Replay
 
 AFTER = (1, 3, 10, 50)
 PREEMPTING = KNOWN[2:]
+NOISE = 0.03
+SCENARIOS = (*KNOWN, *UNSEEN, *REPEATED, *HELD_OUT)
+TASKS = 200
+"""Of each run; about 150 of them count from the 50th on, so coverage is known to about 2.5 %."""
 
 
 # -- figures -----------------------------------------------------------------------------------
@@ -106,6 +115,7 @@ def measure(
     waiting = {who: Figures.of(waiting_errors(warm_calm, who)).mean for who in CONTENDERS}
     return rows, {
         "median at submit / oracle's": ours / oracle,
+        "points above it": ours - oracle,
         "running: mean %": Figures.of(running_errors(warm_mixed, "ours")).mean,
         "inside p90 %": coverage(warm_mixed),
         "own time after two runs / oracle's": repeated(calm),
@@ -135,6 +145,30 @@ def measure_preemption(scenario: Scenario, noise: float, tasks: int) -> list[lis
         figures = [len(records), paused, *waits, error, running, *inside]
         rows.append([scenario.name, f"{noise:.0%}", who, *figures])
     return rows
+
+
+def missed(figures: dict[str, float]) -> str:
+    """Which bars these figures do not reach; a figure that is not known misses none."""
+    at_submit, points = figures["median at submit / oracle's"], figures["points above it"]
+    inside = figures["inside p90 %"]
+    misses = {
+        "at submit": at_submit > 1.5 and points > 2.0,
+        "p90": inside < 85.0 or inside > 95.0,
+        "after 3": figures["median % after 3"] >= 15.0,
+        "two runs": figures["own time after two runs / oracle's"] > 1.2,
+    }
+    return ", ".join(name for name, misses_it in misses.items() if misses_it)
+
+
+def measure_case(
+    case: tuple[int, float, int],
+) -> tuple[list[list[object]], dict[str, float], list[list[object]]]:
+    """measure() and measure_preemption() in another process: a law cannot be sent there, its number
+    can."""
+    number, noise, tasks = case
+    scenario = SCENARIOS[number]
+    preempting = measure_preemption(scenario, noise, tasks) if scenario in PREEMPTING else []
+    return *measure(scenario, noise, tasks), preempting
 
 
 def repeated(records: list[Record]) -> float:
@@ -175,22 +209,25 @@ def plot(path: Path, tasks: int) -> None:
 
 def main() -> None:
     results = Results(__file__, __doc__)
-    scenarios: tuple[Scenario, ...] = (*KNOWN, *UNSEEN, *REPEATED)
-    tasks = 1000
-    noises: tuple[float, ...] = (0.03, 0.10)
-    if results.quick:
-        scenarios, tasks, noises = (KNOWN[2], UNSEEN[1], REPEATED[1]), 80, (0.03,)
+    tasks = 80 if results.quick else TASKS
+    chosen = (KNOWN[2], UNSEEN[1], REPEATED[1]) if results.quick else SCENARIOS
     errors: list[list[object]] = []
     bars: list[list[object]] = []
     preempting: list[list[object]] = []
-    for scenario in scenarios:
-        for noise in noises:
-            rows, figures = measure(scenario, noise, tasks)
+    figures: dict[str, float] = {}
+    with ProcessPoolExecutor(1 if results.quick else None) as pool:
+        cases = [(SCENARIOS.index(scenario), NOISE, tasks) for scenario in chosen]
+        for scenario, (rows, figures, own) in zip(
+            chosen, pool.map(measure_case, cases), strict=True
+        ):
             errors += rows
-            if scenario in PREEMPTING:
-                preempting += measure_preemption(scenario, noise, tasks)
-            bars.append([scenario.name, f"{noise:.0%}", *figures.values()])
-    results.table("What is promised", ["law", "noise", *figures], bars)
+            preempting += own
+            held_out = "yes" if scenario in HELD_OUT else ""
+            bars.append(
+                [scenario.name, held_out, f"{NOISE:.0%}", *figures.values(), missed(figures)]
+            )
+    title = f"What is promised: {tasks} tasks in each run"
+    results.table(title, ["law", "held out", "noise", *figures, "misses"], bars)
     header = [
         "law", "noise", "which", "tasks", "paused", "mean wait without, s", "mean wait, s",
         "median % at submit", "running: mean %", "inside p90 %, without", "inside p90 %",

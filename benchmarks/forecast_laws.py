@@ -206,3 +206,5 @@ REPEATED = (
     Scenario("s repeated, jagged, 8 % outliers", jagged, outliers=0.08, repeated=0.8),
     Scenario("t repeated, shared machine", jagged, drift=shared_machine, repeated=0.8),
 )
+HELD_OUT = tuple(Scenario(f"random {seed}", random_law(seed)) for seed in range(1, 16, 2))
+"""Never looked at while the timing model was made; even seeds may be."""

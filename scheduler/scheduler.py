@@ -349,8 +349,7 @@ class Scheduler:
         self.downloads.expansion_s = loads.pop(EXPANSION_KEY, self.downloads.expansion_s)
         for model, seconds in loads.items():
             self.timing.learn_load(model, seconds)
-        for work, measured in self.store.timings.samples():
-            self.timing.learn(work, measured)
+        self.timing.take(self.timing.learned(self.store.timings.samples()))
         waiting: list[Task] = []
         for task in unfinished:
             self._sequence = max(self._sequence, task.sequence)

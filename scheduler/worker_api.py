@@ -301,9 +301,9 @@ class WorkerApi:
         if not stored:
             return False
         outcome = None
+        learned = scheduler.timing.learned(samples)  # takes too long to hold the lock
         with scheduler.lock:
-            for work, measured in samples:
-                scheduler.timing.learn(work, measured)
+            scheduler.timing.take(learned)
             run.task.image_sizes += (len(encoded.image),)
             run.task.measured += tuple(measured for _, measured in encoded.measured)
             first = run.task.images_done == 1

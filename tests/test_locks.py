@@ -13,7 +13,9 @@ from scheduler.limits import QueueLimits
 from storage import file_store
 from storage.task_store import TaskStore
 from task import Encoded, InputImage, Phase, Task
-from timing_model import TimingModel
+from timing.corrections import Corrections
+from timing.linear import LinearLaw
+from timing_model import Measured, TimingModel
 
 PICTURE = InputImage("0123456789abcdef", 64, 64)
 
@@ -153,3 +155,29 @@ def test_no_lock_at_all_is_held_while_the_file_of_a_picture_is_written_and_synce
     synced = [what for what, _ in watched.seen if what == "_flush_to_disk"]
     assert len(synced) == 4, "an input image and three images"
     assert watched.held_during("_flush_to_disk") == set()
+
+
+def test_no_lock_is_held_while_the_laws_of_time_are_fitted(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind, name in ((LinearLaw, "fit"), (Corrections, "__init__"), (Corrections, "at")):
+        works = getattr(kind, name)
+
+        def seen(*arguments: Any, name: str = name, works: Any = works, **more: Any) -> Any:
+            watched.see(name)
+            return works(*arguments, **more)
+
+        monkeypatch.setattr(kind, name, seen)
+    queue, measured = watched.queue, Measured(0.5, [1.0] * 4, 0.5, 0.01)
+    load(queue)
+    for steps in (4, 8, 4):
+        queue.submit(params_for(steps=steps))
+        task = queue.claim()
+        assert task
+        queue.submit(params_for(steps=8))
+        watched.now += 5.0
+        encoded = Encoded(b"image", 0, ((0, measured),))
+        assert queue.worker.finish(task.task_id, task.attempt, encoded)
+        queue.delete(queue.unfinished(1, 0)[0][0].task_id)
+    assert watched.held_during("fit", "__init__") == set()
+    assert "at" in {what for what, _ in watched.seen}

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from timing.spread import Outcome, Spread
+from timing_laws import GpuLaws
 from timing_model import Confidence, Durations, Live, Measured, TimingModel, Work
 
 
@@ -369,3 +370,57 @@ def test_a_countdown_past_its_forecast_moves_smoothly_and_does_not_end(
     assert max(jumps) < 0.5
     assert min(left) > 0.1
     assert all(now > 0.2 * at for now, at in zip(left, times, strict=True) if at > 69.0)
+
+
+def drawn(count: int, seed: int) -> list[tuple[Work, Measured]]:
+    dice = random.Random(seed)
+    works = [
+        work(dice.choice((512, 768, 1024)), dice.randint(1, 20), dice.choice("mn"))
+        for _ in range(count)
+    ]
+    return [(seen, law(seen, noise=dice.lognormvariate(0, 0.05))) for seen in works]
+
+
+def test_what_is_learned_beside_the_model_changes_it_only_when_it_is_taken() -> None:
+    one, other = TimingModel(), TimingModel()
+    for sample in drawn(12, 1):
+        one.learn(*sample)
+        other.learn(*sample)
+    asked = [work(768, 9), work(768, 9, "n"), work(640, 5)]
+    before = [one.durations(seen) for seen in asked]
+    later = drawn(3, 2)
+    learned = one.learned(later)
+    assert [one.durations(seen) for seen in asked] == before
+    one.take(learned)
+    for sample in later:
+        other.learn(*sample)
+    assert [one.durations(seen) for seen in asked] == [other.durations(seen) for seen in asked]
+    assert [one.durations(seen) for seen in asked] != before
+
+
+def test_what_was_asked_before_is_not_computed_again_after_a_lesson_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    timing = TimingModel()
+    for sample in drawn(12, 1):
+        timing.learn(*sample)
+    asked = [work(side) for side in (512, 768, 1024)]
+    timing.gpu_s(asked)
+    timing.take(timing.learned(drawn(2, 2)))
+    for name in ("_fit", "_predicted"):
+        monkeypatch.delattr(GpuLaws, name)
+    assert all(seconds > 0.0 for seconds in timing.gpu_s(asked))
+    assert all(timing.durations(seen).gpu_s > 0.0 for seen in asked)
+
+
+def test_nothing_is_lost_if_two_threads_learn_at_once() -> None:
+    timing = TimingModel()
+    first, second = drawn(2, 1), drawn(3, 2)
+    slow, quick = timing.learned(first), timing.learned(second)
+    timing.take(quick)
+    timing.take(slow)
+    assert timing.samples("m") + timing.samples("n") == 5
+    other = TimingModel()
+    for sample in second + first:
+        other.learn(*sample)
+    assert timing.durations(work()) == other.durations(work())

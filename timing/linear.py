@@ -9,6 +9,7 @@ location parameter").
 
 from collections import deque
 from collections.abc import Sequence
+from copy import copy
 from itertools import combinations
 
 import numpy as np
@@ -77,10 +78,14 @@ class OneLaw:
     def predict(self, features: Sequence[float]) -> float:
         return self._law.predict(features)
 
-    def learn(self, features: tuple[float, ...], y: float) -> None:
-        self._samples.append((features, y))
-        rows, values = zip(*self._samples, strict=True)
-        self._law.fit(np.array(rows), np.array(values))
+    def learned(self, features: tuple[float, ...], y: float) -> "OneLaw":
+        """This law and one sample more."""
+        other = copy(self)
+        other._law, other._samples = copy(self._law), self._samples.copy()
+        other._samples.append((features, y))
+        rows, values = zip(*other._samples, strict=True)
+        other._law.fit(np.array(rows), np.array(values))
+        return other
 
 
 def _non_negative_least_squares(normal: list[list[float]], right: list[float]) -> tuple[float, ...]:
