@@ -14,6 +14,7 @@ from functools import cache
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import Lock
 from typing import TextIO
 
 ROOT = Path(__file__).parent.parent
@@ -78,10 +79,19 @@ class ForkedServer:
         self.send_signal(signal.SIGKILL)
 
 
-@cache
+_one_at_a_time = Lock()
+
+
 def _start_forking() -> None:
-    """Start the process that imports everything. It finds modules by PYTHONPATH alone: Python 3.11
-    does not give it the sys.path of this one, and leaves out what cannot be imported."""
+    """Start the process that imports everything, if it does not run yet."""
+    with _one_at_a_time:  # tests start servers in several threads
+        _ensure_forking()
+
+
+@cache
+def _ensure_forking() -> None:
+    """The new process finds modules by PYTHONPATH alone: Python 3.11 does not give it the sys.path
+    of this one, and leaves out what cannot be imported."""
     forkserver.set_forkserver_preload(["forking_imports"])
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
