@@ -17,6 +17,7 @@ time in the same way, with equal weights.
 Arithmetic only. Not thread-safe: its owner holds a lock.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -145,11 +146,8 @@ class FairShare:
         self._entries[task_id] = entry
         share.waiting.append(entry)
         last = account.waiting[-1] if account.waiting else None
-        at_the_end = last is None or (last.user is share and last.level >= level)
-        if at_the_end:
-            before = last.tag + last.seconds / account.weight if last else account.served
-            entry.tag = before
-            account.waiting.append(entry)
+        if last is None or (last.user is share and last.level >= level) or self._only():
+            self._insert(account, entry)
             return False
         return self._order(account)
 
@@ -171,7 +169,7 @@ class FairShare:
         share.running += 1
         entry.weight = account.weight
         self._charge(entry, entry.seconds)
-        return not was_first and self._order(account)
+        return not was_first and self._reorder(account)
 
     def end(self, task_id: str, seconds: float) -> bool:
         """A running task has ended, after so many seconds on the GPU.
@@ -202,7 +200,13 @@ class FairShare:
         self._charge(entry, used_s - entry.seconds)
         entry.seconds = left_s
         entry.user.waiting.insert(0, entry)
-        return self._order(entry.client)
+        if self._only():
+            waiting = entry.client.waiting
+            index = bisect_left(waiting, -entry.level, key=lambda other: -other.level)
+            if index < len(waiting) and waiting[index].level == entry.level:
+                entry.tag = min(entry.tag, waiting[index].tag)
+            waiting.insert(index, entry)
+        return self._reorder(entry.client)
 
     def leave(self, task_id: str) -> bool:
         """A waiting task waits no more. Returns whether tags of other tasks have changed."""
@@ -210,7 +214,7 @@ class FairShare:
         was_last = entry.client.waiting[-1] is entry
         entry.client.waiting.remove(entry)
         entry.user.waiting.remove(entry)
-        changed = not was_last and self._order(entry.client)
+        changed = not was_last and self._reorder(entry.client)
         self._forget(entry.client)
         return changed
 
@@ -234,6 +238,28 @@ class FairShare:
         stale, self._stale = self._stale, set()
         changes = [self._order(account) for account in stale]
         return any(changes)
+
+    def _insert(self, account: _Client, entry: _Entry) -> None:
+        """A task joins behind the others of its level; all that wait are of its user."""
+        index = bisect_right(account.waiting, -entry.level, key=lambda other: -other.level)
+        before = account.waiting[index - 1] if index else None
+        entry.tag = account.served
+        if before is not None and before.level == entry.level:
+            entry.tag = before.tag + before.seconds / account.weight
+        if index < len(account.waiting):
+            self._stale.add(account)
+        account.waiting.insert(index, entry)
+
+    def _reorder(self, account: _Client) -> bool:
+        """Order the waiting tasks of a client, or later if all that wait are of one user.
+
+        Returns:
+            Whether tags have changed.
+        """
+        if self._only():
+            self._stale.add(account)
+            return False
+        return self._order(account)
 
     def _order(self, account: _Client) -> bool:
         """Order the waiting tasks of a client and give them their tags.
