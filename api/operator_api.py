@@ -1,6 +1,6 @@
 """The routes of the operator: pausing and clearing the queue, moving tasks, the clients."""
 
-from flask import Response
+from flask import Response, request
 
 import errors
 from api.answers import json_response
@@ -76,10 +76,10 @@ class OperatorRoutes:
     )
     def clear(self) -> Response:
         check_operator()
-        name = text_value("client") or None
+        name = text_value("client") if "client" in request.args else None
         with self._places.place_for_change():
             cancelled = self._queue.control.clear(name)
-        whose = f" of {name[:100]!r}" if name else ""
+        whose = "" if name is None else f" of {name[:100]!r}"
         audit(f"cancelled the waiting tasks{whose}: {cancelled}")
         return json_response(ClearedAnswer(cancelled=cancelled))
 

@@ -66,13 +66,13 @@ class QueueControl:
 
         Raises:
             UnknownTask, Gone.
-            WrongStatus: it does not wait, or waits for a download.
+            WrongStatus: it does not wait, or waits for a download or its prompt.
         """
         scheduler = self._scheduler
         with scheduler.changes, scheduler.health.noting_storage():
             with scheduler.lock:
                 task = scheduler.get(task_id)
-                waits = task and task.status is TaskStatus.WAITING and not task.waits_for_download
+                waits = task is not None and task in scheduler.schedule
                 sequence, group = scheduler.next_sequence(), scheduler.policy.front_group
             if task is None:
                 scheduler.retention.find(task_id)

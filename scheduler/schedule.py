@@ -223,7 +223,10 @@ class Schedule:
         self.delay_budgets_s[position : position + len(delays_s)] -= delays_s
 
     def remove(self, task: Task) -> None:
+        """Raises: ValueError: the task is not in the schedule; nothing has changed."""
         position = self.position(task)
+        if position >= len(self._tasks) or self._tasks[position] is not task:
+            raise ValueError(f"task {task.task_id} is not where its sort key says")
         row = self._row(position)
         self._rows = _deleted(self._rows, row, row + len(task.stages))
         self._stages = _deleted(self._stages, position, position + 1)

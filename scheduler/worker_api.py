@@ -255,14 +255,15 @@ class WorkerApi:
             return None
         started_at = scheduler.now()
         with scheduler.health.accepting():  # else its image could not be stored
-            if not scheduler.store.claim(task, started_at=started_at):
-                raise StorageUnavailable(f"The record of task {task.task_id} does not wait.")
+            claimed_on_disk = scheduler.store.claim(task, started_at=started_at)
+        if not claimed_on_disk:
+            raise StorageUnavailable(f"The record of task {task.task_id} does not wait.")
         with scheduler.lock:
             task.status, task.started_at = TaskStatus.RUNNING, started_at
-            task.attempt += 1
             if preempted:
                 preempted.pause(scheduler.monotonic())
             scheduler.start(task)
+            task.attempt += 1  # a part of its sort key: after it has left the schedule
             claimed = copy(task)
         if preempted:
             scheduler.events.publish(EventKind.STEP, preempted.task.task_id)

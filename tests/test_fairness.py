@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import pytest
 from conftest import PlayedQueue, allow, forecast_of, params_for
 
+from errors import WrongStatus
 from scheduler.limits import QueueLimits
 from storage.task_store import TaskStore
 from task import Owner, Phase, Task
@@ -167,3 +169,73 @@ def test_affinity_joins_others_within_its_bound_and_keeps_its_group() -> None:
     bench.queue.submit(joined, owner=Owner("erin"))
     order = bench.waiting()
     assert order.index("k1") == order.index("k0") + 1
+
+
+def test_a_claim_takes_its_task_though_another_one_is_first_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The encoder finishes a task between the two halves of a claim: on disk and in memory. What
+    was measured puts another client's task first."""
+    bench = Bench()
+    names = ("b0", "a0", "b1", "a1", "b2", "a2")
+    ids = {bench.submit(name, {"a": "alice", "b": "bob"}[name[0]]).task_id: name for name in names}
+    store = bench.queue.scheduler.store
+    claim_on_disk = store.claim
+    running: list[Task] = []
+
+    def start() -> Task:
+        task = bench.queue.claim()
+        assert task
+        bench.at += 0.05
+        bench.queue.report(task.task_id, Phase.IMAGE_ENCODING, 4, 4)
+        return task
+
+    def claim_while_the_encoder_finishes(task: Task, *, started_at: float) -> bool:
+        claimed = claim_on_disk(task, started_at=started_at)
+        if running:
+            bench.queue.finish(running.pop().task_id, [b"image"])
+        return claimed
+
+    bench.queue.finish(start().task_id, [b"image"])
+    running.append(start())
+    monkeypatch.setattr(store, "claim", claim_while_the_encoder_finishes)
+    ran = []
+    while bench.waiting():
+        task = start()
+        ran.append(ids[task.task_id])
+        bench.queue.finish(task.task_id, [b"image"])
+    assert sorted(ran) == ["a1", "a2", "b1", "b2"]
+    assert bench.queue.length == 0
+
+
+def test_a_task_whose_prompt_is_being_written_is_not_moved_to_the_front() -> None:
+    bench = Bench()
+    expanding, _ = bench.queue.submit(params_for("expanding", expand=True))
+    bench.submit("a")
+    bench.submit("b")
+    with pytest.raises(WrongStatus):
+        bench.queue.control.move_to_front(expanding.task_id)
+    assert [bench.run() for _ in range(2)] == ["a", "b"]
+    assert bench.queue.status(expanding.task_id).status == "waiting"
+
+
+def test_only_the_task_on_the_gpu_is_suspected_of_a_crash(tmp_path: Path) -> None:
+    """The other one was being encoded when the process died."""
+    store = TaskStore(tmp_path)
+    bench = Bench(store)
+    for name in ("encoded", "on the GPU"):
+        bench.submit(name)
+        task = bench.queue.claim()
+        assert task
+        if name == "encoded":
+            bench.queue.report(task.task_id, Phase.IMAGE_ENCODING, 4, 4)
+        bench.at += 1.0
+    store.close()
+    store = TaskStore(tmp_path)
+    after = Bench(store)
+    tasks, _ = after.queue.unfinished(10, 0)
+    assert {task.params.prompt: task.interruptions for task in tasks} == {
+        "encoded": 0,
+        "on the GPU": 1,
+    }
+    store.close()
