@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from bench import BASE, KLEIN, MODELS, SCHNELL, UPSCALER, Bench, spec_of
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from models.model_catalog import LoadSpec, Model
@@ -112,6 +112,12 @@ def simulated(bench: Bench) -> dict[str, tuple[float, float, int]]:
     return found
 
 
+def assume_no_tie(start_s: float, end_s: float, other_start_s: float, other_end_s: float) -> None:
+    """Two machines would end a task at the same moment, but for rounding: either may be chosen."""
+    if end_s == pytest.approx(other_end_s, rel=1e-9):
+        assume(start_s == pytest.approx(other_start_s))
+
+
 @settings(deadline=None, max_examples=100)
 @given(
     requests,
@@ -136,6 +142,7 @@ def test_the_forecast_of_each_task_equals_a_plain_list_scheduling_simulation(
         task = one.task(bench, str(number))
         promised = bench.join(task)
         answer = bench.forecaster.of(task)
+        assume_no_tie(promised.start_s, promised.end_s, answer.start_s, answer.end_s)
         assert (promised.pos, promised.switches) == (answer.pos, answer.switches)
         assert promised.start_s == pytest.approx(answer.start_s)
         assert promised.end_s == pytest.approx(answer.end_s)
@@ -148,6 +155,7 @@ def test_the_forecast_of_each_task_equals_a_plain_list_scheduling_simulation(
     assert [task.task_id for task, _ in waiting] == bench.ids()
     for pos, (task, forecast) in enumerate(waiting):
         start, end, loads = expected[task.task_id]
+        assume_no_tie(start, end, forecast.start_s, forecast.end_s)
         assert forecast == bench.forecaster.of(task)
         assert (forecast.pos, forecast.switches) == (pos, loads)
         assert forecast.start_s == pytest.approx(start)

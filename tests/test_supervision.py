@@ -52,7 +52,7 @@ class DyingServer(ServerProcess):
         super().__init__(
             data_dir,
             *("--model", "tiny", "--models", "tiny,schnell", "--threads", "8"),
-            *("--callback-hosts", "127.0.0.1"),
+            *("--callback-hosts", "127.0.0.1", "--expand-url", self.receiver.url),
             environment={"HF_HOME": str(data_dir / "hub")},
             program=(SCRIPT,),
         )
@@ -138,6 +138,13 @@ class DyingServer(ServerProcess):
         self.submit(callback_url=self.receiver.url)
         assert self.receiver.called.wait(GIVE_UP_S)
 
+    def expand(self) -> None:
+        """The endpoint is asked for a prompt. Its answer is none, so the task's own one is used."""
+        self.receiver.called.clear()
+        ended = self.wait_until_ended(self.submit(expand=True)["task_id"])
+        assert ended["status"] == "done"
+        assert self.receiver.called.is_set()
+
     def want_weights(self) -> None:
         """The download, which cannot be here, fails; so does the task."""
         task_id = self.submit(model="schnell")["task_id"]
@@ -156,6 +163,7 @@ WORK: dict[str, Callable[[DyingServer], None]] = {
     "events": DyingServer.listen,
     "webhooks": DyingServer.be_called,
     "downloads": DyingServer.want_weights,
+    "expander": DyingServer.expand,
 }
 
 
