@@ -351,22 +351,19 @@ class Scheduler:
             self.timing.learn_load(model, seconds)
         self.timing.take(self.timing.learned(self.store.timings.samples()))
         waiting: list[Task] = []
-        running = [task for task in unfinished if task.status is TaskStatus.RUNNING]
-        suspect = max(running, key=lambda task: task.started_at or 0.0, default=None)
-        """The task on the GPU when the last process ended: others were paused or encoded."""
         for task in unfinished:
             self._sequence = max(self._sequence, task.sequence)
             if task.last_image is not None:  # that image is lost, and no other one is wanted
                 self._unsettled.append(partial(self.cancel, task))
-            elif error := self._cannot_continue(task, suspected=task is suspect):
+            elif error := self._cannot_continue(task):
                 self._unsettled.append(partial(self.fail, task, *error))
             else:
                 if task.status is TaskStatus.RUNNING:
                     self._unsettled.append(
-                        partial(self.store.release, copy(task), interrupted=task is suspect)
+                        partial(self.store.release, copy(task), interrupted=True)
                     )
                     task.status, task.started_at = TaskStatus.WAITING, None
-                    task.interruptions += task is suspect
+                    task.interruptions += 1
                 waiting.append(task)
         missing = {task.task_id: self.downloads.missing(task) for task in waiting}
         ready = [task for task in waiting if not (missing[task.task_id] or task.params.expand)]
@@ -386,14 +383,13 @@ class Scheduler:
         with suppress(StorageUnavailable):  # the server starts all the same
             self.check_storage()
 
-    def _cannot_continue(self, task: Task, *, suspected: bool) -> tuple[str, str] | None:
-        """Code and message of why a task from before the start fails now. Gives it its stages. If
-        it is suspected, the end of the last process may be its fault."""
+    def _cannot_continue(self, task: Task) -> tuple[str, str] | None:
+        """Code and message of why a task from before the start fails now. Gives it its stages."""
         try:
             stages = self.allowed.stages(task.params)
         except (ModelNotAllowed, NotSupported, InvalidInput) as error:
             return error.code, error.message  # the operator allows less than before
-        if suspected and task.interruptions + 1 >= MAX_INTERRUPTIONS:
+        if task.status is TaskStatus.RUNNING and task.interruptions + 1 >= MAX_INTERRUPTIONS:
             return ENDED_TOO_OFTEN
         task.stages = tuple(stage.after_images(task.images_done) for stage in stages)
         return None

@@ -217,25 +217,3 @@ def test_a_task_whose_prompt_is_being_written_is_not_moved_to_the_front() -> Non
         bench.queue.control.move_to_front(expanding.task_id)
     assert [bench.run() for _ in range(2)] == ["a", "b"]
     assert bench.queue.status(expanding.task_id).status == "waiting"
-
-
-def test_only_the_task_on_the_gpu_is_suspected_of_a_crash(tmp_path: Path) -> None:
-    """The other one was being encoded when the process died."""
-    store = TaskStore(tmp_path)
-    bench = Bench(store)
-    for name in ("encoded", "on the GPU"):
-        bench.submit(name)
-        task = bench.queue.claim()
-        assert task
-        if name == "encoded":
-            bench.queue.report(task.task_id, Phase.IMAGE_ENCODING, 4, 4)
-        bench.at += 1.0
-    store.close()
-    store = TaskStore(tmp_path)
-    after = Bench(store)
-    tasks, _ = after.queue.unfinished(10, 0)
-    assert {task.params.prompt: task.interruptions for task in tasks} == {
-        "encoded": 0,
-        "on the GPU": 1,
-    }
-    store.close()
