@@ -165,14 +165,20 @@ class QueueManager:
             InvalidInput: the task has no image of this index.
             Gone: the image was removed, or the task ended without it.
         """
-        task = self.status(task_id)
+        return self.image_of(self.status(task_id), index)
+
+    def image_of(self, task: Task, index: int = 0) -> tuple[bytes, GenerationParams]:
+        """As image(), of a task that the caller has just looked up."""
         if not task.ended and task.images_done <= index < task.params.count:
             raise NotReady
         return self._scheduler.retention.image(task, index), task.params
 
     def all_images(self, task_id: str) -> tuple[list[bytes], GenerationParams]:
         """Returns all images of an ended task. Raises what image() raises."""
-        task = self.status(task_id)
+        return self.all_images_of(self.status(task_id))
+
+    def all_images_of(self, task: Task) -> tuple[list[bytes], GenerationParams]:
+        """As all_images(), of a task that the caller has just looked up."""
         if not task.ended:
             raise NotReady
         return self._scheduler.retention.all_images(task), task.params

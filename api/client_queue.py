@@ -115,15 +115,14 @@ class ClientQueue:
         return self._queue.unfinished(limit, offset, lambda task: self.owns(task) and wanted(task))
 
     def image(self, task_id: str, index: int = 0) -> tuple[bytes, GenerationParams]:
-        self._check(task_id)
-        return self._queue.image(task_id, index)
+        return self._queue.image_of(self._own(task_id), index)
 
     def all_images(self, task_id: str) -> tuple[list[bytes], GenerationParams]:
-        self._check(task_id)
-        return self._queue.all_images(task_id)
+        return self._queue.all_images_of(self._own(task_id))
 
     def fetched(self, task_id: str, index: int | None = None) -> None:
-        self._check(task_id)
+        if not self.sees_all:
+            self.status(task_id)
         self._queue.fetched(task_id, index)
 
     def delete(self, task_id: str, *, after_current: bool = False) -> TaskStatus:
@@ -148,9 +147,8 @@ class ClientQueue:
 
     # -- inside -----------------------------------------------------------------------------------
 
-    def _check(self, task_id: str) -> None:
-        if not self.sees_all:
-            self.status(task_id)
+    def _own(self, task_id: str) -> Task:
+        return self._queue.status(task_id) if self.sees_all else self.status(task_id)
 
     def _check_priority(self, priority: int) -> None:
         if priority > 0 and not self.client.may_prioritize:

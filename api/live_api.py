@@ -156,7 +156,7 @@ class LiveRoutes:
         queue = self._own_queue()
         view = queue.status(task_id)
         if view.ended:
-            return jpeg_response(self._thumbnails.get(task_id, 0, THUMBNAIL_SIDE))
+            return jpeg_response(self._thumbnails.get(view, 0, THUMBNAIL_SIDE))
         family = queue.allowed.model(view.params.model).family
         why = "There is no preview of this task yet: it comes once it runs."
         if not self._previews.on:
@@ -188,9 +188,9 @@ class LiveRoutes:
     )
     def thumbnail(self) -> Response:
         task_id, index = task_id_value(), number_value("index", 0, 0, 999)
-        self._own_queue().status(task_id)
+        task = self._own_queue().status(task_id)
         max_side = number_value("size", THUMBNAIL_SIDE, 64, 1024)
-        return jpeg_response(self._thumbnails.get(task_id, index, max_side))
+        return jpeg_response(self._thumbnails.get(task, index, max_side))
 
 
 def _asked_tasks() -> frozenset[str]:

@@ -10,6 +10,7 @@ from api.waiting_places import WaitingPlaces
 from decoding.decoder import PictureDecoder
 from errors import Gone, InvalidInput, NotReady
 from queue_manager import QueueManager
+from task import Task
 
 CACHE_BYTES = 16_000_000
 Key = tuple[str, int, int]
@@ -37,17 +38,16 @@ class Thumbnails:
         self._lock = Lock()
         self._kept: LRUCache[Key, bytes] = LRUCache(cache_bytes, getsizeof=len)
 
-    def get(self, task_id: str, index: int, max_side: int) -> bytes:
+    def get(self, task: Task, index: int, max_side: int) -> bytes:
         """A JPEG with no side longer than max_side pixels.
 
         Raises:
-            UnknownTask, NotReady, Gone, InvalidInput: there is no such image.
+            NotReady, Gone, InvalidInput: there is no such image.
             TryLater: too many pictures wait to be decoded.
         """
-        task = self._queue.status(task_id)
         if not task.ended and task.images_done <= index < task.params.count:
             raise NotReady
-        key = (task_id, index, max_side)
+        key = (task.task_id, index, max_side)
         with self._lock:
             if small := self._kept.get(key):
                 return small
@@ -57,7 +57,7 @@ class Thumbnails:
             with self._places.place():
                 return making.result()
         try:
-            small = self._make(key)
+            small = self._make(task, key)
         except BaseException as error:
             made.set_exception(error)
             raise
@@ -68,11 +68,11 @@ class Thumbnails:
             with self._lock:
                 del self._making[key]
 
-    def _make(self, key: Key) -> bytes:
-        task_id, index, max_side = key
+    def _make(self, task: Task, key: Key) -> bytes:
+        _, index, max_side = key
         with self._decoder.reading() as reader:
             # The image is read here, so that few are in memory at a time.
-            image, _ = self._queue.image(task_id, index)
+            image, _ = self._queue.image_of(task, index)
             try:
                 small = reader.thumbnail(image, max_side)
             except InvalidInput:

@@ -16,6 +16,8 @@ from conftest import GIVE_UP_S, until
 from live import SteppedServer
 from PIL import Image
 
+from task import Task
+
 THREADS = 8
 PLACES = 4
 
@@ -75,9 +77,9 @@ class Zips:
     def __init__(self, server: SteppedServer, task_id: str) -> None:
         self._server, self._task_id = server, task_id
         self._go_on, queue = threading.Event(), server.queue
-        queue.all_images = self._wait  # type: ignore[method-assign]
+        queue.all_images_of = self._wait  # type: ignore[method-assign]
 
-    def _wait(self, task_id: str) -> Any:
+    def _wait(self, task: Task) -> Any:
         self._go_on.wait(GIVE_UP_S)
         return [b""], self._server.queue.status(self._task_id).params
 
