@@ -67,6 +67,8 @@ class Place:
 
     index: int
     """Position among the waiting tasks."""
+    seconds: float
+    """Forecast GPU seconds of the task."""
     turn: float
     group: int | None = None
     """Sequence of the task whose group it joins; None: a group of its own."""
@@ -74,6 +76,11 @@ class Place:
     """Seconds by which it delays each task that it overtakes by affinity, from `index` on."""
     version: int = -1
     """Of the schedule for which the place was found."""
+
+    def give(self, task: Task, sequence: int) -> None:
+        """A task gets this place, before it joins."""
+        task.sequence, task.turn = sequence, self.turn
+        task.group = sequence if self.group is None else self.group
 
 
 class Policy:
@@ -96,17 +103,15 @@ class Policy:
         turn = self._shares.preview(seconds, task.owner, task.priority)
         own = schedule.position_of((-task.priority, True, turn, inf, inf))
         begin, _ = schedule.level(task.priority)
-        joined = self._by_affinity(task, begin, own, resident)
-        return joined or Place(own, turn, version=schedule.version)
+        joined = self._by_affinity(task, seconds, begin, own, resident)
+        return joined or Place(own, seconds, turn, version=schedule.version)
 
-    def join(self, task: Task, place: Place, seconds: float) -> None:
-        """A task, whose sequence is set, joins the schedule at this place."""
-        task.turn = place.turn
-        task.group = task.sequence if place.group is None else place.group
+    def join(self, task: Task, place: Place) -> None:
+        """A task joins the schedule at the place that it was given."""
         if place.delays_s is not None and place.version == self._schedule.version:
             self._schedule.delay(task, place.delays_s)
         self._schedule.add(task, delay_budget_s=self.limits.max_delay_s)
-        self._sort(self._share(task, seconds))
+        self._sort(self._share(task, place.seconds))
 
     def restore(self, tasks: Iterable[tuple[Task, float]]) -> None:
         """Tasks and their seconds from before the start join, in the order of their sequences."""
@@ -194,10 +199,13 @@ class Policy:
 
     # -- private ----------------------------------------------------------------------------------
 
-    def _by_affinity(self, task: Task, begin: int, own: int, resident: Resident) -> Place | None:
+    def _by_affinity(
+        self, task: Task, seconds: float, begin: int, own: int, resident: Resident
+    ) -> Place | None:
         """The place behind others with its weights, if that is before its own.
 
         Args:
+            seconds: forecast GPU seconds of the task.
             begin: position of the first task of its level.
             own: its own position.
         """
@@ -220,7 +228,7 @@ class Policy:
         delays_s = schedule.delays_s(task, index, resident)[: own - index]
         if np.any(delays_s > schedule.delay_budgets_s[index:own]):
             return None
-        return Place(index, turn, group, delays_s, schedule.version)
+        return Place(index, seconds, turn, group, delays_s, schedule.version)
 
     def _share(self, task: Task, seconds: float) -> bool:
         return self._shares.join(task.task_id, seconds, task.owner, level(task))

@@ -194,8 +194,7 @@ class Scheduler:
     def place(self, task: Task) -> Place:
         """Give a task its place in the order, before it joins (locked)."""
         place = self.policy.place(task, self._gpu_s(task), self.forecaster.resident_at_start())
-        task.sequence = self.next_sequence()
-        task.group = task.sequence if place.group is None else place.group
+        place.give(task, self.next_sequence())
         return place
 
     def next_sequence(self) -> int:
@@ -206,7 +205,7 @@ class Scheduler:
         """A task joins the schedule (locked)."""
         self._add(task)
         task.waits_for_download = task.waits_for_prompt = False
-        self.policy.join(task, place, self._gpu_s(task))
+        self.policy.join(task, place)
         self.wake_worker.notify_all()
 
     def join_downloads(self, task: Task, missing: tuple[LoadSpec, ...]) -> None:

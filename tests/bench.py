@@ -103,8 +103,8 @@ class Bench:
         promised = self.forecaster.of_new(task)
         place = self.policy.place(task, self.gpu_s(task), self.forecaster.resident_at_start())
         self.joined += 1
-        task.sequence = self.joined
-        self.policy.join(task, place, self.gpu_s(task))
+        place.give(task, self.joined)
+        self.policy.join(task, place)
         assert self.schedule.position(task) == place.index
         return promised
 
