@@ -145,19 +145,20 @@ def random_law(seed: int) -> Law:
         x, n = params.tokens / 4096, params.steps
         step_s = sum(c * x**p for p, c in enumerate(step))
         decode_s = sum(c * x**p for p, c in enumerate(decode))
-        if kind == "power":
-            step_s, decode_s = step[1] * x**exponent, decode[1] * x ** (2.2 - exponent / 2)
-        elif kind == "threshold":
-            step_s *= factor if x > bend else 1.0
-        elif kind == "decode":
-            decode_s *= factor * 3 if x > bend else 1.0
-        elif kind == "stairs":
-            tiles = math.ceil(params.width / tile) * math.ceil(params.height / tile)
-            step_s = step[1] * tiles * tile * tile / 2**20
-        elif kind == "floor":
-            step_s, decode_s = max(step_s, step[1] * bend), max(decode_s, decode[1] * bend)
-        elif kind == "steps":
-            step_s *= n**growth
+        match kind:
+            case "power":
+                step_s, decode_s = step[1] * x**exponent, decode[1] * x ** (2.2 - exponent / 2)
+            case "threshold":
+                step_s *= factor if x > bend else 1.0
+            case "decode":
+                decode_s *= factor * 3 if x > bend else 1.0
+            case "stairs":
+                tiles = math.ceil(params.width / tile) * math.ceil(params.height / tile)
+                step_s = step[1] * tiles * tile * tile / 2**20
+            case "floor":
+                step_s, decode_s = max(step_s, step[1] * bend), max(decode_s, decode[1] * bend)
+            case "steps":
+                step_s *= n**growth
         steps = [step_s] * n
         if kind == "late":  # what runs long gets hot
             steps = [step_s * (factor if i * step_s > 60 * bend else 1.0) for i in range(n)]

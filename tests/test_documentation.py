@@ -398,30 +398,6 @@ def test_a_heavy_library_is_imported_only_where_allowed(library: str) -> None:
         assert any(is_within(user, home) for user in users), home
 
 
-MOST_LINES, MOST_LINES_OF_A_FUNCTION, MOST_NESTING = 400, 60, 4
-ONE_FILE = ROOT / "client" / "mflux_client.py"
-"""The client, which is one file to copy."""
-
-
-def nesting_of(node: ast.AST) -> int:
-    """How deep blocks are nested in a function; an `elif` counts as nested in its `if`."""
-    inside = max((nesting_of(child) for child in ast.iter_child_nodes(node)), default=0)
-    blocks = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.Match)
-    return inside + isinstance(node, blocks)
-
-
-@pytest.mark.parametrize("part", sorted({*PARTS, "client"}))
-def test_files_and_functions_are_short_and_hardly_nested(part: str) -> None:
-    for path in sources_of(part) if part in PARTS else sorted((ROOT / part).glob("*.py")):
-        text = path.read_text()
-        assert path == ONE_FILE or len(text.splitlines()) <= MOST_LINES, path
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef):
-                lines = (node.end_lineno or 0) - node.lineno + 1
-                assert lines <= MOST_LINES_OF_A_FUNCTION, (path, node.name, lines)
-                assert nesting_of(node) <= MOST_NESTING, (path, node.name)
-
-
 def test_no_import_leads_in_a_circle() -> None:
     modules = {module_of(path): path for part in PARTS for path in sources_of(part)}
     imported = {
