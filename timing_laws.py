@@ -21,48 +21,22 @@ import numpy as np
 from timing.corrections import Corrections, Floats, Ints
 from timing.drift import SAMPLES_KEPT, Scale
 from timing.linear import LEAST_S, LinearLaw
+from timing.work import REFERENCE_TOKENS, TEXT_TOKENS, Phases, Place
 
 SAMPLES_TO_TRUST = 3
 FIRST_STEP_EXTRA = 0.1
 """Extra time of the first step, in steps, before it was measured."""
-REFERENCE_TOKENS = 4096
-TEXT_TOKENS = 512
 PRIOR_FLOP_PER_S = 10e12
 STALE = 0.2
 """Part of the samples that may be missing in the fit that a new sample is compared with, where many
 are learned at once."""
 GAP_STEPS = 10.0
+LENT_SAMPLES = 30
+"""So many samples of another machine are learned from at first; each own one replaces two."""
+COMPARED_PLACES = 9
+"""Of the latest pictures, two machines are compared at this many."""
 PLACES_KEPT = 20_000
 """Size of the cache of predicted places."""
-
-
-class Place(NamedTuple):
-    """What the seconds of a picture depend on, in the law of one key."""
-
-    x: float
-    """Latent tokens / REFERENCE_TOKENS."""
-    steps: int
-    text: float
-    """Tokens of the prompt / TEXT_TOKENS."""
-    input_x: float = 0.0
-    """x of the pictures that are encoded with the prompt; 0: none."""
-    aspect: float = 0.0
-    """|log(width / height)|."""
-
-    @property
-    def size(self) -> tuple[float, float, float]:
-        return (1.0, self.x, self.x * self.x)
-
-
-class Phases(NamedTuple):
-    """Seconds of the phases of one picture."""
-
-    text: float
-    first: float
-    """First step."""
-    step: float
-    """Each later step."""
-    decoding: float
 
 
 class _Sample(NamedTuple):
@@ -92,7 +66,7 @@ class GpuLaws:
         the embeddings, 1 where it does not, and before a repeated prompt was measured."""
         self.scale = Scale()
         self._samples: deque[_Sample] = deque(maxlen=SAMPLES_KEPT)
-        self._count = self._repeats = self._unfitted = 0
+        self._count = self._lent = self._repeats = self._unfitted = 0
         self._numbers: dict[object, int] = {}
         self._corrections: tuple[Corrections, Corrections] | None = None
         self._seen = (float("inf"), 0.0)
@@ -117,9 +91,32 @@ class GpuLaws:
         if places:
             self._known |= zip(places, self._predicted(places), strict=True)
 
+    def lent(self, by: float) -> "GpuLaws":
+        """What another machine starts with: the same law, slower by exp(by)."""
+        other = self.copy()
+        if other._unfitted:
+            other._fit()
+        other.scale.move(by)
+        while len(other._samples) > LENT_SAMPLES:
+            other._samples.popleft()
+        other._lent, other._count = len(other._samples), 0
+        return other
+
+    def times_slower_than(self, other: "GpuLaws") -> float:
+        """The median of seconds here / seconds there, at the places of the latest samples here."""
+        places = [sample.place for sample in list(self._samples)[-COMPARED_PLACES:]]
+        both = zip(places, self._predicted(places), other._predicted(places), strict=True)
+        return median(_whole(own, p.steps) / _whole(theirs, p.steps) for p, own, theirs in both)
+
     @property
     def samples(self) -> int:
+        """Pictures that were learned, of this machine."""
         return self._count
+
+    @property
+    def is_measured(self) -> bool:
+        """On this machine or another one."""
+        return self._count > 0 or self._lent > 0
 
     def is_far(self, x: float) -> bool:
         """From the sizes seen."""
@@ -174,6 +171,9 @@ class GpuLaws:
             self.scale.start()
         logs = [log(max(s, LEAST_S)) if not isnan(s) else s for s in measured]
         self._samples.append(_Sample(place, (logs[0], logs[1], logs[2], logs[3])))
+        for _ in range(min(self._lent, 2)):
+            self._samples.popleft()
+            self._lent -= 1
         self._count += 1
         self._unfitted += 1
         self._known.clear()

@@ -30,28 +30,22 @@ changes the work of a step):
 Not learned: impossible durations, and steps that contain a gap (timing_laws.GAP_STEPS).
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from enum import StrEnum
+from dataclasses import dataclass
 from functools import partial
 from math import log, nan
-from statistics import fmean
+from statistics import fmean, median
 
 from timing.linear import OneLaw
 from timing.spread import LONGEST_S
 from timing.survival import remaining
-from timing_laws import (
-    PRIOR_FLOP_PER_S,
-    REFERENCE_TOKENS,
-    SAMPLES_TO_TRUST,
-    TEXT_TOKENS,
-    GpuLaws,
-    Phases,
-    Place,
-    mean_step_s,
-)
+from timing.work import Confidence, Durations, Live, Measured, Phases, Work
+from timing_laws import PRIOR_FLOP_PER_S, SAMPLES_TO_TRUST, GpuLaws, mean_step_s
 
+__all__ = ["LOCAL", "Confidence", "Durations", "Live", "Measured", "TimingModel", "Work"]
+
+LOCAL = "local"
+"""Name of the machine that the server runs on."""
 FORECASTS_KEPT = 10_000
 """Size of the cache of durations, which the next sample empties."""
 PRIOR_LOAD_BYTES_PER_S = 1e9
@@ -65,129 +59,6 @@ PRIOR_SIGMA = log(PRIOR_P90) / 1.2816
 CACHED_TEXT = 0.1
 """If text encoding took less than this part of its forecast, the embeddings were cached, and the
 sample says nothing about a new prompt."""
-
-
-class Confidence(StrEnum):
-    NONE = "none"  # nothing measured for this model: only the prior is used
-    LOW = "low"  # fewer than SAMPLES_TO_TRUST tasks, or far from the sizes seen
-    HIGH = "high"
-
-
-@dataclass(frozen=True)
-class Work:
-    """The work of a task: all that its duration depends on."""
-
-    model: str
-    """Key of the timing law: model, quantization and what else changes the work of a step."""
-    parameters_b: float
-    """Billions of parameters, for the prior."""
-    tokens: int
-    steps: int
-    """Steps of each image."""
-    format: str
-    images: int = 1
-    text_each: bool = False
-    """Whether text encoding runs for each image, because it also encodes input images."""
-    prompt_each: bool = False
-    """Whether text encoding runs for each image, because each has its own prompt."""
-    prompt_tokens: int = TEXT_TOKENS
-    prompt_cached: bool = False
-    """Whether the embeddings of its prompt are in memory when it starts."""
-    width: int = 0
-    """Pixels; 0: unknown, as if it were square."""
-
-    @property
-    def x(self) -> float:
-        return self.tokens / REFERENCE_TOKENS
-
-    @property
-    def place(self) -> Place:
-        input_x = self.x if self.text_each else 0.0
-        aspect = abs(log(self.width**2 / (self.tokens * 256))) if self.width else 0.0
-        return Place(self.x, self.steps, self.prompt_tokens / TEXT_TOKENS, input_x, aspect)
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @staticmethod
-    def from_json(text: str) -> "Work":
-        return Work(**json.loads(text))
-
-
-@dataclass(frozen=True)
-class Durations:
-    """Predicted seconds of one task's own work, all >= 0."""
-
-    text_encoding_s: float
-    """Seconds of text encoding: per task, or with text_each per image."""
-    first_step_extra_s: float
-    step_s: float
-    """Seconds of one step; an image has `steps` of them."""
-    steps: int
-    decoding_s: float
-    image_encoding_s: float
-    sigma: float
-    """Spread of log(truth / forecast) of the whole task."""
-    confidence: Confidence
-    images: int = 1
-    text_each: bool = False
-    before_s: float = 0.0
-    """Seconds of the stages before this one."""
-
-    @property
-    def denoising_s(self) -> float:
-        return self.first_step_extra_s + self.steps * self.step_s
-
-    @property
-    def image_gpu_s(self) -> float:
-        """GPU seconds of one image, without text encoding."""
-        return self.denoising_s + self.decoding_s
-
-    @property
-    def gpu_s(self) -> float:
-        """GPU seconds of the whole task."""
-        texts = self.images if self.text_each else 1
-        return self.before_s + texts * self.text_encoding_s + self.images * self.image_gpu_s
-
-    @property
-    def total_s(self) -> float:
-        return self.gpu_s + self.image_encoding_s
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Measured seconds of one image."""
-
-    text_encoding_s: float
-    step_s: Sequence[float]
-    """Seconds of each step that ran."""
-    decoding_s: float
-    image_encoding_s: float
-
-    @property
-    def gpu_s(self) -> float:
-        return self.text_encoding_s + sum(self.step_s) + self.decoding_s
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @staticmethod
-    def from_json(text: str) -> "Measured":
-        return Measured(**json.loads(text))
-
-
-@dataclass(frozen=True)
-class Live:
-    """How far a running task is."""
-
-    phase: str
-    """text_encoding, denoising, decoding, image_encoding."""
-    phase_elapsed_s: float
-    steps_done: int = 0
-    steps_total: int = 0
-    step_s: Sequence[float] = ()
-    step_elapsed_s: float = 0.0
-    images_done: int = 0
 
 
 Sample = tuple[Work, Measured]
@@ -204,20 +75,78 @@ class Learned:
     image_encoding: dict[str, OneLaw]
 
 
+class _Machines:
+    """What the models of several machines share."""
+
+    def __init__(self) -> None:
+        self.models: dict[str, TimingModel] = {}
+        self.version = 0
+        self.learned = 0
+        """Samples that they have learned, all together."""
+
+    @property
+    def all(self) -> "list[TimingModel]":
+        return list(self.models.values())
+
+    def learned_by(self, model: "TimingModel") -> None:
+        self.learned += 1
+        self.version += 1
+        for other in self.all:
+            if other is model or other.borrows:
+                other.forget_forecasts()
+
+
 class TimingModel:
     """Learns durations from finished tasks. Not thread-safe: the owner holds a lock, except for
-    learned(), which changes nothing."""
+    learned(), which changes nothing.
 
-    def __init__(self, flop_per_s: float = PRIOR_FLOP_PER_S) -> None:
+    Each machine has a model of its own: of(). One that has never run a key forecasts it from the
+    machine that has run it most, scaled by the speed of the two on what both have run. Its own
+    samples then replace the other's.
+    """
+
+    def __init__(
+        self,
+        flop_per_s: float = PRIOR_FLOP_PER_S,
+        machine: str = LOCAL,
+        beside: "TimingModel | None" = None,
+    ) -> None:
         self.flop_per_s = flop_per_s
         """Measured speed of the machine: the prior of models that were not measured yet."""
+        self._shared: _Machines = beside._shared if beside else _Machines()
+        self._shared.models[machine] = self
         self._laws: dict[str, GpuLaws] = {}
+        self._borrowed: dict[str, GpuLaws] = {}
         self._image_encoding: dict[str, OneLaw] = {}
         self._load_s: dict[str, float] = {}
         self._forecasts: dict[Work, Durations] = {}
         self._learned = 0
-        self.version = 0
-        """Increases with each change of what was learned."""
+        self.borrows = False
+        """Whether a forecast changes with what other machines learn."""
+
+    def of(self, machine: str) -> "TimingModel":
+        """The model of another machine; a new one if there is none."""
+        known = self._shared.models.get(machine)
+        return known or TimingModel(self.flop_per_s, machine, beside=self)
+
+    @property
+    def version(self) -> int:
+        """Increases with each change of what was learned, by any of the machines."""
+        return self._shared.version
+
+    def calibrate(self, flop_per_s: float) -> None:
+        """The speed of the machine was measured: what was not learned yet is forecast by it."""
+        self.flop_per_s = flop_per_s
+        self._laws = {key: law for key, law in self._laws.items() if law.samples}
+        self._shared.version += 1
+        for model in self._shared.all:
+            model.forget_forecasts()
+
+    def forget_forecasts(self) -> None:
+        """What they were made of has changed."""
+        self._forecasts.clear()
+        self._borrowed.clear()
+        self.borrows = False
 
     def durations(self, work: Work) -> Durations:
         known = self._forecasts.get(work)
@@ -239,7 +168,7 @@ class TimingModel:
             image_encoding_s=_encoding_law(self._image_encoding, work.format).predict(
                 (1.0, work.x)
             ),
-            sigma=law.scale.spread if law.samples else PRIOR_SIGMA,
+            sigma=law.scale.spread if law.is_measured else PRIOR_SIGMA,
             confidence=_confidence(law, work.x),
             images=work.images,
             text_each=work.text_each or work.prompt_each,
@@ -256,7 +185,7 @@ class TimingModel:
         """Learns from a finished image; the next forecast takes the milliseconds of the fit. A
         sample with an impossible duration (negative, NaN, above LONGEST_S) is ignored."""
         if _is_possible(measured):
-            self._law(work.model, work.parameters_b)
+            self._laws[work.model] = self._law(work.model, work.parameters_b)
             _learn(self._laws, self._image_encoding, work, measured)
         self._changed()
 
@@ -282,9 +211,8 @@ class TimingModel:
         self._changed()
 
     def _changed(self) -> None:
-        self._forecasts.clear()
         self._learned += 1
-        self.version += 1
+        self._shared.learned_by(self)
 
     def remaining_s(self, forecast: Durations, live: Live) -> float:
         """Returns the remaining GPU seconds of a running task, at its measured pace.
@@ -319,22 +247,50 @@ class TimingModel:
         return 0.0
 
     def load_s(self, model: str, parameters_b: float) -> float:
-        """Seconds to load a model: the last measurement, or 2 bytes per parameter at 1 GB/s."""
-        prior = 2.0 + parameters_b * 2e9 / PRIOR_LOAD_BYTES_PER_S
-        return self._load_s.get(model, prior)
+        """Seconds to load a model: the last measurement here, or on another machine, or 2 bytes per
+        parameter at 1 GB/s."""
+        for timing in (self, *self._shared.all):
+            if model in timing._load_s:
+                return timing._load_s[model]
+        return 2.0 + parameters_b * 2e9 / PRIOR_LOAD_BYTES_PER_S
 
     def learn_load(self, model: str, seconds: float) -> None:
         if 0.0 <= seconds < LONGEST_S:
             self._load_s[model] = seconds
-            self.version += 1
+            self._shared.version += 1
 
     def samples(self, model: str) -> int:
         """Number of tasks with this key that were learned."""
         return self._laws[model].samples if model in self._laws else 0
 
+    def version_of(self, model: str) -> int:
+        """Changes with whatever changes the forecasts of this key."""
+        own = self.samples(model)
+        return own if own or len(self._shared.models) == 1 else -1 - self._shared.learned
+
     def _law(self, model: str, parameters_b: float) -> GpuLaws:
         known = self._laws.get(model)
+        if known and (known.samples or len(self._shared.models) == 1):
+            return known
+        self.borrows = True
+        borrowed = self._borrowed.get(model) or self._lent(model)
+        if borrowed:
+            return self._borrowed.setdefault(model, borrowed)
         return known or self._laws.setdefault(model, GpuLaws(parameters_b, self.flop_per_s))
+
+    def _lent(self, model: str) -> GpuLaws | None:
+        """The law of the machine that has run this key most, at the speed of this one."""
+        owner = max(self._shared.all, key=lambda other: other.samples(model))
+        if not owner.samples(model):
+            return None
+        return owner._laws[model].lent(log(self._times_slower_than(owner)))
+
+    def _times_slower_than(self, other: "TimingModel") -> float:
+        """Seconds here / seconds there: the median over the keys that both have run, or by their
+        measured speed."""
+        shared = [key for key in self._laws if self.samples(key) and other.samples(key)]
+        ratios = [self._laws[key].times_slower_than(other._laws[key]) for key in shared]
+        return median(ratios) if ratios else other.flop_per_s / self.flop_per_s
 
 
 def _encoding_law(laws: dict[str, OneLaw], image_format: str) -> OneLaw:
@@ -351,7 +307,7 @@ def _learn(
 ) -> None:
     if measured.gpu_s > 0.0 and measured.step_s:
         law = laws[work.model]
-        text_s = law.text_s(work.place) if law.samples else 0.0
+        text_s = law.text_s(work.place) if law.is_measured else 0.0
         if work.prompt_cached and text_s > 0.0:
             law.learn_repeated_text(measured.text_encoding_s / text_s)
         law.learn(work.place, _phases(measured, CACHED_TEXT * text_s))
@@ -368,7 +324,7 @@ def _gpu_s(work: Work, phases: Phases, repeated_text: float) -> float:
 
 
 def _confidence(law: GpuLaws, x: float) -> Confidence:
-    if law.samples == 0:
+    if not law.is_measured:
         return Confidence.NONE
     few = law.samples < SAMPLES_TO_TRUST
     return Confidence.LOW if few or law.is_far(x) else Confidence.HIGH

@@ -10,7 +10,7 @@ from dataclasses import replace
 from models.model_catalog import LoadSpec
 from models.model_rules import SIDE_STEP
 from task import Stage
-from timing_model import Confidence, Durations, TimingModel, Work
+from timing_model import LOCAL, Confidence, Durations, TimingModel, Work
 
 HELPER_TOKENS = 4096
 """Of a helper model, which takes the same time for every size of the image."""
@@ -117,12 +117,13 @@ class Estimates:
         if len(self._prompts) > PROMPTS_KEPT:
             self._prompts.popitem(last=False)
 
-    def durations(self, *stages: Stage) -> Durations:
-        """Predicted seconds of these stages, one after the other."""
-        last = self._timing.durations(self.work(stages[-1]))
+    def durations(self, *stages: Stage, machine: str = LOCAL) -> Durations:
+        """Predicted seconds of these stages on a machine, one after the other."""
+        timing = self._timing.of(machine)
+        last = timing.durations(self.work(stages[-1]))
         if len(stages) == 1:
             return last
-        each = [*(self._timing.durations(self.work(stage)) for stage in stages[:-1]), last]
+        each = [*(timing.durations(self.work(stage)) for stage in stages[:-1]), last]
         order = list(Confidence)
         return replace(
             last,
@@ -131,23 +132,23 @@ class Estimates:
             confidence=min((durations.confidence for durations in each), key=order.index),
         )
 
-    def gpu_s(self, works: Sequence[Work]) -> list[float]:
-        """Seconds of the GPU of many works of one timing key."""
-        return self._timing.gpu_s(works)
+    def gpu_s(self, works: Sequence[Work], machine: str = LOCAL) -> list[float]:
+        """Seconds of the GPU of a machine for many works of one timing key."""
+        return self._timing.of(machine).gpu_s(works)
 
-    def version_of(self, timing_key: str) -> int:
-        """Changes with whatever changes the seconds of this key."""
-        return self._timing.samples(timing_key)
+    def version_of(self, timing_key: str, machine: str = LOCAL) -> int:
+        """Changes with whatever changes the seconds of this key on a machine."""
+        return self._timing.of(machine).version_of(timing_key)
 
-    def load_s(self, spec: LoadSpec) -> float:
-        return self._timing.load_s(self.load_key(spec), spec.model.parameters_b)
+    def load_s(self, spec: LoadSpec, machine: str = LOCAL) -> float:
+        return self._timing.of(machine).load_s(self.load_key(spec), spec.model.parameters_b)
 
-    def loads_s(self, specs: Iterable[LoadSpec]) -> float:
+    def loads_s(self, specs: Iterable[LoadSpec], machine: str = LOCAL) -> float:
         """Seconds to load all of these."""
-        return sum(map(self.load_s, specs))
+        return sum(self.load_s(spec, machine) for spec in specs)
 
-    def learn_load(self, spec: LoadSpec, seconds: float) -> None:
-        self._timing.learn_load(self.load_key(spec), seconds)
+    def learn_load(self, spec: LoadSpec, seconds: float, machine: str = LOCAL) -> None:
+        self._timing.of(machine).learn_load(self.load_key(spec), seconds)
 
 
 def _prompt(stage: Stage) -> tuple[str, str]:

@@ -11,13 +11,12 @@ from typing import NamedTuple
 
 from models.model_catalog import LoadSpec
 from task import Memory, Phase, Progress, Stage, Task
+from timing_model import LOCAL
 
 HOUR_S = 3600.0
 ON_TIME = 0.9
 """Part of the remaining time up to which the share of a task that is over grows evenly."""
 MOST_SHOWN = 0.999
-LOCAL = "local"
-"""Name of the machine that the server runs on."""
 
 
 class Sizes:

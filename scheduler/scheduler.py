@@ -345,10 +345,8 @@ class Scheduler:
             self._clock_notes.write()
             self.store.usage.forget_anonymous(self.now())
         loads = self.store.timings.loads()
-        self.downloads.expansion_s = loads.pop(EXPANSION_KEY, self.downloads.expansion_s)
-        for model, seconds in loads.items():
-            self.timing.learn_load(model, seconds)
-        self.timing.take(self.timing.learned(self.store.timings.samples()))
+        self.downloads.expansion_s = loads.get(EXPANSION_KEY, self.downloads.expansion_s)
+        self.store.timings.teach(self.timing)
         waiting: list[Task] = []
         for task in unfinished:
             self._sequence = max(self._sequence, task.sequence)

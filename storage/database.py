@@ -129,6 +129,24 @@ MIGRATIONS = (
     );
     ALTER TABLE tasks ADD COLUMN start_by REAL;    -- in seconds of the KeepClock; NULL: any time
     """,
+    """
+    ALTER TABLE samples ADD COLUMN machine TEXT NOT NULL DEFAULT 'local';
+    DROP INDEX samples_by_model;
+    CREATE INDEX samples_by_machine ON samples (machine, model, number);
+    ALTER TABLE loads RENAME TO old_loads;
+    CREATE TABLE loads (
+        model TEXT NOT NULL,
+        seconds REAL NOT NULL,
+        machine TEXT NOT NULL DEFAULT 'local',
+        PRIMARY KEY (machine, model)
+    );
+    INSERT INTO loads (model, seconds) SELECT model, seconds FROM old_loads;
+    DROP TABLE old_loads;
+    CREATE TABLE speeds (                          -- measured, for first forecasts
+        machine TEXT PRIMARY KEY,
+        flop_per_s REAL NOT NULL
+    );
+    """,
 )
 """Script n brings schema version n to n + 1 (PRAGMA user_version)."""
 
@@ -213,7 +231,7 @@ class Database:
     def probe(self) -> None:
         """Writes something and removes it again."""
         with self.transaction() as connection:
-            connection.execute("INSERT OR REPLACE INTO loads VALUES ('', 0)")
+            connection.execute("INSERT OR REPLACE INTO loads VALUES ('', 0, '')")
             connection.execute("DELETE FROM loads WHERE model = ''")
 
     def check_place(self) -> None:

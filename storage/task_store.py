@@ -11,9 +11,10 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from storage.task_rows import END, FETCHED_AT_END, Tombstone, task_of
 from storage.timing_store import TimingStore
 from storage.usage_store import UsageStore
 from task import GenerationParams, Task, TaskStatus
-from timing_model import Measured, Work
+from timing_model import LOCAL, Measured, Work
 
 log = logging.getLogger(__name__)
 
@@ -267,6 +268,7 @@ class TaskStore:
         *,
         samples: Sequence[tuple[Work, Measured]],
         end: End | None,
+        machine: str = LOCAL,
     ) -> bool:
         """Store the next image of a running task, and what was measured.
 
@@ -275,6 +277,7 @@ class TaskStore:
             measured: seconds that each stage of the image took.
             samples: what is learned from.
             end: the task is done with this image, at this moment; None: it continues.
+            machine: where it was drawn.
 
         Returns:
             False, and nothing has changed: it was cancelled, or this attempt is not the latest.
@@ -283,9 +286,8 @@ class TaskStore:
             return False
         name = image_name(task.task_id, task.images_done)
         with self._files.draft(f"{name}.attempt{task.attempt}", image) as draft:
-            return self._add_image(
-                task, draft, name, len(image), measured, samples=samples, end=end
-            )
+            keep = partial(self.timings.keep_samples, samples, machine)
+            return self._add_image(task, draft, len(image), measured, keep, end=end)
 
     def _runs(self, task: Task) -> bool:
         """Whether this attempt of the task runs: a cheap check before its image is written."""
@@ -298,13 +300,13 @@ class TaskStore:
         self,
         task: Task,
         draft: Path,
-        name: str,
         image_bytes: int,
         measured: Sequence[Measured],
+        keep_samples: Callable[[], None],
         *,
-        samples: Sequence[tuple[Work, Measured]],
         end: End | None,
     ) -> bool:
+        name = image_name(task.task_id, task.images_done)
         sizes = (*task.image_sizes, image_bytes)
         all_measured = [*task.measured, *measured]
         # The lock is held until the file of a change that failed is removed: another attempt may
@@ -323,7 +325,7 @@ class TaskStore:
                 if stored:
                     unless_stored.callback(self._files.discard_image, name)
                     self._files.keep_draft(draft, name)
-                    self.timings.keep_samples(samples)
+                    keep_samples()
             unless_stored.pop_all()
         return stored
 

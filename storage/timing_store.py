@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 from storage.database import DAMAGED, Database
 from timing.spread import Outcome
-from timing_model import Measured, Work
+from timing_model import LOCAL, Measured, TimingModel, Work
 
 log = logging.getLogger(__name__)
 
 SAMPLES_KEPT = 300
-"""Timing samples of each model, and outcomes: as much as the forecast remembers."""
+"""Timing samples of each model on each machine, and outcomes: as much as the forecast remembers."""
 
 
 class TimingStore:
@@ -19,25 +19,45 @@ class TimingStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def keep_samples(self, samples: Sequence[tuple[Work, Measured]]) -> None:
+    def teach(self, timing: TimingModel) -> None:
+        """Let a new model learn what earlier processes have measured, on each machine."""
+        for machine in self.machines():
+            own, speed = timing.of(machine), self.speed(machine)
+            if speed is not None:
+                own.calibrate(speed)
+            for model, seconds in self.loads(machine).items():
+                own.learn_load(model, seconds)
+            own.take(own.learned(self.samples(machine)))
+
+    def keep_samples(self, samples: Sequence[tuple[Work, Measured]], machine: str = LOCAL) -> None:
         with self._database.transaction() as connection:
             for work, measured in samples:
                 connection.execute(
-                    "INSERT INTO samples (model, work, measured) VALUES (?, ?, ?)",
-                    (work.model, work.to_json(), measured.to_json()),
+                    "INSERT INTO samples (machine, model, work, measured) VALUES (?, ?, ?, ?)",
+                    (machine, work.model, work.to_json(), measured.to_json()),
                 )
             for model in {work.model for work, _ in samples}:
                 connection.execute(
-                    "DELETE FROM samples WHERE model = ? AND number <= (SELECT number FROM samples"
-                    " WHERE model = ? ORDER BY number DESC LIMIT 1 OFFSET ?)",
-                    (model, model, SAMPLES_KEPT),
+                    "DELETE FROM samples WHERE machine = ? AND model = ? AND number <= (SELECT"
+                    " number FROM samples WHERE machine = ? AND model = ?"
+                    " ORDER BY number DESC LIMIT 1 OFFSET ?)",
+                    (machine, model, machine, model, SAMPLES_KEPT),
                 )
 
-    def samples(self) -> list[tuple[Work, Measured]]:
-        """The latest timing samples, oldest first."""
+    def machines(self) -> list[str]:
+        """Those that something was measured on."""
         with self._database.reading() as connection:
             rows = connection.execute(
-                "SELECT work, measured FROM samples ORDER BY number"
+                "SELECT machine FROM samples UNION SELECT machine FROM loads"
+                " UNION SELECT machine FROM speeds ORDER BY machine"
+            ).fetchall()
+        return [row["machine"] for row in rows]
+
+    def samples(self, machine: str = LOCAL) -> list[tuple[Work, Measured]]:
+        """The latest timing samples of a machine, oldest first."""
+        with self._database.reading() as connection:
+            rows = connection.execute(
+                "SELECT work, measured FROM samples WHERE machine = ? ORDER BY number", (machine,)
             ).fetchall()
         samples = []
         for row in rows:
@@ -67,12 +87,28 @@ class TimingStore:
             for row in rows
         ]
 
-    def keep_load(self, model: str, seconds: float) -> None:
+    def keep_load(self, model: str, seconds: float, machine: str = LOCAL) -> None:
         with self._database.transaction() as connection:
-            connection.execute("INSERT OR REPLACE INTO loads VALUES (?, ?)", (model, seconds))
+            connection.execute(
+                "INSERT OR REPLACE INTO loads VALUES (?, ?, ?)", (model, seconds, machine)
+            )
 
-    def loads(self) -> dict[str, float]:
-        """Seconds that each model last took to load."""
+    def loads(self, machine: str = LOCAL) -> dict[str, float]:
+        """Seconds that each model last took to load on a machine."""
         with self._database.reading() as connection:
-            rows = connection.execute("SELECT model, seconds FROM loads").fetchall()
+            rows = connection.execute(
+                "SELECT model, seconds FROM loads WHERE machine = ?", (machine,)
+            ).fetchall()
         return {row["model"]: row["seconds"] for row in rows}
+
+    def keep_speed(self, flop_per_s: float, machine: str = LOCAL) -> None:
+        with self._database.transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO speeds VALUES (?, ?)", (machine, flop_per_s))
+
+    def speed(self, machine: str = LOCAL) -> float | None:
+        """The measured speed of a machine, in FLOP/s; None: it was not measured yet."""
+        with self._database.reading() as connection:
+            row = connection.execute(
+                "SELECT flop_per_s FROM speeds WHERE machine = ?", (machine,)
+            ).fetchone()
+        return row["flop_per_s"] if row else None

@@ -50,6 +50,8 @@ class Scale:
         self._shifts = Cusum()
         self._spreads = {True: SIGMA_AT_FIRST, False: SIGMA_AT_FIRST}
         self._counts = {True: 0, False: 0}
+        self._unsure = False
+        """Whether the next residual decides, because the scale is another machine's."""
 
     @property
     def value(self) -> float:
@@ -68,6 +70,11 @@ class Scale:
         """Take in the first picture: the laws have its scale."""
         self._path.append(0.0)
 
+    def move(self, by: float) -> None:
+        """Start on another machine, which is about this much slower: log(seconds / seconds)."""
+        self._logs = [at + by for at in self._logs]
+        self._unsure = True
+
     def at_samples(self, count: int) -> Floats:
         """log(scale) at the latest samples, each from those beside it: the scale just after a
         sample contains a part of its own noise."""
@@ -84,6 +91,11 @@ class Scale:
             seen: whether its like was drawn before, so that only the scale can be wrong.
             near: how many samples were near it.
         """
+        if self._unsure:
+            self._logs = [at + residual for at in self._logs]
+            self._path.append(self._logs[self._best])
+            self._unsure = False
+            return
         spread = self._spreads[seen]
         bounded = max(-RESIDUAL_LIMIT * spread, min(residual, RESIDUAL_LIMIT * spread))
         doubt = spread if seen else (spread**2 + (NOT_NEAR / (1.0 + near)) ** 2) ** 0.5

@@ -1,0 +1,143 @@
+"""Several machines: each has its own laws of time, and starts with those of the others."""
+
+import random
+from pathlib import Path
+from statistics import median
+
+import pytest
+from store_bench import MEASURED, WORK
+
+from scheduler.estimates import Estimates
+from storage.task_store import TaskStore
+from timing_model import Confidence, Measured, TimingModel, Work
+
+
+def work(side: int = 1024, steps: int = 4, model: str = "m") -> Work:
+    return Work(model, 12.0, (side // 16) ** 2, steps, "JPEG")
+
+
+def law(work: Work, slower: float = 1.0, noise: float = 1.0) -> Measured:
+    x = work.tokens / 4096
+    step = (0.3 + 2.0 * x + 0.7 * x * x) * slower * noise
+    if work.tokens > 5000:
+        step *= 2.5
+    return Measured(0.8 * slower, [step * 1.5] + [step] * (work.steps - 1), 1.1 * x * slower, 0.01)
+
+
+def teach(timing: TimingModel, model: str, slower: float, tasks: int = 40, seed: int = 1) -> None:
+    dice = random.Random(seed)
+    for _ in range(tasks):
+        seen = work(dice.randrange(512, 1537, 64), dice.randint(1, 30), model)
+        timing.learn(seen, law(seen, slower, dice.lognormvariate(0.0, 0.03)))
+
+
+UNSEEN = [(side, steps) for side in (576, 832, 1088, 1472) for steps in (3, 20)]
+
+
+def errors(timing: TimingModel, model: str, slower: float) -> list[float]:
+    works = [work(side, steps, model) for side, steps in UNSEEN]
+    return [abs(timing.durations(w).gpu_s / law(w, slower).gpu_s - 1) for w in works]
+
+
+def test_machines_learn_apart_and_the_local_one_is_the_model_itself() -> None:
+    timing = TimingModel()
+    assert timing.of("local") is timing
+    assert timing.of("mini") is timing.of("mini") is timing.of("studio").of("mini")
+    teach(timing, "m", 1.0)
+    teach(timing.of("mini"), "m", 3.0)
+    assert median(errors(timing, "m", 1.0)) < 0.05
+    assert median(errors(timing.of("mini"), "m", 3.0)) < 0.05
+
+
+def test_a_machine_that_never_ran_a_model_has_the_others_figures_at_its_speed_on_shared_ones() -> (
+    None
+):
+    timing = TimingModel()
+    mini = timing.of("mini")
+    teach(timing, "shared", 1.0)
+    teach(timing, "new", 1.7)
+    teach(mini, "shared", 3.0)
+    assert median(errors(mini, "new", 5.1)) < 0.07
+    forecast = mini.durations(work(model="new"))
+    assert forecast.confidence is Confidence.LOW
+    assert mini.samples("new") == 0
+
+
+def test_without_shared_models_the_measured_speed_decides() -> None:
+    timing = TimingModel()
+    timing.calibrate(10e12)
+    teach(timing, "m", 1.0)
+    mini = timing.of("mini")
+    mini.calibrate(2e12)
+    there = 5 * timing.durations(work()).gpu_s
+    assert mini.durations(work()).gpu_s == pytest.approx(there, rel=1e-3)
+
+
+def test_the_first_sample_of_its_own_sets_the_speed_and_later_ones_replace_the_others() -> None:
+    timing = TimingModel()
+    teach(timing, "m", 1.0)
+    mini = timing.of("mini")
+    mini.learn(work(), law(work(), 4.0))
+    assert median(errors(mini, "m", 4.0)) < 0.07
+    assert mini.samples("m") == 1
+    teach(mini, "m", 4.0, seed=2)
+    assert median(errors(mini, "m", 4.0)) < 0.05
+    assert median(errors(timing, "m", 1.0)) < 0.05
+
+
+def test_what_a_machine_learns_changes_the_forecasts_of_one_that_borrows_them() -> None:
+    timing = TimingModel()
+    mini = timing.of("mini")
+    guess, version = mini.durations(work()), mini.version_of("m")
+    timing.take(timing.learned([(work(), law(work()))]))
+    borrowed = mini.durations(work())
+    assert borrowed != guess
+    assert mini.version_of("m") != version
+    assert mini.version == timing.version
+    mini.take(mini.learned([(work(), law(work(), 2.0))]))
+    assert mini.durations(work()).gpu_s == pytest.approx(law(work(), 2.0).gpu_s, rel=0.05)
+    assert timing.durations(work()).gpu_s == pytest.approx(law(work()).gpu_s, rel=0.05)
+
+
+def test_a_measured_speed_is_the_prior_of_what_was_not_learned_yet_only() -> None:
+    timing = TimingModel()
+    teach(timing, "known", 1.0)
+    known, guess = timing.durations(work(model="known")), timing.durations(work(model="new"))
+    timing.calibrate(1e12)
+    assert timing.durations(work(model="known")) == known
+    assert timing.durations(work(model="new")).gpu_s == pytest.approx(10 * guess.gpu_s)
+
+
+def test_loading_takes_as_long_as_it_did_elsewhere_until_it_was_measured_here() -> None:
+    timing = TimingModel()
+    timing.learn_load("m", 40.0)
+    mini = timing.of("mini")
+    assert mini.load_s("m", 12.0) == 40.0
+    mini.learn_load("m", 90.0)
+    assert (timing.load_s("m", 12.0), mini.load_s("m", 12.0)) == (40.0, 90.0)
+
+
+def test_samples_loads_and_speeds_are_kept_by_machine(tmp_path: Path) -> None:
+    store = TaskStore(tmp_path)
+    timings = store.timings
+    assert timings.machines() == []
+    timings.keep_samples([(WORK, MEASURED)], "mini")
+    timings.keep_samples([(WORK, MEASURED), (WORK, MEASURED)])
+    timings.keep_load("tiny", 2.0, "mini")
+    timings.keep_speed(3e12, "studio")
+    store.close()
+    timings = TaskStore(tmp_path).timings
+    assert sorted(timings.machines()) == ["local", "mini", "studio"]
+    assert [len(timings.samples(name)) for name in ("local", "mini", "studio")] == [2, 1, 0]
+    assert (timings.loads(), timings.loads("mini")) == ({}, {"tiny": 2.0})
+    assert (timings.speed(), timings.speed("studio")) == (None, 3e12)
+
+
+def test_estimates_are_those_of_the_named_machine() -> None:
+    timing = TimingModel()
+    estimates = Estimates(timing)
+    teach(timing, "m", 1.0)
+    teach(timing.of("mini"), "m", 3.0)
+    (here,), (there,) = estimates.gpu_s([work()]), estimates.gpu_s([work()], "mini")
+    assert there == pytest.approx(3 * here, rel=0.1)
+    assert estimates.version_of("m") == estimates.version_of("m", "mini") == 40

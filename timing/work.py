@@ -1,0 +1,163 @@
+"""The words of the timing model: the work of a task, what it takes, and how far it is."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from math import log
+from typing import NamedTuple
+
+REFERENCE_TOKENS = 4096
+TEXT_TOKENS = 512
+
+
+class Place(NamedTuple):
+    """What the seconds of a picture depend on, in the law of one key."""
+
+    x: float
+    """Latent tokens / REFERENCE_TOKENS."""
+    steps: int
+    text: float
+    """Tokens of the prompt / TEXT_TOKENS."""
+    input_x: float = 0.0
+    """x of the pictures that are encoded with the prompt; 0: none."""
+    aspect: float = 0.0
+    """|log(width / height)|."""
+
+    @property
+    def size(self) -> tuple[float, float, float]:
+        return (1.0, self.x, self.x * self.x)
+
+
+class Phases(NamedTuple):
+    """Seconds of the phases of one picture."""
+
+    text: float
+    first: float
+    """First step."""
+    step: float
+    """Each later step."""
+    decoding: float
+
+
+class Confidence(StrEnum):
+    NONE = "none"  # nothing measured for this model: only the prior is used
+    LOW = "low"  # fewer than SAMPLES_TO_TRUST tasks, or far from the sizes seen
+    HIGH = "high"
+
+
+@dataclass(frozen=True)
+class Work:
+    """The work of a task: all that its duration depends on."""
+
+    model: str
+    """Key of the timing law: model, quantization and what else changes the work of a step."""
+    parameters_b: float
+    """Billions of parameters, for the prior."""
+    tokens: int
+    steps: int
+    """Steps of each image."""
+    format: str
+    images: int = 1
+    text_each: bool = False
+    """Whether text encoding runs for each image, because it also encodes input images."""
+    prompt_each: bool = False
+    """Whether text encoding runs for each image, because each has its own prompt."""
+    prompt_tokens: int = TEXT_TOKENS
+    prompt_cached: bool = False
+    """Whether the embeddings of its prompt are in memory when it starts."""
+    width: int = 0
+    """Pixels; 0: unknown, as if it were square."""
+
+    @property
+    def x(self) -> float:
+        return self.tokens / REFERENCE_TOKENS
+
+    @property
+    def place(self) -> Place:
+        input_x = self.x if self.text_each else 0.0
+        aspect = abs(log(self.width**2 / (self.tokens * 256))) if self.width else 0.0
+        return Place(self.x, self.steps, self.prompt_tokens / TEXT_TOKENS, input_x, aspect)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> "Work":
+        return Work(**json.loads(text))
+
+
+@dataclass(frozen=True)
+class Durations:
+    """Predicted seconds of one task's own work, all >= 0."""
+
+    text_encoding_s: float
+    """Seconds of text encoding: per task, or with text_each per image."""
+    first_step_extra_s: float
+    step_s: float
+    """Seconds of one step; an image has `steps` of them."""
+    steps: int
+    decoding_s: float
+    image_encoding_s: float
+    sigma: float
+    """Spread of log(truth / forecast) of the whole task."""
+    confidence: Confidence
+    images: int = 1
+    text_each: bool = False
+    before_s: float = 0.0
+    """Seconds of the stages before this one."""
+
+    @property
+    def denoising_s(self) -> float:
+        return self.first_step_extra_s + self.steps * self.step_s
+
+    @property
+    def image_gpu_s(self) -> float:
+        """GPU seconds of one image, without text encoding."""
+        return self.denoising_s + self.decoding_s
+
+    @property
+    def gpu_s(self) -> float:
+        """GPU seconds of the whole task."""
+        texts = self.images if self.text_each else 1
+        return self.before_s + texts * self.text_encoding_s + self.images * self.image_gpu_s
+
+    @property
+    def total_s(self) -> float:
+        return self.gpu_s + self.image_encoding_s
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Measured seconds of one image."""
+
+    text_encoding_s: float
+    step_s: Sequence[float]
+    """Seconds of each step that ran."""
+    decoding_s: float
+    image_encoding_s: float
+
+    @property
+    def gpu_s(self) -> float:
+        return self.text_encoding_s + sum(self.step_s) + self.decoding_s
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> "Measured":
+        return Measured(**json.loads(text))
+
+
+@dataclass(frozen=True)
+class Live:
+    """How far a running task is."""
+
+    phase: str
+    """text_encoding, denoising, decoding, image_encoding."""
+    phase_elapsed_s: float
+    steps_done: int = 0
+    steps_total: int = 0
+    step_s: Sequence[float] = ()
+    step_elapsed_s: float = 0.0
+    images_done: int = 0
