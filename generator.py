@@ -8,7 +8,6 @@ mlx.
 import gc
 import logging
 import os
-import traceback
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,8 @@ from PIL import Image
 from errors import DoesNotFit, ModelLoadError, NotFinite, OutOfMemory, ServerError
 from generation.adapters import check_adapters, check_values, layer_sizes
 from generation.inpainting import KeptSource, keeping_source
-from generation.load_errors import explain, is_out_of_memory
+from generation.load_errors import explain, free_frames, is_out_of_memory, too_little_memory
+from generation.loading import bytes_of
 from generation.pipelines import (
     arguments,
     build,
@@ -33,8 +33,10 @@ from generation.pipelines import (
 from generation.previews import Previews
 from generation.prompt_cache import PromptCache
 from generation.step_hook import StepHook, harmless
+from generation.weights_copy import WeightsCopies
 from models.mlx_setup import give_back_memory
-from models.model_catalog import LoadSpec, Model, Pipeline
+from models.model_catalog import LoadSpec, Pipeline
+from models.weights_cache import WeightsCache
 from task import Drawn, GenerationParams, Memory, Phase, Report, Stage
 
 log = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ SHARE_FOR_WEIGHTS = 0.75
 
 @dataclass
 class _Loaded:
+    spec: LoadSpec
     pipeline: Any
     hook: StepHook
     weights_bytes: int
@@ -78,6 +81,7 @@ class MfluxGenerator:
         cache_limit_bytes: most freed memory that MLX keeps for reuse; None: MLX's own limit.
         check_memory: refuse pictures that would not fit into memory.
         previews: is given the latents of pictures while they are drawn.
+        weights_cache: copies of quantized weights; None: there are none.
     """
 
     def __init__(
@@ -89,6 +93,7 @@ class MfluxGenerator:
         cache_limit_bytes: int | None = None,
         check_memory: bool = True,
         previews: Previews | None = None,
+        weights_cache: WeightsCache | None = None,
     ) -> None:
         self.memory = Memory()
         """Memory of MLX after the latest step. Any thread may read it."""
@@ -100,6 +105,7 @@ class MfluxGenerator:
         self._cache_limit_bytes = cache_limit_bytes
         self._check_memory = check_memory
         self._previews = previews or Previews(on=False)
+        self._copies = WeightsCopies(weights_cache, lambda spec: build(spec, data_dir, lora_path))
         self._loaded: OrderedDict[str, _Loaded] = OrderedDict()  # the latest used last
         self._bytes_per_pixel: dict[str, float] = {}  # of a model, the most that was measured
         self._weights_bytes: dict[str, int] = {}  # of a model, when it was loaded last
@@ -121,30 +127,34 @@ class MfluxGenerator:
             UnusableAdapter, NotSupported: an adapter is broken, missing, or of another model.
         """
         try:
-            return self._load(weights)
+            return self._copies.load(weights, lambda source: self._load(weights, source))
         except (ModelLoadError, ServerError) as error:
-            _free(error)
+            free_frames(error)
             raise
         except Exception as error:
             log.debug("loading failed", exc_info=True)
-            _free(error)
+            free_frames(error)
             raise ModelLoadError(explain(error, weights.model)) from error
 
-    def _load(self, weights: LoadSpec) -> int | None:
+    def _load(self, weights: LoadSpec, source: LoadSpec) -> int | None:
+        """
+        Args:
+            source: the same weights, perhaps in another folder.
+        """
         import mlx.core as mx
 
         if self._cache_limit_bytes is not None:
             mx.set_cache_limit(self._cache_limit_bytes)
-        check_files(weights.model)
+        check_files(source.model)
         self.check_adapters(weights)
         check_values(weights, self._lora_path)
         pipeline = build(  # downloads and checks, before a loaded model is dropped for it
-            weights,
+            source,
             self._data_dir,
             self._lora_path,
             before_reading=lambda: self._make_room(weights.expected_bytes),
         )
-        self._make_room(_bytes_of(pipeline))
+        self._make_room(bytes_of(pipeline), save=True)
         mx.eval(pipeline, mx.random.state)  # its modules drew from it, to no purpose:
         # left lazy, all these draws would be kept, about 1 MB for each model ever loaded
         cache = PromptCache(PROMPT_CACHE_BYTES)
@@ -152,7 +162,7 @@ class MfluxGenerator:
         if not weights.model.makes:
             keep_between_pictures(pipeline, cache)
             pipeline.callbacks.register(hook)
-        self._loaded[weights.key] = loaded = _Loaded(pipeline, hook, _bytes_of(pipeline))
+        self._loaded[weights.key] = loaded = _Loaded(weights, pipeline, hook, bytes_of(pipeline))
         self._weights_bytes[weights.model.name] = loaded.weights_bytes
         sizes = {**self.memory.loaded_bytes, weights.key: loaded.weights_bytes}
         self.memory = replace(self.memory, loaded_bytes=sizes)
@@ -160,6 +170,18 @@ class MfluxGenerator:
         self._note_resident()
         bits: int | None = getattr(pipeline, "bits", None)
         return bits
+
+    def save_copies(self, may_continue: Callable[[], bool]) -> bool:
+        """To be called when there is nothing else to do: save copies of quantized weights, remove
+        copies if the disk is nearly full. Returns whether there is a new copy.
+
+        Args:
+            may_continue: asked now and then; False: the copy that is being saved is given up.
+        """
+        self._copies.prune()
+        loaded = list(self._loaded.values())
+        saved = [self._copies.save(one.pipeline, one.spec, may_continue) for one in loaded]
+        return any(saved)
 
     def unload(self) -> None:
         """Free all weights."""
@@ -255,8 +277,8 @@ class MfluxGenerator:
         """Raises: OutOfMemory: the error says that memory was too small."""
         if is_out_of_memory(error):
             self._drop_others(stage.load_spec.key)
-            _free(error)
-            sentence = _too_little_memory(stage.params, stage.load_spec.model)
+            free_frames(error)
+            sentence = too_little_memory(stage.params, stage.load_spec.model)
             raise OutOfMemory(sentence) from error
 
     def check_adapters(self, weights: LoadSpec) -> tuple[str, ...]:
@@ -297,13 +319,20 @@ class MfluxGenerator:
             f"memory, this machine has {self.memory.total_bytes / 1e9:.1f} GB."
         )
 
-    def _make_room(self, new_bytes: float) -> None:
+    def _make_room(self, new_bytes: float, *, save: bool = False) -> None:
         """Drop models until there is room for one of this size; others stay only where memory
-        allows it: they and the new one together."""
+        allows it: they and the new one together.
+
+        Args:
+            save: copies of their weights first: a server that is never idle saves them only here.
+        """
         while self._loaded and (
             len(self._loaded) >= self._models_in_memory
             or self.memory.weights_bytes + new_bytes > SHARE_FOR_WEIGHTS * _total_memory()
         ):
+            oldest = next(iter(self._loaded.values()))
+            if save:
+                self._copies.save(oldest.pipeline, oldest.spec, lambda: True)
             self._drop_oldest()
 
     def _drop_others(self, key: str) -> None:
@@ -364,35 +393,6 @@ class MfluxGenerator:
             peak_bytes=mx.get_peak_memory(),
             cache_bytes=mx.get_cache_memory(),
         )
-
-
-def _bytes_of(pipeline: Any) -> int:
-    """Bytes of a pipeline's weights; those that several of its modules share count once."""
-    from mlx.utils import tree_flatten
-
-    arrays = {id(array): array.nbytes for _, array in tree_flatten(pipeline.parameters())}
-    return sum(arrays.values())
-
-
-def _free(error: BaseException) -> None:
-    """Give back the memory that a failed call has left in the frames of its exception."""
-    import mlx.core as mx
-
-    seen: BaseException | None = error
-    while seen is not None:
-        traceback.clear_frames(seen.__traceback__)
-        seen = seen.__cause__ or seen.__context__
-    gc.collect()
-    mx.clear_cache()
-    give_back_memory()
-
-
-def _too_little_memory(params: GenerationParams, model: Model) -> str:
-    width, height = params.final_size
-    return (
-        f"This machine's memory does not suffice for {width} x {height} pixels with {model.name}: "
-        "ask for a smaller picture, or for fewer bits (quantize)."
-    )
 
 
 def _total_memory() -> int:

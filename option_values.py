@@ -1,6 +1,6 @@
 """Reads the values of options: text from the command line or the environment.
 
-Each function raises argparse.ArgumentTypeError with what the value must be.
+Each function that reads one raises argparse.ArgumentTypeError with what the value must be.
 """
 
 import argparse
@@ -8,6 +8,7 @@ import re
 from base64 import b64decode
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 QUANTIZE = (3, 4, 5, 6, 8)
 """Bits that mflux can quantize to."""
@@ -26,6 +27,16 @@ def whole_number(minimum: int, maximum: int) -> Callable[[str], int]:
         return number
 
     return parse
+
+
+def bytes_or_off(text: str) -> int:
+    """Returns 0 for off."""
+    if text.lower() == "off":
+        return 0
+    try:
+        return whole_number(0, 2**50)(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}; or off") from error
 
 
 def directory(text: str) -> Path:
@@ -87,3 +98,16 @@ def origins(text: str) -> tuple[str, ...]:
                 f"must be * or origins like https://app.example, not {origin!r}"
             )
     return found
+
+
+def shown(default: object) -> object:
+    """A default as the help shows it."""
+    return {True: "on", False: "off"}[default] if isinstance(default, bool) else default
+
+
+class OptionParser(argparse.ArgumentParser):
+    source = ""
+    """The source of a bad value, if it is not the command line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {self.source}{message} (--help lists every option)\n")

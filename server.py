@@ -42,6 +42,7 @@ from models.hub_cache import marked_as_incomplete, needs_download
 from models.mflux_registry import read_catalog
 from models.mlx_setup import MlxMissing, prepare_mlx
 from models.model_catalog import DEFAULT_MODEL, DEFAULT_MODEL_WITHOUT_GPU, LoadSpec
+from models.weights_cache import WeightsCache
 from queue_manager import QueueManager
 from scheduler.download_api import DownloadApi
 from scheduler.expansion_api import ExpansionApi
@@ -74,11 +75,13 @@ class Server:
         allowed: Allowed,
         generator: Generator,
         previews: Previews | None = None,
+        weights_cache: WeightsCache | None = None,
     ) -> None:
         """Opens the store and binds the port.
 
         Args:
             previews: receives the latents of the generator; None: no previews.
+            weights_cache: that of the generator; None: it has none.
 
         Raises:
             StoreError: the data dir cannot be used.
@@ -88,7 +91,7 @@ class Server:
         self._drain_s = settings.drain_s
         self._clock = RunningClock()
         self._store = TaskStore(settings.data_dir)
-        self.scheduler = self._open_scheduler(settings, allowed)
+        self.scheduler = self._open_scheduler(settings, allowed, weights_cache)
         self.queue = QueueManager(self.scheduler)
         self.worker_api = WorkerApi(self.scheduler)
         self._end, self.end_fd = os.pipe()
@@ -141,7 +144,9 @@ class Server:
             wildcards=Wildcards(settings.wildcards_dir),
         )
 
-    def _open_scheduler(self, settings: Settings, allowed: Allowed) -> Scheduler:
+    def _open_scheduler(
+        self, settings: Settings, allowed: Allowed, weights_cache: WeightsCache | None
+    ) -> Scheduler:
         try:
             return Scheduler(
                 allowed,
@@ -149,6 +154,7 @@ class Server:
                 self._store,
                 queue_limits(settings),
                 needs_download=partial(needs_download, settings.data_dir),
+                has_copy=lambda key: weights_cache is not None and key in weights_cache.keys,
                 monotonic=self._clock,
                 gaps=lambda: self._clock.gaps,
             )
@@ -303,6 +309,7 @@ def main(argv: list[str]) -> int:
             return download(settings)
         allowed = allow(settings, has_gpu)
         previews = Previews(on=settings.previews)
+        weights_cache = WeightsCache(settings.data_dir / "weights", settings.weights_cache)
         generator = MfluxGenerator(
             settings.data_dir,
             models_in_memory=settings.models_in_memory,
@@ -310,8 +317,9 @@ def main(argv: list[str]) -> int:
             cache_limit_bytes=settings.cache_limit,
             check_memory=settings.memory_check,
             previews=previews,
+            weights_cache=weights_cache,
         )
-        server = Server(settings, allowed, generator, previews)
+        server = Server(settings, allowed, generator, previews, weights_cache)
     except (MlxMissing, errors.StoreError, errors.ModelLoadError) as error:
         print(f"server.py: {error}", file=sys.stderr)
         return 1

@@ -8,17 +8,20 @@ import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import platformdirs
 
 from option_values import (
     QUANTIZE,
+    OptionParser,
     bits,
+    bytes_or_off,
     directory,
     hosts,
     names,
     origins,
+    shown,
     switch,
     url,
     webhook_secret,
@@ -318,6 +321,14 @@ class Settings:
         parse=whole_number(0, 2**50),
         metavar="BYTES",
     )
+    weights_cache: int = _option(
+        30_000_000_000,
+        "most bytes of quantized weights that are saved in the data dir, so that the next load "
+        "does not quantize them again; or off. They are saved when the server is idle and while "
+        "20 GB of the disk stay free; those used longest ago are removed first",
+        parse=bytes_or_off,
+        metavar="BYTES|off",
+    )
     memory_check: bool = _option(
         True,
         "refuse pictures that would not fit into memory",
@@ -331,7 +342,7 @@ class Settings:
         Raises:
             SystemExit: as in argparse: 0 for --help, 2 for a bad value (stderr names it).
         """
-        parser = _Parser(
+        parser = OptionParser(
             prog="server.py",
             description="A REST server that queues image generation with mflux on one GPU and "
             "forecasts when each image is done.",
@@ -342,7 +353,7 @@ class Settings:
         for option in fields(Settings):
             flag, variable = flag_of(option.name), variable_of(option.name)
             described = dict(option.metadata)
-            default = f" (default: {_shown(option.default)})"
+            default = f" (default: {shown(option.default)})"
             if option.default in (None, (), ""):  # the help describes this case
                 default = ""
             described["help"] = f"{described['help']}{default} [{variable}]"
@@ -383,15 +394,3 @@ def negative_flag_of(name: str) -> str:
 
 def variable_of(name: str) -> str:
     return ENVIRONMENT_PREFIX + name.upper()
-
-
-def _shown(default: object) -> object:
-    return {True: "on", False: "off"}[default] if isinstance(default, bool) else default
-
-
-class _Parser(argparse.ArgumentParser):
-    source = ""
-    """The source of a bad value, if it is not the command line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {self.source}{message} (--help lists every option)\n")

@@ -74,6 +74,9 @@ class FakeGenerator:
         self.resident = (weights.key,)
         return None
 
+    def save_copies(self, may_continue: Callable[[], bool]) -> bool:
+        return False
+
     def unload(self) -> None:
         self.resident = ()
 

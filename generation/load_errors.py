@@ -3,8 +3,13 @@
 Depends on huggingface_hub.
 """
 
+import gc
+import traceback
+
 from generation.loading import UnsuitableWeights
+from models.mlx_setup import give_back_memory
 from models.model_catalog import Model
+from task import GenerationParams
 
 
 def explain(error: Exception, model: Model) -> str:
@@ -59,6 +64,14 @@ def explain(error: Exception, model: Model) -> str:
     return f"The model {model.name} cannot be loaded from {source} ({reason}): {otherwise}."
 
 
+def too_little_memory(params: GenerationParams, model: Model) -> str:
+    width, height = params.final_size
+    return (
+        f"This machine's memory does not suffice for {width} x {height} pixels with {model.name}: "
+        "ask for a smaller picture, or for fewer bits (quantize)."
+    )
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether MLX or Python could not get memory; MLX says so in a RuntimeError."""
     words = ("malloc", "unable to allocate", "attempting to allocate", "insufficient memory")
@@ -66,6 +79,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(word in text for word in words)
     )
+
+
+def free_frames(error: BaseException) -> None:
+    """Gives back the memory that a failed call has left in the frames of its exception."""
+    import mlx.core as mx
+
+    seen: BaseException | None = error
+    while seen is not None:
+        traceback.clear_frames(seen.__traceback__)
+        seen = seen.__cause__ or seen.__context__
+    gc.collect()
+    mx.clear_cache()
+    give_back_memory()
 
 
 def first_line(error: Exception) -> str:

@@ -187,6 +187,14 @@ def checked_and_lazy(before_reading: Callable[[], None], *, tiny: bool) -> Itera
         yield loading
 
 
+def bytes_of(pipeline: Any) -> int:
+    """Bytes of a pipeline's weights; those that several of its modules share count once."""
+    from mlx.utils import tree_flatten
+
+    arrays = {id(array): array.nbytes for _, array in tree_flatten(pipeline.parameters())}
+    return sum(arrays.values())
+
+
 def _layers_of(module: Any) -> dict[str, tuple[int, ...]]:
     """Shapes of the parameters of MLX's own layers in a module, by name.
 

@@ -98,15 +98,21 @@ def _is_growing(part: Path) -> bool:
 def weight_files(model: Model) -> list[Path]:
     """Returns the .safetensors files of a model that are on this machine."""
     folder = _folder(model)
-    if model.tiny and folder is None:
-        return []
-    folders = [folder] if folder else [s for name in _names(model) for s in _snapshots(name)[:1]]
     return [
         path
-        for folder in folders
+        for folder in ([folder] if folder else source_folders(model))
         for path in sorted(folder.rglob("*.safetensors"))
         if not path.name.startswith(".")  # macOS puts "._" files beside those on other disks
     ]
+
+
+def source_folders(model: Model) -> list[Path]:
+    """Returns the folders on this machine that mflux reads a model from: a local one or the
+    snapshots of its repositories, and the snapshots of those that it needs besides."""
+    folder = _folder(model)
+    names = model.repositories[1:] if folder else _names(model)
+    snapshots = [snapshot for name in names for snapshot in _snapshots(name)[:1]]
+    return [folder, *snapshots] if folder else snapshots
 
 
 def _snapshots(name: str) -> list[Path]:

@@ -70,6 +70,15 @@ def read_header(path: Path) -> dict[str, ArrayInfo]:
     return {name: _array(name, said, data_bytes) for name, said in header.items()}
 
 
+def header_bytes(path: Path) -> bytes:
+    """Returns the header of a .safetensors file as it is stored.
+
+    Raises:
+        BadWeightFile, OSError
+    """
+    return _read(path)[0]
+
+
 def stored_bits(paths: Iterable[Path]) -> int | None:
     """Returns the bits to which mflux has quantized the weights in these files, if it says so."""
     for path in paths:

@@ -4,7 +4,7 @@ Not thread-safe: its owner holds a lock.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from models.model_catalog import LoadSpec
@@ -17,6 +17,8 @@ HELPER_TOKENS = 4096
 PROMPTS_KEPT = 32
 """About as many prompts as generator.py keeps the embeddings of."""
 CHARACTERS_PER_TOKEN = 4
+COPY = "/copy"
+"""End of the key under which the time of loading a copy is learned."""
 TOKENS_STEP = 16
 """Lengths of prompts are rounded to this, so that many tasks have the same work."""
 WORKS_KEPT = 1_000
@@ -24,17 +26,24 @@ WORKS_KEPT = 1_000
 
 
 class Estimates:
-    def __init__(self, timing: TimingModel) -> None:
+    """Args:
+    has_copy: whether the quantized weights of this key are loaded from a copy.
+    """
+
+    def __init__(
+        self, timing: TimingModel, has_copy: Callable[[str], bool] = lambda key: False
+    ) -> None:
         self._timing = timing
+        self._has_copy = has_copy
         self._bits: dict[str, int | None] = {}  # by load spec, once it was loaded
-        self._bits_version = 0
+        self._version = 0
         self._works: dict[int, tuple[Stage, Work]] = {}  # by id(): a stage has no cheap hash
         self._prompts: OrderedDict[tuple[str, str], int] = OrderedDict()  # id() of its first params
 
     @property
     def version(self) -> tuple[int, int]:
         """Changes when an estimate changes."""
-        return self._timing.version, self._bits_version
+        return self._timing.version, self._version
 
     def bits(self, spec: LoadSpec) -> int | None:
         """Bits that weights are quantized to: as requested, until they are loaded."""
@@ -45,12 +54,19 @@ class Estimates:
         if bits == self.bits(spec):
             return False
         self._bits[spec.key] = bits
-        self._bits_version += 1
+        self._version += 1
         self._works.clear()
         return True
 
+    def copies_changed(self) -> None:
+        """There are other copies of quantized weights than before."""
+        self._version += 1
+
     def load_key(self, spec: LoadSpec) -> str:
-        """Returns the key of the loading time: model and quantization."""
+        """Returns the key of the loading time: model, quantization, whether from a copy."""
+        return self._key(spec) + (COPY if self._has_copy(spec.key) else "")
+
+    def _key(self, spec: LoadSpec) -> str:
         bits = self.bits(spec)
         return f"{spec.model.name}/q{bits}" if bits else spec.model.name
 
@@ -58,7 +74,7 @@ class Estimates:
         """Returns the key of the timing law: the model, its quantization, and what changes a step's
         work: guidance above 1, with which most models run each step twice, and input images."""
         model, params = stage.load_spec.model, stage.params
-        key = self.load_key(stage.load_spec)
+        key = self._key(stage.load_spec)
         if model.makes:
             return key
         if (params.guidance or 0) > 1 and model.family != "flux":
@@ -141,7 +157,10 @@ class Estimates:
         return self._timing.of(machine).version_of(timing_key)
 
     def load_s(self, spec: LoadSpec, machine: str = LOCAL) -> float:
-        return self._timing.of(machine).load_s(self.load_key(spec), spec.model.parameters_b)
+        read_b = spec.model.parameters_b
+        if self._has_copy(spec.key):
+            read_b *= (self.bits(spec) or 16) / 16
+        return self._timing.of(machine).load_s(self.load_key(spec), read_b)
 
     def loads_s(self, specs: Iterable[LoadSpec], machine: str = LOCAL) -> float:
         """Seconds to load all of these."""

@@ -62,6 +62,7 @@ class Scheduler:
         limits: QueueLimits | None = None,
         *,
         needs_download: Callable[[Model], bool] = lambda model: False,
+        has_copy: Callable[[str], bool] = lambda key: False,
         monotonic: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
         gaps: Callable[[], int] = lambda: 0,
@@ -86,7 +87,7 @@ class Scheduler:
             models_in_memory=self.limits.models_in_memory,
             started_at=monotonic(),
         )
-        self.estimates = Estimates(timing)
+        self.estimates = Estimates(timing, has_copy)
         self.schedule = Schedule(self.estimates, key)
         self.policy = Policy(self.schedule, self.limits)
         self.spread = Spread(store.timings.outcomes())

@@ -40,6 +40,14 @@ class WorkerApi:
         """What to load before anything else."""
         return self._scheduler.first_spec
 
+    @property
+    def has_work(self) -> bool:
+        """Whether the worker has something to do now: a task, a load order, its own end."""
+        with self._scheduler.lock:
+            return bool(
+                self._scheduler.stopping or self._scheduler.first() or self._next_load_order()
+            )
+
     # -- the machine ------------------------------------------------------------------------------
 
     def load_started(self, spec: LoadSpec) -> None:
@@ -78,6 +86,12 @@ class WorkerApi:
         if learn:
             with suppress(StorageUnavailable), scheduler.health.noting_storage():
                 scheduler.store.timings.keep_load(load_key, seconds)
+
+    def copies_saved(self) -> None:
+        """From now on, weights are loaded from a copy."""
+        with self._scheduler.lock:
+            self._scheduler.estimates.copies_changed()
+            self._scheduler.forecaster.prepare()
 
     def load_failed(self, message: str, resident: Sequence[str], *, fatal: bool) -> None:
         """These weights cannot be loaded.

@@ -73,6 +73,9 @@ class Gpu:
     def _bytes(self, *keys: str) -> int:
         return sum(self.bytes_of.get(key, 0) for key in keys)
 
+    def save_copies(self, may_continue: Callable[[], bool]) -> bool:
+        return False
+
     def unload(self) -> None:
         self.resident = ()
 

@@ -1,6 +1,6 @@
 """What a worker depends on: a source of tasks, and something that draws."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +17,14 @@ class Generator(Protocol):
         Raises:
             ModelLoadError: with what the operator can do.
             UnusableAdapter: one of the adapters is broken, or does not fit the model.
+        """
+
+    def save_copies(self, may_continue: Callable[[], bool]) -> bool:
+        """Save copies of quantized weights, so that they are loaded faster the next time. Returns
+        whether there is a new one.
+
+        Args:
+            may_continue: asked now and then; False: the copy that is being saved is given up.
         """
 
     def unload(self) -> None:
@@ -58,6 +66,9 @@ class TaskSource(Protocol):
     def stopping(self) -> bool: ...
     @property
     def first_spec(self) -> LoadSpec: ...
+    @property
+    def has_work(self) -> bool: ...
+    def copies_saved(self) -> None: ...
     def load_started(self, spec: LoadSpec) -> None: ...
     def load_finished(
         self,

@@ -115,6 +115,11 @@ class Worker:
         self._idle_since = time.monotonic()
         return True
 
+    def save_copies(self) -> None:
+        """Save copies of quantized weights, until there is something else to do."""
+        if self._generator.save_copies(lambda: not self._source.has_work):
+            self._source.copies_saved()
+
     def unload_if_idle(self) -> None:
         """Free the weights when no task has come for unload_after_s."""
         idle_s = time.monotonic() - self._idle_since
@@ -288,6 +293,7 @@ class Worker:
                 try:
                     if not self.run_once(pause_s):
                         self._source.prune()
+                        self.save_copies()
                         self.unload_if_idle()
                 except StorageUnavailable:
                     self._endings.pause()
