@@ -55,7 +55,7 @@ def save(generating: OnItsThread, may_continue: Callable[[], bool] = lambda: Tru
 
 
 def loads_from(generating: OnItsThread, spec: LoadSpec) -> list[str]:
-    """Loads once more; returns the folders that mflux has built the class from, one for each try."""
+    """Loads once more; returns the folders that mflux has built the class from, one a try."""
     from generation.pipelines import build
 
     built: list[str] = []
