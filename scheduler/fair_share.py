@@ -17,115 +17,172 @@ time in the same way, with equal weights.
 Arithmetic only. Not thread-safe: its owner holds a lock.
 """
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from task import ANYBODY, Owner
 
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+DECIMALS = 6
+"""Tags are rounded to microseconds, so that rounding errors decide nothing."""
 
-@dataclass(eq=False)
-class _Entry:
-    """A task that waits or runs."""
 
-    task_id: str
-    user: "_Share"
-    client: "_Client"
-    seconds: float
-    level: int
+class Share(NamedTuple):
+    """A waiting task, as its client's share counts it."""
+
+    client: int
+    user: int
+    """Numbers of the client and of its user."""
     number: int
-    """Counts the tasks that joined."""
-    weight: float = 1.0
-    """Of its client, when it started."""
-    tag: float = 0.0
+    """Tasks of one user run in this order."""
+    seconds: float
+    """Forecast GPU seconds."""
+    tag: float
     """Virtual time, in GPU seconds per weight."""
 
 
-@dataclass(eq=False)
-class _Share:
-    """What somebody has had."""
+class Waiting(NamedTuple):
+    """All waiting tasks, a value for each: the level, of which smaller ones run first, and the
+    values of its Share."""
 
+    level: Floats
+    client: Floats
+    user: Floats
+    number: Floats
+    seconds: Floats
+
+
+@dataclass(eq=False)
+class _Account:
+    """What a client or one of its users has had, and has in the queue."""
+
+    number: int
     served: float = 0.0
     """GPU seconds per weight, those of its running tasks included."""
-    waiting: list[_Entry] = field(default_factory=list)
+    waiting: Counter[int] = field(default_factory=Counter)
+    """Waiting tasks by level; levels without any are left out."""
+    waiting_s: dict[int, float] = field(default_factory=dict)
+    """Their forecast seconds."""
     running: int = 0
+    users: "dict[str, _Account]" = field(default_factory=dict)
+    """Of a client."""
 
     @property
     def idle(self) -> bool:
         return not self.waiting and not self.running
 
+    def add(self, level: int, seconds: float) -> None:
+        self.waiting[level] += 1
+        self.waiting_s[level] = self.waiting_s.get(level, 0.0) + seconds
+
+    def remove(self, level: int, seconds: float) -> None:
+        self.waiting[level] -= 1
+        self.waiting_s[level] -= seconds
+        if not self.waiting[level]:
+            del self.waiting[level], self.waiting_s[level]
+
+    def before_s(self, level: int) -> float:
+        """Forecast seconds of the waiting tasks of this level and higher ones."""
+        return sum(seconds for other, seconds in self.waiting_s.items() if other >= level)
+
 
 @dataclass(eq=False)
-class _Client(_Share):
-    """`waiting` is in the order in which its tasks run."""
-
+class _Client(_Account):
     weight: float = 1.0
     virtual: float = 0.0
     """The virtual time between its users."""
-    users: dict[str, _Share] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class _Running:
+    """A task that runs."""
+
+    client: _Client
+    user: _Account
+    seconds: float
+    """Forecast GPU seconds."""
+    weight: float
+    """Of its client, when it started."""
 
 
 class FairShare:
-    """Tags of the waiting tasks."""
+    """Tags of the waiting tasks. The values of these tasks are kept by its owner (Waiting)."""
 
     def __init__(self) -> None:
         self.virtual = 0.0
         self._clients: dict[str, _Client] = {}
-        self._entries: dict[str, _Entry] = {}
+        self._by_number: dict[int, _Account] = {}
+        self._running: dict[str, _Running] = {}
+        self._waiting_users = 0
+        self._numbers = 0
         self._joined = 0
-        self._stale: set[_Client] = set()
-        """Whose tags are those of before its latest measured seconds."""
+        self._released = 0
 
-    def tag(self, task_id: str) -> float:
-        """Of a task that waits or runs. Tasks of one priority run in the order of their tags."""
-        return self._entries[task_id].tag
+    @property
+    def several_wait(self) -> bool:
+        """Whether tasks of several users wait. Else their order is that in which they came."""
+        return self._waiting_users > 1
 
-    def waiting_of(self, name: str) -> list[tuple[str, float]]:
-        """The waiting tasks of a client in the order in which they run, with forecast seconds."""
-        account = self._clients.get(name)
-        return [(entry.task_id, entry.seconds) for entry in account.waiting] if account else []
+    def waits_alone(self, owner: Owner) -> bool:
+        """Whether no task of another user waits."""
+        client = self._clients.get(owner.name)
+        user = client.users.get(owner.end_user) if client else None
+        return self._waiting_users == (1 if user and user.waiting else 0)
 
-    def prepare(self, owner: Owner) -> bool:
-        """Bring all tags up to date, before a task of this owner joins or is previewed.
+    def number_of(self, name: str) -> int | None:
+        """The number of a client; None: it has nothing in the queue."""
+        client = self._clients.get(name)
+        return client.number if client else None
 
-        Returns:
-            Whether tags have changed.
-        """
-        account, changed = self._clients.get(owner.name), False
-        if account is not None and account.weight != owner.weight:
-            account.weight = owner.weight
-            self._stale.add(account)
-        if self._stale and not self._only(owner):
-            changed = self._update()
-        return changed
+    def reweigh(self, owner: Owner) -> bool:
+        """Note the weight of a client. Returns whether tags may have changed."""
+        client = self._clients.get(owner.name)
+        if client is None or client.weight == owner.weight:
+            return False
+        client.weight = owner.weight
+        return bool(client.waiting)
 
-    def preview(self, seconds: float, owner: Owner, level: int = 0) -> float:
+    def tags(self, waiting: Waiting) -> Floats:
+        """The tags of all waiting tasks."""
+        client = waiting.client
+        weight = self._values(client, "weight")
+        keys = waiting.number, self._user_tags(waiting), waiting.level
+        tags = _chained(keys, client, self._values(client, "served"), waiting.seconds / weight)
+        return np.round(tags, DECIMALS)
+
+    def preview(self, owner: Owner, waiting: Waiting, level: int = 0) -> float:
         """The tag that a task would get if it joined now."""
-        self.join("", seconds, owner, level)
-        tag = self.tag("")
-        self.leave("")
-        return tag
+        client = self._clients.get(owner.name)
+        if client is None:
+            return round(self.virtual, DECIMALS)
+        served = self._served(client, self.virtual)
+        user = client.users.get(owner.end_user)
+        if client.waiting == (user.waiting if user else {}):
+            before_s = client.before_s(level)
+        else:
+            own = waiting.client == client.number
+            waiting = Waiting(*(values[own] for values in waiting))
+            joins_at = self._served(user, client.virtual) + (user.before_s(level) if user else 0.0)
+            is_earlier = self._user_tags(waiting) <= joins_at
+            is_before = (waiting.level < -level) | ((waiting.level == -level) & is_earlier)
+            before_s = float(waiting.seconds[is_before].sum())
+        return round(served + before_s / client.weight, DECIMALS)
 
     def had(self, owner: Owner) -> float:
         """GPU seconds per weight that a client has had, its running tasks as forecast. One that is
         idle counts as if it had always had its share."""
-        account = self._clients.get(owner.name)
-        if account is None or account.idle:
-            return max(account.served if account else 0.0, self.virtual)
-        return account.served
+        return self._served(self._clients.get(owner.name), self.virtual)
 
     def had_after_s(self, task_id: str, had: float) -> float:
         """GPU seconds of a running task after which its client has had this much."""
-        entry = self._entries[task_id]
-        return entry.seconds + (had - entry.client.served) * entry.weight
+        running = self._running[task_id]
+        return running.seconds + (had - running.client.served) * running.weight
 
-    def join(
-        self,
-        task_id: str,
-        seconds: float,
-        owner: Owner = ANYBODY,
-        level: int = 0,
-    ) -> bool:
+    def join(self, seconds: float, owner: Owner = ANYBODY, level: int = 0) -> tuple[Share, bool]:
         """A task begins to wait.
 
         Args:
@@ -133,201 +190,173 @@ class FairShare:
             level: of several tasks of a client, those of a higher level run first.
 
         Returns:
-            Whether tags of other tasks have changed.
+            Its share, and whether tags have changed; then its own is not known yet.
         """
-        account = self._clients.setdefault(owner.name, _Client(weight=owner.weight))
-        if account.idle:
-            account.served = max(account.served, self.virtual)
-        share = account.users.setdefault(owner.end_user, _Share())
-        if share.idle:
-            share.served = max(share.served, account.virtual)
-        entry = _Entry(task_id, share, account, seconds, level, self._joined)
+        client = self._clients.get(owner.name)
+        if client is None:
+            client = self._clients[owner.name] = _Client(self._number(), weight=owner.weight)
+            self._by_number[client.number] = client
+        client.served = self._served(client, self.virtual)
+        user = client.users.get(owner.end_user)
+        if user is None:
+            user = client.users[owner.end_user] = _Account(self._number())
+            self._by_number[user.number] = user
+        user.served = self._served(user, client.virtual)
+        moves = client.waiting != user.waiting or any(other < level for other in client.waiting)
+        tag = round(client.served + client.before_s(level) / client.weight, DECIMALS)
         self._joined += 1
-        self._entries[task_id] = entry
-        share.waiting.append(entry)
-        last = account.waiting[-1] if account.waiting else None
-        if last is None or (last.user is share and last.level >= level) or self._only():
-            self._insert(account, entry)
-            return False
-        return self._order(account)
+        share = Share(client.number, user.number, self._joined, seconds, tag)
+        self._add(share, level)
+        return share, moves
 
-    def raise_level(self, task_id: str, level: int) -> bool:
-        """A waiting task gets a higher level. Returns whether tags have changed."""
-        self._entries[task_id].level = level
-        return self._order(self._entries[task_id].client)
+    def change_level(self, share: Share, was: int, level: int) -> None:
+        """A waiting task gets another level: tags have changed."""
+        self._remove(share, was)
+        self._add(share, level)
 
-    def start(self, task_id: str) -> bool:
+    def start(self, task_id: str, share: Share, level: int = 0) -> bool:
         """A waiting task is claimed. Returns whether tags of other tasks have changed."""
-        entry = self._entries[task_id]
-        account, share = entry.client, entry.user
-        was_first = account.waiting[0] is entry and share.waiting[0] is entry
-        account.waiting.remove(entry)
-        share.waiting.remove(entry)
-        self.virtual = max(self.virtual, account.served)
-        account.virtual = max(account.virtual, share.served)
-        account.running += 1
-        share.running += 1
-        entry.weight = account.weight
-        self._charge(entry, entry.seconds)
-        return not was_first and self._reorder(account)
+        client, user = self._remove(share, level)
+        is_first = share.tag <= round(client.served, DECIMALS)
+        self.virtual = max(self.virtual, client.served)
+        client.virtual = max(client.virtual, user.served)
+        client.running += 1
+        user.running += 1
+        running = _Running(client, user, share.seconds, client.weight)
+        self._running[task_id] = running
+        _charge(running, share.seconds)
+        return not is_first
 
     def end(self, task_id: str, seconds: float) -> bool:
         """A running task has ended, after so many seconds on the GPU.
 
         Returns:
-            Whether tags of other tasks have changed.
+            Whether tags of waiting tasks have changed.
         """
-        entry = self._stop(task_id)
-        self._charge(entry, seconds - entry.seconds)
-        del self._entries[task_id]
-        if seconds != entry.seconds and entry.client.waiting:
-            self._stale.add(entry.client)
-        self._advance(entry, seconds)
-        self._forget(entry.client)
-        return bool(self._stale) and not self._only() and self._update()
+        running = self._stop(task_id)
+        _charge(running, seconds - running.seconds)
+        self._advance(running, seconds)
+        self._forget(running.client)
+        return seconds != running.seconds and bool(running.client.waiting)
 
-    def release(self, task_id: str, used_s: float, left_s: float) -> bool:
-        """A running task waits again, before the others of its user.
+    def release(self, task_id: str, used_s: float, left_s: float, level: int = 0) -> Share:
+        """A running task waits again, before the others of its user. Tags have changed.
 
         Args:
             used_s: seconds that it was on the GPU.
             left_s: forecast GPU seconds of what is left of it.
-
-        Returns:
-            Whether tags of other tasks have changed.
         """
-        entry = self._stop(task_id)
-        self._charge(entry, used_s - entry.seconds)
-        entry.seconds = left_s
-        entry.user.waiting.insert(0, entry)
-        if self._only():
-            waiting = entry.client.waiting
-            index = bisect_left(waiting, -entry.level, key=lambda other: -other.level)
-            if index < len(waiting) and waiting[index].level == entry.level:
-                entry.tag = min(entry.tag, waiting[index].tag)
-            waiting.insert(index, entry)
-        return self._reorder(entry.client)
+        running = self._stop(task_id)
+        _charge(running, used_s - running.seconds)
+        self._released -= 1
+        share = Share(
+            running.client.number,
+            running.user.number,
+            self._released,
+            left_s,
+            round(running.client.served, DECIMALS),
+        )
+        self._add(share, level)
+        return share
 
-    def leave(self, task_id: str) -> bool:
+    def leave(self, share: Share, level: int = 0) -> bool:
         """A waiting task waits no more. Returns whether tags of other tasks have changed."""
-        entry = self._entries.pop(task_id)
-        was_last = entry.client.waiting[-1] is entry
-        entry.client.waiting.remove(entry)
-        entry.user.waiting.remove(entry)
-        changed = not was_last and self._reorder(entry.client)
-        self._forget(entry.client)
-        return changed
+        client, _ = self._remove(share, level)
+        last_tag = client.served + sum(client.waiting_s.values()) / client.weight
+        self._forget(client)
+        return share.tag < round(last_tag, DECIMALS)
 
     # -- inside -----------------------------------------------------------------------------------
 
-    def _only(self, owner: Owner | None = None) -> bool:
-        """Whether all waiting tasks are of one user, and of this one: then their order is that in
-        which they came, whatever their tags are."""
-        waiting = [
-            (name, user_name)
-            for name, account in self._clients.items()
-            if account.waiting
-            for user_name, share in account.users.items()
-            if share.waiting
-        ]
-        if owner is None:
-            return len(waiting) <= 1
-        return waiting in ([], [owner[:2]])
+    def _number(self) -> int:
+        self._numbers += 1
+        return self._numbers
 
-    def _update(self) -> bool:
-        stale, self._stale = self._stale, set()
-        changes = [self._order(account) for account in stale]
-        return any(changes)
+    def _add(self, share: Share, level: int) -> None:
+        user = self._by_number[share.user]
+        self._waiting_users += not user.waiting
+        user.add(level, share.seconds)
+        self._by_number[share.client].add(level, share.seconds)
 
-    def _insert(self, account: _Client, entry: _Entry) -> None:
-        """A task joins behind the others of its level; all that wait are of its user."""
-        index = bisect_right(account.waiting, -entry.level, key=lambda other: -other.level)
-        before = account.waiting[index - 1] if index else None
-        entry.tag = account.served
-        if before is not None and before.level == entry.level:
-            entry.tag = before.tag + before.seconds / account.weight
-        if index < len(account.waiting):
-            self._stale.add(account)
-        account.waiting.insert(index, entry)
+    def _remove(self, share: Share, level: int) -> tuple[_Client, _Account]:
+        client, user = self._by_number[share.client], self._by_number[share.user]
+        client.remove(level, share.seconds)
+        user.remove(level, share.seconds)
+        self._waiting_users -= not user.waiting
+        assert isinstance(client, _Client)
+        return client, user
 
-    def _reorder(self, account: _Client) -> bool:
-        """Order the waiting tasks of a client, or later if all that wait are of one user.
+    def _served(self, account: _Account | None, virtual: float) -> float:
+        """What somebody has had, as a task counts that joins now."""
+        if account is None:
+            return virtual
+        return max(account.served, virtual) if account.idle else account.served
 
-        Returns:
-            Whether tags have changed.
-        """
-        if self._only():
-            self._stale.add(account)
-            return False
-        return self._order(account)
+    def _values(self, numbers: Floats, name: str) -> Floats:
+        """This value of the account of each number."""
+        known, inverse = np.unique(numbers, return_inverse=True)
+        values = [getattr(self._by_number[int(number)], name) for number in known]
+        return np.array(values, np.float64)[inverse]
 
-    def _order(self, account: _Client) -> bool:
-        """Order the waiting tasks of a client and give them their tags.
+    def _user_tags(self, waiting: Waiting) -> Floats:
+        """The virtual time of each task between the users of its client."""
+        served = self._values(waiting.user, "served")
+        return _chained((waiting.number, waiting.level), waiting.user, served, waiting.seconds)
 
-        Returns:
-            Whether one has changed.
-        """
-        ranked = [
-            (-entry.level, user_tag, entry.number, entry)
-            for share in account.users.values()
-            for user_tag, entry in _chain(share)
-        ]
-        ranked.sort(key=lambda rank: rank[:3])
-        account.waiting = [entry for *_, entry in ranked]
-        tag, changed = account.served, False
-        for entry in account.waiting:
-            changed |= entry.tag != tag
-            entry.tag = tag
-            tag += entry.seconds / account.weight
-        return changed
+    def _stop(self, task_id: str) -> _Running:
+        running = self._running.pop(task_id)
+        running.client.running -= 1
+        running.user.running -= 1
+        return running
 
-    def _charge(self, entry: _Entry, seconds: float) -> None:
-        entry.user.served += seconds
-        entry.client.served += seconds / entry.weight
-
-    def _stop(self, task_id: str) -> _Entry:
-        entry = self._entries[task_id]
-        entry.client.running -= 1
-        entry.user.running -= 1
-        return entry
-
-    def _advance(self, entry: _Entry, seconds: float) -> None:
-        """The task of an entry has ended, after so many seconds on the GPU: if its user or client
-        became idle by that, the others have waited for it."""
-        account, share = entry.client, entry.user
-        users = sum(not other.idle for other in account.users.values())
-        if share.idle and users:
-            grown = account.virtual + seconds / users
-            account.virtual = min(grown, max(share.served, account.virtual))
+    def _advance(self, running: _Running, seconds: float) -> None:
+        """A task has ended, after so many seconds on the GPU: if its user or client became idle by
+        that, the others have waited for it."""
+        client, user = running.client, running.user
+        users = sum(not other.idle for other in client.users.values())
+        if user.idle and users:
+            grown = client.virtual + seconds / users
+            client.virtual = min(grown, max(user.served, client.virtual))
         weights = sum(other.weight for other in self._clients.values() if not other.idle)
-        if account.idle and weights:
+        if client.idle and weights:
             grown = self.virtual + seconds / weights
-            self.virtual = min(grown, max(account.served, self.virtual))
+            self.virtual = min(grown, max(client.served, self.virtual))
 
-    def _forget(self, account: _Client) -> None:
+    def _forget(self, client: _Client) -> None:
         """Forget who is idle and has had no more than others: it would join as if it were new."""
-        if not self._entries:
+        if not self._running and not self._waiting_users:
             self._clients.clear()
-            self._stale.clear()
+            self._by_number.clear()
             self.virtual = 0.0
-            return
-        if not account.idle:
-            account.users = {
-                name: share
-                for name, share in account.users.items()
-                if not share.idle or share.served > account.virtual
-            }
+        elif client.idle:
+            self._drop(self._clients, self.virtual)
         else:
-            self._clients = {
-                name: other
-                for name, other in self._clients.items()
-                if not other.idle or other.served > self.virtual
-            }
+            self._drop(client.users, client.virtual)
+
+    def _drop(self, accounts: dict[str, _Client] | dict[str, _Account], virtual: float) -> None:
+        gone = [name for name, a in accounts.items() if a.idle and a.served <= virtual]
+        for name in gone:
+            account = accounts.pop(name)
+            for dropped in (account, *account.users.values()):
+                del self._by_number[dropped.number]
 
 
-def _chain(share: _Share) -> Iterator[tuple[float, _Entry]]:
-    """The waiting tasks of a user in the order in which they will run, with their tags."""
-    tag = share.served
-    for entry in sorted(share.waiting, key=lambda entry: -entry.level):
-        yield tag, entry
-        tag += entry.seconds
+def _charge(running: _Running, seconds: float) -> None:
+    running.user.served += seconds
+    running.client.served += seconds / running.weight
+
+
+def _chained(keys: Iterable[Floats], group: Floats, start: Floats, amounts: Floats) -> Floats:
+    """Of each task, the start of its group and the amounts of those of the group before it.
+
+    Args:
+        keys: the order within a group, the last key first.
+    """
+    order = np.lexsort((*keys, group))
+    group, amounts = group[order], amounts[order]
+    before = np.cumsum(amounts) - amounts
+    firsts = np.flatnonzero(np.concatenate(([True], group[1:] != group[:-1])))[: len(group)]
+    lengths = np.diff(np.append(firsts, len(group)))
+    chained = np.empty(len(group))
+    chained[order] = before - np.repeat(before[firsts], lengths)
+    return chained + start

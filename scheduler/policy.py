@@ -18,7 +18,7 @@
    - no task is paused already, and the running one was paused less than MOST_PAUSES times.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -90,6 +90,8 @@ class Policy:
         self.limits = limits
         self._schedule = schedule
         self._shares = FairShare()
+        self._stale = False
+        """Whether tags have changed while tasks of only one user waited."""
 
     def place(self, task: Task, seconds: float, resident: Resident) -> Place:
         """Where a new task runs that joins now.
@@ -98,42 +100,46 @@ class Policy:
             seconds: forecast GPU seconds of the task.
             resident: what is in memory when the first waiting task starts.
         """
-        schedule = self._schedule
-        self._sort(self._shares.prepare(task.owner))
-        turn = self._shares.preview(seconds, task.owner, task.priority)
-        own = schedule.position_of((-task.priority, True, turn, inf, inf))
-        begin, _ = schedule.level(task.priority)
+        schedule, shares = self._schedule, self._shares
+        changed = shares.reweigh(task.owner)
+        if changed or (self._stale and not shares.waits_alone(task.owner)):
+            self._give_turns()
+        turn = shares.preview(task.owner, schedule.waiting, task.priority)
+        begin, end = schedule.level(task.priority)
+        if shares.waits_alone(task.owner):
+            own, turn = end, max(turn, schedule[end - 1].turn if end > begin else turn)
+        else:
+            own = schedule.position_of((-task.priority, True, turn, inf, inf))
         joined = self._by_affinity(task, seconds, begin, own, resident)
         return joined or Place(own, seconds, turn, version=schedule.version)
 
     def join(self, task: Task, place: Place) -> None:
         """A task joins the schedule at the place that it was given."""
         if place.delays_s is not None and place.version == self._schedule.version:
-            self._schedule.delay(task, place.delays_s)
-        self._schedule.add(task, delay_budget_s=self.limits.max_delay_s)
-        self._sort(self._share(task, place.seconds))
+            begin, budgets_s = place.index, self._schedule.column("delay_budget_s")
+            budgets_s[begin : begin + len(place.delays_s)] -= place.delays_s
+        share, changed = self._shares.join(place.seconds, task.owner, level(task))
+        self._schedule.add(task, share, delay_budget_s=self.limits.max_delay_s)
+        self._tags_changed(changed or self._stale)
 
-    def restore(self, tasks: Iterable[tuple[Task, float]]) -> None:
+    def restore(self, tasks: Sequence[tuple[Task, float]]) -> None:
         """Tasks and their seconds from before the start join, in the order of their sequences."""
-        restored = [task for task, _ in tasks]
+        present = {task.sequence for task, _ in tasks}
         for task, seconds in tasks:
-            self._share(task, seconds)
-        present = {task.sequence for task in restored}
-        for task in restored:
-            task.turn = FRONT if task.group not in present else 0.0
-        self._give_turns(restored)
-        self._schedule.add(*restored, delay_budget_s=self.limits.max_delay_s)
-        for first in {level(task) for task in restored}:
+            task.turn = 0.0 if task.group in present else FRONT
+            share, _ = self._shares.join(seconds, task.owner, level(task))
+            self._schedule.add(task, share, delay_budget_s=self.limits.max_delay_s)
+        self._give_turns()
+        for first in {level(task) for task, _ in tasks}:
             # The first one ran, or was the next one: no task may overtake it.
-            self._schedule.delay_budgets_s[self._schedule.level(first)[0]] = 0.0
+            self._schedule.column("delay_budget_s")[self._schedule.level(first)[0]] = 0.0
 
     def start(self, task: Task, seconds: float) -> None:
         """A waiting task is claimed."""
-        self._schedule.remove(task)
-        changed = self._shares.start(task.task_id)
+        share = self._schedule.remove(task)
+        self._tags_changed(self._shares.start(task.task_id, share, level(task)))
         if level(task) >= URGENT:
-            changed |= self._age(task, seconds)
-        self._sort(changed)
+            self._age(task, seconds)
 
     def release(self, task: Task, used_s: float, left_s: float) -> None:
         """A running task waits again, before the others of its level that have not run yet.
@@ -142,18 +148,18 @@ class Policy:
             used_s: seconds that it was on the GPU.
             left_s: forecast GPU seconds of what is left of it.
         """
-        changed = self._shares.release(task.task_id, used_s, left_s)
-        self._schedule.add(task, delay_budget_s=0.0)
-        self._sort(changed)
+        share = self._shares.release(task.task_id, used_s, left_s, level(task))
+        self._schedule.add(task, share)
+        self._tags_changed()
 
     def end(self, task: Task, seconds: float) -> None:
         """A running task runs no more, after so many seconds on the GPU."""
-        self._sort(self._shares.end(task.task_id, seconds))
+        self._tags_changed(self._shares.end(task.task_id, seconds))
 
     @property
     def front_group(self) -> int:
         """The group of a task that is moved to the front now."""
-        return min([0, *(task.group for task in self._schedule)]) - 1
+        return int(self._schedule.column("group").min(initial=0.0)) - 1
 
     def move_to_front(self, task: Task, *, sequence: int, group: int) -> None:
         """A waiting task runs next, before urgent ones, too; only released tasks run before it.
@@ -161,27 +167,34 @@ class Policy:
         Args:
             group: front_group.
         """
-        self._schedule.remove(task)
+        share, was = self._schedule.remove(task), level(task)
         task.turn, task.sequence, task.group = FRONT, sequence, group
-        self._schedule.add(task, delay_budget_s=0.0)
-        self._sort(self._shares.raise_level(task.task_id, level(task)))
+        self._shares.change_level(share, was, level(task))
+        self._schedule.add(task, share)
+        self._tags_changed()
 
     def waiting_of(self, name: str) -> list[tuple[str, float]]:
         """The waiting tasks of a client in the order in which they run, with forecast seconds."""
-        return self._shares.waiting_of(name)
+        client, seconds = self._schedule.column("client"), self._schedule.column("seconds")
+        own = np.flatnonzero(client == self._shares.number_of(name)).tolist()
+        return [(self._schedule[position].task_id, float(seconds[position])) for position in own]
 
     def leave(self, task: Task) -> None:
         """A waiting task waits no more."""
-        self._schedule.remove(task)
-        self._sort(self._shares.leave(task.task_id))
+        share = self._schedule.remove(task)
+        self._tags_changed(self._shares.leave(share, level(task)))
 
-    def preempts_after_s(self, task: Task, run: Run, work_s: float, tag: float | None) -> float:
+    def tag(self, position: int) -> float:
+        """The tag of a waiting task."""
+        return float(self._schedule.column("tag")[position])
+
+    def preempts_after_s(self, task: Task, run: Run, work_s: float, tag: float) -> float:
         """GPU seconds that a running task must have had before this waiting one may preempt it, if
         that pays (preemption_pays); inf: it may not.
 
         Args:
             work_s: forecast GPU seconds of the waiting task.
-            tag: its turn, if it has not joined yet.
+            tag: its tag; its turn, if it has not joined yet.
         """
         running, spec = run.task, run.stage.load_spec
         alike = all(stage.load_spec.key == spec.key for stage in task.stages)
@@ -191,8 +204,6 @@ class Policy:
             return 0.0
         if level(task) < level(running) or task.owner.name == running.owner.name:
             return inf
-        if tag is None:
-            tag = self._shares.tag(task.task_id)
         had = max(tag, self._shares.had(task.owner))  # tags may be older than the latest measured
         ahead = PAYS * work_s / task.owner.weight
         return self._shares.had_after_s(running.task_id, had + ahead)
@@ -226,37 +237,46 @@ class Policy:
         if schedule.position_of((-task.priority, True, turn, group, inf)) != index:
             return None  # others of this group, or released tasks, would run before it
         delays_s = schedule.delays_s(task, index, resident)[: own - index]
-        if np.any(delays_s > schedule.delay_budgets_s[index:own]):
+        if np.any(delays_s > schedule.column("delay_budget_s")[index:own]):
             return None
         return Place(index, seconds, turn, group, delays_s, schedule.version)
 
-    def _share(self, task: Task, seconds: float) -> bool:
-        return self._shares.join(task.task_id, seconds, task.owner, level(task))
-
-    def _age(self, started: Task, seconds: float) -> bool:
+    def _age(self, started: Task, seconds: float) -> None:
         """An urgent task was started: those that it has overtaken grow older."""
+        schedule = self._schedule
+        begin, end = schedule.level(NORMAL)
+        overtaken = np.flatnonzero(schedule.column("sequence")[begin:end] < started.sequence)
         changed = False
-        begin, end = self._schedule.level(NORMAL)
-        for task in [self._schedule[position] for position in range(begin, end)]:
-            if task.sequence < started.sequence:
-                task.overtaken_s += seconds
-                if task.overtaken_s > self.limits.max_overtaken_s:
-                    task.aged = True
-                    self._shares.raise_level(task.task_id, URGENT)
-                    changed = True
-        return changed
-
-    def _sort(self, changed: bool) -> None:
-        """Order the schedule again if tags or levels have changed."""
+        for position in (begin + overtaken).tolist():
+            task = schedule[position]
+            task.overtaken_s += seconds
+            if task.overtaken_s > self.limits.max_overtaken_s:
+                task.aged = changed = True
+                self._shares.change_level(schedule.share(position), NORMAL, URGENT)
+                schedule.set_level(position)
         if changed:
-            self._give_turns(self._schedule)
-            self._schedule.sort()
+            schedule.sort()
+            self._tags_changed()
 
-    def _give_turns(self, tasks: Iterable[Task]) -> None:
-        turns = {}
-        for task in tasks:
-            if task.group == task.sequence:
-                task.turn = turns[task.sequence] = self._shares.tag(task.task_id)
-        for task in tasks:
-            if task.group != task.sequence:
-                task.turn = turns.get(task.group, task.turn)
+    def _tags_changed(self, changed: bool = True) -> None:
+        """Order the schedule again, if tasks of several users wait."""
+        if changed and self._shares.several_wait:
+            self._give_turns()
+        elif changed:
+            self._stale = True
+
+    def _give_turns(self) -> None:
+        """Each task gets its turn, and the schedule is ordered by them: that of its tag, or of the
+        first task of its group if that still waits."""
+        schedule, self._stale = self._schedule, False
+        tags, turns = self._shares.tags(schedule.waiting), schedule.column("turn").copy()
+        group, sequence = schedule.column("group"), schedule.column("sequence")
+        is_first = group == sequence
+        turns[is_first] = tags[is_first]
+        if not is_first.all():
+            firsts = np.flatnonzero(is_first)
+            firsts = firsts[np.argsort(sequence[firsts])]
+            others = np.flatnonzero(~is_first & np.isin(group, sequence[firsts]))
+            found = np.searchsorted(sequence[firsts], group[others])
+            turns[others] = tags[firsts[found]]
+        schedule.set_turns(turns, tags)

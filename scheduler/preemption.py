@@ -67,13 +67,14 @@ class Preemption:
 
     def _first(
         self, machine: Machine, new: Task | None = None, place: Place | None = None
-    ) -> Iterator[tuple[Task, float, float | None]]:
-        """The first waiting tasks, up to the new one: each with its GPU seconds, and the turn of
-        the new one."""
+    ) -> Iterator[tuple[Task, float, float]]:
+        """The first waiting tasks, up to the new one: each with its GPU seconds and its tag, or
+        the turn of the new one."""
         for position, task in enumerate(self._schedule):
             if new and place and position == place.index:
                 break
-            yield task, self._schedule.durations(position).gpu_s / machine.speed, None
+            work_s = self._schedule.durations(position).gpu_s / machine.speed
+            yield task, work_s, self._policy.tag(position)
         if new and place:
             work_s = self._estimates.durations(*new.stages).gpu_s
             yield new, work_s / machine.speed, place.turn
@@ -83,7 +84,7 @@ class Preemption:
         run: Run,
         start_s: float,
         left_s: float,
-        waiting: Iterator[tuple[Task, float, float | None]],
+        waiting: Iterator[tuple[Task, float, float]],
     ) -> list[float]:
         """Args:
         start_s: seconds until the running task is between two steps.

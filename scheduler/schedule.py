@@ -9,20 +9,26 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from models.model_catalog import LoadSpec
+from scheduler.columns import Columns, Floats
 from scheduler.estimates import Estimates
+from scheduler.fair_share import Share, Waiting
 from scheduler.machines import Resident
 from task import Stage, Task
 from timing_model import Durations, Work
 
-Floats = np.ndarray[Any, np.dtype[np.float64]]
 Ints = np.ndarray[Any, np.dtype[np.intp]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 NEVER = np.iinfo(np.intp).min
+KEY = ("level", "fresh", "turn", "group", "sequence")
+"""Columns of the sort key, policy.key."""
+SHARE = Share._fields
+NO_SHARE = Share(0, 0, 0, 0.0, 0.0)
+COLUMNS = (*KEY, *SHARE, "stages", "delay_budget_s")
 KINDS_KEPT = 1_000
 """Kinds that no stage has any more are forgotten once there are this many, and more than stages."""
 
@@ -112,6 +118,19 @@ class Walk:
         loads: Ints = _before_each(self.rows_loads, self.ends)
         return loads
 
+    def without_first(self) -> "Walk":
+        """The walk of the tasks behind the first one."""
+        row = int(self.ends[1])
+        return Walk(
+            start_s=self.start_s[1:] - self.start_s[1],
+            rows_load_s=self.rows_load_s[row:],
+            rows_spec=self.rows_spec[row:],
+            rows_loads=self.rows_loads[row:],
+            ends=self.ends[1:] - row,
+            specs=self.specs,
+            resident=self.resident_before(1),
+        )
+
     def resident_before(self, index: int) -> Resident:
         """What is in memory when this one of the tasks starts."""
         used: list[str] = []
@@ -122,29 +141,34 @@ class Walk:
         return self.resident.of(tuple(dict.fromkeys((*used, *self.resident.keys))))
 
 
+class _State(NamedTuple):
+    """What a walk was made of."""
+
+    version: int
+    estimates: tuple[int, int]
+    resident: Resident
+    speed: float
+
+
 class Schedule:
     """Not thread-safe: its owner holds a lock.
 
     Args:
         estimates: the work of stages, and what it takes.
-            key: sort key of a task; policy.key.
+        key: sort key of a task; policy.key.
     """
 
     def __init__(self, estimates: Estimates, key: Callable[[Task], Any]) -> None:
         self.version = 0
         """Changes with the order of the tasks."""
-        self.delay_budgets_s: Floats = np.zeros(0)
-        """Seconds by which affinity may still delay each task."""
         self._estimates = estimates
         self._key = key
         self._tasks: list[Task] = []
-        self._keys: list[Any] = []
+        self._columns = Columns(COLUMNS)
         self._kinds = _Kinds(estimates)
         self._rows = np.zeros(0, np.intp)  # kind of each stage of each task
-        self._stages = np.zeros(0, np.intp)  # number of stages of each task
-        self._sequences = np.zeros(0, np.intp)
-        self._walk: tuple[object, Walk] | None = None
-        self._newest_ahead: tuple[int, Ints] = self.version, np.zeros(1, np.intp)
+        self._walk: tuple[_State, Walk] | None = None
+        self._newest_ahead: tuple[int, Floats] = self.version, np.zeros(1)
         self._durations: tuple[object, dict[tuple[int, ...], Durations]] = (None, {})
 
     def __len__(self) -> int:
@@ -170,99 +194,113 @@ class Schedule:
 
     def position_of(self, key: Any) -> int:
         """How many tasks run before one with this key would."""
-        return bisect_left(self._keys, key)
+        return bisect_left(self._tasks, key, key=self._key)
+
+    def column(self, name: str) -> Floats:
+        """A value of each task. It is valid until the next change."""
+        return self._columns[name]
 
     @property
-    def newest_ahead(self) -> Ints:
+    def waiting(self) -> Waiting:
+        """What fair_share.py has to know of all tasks."""
+        return Waiting(*(self._columns[name] for name in Waiting._fields))
+
+    @property
+    def newest_ahead(self) -> Floats:
         """By position, the highest sequence among the tasks before it; one more value: among all.
         Never changed: readers need no lock."""
         if self._newest_ahead[0] != self.version:
-            newest_ahead = np.maximum.accumulate(np.concatenate(([0], self._sequences)))
+            newest_ahead = np.zeros(len(self) + 1)
+            np.maximum.accumulate(self._columns["sequence"], out=newest_ahead[1:])
             self._newest_ahead = self.version, newest_ahead
         return self._newest_ahead[1]
 
     def level(self, priority: int) -> tuple[int, int]:
         """Positions of the tasks of this priority: the first, and the one after the last."""
-        return bisect_left(self._keys, (-priority,)), bisect_left(self._keys, (1 - priority,))
+        begin, end = np.searchsorted(self._columns["level"], (-priority, 1 - priority))
+        return int(begin), int(end)
 
     def last_with(self, spec: str, begin: int, end: int) -> int | None:
         """Position of the last task in this range that uses these weights last."""
         number = self._kinds.spec_numbers.get(spec)
         if number is None:
             return None
-        last_row = _ends(self._stages)[begin + 1 : end + 1] - 1
+        last_row = self._ends()[begin + 1 : end + 1] - 1
         found = np.flatnonzero(self._kinds.spec[self._rows[last_row]] == number)
         return begin + int(found[-1]) if len(found) else None
 
-    def add(self, *tasks: Task, delay_budget_s: float = 0.0) -> None:
-        """Tasks join, each where its key says; those of one call in one pass."""
-        if len(tasks) == 1:
-            (task,) = tasks
-            position, row = self.position(task), self._row(self.position(task))
-            self._tasks.insert(position, task)
-            self._keys.insert(position, self._key(task))
-            self._rows = _inserted(self._rows, row, self._kinds_of(task))
-            self._stages = _inserted(self._stages, position, [len(task.stages)])
-            self._sequences = _inserted(self._sequences, position, [task.sequence])
-            self.delay_budgets_s = _inserted(self.delay_budgets_s, position, [delay_budget_s])
+    def add(self, task: Task, share: Share = NO_SHARE, *, delay_budget_s: float = 0.0) -> None:
+        """A task joins, where its key says."""
+        key = self._key(task)
+        position = self.position_of(key)
+        kinds = self._kinds_of(task)
+        if position == len(self):
+            self._rows = np.append(self._rows, kinds)
         else:
-            self._tasks += tasks
-            budgets_s = np.full(len(tasks), delay_budget_s)
-            self.delay_budgets_s = np.concatenate((self.delay_budgets_s, budgets_s))
-            self.rebuild()
-        for task in tasks:
-            for stage in task.stages:
-                self._estimates.joined(stage)
+            self._rows = _inserted(self._rows, self._row(position), kinds)
+        self._tasks.insert(position, task)
+        row = {**dict(zip(KEY, key, strict=True)), **share._asdict()}
+        row |= {"stages": len(kinds), "delay_budget_s": delay_budget_s}
+        self._columns.insert(position, row)
+        for stage in task.stages:
+            self._estimates.joined(stage)
         self.version += 1
         if len(self._kinds) > max(len(self._rows), KINDS_KEPT):
             self.rebuild()
 
-    def delay(self, task: Task, delays_s: Floats) -> None:
-        """A task that joins next delays the ones behind it by so many seconds each."""
-        position = self.position(task)
-        self.delay_budgets_s[position : position + len(delays_s)] -= delays_s
-
-    def remove(self, task: Task) -> None:
+    def remove(self, task: Task) -> Share:
         """Raises: ValueError: the task is not in the schedule; nothing has changed."""
         position = self.position(task)
         if position >= len(self._tasks) or self._tasks[position] is not task:
             raise ValueError(f"task {task.task_id} is not where its sort key says")
-        row = self._row(position)
+        row, share = self._row(position), self.share(position)
         self._rows = _deleted(self._rows, row, row + len(task.stages))
-        self._stages = _deleted(self._stages, position, position + 1)
-        self._sequences = _deleted(self._sequences, position, position + 1)
-        self.delay_budgets_s = _deleted(self.delay_budgets_s, position, position + 1)
-        del self._tasks[position], self._keys[position]
+        self._columns.delete(position)
+        del self._tasks[position]
         self.version += 1
+        if position == 0 and self._walk and self._walk[0].version == self.version - 1:
+            state, walk = self._walk
+            after = state._replace(version=self.version, resident=walk.resident_before(1))
+            self._walk = after, walk.without_first()
+        return share
+
+    def share(self, position: int) -> Share:
+        row = self._columns.row(position)
+        client, user, number = (int(row[name]) for name in SHARE[:3])
+        return Share(client, user, number, row["seconds"], row["tag"])
+
+    def set_turns(self, turns: Floats, tags: Floats) -> None:
+        """Give the tasks these turns, and the tags that they come from; then sort them."""
+        for position in np.flatnonzero(turns != self._columns["turn"]).tolist():
+            self._tasks[position].turn = float(turns[position])
+        self._columns["turn"][:] = turns
+        self._columns["tag"][:] = tags
+        self.sort()
+
+    def set_level(self, position: int) -> None:
+        """The level of this task has changed: sort() follows."""
+        key = self._key(self._tasks[position])
+        self._columns.update(position, dict(zip(KEY, key, strict=True)))
 
     def sort(self) -> None:
         """Order the tasks again: their sort keys have changed."""
-        keys = [self._key(task) for task in self._tasks]
-        order = sorted(range(len(keys)), key=keys.__getitem__)
-        self._keys = [keys[position] for position in order]
-        if all(map(int.__eq__, order, range(len(order)))):
+        keys = [self._columns[name] for name in KEY]
+        order = np.lexsort(keys[::-1])
+        if np.array_equal(order, np.arange(len(order))):
             return
-        begins = _ends(self._stages)[:-1]
-        self._tasks = [self._tasks[position] for position in order]
-        self._stages = self._stages[order]
-        firsts = np.repeat(begins[order] - _ends(self._stages)[:-1], self._stages)
+        begins = self._ends()[:-1]
+        self._tasks = [self._tasks[position] for position in order.tolist()]
+        self._columns.take(order)
+        stages = self._stages()
+        firsts = np.repeat(begins[order] - self._ends()[:-1], stages)
         self._rows = self._rows[firsts + np.arange(len(self._rows))]
-        self._sequences = self._sequences[order]
-        self.delay_budgets_s = self.delay_budgets_s[order]
         self.version += 1
 
     def rebuild(self) -> None:
-        """Sort all tasks again, and look at their work again: after a change of sort keys or timing
-        keys."""
-        order = sorted(range(len(self)), key=lambda position: self._key(self._tasks[position]))
-        self._tasks = [self._tasks[position] for position in order]
-        self._keys = [self._key(task) for task in self._tasks]
-        self.delay_budgets_s = self.delay_budgets_s[order]
+        """Look at the work of all tasks again: timing keys have changed."""
         self._kinds = _Kinds(self._estimates)
         rows = [kind for task in self._tasks for kind in self._kinds_of(task)]
         self._rows = np.array(rows, np.intp)
-        self._stages = np.array([len(task.stages) for task in self._tasks], np.intp)
-        self._sequences = np.array([task.sequence for task in self._tasks], np.intp)
         self._durations = None, {}
         self.version += 1
 
@@ -272,7 +310,7 @@ class Schedule:
         if self._durations[0] != version:
             self._durations = version, {}
         row = self._row(position)
-        kinds = tuple(self._rows[row : row + self._stages[position]].tolist())
+        kinds = tuple(self._rows[row : row + len(self._tasks[position].stages)].tolist())
         known = self._durations[1].get(kinds)
         if known is None:
             known = self._estimates.durations(*self._tasks[position].stages)
@@ -285,21 +323,22 @@ class Schedule:
         Args:
             speed: of the machine: work in a second, in seconds of the timing model.
         """
-        state = (self.version, self._estimates.version, resident, speed)
+        state = _State(self.version, self._estimates.version, resident, speed)
         if self._walk is None or self._walk[0] != state:
-            self._walk = state, self._computed(self._rows, self._stages, resident, speed)
+            self._walk = state, self._computed(self._rows, self._stages(), resident, speed)
         return self._walk[1]
 
     def walk_of(self, chosen: Bools, resident: Resident, speed: float) -> Walk:
         """As walk(), of some of the tasks: by position, whether it is one of them."""
-        rows = self._rows[np.repeat(chosen, self._stages)]
-        return self._computed(rows, self._stages[chosen], resident, speed)
+        stages = self._stages()
+        rows = self._rows[np.repeat(chosen, stages)]
+        return self._computed(rows, stages[chosen], resident, speed)
 
     def delays_s(self, task: Task, position: int, resident: Resident) -> Floats:
         """Seconds by which a task that joins at this position delays each one behind it: its work,
         its loading, and theirs as far as it leaves them other weights in memory."""
         rows = _inserted(self._rows, self._row(position), self._kinds_of(task))
-        stages = _inserted(self._stages, position, [len(task.stages)])
+        stages = _inserted(self._stages(), position, [len(task.stages)])
         now, then = self.walk(resident), self._computed(rows, stages, resident, 1.0)
         before = now.start_s[position:-1] + now.load_s[position:]
         after = then.start_s[position + 1 : -1] + then.load_s[position + 1 :]
@@ -311,7 +350,14 @@ class Schedule:
         """Of the first stage of the task at this position."""
         if len(self._rows) == len(self._tasks):
             return position
-        return int(self._stages[:position].sum())
+        return int(self._columns["stages"][:position].sum())
+
+    def _stages(self) -> Ints:
+        """The number of stages of each task."""
+        return self._columns["stages"].astype(np.intp)
+
+    def _ends(self) -> Ints:
+        return _ends(self._stages())
 
     def _kinds_of(self, task: Task) -> list[int]:
         return [self._kinds.number(stage) for stage in task.stages]

@@ -339,6 +339,8 @@ HOMES: dict[str, set[str]] = {
     "numpy": {
         "generation.inpainting",
         "generation.previews",
+        "scheduler.columns",
+        "scheduler.fair_share",
         "scheduler.plan",
         "scheduler.policy",
         "scheduler.schedule",

@@ -4,10 +4,66 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from random import Random
 
+import numpy as np
 import pytest
+from bench import MODELS
+from bench import Bench as SchedulerBench
 
-from scheduler.fair_share import FairShare
-from task import Owner
+from scheduler.fair_share import FairShare, Share, Waiting
+from scheduler.limits import QueueLimits
+from scheduler.policy import key, level
+from scheduler.schedule import Schedule
+from task import ANYBODY, Owner, Task
+
+
+class Shares(FairShare):
+    """Knows the shares and levels of the waiting tasks, as the schedule does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: dict[str, tuple[Share, int]] = {}
+        self._levels: dict[str, int] = {}
+
+    def enter(self, task_id: str, seconds: float, owner: Owner = ANYBODY, level: int = 0) -> None:
+        preview = self.preview(owner, self._rows(), level)
+        share, changed = self.join(seconds, owner, level)
+        self.waiting[task_id], self._levels[task_id] = (share, level), level
+        if not changed:
+            assert self.tag(task_id) == pytest.approx(share.tag, abs=2e-6)
+        assert self.tag(task_id) == pytest.approx(preview, abs=2e-6)
+
+    def claim(self, task_id: str) -> None:
+        share, level = self.waiting[task_id]
+        before = self._all_tags()
+        share = share._replace(tag=before.pop(task_id))
+        del self.waiting[task_id]
+        if not self.start(task_id, share, level):
+            assert self._all_tags() == pytest.approx(before, abs=2e-6)
+
+    def put_back(self, task_id: str, used_s: float, left_s: float) -> None:
+        level = self._levels[task_id]
+        self.waiting[task_id] = self.release(task_id, used_s, left_s, level), level
+
+    def cancel(self, task_id: str) -> None:
+        share, level = self.waiting[task_id]
+        before = self._all_tags()
+        share = share._replace(tag=before.pop(task_id))
+        del self.waiting[task_id]
+        if not self.leave(share, level):
+            assert self._all_tags() == pytest.approx(before, abs=2e-6)
+
+    def tag(self, task_id: str) -> float:
+        return self._all_tags()[task_id]
+
+    def _all_tags(self) -> dict[str, float]:
+        return dict(zip(self.waiting, self.tags(self._rows()).tolist(), strict=True))
+
+    def _rows(self) -> Waiting:
+        rows = [
+            (-level, share.client, share.user, share.number, share.seconds)
+            for share, level in self.waiting.values()
+        ]
+        return Waiting(*np.array(rows, np.float64).reshape(-1, 5).T)
 
 
 @dataclass
@@ -17,7 +73,7 @@ class World:
     random: Random
     error: float = 0.0
     """Forecasts are wrong by up to this share."""
-    shares: FairShare = field(default_factory=FairShare)
+    shares: Shares = field(default_factory=Shares)
     waiting: dict[str, tuple[str, str, int]] = field(default_factory=dict)
     joined: int = 0
     had_s: dict[str, float] = field(default_factory=dict)
@@ -30,8 +86,8 @@ class World:
         task_id = f"{client}-{user}-{self.joined}"
         self.joined += 1
         owner = Owner(client, user, weight)
-        self.shares.prepare(owner)
-        self.shares.join(task_id, seconds, owner, level)
+        self.shares.reweigh(owner)
+        self.shares.enter(task_id, seconds, owner, level)
         self.waiting[task_id] = client, user, level
         self._seconds[task_id] = seconds
         return task_id
@@ -45,7 +101,7 @@ class World:
             key=lambda i: (-self.waiting[i][2], self.shares.tag(i), number[i]),
         )
         client, user, _ = self.waiting.pop(task_id)
-        self.shares.start(task_id)
+        self.shares.claim(task_id)
         took = self._seconds[task_id] * (1 + self.random.uniform(-self.error, self.error))
         self.had_s[client] = self.had_s.get(client, 0.0) + took
         self.user_had_s[client, user] = self.user_had_s.get((client, user), 0.0) + took
@@ -174,8 +230,8 @@ def test_a_released_task_is_the_next_of_its_client_and_costs_no_share() -> None:
     world.join("a", 10)
     world.join("b", 10)
     tags = {task_id: world.shares.tag(task_id) for task_id in world.waiting}
-    world.shares.start(first)
-    world.shares.release(first, 0, 10)
+    world.shares.claim(first)
+    world.shares.put_back(first, 0, 10)
 
     assert {task_id: world.shares.tag(task_id) for task_id in tags} == tags
     assert world.run_one() == first
@@ -188,7 +244,7 @@ def test_a_cancelled_task_gives_its_place_to_the_next_one_of_its_client() -> Non
     third = world.join("b", 50)
     fourth = world.join("b", 50)
     del world.waiting[first]
-    world.shares.leave(first)
+    world.shares.cancel(first)
 
     assert [world.run_one() for _ in range(3)] == [second, third, fourth]
 
@@ -197,40 +253,40 @@ def test_a_cancelled_task_gives_its_place_to_the_next_one_of_its_client() -> Non
 def test_nothing_is_remembered_when_nothing_waits(seed: int) -> None:
     """Random histories with everything that can happen to a task."""
     random = Random(seed)
-    shares, waiting, running = FairShare(), set[str](), set[str]()
+    shares, waiting, running = Shares(), set[str](), set[str]()
     for number in range(600):
         chance = random.random()
         if chance < 0.4:
             task_id = str(number)
             owner = Owner(random.choice("abc"), random.choice("xy"), random.choice([1, 2]))
-            shares.prepare(owner)
-            shares.join(task_id, random.uniform(0, 60), owner, random.choice([-1, 0, 1]))
+            shares.reweigh(owner)
+            shares.enter(task_id, random.uniform(0, 60), owner, random.choice([-1, 0, 1]))
             waiting.add(task_id)
         elif chance < 0.6 and waiting:
             task_id = random.choice(sorted(waiting))
-            shares.start(task_id)
+            shares.claim(task_id)
             waiting.remove(task_id)
             running.add(task_id)
         elif chance < 0.8 and running:
             task_id = random.choice(sorted(running))
             running.remove(task_id)
             if random.random() < 0.3:
-                shares.release(task_id, random.uniform(0, 5), 5)
+                shares.put_back(task_id, random.uniform(0, 5), 5)
                 waiting.add(task_id)
             else:
                 shares.end(task_id, random.uniform(0, 60))
         elif waiting:
             task_id = random.choice(sorted(waiting))
-            shares.leave(task_id)
+            shares.cancel(task_id)
             waiting.remove(task_id)
         assert all(shares.tag(task_id) >= 0 for task_id in waiting)
     for task_id in waiting:
-        shares.leave(task_id)
+        shares.cancel(task_id)
     for task_id in running:
         shares.end(task_id, 1)
 
     assert vars(shares)["_clients"] == {}
-    assert vars(shares)["_entries"] == {}
+    assert vars(shares)["_running"] == vars(shares)["_by_number"] == {}
 
 
 @pytest.mark.parametrize("at_a_time", [1, 3])
@@ -287,3 +343,139 @@ def test_tasks_run_in_the_order_of_their_tags_when_nothing_new_comes(seed: int) 
         expected = order()[: dice.randint(0, 4)]
         assert [world.run_one() for _ in expected] == expected
     assert world.ran
+
+
+# -- the order of the schedule, against a plain computation of it ----------------------------------
+
+
+def plain_tags(rows: list[tuple[Task, Share]], shares: FairShare) -> dict[str, float]:
+    """Tags as start-time fair queueing defines them: user by user, then client by client."""
+    accounts = vars(shares)["_by_number"]
+    user_tags, tags = {}, {}
+    for user in {share.user for _, share in rows}:
+        at = accounts[user].served
+        own = [row for row in rows if row[1].user == user]
+        for task, share in sorted(own, key=lambda row: (-level(row[0]), row[1].number)):
+            user_tags[task.task_id] = at
+            at += share.seconds
+    for client in {share.client for _, share in rows}:
+        at = accounts[client].served
+        own = [row for row in rows if row[1].client == client]
+        own.sort(key=lambda row: (-level(row[0]), user_tags[row[0].task_id], row[1].number))
+        for task, share in own:
+            tags[task.task_id] = at
+            at += share.seconds / accounts[client].weight
+    return tags
+
+
+def plain_order(schedule: Schedule, shares: FairShare) -> list[str]:
+    rows = [(task, schedule.share(position)) for position, task in enumerate(schedule)]
+    tags = plain_tags(rows, shares)
+    first_of = {task.group: task for task, _ in rows if task.group == task.sequence}
+
+    def rank(task: Task) -> tuple[int, bool, float, int, int]:
+        first = first_of.get(task.group)
+        turn = tags[first.task_id] if first else task.turn
+        return -level(task), task.attempt == 0, round(turn, 6), task.group, task.sequence
+
+    return [task.task_id for task in sorted((task for task, _ in rows), key=rank)]
+
+
+@dataclass
+class Queue:
+    """The policy on random events."""
+
+    dice: Random
+    max_delay_s: float
+    clients: str
+    users: str
+
+    def __post_init__(self) -> None:
+        self.bench = SchedulerBench(max_delay_s=self.max_delay_s)
+        self.bench.policy.limits = QueueLimits(max_delay_s=self.max_delay_s, max_overtaken_s=20.0)
+        self.running: list[Task] = []
+        self.number = 0
+
+    def step(self) -> None:
+        events = (self.submit, self.submit, self.start, self.end, self.release, self.leave)
+        self.dice.choice((*events, self.to_front))()
+
+    def submit(self) -> None:
+        dice, bench = self.dice, self.bench
+        self.number += 1
+        weight = {"a": 1.0, "b": 2.0, "c": 0.5}[client := dice.choice(self.clients)]
+        task = bench.task(
+            str(self.number),
+            dice.choice(MODELS),
+            priority=dice.choice([0, 0, 0, 1, -1]),
+            steps=dice.choice([1, 2, 4]),
+        )
+        task.owner = Owner(client, dice.choice(self.users), weight)
+        place = bench.policy.place(task, self.seconds(), bench.forecaster.resident_at_start())
+        place.give(task, self.number)
+        bench.policy.join(task, place)
+
+    def seconds(self) -> float:
+        return self.dice.choice([0.25, 1.5, 4.0, 8.0])
+
+    def start(self) -> None:
+        if len(self.bench.schedule):
+            number = self.dice.choice([0, 0, 0, self.dice.randrange(len(self.bench.schedule))])
+            task = self.bench.schedule[number]
+            self.bench.policy.start(task, self.seconds())
+            task.attempt += 1
+            self.running.append(task)
+
+    def end(self) -> None:
+        if self.running:
+            task = self.running.pop(self.dice.randrange(len(self.running)))
+            self.bench.policy.end(task, self.seconds())
+
+    def release(self) -> None:
+        if self.running:
+            task = self.running.pop(self.dice.randrange(len(self.running)))
+            self.bench.policy.release(task, self.seconds(), self.seconds())
+
+    def leave(self) -> None:
+        if len(self.bench.schedule):
+            self.bench.policy.leave(self.dice.choice(list(self.bench.schedule)))
+
+    def to_front(self) -> None:
+        waiting = [task for task in self.bench.schedule if task.attempt == 0]
+        if waiting and self.dice.random() < 0.2:
+            self.number += 1
+            group = self.bench.policy.front_group
+            task = self.dice.choice(waiting)
+            self.bench.policy.move_to_front(task, sequence=self.number, group=group)
+
+
+@pytest.mark.parametrize("max_delay_s", [0.0, 1e6])
+@pytest.mark.parametrize(("clients", "users"), [("abc", "-"), ("a", "xyz"), ("abc", "xy")])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_order_equals_a_plain_computation_of_it_after_each_event(
+    seed: int, clients: str, users: str, max_delay_s: float
+) -> None:
+    queue = Queue(Random(seed), max_delay_s, clients, users)
+    schedule, shares = queue.bench.schedule, vars(queue.bench.policy)["_shares"]
+    compared = 0
+    for _ in range(150):
+        queue.step()
+        order = [task.task_id for task in schedule]
+        keys = [key(task) for task in schedule]
+        assert keys == sorted(keys)
+        assert [schedule.position(task) for task in schedule] == list(range(len(order)))
+        if len({task.owner[:2] for task in schedule}) > 1:
+            assert order == plain_order(schedule, shares)
+            compared += 1
+    assert compared > 50
+
+
+def test_tasks_of_one_user_keep_their_order_whatever_is_measured() -> None:
+    queue = Queue(Random(3), 0.0, "a", "-")
+    for _ in range(20):
+        queue.submit()
+    before = [task.task_id for task in queue.bench.schedule]
+    for _ in range(5):
+        queue.bench.policy.start(queue.bench.schedule[0], 1.0)
+        queue.bench.policy.end(queue.bench.task(before.pop(0)), 30.0)
+        assert [task.task_id for task in queue.bench.schedule] == before

@@ -299,7 +299,7 @@ def paused(bench: Bench) -> Iterator[tuple[Bench, str, str]]:
     scheduler = bench.queue.scheduler
     assert len(scheduler) == 0
     assert scheduler.machine.runs == {}
-    assert vars(scheduler.policy)["_shares"]._entries == {}
+    assert vars(scheduler.policy)["_shares"]._clients == {}
 
 
 def test_the_paused_task_is_cancelled(paused: tuple[Bench, str, str]) -> None:

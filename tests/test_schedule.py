@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 from bench import BASE, KLEIN, MODELS, SCHNELL, UPSCALER, Bench, spec_of
 from hypothesis import assume, given, settings
@@ -372,9 +373,8 @@ def test_the_order_follows_turns_that_change() -> None:
     bench = Bench()
     for name in "abcd":
         bench.join(bench.task(name, MODELS[ord(name) % 2], steps=1 + ord(name) % 3))
-    for task, turn in zip(bench.schedule, (2.5, 0.5, 2.5, 1.0), strict=True):
-        task.turn = turn
-    bench.schedule.sort()
+    turns = np.array([2.5, 0.5, 2.5, 1.0])
+    bench.schedule.set_turns(turns, turns)
     assert bench.ids() == ["b", "d", "a", "c"]
     expected = simulated(bench)
     for task, forecast in bench.in_order():

@@ -1,0 +1,62 @@
+"""Columns of numbers beside a list: one row for each of its items."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+ROOM = 16
+"""Rows for which there is room at least."""
+
+
+class Columns:
+    """Changes in place: removing the first row and appending one cost nothing, others move the rows
+    behind them. Not thread-safe."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._index = {name: number for number, name in enumerate(names)}
+        self._data: Floats = np.zeros((len(names), ROOM))
+        self._begin = self._end = 0
+
+    def __len__(self) -> int:
+        return self._end - self._begin
+
+    def __getitem__(self, name: str) -> Floats:
+        """A column. It is valid, and may be written to, until the next change."""
+        return self._data[self._index[name], self._begin : self._end]
+
+    def row(self, position: int) -> dict[str, float]:
+        values = self._data[:, self._begin + position].tolist()
+        return dict(zip(self._index, values, strict=True))
+
+    def update(self, position: int, values: Mapping[str, float]) -> None:
+        """Give a row other values in these columns."""
+        for name, value in values.items():
+            self._data[self._index[name], self._begin + position] = value
+
+    def insert(self, position: int, row: Mapping[str, float]) -> None:
+        """A row of values for all columns comes before this one."""
+        if self._end == self._data.shape[1]:
+            self._make_room()
+        at = self._begin + position
+        self._data[:, at + 1 : self._end + 1] = self._data[:, at : self._end]
+        self._data[:, at] = [row[name] for name in self._index]
+        self._end += 1
+
+    def delete(self, position: int) -> None:
+        if position == 0:
+            self._begin += 1
+            return
+        at = self._begin + position
+        self._data[:, at : self._end - 1] = self._data[:, at + 1 : self._end]
+        self._end -= 1
+
+    def take(self, order: Any) -> None:
+        """Order the rows: each index is that of the row which comes there."""
+        self._data[:, self._begin : self._end] = self._data[:, self._begin : self._end][:, order]
+
+    def _make_room(self) -> None:
+        data = np.zeros((len(self._data), max(2 * len(self), ROOM)))
+        data[:, : len(self)] = self._data[:, self._begin : self._end]
+        self._begin, self._end, self._data = 0, len(self), data
