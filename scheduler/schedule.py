@@ -17,9 +17,10 @@ from models.model_catalog import LoadSpec
 from scheduler.columns import Columns, Floats
 from scheduler.estimates import Estimates
 from scheduler.fair_share import Share, Waiting
+from scheduler.kinds import Kinds
 from scheduler.machines import Resident
-from task import Stage, Task
-from timing_model import Durations, Work
+from task import Task
+from timing_model import Durations
 
 Ints = np.ndarray[Any, np.dtype[np.intp]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
@@ -31,59 +32,6 @@ NO_SHARE = Share(0, 0, 0, 0.0, 0.0)
 COLUMNS = (*KEY, *SHARE, "stages", "delay_budget_s")
 KINDS_KEPT = 1_000
 """Kinds that no stage has any more are forgotten once there are this many, and more than stages."""
-
-
-class _Kinds:
-    """Kinds of stages: those with the same work and the same weights are alike.
-
-    The seconds of all kinds of one timing key are computed together, and again only when that key
-    has learned something.
-    """
-
-    def __init__(self, estimates: Estimates) -> None:
-        self._estimates = estimates
-        self._numbers: dict[tuple[Work, str], int] = {}
-        self._works: dict[str, list[tuple[int, Work]]] = {}  # by timing key: kind, work
-        self._gpu_s: Floats = np.zeros(0)
-        self._as_of: dict[str, tuple[int, int]] = {}  # by timing key: what _gpu_s was made of
-        self._seconds: tuple[object, Floats, Floats] | None = None
-        self.specs: list[LoadSpec] = []
-        self.spec_numbers: dict[str, int] = {}
-        """Index in `specs`, by key."""
-        self.spec = np.zeros(0, np.intp)
-        """Of each kind, the index in `specs`."""
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def number(self, stage: Stage) -> int:
-        """Of the kind of a stage."""
-        work, spec = self._estimates.work(stage), stage.load_spec
-        number = self._numbers.setdefault((work, spec.key), len(self))
-        if number == len(self.spec):
-            if spec.key not in self.spec_numbers:
-                self.spec_numbers[spec.key] = len(self.specs)
-                self.specs.append(spec)
-            self._works.setdefault(work.model, []).append((number, work))
-            self._gpu_s = np.append(self._gpu_s, 0.0)
-            self.spec = np.append(self.spec, self.spec_numbers[spec.key])
-            self._seconds = None
-        return number
-
-    def seconds(self) -> tuple[Floats, Floats]:
-        """Of each kind, seconds of the GPU and of loading its weights."""
-        version = self._estimates.version
-        if self._seconds is None or self._seconds[0] != version:
-            for key, works in self._works.items():
-                as_of = (self._estimates.version_of(key), len(works))
-                if self._as_of.get(key) != as_of:
-                    numbers = [number for number, _ in works]
-                    self._gpu_s[numbers] = self._estimates.gpu_s([work for _, work in works])
-                    self._as_of[key] = as_of
-            load_s = np.array([self._estimates.load_s(spec) for spec in self.specs])
-            own_load_s = load_s[self.spec] if len(self) else np.zeros(0)
-            self._seconds = version, self._gpu_s, own_load_s
-        return self._seconds[1:]
 
 
 @dataclass(frozen=True)
@@ -165,7 +113,7 @@ class Schedule:
         self._key = key
         self._tasks: list[Task] = []
         self._columns = Columns(COLUMNS)
-        self._kinds = _Kinds(estimates)
+        self._kinds = Kinds(estimates)
         self._rows = np.zeros(0, np.intp)  # kind of each stage of each task
         self._walk: tuple[_State, Walk] | None = None
         self._newest_ahead: tuple[int, Floats] = self.version, np.zeros(1)
@@ -298,7 +246,7 @@ class Schedule:
 
     def rebuild(self) -> None:
         """Look at the work of all tasks again: timing keys have changed."""
-        self._kinds = _Kinds(self._estimates)
+        self._kinds = Kinds(self._estimates)
         rows = [kind for task in self._tasks for kind in self._kinds_of(task)]
         self._rows = np.array(rows, np.intp)
         self._durations = None, {}

@@ -341,6 +341,7 @@ HOMES: dict[str, set[str]] = {
         "generation.previews",
         "scheduler.columns",
         "scheduler.fair_share",
+        "scheduler.kinds",
         "scheduler.plan",
         "scheduler.policy",
         "scheduler.schedule",
