@@ -5,19 +5,18 @@ download that the operator did not allow.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from errors import BadOption, InvalidInput, ModelNotAllowed, NotSupported
+from errors import InvalidInput, ModelNotAllowed, NotSupported
 from fields import Takes, given_of
 from models import in_context
-from models.helpers import FIBO_VLM, HELPERS, OF_CONTROL
-from models.hub_cache import weight_files
+from models.helpers import FIBO_VLM, OF_CONTROL
+from models.hub_cache import as_stored
 from models.model_catalog import Catalog, LoadSpec, Lora, Model, Pipeline
 from models.model_rules import broken_rule
 from models.prompt_forms import WRITTEN, form_error
-from models.weight_files import stored_bits
 from task import GenerationParams, Stage
 
 MOST_LISTED = 10
@@ -64,6 +63,12 @@ class Allowed:
                 f"This server does not draw with a model {name[:100]!r}.{allowed}", field="model"
             )
         return found
+
+    @property
+    def first_spec(self) -> LoadSpec:
+        """What the server starts with."""
+        model = as_stored(self.default)
+        return LoadSpec(model, model.pipelines[0], self.quantize)
 
     @property
     def upscalers(self) -> tuple[Model, ...]:
@@ -127,13 +132,14 @@ class Allowed:
             raise not_supported(model, given)
         if broken := broken_rule(model.name, pipeline.rules, params):
             raise NotSupported(broken.sentence, field=broken.field)
+        model = as_stored(model)
         strength = params.control_strength if pipeline.loads_control_strength else None
         loras = self._loras(params, pipeline)
         weights = LoadSpec(model, pipeline, params.quantize, loras, strength)
         helping = self._helping(params, model, pipeline)
         if not params.upscaler:
             return (*helping, Stage(weights, params))
-        upscaler = self.model(params.upscaler)
+        upscaler = as_stored(self.model(params.upscaler))
         kept = {Takes.UPSCALE, Takes.SOFTNESS, Takes.STEPS, Takes.PROMPT, Takes.INIT_IMAGE}
         update: dict[str, object] = {"model": upscaler.name, "upscaler": None, "steps": 1}
         for name in set(Takes) - kept:
@@ -269,125 +275,3 @@ def _at_odds(model: Model, given: frozenset[Takes]) -> tuple[str, str]:
             if not any({first, second} <= pipeline.takes for pipeline in model.pipelines):
                 return first, second
     return ordered[0], ordered[-1]
-
-
-def read_allowed(
-    catalog: Catalog,
-    *,
-    default: str | None,
-    allowed: Sequence[str],
-    path: str | None,
-    fallback: str,
-    quantize: int | None,
-    quantize_choices: Sequence[int],
-    lora_dir: Path | None,
-    allow_lora_repos: bool,
-    default_option: str = "--model",
-) -> Allowed:
-    """Builds `Allowed` from the options of the server.
-
-    Args:
-        default: --model, or what default_option says.
-        allowed: --models: names, `all`, or [NAME=]FOLDER@BASE for local weights.
-        path: --path, for the default model.
-        fallback: the model to load if neither option names one.
-
-    Raises:
-        BadOption: an option names a model or a folder that does not exist.
-    """
-    models: list[Model] = []
-    helpers: list[Model] = []
-    for entry in allowed:
-        if entry == "all":
-            models += (model for model in catalog.models if model.pipelines)
-            helpers += HELPERS.values()
-        elif entry.lower() in HELPERS:
-            helpers.append(HELPERS[entry.lower()])
-        elif "@" in entry:
-            models.append(_local(Catalog([*catalog.models, *models]), entry))
-        else:
-            models.append(_named(catalog, entry, "--models"))
-    by_name = {model.name: model for model in models}
-    if default and (found := Catalog(models).find(default)):
-        chosen = found
-    elif default_option == "--download" and default and default.lower() in HELPERS:
-        chosen = HELPERS[default.lower()]
-    elif default or not models:
-        chosen = _named(catalog, default or fallback, default_option)
-    else:
-        chosen = models[0]
-    if path:
-        chosen = _at_path(chosen, path)
-    if lora_dir is not None and not lora_dir.is_dir():
-        raise BadOption(f"argument --lora-dir: there is no folder {lora_dir}.")
-    _check_bits(chosen, quantize)
-    others = [model for name, model in by_name.items() if name != chosen.name]
-    return Allowed(
-        default=chosen,
-        models=(chosen, *others),
-        helpers=tuple(dict.fromkeys(helpers)),
-        quantize=quantize,
-        quantize_choices=tuple(quantize_choices),
-        lora_dir=lora_dir,
-        allow_lora_repos=allow_lora_repos,
-    )
-
-
-def _at_path(model: Model, path: str) -> Model:
-    """Returns the model with the weights of --path."""
-    if model.tiny:
-        raise BadOption(
-            f"argument --path: the model {model.name} builds its own weights. Say with "
-            "--model which model the weights are of."
-        )
-    return _with_stored_bits(replace(model, path=path))
-
-
-def _with_stored_bits(model: Model) -> Model:
-    """Returns the model with the bits of its weights, as far as they are on this machine."""
-    return replace(model, stored_bits=stored_bits(weight_files(model)))
-
-
-def _check_bits(model: Model, quantize: int | None) -> None:
-    if any(quantize in pipeline.rules.refused_bits for pipeline in model.pipelines):
-        raise BadOption(
-            f"argument --quantize: {model.name} cannot be quantized to {quantize} bits: it draws "
-            "noise. Choose another number."
-        )
-
-
-def _named(catalog: Catalog, name: str, option: str) -> Model:
-    model = catalog.find(name)
-    if model is None or not model.pipelines:
-        raise BadOption(
-            f"argument {option}: there is no model {name!r}.{catalog.like(name)} "
-            f"docs/models.md lists all {len(catalog.models)}."
-        )
-    return model
-
-
-def _local(catalog: Catalog, entry: str) -> Model:
-    """Parses [NAME=]FOLDER@BASE: local weights, as mflux-save writes them."""
-    folder, _, base_name = entry.rpartition("@")
-    base = _named(catalog, base_name, "--models")
-    name, found, rest = folder.partition("=")
-    if not found:
-        name, rest = "", folder
-    path = Path(rest).expanduser()
-    name = name or path.name
-    if not path.is_dir():
-        raise BadOption(f"argument --models: there is no folder {rest}.")
-    if base.tiny or catalog.find(name) or not re.fullmatch(r"[\w.-]{1,64}", name):
-        raise BadOption(
-            f"argument --models: {entry!r} must be [NAME=]FOLDER@BASE, with a NAME of its own of "
-            "letters, digits, '.', '_' and '-', and a BASE with real weights."
-        )
-    local = replace(
-        base,
-        name=name,
-        title=f"{name}, from {base.name}",
-        aliases=(),
-        base=base.key,
-        path=str(path),
-    )
-    return _with_stored_bits(local)

@@ -314,6 +314,10 @@ class ModelLoadError(Exception):
     code: ClassVar[str] = "model_load_failed"
 
 
+class StoredOtherwise(ModelLoadError):
+    """The weights are stored with other bits than the load spec says."""
+
+
 def without_folders(text: str) -> str:
     """Removes the folders of this machine from a message for clients. The log keeps them."""
     return re.sub(r"(?<![\w:/])~?(?:/[\w.@+~ -]+)+/([\w.@+~-]+)", r"\1", text)

@@ -19,7 +19,13 @@ from PIL import Image
 from errors import DoesNotFit, ModelLoadError, NotFinite, OutOfMemory, ServerError
 from generation.adapters import check_adapters, check_values, layer_sizes
 from generation.inpainting import KeptSource, keeping_source
-from generation.load_errors import explain, free_frames, is_out_of_memory, too_little_memory
+from generation.load_errors import (
+    bits_of,
+    explain,
+    free_frames,
+    is_out_of_memory,
+    too_little_memory,
+)
 from generation.loading import bytes_of
 from generation.pipelines import (
     arguments,
@@ -137,10 +143,7 @@ class MfluxGenerator:
             raise ModelLoadError(explain(error, weights.model)) from error
 
     def _load(self, weights: LoadSpec, source: LoadSpec) -> int | None:
-        """
-        Args:
-            source: the same weights, perhaps in another folder.
-        """
+        """Args: source: the same weights, perhaps in another folder."""
         import mlx.core as mx
 
         if self._cache_limit_bytes is not None:
@@ -154,6 +157,7 @@ class MfluxGenerator:
             self._lora_path,
             before_reading=lambda: self._make_room(weights.expected_bytes),
         )
+        bits = bits_of(pipeline, weights)
         self._make_room(bytes_of(pipeline), save=True)
         mx.eval(pipeline, mx.random.state)  # its modules drew from it, to no purpose:
         # left lazy, all these draws would be kept, about 1 MB for each model ever loaded
@@ -168,16 +172,11 @@ class MfluxGenerator:
         self.memory = replace(self.memory, loaded_bytes=sizes)
         self._layer_sizes[weights.model.name] = layer_sizes(pipeline)
         self._note_resident()
-        bits: int | None = getattr(pipeline, "bits", None)
         return bits
 
     def save_copies(self, may_continue: Callable[[], bool]) -> bool:
-        """To be called when there is nothing else to do: save copies of quantized weights, remove
-        copies if the disk is nearly full. Returns whether there is a new copy.
-
-        Args:
-            may_continue: asked now and then; False: the copy that is being saved is given up.
-        """
+        """When there is nothing else to do: save copies of quantized weights until may_continue()
+        is False, remove some if the disk is nearly full. Returns whether there is a new copy."""
         self._copies.prune()
         loaded = list(self._loaded.values())
         saved = [self._copies.save(one.pipeline, one.spec, may_continue) for one in loaded]

@@ -17,7 +17,7 @@ if find_spec("flask") is None:
     )
 
 import errors
-from allowed import Allowed, read_allowed
+from allowed import Allowed
 from api.api_docs import PAGE_ROUTE
 from api.client_queue import own_queue_of
 from api.cors import Cors
@@ -33,12 +33,14 @@ from application import create_app
 from checks import Checks
 from compat.install import ForeignOptions, foreign_error
 from configuration import chat_endpoint, identity_of, queue_limits, request_limits
+from declared import read_allowed
 from decoding.decoder import PictureDecoder
 from generation.pipelines import fetch
 from generation.previews import Previews
+from generation.recognition import fitting_models
 from generator import MfluxGenerator
 from key_file import add_key
-from models.hub_cache import marked_as_incomplete, needs_download
+from models.hub_cache import marked_as_incomplete, needs_download, source_of
 from models.mflux_registry import read_catalog
 from models.mlx_setup import MlxMissing, prepare_mlx
 from models.model_catalog import DEFAULT_MODEL, DEFAULT_MODEL_WITHOUT_GPU, LoadSpec
@@ -61,6 +63,7 @@ from workers.worker import Worker
 log = logging.getLogger("mflux-server")
 
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+QUIET = ("--log-level", "error")
 LOAD_FAILED = b"\xff"
 STOP_S = 2.0
 """Seconds that a running step may still take when the server stops."""
@@ -264,6 +267,7 @@ def allow(settings: Settings, has_gpu: bool, default_option: str = "--model") ->
         lora_dir=settings.lora_dir,
         allow_lora_repos=settings.allow_lora_repos,
         default_option=default_option,
+        recognize=fitting_models,
     )
 
 
@@ -271,12 +275,15 @@ def download_command(data_dir: Path, weights: LoadSpec) -> list[str]:
     """Returns the command that downloads weights in a separate process."""
     model = weights.model
     command = [sys.executable, __file__, "--download", model.name, "--data-dir", str(data_dir)]
-    return [*command, "--path", model.path or "", "--log-level", "error"]
+    source = source_of(model)
+    if model.base:
+        return [*command, "--models", f"{model.name}={source}@{model.base}", *QUIET]
+    return [*command, "--models", "", "--path", source, *QUIET]
 
 
 def download(settings: Settings) -> int:
     """Downloads the weights of --download, with progress bars; returns the exit code."""
-    asked = replace(settings, model=settings.download, models=())
+    asked = replace(settings, model=settings.download)
     allowed = allow(asked, has_gpu=False, default_option="--download")
     with marked_as_incomplete(settings.data_dir, allowed.default):
         for pipeline in allowed.default.pipelines:

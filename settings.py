@@ -67,15 +67,17 @@ class Settings:
     )
     path: str | None = _option(
         None,
-        "local folder or Hugging Face repository (org/name) to load the weights of --model from "
-        "(default: the model's own repository)",
+        "local folder or Hugging Face repository (org/name or org/name:COMMIT) to load the weights "
+        "of --model from; the model of a folder is recognized if --model is absent (default: the "
+        "model's own repository)",
         metavar="PATH",
     )
     models: tuple[str, ...] = _option(
         (),
-        "models that tasks may name, separated by commas: names; all; or [NAME=]FOLDER@BASE for "
-        "local weights that mflux-save wrote (default: --model alone). Missing weights are "
-        "downloaded when a task first needs them, while other tasks are drawn",
+        "models that tasks may name, separated by commas: names; all; or other weights, "
+        "[NAME=]FOLDER[@BASE] or [NAME=]ORG/REPOSITORY[:COMMIT]@BASE, where BASE is the model "
+        "they are of (default: --model alone). Missing weights are downloaded when a task first "
+        "needs them, while other tasks are drawn",
         parse=names,
         metavar="NAMES",
     )

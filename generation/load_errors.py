@@ -5,10 +5,12 @@ Depends on huggingface_hub.
 
 import gc
 import traceback
+from typing import Any
 
+from errors import StoredOtherwise
 from generation.loading import UnsuitableWeights
 from models.mlx_setup import give_back_memory
-from models.model_catalog import Model
+from models.model_catalog import LoadSpec, Model
 from task import GenerationParams
 
 
@@ -62,6 +64,21 @@ def explain(error: Exception, model: Model) -> str:
         )
     reason = first_line(error)
     return f"The model {model.name} cannot be loaded from {source} ({reason}): {otherwise}."
+
+
+def bits_of(pipeline: Any, weights: LoadSpec) -> int | None:
+    """Returns the bits of a class that was built.
+
+    Raises:
+        StoredOtherwise: the load spec says others.
+    """
+    bits: int | None = getattr(pipeline, "bits", weights.quantize)
+    if bits != weights.quantize:
+        raise StoredOtherwise(
+            f"The weights of {weights.model.name} are stored at {bits or 16} bits, not at "
+            f"{weights.quantize or 16} as when the server started: start it again."
+        )
+    return bits
 
 
 def too_little_memory(params: GenerationParams, model: Model) -> str:

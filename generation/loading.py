@@ -23,11 +23,16 @@ FOREIGN_MISSING_SHARE, FOREIGN_ODD_SHARE = 0.8, 0.1
 BITS = (2, 3, 4, 5, 6, 8)
 READ_AT_ONCE = ("torch", "fp8")
 """How the names of mflux's loading modes begin that read whole files, not lazily."""
+QUANTIZED = (".scales", ".biases")
+"""Parameters of quantized layers."""
 SHOWN = 3
 
 
 class UnsuitableWeights(Exception):
     """Weights do not fill the modules of a class. The message is the reason."""
+
+    is_incomplete = False
+    """Whether they are of this class, as far as they are there."""
 
 
 class _Unfilled(NamedTuple):
@@ -57,10 +62,12 @@ class _Unfilled(NamedTuple):
                 f"the {self.component} are missing, {len(self.odd)} have another shape ({names})"
             )
         if len(self.missing) > (0 if self.saved else MOST_MISSING_SHARE * self.expected):
-            return UnsuitableWeights(
+            error = UnsuitableWeights(
                 f"they are not complete: {len(self.missing)} of {self.expected} parameters of the "
                 f"{self.component} are missing ({names})"
             )
+            error.is_incomplete = True
+            return error
         return None
 
 
@@ -72,6 +79,9 @@ class Loading:
         self._tiny = tiny
         self._saved: list[Any] = []
         """Trees of weights that mflux had saved."""
+        self.differences = 0
+        """Parameters that the files lack, have in another shape, or have besides those of the
+        class."""
         self._unfilled: list[tuple[_Unfilled, Any]] = []
 
     def finish(self) -> None:
@@ -99,6 +109,9 @@ class Loading:
         saved = any(tree is weights for tree in self._saved)
         if not expected:
             return
+        known = {path for path, _ in tree_flatten(module.parameters())}
+        besides = [path for path in given if path not in known and not path.endswith(QUANTIZED)]
+        self.differences += len(missing) + len(odd) + len(besides)
         unfilled = _Unfilled(name, missing, [] if self._tiny else odd, len(expected), saved)
         if self._tiny:  # its files hold a few layers, and they are narrower
             self._unfilled.append((unfilled._replace(saved=True), module))

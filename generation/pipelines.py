@@ -71,7 +71,7 @@ def build(
     try:
         check_decoded_pictures()
         with checked_and_lazy(before_reading, tiny=weights.model.tiny) as loading:
-            pipeline = _build(weights, data_dir, lora_path)
+            pipeline = build_class(weights, data_dir, lora_path)
             loading.finish()
         return pipeline
     except Exception as error:
@@ -120,7 +120,8 @@ def fetch(weights: LoadSpec, data_dir: Path, lora_path: Callable[[str], str]) ->
         mx.eval = evaluate
 
 
-def _build(weights: LoadSpec, data_dir: Path, lora_path: Callable[[str], str]) -> Any:
+def build_class(weights: LoadSpec, data_dir: Path, lora_path: Callable[[str], str]) -> Any:
+    """Calls the constructor of a class. Raises: what it raises."""
     from mflux.models.common.config.model_config import AVAILABLE_MODELS, ModelConfig
 
     model = weights.model

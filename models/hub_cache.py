@@ -9,12 +9,17 @@ running download. Names and places come from huggingface_hub, pinned revisions f
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from models.model_catalog import Model
+from models.weight_files import stored_bits
 
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")
 STALE_S = 600.0
+_STORED: WeakKeyDictionary[Model, int | None] = WeakKeyDictionary()
+"""The bits of the weights of models, once these are on this machine."""
 
 
 def cache_dir() -> Path:
@@ -115,14 +120,48 @@ def source_folders(model: Model) -> list[Path]:
     return [folder, *snapshots] if folder else snapshots
 
 
+def as_stored(model: Model) -> Model:
+    """Returns the model with the bits of its weights, if these were named by the operator and are
+    on this machine: a repository of quantized weights shows its bits only when it is there."""
+    if model.path is None or model.stored_bits:
+        return model
+    if model not in _STORED:
+        files = weight_files(model)
+        if not files:
+            return model
+        _STORED[model] = stored_bits(files)
+    bits = _STORED[model]
+    return replace(model, stored_bits=bits) if bits else model
+
+
+def pin(name: str, commit: str) -> None:
+    """From now on, mflux loads this commit of a repository."""
+    from mflux.models.common.resolution.model_revisions import ModelRevisions
+
+    ModelRevisions.PINNED[name] = commit
+
+
+def source_of(model: Model) -> str:
+    """Returns the folder or repository that the operator has named for a model, with the commit of
+    the repository; empty: none."""
+    commit = pinned(model.path) if model.path and not _folder(model) else None
+    return f"{model.path}:{commit}" if commit else model.path or ""
+
+
+def pinned(name: str) -> str | None:
+    """Returns the commit of a repository that mflux loads; None: the newest."""
+    from mflux.models.common.resolution.model_revisions import ModelRevisions
+
+    commit: str | None = ModelRevisions.get(name)
+    return commit
+
+
 def _snapshots(name: str) -> list[Path]:
     """The folders that mflux may load a repository from, the one that it prefers first: the
     revision that it pins, else the newest."""
-    from mflux.models.common.resolution.model_revisions import ModelRevisions
-
     folder = _repository(name) / "snapshots"
-    if pinned := ModelRevisions.get(name):
-        return [folder / pinned] if (folder / pinned).is_dir() else []
+    if commit := pinned(name):
+        return [folder / commit] if (folder / commit).is_dir() else []
     return sorted(folder.glob("*/"), key=lambda path: path.stat().st_mtime, reverse=True)
 
 

@@ -3,6 +3,7 @@
 import logging
 
 from errors import ModelLoadError
+from models.hub_cache import as_stored
 from models.model_catalog import LoadSpec
 from scheduler.events import EventKind
 from scheduler.scheduler import Scheduler
@@ -58,6 +59,7 @@ class DownloadApi:
     def download_ended(self, spec: LoadSpec) -> None:
         """These weights are on this machine: the tasks that waited for them join the schedule."""
         scheduler = self._scheduler
+        as_stored(spec.model)  # reads the disk: not under the lock
         with scheduler.changes, scheduler.lock:
             ready = scheduler.downloaded(spec)
         log.info("the weights of %s are downloaded", spec.model.name)

@@ -81,9 +81,8 @@ class Scheduler:
         self._clock_notes = ClockNotes(store.state, self.keep_clock, self.events)
         self.health = Health()
         self.retention = Retention(store, self.limits, self.events, self.keep_clock)
-        self.first_spec = LoadSpec(allowed.default, allowed.default.pipelines[0], allowed.quantize)
         self.machine = Machine(
-            first=self.first_spec,
+            first=allowed.first_spec,
             models_in_memory=self.limits.models_in_memory,
             started_at=monotonic(),
         )
@@ -114,6 +113,11 @@ class Scheduler:
         self._unsettled: list[Callable[[], object]] = []
         """What a start on a disk that refuses has yet to write."""
         self._continue()
+
+    @property
+    def first_spec(self) -> LoadSpec:
+        """What is loaded before anything else. May look at the disk."""
+        return self.allowed.first_spec
 
     @property
     def stopping(self) -> bool:
@@ -221,6 +225,9 @@ class Scheduler:
         """These weights are on disk (locked). Returns the tasks that joined the schedule."""
         ready = self.downloads.finish(spec.model)
         for task in ready:
+            with suppress(ModelNotAllowed, NotSupported, InvalidInput):  # then it stays as it was
+                stages = self.allowed.stages(task.params)  # the weights show their own bits now
+                task.stages = tuple(stage.after_images(task.images_done) for stage in stages)
             self.join(task, self.place(task))
             self.set_baseline(task)
         self.wake_worker.notify_all()

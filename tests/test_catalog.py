@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from allowed import Allowed, not_supported, read_allowed
+from allowed import Allowed, not_supported
 from api.generate_request import GenerateRequest
+from declared import read_allowed
 from errors import BadOption, InvalidInput, ModelNotAllowed, NotSupported
 from fields import Takes, mflux_parameters
 from models import left_out, mflux_registry
@@ -256,7 +257,9 @@ def test_a_bad_entry_of_models_is_refused_with_a_sentence(
 
 def test_a_path_for_a_tiny_model_and_a_missing_lora_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadOption, match="builds its own weights"):
-        offer_for("--path", str(tmp_path))
+        offer_for("--path", str(tmp_path), "--model", "tiny")
+    with pytest.raises(BadOption, match="builds its own weights"):
+        offer_for("--path", "org/repository")
     with pytest.raises(BadOption, match="there is no folder"):
         offer_for("--lora-dir", str(tmp_path / "none"))
 

@@ -245,6 +245,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "decoding": {"errors", "images"},
     "task": {"fields", "models", "timing_model"},
     "allowed": {"errors", "fields", "models", "task"},
+    "declared": {"allowed", "errors", "models"},
     "storage": {"errors", "task", "timing", "timing_model"},
     "scheduler": {
         "errors",

@@ -13,8 +13,9 @@ from test_pipelines import OnItsThread
 from test_submission import PICTURE, Desk
 from test_switching import Studio
 
-from allowed import Allowed, read_allowed
+from allowed import Allowed
 from api.models_api import control_types
+from declared import read_allowed
 from errors import BadOption, NotSupported
 from fields import CONTROL_TYPES
 from generation import helpers

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from test_pipelines import OnItsThread
 
-from allowed import read_allowed
+from declared import read_allowed
 from errors import ModelLoadError
 from models.mflux_registry import read_catalog
 from models.mlx_setup import give_back_memory

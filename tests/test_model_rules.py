@@ -7,10 +7,11 @@ import pytest
 from conftest import PlayedQueue, allow, params_for, seen_by_all
 from PIL import Image
 
-from allowed import Allowed, read_allowed
+from allowed import Allowed
 from api.generate_request import Limits, check_request
 from api.submission import Prepared, Submission
 from api.waiting_places import WaitingPlaces
+from declared import read_allowed
 from errors import BadOption, NotSupported
 from fields import PRESETS
 from generation.pipelines import arguments

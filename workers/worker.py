@@ -17,7 +17,13 @@ from tempfile import TemporaryDirectory
 
 from PIL import Image
 
-from errors import ModelLoadError, ServerError, StorageUnavailable, UnusableAdapter
+from errors import (
+    ModelLoadError,
+    ServerError,
+    StorageUnavailable,
+    StoredOtherwise,
+    UnusableAdapter,
+)
 from images import on_white, to_png
 from models.hub_cache import is_present
 from models.model_catalog import LoadSpec
@@ -96,6 +102,9 @@ class Worker:
     def load(self) -> bool:
         """Load what the server starts with; returns whether it is ready."""
         try:
+            with suppress(StoredOtherwise):  # its bits are known since it was downloaded
+                self._load(self._source.first_spec, fatal=True)
+                return True
             self._load(self._source.first_spec, fatal=True)
         except ModelLoadError as error:
             self._on_load_failure(error)
@@ -270,6 +279,9 @@ class Worker:
         try:
             bits = self._generator.load(spec)
         except UnusableAdapter:  # only the task's client gets it
+            self._source.now_resident(self._generator.resident)
+            raise
+        except StoredOtherwise:
             self._source.now_resident(self._generator.resident)
             raise
         except ModelLoadError as error:
