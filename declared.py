@@ -219,7 +219,7 @@ def _recognized(
     if not fitting:
         why = f" ({reason})" if reason else ""
         raise BadOption(
-            f"argument {option}: it cannot be told of which model the weights in {source} "
+            f"argument {option}: it is not clear of which model the weights in {source} "
             f"are{why}. Say it {how}. docs/models.md lists all models."
         )
     if len(fitting) > 1:

@@ -125,7 +125,7 @@ def test_a_folder_that_lacks_weights_fits_nothing_and_says_what_it_lacks(
     fitting, reason = fitting_models(folder, Catalog(models("anima-base", "z-image")))
     assert fitting == []
     assert "as weights of anima-base they are not complete" in reason
-    with pytest.raises(BadOption, match=r"cannot be told.*they are not complete.*half@BASE"):
+    with pytest.raises(BadOption, match=r"not clear.*they are not complete.*half@BASE"):
         declared("--models", str(folder), recognize=lambda folder, catalog: ([], reason))
 
 
@@ -156,7 +156,7 @@ def test_a_folder_that_may_be_of_several_models_is_refused_with_their_names(
         declared("--models", f"x={tmp_path}", recognize=fits("dev", "krea-dev"))
     with pytest.raises(BadOption, match=r"may be of dev, krea-dev: .*Say which with --model"):
         declared("--path", str(tmp_path), recognize=fits("dev", "krea-dev"))
-    with pytest.raises(BadOption, match="cannot be told of which model"):
+    with pytest.raises(BadOption, match="not clear of which model"):
         declared("--models", str(tmp_path))
 
 
