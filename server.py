@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -35,6 +36,7 @@ from compat.install import ForeignOptions, foreign_error
 from configuration import chat_endpoint, identity_of, queue_limits, request_limits
 from declared import read_allowed
 from decoding.decoder import PictureDecoder
+from generation import machine_speed
 from generation.pipelines import fetch
 from generation.previews import Previews
 from generation.recognition import fitting_models
@@ -71,6 +73,9 @@ STOP_S = 2.0
 
 class Server:
     """Queue, worker and HTTP server, connected. Nothing runs before start()."""
+
+    measure_speed: Callable[[], float] | None = None
+    """Returns FLOP/s of this machine; None: it is not measured."""
 
     def __init__(
         self,
@@ -112,6 +117,7 @@ class Server:
             unload_after_s=settings.unload_after_s,
             turn_to=previews.turn_to,
             mark_generated=settings.mark_generated,
+            before_loading=lambda: self.worker_api.calibrate(self.measure_speed),
         )
         self._downloads = Downloads(
             DownloadApi(self.scheduler), partial(download_command, settings.data_dir)
@@ -327,6 +333,7 @@ def main(argv: list[str]) -> int:
             weights_cache=weights_cache,
         )
         server = Server(settings, allowed, generator, previews, weights_cache)
+        server.measure_speed = machine_speed.measure
     except (MlxMissing, errors.StoreError, errors.ModelLoadError) as error:
         print(f"server.py: {error}", file=sys.stderr)
         return 1

@@ -81,15 +81,12 @@ class _Machines:
     def __init__(self) -> None:
         self.models: dict[str, TimingModel] = {}
         self.version = 0
-        self.learned = 0
-        """Samples that they have learned, all together."""
 
     @property
     def all(self) -> "list[TimingModel]":
         return list(self.models.values())
 
     def learned_by(self, model: "TimingModel") -> None:
-        self.learned += 1
         self.version += 1
         for other in self.all:
             if other is model or other.borrows:
@@ -265,8 +262,7 @@ class TimingModel:
 
     def version_of(self, model: str) -> int:
         """Changes with whatever changes the forecasts of this key."""
-        own = self.samples(model)
-        return own if own or len(self._shared.models) == 1 else -1 - self._shared.learned
+        return self.samples(model) or -1 - self._shared.version
 
     def _law(self, model: str, parameters_b: float) -> GpuLaws:
         known = self._laws.get(model)

@@ -77,7 +77,7 @@ class Estimates:
         key = self._key(stage.load_spec)
         if model.makes:
             return key
-        if (params.guidance or 0) > 1 and model.family != "flux":
+        if self._runs_steps_twice(stage):
             key += "/guided"
         for name in ("step_cache", "cfg_end"):
             if (share := getattr(params, name)) is not None:
@@ -91,6 +91,12 @@ class Estimates:
         if params.init_image and not model.upscaler:
             key += "/img2img"
         return key
+
+    @staticmethod
+    def _runs_steps_twice(stage: Stage) -> bool:
+        """Whether each step runs with the prompt and without it."""
+        model, params = stage.load_spec.model, stage.params
+        return not model.makes and (params.guidance or 0) > 1 and model.family != "flux"
 
     def work(self, stage: Stage) -> Work:
         """The work of all images of a stage."""
@@ -112,7 +118,7 @@ class Estimates:
             tokens = max(width * height // SIDE_STEP**2, 1)
         return Work(
             model=self.timing_key(stage),
-            parameters_b=model.parameters_b,
+            parameters_b=model.parameters_b * (2 if self._runs_steps_twice(stage) else 1),
             tokens=tokens,
             steps=params.steps_run,
             format=params.format,

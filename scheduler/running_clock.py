@@ -8,7 +8,10 @@ from supervision import SupervisedThread
 
 TICK_S = 1.0
 GAP_S = 5.0
-"""Readings come each TICK_S. If there was none for longer than this, the process was stopped."""
+"""Readings come each TICK_S. If there was none for longer than this, the process was stopped, or
+another thread has kept the interpreter busy."""
+BUSY_SHARE = 0.5
+"""A process that has used this part of a gap on the CPU was busy, not stopped."""
 
 
 class RunningClock:
@@ -16,28 +19,40 @@ class RunningClock:
 
     SIGSTOP, a debugger and a suspended virtual machine stop all threads: no work is done, and what
     is measured across such a gap says nothing about the next task. The clock leaves the gap out
-    and counts it, so that measurements across it can be discarded. Any thread may read it.
+    and counts it, so that measurements across it can be discarded. While a computer sleeps, its
+    monotonic clock stands still, too; the wall clock then moves ahead of it, as when it is set, and
+    that counts as a gap. A wall clock that is set back changes nothing. Any thread may read it.
 
     Args:
         monotonic: the clock of the machine, in seconds.
+        wall: the time of day, in seconds.
+        cpu: seconds of the CPU that the process has used.
     """
 
-    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        monotonic: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+        cpu: Callable[[], float] = time.process_time,
+    ) -> None:
         self.gaps = 0
         """How often the process was stopped."""
-        self._monotonic = monotonic
+        self._monotonic, self._wall, self._cpu = monotonic, wall, cpu
         self._lock = Lock()
-        self._read_at = monotonic()
+        self._read_at, self._wall_at, self._cpu_s = monotonic(), wall(), cpu()
         self._stopped_s = 0.0
         self._end = Event()
 
     def __call__(self) -> float:
         with self._lock:
-            at = self._monotonic()
-            if at - self._read_at > GAP_S:
+            at, wall_at, cpu_s = self._monotonic(), self._wall(), self._cpu()
+            passed_s = at - self._read_at
+            if passed_s > GAP_S and cpu_s - self._cpu_s < BUSY_SHARE * passed_s:
                 self.gaps += 1
-                self._stopped_s += at - self._read_at
-            self._read_at = at
+                self._stopped_s += passed_s
+            elif wall_at - self._wall_at > passed_s + GAP_S:
+                self.gaps += 1
+            self._read_at, self._wall_at, self._cpu_s = at, wall_at, cpu_s
             return at - self._stopped_s
 
     def start(self) -> None:

@@ -5,7 +5,7 @@ claimed again, is refused: report() answers STOP, the others False.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import replace
@@ -49,6 +49,27 @@ class WorkerApi:
             )
 
     # -- the machine ------------------------------------------------------------------------------
+
+    def calibrate(self, measure: Callable[[], float] | None) -> None:
+        """Measure the speed of the machine for its first forecasts, if no process has done so.
+
+        Args:
+            measure: returns FLOP/s; takes about a second, on the worker's thread. None: it cannot
+                be measured.
+        """
+        scheduler = self._scheduler
+        if measure is None:
+            return
+        with suppress(StorageUnavailable), scheduler.health.noting_storage():
+            if scheduler.store.timings.speed() is not None:
+                return
+        flop_per_s = measure()
+        with scheduler.lock:
+            scheduler.timing.calibrate(flop_per_s)
+            scheduler.forecaster.prepare()
+        log.info("this machine computes %.3g FLOP/s", flop_per_s)
+        with suppress(StorageUnavailable), scheduler.health.noting_storage():
+            scheduler.store.timings.keep_speed(flop_per_s)
 
     def load_started(self, spec: LoadSpec) -> None:
         with self._scheduler.lock:

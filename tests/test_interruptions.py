@@ -22,7 +22,7 @@ class Machine:
 
     def __init__(self) -> None:
         self.at = 1000.0
-        self.clock = RunningClock(lambda: self.at)
+        self.clock = RunningClock(lambda: self.at, lambda: self.at, lambda: 0.0)
         allowed = allow("tiny")
         self.weights = LoadSpec(allowed.default, allowed.default.pipelines[0], None)
         self.store = TaskStore(None)
@@ -87,7 +87,7 @@ def machine() -> Machine:
 
 def test_the_clock_leaves_out_the_time_for_which_the_process_was_stopped() -> None:
     at = [100.0]
-    clock = RunningClock(lambda: at[0])
+    clock = RunningClock(lambda: at[0], lambda: at[0], lambda: 0.0)
     readings = [clock()]
     for passed in (1.0, GAP_S, 3600.0, 1.0, GAP_S + 0.1, 0.5):
         at[0] += passed
@@ -98,12 +98,50 @@ def test_the_clock_leaves_out_the_time_for_which_the_process_was_stopped() -> No
     assert clock.gaps == 2
 
 
+def clocks() -> tuple[RunningClock, list[float]]:
+    """A clock, and what it reads: monotonic, wall, CPU seconds."""
+    at = [100.0, 1e9, 1.0]
+    return RunningClock(lambda: at[0], lambda: at[1], lambda: at[2]), at
+
+
+@pytest.mark.parametrize("asleep_s", [GAP_S + 0.1, 60.0, 8 * 3600.0])
+def test_sleep_is_a_gap_although_the_monotonic_clock_stands_still(asleep_s: float) -> None:
+    clock, at = clocks()
+    start = clock()
+    at[0], at[1] = at[0] + 1.0, at[1] + 1.0 + asleep_s
+    assert clock() - start == pytest.approx(1.0)
+    assert clock.gaps == 1
+    at[0], at[1] = at[0] + 1.0, at[1] + 1.0
+    assert clock() - start == pytest.approx(2.0)
+    assert clock.gaps == 1
+
+
+@pytest.mark.parametrize("set_by_s", [-86400.0, -1.0, 1.0, GAP_S])
+def test_a_wall_clock_that_is_set_back_or_a_little_ahead_is_no_gap(set_by_s: float) -> None:
+    clock, at = clocks()
+    start = clock()
+    at[0], at[1] = at[0] + 1.0, at[1] + 1.0 + set_by_s
+    assert clock() - start == pytest.approx(1.0)
+    assert clock.gaps == 0
+
+
+@pytest.mark.parametrize(("cpu_s", "gaps"), [(0.0, 1), (2.0, 1), (9.0, 0), (20.0, 0)])
+def test_a_process_that_computes_so_hard_that_no_thread_reads_the_clock_is_not_stopped(
+    cpu_s: float, gaps: int
+) -> None:
+    clock, at = clocks()
+    start = clock()
+    at[0], at[1], at[2] = at[0] + 10.0, at[1] + 10.0, at[2] + cpu_s
+    assert clock() - start == pytest.approx(0.0 if gaps else 10.0)
+    assert clock.gaps == gaps
+
+
 def test_the_clock_is_read_by_a_thread_of_its_own_so_an_idle_process_has_no_gaps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("scheduler.running_clock.TICK_S", 0.001)
     read = threading.Event()
-    clock = RunningClock(lambda: 0.0)
+    clock = RunningClock(lambda: 0.0, lambda: 0.0)
 
     def monotonic() -> float:
         if threading.current_thread().name == "clock":

@@ -105,7 +105,7 @@ def test_a_measured_speed_is_the_prior_of_what_was_not_learned_yet_only() -> Non
     known, guess = timing.durations(work(model="known")), timing.durations(work(model="new"))
     timing.calibrate(1e12)
     assert timing.durations(work(model="known")) == known
-    assert timing.durations(work(model="new")).gpu_s == pytest.approx(10 * guess.gpu_s)
+    assert timing.durations(work(model="new")).step_s == pytest.approx(10 * guess.step_s)
 
 
 def test_loading_takes_as_long_as_it_did_elsewhere_until_it_was_measured_here() -> None:

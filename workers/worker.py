@@ -53,6 +53,7 @@ class Worker:
         unload_after_s: seconds without a task after which all weights are freed; 0: never.
         turn_to: called with the id of the task that is drawn next, on the worker thread.
         mark_generated: as for the Encoder.
+        before_loading: called on the worker thread before it loads anything.
     """
 
     def __init__(
@@ -64,12 +65,14 @@ class Worker:
         unload_after_s: float = 0.0,
         turn_to: Callable[[str], None] = lambda task_id: None,
         mark_generated: bool = True,
+        before_loading: Callable[[], None] = lambda: None,
     ) -> None:
         self._source = source
         self._generator = generator
         self._on_load_failure = on_load_failure
         self._unload_after_s = unload_after_s
         self._turn_to = turn_to
+        self._before_loading = before_loading
         self._idle_since = time.monotonic()
         self._tasks: list[Task] = []
         """On the GPU: the task that is drawn, after the one that it preempted."""
@@ -300,6 +303,8 @@ class Worker:
     def _run(self) -> None:
         self._generator.unload()
         pause_s = min(IDLE_S, self._unload_after_s or IDLE_S)
+        if not self._source.stopping:
+            self._before_loading()
         if not self._source.stopping and self.load():
             while not self._source.stopping:
                 try:
