@@ -364,7 +364,11 @@ class PassedFields(BaseModel):
 
     def passed(self) -> dict[str, object]:
         """Returns only these fields, with their values."""
-        return {name: getattr(self, name) for name in PassedFields.model_fields}
+        values = vars(self)
+        return {name: values[name] for name in PASSED}
+
+
+PASSED = tuple(PassedFields.model_fields)
 
 
 def mflux_parameters() -> Iterator[tuple[str, str]]:

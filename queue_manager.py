@@ -313,14 +313,10 @@ class QueueManager:
             snapshot.share_done = run.share_done(self._scheduler.monotonic())
         return snapshot
 
-    def _snapshot(self, task: Task, forecast: Forecast | None = None) -> Task:
-        """A copy of an unfinished task, with its forecast (locked).
-
-        Args:
-            forecast: as of now; None: it is computed.
-        """
+    def _snapshot(self, task: Task) -> Task:
+        """A copy of an unfinished task, with its forecast (locked)."""
         snapshot, scheduler = self._copy(task), self._scheduler
-        forecast = forecast or scheduler.forecaster.of(task)
+        forecast = scheduler.forecaster.of(task)
         snapshot.forecast = scheduler.baselines.steady(task)(forecast)
         return snapshot
 
@@ -381,6 +377,7 @@ class QueueManager:
                 # The error of these forecasts depends mostly on the network.
                 networked = bool(missing) or task.params.expand
                 forecast = scheduler.set_baseline(task, submitted=not networked)
-                snapshot = self._snapshot(task, forecast)
+                snapshot = self._copy(task)
+                snapshot.forecast = forecast
             self.events.publish(EventKind.WAITING, task.task_id)
             return snapshot, others

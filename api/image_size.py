@@ -40,7 +40,8 @@ def sized(
             f"width and height must be at most {MOST_SIDE} pixels, not {width} x {height}.",
             field="width",
         )
-    params = params.model_copy(update={"width": width, "height": height})
+    if (params.width, params.height) != (width, height):
+        params = params.model_copy(update={"width": width, "height": height})
     final_width, final_height = params.final_size
     if max(final_width, final_height) > MOST_WEBP_SIDE and params.format == "WEBP":
         raise errors.InvalidInput(

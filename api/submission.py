@@ -221,10 +221,11 @@ class Submission:
             "upscaler": upscaler,
         }
         passed |= dict.fromkeys(rules.ignored)
+        differ = len(request.prompts) > 1 or request.expand_wildcards
         params = GenerationParams(
             **passed,
             prompt=request.prompts[0],
-            prompts=tuple(request.prompts),
+            prompts=tuple(request.prompts) if differ else (),
             seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
             width=request.width,
             height=request.height,
@@ -236,6 +237,8 @@ class Submission:
             defaulted=tuple(defaulted),
             asked=request.digest,
         )
+        if not differ:
+            return params
         return self._with_prompts(params, expand=request.expand_wildcards)
 
     def _with_prompts(self, params: GenerationParams, *, expand: bool) -> GenerationParams:

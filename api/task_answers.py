@@ -263,14 +263,18 @@ class LinkAnswer(Answer):
     )
 
 
+_CHANGED = {"seed", "init_image", "mask", "control_image", "images", "loras", "prompts"}
+SAME_PARAMS = (set(Params.model_fields) & set(GenerationParams.model_fields)) - _CHANGED
+"""Params that an answer repeats as they are."""
+
+
 def params_answer(params: GenerationParams, priority: int) -> Params:
     def picture(image: InputImage | None) -> Picture | None:
         return image and Picture(id=image.file, width=image.width, height=image.height)
 
-    same = set(Params.model_fields) & set(GenerationParams.model_fields)
-    changed = {"seed", "init_image", "mask", "control_image", "images", "loras", "prompts"}
+    values = vars(params)
     return Params(
-        **{name: getattr(params, name) for name in same - changed},
+        **{name: values[name] for name in SAME_PARAMS},
         prompts=list(params.prompts) or None,
         seed=str(params.seed),
         init_image=picture(params.init_image),

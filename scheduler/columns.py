@@ -1,6 +1,6 @@
 """Columns of numbers beside a list: one row for each of its items."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,22 +26,22 @@ class Columns:
         """A column. It is valid, and may be written to, until the next change."""
         return self._data[self._index[name], self._begin : self._end]
 
-    def row(self, position: int) -> dict[str, float]:
-        values = self._data[:, self._begin + position].tolist()
-        return dict(zip(self._index, values, strict=True))
+    def values(self, names: slice, position: int) -> list[float]:
+        """Of a row, the values of these columns, by their numbers."""
+        values: list[float] = self._data[names, self._begin + position].tolist()
+        return values
 
-    def update(self, position: int, values: Mapping[str, float]) -> None:
+    def update(self, names: slice, position: int, values: Sequence[float]) -> None:
         """Give a row other values in these columns."""
-        for name, value in values.items():
-            self._data[self._index[name], self._begin + position] = value
+        self._data[names, self._begin + position] = values
 
-    def insert(self, position: int, row: Mapping[str, float]) -> None:
+    def insert(self, position: int, values: Sequence[float]) -> None:
         """A row of values for all columns comes before this one."""
         if self._end == self._data.shape[1]:
             self._make_room()
         at = self._begin + position
         self._data[:, at + 1 : self._end + 1] = self._data[:, at : self._end]
-        self._data[:, at] = [row[name] for name in self._index]
+        self._data[:, at] = values
         self._end += 1
 
     def delete(self, position: int) -> None:

@@ -19,21 +19,25 @@ _Loads = dict[tuple[str, ...], tuple[float, Resident]]
 class Plan:
     """Args:
     walks: by machine, its tasks as it will run them.
-    own: by machine, which tasks of the schedule are its own, by position.
+    own: by machine, which tasks of the schedule are its own, by position. Empty: there is one
+        machine, and all are its own.
     """
 
-    def __init__(self, walks: Sequence[Walk], own: Sequence[Bools]) -> None:
+    def __init__(self, walks: Sequence[Walk], own: Sequence[Bools] = ()) -> None:
         self.walks = walks
+        self._is_one = not own
+        if self._is_one:
+            return
         self._before = [np.concatenate(([0], np.cumsum(chosen))) for chosen in own]
         self._machine = np.argmax(own, axis=0)
 
     def machine(self, position: int) -> int:
         """The number of the machine of the waiting task at this position."""
-        return int(self._machine[position])
+        return 0 if self._is_one else int(self._machine[position])
 
     def index(self, machine: int, position: int) -> int:
         """How many tasks before this position run on this machine: an index for its walk."""
-        return int(self._before[machine][position])
+        return position if self._is_one else int(self._before[machine][position])
 
 
 class Planner:
@@ -57,6 +61,8 @@ class Planner:
         free_s: by machine, seconds until its GPU has no running task any more.
         """
         residents = [machine.resident_after_runs() for machine in self._machines]
+        if len(self._machines) == 1:  # the schedule keeps its walk
+            return Plan([self._schedule.walk(residents[0], self._machines[0].speed)])
         state = (
             self._schedule.version,
             self._estimates.version,
@@ -70,9 +76,6 @@ class Planner:
         return self._plan[1]
 
     def _computed(self, free_s: Sequence[float], residents: list[Resident]) -> Plan:
-        if len(self._machines) == 1:
-            walk = self._schedule.walk(residents[0], self._machines[0].speed)
-            return Plan([walk], [np.ones(len(self._schedule), np.bool_)])
         assigned = np.array(self._assigned(list(free_s), list(residents)), np.intp)
         own = [assigned == number for number in range(len(self._machines))]
         walks = [

@@ -5,6 +5,7 @@ the scheduler calls it under its lock.
 """
 
 from collections.abc import Iterator, Sequence
+from math import inf
 
 from scheduler.estimates import Estimates
 from scheduler.machines import Machine, Run
@@ -50,6 +51,9 @@ class Preemption:
         """
         run = machine.last_on_gpu
         if run is None or not self._possible(machine):
+            return []
+        first = next(self._first(machine, new, place), None)
+        if first is None or self._policy.preempts_after_s(first[0], run, *first[1:]) == inf:
             return []
         left_s, start_s = self._remaining.gpu_s(run, machine), 0.0
         for other in machine.runs.values():

@@ -25,11 +25,11 @@ from timing_model import Durations
 Ints = np.ndarray[Any, np.dtype[np.intp]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 NEVER = np.iinfo(np.intp).min
-KEY = ("level", "fresh", "turn", "group", "sequence")
-"""Columns of the sort key, policy.key."""
-SHARE = Share._fields
 NO_SHARE = Share(0, 0, 0, 0.0, 0.0)
-COLUMNS = (*KEY, *SHARE, "stages", "delay_budget_s")
+KEYS = ("level", "fresh", "turn", "group", "sequence")
+"""The sort key, policy.key."""
+COLUMNS = (*KEYS, *Share._fields, "stages", "delay_budget_s")
+KEY, SHARE = slice(0, len(KEYS)), slice(len(KEYS), len(KEYS) + len(Share._fields))
 KINDS_KEPT = 1_000
 """Kinds that no stage has any more are forgotten once there are this many, and more than stages."""
 
@@ -138,10 +138,14 @@ class Schedule:
 
     def position(self, task: Task) -> int:
         """How many tasks run before this one."""
+        if self._tasks and self._tasks[0] is task:
+            return 0
         return self.position_of(self._key(task))
 
     def position_of(self, key: Any) -> int:
         """How many tasks run before one with this key would."""
+        if self._tasks and self._key(self._tasks[-1]) < key:
+            return len(self._tasks)
         return bisect_left(self._tasks, key, key=self._key)
 
     def column(self, name: str) -> Floats:
@@ -173,8 +177,10 @@ class Schedule:
         number = self._kinds.spec_numbers.get(spec)
         if number is None:
             return None
-        last_row = self._ends()[begin + 1 : end + 1] - 1
-        found = np.flatnonzero(self._kinds.spec[self._rows[last_row]] == number)
+        rows = self._rows[begin:end]
+        if len(self._rows) != len(self):
+            rows = self._rows[self._ends()[begin + 1 : end + 1] - 1]
+        found = np.flatnonzero(self._kinds.spec[rows] == number)
         return begin + int(found[-1]) if len(found) else None
 
     def add(self, task: Task, share: Share = NO_SHARE, *, delay_budget_s: float = 0.0) -> None:
@@ -187,9 +193,7 @@ class Schedule:
         else:
             self._rows = _inserted(self._rows, self._row(position), kinds)
         self._tasks.insert(position, task)
-        row = {**dict(zip(KEY, key, strict=True)), **share._asdict()}
-        row |= {"stages": len(kinds), "delay_budget_s": delay_budget_s}
-        self._columns.insert(position, row)
+        self._columns.insert(position, (*key, *share, len(kinds), delay_budget_s))
         for stage in task.stages:
             self._estimates.joined(stage)
         self.version += 1
@@ -213,9 +217,8 @@ class Schedule:
         return share
 
     def share(self, position: int) -> Share:
-        row = self._columns.row(position)
-        client, user, number = (int(row[name]) for name in SHARE[:3])
-        return Share(client, user, number, row["seconds"], row["tag"])
+        client, user, number, seconds, tag = self._columns.values(SHARE, position)
+        return Share(int(client), int(user), int(number), seconds, tag)
 
     def set_turns(self, turns: Floats, tags: Floats) -> None:
         """Give the tasks these turns, and the tags that they come from; then sort them."""
@@ -227,12 +230,11 @@ class Schedule:
 
     def set_level(self, position: int) -> None:
         """The level of this task has changed: sort() follows."""
-        key = self._key(self._tasks[position])
-        self._columns.update(position, dict(zip(KEY, key, strict=True)))
+        self._columns.update(KEY, position, self._key(self._tasks[position]))
 
     def sort(self) -> None:
         """Order the tasks again: their sort keys have changed."""
-        keys = [self._columns[name] for name in KEY]
+        keys = [self._columns[name] for name in KEYS]
         order = np.lexsort(keys[::-1])
         if np.array_equal(order, np.arange(len(order))):
             return
