@@ -310,7 +310,9 @@ class QueueManager:
         """(locked)"""
         snapshot = copy(task)
         if run := self._scheduler.machine.runs.get(task.task_id):
-            snapshot.share_done = run.share_done(self._scheduler.monotonic())
+            snapshot.share_done = self._scheduler.forecaster.share_done(
+                run, self._scheduler.machine
+            )
         return snapshot
 
     def _snapshot(self, task: Task) -> Task:

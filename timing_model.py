@@ -24,7 +24,7 @@ changes the work of a step):
 4. A repeated prompt takes a part of its text encoding that is measured per key: about 0 where mflux
    keeps the embeddings, 1 where it does not.
 5. A running task is forecast at its own pace. If a phase is late, the rest is predicted from
-   its elapsed time (timing/survival.py): the countdown never ends before the task.
+   its elapsed time (timing/live.py, timing/survival.py): the countdown never ends before the task.
 6. The p90 of a wait is a quantile of earlier errors (timing/spread.py).
 
 Not learned: impossible durations, and steps that contain a gap (timing_laws.GAP_STEPS).
@@ -32,13 +32,11 @@ Not learned: impossible durations, and steps that contain a gap (timing_laws.GAP
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import log, nan
-from statistics import fmean, median
+from statistics import median
 
 from timing.linear import OneLaw
 from timing.spread import LONGEST_S
-from timing.survival import remaining
 from timing.work import Confidence, Durations, Live, Measured, Phases, Work
 from timing_laws import PRIOR_FLOP_PER_S, SAMPLES_TO_TRUST, GpuLaws, mean_step_s
 
@@ -49,13 +47,12 @@ LOCAL = "local"
 FORECASTS_KEPT = 10_000
 """Size of the cache of durations, which the next sample empties."""
 PRIOR_LOAD_BYTES_PER_S = 1e9
-LIVE_STEP_WEIGHT = 0.7
-"""Weight of the measured pace of a running task, from its second step on; the learned pace has the
-rest."""
 PRIOR_P90 = 3.0
 """Before the first measurement, nine of ten tasks take less than this multiple of the forecast."""
 PRIOR_SIGMA = log(PRIOR_P90) / 1.2816
 """The same as spread of log(truth / forecast)."""
+MEASURED_LOAD_SIGMA = 0.1
+"""A second load takes about as long as the first, but for what the system keeps of its files."""
 CACHED_TEXT = 0.1
 """If text encoding took less than this part of its forecast, the embeddings were cached, and the
 sample says nothing about a new prompt."""
@@ -211,38 +208,6 @@ class TimingModel:
         self._learned += 1
         self._shared.learned_by(self)
 
-    def remaining_s(self, forecast: Durations, live: Live) -> float:
-        """Returns the remaining GPU seconds of a running task, at its measured pace.
-
-        After the first step the learned pace is used, from the second step on mostly
-        (LIVE_STEP_WEIGHT) the mean of its own steps without the first. A step that takes longer
-        than forecast slows the expected pace of those after it. Decoding follows the same pace,
-        unless few tasks were measured: then the pace shows errors of the law.
-        """
-        left = partial(remaining, sigma=forecast.sigma)
-        images_after = forecast.images - live.images_done - 1
-        after_s = images_after * forecast.image_gpu_s
-        if forecast.text_each:
-            after_s += images_after * forecast.text_encoding_s
-        if live.phase == "text_encoding":
-            text_s = 0.0
-            if live.images_done == 0 or forecast.text_each:
-                text_s = left(forecast.text_encoding_s, live.phase_elapsed_s)
-            return text_s + forecast.image_gpu_s + after_s
-        if live.phase == "denoising":
-            pace, now_s = _pace(forecast, live)
-            decoding_s = forecast.decoding_s
-            if forecast.confidence is not Confidence.LOW:
-                decoding_s *= pace
-            steps_after = live.steps_total - live.steps_done - 1
-            if steps_after < 0:
-                return decoding_s + pace * after_s
-            left_s = left(now_s, live.step_elapsed_s)
-            return left_s + steps_after * pace * forecast.step_s + decoding_s + pace * after_s
-        if live.phase == "decoding":
-            return left(forecast.decoding_s, live.phase_elapsed_s) + after_s
-        return 0.0
-
     def load_s(self, model: str, parameters_b: float) -> float:
         """Seconds to load a model: the last measurement here, or on another machine, or 2 bytes per
         parameter at 1 GB/s."""
@@ -250,6 +215,10 @@ class TimingModel:
             if model in timing._load_s:
                 return timing._load_s[model]
         return 2.0 + parameters_b * 2e9 / PRIOR_LOAD_BYTES_PER_S
+
+    def load_sigma(self, model: str) -> float:
+        """Spread of log(truth / forecast) of a load."""
+        return MEASURED_LOAD_SIGMA if model in self._load_s else PRIOR_SIGMA
 
     def learn_load(self, model: str, seconds: float) -> None:
         if 0.0 <= seconds < LONGEST_S:
@@ -336,16 +305,3 @@ def _phases(measured: Measured, least_text_s: float) -> Phases:
     cached = text_s < least_text_s
     first, *later = measured.step_s
     return Phases(nan if cached else text_s, first, mean_step_s(later), measured.decoding_s)
-
-
-def _pace(forecast: Durations, live: Live) -> tuple[float, float]:
-    """Expected seconds of the steps after the present one, in forecast steps, and of that one."""
-    own = list(live.step_s[1:])
-    pace = 1.0
-    if own and forecast.step_s > 0.0:
-        pace += LIVE_STEP_WEIGHT * (fmean(own) / forecast.step_s - 1.0)
-    now_s = pace * forecast.step_s + (0.0 if live.step_s else forecast.first_step_extra_s)
-    if now_s > 0.0:
-        expected_s = live.step_elapsed_s + remaining(now_s, live.step_elapsed_s, forecast.sigma)
-        pace *= 1.0 + (expected_s / now_s - 1.0) / (1 + len(own))
-    return pace, now_s

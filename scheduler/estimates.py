@@ -168,6 +168,10 @@ class Estimates:
             read_b *= (self.bits(spec) or 16) / 16
         return self._timing.of(machine).load_s(self.load_key(spec), read_b)
 
+    def load_sigma(self, spec: LoadSpec, machine: str = LOCAL) -> float:
+        """Spread of log(truth / forecast) of a load."""
+        return self._timing.of(machine).load_sigma(self.load_key(spec))
+
     def loads_s(self, specs: Iterable[LoadSpec], machine: str = LOCAL) -> float:
         """Seconds to load all of these."""
         return sum(self.load_s(spec, machine) for spec in specs)

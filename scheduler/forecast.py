@@ -79,7 +79,7 @@ class Forecaster:
         self._policy = policy
         self._estimates = estimates
         self._planner = Planner(schedule, machines, estimates)
-        self.remaining = Remaining(estimates, timing, monotonic)
+        self.remaining = Remaining(estimates, monotonic)
         self._preemption = Preemption(schedule, machines, policy, estimates, self.remaining)
         self._spread = spread
         self._downloads = downloads
@@ -204,6 +204,16 @@ class Forecaster:
         """Whether the first waiting task preempts this one, which has just reported."""
         return self._preemption.is_due(run, machine)
 
+    def share_done(self, run: Run, machine: Machine) -> float:
+        """Share of a running task's time that is over."""
+        left_s = partial(self.remaining.left_s, run, machine)
+        return run.share_done(self._monotonic(), left_s)
+
+    def note_share(self, run: Run, machine: Machine) -> None:
+        """A report on a running task came: the share that is over is computed from now on."""
+        at = run.until(self._monotonic())
+        run.forecast_is(self.remaining.left_s(run, machine, at), at)
+
     # -- running tasks --------------------------------------------------------------------------
 
     def _lanes(self) -> list[_Lane]:
@@ -219,9 +229,7 @@ class Forecaster:
         last = machine.last_on_gpu
         for run in machine.in_order:
             durations = self._estimates.durations(*run.task.stages)
-            encoding_s = durations.image_encoding_s
-            if not run.on_gpu:
-                encoding_s = max(encoding_s - (self._monotonic() - run.phase_started_at), 0.0)
+            encoding_s = self.remaining.encoding_s(run, self._monotonic())
             gpu_free_s += self.remaining.gpu_s(run, machine)
             drawn_s = gpu_free_s + (preempting_work_s / machine.speed if run is last else 0.0)
             encoder_free_s = max(encoder_free_s, drawn_s) + encoding_s

@@ -4,19 +4,17 @@ Data and bookkeeping; no forecasts. Not thread-safe: the scheduler calls it unde
 """
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 from typing import NamedTuple
 
 from models.model_catalog import LoadSpec
+from scheduler.progress import Share
 from task import Memory, Phase, Progress, Stage, Task
 from timing_model import LOCAL
 
 HOUR_S = 3600.0
-ON_TIME = 0.9
-"""Part of the remaining time up to which the share of a task that is over grows evenly."""
-MOST_SHOWN = 0.999
 
 
 class Sizes:
@@ -90,11 +88,11 @@ class Run:
     """How often the process had been stopped when it was claimed (RunningClock.gaps)."""
     left_gpu_at: float | None = None
     """When its last image was drawn; None: it still needs the GPU."""
+    text_s: float = 0.0
+    """Seconds that encoding the prompt of the present image took; 0: it has not ended."""
     reported_at: float = 0.0
-    remaining_s: float = 0.0
-    """Seconds that were left at the latest report."""
-    reported_done: float = 0.0
-    """Share of its time that was over at the latest report."""
+    share: Share = field(default_factory=Share)
+    """Of its time that is over."""
     paused_at: float | None = None
     """When another task preempted it; None: it is not paused."""
     pauses: int = 0
@@ -132,32 +130,35 @@ class Run:
         self.reported_at += paused_s
         self.paused_at = None
 
-    def share_done(self, at: float) -> float:
-        """Share of its time that is over, 0 to 1; never falls. From ON_TIME on it moves on more
-        slowly, and does not reach the end before the next report."""
-        if self.remaining_s <= 0.0:
-            return min(self.reported_done, MOST_SHOWN)
-        part = max(self.until(at) - self.reported_at, 0.0) / self.remaining_s
-        if part > ON_TIME:
-            part = 1.0 - (1.0 - ON_TIME) * ON_TIME / part
-        return min(self.reported_done + (1.0 - self.reported_done) * part, MOST_SHOWN)
+    def share_done(self, at: float, left_s: Callable[[float], float]) -> float:
+        """Share of its time that is over at this moment.
 
-    def forecast_is(self, remaining_s: float, at: float) -> None:
-        """At a report, this many seconds are left."""
-        at = self.until(at)
+        Args:
+            left_s: what is left of it at a moment, if no further report comes.
+        """
+        return self.share.after(
+            self.until(at) - self.reported_at,
+            self.reported_at - self.claimed_at,
+            lambda elapsed_s: left_s(self.reported_at + elapsed_s),
+        )
+
+    def forecast_is(self, left_s: float, at: float) -> None:
+        """A report came: so many seconds are left at this moment."""
         spent_s = at - self.claimed_at
-        share = spent_s / (spent_s + remaining_s) if spent_s + remaining_s > 0 else 0.0
-        self.reported_done = max(share, self.share_done(at))
-        self.reported_at, self.remaining_s = at, remaining_s
+        share = spent_s / (spent_s + left_s) if spent_s + left_s > 0.0 else 0.0
+        self.share.reported(at - self.reported_at, share)
+        self.reported_at = at
 
     def advance(self, progress: Progress, at: float) -> None:
         """A report came at this moment."""
         self.resume(at)
         before = self.progress
         if (before.stage, before.image) != (progress.stage, progress.image):
-            self.step_s = []
+            self.step_s, self.text_s = [], 0.0
             self.phase_started_at = self.step_started_at = at
         elif progress.phase is not before.phase:
+            if before.phase is Phase.TEXT_ENCODING and progress.phase is Phase.DENOISING:
+                self.text_s = at - self.phase_started_at
             self.phase_started_at = self.step_started_at = at
         elif progress.steps_done > before.steps_done:
             self.step_s.append(at - self.step_started_at)
@@ -193,6 +194,8 @@ class Machine:
         self.loading: LoadSpec | None = first
         """What is being loaded, or will be before anything else."""
         self.load_started_at: float | None = None
+        self.load_share = 0.0
+        """Share of the weights that is loaded of what is being loaded."""
         self._loaded: dict[str, LoadSpec] = {}
         self._started_at = started_at
         self._busy: deque[tuple[float, float]] = deque()  # end, seconds; of the last hour
@@ -255,7 +258,7 @@ class Machine:
             self.resident = self.resident.after(spec)
 
     def load_started(self, spec: LoadSpec, at: float) -> None:
-        self.loading, self.load_started_at = spec, at
+        self.loading, self.load_started_at, self.load_share = spec, at, 0.0
 
     def load_finished(
         self, spec: LoadSpec, resident: Sequence[str], at: float, memory: Memory | None = None

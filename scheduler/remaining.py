@@ -10,7 +10,9 @@ from dataclasses import replace
 from scheduler.estimates import Estimates
 from scheduler.machines import Machine, Run
 from task import Phase
-from timing_model import Live, TimingModel
+from timing.live import phase_left_s, remaining_s
+from timing.survival import remaining
+from timing_model import Live
 
 
 class Remaining:
@@ -18,26 +20,42 @@ class Remaining:
     monotonic: the clock, in seconds.
     """
 
-    def __init__(
-        self, estimates: Estimates, timing: TimingModel, monotonic: Callable[[], float]
-    ) -> None:
+    def __init__(self, estimates: Estimates, monotonic: Callable[[], float]) -> None:
         self._estimates = estimates
-        self._timing = timing
         self._monotonic = monotonic
+
+    def left_s(self, run: Run, machine: Machine, at: float) -> float:
+        """Until a running task is done, as it is forecast at this moment if no report comes until
+        then; other tasks not counted."""
+        left_s = self.encoding_s(run, at)
+        if run.on_gpu:
+            left_s += self._load_s(machine, at)
+            left_s += self._gpu_s(run, machine, self._live(run, machine, at))
+        return left_s
+
+    def encoding_s(self, run: Run, at: float) -> float:
+        """For which the last image of a running task is still encoded off the GPU."""
+        durations = self._estimates.durations(run.stage)
+        elapsed_s = 0.0 if run.on_gpu else at - run.phase_started_at
+        return remaining(durations.image_encoding_s, elapsed_s, durations.sigma)
 
     def gpu_s(self, run: Run, machine: Machine) -> float:
         """For which a running task still needs the GPU, loading of its weights included."""
-        return self._gpu_s(run, machine, self._live(run, machine)) if run.on_gpu else 0.0
+        if not run.on_gpu:
+            return 0.0
+        return self._gpu_s(run, machine, self._live(run, machine, run.until(self._monotonic())))
 
     def after_next_step_s(self, run: Run, machine: Machine) -> float | None:
         """As gpu_s(), when its next step has ended; None: there is none."""
-        live = self._live(run, machine)
+        live = self._live(run, machine, run.until(self._monotonic()))
+        durations = self._estimates.durations(run.stage)
+        first_s = (durations.step_s + durations.first_step_extra_s,)
         after = replace(
-            live, phase=Phase.DENOISING, phase_elapsed_s=0.0, steps_done=1, step_s=(0.0,)
+            live, phase=Phase.DENOISING, phase_elapsed_s=0.0, steps_done=1, step_s=first_s
         )
         after = replace(after, steps_total=run.stage.params.steps_run, step_elapsed_s=0.0)
         if live.phase == Phase.DENOISING and live.steps_done < live.steps_total:
-            after = replace(after, steps_done=live.steps_done + 1, step_s=live.step_s or (0.0,))
+            after = replace(after, steps_done=live.steps_done + 1, step_s=live.step_s or first_s)
         elif live.phase != Phase.TEXT_ENCODING:
             if live.images_done + 1 >= run.stage.images_left:
                 return None
@@ -46,7 +64,7 @@ class Remaining:
 
     def before_runs_s(self, machine: Machine) -> float:
         """Until the running tasks are drawn: the rest of a load, and of what is being stopped."""
-        return self._load_s(machine) + self._stopping_s(machine)
+        return self._load_s(machine, self._monotonic()) + self._stopping_s(machine)
 
     def used_s(self, run: Run) -> float:
         """For which a running task has had the GPU."""
@@ -59,44 +77,44 @@ class Remaining:
         stages = run.task.stages[run.progress.stage :]
         needed, _ = resident.loads(stages)
         later_s = sum(self._estimates.durations(stage).gpu_s for stage in stages[1:])
-        work_s = self._timing.remaining_s(self._estimates.durations(run.stage), live) + later_s
+        work_s = remaining_s(self._estimates.durations(run.stage), live) + later_s
         return self._estimates.loads_s(needed) + work_s / machine.speed
 
-    def _live(self, run: Run, machine: Machine) -> Live:
-        progress, at = run.progress, run.until(self._monotonic())
+    def _live(self, run: Run, machine: Machine, at: float) -> Live:
+        progress = run.progress
         phase = progress.phase
         if machine.loading is not None or phase is Phase.LOADING:  # the task has not begun
             phase, at = Phase.TEXT_ENCODING, run.phase_started_at
         return Live(
             phase=phase,
-            phase_elapsed_s=at - run.phase_started_at,
+            phase_elapsed_s=(at - run.phase_started_at) * machine.speed,
             steps_done=progress.steps_done,
             steps_total=progress.steps_total,
-            step_s=run.step_s,
-            step_elapsed_s=at - run.step_started_at,
+            step_s=[step_s * machine.speed for step_s in run.step_s],
+            step_elapsed_s=(at - run.step_started_at) * machine.speed,
             images_done=progress.image - run.stage.images_done,
+            text_s=run.text_s * machine.speed,
         )
 
-    def _load_s(self, machine: Machine) -> float:
+    def _load_s(self, machine: Machine, at: float) -> float:
         """Of the load that is running, or is due before anything can run."""
-        if machine.loading is None:
+        spec = machine.loading
+        if spec is None:
             return 0.0
-        load_s = self._estimates.load_s(machine.loading)
+        load_s = self._estimates.load_s(spec)
         if machine.load_started_at is None:
             return load_s
-        return max(load_s - (self._monotonic() - machine.load_started_at), 0.0)
+        elapsed_s = at - machine.load_started_at
+        left_s = remaining(load_s, elapsed_s, self._estimates.load_sigma(spec))
+        return (1.0 - machine.load_share) * (elapsed_s + left_s) if machine.load_share else left_s
 
     def _stopping_s(self, machine: Machine) -> float:
-        """Until the worker stops the cancelled task: the rest of its step, or of its decoding."""
+        """Until the worker stops the cancelled task: the rest of its step, or of its phase."""
         run = machine.stopping
-        if run is None:
+        if run is None or machine.loading is not None:
             return 0.0
-        durations, at = self._estimates.durations(run.stage), self._monotonic()
-        if run.progress.phase is Phase.DECODING:
-            return max(durations.decoding_s / machine.speed - (at - run.phase_started_at), 0.0)
-        step_s = durations.step_s
-        if run.progress.phase is Phase.TEXT_ENCODING:
-            step_s = durations.text_encoding_s
-        elif not run.step_s:
-            step_s += durations.first_step_extra_s
-        return max(step_s / machine.speed - (at - run.step_started_at), 0.0)
+        return self._phase_s(run, machine)
+
+    def _phase_s(self, run: Run, machine: Machine) -> float:
+        live = self._live(run, machine, run.until(self._monotonic()))
+        return phase_left_s(self._estimates.durations(run.stage), live) / machine.speed

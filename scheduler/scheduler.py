@@ -323,14 +323,14 @@ class Scheduler:
         forecast = self.forecaster.of(task)
         self.baselines.set(task, forecast, self._sequence, submitted=submitted)
         if run := self.machine.runs.get(task.task_id):
-            run.forecast_is(forecast.end_s, self.monotonic())
+            self.forecaster.note_share(run, self.machine)
         return forecast
 
     def reported(self, run: Run) -> None:
         """A report on a running task came (locked). A forecast that has become earlier is the one
         that later ones are compared with."""
         forecast = self.forecaster.of(run.task)
-        run.forecast_is(forecast.end_s, self.monotonic())
+        self.forecaster.note_share(run, self.machine)
         self.baselines.improve(run.task, forecast)
 
     def end(self, task: Task) -> End:

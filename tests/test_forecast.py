@@ -41,7 +41,7 @@ def test_a_load_counts_down_and_one_that_is_due_counts_in_full() -> None:
     bench.at += 4.0
     assert bench.forecaster.next_start_s() == pytest.approx(10.0)
     bench.at += 100.0
-    assert bench.forecaster.next_start_s() == 0.0
+    assert bench.forecaster.next_start_s() > 30.0, "it is late: what is left is forecast again"
     task = bench.task("a", KLEIN)
     bench.join(task)
     assert bench.forecaster.of(task).switches == 0, "it is loaded by then"
@@ -78,7 +78,7 @@ def test_the_next_task_starts_when_the_cancelled_one_is_left_at_the_end_of_its_s
     bench.machine.end(run, bench.at, stopping=True)
     assert bench.forecaster.next_start_s() == pytest.approx(durations.step_s / speed - 0.25)
     bench.at += 100.0
-    assert bench.forecaster.next_start_s() == 0.0
+    assert bench.forecaster.next_start_s() > 30.0, "the step is late"
     following = running(bench, bench.task("b", side=1024))
     assert bench.machine.stopping is None
     bench.report(following, Phase.DECODING, 4)
@@ -113,7 +113,7 @@ def test_images_are_encoded_one_after_the_other_while_the_gpu_goes_on() -> None:
     bench.start(small)
     assert bench.end_s(small) == pytest.approx(encoding_s - 1.0 + own.image_encoding_s)
     bench.at += encoding_s
-    assert bench.end_s(first.task) == 0.0
+    assert 0.0 < bench.end_s(first.task) < 1.0
 
 
 def test_the_second_stage_of_a_running_task_is_forecast_with_its_load_once() -> None:
@@ -134,7 +134,7 @@ def test_the_second_stage_of_a_running_task_is_forecast_with_its_load_once() -> 
     assert bench.forecaster.next_start_s() == pytest.approx(works[1].gpu_s + load_s)
     bench.machine.load_started(enlarge.load_spec, bench.at)
     bench.at += 30.0
-    assert bench.forecaster.next_start_s() == pytest.approx(works[1].gpu_s + load_s - 30.0)
+    assert bench.forecaster.next_start_s() == pytest.approx(works[1].gpu_s + load_s - 30.0, abs=0.5)
     bench.at += 5.0
     bench.machine.load_finished(enlarge.load_spec, [enlarge.load_spec.key], bench.at)
     bench.report(run, Phase.TEXT_ENCODING, 0, 1, 0)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from timing.live import remaining_s
 from timing.spread import Outcome, Spread
 from timing_laws import GpuLaws
 from timing_model import Confidence, Durations, Live, Measured, TimingModel, Work
@@ -124,7 +125,7 @@ FORECAST = Durations(1.0, 0.5, 2.0, 4, 3.0, 0.1, 0.05, Confidence.HIGH)
 
 def remaining(phase: str, elapsed: float = 0.0, done: int = 0, own: float = 2.0) -> float:
     live = Live(phase, elapsed, done, 4, [own] * done, elapsed)
-    return TimingModel().remaining_s(FORECAST, live)
+    return remaining_s(FORECAST, live)
 
 
 def test_the_remaining_time_counts_down_through_the_phases() -> None:
@@ -366,7 +367,7 @@ def test_a_countdown_past_its_forecast_moves_smoothly_and_does_not_end(
     sigma = 0.05 if confidence is Confidence.HIGH else 0.86
     forecast = Durations(6.9, 0.5, 6.9, 1, 6.9, 0.1, sigma, confidence)
     times = [0.1 * tick for tick in range(1, 5000)]
-    left = [TimingModel().remaining_s(forecast, Live(phase, at, 0, 1, (), at)) for at in times]
+    left = [remaining_s(forecast, Live(phase, at, 0, 1, (), at)) for at in times]
     jumps = [abs(after - before) for before, after in pairwise(left)]
     assert max(jumps) < 0.5
     assert min(left) > 0.1

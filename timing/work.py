@@ -161,3 +161,5 @@ class Live:
     step_s: Sequence[float] = ()
     step_elapsed_s: float = 0.0
     images_done: int = 0
+    text_s: float = 0.0
+    """Seconds that encoding its prompt has taken; 0: it is not known, or has not ended."""

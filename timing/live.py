@@ -1,0 +1,122 @@
+"""What is left of a task that is being drawn: arithmetic only.
+
+What has taken its time already says how fast this task is drawn: its steps, before them the first
+step, before that the encoding of its prompt. How much each of them says depends on how sure the
+forecast was.
+"""
+
+from math import exp, log, sqrt
+from statistics import fmean
+from typing import NamedTuple
+
+from timing.survival import remaining
+from timing.work import Confidence, Durations, Live
+
+STEPS_NOISE = 0.033
+"""How far, as a logarithm, the mean of the steps of a task is from the pace of its rest. With a
+learned law (sigma 0.05) they have 70 % of the weight, before the first measurement nearly all."""
+FIRST_STEP_NOISE = 0.1
+"""The same of the first step, which contains compilation. It counts until the model was
+measured."""
+TEXT_NOISE = 0.45
+"""The same of text encoding, which another model does."""
+DECODING_NOISE = 0.4
+"""How far decoding is from the pace of the steps."""
+LEAST_S = 1e-3
+
+
+class _Pace(NamedTuple):
+    """What the phases that have ended say about the rest."""
+
+    value: float
+    """Seconds per forecast second."""
+    sigma: float
+    """Spread of its logarithm."""
+    steps: int = 0
+    """Number of steps that it was measured from, without the first."""
+
+
+def remaining_s(forecast: Durations, live: Live) -> float:
+    """The remaining GPU seconds of a running task.
+
+    A phase or step that is late slows the expected pace of those after it. Decoding follows the
+    pace of the steps, unless few tasks were measured: then the pace shows errors of the law.
+    """
+    after_s = (forecast.images - live.images_done - 1) * _image_s(forecast)
+    left_s = phase_left_s(forecast, live)
+    if live.phase == "text_encoding":
+        pace = _pace_of_text(forecast, live.phase_elapsed_s + left_s)
+        return left_s + pace * (forecast.image_gpu_s + after_s)
+    pace, _, steps = _pace(forecast, live)
+    if live.phase == "denoising":
+        steps_after = live.steps_total - live.steps_done - 1
+        if steps_after < 0:
+            return _decoding_s(forecast, pace) + pace * after_s
+        now_s = _step_s(forecast, live, pace)
+        if now_s > 0.0:
+            pace *= 1.0 + ((live.step_elapsed_s + left_s) / now_s - 1.0) / (1 + steps)
+        rest_s = steps_after * pace * forecast.step_s + _decoding_s(forecast, pace)
+        return left_s + rest_s + pace * after_s
+    return left_s + pace * after_s if live.phase == "decoding" else 0.0
+
+
+def phase_left_s(forecast: Durations, live: Live) -> float:
+    """The remaining seconds of the present step, or of the phase if it has no steps."""
+    if live.phase == "text_encoding":
+        if live.images_done and not forecast.text_each:
+            return 0.0
+        return remaining(forecast.text_encoding_s, live.phase_elapsed_s, forecast.sigma)
+    pace, sigma, _ = _pace(forecast, live)
+    if live.phase == "denoising":
+        if live.steps_done >= live.steps_total:
+            return 0.0
+        return remaining(_step_s(forecast, live, pace), live.step_elapsed_s, sigma)
+    if live.phase == "decoding":
+        sigma = min(forecast.sigma, sqrt(sigma**2 + DECODING_NOISE**2))
+        return remaining(_decoding_s(forecast, pace), live.phase_elapsed_s, sigma)
+    return 0.0
+
+
+def _step_s(forecast: Durations, live: Live, pace: float) -> float:
+    """Expected seconds of the present step."""
+    extra_s = 0.0 if live.step_s else forecast.first_step_extra_s
+    return pace * (forecast.step_s + extra_s)
+
+
+def _image_s(forecast: Durations) -> float:
+    """Of each further image of the task."""
+    text_s = forecast.text_encoding_s if forecast.text_each else 0.0
+    return forecast.image_gpu_s + text_s
+
+
+def _decoding_s(forecast: Durations, pace: float) -> float:
+    return forecast.decoding_s * (1.0 if forecast.confidence is Confidence.LOW else pace)
+
+
+def _pace(forecast: Durations, live: Live) -> _Pace:
+    if not live.step_s or forecast.step_s <= 0.0:
+        return _Pace(_pace_of_text(forecast, live.text_s), forecast.sigma)
+    own, noise, expected_s = live.step_s[1:], STEPS_NOISE, forecast.step_s
+    if not own:
+        if forecast.confidence is not Confidence.NONE:
+            return _Pace(1.0, forecast.sigma)
+        own, noise = live.step_s, FIRST_STEP_NOISE
+        expected_s += forecast.first_step_extra_s
+    deviation = log(max(fmean(own) / expected_s, LEAST_S))
+    sigma = max(forecast.sigma, abs(deviation) / 2)  # what deviates far was forecast badly
+    weight = _weight(sigma, noise)
+    return _Pace(exp(weight * deviation), sqrt(weight) * noise, len(live.step_s) - 1)
+
+
+def _pace_of_text(forecast: Durations, text_s: float) -> float:
+    """The pace of a picture after its prompt was encoded. A cached prompt says nothing, nor does
+    any other one once the model was measured."""
+    if forecast.confidence is not Confidence.NONE or text_s <= forecast.text_encoding_s:
+        return 1.0
+    ratio = text_s / max(forecast.text_encoding_s, LEAST_S)
+    return max(exp(_weight(forecast.sigma, TEXT_NOISE) * log(ratio)), 1.0)
+
+
+def _weight(sigma: float, noise: float) -> float:
+    """Of a measurement with this noise, against a forecast with this sigma."""
+    return sigma**2 / (sigma**2 + noise**2)
