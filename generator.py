@@ -10,14 +10,14 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from errors import DoesNotFit, ModelLoadError, NotFinite, OutOfMemory, ServerError
-from generation.adapters import check_adapters, check_values, layer_sizes
+from generation.adapters import Sizes, check_adapters, check_values
 from generation.inpainting import KeptSource, keeping_source
 from generation.load_errors import (
     bits_of,
@@ -26,22 +26,15 @@ from generation.load_errors import (
     is_out_of_memory,
     too_little_memory,
 )
+from generation.loaded_model import LoadedModel
 from generation.loading import bytes_of
-from generation.pipelines import (
-    arguments,
-    build,
-    check_files,
-    keep_between_pictures,
-    metadata,
-    other_face,
-    picture_of,
-)
+from generation.pipelines import arguments, build, check_files, metadata, picture_of
 from generation.previews import Previews
 from generation.prompt_cache import PromptCache
 from generation.step_hook import StepHook, harmless
 from generation.weights_copy import WeightsCopies
 from models.mlx_setup import give_back_memory
-from models.model_catalog import LoadSpec, Pipeline
+from models.model_catalog import LoadSpec
 from models.weights_cache import WeightsCache
 from task import Drawn, GenerationParams, Memory, Phase, Report, Stage
 
@@ -56,25 +49,6 @@ four feature maps of 128 channels in 32 bits for each pixel."""
 MEMORY_MARGIN = 1.2
 SHARE_FOR_WEIGHTS = 0.75
 """Part of the machine's memory that several models may fill together."""
-
-
-@dataclass
-class _Loaded:
-    spec: LoadSpec
-    pipeline: Any
-    hook: StepHook
-    weights_bytes: int
-    faces: dict[str, Any] = field(default_factory=dict)
-    """Other classes of mflux on the same modules, by name."""
-
-    def face(self, wanted: Pipeline) -> Any:
-        """The loaded pipeline as the class that is wanted."""
-        if type(self.pipeline).__name__ == wanted.name:
-            return self.pipeline
-        if wanted.name not in self.faces:
-            self.faces[wanted.name] = other_face(self.pipeline, wanted)
-            keep_between_pictures(self.faces[wanted.name], self.hook.prompt_cache)
-        return self.faces[wanted.name]
 
 
 class MfluxGenerator:
@@ -111,18 +85,18 @@ class MfluxGenerator:
         self._cache_limit_bytes = cache_limit_bytes
         self._check_memory = check_memory
         self._previews = previews or Previews(on=False)
-        self._copies = WeightsCopies(weights_cache, lambda spec: build(spec, data_dir, lora_path))
-        self._loaded: OrderedDict[str, _Loaded] = OrderedDict()  # the latest used last
+        self._copies = WeightsCopies(weights_cache, lambda spec: build(spec, data_dir)[0])
+        self._loaded: OrderedDict[str, LoadedModel] = OrderedDict()  # the latest used last
         self._bytes_per_pixel: dict[str, float] = {}  # of a model, the most that was measured
         self._weights_bytes: dict[str, int] = {}  # of a model, when it was loaded last
         self._begun = 0
         """Number of pictures that were begun."""
         self._last_size: tuple[int, int] | None = None
-        self._layer_sizes: dict[str, dict[str, tuple[int, int]]] = {}
+        self._layer_sizes: dict[str, Sizes] = {}
         """Of each model that was loaded once."""
 
     def load(self, weights: LoadSpec) -> int | None:
-        """Load weights, after making room for them.
+        """Load weights, after making room for them; their LoRAs are checked, but not applied.
 
         Returns:
             The bits they are quantized to, None if they are not. What is stored wins over what was
@@ -151,26 +125,20 @@ class MfluxGenerator:
         check_files(source.model)
         self.check_adapters(weights)
         check_values(weights, self._lora_path)
-        pipeline = build(  # downloads and checks, before a loaded model is dropped for it
+        pipeline, places = build(  # downloads and checks, before a loaded model is dropped for it
             source,
             self._data_dir,
-            self._lora_path,
             before_reading=lambda: self._make_room(weights.expected_bytes),
         )
         bits = bits_of(pipeline, weights)
         self._make_room(bytes_of(pipeline), save=True)
         mx.eval(pipeline, mx.random.state)  # its modules drew from it, to no purpose:
         # left lazy, all these draws would be kept, about 1 MB for each model ever loaded
-        cache = PromptCache(PROMPT_CACHE_BYTES)
-        hook = StepHook(cache, self._note_memory, self._previews)
-        if not weights.model.makes:
-            keep_between_pictures(pipeline, cache)
-            pipeline.callbacks.register(hook)
-        self._loaded[weights.key] = loaded = _Loaded(weights, pipeline, hook, bytes_of(pipeline))
+        hook = StepHook(PromptCache(PROMPT_CACHE_BYTES), self._note_memory, self._previews)
+        loaded = LoadedModel(weights, pipeline, places, hook)
+        self._loaded[weights.key] = loaded
         self._weights_bytes[weights.model.name] = loaded.weights_bytes
-        sizes = {**self.memory.loaded_bytes, weights.key: loaded.weights_bytes}
-        self.memory = replace(self.memory, loaded_bytes=sizes)
-        self._layer_sizes[weights.model.name] = layer_sizes(pipeline)
+        self._layer_sizes[weights.model.name] = loaded.layer_sizes
         self._note_resident()
         return bits
 
@@ -179,8 +147,28 @@ class MfluxGenerator:
         is False, remove some if the disk is nearly full. Returns whether there is a new copy."""
         self._copies.prune()
         loaded = list(self._loaded.values())
-        saved = [self._copies.save(one.pipeline, one.spec, may_continue) for one in loaded]
+        saved = [self._save_copy(one, may_continue) for one in loaded]
         return any(saved)
+
+    def _save_copy(self, loaded: LoadedModel, may_continue: Callable[[], bool]) -> bool:
+        if not self._copies.wants(loaded.spec):
+            return False
+        loaded.remove_loras()
+        self._note_resident()
+        return self._copies.save(loaded.pipeline, loaded.spec, may_continue)
+
+    def apply_adapters(self, weights: LoadSpec) -> None:
+        """Apply the LoRAs of a load spec, whose weights are in memory, in place of others.
+
+        Raises:
+            UnusableAdapter, NotSupported: one is broken, missing, or of another model.
+        """
+        loaded = self._loaded[weights.key]
+        if weights.loras:
+            self.check_adapters(weights)
+            check_values(weights, self._lora_path)
+        if loaded.apply_loras(weights, self._lora_path):
+            self._note_resident()
 
     def unload(self) -> None:
         """Free all weights."""
@@ -190,7 +178,7 @@ class MfluxGenerator:
         self._note_resident()
 
     def generate(self, stage: Stage, inputs: Path, report: Report) -> Drawn:
-        """Generates one picture. The weights must be loaded.
+        """Generates one picture. The weights must be loaded, with the stage's adapters.
 
         Args:
             inputs: the folder of the pictures that the stage's params name.
@@ -228,7 +216,7 @@ class MfluxGenerator:
 
     def _generated(
         self,
-        loaded: _Loaded,
+        loaded: LoadedModel,
         stage: Stage,
         inputs: Path,
         report: Report,
@@ -266,7 +254,7 @@ class MfluxGenerator:
         self._note_memory()
         return made
 
-    def _use(self, weights: LoadSpec) -> _Loaded:
+    def _use(self, weights: LoadSpec) -> LoadedModel:
         """Returns what is loaded, as the latest used."""
         self._loaded.move_to_end(weights.key)
         self.resident = tuple(reversed(self._loaded))
@@ -331,7 +319,7 @@ class MfluxGenerator:
         ):
             oldest = next(iter(self._loaded.values()))
             if save:
-                self._copies.save(oldest.pipeline, oldest.spec, lambda: True)
+                self._save_copy(oldest, lambda: True)
             self._drop_oldest()
 
     def _drop_others(self, key: str) -> None:
@@ -352,11 +340,12 @@ class MfluxGenerator:
 
     def _note_resident(self) -> None:
         self.resident = tuple(reversed(self._loaded))
-        weights_bytes = sum(loaded.weights_bytes for loaded in self._loaded.values())
+        sizes = {key: loaded.weights_bytes for key, loaded in self._loaded.items()}
         total = _total_memory()
         self.memory = replace(
             self.memory,
-            weights_bytes=weights_bytes,
+            weights_bytes=sum(sizes.values()),
+            loaded_bytes={**self.memory.loaded_bytes, **sizes},
             total_bytes=total,
             room_bytes=int(SHARE_FOR_WEIGHTS * total),
         )

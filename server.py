@@ -294,7 +294,7 @@ def download(settings: Settings) -> int:
     with marked_as_incomplete(settings.data_dir, allowed.default):
         for pipeline in allowed.default.pipelines:
             if not pipeline.inpaints:  # it has the weights of another one
-                fetch(LoadSpec(allowed.default, pipeline, None), settings.data_dir, allowed.lora)
+                fetch(LoadSpec(allowed.default, pipeline, None), settings.data_dir)
     print(f"The weights of {allowed.default.name} are on this machine.")
     return 0
 

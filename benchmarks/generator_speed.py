@@ -118,7 +118,7 @@ def bare_loop(asked: Sequence[GenerationParams], checkpoints: Path) -> float:
     started_at = 0.0
     for name in dict.fromkeys(params.model for params in asked):
         weights = weights_of(name)
-        pipeline = build(weights, checkpoints, str)
+        pipeline = build(weights, checkpoints)[0]
         mx.eval(pipeline.parameters())
         started_at = started_at or perf_counter()  # loading the first model counts on neither side
         for params in asked:

@@ -113,11 +113,8 @@ def _first_not_finite(arrays: Any) -> str | None:
     return None
 
 
-def layer_sizes(pipeline: Any) -> dict[str, tuple[int, int]]:
-    """Outputs and inputs of the linear layers of a loaded pipeline's transformer."""
-    transformer = getattr(pipeline, "transformer", None)
-    if transformer is None:
-        return {}
+def layer_sizes(transformer: Any) -> Sizes:
+    """Outputs and inputs of the linear layers of a loaded transformer."""
     sizes = {}
     for name, module in transformer.named_modules():
         weight, scales = getattr(module, "weight", None), getattr(module, "scales", None)

@@ -13,11 +13,12 @@ from typing import Any
 
 from PIL import Image
 
-from errors import ModelLoadError, UnusableAdapter, without_folders
-from generation.adapters import raised_by_adapter
+from errors import ModelLoadError
+from generation.applied_loras import Place, places_of_loras, with_second_transformer
+from generation.compiling import STEP_BUILDERS, compile_without_weights
 from generation.finite import check_decoded_pictures
 from generation.helpers import build_helper
-from generation.load_errors import explain, first_line
+from generation.load_errors import explain
 from generation.loading import checked_and_lazy
 from generation.prompt_cache import PromptCache
 from models import tiny_models
@@ -35,9 +36,6 @@ ENCODERS = (
     "_encode_instruction",
 )
 """Methods that encode a prompt, in the classes without a cache."""
-COMPILED_STEP = "_predict"
-PICTURES_OF_A_COMPILED_STEP = 100
-"""Pictures until the step is compiled again: MLX keeps a version per size and guidance."""
 NOT_OF_THE_PARAMS = ("generation_time_seconds", "created_at", "model_path")
 """Metadata of mflux that differ when a picture is made again, or contain a path of this machine."""
 PATHS = ("image_path", "controlnet_image_path", "masked_image_path", "depth_image_path")
@@ -52,36 +50,32 @@ LISTS_OF_PATHS = ("image_paths", "redux_image_paths")
 
 
 def build(
-    weights: LoadSpec,
-    data_dir: Path,
-    lora_path: Callable[[str], str],
-    before_reading: Callable[[], None] = lambda: None,
-) -> Any:
+    weights: LoadSpec, data_dir: Path, before_reading: Callable[[], None] = lambda: None
+) -> tuple[Any, list[Place]]:
     """Builds a class of mflux with its weights, not yet evaluated. Downloads missing files.
 
     Args:
         data_dir: where the tiny models are built.
-        lora_path: what mflux loads an adapter of this name from.
         before_reading: called before files are read that cannot be read lazily.
+
+    Returns:
+        The class, without LoRAs, and where they are applied in it.
 
     Raises:
         ModelLoadError: with what the operator can do.
-        UnusableAdapter: mflux cannot apply an adapter.
     """
     try:
         check_decoded_pictures()
-        with checked_and_lazy(before_reading, tiny=weights.model.tiny) as loading:
-            pipeline = build_class(weights, data_dir, lora_path)
+        compile_without_weights()
+        with (
+            checked_and_lazy(before_reading, tiny=weights.model.tiny) as loading,
+            places_of_loras() as places,
+        ):
+            pipeline = build_class(weights, data_dir)
             loading.finish()
-        return pipeline
+        return pipeline, with_second_transformer(places, pipeline)
     except Exception as error:
         log.debug("loading failed", exc_info=True)
-        if weights.loras and raised_by_adapter(error):
-            names = ", ".join(repr(lora.name) for lora in weights.loras)
-            reason = without_folders(first_line(error))
-            raise UnusableAdapter(
-                f"The LoRAs {names} cannot be used with {weights.model.name}: {reason}"
-            ) from error
         raise ModelLoadError(explain(error, weights.model)) from error
 
 
@@ -100,7 +94,7 @@ def check_files(model: Model) -> None:
         )
 
 
-def fetch(weights: LoadSpec, data_dir: Path, lora_path: Callable[[str], str]) -> None:
+def fetch(weights: LoadSpec, data_dir: Path) -> None:
     """Downloads the files that build() needs. To be called in a separate process.
 
     Builds the class, with an `mx.eval` that computes nothing: some classes evaluate their weights
@@ -115,12 +109,12 @@ def fetch(weights: LoadSpec, data_dir: Path, lora_path: Callable[[str], str]) ->
 
     evaluate, mx.eval = mx.eval, lambda *arrays: None
     try:
-        build(weights, data_dir, lora_path)
+        build(weights, data_dir)
     finally:
         mx.eval = evaluate
 
 
-def build_class(weights: LoadSpec, data_dir: Path, lora_path: Callable[[str], str]) -> Any:
+def build_class(weights: LoadSpec, data_dir: Path) -> Any:
     """Calls the constructor of a class. Raises: what it raises."""
     from mflux.models.common.config.model_config import AVAILABLE_MODELS, ModelConfig
 
@@ -133,15 +127,12 @@ def build_class(weights: LoadSpec, data_dir: Path, lora_path: Callable[[str], st
         config = ModelConfig(**tiny_models.TINY_CONFIGS[model.name])
     else:
         path, config = _checked(model.path), AVAILABLE_MODELS[model.key]
-    adapters: dict[str, Any] = {}
-    if weights.loras:
-        adapters["lora_paths"] = [lora_path(lora.name) for lora in weights.loras]
-        adapters["lora_scales"] = [lora.scale for lora in weights.loras]
+    control: dict[str, Any] = {}
     if weights.control_strength is not None:
-        adapters["controlnet_strength"] = weights.control_strength
+        control["controlnet_strength"] = weights.control_strength
     with tiny_models.small_modules(model.name):
         pipeline = _class_of(weights.pipeline)(
-            quantize=weights.quantize, model_path=path, model_config=config, **adapters
+            quantize=weights.quantize, model_path=path, model_config=config, **control
         )
     if model.tiny:
         tiny_models.slim(pipeline)
@@ -151,7 +142,7 @@ def build_class(weights: LoadSpec, data_dir: Path, lora_path: Callable[[str], st
 def other_face(pipeline: Any, wanted: Pipeline) -> Any:
     """Builds another class of mflux on the modules of a loaded one with the same constructor."""
     other = _class_of(wanted).__new__(_class_of(wanted))
-    own = (*ENCODERS, COMPILED_STEP)
+    own = (*ENCODERS, *STEP_BUILDERS)
     kept = {name: value for name, value in vars(pipeline).items() if name not in own}
     vars(other).update(kept)
     dict.update(other, pipeline)  # MLX keeps the modules and arrays of a module as its items
@@ -160,36 +151,6 @@ def other_face(pipeline: Any, wanted: Pipeline) -> Any:
 
 def _class_of(pipeline: Pipeline) -> Any:
     return getattr(importlib.import_module(pipeline.module), pipeline.name)
-
-
-def keep_between_pictures(pipeline: Any, cache: PromptCache) -> None:
-    """Let a pipeline reuse what the previous picture has computed."""
-    remember_prompts(pipeline, cache)
-    keep_compiled_step(pipeline)
-
-
-def keep_compiled_step(pipeline: Any) -> None:
-    """Let a pipeline compile its denoising step for many pictures at a time.
-
-    FLUX.2 and Z-Image compile it for each picture, though it depends on the transformer alone (the
-    steps of other classes hold the picture's prompt: those stay). Beside the time that it takes,
-    MLX (0.32, on the CPU) never frees about one in twenty compiled functions, nor the weights that
-    they refer to.
-    """
-    build_step = getattr(pipeline, COMPILED_STEP, None)
-    if build_step is None or list(inspect.signature(build_step).parameters) != ["transformer"]:
-        return
-    step: Any = None
-    pictures = 0
-
-    def kept_step(transformer: Any) -> Any:
-        nonlocal step, pictures
-        if step is None or pictures >= PICTURES_OF_A_COMPILED_STEP:
-            step, pictures = build_step(transformer), 0
-        pictures += 1
-        return step
-
-    setattr(pipeline, COMPILED_STEP, kept_step)
 
 
 def remember_prompts(pipeline: Any, cache: PromptCache) -> None:

@@ -68,7 +68,7 @@ def _differences(folder: Path, model: Model) -> int:
     spec = LoadSpec(replace(model, path=str(folder)), model.pipelines[0], None)
     loading: Loading
     with checked_and_lazy(refuse, tiny=False) as loading:
-        build_class(spec, folder, str)
+        build_class(spec, folder)
     return loading.differences
 
 

@@ -62,6 +62,13 @@ class WeightsCopies:
                 free_frames(error)
         return load(spec)
 
+    def wants(self, spec: LoadSpec) -> bool:
+        """Whether save() would try to save a copy of these weights."""
+        cache = self._cache
+        if cache is None or spec.key in cache.keys | self._not_saved:
+            return False
+        return cache.takes(spec)
+
     def save(self, pipeline: Any, spec: LoadSpec, may_continue: Callable[[], bool]) -> bool:
         """Saves a copy of loaded weights, if there is none: writes it, reads it back, compares.
         What goes wrong is logged. Returns whether there is a new copy.
@@ -71,7 +78,7 @@ class WeightsCopies:
                 the next call begins again.
         """
         cache = self._cache
-        if cache is None or spec.key in cache.keys | self._not_saved or not cache.takes(spec):
+        if cache is None or not self.wants(spec):
             return False
         interruptions = self._interruptions.get(spec.key, 0)
         if interruptions >= INTERRUPTIONS:

@@ -72,7 +72,7 @@ MASKS: Mapping[str, str] = {
 }
 """Classes that take no `mask`."""
 CONSTRUCTORS: Mapping[str, str] = {
-    "bake_lora": "mflux merges LoRAs into the weights where it can, which is faster",
+    "bake_lora": "LoRAs are never merged into the weights, so tasks with other LoRAs share them",
     "compute_precision": SAME_PICTURE,
     "float32": SAME_PICTURE,
     "low_ram": SAME_PICTURE,

@@ -66,11 +66,10 @@ def _preload_fast_blas() -> None:
 
 
 def give_back_memory() -> None:
-    """Return freed memory to the operating system.
-
-    On Linux MLX's CPU arrays come from malloc, which keeps gigabytes of them; on macOS nothing is
-    to be done.
-    """
-    if sys.platform.startswith("linux"):
-        with suppress(AttributeError):  # a C library other than glibc
+    """Return freed memory to the operating system: the C library keeps gigabytes of what MLX's
+    arrays on the CPU, and the reading of files, have used."""
+    with suppress(AttributeError, OSError):  # a C library without such a function
+        if sys.platform == "darwin":
+            ctypes.CDLL(None).malloc_zone_pressure_relief(None, ctypes.c_size_t(0))
+        elif sys.platform.startswith("linux"):
             ctypes.CDLL(None).malloc_trim(0)

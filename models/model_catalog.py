@@ -208,7 +208,8 @@ class Model:
 
 @dataclass(frozen=True, eq=False)
 class LoadSpec:
-    """What must be in memory before a task can run. Load specs with the same key are equal."""
+    """What must be in memory before a task can run. Load specs with the same key need the same
+    weights; their LoRAs may differ, they are exchanged without loading."""
 
     model: Model
     pipeline: Pipeline
@@ -238,9 +239,11 @@ class LoadSpec:
             key += f"/{loaded_as}"
         if self.control_strength is not None:
             key += f"/control{self.control_strength:g}"
-        for lora in self.loras:
-            key += f"+{lora.name}:{lora.scale:g}"
         object.__setattr__(self, "key", key)
+
+    def same_as(self, other: "LoadSpec") -> bool:
+        """Whether both need the same weights with the same LoRAs."""
+        return (self.key, self.loras) == (other.key, other.loras)
 
 
 class Catalog:

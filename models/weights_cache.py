@@ -65,7 +65,7 @@ class WeightsCache:
         loaded, and nothing else is merged into them."""
         model = spec.model
         builds_itself = model.tiny and model.path is None
-        merged = spec.loras or spec.control_strength is not None
+        merged = spec.control_strength is not None
         return bool(
             self._most_bytes
             and spec.quantize

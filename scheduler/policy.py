@@ -197,7 +197,7 @@ class Policy:
             tag: its tag; its turn, if it has not joined yet.
         """
         running, spec = run.task, run.stage.load_spec
-        alike = all(stage.load_spec.key == spec.key for stage in task.stages)
+        alike = all(stage.load_spec.same_as(spec) for stage in task.stages)
         if not (self.limits.preempt and alike) or spec.model.makes:
             return inf
         if level(task) >= URGENT > level(running):

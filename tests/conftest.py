@@ -339,6 +339,9 @@ class FakeGenerator:
     def save_copies(self, may_continue: Callable[[], bool]) -> bool:
         return False
 
+    def apply_adapters(self, weights: LoadSpec) -> None:
+        assert weights.key in self.resident
+
     def unload(self) -> None:
         self.resident = ()
 

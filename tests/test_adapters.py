@@ -247,10 +247,13 @@ def test_an_adapter_that_cannot_be_used_leaves_the_loaded_model_in_memory(
 def test_what_mflux_finds_wrong_while_it_applies_an_adapter_blames_the_adapter(
     data_dir: Path, tmp_path: Path
 ) -> None:
-    path = write_matrices(tmp_path / "x.safetensors", "x_embedder", (4, 16), (16, 4))
-    generating = OnItsThread("tiny", data_dir)  # no layer of the other model is known yet
-    with pytest.raises(UnusableAdapter, match=r"'.*x.safetensors' cannot be used with tiny-flux2"):
-        load(generating, weights_of("tiny-flux2", path))
+    path = tmp_path / "x.safetensors"
+    layer = "transformer.single_transformer_blocks.99.proj_mlp"  # it has one such block
+    write_matrices(path, layer, (4, 16), (16, 4))
+    generating = OnItsThread("tiny", data_dir)
+    wrong = weights_of("tiny", str(path))
+    with pytest.raises(UnusableAdapter, match=r"'.*x.safetensors' cannot be used with tiny"):
+        generating._thread.submit(generating.generator.apply_adapters, wrong).result()
     generating._thread.submit(generating.generator.load, generating.weights).result()
     assert generating.generate(params_for()).size == (64, 64)
 

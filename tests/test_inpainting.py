@@ -176,7 +176,7 @@ def latents_of(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Spy:
         mask_feather=0,
     )
     stage = Stage(spec, params)
-    pipeline = build(spec, folder, str) if model.tiny else fibo_without_weights(model, monkeypatch)
+    pipeline = build(spec, folder)[0] if model.tiny else fibo_without_weights(model, monkeypatch)
     hook, spy = StepHook(PromptCache(1000), lambda: None, Previews(on=False)), Spy()
     pipeline.callbacks.register(hook)
     pipeline.callbacks.register(spy)

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 
 from errors import ModelLoadError, UnusableAdapter
 from fields import CONTROL_TYPES, LORA_STYLES, PRESETS, SCHEDULERS, Takes
-from generation import pipelines
+from generation import compiling, pipelines
 from generation.load_errors import explain
 from generation.pipelines import arguments, picture_of, remember_prompts
 from generation.prompt_cache import PromptCache
@@ -248,6 +248,7 @@ class OnItsThread:
     def draw(self, weights: LoadSpec, asked: GenerationParams) -> Image.Image:
         if weights.key not in self.generator.resident:
             self.load(weights)
+        self.run(self.generator.apply_adapters, weights)
         stage = Stage(weights, asked)
         return self.run(self.generator.generate, stage, self.inputs, lambda *_: None).picture
 
@@ -431,7 +432,7 @@ def test_a_merged_control_strength_goes_to_the_constructor(monkeypatch: pytest.M
     for strength in (None, 0.5):
         given.clear()
         weights = LoadSpec(model, model.pipelines[0], 8, (), strength)
-        pipelines.build(weights, Path("/nowhere"), str)
+        pipelines.build(weights, Path("/nowhere"))
         assert given.get("controlnet_strength") == strength
         assert given["quantize"] == 8
 
@@ -517,9 +518,7 @@ def test_fifty_switches_between_models_leave_no_memory_behind(data_dir: Path) ->
         measured = process.submit(memory_of_switching, data_dir, 18).result()
     before, after = measured[1], measured[-1]
     for active_before, active_after in zip(before[0], after[0], strict=True):
-        # The 48 models between them have 36 MB. MLX on the CPU loses a compiled step now and then
-        # (see keep_compiled_step), and 0.25 MB with it.
-        assert active_after - active_before < 2_000_000
+        assert active_after - active_before < 10_000  # the 48 models between them have 36 MB
     assert after[1] - before[1] < 10_000
 
 
@@ -536,21 +535,21 @@ def test_fetching_computes_nothing_even_where_a_class_wants_to(
 
     def build_and_evaluate(*arguments: Any) -> Any:
         built, before = build(*arguments), mx.get_active_memory()
-        mx.eval(built.parameters())
+        mx.eval(built[0].parameters())
         grown.append(mx.get_active_memory() - before)
         if len(grown) == 2:
             raise ModelLoadError("no")
 
     monkeypatch.setattr(pipelines, "build", build_and_evaluate)
-    pipelines.fetch(weights, data_dir, str)
+    pipelines.fetch(weights, data_dir)
     with pytest.raises(ModelLoadError):
-        pipelines.fetch(weights, data_dir, str)
+        pipelines.fetch(weights, data_dir)
     assert max(grown) < 10_000
     assert mx.eval is evaluate
 
 
 def test_a_step_is_compiled_once_for_many_pictures(data_dir: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(pipelines, "PICTURES_OF_A_COMPILED_STEP", 3)
+    monkeypatch.setattr(compiling, "PICTURES_OF_A_STEP", 3)
     generating = OnItsThread(data_dir)
     (model,) = allow("tiny-flux2").models
     built = []
@@ -569,9 +568,7 @@ def test_a_step_is_compiled_once_for_many_pictures(data_dir: Path, monkeypatch: 
     assert drawn[0].tobytes() == drawn[2].tobytes() == drawn[3].tobytes()
 
 
-def test_a_lora_has_its_scale_and_is_loaded_again_for_each_choice(
-    data_dir: Path, tmp_path: Path
-) -> None:
+def test_a_lora_has_its_scale_and_none_needs_another_load(data_dir: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         tiny_models.write_lora(tmp_path / f"{name}.safetensors", "tiny")
     allowed = allow("tiny", lora_dir=tmp_path)

@@ -7,6 +7,7 @@ import pytest
 from conftest import PlayedQueue, allow, forecast_of, params_for
 
 from errors import StorageUnavailable
+from models.model_catalog import Lora
 from scheduler.limits import QueueLimits
 from scheduler.policy import LEAST_LEFT_S, MOST_PAUSES, PAYS
 from storage.task_store import TaskStore
@@ -23,7 +24,7 @@ class Bench:
     def __init__(self, **limits: Any) -> None:
         self.at = 1000.0
         self.queue = PlayedQueue(
-            allow("tiny", "tiny-flux2"),
+            allow("tiny", "tiny-flux2", allow_lora_repos=True),
             TimingModel(),
             TaskStore(None),
             QueueLimits(**{"preempt": True, **limits}),
@@ -155,6 +156,7 @@ RULES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "a normal task over a background one": ({"priority": -1}, {}),
     "another model": ({}, {"priority": 1, "model": "tiny-flux2"}),
     "other weights": ({}, {"priority": 1, "quantize": 8}),
+    "other LoRAs": ({}, {"priority": 1, "loras": (Lora("org/name"),)}),
     "it takes too long": ({}, {"priority": 1, "steps": int(45 / PAYS) + 1}),
 }
 

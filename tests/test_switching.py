@@ -76,6 +76,9 @@ class Gpu:
     def save_copies(self, may_continue: Callable[[], bool]) -> bool:
         return False
 
+    def apply_adapters(self, weights: LoadSpec) -> None:
+        assert weights.key in self.resident
+
     def unload(self) -> None:
         self.resident = ()
 

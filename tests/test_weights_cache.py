@@ -326,7 +326,7 @@ def test_only_weights_that_loading_quantizes_have_copies(
     assert not cache.takes(spec_of(None)), "it builds its own weights in no time"
     stored = replace(spec.model, stored_bits=4)
     assert not cache.takes(LoadSpec(stored, spec.pipeline, 8))
-    assert not cache.takes(LoadSpec(spec.model, spec.pipeline, 4, (Lora("a"),)))
+    assert cache.takes(LoadSpec(spec.model, spec.pipeline, 4, (Lora("a"),)))
     assert not cache.takes(LoadSpec(spec.model, spec.pipeline, 4, control_strength=0.5))
 
 

@@ -27,11 +27,18 @@ class Generator(Protocol):
             may_continue: asked now and then; False: the copy that is being saved is given up.
         """
 
+    def apply_adapters(self, spec: LoadSpec) -> None:
+        """Apply the adapters of a load spec whose weights are in memory, in place of others.
+
+        Raises:
+            UnusableAdapter: one of them is broken, or does not fit the model.
+        """
+
     def unload(self) -> None:
         """Free all weights."""
 
     def generate(self, stage: Stage, inputs: Path, report: Report) -> Drawn:
-        """Generates one picture. The weights must be loaded.
+        """Generates one picture. The weights must be loaded, with the stage's adapters.
 
         Args:
             inputs: folder of the pictures that the stage's params name.

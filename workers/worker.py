@@ -270,11 +270,11 @@ class Worker:
     def _make_ready(
         self, spec: LoadSpec, task: Task | None = None, progress: Progress | None = None
     ) -> None:
-        if spec.key in self._generator.resident:
-            return
-        if task and progress:
-            self._report(task, progress)
-        self._load(spec, fatal=False)
+        if spec.key not in self._generator.resident:
+            if task and progress:
+                self._report(task, progress)
+            self._load(spec, fatal=False)
+        self._generator.apply_adapters(spec)
 
     def _load(self, spec: LoadSpec, *, fatal: bool) -> None:
         self._source.load_started(spec)

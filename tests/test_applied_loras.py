@@ -1,0 +1,234 @@
+"""LoRAs on a loaded model: the same pictures as after a fresh load, and nothing stays of them."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from conftest import PlayedQueue, allow, forecast_of, params_for
+from safetensors.numpy import save_file
+from test_pipelines import PROMPTED, OnItsThread
+
+import generator
+from errors import UnusableAdapter
+from fields import Takes
+from generation import pipelines
+from models import tiny_models
+from models.mflux_registry import read_catalog
+from models.model_catalog import LoadSpec, Lora
+from scheduler.limits import QueueLimits
+from storage.task_store import TaskStore
+from task import Stage
+from timing_model import TimingModel
+
+CASES = [
+    *(
+        (model.name, None)
+        for model in read_catalog().models
+        if model.tiny and not model.upscaler and not model.pipelines[0].needs - {Takes.PROMPT}
+    ),
+    *((name, 8) for name in ("tiny", "tiny-flux2", "tiny-qwen")),
+]
+
+
+RANK = 4
+
+
+def spec_of(name: str, *loras: Lora, quantize: int | None = None) -> LoadSpec:
+    model = allow(name).default
+    return LoadSpec(model, model.pipelines[0], quantize, loras)
+
+
+@pytest.fixture
+def generating(data_dir: Path) -> Iterator[OnItsThread]:
+    one = OnItsThread(data_dir)
+    yield one
+    one.run(one.generator.unload)
+
+
+def drawn(generating: OnItsThread, weights: LoadSpec) -> bytes:
+    name = weights.model.name
+    asked = params_for(model=name, steps=2, width=32, height=32, **PROMPTED.get(name, {}))
+    return generating.draw(weights, asked).tobytes()
+
+
+def loaded_of(generating: OnItsThread, weights: LoadSpec) -> Any:
+    return generating.generator._loaded[weights.key]
+
+
+def some_layer(generating: OnItsThread, weights: LoadSpec) -> tuple[Any, tuple[int, int]]:
+    """One of mflux's LoRA targets that is a layer of this model, and its size."""
+    loaded = loaded_of(generating, weights)
+    for target in loaded._loras.places[0].mapping:
+        size = loaded.layer_sizes.get(target.model_path.replace("{block}", "0"))
+        known = target.possible_up_patterns or target.possible_lokr_w1_patterns
+        if size and known and not target.up_transform and not target.down_transform:
+            return target, size
+    raise AssertionError(f"no layer of {weights.model.name} takes a LoRA")
+
+
+def write_lora(path: Path, target: Any, size: tuple[int, int], seed: int) -> None:
+    """Writes a LoRA, or a LoKr where mflux knows no other kind."""
+    values = np.random.default_rng(seed)
+    outputs, inputs = size
+    if target.possible_up_patterns:
+        up, down = target.possible_up_patterns[0], target.possible_down_patterns[0]
+        shapes = {up: (outputs, RANK), down: (RANK, inputs)}
+    else:
+        one, two = target.possible_lokr_w1_patterns[0], target.possible_lokr_w2_patterns[0]
+        shapes = {one: (8, 8), two: (outputs // 8, inputs // 8)}
+    arrays = {
+        name.replace("{block}", "0"): values.normal(0.0, 0.1, shape).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+    save_file(arrays, path)
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Lora]:
+    def written(
+        generating: OnItsThread, weights: LoadSpec, seed: int, *, name: str = "", scale: float = 1.0
+    ) -> Lora:
+        path = tmp_path / f"{name or seed}.safetensors"
+        write_lora(path, *some_layer(generating, weights), seed)
+        return Lora(str(path), scale)
+
+    return written
+
+
+@pytest.mark.parametrize(("name", "quantize"), CASES)
+def test_switching_draws_what_a_fresh_load_draws_and_loads_nothing(
+    generating: OnItsThread,
+    data_dir: Path,
+    write: Callable[..., Lora],
+    name: str,
+    quantize: int | None,
+) -> None:
+    plain = spec_of(name, quantize=quantize)
+    without = drawn(generating, plain)
+    one, two = (write(generating, plain, seed) for seed in (1, 2))
+    choices = [(one,), (Lora(one.name, 0.5), two), (), (one,)]
+    with patch.object(generator, "build", side_effect=AssertionError("loaded again")):
+        first, both, none, again = (
+            drawn(generating, spec_of(name, *loras, quantize=quantize)) for loras in choices
+        )
+    assert (none, again) == (without, first)
+    assert len({first, both, none}) == 3
+    fresh = OnItsThread(data_dir)
+    assert drawn(fresh, spec_of(name, *choices[1], quantize=quantize)) == both
+    fresh.run(fresh.generator.unload)
+
+
+def test_the_picture_is_that_of_mflux_with_loras_that_are_not_baked(
+    generating: OnItsThread, data_dir: Path, write: Callable[..., Lora]
+) -> None:
+    plain = spec_of("tiny-flux2")
+    drawn(generating, plain)
+    lora = write(generating, plain, 1, scale=0.7)
+    picture = drawn(generating, spec_of("tiny-flux2", lora))
+    config = tiny_models.TINY_CONFIGS["tiny-flux2"]
+
+    def by_mflux() -> bytes:
+        from mflux.models.common.config.model_config import ModelConfig
+
+        path = str(tiny_models.ensure_checkpoint("tiny-flux2", data_dir))
+        klein = pipelines._class_of(plain.pipeline)(
+            model_config=ModelConfig(**config),
+            model_path=path,
+            lora_paths=[lora.name],
+            lora_scales=[0.7],
+            bake_lora=False,
+        )
+        tiny_models.slim(klein)
+        asked = params_for(model="tiny-flux2", steps=2, width=32, height=32)
+        stage = Stage(plain, asked)
+        image = klein.generate_image(**pipelines.arguments(stage, data_dir)).image
+        return bytes(image.tobytes())
+
+    assert generating.run(by_mflux) == picture
+
+
+def test_a_removed_lora_leaves_no_memory_and_a_present_one_is_counted(
+    generating: OnItsThread, write: Callable[..., Lora]
+) -> None:
+    plain = spec_of("tiny-flux2")
+    drawn(generating, plain)
+    before = generating.generator.memory.weights_bytes
+    lora = write(generating, plain, 1)
+    outputs, inputs = some_layer(generating, plain)[1]
+    drawn(generating, spec_of("tiny-flux2", lora))
+    added = generating.generator.memory.weights_bytes - before
+    assert added == 4 * RANK * (outputs + inputs)
+    assert generating.generator.memory.loaded_bytes["tiny-flux2"] == before + added
+    drawn(generating, plain)
+    assert generating.generator.memory.weights_bytes == before
+
+
+def test_a_file_that_was_replaced_is_read_again(
+    generating: OnItsThread, write: Callable[..., Lora]
+) -> None:
+    plain = spec_of("tiny")
+    drawn(generating, plain)
+    first = drawn(generating, spec_of("tiny", write(generating, plain, 1, name="x")))
+    second = drawn(generating, spec_of("tiny", write(generating, plain, 2, name="x")))
+    assert first != second
+
+
+def test_another_class_on_the_same_modules_draws_with_the_loras_too(
+    generating: OnItsThread, write: Callable[..., Lora]
+) -> None:
+    plain = spec_of("tiny-flux2")
+    drawn(generating, plain)
+    lora = write(generating, plain, 1)
+    changed = drawn(generating, spec_of("tiny-flux2", lora))
+    edit = generating.run(loaded_of(generating, plain).face, plain.model.pipelines[1])
+    assert (edit.lora_paths, edit.lora_scales) == ([lora.name], [1.0])
+    assert edit.transformer is generating.pipeline(plain).transformer
+    assert drawn(generating, spec_of("tiny-flux2", lora)) == changed
+
+
+def test_patches_of_vectors_are_applied_and_removed(
+    generating: OnItsThread, tmp_path: Path
+) -> None:
+    plain = spec_of("tiny-z-image")
+    without = drawn(generating, plain)
+    layer = loaded_of(generating, plain)._loras.places[0].transformer.cap_embedder[0]
+    path = tmp_path / "patch.safetensors"
+    weight = np.random.default_rng(1).normal(0.0, 50.0, layer.weight.shape).astype(np.float32)
+    save_file({"diffusion_model.cap_embedder.0.diff": weight}, path)
+    assert drawn(generating, spec_of("tiny-z-image", Lora(str(path)))) != without
+    assert drawn(generating, plain) == without
+
+
+def test_a_lora_that_fails_half_way_leaves_the_model_without_any(
+    generating: OnItsThread, write: Callable[..., Lora], tmp_path: Path
+) -> None:
+    plain = spec_of("tiny")
+    without = drawn(generating, plain)
+    good = write(generating, plain, 1)
+    bad = tmp_path / "bad.safetensors"
+    layer = "transformer.single_transformer_blocks.99.proj_mlp"  # there is no such block
+    arrays = {f"{layer}.lora_{one}.weight": np.ones((4, 4), np.float32) for one in "AB"}
+    save_file(arrays, bad)
+    drawn(generating, spec_of("tiny", good))
+    with pytest.raises(UnusableAdapter, match="bad"):
+        drawn(generating, spec_of("tiny", good, Lora(str(bad))))
+    assert generating.generator.resident == ("tiny",)
+    assert drawn(generating, plain) == without
+
+
+# -- the forecast ---------------------------------------------------------------------------------
+
+
+def test_tasks_with_other_loras_need_no_load_and_keep_their_order() -> None:
+    queue = PlayedQueue(
+        allow("tiny", allow_lora_repos=True), TimingModel(), TaskStore(None), QueueLimits()
+    )
+    queue.load()
+    choices = ((), (("org/one", 1.0),), (("org/two", 1.0),), (("org/one", 0.5),), ())
+    tasks = [queue.submit(params_for(model="tiny", loras=loras))[0] for loras in choices]
+    listed, _ = queue.unfinished(10, 0)
+    assert [task.task_id for task in listed] == [task.task_id for task in tasks]
+    assert [forecast_of(task).switches for task in listed] == [0] * len(tasks)
