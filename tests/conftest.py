@@ -18,6 +18,7 @@ from typing import Any
 import forking
 import pytest
 import requests
+from holding import Hold
 from PIL import Image
 
 from allowed import Allowed
@@ -47,6 +48,8 @@ from task import (
 from timing_model import Measured, TimingModel
 from workers.stopwatch import Stopwatch
 
+pytest_plugins = ("pages",)
+
 SERVER = ("server.py",)
 ROOT, clean_environment = forking.ROOT, forking.clean_environment
 START_TIMEOUT_S = 120
@@ -60,16 +63,24 @@ needs_chromium = pytest.mark.skipif(
 
 
 LONGEST = (
-    "test_page.py",
+    "test_page_queue.py",
+    "test_contract.py",
     "test_crashes.py",
+    "test_page.py",
     "test_pipelines.py",
+    "test_tiny_models.py",
     "test_models.py",
-    "test_api.py",
-    "test_disk_faults.py",
+    "test_page_access.py",
+    "test_page_form.py",
     "test_malformed.py",
-    "test_compat_malformed.py",
+    "test_queue_rules.py",
+    "test_api.py",
+    "test_start_and_stop.py",
+    "test_families.py",
+    "test_disk_faults.py",
     "test_http_server.py",
-    "test_keeping.py",
+    "test_compat_malformed.py",
+    "test_compat_edges.py",
 )
 """Files that take longest: they start first, so that all processes end at about the same time."""
 
@@ -236,7 +247,8 @@ def until(condition: Callable[[], object]) -> None:
 class ServerProcess:
     """`python3 server.py` on a free port, with a client for its JSON routes.
 
-    It is forked if possible, unless the test sets an environment or a program.
+    It is forked if possible, unless the test sets an environment or a program. `hold` stops its
+    pictures when the test wants.
     """
 
     def __init__(
@@ -246,12 +258,16 @@ class ServerProcess:
         wait: bool = True,
         environment: Mapping[str, str] | None = None,
         program: Sequence[str] = SERVER,
+        hold: Hold | None = None,
     ) -> None:
         arguments = ("--port", "0", "--data-dir", str(data_dir), *arguments)
         self.process: subprocess.Popen[str] | forking.ForkedServer
         if forking.CAN_FORK and environment is None and program == SERVER:
-            self.process = forking.ForkedServer(arguments)
+            self.process = forking.ForkedServer(arguments, hold)
         else:
+            if hold:
+                program = ("tests/holding.py",)
+                environment = {"HOLD": str(hold.file), **(environment or {})}
             self.process = subprocess.Popen(
                 [sys.executable, *program, *arguments],
                 cwd=ROOT,
@@ -283,6 +299,10 @@ class ServerProcess:
         accepted: dict[str, Any] = answer.json()
         return accepted
 
+    def delete(self, task_id: str) -> requests.Response:
+        """Cancels or removes a task."""
+        return requests.delete(self.url + "/delete", params={"task_id": task_id}, timeout=60)
+
     def wait_for(self, task_id: str, until: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """Polls /status until the answer is as wanted, for at most GIVE_UP_S."""
         pause, deadline = threading.Event(), time.monotonic() + GIVE_UP_S
@@ -301,14 +321,14 @@ class ServerProcess:
         """Stops the server with SIGINT; returns its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)
-        code = self.process.wait(15)
-        self._reader.join(5)
+        code = self.process.wait(GIVE_UP_S)
+        self._reader.join(GIVE_UP_S)
         return code
 
     def refused(self) -> tuple[int, str]:
         """Exit code and log of a start that ends by itself."""
         code = self.process.wait(START_TIMEOUT_S)
-        self._reader.join(5)
+        self._reader.join(GIVE_UP_S)
         return code, "".join(self.log)
 
     def _read_log(self) -> None:
@@ -447,6 +467,12 @@ def fill_disk(disk: Path, spare_bytes: int = 0) -> Path:
 
 
 StartServer = Callable[..., ServerProcess]
+
+
+@pytest.fixture
+def hold(tmp_path: Path) -> Hold:
+    """For start_server(..., hold=hold): open at first."""
+    return Hold(tmp_path / "hold")
 
 
 @pytest.fixture

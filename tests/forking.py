@@ -17,6 +17,8 @@ from pathlib import Path
 from threading import Lock
 from typing import TextIO
 
+from holding import Hold
+
 ROOT = Path(__file__).parent.parent
 CAN_FORK = sys.platform == "linux"
 
@@ -42,12 +44,12 @@ class ForkedServer:
 
     stdin = None
 
-    def __init__(self, arguments: Sequence[str]) -> None:
+    def __init__(self, arguments: Sequence[str], hold: Hold | None = None) -> None:
         context = multiprocessing.get_context("forkserver")
         _start_forking()
         reader, writer = context.Pipe(duplex=False)
         self._process = context.Process(
-            target=_serve, args=(list(arguments), clean_environment(), writer), daemon=True
+            target=_serve, args=(list(arguments), clean_environment(), writer, hold), daemon=True
         )
         self._process.start()
         writer.close()
@@ -103,7 +105,9 @@ def _ensure_forking() -> None:
             os.environ["PYTHONPATH"] = before
 
 
-def _serve(arguments: list[str], environment: dict[str, str], stderr: Connection) -> None:
+def _serve(
+    arguments: list[str], environment: dict[str, str], stderr: Connection, hold: Hold | None
+) -> None:
     """What the new process does; the same as `python3 server.py`."""
     os.dup2(stderr.fileno(), 2)
     stderr.close()
@@ -114,4 +118,6 @@ def _serve(arguments: list[str], environment: dict[str, str], stderr: Connection
     import server
     from supervision import end_process
 
+    if hold:
+        hold.hold_pictures()
     end_process(server.main(arguments))

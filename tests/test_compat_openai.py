@@ -3,6 +3,7 @@
 import asyncio
 import base64
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from typing import Any
 
@@ -299,7 +300,8 @@ def test_async_clients_are_served_side_by_side(server: ServerProcess) -> None:
             asked = [client.images.generate(prompt=f"{n}", size=SIZE) for n in range(5)]
             return await asyncio.gather(*asked)
 
-    answers = asyncio.run(draw())
+    with ThreadPoolExecutor(1) as thread:  # the browser tests have an event loop in this one
+        answers = thread.submit(asyncio.run, draw()).result()
     assert len({images_of(answer)[0].b64_json for answer in answers}) == 5
 
 

@@ -1,20 +1,17 @@
 """Pages of other origins: shut out, but for those that the operator lets in."""
 
 import http.server
-import os
-import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import requests
-from conftest import ServerProcess, StartServer
+from conftest import ServerProcess, StartServer, needs_chromium
+from pages import WAIT_MS
+from playwright.sync_api import Browser, Error
 
 PAGE = "https://lite.example"
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
 
 
 def preflight(server: ServerProcess, path: str, origin: str = PAGE) -> requests.Response:
@@ -108,20 +105,15 @@ DRAW = """async url => {
 }"""
 
 
-@pytest.mark.skipif(not CHROMIUM and not os.environ.get("CI"), reason="there is no Chromium here")
+@needs_chromium
 def test_a_page_of_another_origin_draws_in_a_real_browser(
-    server: ServerProcess, start_server: StartServer, other_site: str
+    browser: Browser, server: ServerProcess, start_server: StartServer, other_site: str
 ) -> None:
-    from playwright.sync_api import Error, sync_playwright
-
     open_server = start_server("--model", "tiny", "--cors-origins", other_site)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
-        )
-        page = browser.new_page()
-        page.goto(other_site)
-        assert page.evaluate(DRAW, open_server.url + "/v1/images/generations") == 64
-        with pytest.raises(Error, match="Failed to fetch"):
-            page.evaluate(DRAW, server.url + "/v1/images/generations")
-        browser.close()
+    page = browser.new_page()
+    page.set_default_timeout(WAIT_MS)
+    page.goto(other_site)
+    assert page.evaluate(DRAW, open_server.url + "/v1/images/generations") == 64
+    with pytest.raises(Error, match="Failed to fetch"):
+        page.evaluate(DRAW, server.url + "/v1/images/generations")
+    page.close()

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from conftest import (
-    CHROMIUM,
     ROOT,
     FakeGenerator,
     ServerProcess,
@@ -20,6 +19,8 @@ from conftest import (
     seen_by_all,
 )
 from flask import Flask
+from pages import WAIT_MS
+from playwright.sync_api import Browser
 
 from api.generate_request import GenerateRequest, Limits
 from api.submission import Submission
@@ -423,55 +424,49 @@ def test_no_package_hides_a_module_of_the_standard_library() -> None:
 
 @needs_chromium
 def test_try_it_out_works_for_the_whole_flow_in_a_real_browser(
-    server: ServerProcess, tmp_path: Path
+    browser: Browser, server: ServerProcess, tmp_path: Path
 ) -> None:
-    from playwright.sync_api import sync_playwright
+    page = browser.new_page()
+    page.set_default_timeout(WAIT_MS)
+    asked_elsewhere: list[str] = []
+    broken: list[str] = []
+    page.on("pageerror", lambda error: broken.append(str(error)))
+    page.on(
+        "request",
+        lambda request: (
+            None
+            if request.url.startswith((server.url, "data:", "blob:"))
+            else asked_elsewhere.append(request.url)
+        ),
+    )
+    page.goto(server.url + "/swagger")
 
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
-        )
-        page = browser.new_page()
-        asked_elsewhere: list[str] = []
-        broken: list[str] = []
-        page.on("pageerror", lambda error: broken.append(str(error)))
-        page.on(
-            "request",
-            lambda request: (
-                None
-                if request.url.startswith((server.url, "data:", "blob:"))
-                else asked_elsewhere.append(request.url)
-            ),
-        )
-        page.goto(server.url + "/swagger")
+    def try_out(operation: str) -> Any:
+        block = page.locator(f"#operations-{operation}")
+        block.locator(".opblock-summary").first.click()
+        block.locator("button.try-out__btn").click()
+        return block
 
-        def try_out(operation: str) -> Any:
-            block = page.locator(f"#operations-{operation}")
-            block.locator(".opblock-summary").first.click()
-            block.locator("button.try-out__btn").click()
-            return block
+    generate = try_out("images-post_generate")  # with the example body as it stands
+    generate.locator("button.execute").click()
+    shown = generate.locator(".live-responses-table .highlight-code").first.inner_text()
+    task_id = re.search(r'"task_id": "(\w+)"', shown)
+    assert task_id
+    server.wait_until_ended(task_id[1])
 
-        generate = try_out("images-post_generate")  # with the example body as it stands
-        generate.locator("button.execute").click()
-        shown = generate.locator(".live-responses-table .highlight-code").first.inner_text()
-        task_id = re.search(r'"task_id": "(\w+)"', shown)
-        assert task_id
-        server.wait_until_ended(task_id[1])
-
-        for operation, expected in (("status", '"done"'), ("image", None)):
-            block = try_out(f"images-get_{operation}")
-            block.locator('input[placeholder^="task_id"]').fill(task_id[1])
-            block.locator("button.execute").click()
-            if expected:
-                result = block.locator(".live-responses-table .highlight-code").first
-                assert expected in result.inner_text()
-            else:
-                picture = block.locator(".live-responses-table img")
-                picture.wait_for()
-                assert (
-                    picture.evaluate("image => image.decode().then(() => image.naturalWidth)")
-                    == 1024
-                )
-        browser.close()
+    for operation, expected in (("status", '"done"'), ("image", None)):
+        block = try_out(f"images-get_{operation}")
+        block.locator('input[placeholder^="task_id"]').fill(task_id[1])
+        block.locator("button.execute").click()
+        if expected:
+            result = block.locator(".live-responses-table .highlight-code").first
+            assert expected in result.inner_text()
+        else:
+            picture = block.locator(".live-responses-table img")
+            picture.wait_for()
+            assert (
+                picture.evaluate("image => image.decode().then(() => image.naturalWidth)") == 1024
+            )
+    page.close()
     assert asked_elsewhere == []
     assert broken == []
