@@ -266,7 +266,7 @@ class QueueManager:
                 loading=machine.loading,
                 download=scheduler.downloads.snapshot(),
                 quantize=scheduler.estimates.bits(
-                    machine.loaded[0] if machine.loaded else scheduler.first_spec
+                    machine.loaded[0] if machine.loaded else scheduler.allowed.first_spec
                 ),
                 last_error=scheduler.health.storage_error or scheduler.health.last_error,
             )
@@ -280,7 +280,7 @@ class QueueManager:
         model = self.allowed.default
         with scheduler.lock:
             tasks_last_hour, busy_share = scheduler.machine.last_hour(scheduler.monotonic())
-            key = scheduler.estimates.load_key(scheduler.first_spec)
+            key = scheduler.estimates.load_key(scheduler.allowed.first_spec)
             works = [
                 Work(key, model.parameters_b, (side // SIDE_STEP) ** 2, model.default_steps, "JPEG")
                 for side in STATS_SIDES
@@ -288,7 +288,7 @@ class QueueManager:
             return Stats(
                 timing_key=key,
                 samples=scheduler.timing.samples(key),
-                load_s=scheduler.estimates.load_s(scheduler.first_spec),
+                load_s=scheduler.estimates.load_s(scheduler.allowed.first_spec),
                 durations=[
                     (side, scheduler.timing.durations(work))
                     for side, work in zip(STATS_SIDES, works, strict=True)

@@ -49,7 +49,7 @@ class World:
             now=lambda: self.at + 1e6,
         )
         self.queue, self.worker = QueueManager(self.scheduler), WorkerApi(self.scheduler)
-        spec = self.scheduler.first_spec
+        spec = self.scheduler.allowed.first_spec
         self.worker.load_started(spec)
         self.worker.load_finished(spec, None, [spec.key])
         self.jobs: dict[str, Job] = {}

@@ -91,8 +91,10 @@ class Bench:
         self.held_s: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
         self.calls_s: defaultdict[str, list[float]] = defaultdict(list)
         self.ids: list[str] = []
-        self.worker.load_started(scheduler.first_spec)
-        self.worker.load_finished(scheduler.first_spec, None, [scheduler.first_spec.key])
+        self.worker.load_started(scheduler.allowed.first_spec)
+        self.worker.load_finished(
+            scheduler.allowed.first_spec, None, [scheduler.allowed.first_spec.key]
+        )
         for _ in range(waiting):
             self.submit()
         self.held_s.clear()

@@ -18,8 +18,8 @@ from models.weight_files import stored_bits
 
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")
 STALE_S = 600.0
-_STORED: WeakKeyDictionary[Model, int | None] = WeakKeyDictionary()
-"""The bits of the weights of models, once these are on this machine."""
+_STORED: WeakKeyDictionary[Model, tuple[int | None, float]] = WeakKeyDictionary()
+"""Bits and size (10^9 bytes) of the weights of models, once these are on this machine."""
 
 
 def cache_dir() -> Path:
@@ -121,17 +121,18 @@ def source_folders(model: Model) -> list[Path]:
 
 
 def as_stored(model: Model) -> Model:
-    """Returns the model with the bits of its weights, if these were named by the operator and are
-    on this machine: a repository of quantized weights shows its bits only when it is there."""
+    """Returns the model with the bits and the size of its weights, if these were named by the
+    operator and are on this machine: those of a repository are known only when it is there."""
     if model.path is None or model.stored_bits:
         return model
     if model not in _STORED:
         files = weight_files(model)
         if not files:
             return model
-        _STORED[model] = stored_bits(files)
-    bits = _STORED[model]
-    return replace(model, stored_bits=bits) if bits else model
+        size = sum(path.stat().st_size for path in files if path.is_file())
+        _STORED[model] = (stored_bits(files), size / 1e9)
+    bits, size_gb = _STORED[model]
+    return replace(model, stored_bits=bits, weights_gb=size_gb)
 
 
 def pin(name: str, commit: str) -> None:

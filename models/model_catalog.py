@@ -129,7 +129,8 @@ class Model:
     gated: bool = False
     """Whether the download needs a login and an accepted licence."""
     weights_gb: float | None = None
-    """Size of the download in 10^9 bytes; None: unknown."""
+    """Size of the download in 10^9 bytes, or of the files that the operator has named; None:
+    unknown."""
     aliases: tuple[str, ...] = ()
     base: str | None = None
     """Local weights: name of the model with the same architecture. None: not local weights."""
@@ -222,10 +223,11 @@ class LoadSpec:
 
     @property
     def expected_bytes(self) -> float:
-        """Approximate memory of its weights, before they were loaded once: the size of the
-        download, in 16 bits, scaled to the requested bits. Quantized weights take half a bit more,
-        for the scale and bias of each group of 64."""
-        share = (self.quantize + 0.5) / 16 if self.quantize else 1.0
+        """Approximate memory of its weights, before they were loaded once: the size of the files
+        or of the download, in 16 bits, scaled to the requested bits unless they are stored so.
+        Quantized weights take half a bit more, for the scale and bias of each group of 64."""
+        bits = None if self.model.stored_bits else self.quantize
+        share = (bits + 0.5) / 16 if bits else 1.0
         return self.model.download_bytes * share
 
     def __post_init__(self) -> None:

@@ -27,7 +27,12 @@ class Sizes:
 
     def __init__(self, room_bytes: int = 0, measured: Mapping[str, int] | None = None) -> None:
         self.room_bytes = room_bytes or inf
-        self._bytes: dict[str, float] = dict(measured or {})
+        self._measured = dict(measured or {})
+        self._bytes: dict[str, float] = dict(self._measured)
+
+    def now(self, room_bytes: int, measured: Mapping[str, int]) -> "Sizes":
+        """These, after further ones were measured."""
+        return Sizes(room_bytes, {**self._measured, **measured})
 
     def of(self, spec: LoadSpec) -> float:
         return self._bytes.setdefault(spec.key, spec.expected_bytes)
@@ -171,6 +176,7 @@ class Machine:
     models_in_memory: load specs that its memory holds at a time.
     first: what it loads before anything else.
     started_at: reading of the monotonic clock.
+    loaded_bytes: memory of load specs that were loaded by earlier processes, by key.
     """
 
     def __init__(
@@ -181,9 +187,10 @@ class Machine:
         models_in_memory: int = 1,
         speed: float = 1.0,
         started_at: float = 0.0,
+        loaded_bytes: Mapping[str, int] | None = None,
     ) -> None:
         self.name = name
-        self.resident = Resident(most=models_in_memory)
+        self.resident = Resident(most=models_in_memory, sizes=Sizes(measured=loaded_bytes))
         self.speed = speed
         """Work that it does in a second, in seconds of the timing model."""
         self.runs: dict[str, Run] = {}
@@ -272,7 +279,7 @@ class Machine:
         seconds = at - (at if self.load_started_at is None else self.load_started_at)
         self._loaded[spec.key] = spec
         if memory:
-            sizes = Sizes(memory.room_bytes, memory.loaded_bytes)
+            sizes = self.resident.sizes.now(memory.room_bytes, memory.loaded_bytes)
             self.resident = self.resident._replace(sizes=sizes)
         self.resident.sizes.of(spec)
         self.now_resident(resident)

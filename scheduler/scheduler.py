@@ -85,6 +85,7 @@ class Scheduler:
             first=allowed.first_spec,
             models_in_memory=self.limits.models_in_memory,
             started_at=monotonic(),
+            loaded_bytes=store.state.loaded_bytes(),
         )
         self.estimates = Estimates(timing, has_copy)
         self.schedule = Schedule(self.estimates, key)
@@ -113,11 +114,6 @@ class Scheduler:
         self._unsettled: list[Callable[[], object]] = []
         """What a start on a disk that refuses has yet to write."""
         self._continue()
-
-    @property
-    def first_spec(self) -> LoadSpec:
-        """What is loaded before anything else. May look at the disk."""
-        return self.allowed.first_spec
 
     @property
     def stopping(self) -> bool:

@@ -17,6 +17,7 @@ from scheduler.events import EventKind
 from scheduler.limits import ENDED_TOO_OFTEN, MAX_INTERRUPTIONS
 from scheduler.machines import Run
 from scheduler.scheduler import Scheduler
+from storage.state_store import WEIGHTS
 from task import Encoded, Memory, Phase, Progress, Task, TaskStatus, Verdict
 from timing_model import Measured, Work
 
@@ -38,7 +39,7 @@ class WorkerApi:
     @property
     def first_spec(self) -> LoadSpec:
         """What to load before anything else."""
-        return self._scheduler.first_spec
+        return self._scheduler.allowed.first_spec
 
     @property
     def has_work(self) -> bool:
@@ -104,8 +105,10 @@ class WorkerApi:
             scheduler.forecaster.prepare()
             load_key = scheduler.estimates.load_key(spec)
         log.info("%s is loaded after %.1f s", spec.key, seconds)
-        if learn:
-            with suppress(StorageUnavailable), scheduler.health.noting_storage():
+        with suppress(StorageUnavailable), scheduler.health.noting_storage():
+            if memory and (taken := memory.loaded_bytes.get(spec.key)):
+                scheduler.store.state.keep_memory(WEIGHTS + spec.key, taken)
+            if learn:
                 scheduler.store.timings.keep_load(load_key, seconds)
 
     def copies_saved(self) -> None:

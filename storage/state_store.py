@@ -5,6 +5,11 @@ from storage.database import Database
 KEEP_OFFSET = "keep_offset_s"
 EVENT_ID = "event_id"
 PAUSED = "paused"
+MEMORY = "memory: "
+"""How the names of what is learned about memory begin."""
+
+WEIGHTS = "weights of "
+"""How the names of load specs begin among these; the values are bytes."""
 
 
 class StateStore:
@@ -33,6 +38,27 @@ class StateStore:
 
     def set_paused(self, paused: bool) -> None:
         self._set_mark(PAUSED, float(paused))
+
+    def memory(self) -> dict[str, float]:
+        """What was learned about the memory that models and pictures take, by name."""
+        with self._database.reading() as connection:
+            rows = connection.execute("SELECT name, value FROM marks").fetchall()
+        return {
+            row["name"].removeprefix(MEMORY): row["value"]
+            for row in rows
+            if row["name"].startswith(MEMORY)
+        }
+
+    def loaded_bytes(self) -> dict[str, int]:
+        """Memory of the load specs that were loaded, by key."""
+        return {
+            name.removeprefix(WEIGHTS): int(value)
+            for name, value in self.memory().items()
+            if name.startswith(WEIGHTS)
+        }
+
+    def keep_memory(self, name: str, value: float) -> None:
+        self._set_mark(MEMORY + name, value)
 
     def end_future(self, now: float) -> None:
         """Set times in the future, of tasks that ended, were fetched or removed, to now.

@@ -150,7 +150,7 @@ class PlayedQueue(QueueManager):
 
     def load(self, spec: LoadSpec | None = None, resident: Sequence[str] | None = None) -> None:
         """LoadSpec are loaded at once; the server's own by default."""
-        spec = spec or self.scheduler.first_spec
+        spec = spec or self.scheduler.allowed.first_spec
         self.worker.load_started(spec)
         self.loaded(spec, resident=resident)
 

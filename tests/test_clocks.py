@@ -47,8 +47,8 @@ class Machine:
             monotonic=lambda: self.since_boot,
             now=lambda: self.wall,
         )
-        self.queue.worker.load_started(self.queue.scheduler.first_spec)
-        self.queue.loaded(self.queue.scheduler.first_spec, None)
+        self.queue.worker.load_started(self.queue.scheduler.allowed.first_spec)
+        self.queue.loaded(self.queue.scheduler.allowed.first_spec, None)
 
     def restart(self, down_s: float = 0.0) -> None:
         """The machine too: its monotonic clock begins again."""

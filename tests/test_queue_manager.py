@@ -40,9 +40,9 @@ class Bench:
             monotonic=self.clock,
             now=self.clock,
         )
-        self.queue.worker.load_started(self.queue.scheduler.first_spec)
+        self.queue.worker.load_started(self.queue.scheduler.allowed.first_spec)
         if loaded:
-            self.queue.loaded(self.queue.scheduler.first_spec, None)
+            self.queue.loaded(self.queue.scheduler.allowed.first_spec, None)
 
     def submit(self, priority: int = 0, steps: int = 4) -> str:
         params = params_for(width=1024, height=1024, steps=steps, format="JPEG")
@@ -122,7 +122,7 @@ def test_loading_counts_into_the_wait_and_shows_in_the_state() -> None:
     while_loading = bench.wait_of(task_id)
     bench.clock.pass_s(1.0)
     assert bench.wait_of(task_id) == pytest.approx(while_loading - 1.0)
-    bench.queue.loaded(bench.queue.scheduler.first_spec, 8)
+    bench.queue.loaded(bench.queue.scheduler.allowed.first_spec, 8)
     assert bench.queue.state() is ServerState.READY
     assert bench.queue.health().quantize == 8
     assert bench.wait_of(task_id) < while_loading

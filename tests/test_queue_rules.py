@@ -191,7 +191,7 @@ class QueueRules(RuleBasedStateMachine):
         self.begin_to_load()
 
     def begin_to_load(self) -> None:
-        self.queue.worker.load_started(self.queue.scheduler.first_spec)
+        self.queue.worker.load_started(self.queue.scheduler.allowed.first_spec)
         self.loaded, self.load_started_at = False, self.clock()
 
     def teardown(self) -> None:
@@ -378,7 +378,7 @@ class QueueRules(RuleBasedStateMachine):
     @precondition(lambda self: not self.loaded)
     @rule()
     def the_model_is_loaded(self) -> None:
-        self.queue.loaded(self.queue.scheduler.first_spec, None)
+        self.queue.loaded(self.queue.scheduler.allowed.first_spec, None)
         self.loaded = True
         self.timing.learn_load(TINY.name, self.clock() - self.load_started_at)
 

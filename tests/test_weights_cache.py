@@ -365,7 +365,7 @@ def test_the_time_of_loading_a_copy_is_learned_by_itself() -> None:
         monotonic=lambda: at[0],
         has_copy=copies.__contains__,
     )
-    spec = queue.scheduler.first_spec
+    spec = queue.scheduler.allowed.first_spec
 
     def load(seconds: float) -> None:
         queue.worker.load_started(spec)
