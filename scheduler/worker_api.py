@@ -44,10 +44,9 @@ class WorkerApi:
     @property
     def has_work(self) -> bool:
         """Whether the worker has something to do now: a task, a load order, its own end."""
-        with self._scheduler.lock:
-            return bool(
-                self._scheduler.stopping or self._scheduler.first() or self._next_load_order()
-            )
+        scheduler = self._scheduler
+        with scheduler.lock:
+            return bool(scheduler.stopping or scheduler.first() or self._next_load_order())
 
     # -- the machine ------------------------------------------------------------------------------
 
@@ -115,7 +114,6 @@ class WorkerApi:
         """From now on, weights are loaded from a copy."""
         with self._scheduler.lock:
             self._scheduler.estimates.copies_changed()
-            self._scheduler.forecaster.prepare()
 
     def load_failed(self, message: str, resident: Sequence[str], *, fatal: bool) -> None:
         """These weights cannot be loaded.
