@@ -202,12 +202,12 @@ class GpuLaws:
         sizes = np.array([place.size for place in places])
         seconds = np.exp(logs)
         self.text.fit(np.array([_text_features(place) for place in places]), seconds[:, 0])
-        self.decoding.fit(sizes, seconds[:, 3])
+        self.decoding.fit(sizes, seconds[:, 3], may_jump=True)
         extra = np.maximum(seconds[:, 1] - seconds[:, 2], 0.0)
         if np.isnan(extra).all():
-            self.step.fit(sizes, seconds[:, 1] / (1.0 + FIRST_STEP_EXTRA))
+            self.step.fit(sizes, seconds[:, 1] / (1.0 + FIRST_STEP_EXTRA), may_jump=True)
         else:
-            self.step.fit(sizes, seconds[:, 2])
+            self.step.fit(sizes, seconds[:, 2], may_jump=True)
         first = tuple(FIRST_STEP_EXTRA * c for c in self.step.coefficients)
         self.first_step = LinearLaw(first)
         self.first_step.fit(sizes, extra, unit=sizes @ np.array(self.step.coefficients))

@@ -13,10 +13,12 @@ changes the work of a step):
     law of decoding          j + k x + l x^2        convolutions, attention of the middle block
     image encoding           p + q x                by file format, off the GPU; no scale
 
-1. The law is what the architecture says. Before the first measurement of a key it is the prior
-   (confidence "none"): one step is about 2 FLOP per parameter and token, at `flop_per_s`: 10
-   TFLOP/s (an Apple M2 Max at bf16), unless another speed is given. The p90 is then PRIOR_P90
-   times the forecast.
+1. The law is what the architecture says, perhaps with a jump: above a size a step or decoding takes
+   longer by a factor, because memory is swapped or another algorithm is used (timing/linear.py).
+   Before the first measurement of a key it is the prior (confidence "none"): one step is about 2
+   FLOP per parameter and token, at `flop_per_s`, which the server measures at its first start;
+   before that 10 TFLOP/s (an Apple M2 Max in bfloat16). timing_laws.prior_coefficients compares it
+   with published seconds. The p90 is then PRIOR_P90 times the forecast.
 2. The correction is what the law gets wrong near a size and a number of steps. It is learned from
    residuals, shrunk by their number and noise, and fades where nothing was seen. Two runs of one
    request decide about that request, whatever the law (timing/corrections.py).
@@ -25,7 +27,10 @@ changes the work of a step):
    keeps the embeddings, 1 where it does not.
 5. A running task is forecast at its own pace. If a phase is late, the rest is predicted from
    its elapsed time (timing/live.py, timing/survival.py): the countdown never ends before the task.
-6. The p90 of a wait is a quantile of earlier errors (timing/spread.py).
+6. The p90 of a wait is a quantile of earlier errors, whose level follows how many tasks took longer
+   than theirs (timing/spread.py).
+7. Each machine has laws of its own: of(). One that has never run a key starts with the samples of
+   another one, at the ratio of their speeds on what both have run, or of their measured speeds.
 
 Not learned: impossible durations, and steps that contain a gap (timing_laws.GAP_STEPS).
 """
@@ -122,6 +127,10 @@ class TimingModel:
         """The model of another machine; a new one if there is none."""
         known = self._shared.models.get(machine)
         return known or TimingModel(self.flop_per_s, machine, beside=self)
+
+    def relative_speed(self, other: "TimingModel") -> float:
+        """What this machine does in a second, in seconds of another one."""
+        return 1.0 / self._times_slower_than(other)
 
     @property
     def version(self) -> int:

@@ -63,6 +63,16 @@ def test_a_machine_that_never_ran_a_model_has_the_others_figures_at_its_speed_on
     assert mini.samples("new") == 0
 
 
+def test_the_speed_of_a_machine_beside_another_is_that_on_what_both_have_run() -> None:
+    timing = TimingModel()
+    mini = timing.of("mini")
+    assert mini.relative_speed(timing) == 1.0
+    teach(timing, "m", 1.0)
+    teach(mini, "m", 4.0, seed=2)
+    assert mini.relative_speed(timing) == pytest.approx(0.25, rel=0.05)
+    assert timing.relative_speed(mini) == pytest.approx(4.0, rel=0.05)
+
+
 def test_without_shared_models_the_measured_speed_decides() -> None:
     timing = TimingModel()
     timing.calibrate(10e12)

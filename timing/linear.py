@@ -4,13 +4,15 @@ Coefficients are >= 0 and found by weighted least squares. Each sample counts FO
 much as the one after it, and is weighted with 1 / prediction^2, so that relative errors count. A
 ridge keeps the coefficients near a prior shape, whose scale the samples set; more samples outweigh
 it. A deviation of more than HUBER spreads has less weight (Huber 1964, "Robust estimation of a
-location parameter").
+location parameter"). A jump is searched for like a change point: each place between two sizes is
+tried, and kept if it explains most of what the smooth law leaves over.
 """
 
 from collections import deque
 from collections.abc import Sequence
 from copy import copy
-from itertools import combinations
+from dataclasses import dataclass
+from itertools import combinations, pairwise
 
 import numpy as np
 
@@ -23,12 +25,33 @@ RIDGE = 0.02
 FITS = 2
 """Rounds of reweighting."""
 HUBER = 2.0
+JUMP_LOSS, JUMP_GAIN = 0.06, 0.5
+"""A jump is looked for if the smooth law is wrong by more than this, and believed if it leaves less
+than this part of it."""
+JUMP_LEAST = 1.2
+JUMP_SAMPLES = 4
+"""Of fewer samples any law explains three. Of more, a single one on a side is no jump: it may be an
+outlier."""
+JUMPS_TRIED = 12
 LEAST_S = 1e-6
 """Seconds; less counts as this, because logarithms are taken."""
 
 
+@dataclass(frozen=True)
+class Jump:
+    """Above a size everything takes longer by this factor: memory that is swapped, another
+    algorithm."""
+
+    above: float
+    """Of the second feature."""
+    factor: float
+
+    def factors(self, sizes: Floats) -> Floats:
+        return np.where(sizes > self.above, self.factor, 1.0)
+
+
 class LinearLaw:
-    """y = sum of coefficient * feature, all coefficients >= 0.
+    """y = sum of coefficient * feature, all coefficients >= 0; perhaps with a jump.
 
     Args:
         prior: coefficients; they tell the shape, the samples the scale.
@@ -36,36 +59,100 @@ class LinearLaw:
 
     def __init__(self, prior: tuple[float, ...]) -> None:
         self.coefficients = prior
+        self.jump: Jump | None = None
         self._prior = prior
 
     def predict(self, features: Sequence[float]) -> float:
-        return sum(c * f for c, f in zip(self.coefficients, features, strict=True))
+        smooth = sum(c * f for c, f in zip(self.coefficients, features, strict=True))
+        jump = self.jump
+        return smooth * jump.factor if jump and features[1] > jump.above else smooth
 
-    def fit(self, features: Floats, y: Floats, unit: Floats | None = None) -> None:
+    def fit(
+        self,
+        features: Floats,
+        y: Floats,
+        unit: Floats | None = None,
+        *,
+        may_jump: bool = False,
+    ) -> None:
         """Fit to samples, the oldest first; a y that is NaN is none.
 
         Args:
             unit: what errors are relative to, by sample; None: the prediction.
+            may_jump: look for a jump in the second feature.
         """
         known = ~np.isnan(y)
         if not known.any():
             return
         features, y = features[known], y[known]
+        self.jump = None
+        self.coefficients = self._fitted(features, y, None if unit is None else unit[known])
+        if may_jump and len(y) >= JUMP_SAMPLES:
+            self._find_jump(features, y)
+
+    def _fitted(self, features: Floats, y: Floats, unit: Floats | None) -> tuple[float, ...]:
         ageing = FORGETTING ** np.arange(len(y) - 1, -1, -1.0)
         by_prior = np.maximum(features @ np.array(self._prior), LEAST_S)
         ratio = float(np.median(y / by_prior))
         prior = [c * ratio for c in self._prior]
-        predicted = by_prior * ratio
+        predicted, coefficients = by_prior * ratio, tuple(prior)
         for _ in range(FITS):
-            units = np.maximum(predicted if unit is None else unit[known], LEAST_S)
+            units = np.maximum(predicted if unit is None else unit, LEAST_S)
             off = np.abs(y - predicted) / units
             spread = max(1.4826 * float(np.median(off)), SIGMA_LEAST)
             weights = ageing * np.minimum(1.0, HUBER * spread / np.maximum(off, 1e-12)) / units**2
             ridge = RIDGE / max(sum(prior), float(np.median(units))) ** 2
             normal = (features * weights[:, None]).T @ features + ridge * np.eye(len(prior))
             right = (features * weights[:, None]).T @ y + ridge * np.array(prior)
-            self.coefficients = _non_negative_least_squares(normal.tolist(), right.tolist())
-            predicted = features @ np.array(self.coefficients)
+            coefficients = _non_negative_least_squares(normal.tolist(), right.tolist())
+            predicted = features @ np.array(coefficients)
+        return coefficients
+
+    def _find_jump(self, features: Floats, y: Floats) -> None:
+        """Keep the jump that explains most of what the smooth law gets wrong, if it is clear."""
+        logs = np.log(np.maximum(y, LEAST_S))
+        best = JUMP_GAIN * self._loss(features, logs)
+        if best < JUMP_GAIN * JUMP_LOSS:
+            return
+        found = None
+        for above in _between(features[:, 1], 1 if len(y) == JUMP_SAMPLES else 2):
+            jump, coefficients = self._with_jump(features, logs, above)
+            loss = float(np.abs(_off(features, logs, coefficients, jump)).clip(0.0, 0.5).mean())
+            if loss < best and jump.factor > JUMP_LEAST:
+                best, found = loss, (jump, coefficients)
+        if found:
+            self.jump, self.coefficients = found
+
+    def _loss(self, features: Floats, logs: Floats) -> float:
+        off = _off(features, logs, self.coefficients, Jump(0.0, 1.0))
+        return float(np.abs(off).clip(0.0, 0.5).mean())
+
+    def _with_jump(
+        self, features: Floats, logs: Floats, above: float
+    ) -> tuple[Jump, tuple[float, ...]]:
+        large = features[:, 1] > above
+        jump, coefficients = Jump(above, 1.0), self._prior
+        for _ in range(FITS):
+            off = _off(features, logs, coefficients, jump)
+            by = float(np.median(off[large]) - np.median(off[~large]))
+            jump = Jump(above, jump.factor * float(np.exp(by)))
+            smooth = np.exp(logs) / jump.factors(features[:, 1])
+            coefficients = self._fitted(features, smooth, None)
+        return jump, coefficients
+
+
+def _off(features: Floats, logs: Floats, coefficients: tuple[float, ...], jump: Jump) -> Floats:
+    """log(y / law)."""
+    predicted = features @ np.array(coefficients) * jump.factors(features[:, 1])
+    off: Floats = logs - np.log(np.maximum(predicted, LEAST_S))
+    return off
+
+
+def _between(sizes: Floats, least: int) -> list[float]:
+    """Places between neighbouring sizes, with at least so many samples on each side."""
+    ordered = np.sort(sizes)[least - 1 : len(sizes) - least + 1]
+    places = [float(a * b) ** 0.5 for a, b in pairwise(ordered) if b > 1.02 * a]
+    return places[:: len(places) // JUMPS_TRIED + 1]
 
 
 class OneLaw:

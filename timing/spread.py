@@ -3,8 +3,9 @@
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import NormalDist, median
 
+NORMAL = NormalDist()
 LONGEST_S = 1e7
 """Seconds. Longer durations are discarded as measurement errors."""
 
@@ -22,20 +23,26 @@ class Outcome:
 class Spread:
     """The distribution of truth / forecast: gives the p90 and the accuracy of the forecasts.
 
-    The p90 is a quantile of truth / forecast over the last tasks of the same level (split
+    The p90 is a quantile of truth / forecast over the last tasks of the same priority (split
     conformal prediction: Vovk et al. 2005). It is empirical on purpose: it contains what no model
-    of a single task can know, urgent tasks that overtake. Which quantile is adapted to how many
-    tasks ended inside their p90 (Gibbs & Candes 2021, "Adaptive conformal inference"). Outcomes of
-    forecasts that were guesses (confidence "none") must not be learned.
+    of a single task can know, urgent tasks that overtake.
+
+    Neighbours in the queue have the same fate, so a few hundred tasks say as much as a few dozen
+    independent ones, and what was enough for the last tasks is not for the next. Therefore the
+    level of the quantile rises after each task that took longer than its p90, and falls after each
+    other one (Gibbs & Candes 2021, "Adaptive conformal inference"). It is kept as a normal score
+    (1.28 is the 90 % quantile), and above BEYOND the quantile is extrapolated: no task may have
+    taken that long yet. Outcomes of guesses (confidence "none") must not be learned.
     """
 
     KEPT = 200
-    COVERAGE = 0.9
-    FIRST_QUANTILE = 0.92
-    """A little over COVERAGE: neighbours in the queue share their fate, so the sample lags."""
-    QUANTILES = (0.8, 0.98)
-    """Range of the adapted quantile."""
-    ADAPTATION = 0.01
+    MISSED = 0.11
+    """Part of the tasks that may take longer than their p90, when the level rests. A little over a
+    tenth, because outcomes are known late: the level overshoots."""
+    FIRST_LEVEL = 1.4
+    LEVELS = (0.0, 4.0)
+    ADAPTATION = 0.2
+    BEYOND = 2.0
     AT_FIRST = tuple(1.0 + sign * 0.04 * step for step in range(10, 0, -1) for sign in (1, -1))
     """Ratios assumed before there are any; each outcome replaces one of them."""
 
@@ -43,29 +50,37 @@ class Spread:
         self._outcomes: defaultdict[int, deque[Outcome]] = defaultdict(
             lambda: deque(maxlen=self.KEPT)
         )
-        self._quantiles: dict[int, float] = {}
+        self._levels: dict[int, float] = {}
         self._factors: dict[int, float] = {}
         for outcome in outcomes:
             self.learn(outcome)
 
     def learn(self, outcome: Outcome) -> None:
-        level, seconds = outcome.priority, (outcome.forecast_s, outcome.actual_s, outcome.p90_s)
+        priority, seconds = outcome.priority, (outcome.forecast_s, outcome.actual_s, outcome.p90_s)
         if all(0.0 < s < LONGEST_S for s in seconds):
-            self._outcomes[level].append(outcome)
-            inside = outcome.actual_s <= outcome.p90_s
-            quantile = self._quantiles.get(level, self.FIRST_QUANTILE)
-            quantile += self.ADAPTATION * (self.COVERAGE - inside)
-            self._quantiles[level] = min(max(quantile, self.QUANTILES[0]), self.QUANTILES[1])
-            self._factors.pop(level, None)
+            self._outcomes[priority].append(outcome)
+            missed = outcome.actual_s > outcome.p90_s
+            level = self._levels.get(priority, self.FIRST_LEVEL)
+            level += self.ADAPTATION * (missed - self.MISSED)
+            self._levels[priority] = min(max(level, self.LEVELS[0]), self.LEVELS[1])
+            self._factors.pop(priority, None)
 
     def p90_factor(self, priority: int) -> float:
         """Returns the 90 % bound as a multiple of the forecast."""
         if priority not in self._factors:
             ratios = [o.actual_s / o.forecast_s for o in self._outcomes[priority]]
             ratios += self.AT_FIRST[len(ratios) :]
-            quantile = self._quantiles.get(priority, self.FIRST_QUANTILE)
-            self._factors[priority] = max(_quantile(sorted(ratios), quantile), 1.0)
+            level = self._levels.get(priority, self.FIRST_LEVEL)
+            self._factors[priority] = max(self._quantile(sorted(ratios), level), 1.0)
         return self._factors[priority]
+
+    def _quantile(self, ratios: list[float], level: float) -> float:
+        """The quantile of this normal score, of ratios in ascending order."""
+        known = _quantile(ratios, NORMAL.cdf(min(level, self.BEYOND)))
+        middle = _quantile(ratios, 0.5)
+        if level <= self.BEYOND or known <= middle:
+            return known
+        return float(known * (known / middle) ** (level / self.BEYOND - 1.0))
 
     @property
     def count(self) -> int:
