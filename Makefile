@@ -6,14 +6,17 @@ BIN := $(VENV)/bin
 TEST_PROCESSES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format bench chaos pages pins clean
+.PHONY: help serve worker test lint format bench chaos pages pins clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
 	@echo '  options go in as: make serve ARGS="--model tiny --port 4031"'
 
-serve: $(VENV)/.serves ## install what is missing, then serve on http://127.0.0.1:4030
+serve: $(VENV)/.serves $(if $(findstring --broker,$(ARGS)),$(VENV)/.cluster) ## install what is missing, then serve on http://127.0.0.1:4030
 	@exec $(BIN)/python server.py $(ARGS)
+
+worker: $(VENV)/.cluster ## draw for a server on another machine: make worker ARGS="--broker redis://..."
+	@exec $(BIN)/python remote_worker.py $(ARGS)
 
 test: $(VENV)/.tests ## run the tests; some of them: make test ARGS="tests/test_worker.py"
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
@@ -46,6 +49,9 @@ pins: $(VENV)/.serves ## resolve requirements*.in into requirements*.txt
 		--override requirements-overrides.in requirements.in -o requirements.txt
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --upgrade --no-annotate \
 		--custom-compile-command "make pins" requirements-dev.in -o requirements-dev.txt
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --upgrade --no-annotate \
+		--custom-compile-command "make pins" \
+		--override requirements-overrides.in requirements-cluster.in -o requirements-cluster.txt
 
 clean: ## remove the virtual environment
 	rm -rf $(VENV)
@@ -61,6 +67,10 @@ $(VENV)/.serves: requirements.txt | $(BIN)/python
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -r requirements.txt
 	@touch $@
 
-$(VENV)/.tests: requirements-dev.txt $(VENV)/.serves
+$(VENV)/.cluster: requirements-cluster.txt $(VENV)/.serves
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -r requirements-cluster.txt
+	@touch $@
+
+$(VENV)/.tests: requirements-dev.txt $(VENV)/.cluster
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -r requirements-dev.txt
 	@touch $@

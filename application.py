@@ -19,6 +19,7 @@ from api.identity import Identity
 from api.image_api import ImageRoutes
 from api.links import Links
 from api.live_api import LiveRoutes
+from api.machines_api import MachineRoutes
 from api.models_api import ModelRoutes
 from api.native_api import TaskRoutes
 from api.operator_api import OperatorRoutes
@@ -62,8 +63,7 @@ def create_app(
     Args:
         places: budget for requests that hold a thread for long.
         allowed_hosts: host names under which clients may address the server; None: any.
-        identity: identifies the clients; None: everyone is trusted.
-        cors: the origins whose pages may use this server; None: none.
+        identity, cors: None: everyone is trusted, no other origin is allowed.
     """
     cors, identity = cors or Cors(), identity or Identity(None, trusted=True)
     app = _empty_app(max_body_bytes)
@@ -81,6 +81,7 @@ def create_app(
             "images": ImageRoutes(own_queue, places, links),
             "queue": QueueRoutes(own_queue, places),
             "operator": OperatorRoutes(queue, own_queue, identity, places),
+            "machines": MachineRoutes(queue, places),
             "live": LiveRoutes(queue, own_queue, places, previews, submission.decoder),
             "server": ServerRoutes(queue, worker, generator, data_dir),
             "models": ModelRoutes(queue, submission.allowed, catalog, submission.wildcards),

@@ -1,11 +1,19 @@
-"""What the settings mean to the parts of the server: identity, and limits."""
+"""What the settings mean to the parts of the server: models, generator, identity, limits."""
 
 from collections.abc import Mapping
 
+from allowed import Allowed
 from api.generate_request import Limits
 from api.identity import Identity
 from api.origin_check import LOOPBACK
+from declared import read_allowed
+from generation.previews import Previews
+from generation.recognition import fitting_models
+from generator import MfluxGenerator
 from key_file import Client, KeyFile
+from models.mflux_registry import read_catalog
+from models.model_catalog import DEFAULT_MODEL, DEFAULT_MODEL_WITHOUT_GPU
+from models.weights_cache import WeightsCache
 from scheduler.limits import QueueLimits
 from settings import Settings
 from storage.data_dir import secret_of
@@ -63,4 +71,40 @@ def queue_limits(settings: Settings) -> QueueLimits:
         max_overtaken_s=settings.max_overtaken_s,
         preempt=settings.preempt,
         models_in_memory=settings.models_in_memory,
+        local_worker=settings.local_worker,
+    )
+
+
+def allow(settings: Settings, has_gpu: bool, default_option: str = "--model") -> Allowed:
+    """Builds what clients may use, from the options.
+
+    Raises:
+        BadOption: an option names a model or a folder that does not exist.
+    """
+    return read_allowed(
+        read_catalog(),
+        default=settings.model,
+        allowed=settings.models,
+        path=settings.path,
+        fallback=DEFAULT_MODEL if has_gpu else DEFAULT_MODEL_WITHOUT_GPU,
+        quantize=settings.quantize,
+        quantize_choices=settings.quantize_choices,
+        lora_dir=settings.lora_dir,
+        allow_lora_repos=settings.allow_lora_repos,
+        default_option=default_option,
+        recognize=fitting_models,
+    )
+
+
+def generator_of(
+    settings: Settings, allowed: Allowed, previews: Previews, weights_cache: WeightsCache
+) -> MfluxGenerator:
+    return MfluxGenerator(
+        settings.data_dir,
+        models_in_memory=settings.models_in_memory,
+        lora_path=allowed.lora,
+        cache_limit_bytes=settings.cache_limit,
+        check_memory=settings.memory_check,
+        previews=previews,
+        weights_cache=weights_cache,
     )

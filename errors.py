@@ -95,6 +95,12 @@ class UnknownTask(ServerError):
     default_message = "There is no task with this task_id."
 
 
+class UnknownMachine(ServerError):
+    code = "unknown_machine"
+    http_status = 404
+    default_message = "There is no machine of this name: GET /machines lists all."
+
+
 class NotReady(ServerError):
     code = "not_ready"
     http_status = 409

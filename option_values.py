@@ -8,7 +8,6 @@ import re
 from base64 import b64decode
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 QUANTIZE = (3, 4, 5, 6, 8)
 """Bits that mflux can quantize to."""
@@ -90,6 +89,15 @@ def url(text: str) -> str:
     return text.rstrip("/")
 
 
+def broker_url(text: str) -> str:
+    """Checks the URL of a broker. The error does not contain it, because it has a password."""
+    if text and not re.fullmatch(r"rediss?://\S+", text):
+        raise argparse.ArgumentTypeError(
+            "must be like redis://:PASSWORD@HOST:6379, or rediss:// for TLS"
+        )
+    return text
+
+
 def origins(text: str) -> tuple[str, ...]:
     found = names(text)
     for origin in found:
@@ -98,16 +106,3 @@ def origins(text: str) -> tuple[str, ...]:
                 f"must be * or origins like https://app.example, not {origin!r}"
             )
     return found
-
-
-def shown(default: object) -> object:
-    """A default as the help shows it."""
-    return {True: "on", False: "off"}[default] if isinstance(default, bool) else default
-
-
-class OptionParser(argparse.ArgumentParser):
-    source = ""
-    """The source of a bad value, if it is not the command line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {self.source}{message} (--help lists every option)\n")

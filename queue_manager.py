@@ -26,6 +26,7 @@ from scheduler.admission import Admission
 from scheduler.events import EventKind, EventLog
 from scheduler.health import QueueHealth, ServerState, Stats
 from scheduler.limits import NO_LIMITS, ClientLimits
+from scheduler.machine_control import MachineControl
 from scheduler.queue_control import QueueControl
 from scheduler.retention import DELETED
 from scheduler.scheduler import Scheduler
@@ -47,6 +48,7 @@ class QueueManager:
         self.allowed: Allowed = scheduler.allowed
         self.keep_clock = scheduler.keep_clock
         self.control = QueueControl(scheduler)
+        self.machines = MachineControl(scheduler)
         self._admission = Admission(scheduler)
 
     def submit(
@@ -261,7 +263,7 @@ class QueueManager:
                 state=self._state(),
                 paused=scheduler.paused,
                 waiting=scheduler.waiting,
-                running=len(machine.runs),
+                running=sum(len(other.runs) for other in scheduler.machines),
                 loaded=machine.loaded,
                 loading=machine.loading,
                 download=scheduler.downloads.snapshot(),
@@ -309,10 +311,8 @@ class QueueManager:
     def _copy(self, task: Task) -> Task:
         """(locked)"""
         snapshot = copy(task)
-        if run := self._scheduler.machine.runs.get(task.task_id):
-            snapshot.share_done = self._scheduler.forecaster.share_done(
-                run, self._scheduler.machine
-            )
+        if run := self._scheduler.machines.run(task.task_id):
+            snapshot.share_done = self._scheduler.forecaster.share_done(run, run.machine)
         return snapshot
 
     def _snapshot(self, task: Task) -> Task:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if find_spec("flask") is None:
     sys.exit(
@@ -33,19 +34,22 @@ from api.wildcards import Wildcards
 from application import create_app
 from checks import Checks
 from compat.install import ForeignOptions, foreign_error
-from configuration import chat_endpoint, identity_of, queue_limits, request_limits
-from declared import read_allowed
+from configuration import (
+    allow,
+    chat_endpoint,
+    generator_of,
+    identity_of,
+    queue_limits,
+    request_limits,
+)
 from decoding.decoder import PictureDecoder
 from generation import machine_speed
 from generation.pipelines import fetch
 from generation.previews import Previews
-from generation.recognition import fitting_models
-from generator import MfluxGenerator
 from key_file import add_key
 from models.hub_cache import marked_as_incomplete, needs_download, source_of
-from models.mflux_registry import read_catalog
 from models.mlx_setup import MlxMissing, prepare_mlx
-from models.model_catalog import DEFAULT_MODEL, DEFAULT_MODEL_WITHOUT_GPU, LoadSpec
+from models.model_catalog import LoadSpec
 from models.weights_cache import WeightsCache
 from queue_manager import QueueManager
 from scheduler.download_api import DownloadApi
@@ -61,6 +65,9 @@ from workers.downloads import Downloads
 from workers.expander import Expander
 from workers.protocols import Generator
 from workers.worker import Worker
+
+if TYPE_CHECKING:
+    from cluster.head import Head
 
 log = logging.getLogger("mflux-server")
 
@@ -96,7 +103,7 @@ class Server:
             OSError: the port cannot be opened.
         """
         limits = request_limits(settings)
-        self._drain_s = settings.drain_s
+        self._drain_s, self._draws_here = settings.drain_s, settings.local_worker
         self._clock = RunningClock()
         self._store = TaskStore(settings.data_dir)
         self.scheduler = self._open_scheduler(settings, allowed, weights_cache)
@@ -129,6 +136,7 @@ class Server:
         )
         self._checks = Checks(self.scheduler.check_storage, self.queue.control.cancel_overdue)
         self._webhooks = Webhooks(self.queue, self._store.callbacks, limits, settings.callback_key)
+        self._head = self._head_of(settings, previews)
         self._decoder = PictureDecoder(
             settings.max_input_pixels,
             self.places.place,
@@ -152,6 +160,16 @@ class Server:
             expands=bool(settings.expand_url),
             wildcards=Wildcards(settings.wildcards_dir),
         )
+
+    def _head_of(self, settings: Settings, previews: Previews) -> "Head | None":
+        """What works with machines beyond this one; None: there are none."""
+        if not settings.broker:
+            return None
+        from cluster.head import Head  # Celery, which is an extra
+
+        head = Head(self.scheduler, settings.broker, settings.lease_s, previews.put)
+        previews.on_look = head.watch
+        return head
 
     def _open_scheduler(
         self, settings: Settings, allowed: Allowed, weights_cache: WeightsCache | None
@@ -218,8 +236,11 @@ class Server:
     def start(self) -> None:
         self._clock.start()
         self._http.start()
-        self._worker.start()
-        self._downloads.start()
+        if self._draws_here:
+            self._worker.start()
+            self._downloads.start()
+        if self._head:
+            self._head.start()
         self._expander.start()
         self._checks.start()
         self._webhooks.start()
@@ -238,6 +259,8 @@ class Server:
         self._checks.stop(0.5)
         self._downloads.stop(0.5)
         self._expander.stop(0.5)
+        if self._head:
+            self._head.stop(1.0)
         ended = self._worker.stop(STOP_S, self._drain_s)
         try:
             self.worker_api.release_all()
@@ -254,27 +277,6 @@ class Server:
     def _load_failed(self, error: errors.ModelLoadError) -> None:
         log.error("%s", error)
         os.write(self.end_fd, LOAD_FAILED)
-
-
-def allow(settings: Settings, has_gpu: bool, default_option: str = "--model") -> Allowed:
-    """Builds what clients may use, from the options.
-
-    Raises:
-        BadOption: an option names a model or a folder that does not exist.
-    """
-    return read_allowed(
-        read_catalog(),
-        default=settings.model,
-        allowed=settings.models,
-        path=settings.path,
-        fallback=DEFAULT_MODEL if has_gpu else DEFAULT_MODEL_WITHOUT_GPU,
-        quantize=settings.quantize,
-        quantize_choices=settings.quantize_choices,
-        lora_dir=settings.lora_dir,
-        allow_lora_repos=settings.allow_lora_repos,
-        default_option=default_option,
-        recognize=fitting_models,
-    )
 
 
 def download_command(data_dir: Path, weights: LoadSpec) -> list[str]:
@@ -323,15 +325,7 @@ def main(argv: list[str]) -> int:
         allowed = allow(settings, has_gpu)
         previews = Previews(on=settings.previews)
         weights_cache = WeightsCache(settings.data_dir / "weights", settings.weights_cache)
-        generator = MfluxGenerator(
-            settings.data_dir,
-            models_in_memory=settings.models_in_memory,
-            lora_path=allowed.lora,
-            cache_limit_bytes=settings.cache_limit,
-            check_memory=settings.memory_check,
-            previews=previews,
-            weights_cache=weights_cache,
-        )
+        generator = generator_of(settings, allowed, previews, weights_cache)
         server = Server(settings, allowed, generator, previews, weights_cache)
         server.measure_speed = machine_speed.measure
     except (MlxMissing, errors.StoreError, errors.ModelLoadError) as error:

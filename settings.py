@@ -4,31 +4,30 @@ Options are declared only here. `Settings.read` merges, in rising order of prece
 the environment (`MFLUX_SERVER_<NAME>`), the command line.
 """
 
-import argparse
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
+from option_parser import flag_of, is_switch, negative_flag_of, values_of, variable_of
 from option_values import (
     QUANTIZE,
-    OptionParser,
     bits,
+    broker_url,
     bytes_or_off,
     directory,
     hosts,
     names,
     origins,
-    shown,
     switch,
     url,
     webhook_secret,
     whole_number,
 )
 
-ENVIRONMENT_PREFIX = "MFLUX_SERVER_"
+__all__ = ["Settings", "flag_of", "is_switch", "negative_flag_of", "variable_of"]
 DEFAULT_DATA_DIR = Path(platformdirs.user_data_dir("mflux-server", appauthor=False))
 
 
@@ -337,62 +336,39 @@ class Settings:
         parse=switch,
     )
 
+    broker: str = _option(
+        "",
+        "Redis or Valkey that carries tasks to workers on other machines (docs/cluster.md): "
+        "redis://:PASSWORD@HOST:6379, or rediss:// for TLS. A worker names that of its head "
+        "(default: none)",
+        parse=broker_url,
+        metavar="URL",
+    )
+    local_worker: bool = _option(
+        True,
+        "draw on this machine, too; off: only workers on other machines draw",
+        parse=switch,
+    )
+    worker_name: str = _option(
+        "", "name of a worker in lists and forecasts (default: that of the machine)", metavar="NAME"
+    )
+    lease_s: int = _option(
+        20,
+        "seconds of silence after which a worker on another machine is given up, and what it ran "
+        "is drawn elsewhere",
+        parse=whole_number(2, 3600),
+    )
+
     @staticmethod
-    def read(argv: Sequence[str], environ: Mapping[str, str]) -> "Settings":
+    def read(
+        argv: Sequence[str], environ: Mapping[str, str], program: str = "server.py"
+    ) -> "Settings":
         """Reads the settings.
+
+        Args:
+            program: for messages.
 
         Raises:
             SystemExit: as in argparse: 0 for --help, 2 for a bad value (stderr names it).
         """
-        parser = OptionParser(
-            prog="server.py",
-            description="A REST server that queues image generation with mflux on one GPU and "
-            "forecasts when each image is done.",
-            epilog="Each option is also an environment variable; the command line wins.",
-            allow_abbrev=False,
-        )
-        from_environment: dict[str, str] = {}
-        for option in fields(Settings):
-            flag, variable = flag_of(option.name), variable_of(option.name)
-            described = dict(option.metadata)
-            default = f" (default: {shown(option.default)})"
-            if option.default in (None, (), ""):  # the help describes this case
-                default = ""
-            described["help"] = f"{described['help']}{default} [{variable}]"
-            if is_switch(option):
-                described |= {"nargs": "?", "const": True, "metavar": "on|off"}
-            parser.add_argument(flag, dest=option.name, default=option.default, **described)
-            if is_switch(option):
-                parser.add_argument(
-                    negative_flag_of(option.name),
-                    dest=option.name,
-                    action="store_const",
-                    const=False,
-                    default=argparse.SUPPRESS,
-                    help=f"the same as {flag} off",
-                )
-            if environ.get(variable):
-                from_environment[variable] = f"{flag}={environ[variable]}"
-        for variable, argument in from_environment.items():
-            parser.source = f"{variable}: "
-            parser.parse_args([argument])
-        parser.source = ""
-        return Settings(**vars(parser.parse_args([*from_environment.values(), *argv])))
-
-
-def is_switch(option: Field[Any]) -> bool:
-    """Whether an option is a switch (on or off)."""
-    return option.metadata["type"] is switch
-
-
-def flag_of(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def negative_flag_of(name: str) -> str:
-    """Returns the flag that switches an option off: --no-NAME."""
-    return "--no-" + name.replace("_", "-")
-
-
-def variable_of(name: str) -> str:
-    return ENVIRONMENT_PREFIX + name.upper()
+        return Settings(**values_of(fields(Settings), argv, environ, program))

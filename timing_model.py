@@ -35,6 +35,7 @@ changes the work of a step):
 Not learned: impossible durations, and steps that contain a gap (timing_laws.GAP_STEPS).
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log, nan
@@ -233,6 +234,11 @@ class TimingModel:
         if 0.0 <= seconds < LONGEST_S:
             self._load_s[model] = seconds
             self._shared.version += 1
+
+    def keys_of(self, name: str) -> list[str]:
+        """Learned keys of a model without further conditions, quantized or not."""
+        plain = re.compile(re.escape(name) + r"(/q\d)?")
+        return [key for key in self._laws if plain.fullmatch(key) and self.samples(key)]
 
     def samples(self, model: str) -> int:
         """Number of tasks with this key that were learned."""

@@ -16,6 +16,7 @@ from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
 from api.answers import ErrorAnswer
 from api.generate_request import Limits, request_schema
+from api.machine_answers import MachineAnswer, MachinesAnswer
 from api.model_answers import LoadAnswer, ModelAnswer, ModelsAnswer, WildcardsAnswer
 from api.operator_answers import ClearedAnswer, ClientsAnswer, PausedAnswer, PlaceAnswer
 from api.queue_answers import OriginalTask, QueueAnswer
@@ -53,6 +54,8 @@ ANSWERS = (
     ClearedAnswer,
     PlaceAnswer,
     ClientsAnswer,
+    MachineAnswer,
+    MachinesAnswer,
     LinkAnswer,
     OriginalTask,
     WildcardsAnswer,

@@ -103,6 +103,8 @@ class Previews:
         """Number of JPEGs since the start."""
         self.on_new: Callable[[str], None] = lambda task_id: None
         """Called with the id of a task that has a newer preview, on the thread that made it."""
+        self.on_look: Callable[[str], None] = lambda task_id: None
+        """Called with the id of a task whose preview a client requests."""
         self._monotonic = monotonic
         self._lock = Lock()
         self._looked_at: LRUCache[str, float] = LRUCache(100 * KEPT)
@@ -118,9 +120,21 @@ class Previews:
 
     def look(self, task_id: str) -> bytes | None:
         """Returns the latest preview of a task (JPEG) and requests further ones."""
+        self.on_look(task_id)
         with self._lock:
             self._looked_at[task_id] = self._monotonic()
             return self._jpegs.get(task_id)
+
+    def latest(self, task_id: str) -> bytes | None:
+        """As look(), without a request."""
+        with self._lock:
+            return self._jpegs.get(task_id)
+
+    def put(self, task_id: str, jpeg: bytes) -> None:
+        """Another machine has made a preview."""
+        with self._lock:
+            self._jpegs[task_id] = jpeg
+        self.on_new(task_id)
 
     # -- the worker thread ------------------------------------------------------------------------
 

@@ -32,6 +32,8 @@ class QueueLimits:
     preempt: bool = False
     """Whether a waiting task may pause the running one (policy.py)."""
     models_in_memory: int = 1
+    local_worker: bool = True
+    """Whether the server's own machine draws."""
 
 
 @dataclass(frozen=True)

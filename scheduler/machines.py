@@ -83,6 +83,7 @@ class Run:
     those before it, as if everything had happened later."""
 
     task: Task
+    machine: "Machine"
     claimed_at: float
     progress: Progress
     phase_started_at: float
@@ -171,12 +172,27 @@ class Run:
         self.progress = self.task.progress = progress
 
 
+@dataclass(frozen=True)
+class About:
+    """What a worker on another machine says of itself."""
+
+    hardware: str
+    system: str
+    memory_bytes: int
+    versions: Mapping[str, str]
+    models: tuple[str, ...]
+    """Names of those that it may load."""
+    heard_at: float
+    """Of its latest heartbeat, in unix seconds."""
+
+
 class Machine:
     """Args:
     models_in_memory: load specs that its memory holds at a time.
     first: what it loads before anything else.
     started_at: reading of the monotonic clock.
     loaded_bytes: memory of load specs that were loaded by earlier processes, by key.
+    allows: whether it may run a task; None: all of them.
     """
 
     def __init__(
@@ -188,8 +204,22 @@ class Machine:
         speed: float = 1.0,
         started_at: float = 0.0,
         loaded_bytes: Mapping[str, int] | None = None,
+        allows: Callable[[Task], bool] | None = None,
     ) -> None:
         self.name = name
+        self.allows = allows
+        self.missing: frozenset[str] = frozenset()
+        """Names of allowed models whose weights it would have to download first."""
+        self.about: About | None = None
+        """What a worker on another machine says of itself; None: it is this machine."""
+        self.available = True
+        """Whether its worker is there and begins tasks."""
+        self.drained = False
+        """Whether the operator gives it no more tasks."""
+        self.last_error: str | None = None
+        """Of its worker, in words."""
+        self.offered: Task | None = None
+        """A waiting task that was sent to it, and that it has not started yet."""
         self.resident = Resident(most=models_in_memory, sizes=Sizes(measured=loaded_bytes))
         self.speed = speed
         """Work that it does in a second, in seconds of the timing model."""
@@ -228,14 +258,37 @@ class Machine:
         """The task that another one has preempted."""
         return next((run for run in self.runs.values() if run.paused_at is not None), None)
 
+    @property
+    def takes_tasks(self) -> bool:
+        return self.available and not self.drained
+
+    @property
+    def planned_by(self) -> tuple[object, ...]:
+        """What a plan depends on, besides the schedule and what is in memory."""
+        offered = self.offered.task_id if self.offered else None
+        own = (self.name, self.takes_tasks, self.missing, offered)
+        return *own, list(self.runs), self.loading, self.stopping
+
+    def can_run(self, task: Task) -> bool:
+        """Whether it takes tasks, and may load all that this one needs."""
+        return self.takes_tasks and (self.allows is None or self.allows(task))
+
+    def download_bytes(self, task: Task) -> float:
+        """What it would have to download before it can run a task."""
+        if not self.missing:
+            return 0.0
+        models = {stage.load_spec.model for stage in task.stages}
+        return sum(model.download_bytes for model in models if model.name in self.missing)
+
     def start(self, task: Task, at: float, gaps: int = 0) -> None:
         """A task is claimed."""
         self.stopping = None
+        self.offered = None
         progress = Progress(
             Phase.TEXT_ENCODING, steps_total=task.params.steps_run, image=task.images_done
         )
         task.progress = progress
-        self.runs[task.task_id] = Run(task, at, progress, at, at, gaps_before=gaps)
+        self.runs[task.task_id] = Run(task, self, at, progress, at, at, gaps_before=gaps)
         self.use(task.stages[0].load_spec)
 
     def report(self, run: Run, progress: Progress, at: float) -> None:

@@ -4,16 +4,23 @@ Each task, in order, goes to the machine on which it is expected to end first (l
 Graham 1969, "Bounds on multiprocessing timing anomalies").
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from math import inf
 
 import numpy as np
 
 from scheduler.estimates import Estimates
 from scheduler.machines import Machine, Resident
 from scheduler.schedule import Bools, Schedule, Walk
+from task import Task
 
+DOWNLOAD_BYTES_PER_S = 25e6
+"""At which a machine is expected to download weights that it does not have."""
+OFFER_BONUS_S = 1.0
+"""A task stays with the machine that it was sent to, unless it ends earlier elsewhere by this."""
 _Loads = dict[tuple[str, ...], tuple[float, Resident]]
-"""By the weights that a task needs: seconds of loading them, and what is in memory then."""
+"""By the weights that a task needs: seconds of downloading and loading them (inf: the machine may
+not), and what is in memory then."""
 
 
 class Plan:
@@ -67,7 +74,7 @@ class Planner:
             self._schedule.version,
             self._estimates.version,
             [
-                (resident, machine.speed, list(machine.runs), machine.loading, machine.stopping)
+                (resident, machine.speed, *machine.planned_by)
                 for machine, resident in zip(self._machines, residents, strict=True)
             ],
         )
@@ -76,7 +83,7 @@ class Planner:
         return self._plan[1]
 
     def _computed(self, free_s: Sequence[float], residents: list[Resident]) -> Plan:
-        assigned = np.array(self._assigned(list(free_s), list(residents)), np.intp)
+        assigned = np.fromiter(self.assigned(free_s, residents), np.intp, len(self._schedule))
         own = [assigned == number for number in range(len(self._machines))]
         walks = [
             self._schedule.walk_of(chosen, resident, machine.speed)
@@ -84,24 +91,41 @@ class Planner:
         ]
         return Plan(walks, own)
 
-    def _assigned(self, free_s: list[float], residents: list[Resident]) -> list[int]:
-        """By position, the number of the machine."""
-        assigned = []
-        known: dict[Resident, _Loads] = {}
-        loads = [known.setdefault(resident, {}) for resident in residents]  # by machine
+    def assigned(self, free_s: Sequence[float], residents: Sequence[Resident]) -> Iterator[int]:
+        """By position, the number of the machine on which the task is expected to end first. One
+        that no machine may run is given to the one that is free first, for its forecast.
+
+        Args:
+            free_s, residents: by machine, when its GPU is free, and what is in memory then.
+        """
+        free_s, residents = list(free_s), list(residents)
+        known: dict[tuple[int, Resident], _Loads] = {}
+        loads = [known.setdefault(key, {}) for key in enumerate(residents)]  # by machine
         speeds = [machine.speed for machine in self._machines]
+        offered = {id(machine.offered): n for n, machine in enumerate(self._machines)}
         for position, task in enumerate(self._schedule):
             work_s = self._schedule.durations(position).gpu_s
             specs = tuple(stage.load_spec.key for stage in task.stages)
-            best, best_end_s = 0, float("inf")
+            holder = offered.get(id(task))
+            best, best_end_s, best_bonus_s = -1, inf, 0.0
             for number, own in enumerate(loads):
                 if specs not in own:
-                    needed, then = residents[number].loads(task.stages)
-                    own[specs] = self._estimates.loads_s(needed), then
-                end_s = free_s[number] + own[specs][0] + work_s / speeds[number]
+                    own[specs] = self._loads(number, task, residents[number])
+                bonus_s = OFFER_BONUS_S if number == holder else 0.0
+                end_s = free_s[number] + own[specs][0] + work_s / speeds[number] - bonus_s
                 if end_s < best_end_s:
-                    best, best_end_s = number, end_s
-            free_s[best], residents[best] = best_end_s, loads[best][specs][1]
-            loads[best] = known.setdefault(residents[best], {})
-            assigned.append(best)
-        return assigned
+                    best, best_end_s, best_bonus_s = number, end_s, bonus_s
+            if best < 0:
+                best = free_s.index(min(free_s))
+                best_end_s = free_s[best] + work_s / speeds[best]
+            free_s[best], residents[best] = best_end_s + best_bonus_s, loads[best][specs][1]
+            loads[best] = known.setdefault((best, residents[best]), {})
+            yield best
+
+    def _loads(self, number: int, task: Task, resident: Resident) -> tuple[float, Resident]:
+        machine = self._machines[number]
+        if not machine.can_run(task):
+            return inf, resident
+        needed, then = resident.loads(task.stages)
+        download_s = machine.download_bytes(task) / DOWNLOAD_BYTES_PER_S
+        return self._estimates.loads_s(needed) + download_s, then

@@ -141,7 +141,7 @@ class QueueControl:
         finishes no image."""
         scheduler = self._scheduler
         with scheduler.lock:
-            run = scheduler.machine.runs.get(task.task_id)
+            run = scheduler.machines.run(task.task_id)
             if run is None or run.progress.stage < len(task.stages) - 1:
                 return False
             index = run.progress.image
@@ -150,7 +150,7 @@ class QueueControl:
         with scheduler.lock:
             task.last_image = index
             task.stages = tuple(stage.first_images(index + 1) for stage in task.stages)
-            if task.task_id in scheduler.machine.runs:
+            if scheduler.machines.run(task.task_id):
                 scheduler.reported(run)
             has_ended = task.ended or scheduler.get(task.task_id) is None
             return has_ended or task.images_done <= index

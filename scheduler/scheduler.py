@@ -29,6 +29,7 @@ from scheduler.forecast import Forecaster
 from scheduler.health import Health
 from scheduler.keep_clock import ClockNotes, KeepClock
 from scheduler.limits import ENDED_TOO_OFTEN, MAX_INTERRUPTIONS, QueueLimits
+from scheduler.machine_list import Machines
 from scheduler.machines import Machine, Run
 from scheduler.policy import Place, Policy, key
 from scheduler.retention import Retention
@@ -87,6 +88,7 @@ class Scheduler:
             started_at=monotonic(),
             loaded_bytes=store.state.loaded_bytes(),
         )
+        self.machines = Machines(self.machine, draws=self.limits.local_worker)
         self.estimates = Estimates(timing, has_copy)
         self.schedule = Schedule(self.estimates, key)
         self.policy = Policy(self.schedule, self.limits)
@@ -94,7 +96,7 @@ class Scheduler:
         self.downloads = Downloads(monotonic, needs_download, on_disk=allowed.default)
         self.forecaster = Forecaster(
             schedule=self.schedule,
-            machines=(self.machine,),
+            machines=self.machines,
             policy=self.policy,
             estimates=self.estimates,
             timing=timing,
@@ -106,13 +108,12 @@ class Scheduler:
         self.load_orders: list[LoadSpec] = []
         self.paused = store.state.paused()
         self.drain_until: float | None = None
-        """Reading of the monotonic clock; None: the server is not stopping."""
+        """Monotonic seconds; None: the server is not stopping."""
         self._tasks: dict[str, Task] = {}
         self._sequence = 0
         self.baselines = Baselines(self.schedule, monotonic, gaps)
         self._prune_at = 0.0
-        self._unsettled: list[Callable[[], object]] = []
-        """What a start on a disk that refuses has yet to write."""
+        self._unsettled: list[Callable[[], object]] = []  # what a start has yet to write
         self._continue()
 
     @property
@@ -178,19 +179,18 @@ class Scheduler:
         """In no certain order (locked)."""
         return list(self._tasks.values())
 
-    def run_of(self, task_id: str, attempt: int) -> Run | None:
-        """What a worker runs, if that is still the latest attempt (locked)."""
-        run = self.machine.runs.get(task_id)
-        return run if run is not None and run.task.attempt == attempt else None
-
     @property
     def waiting(self) -> int:
         """Tasks that wait (locked)."""
         return len(self.schedule) + len(self.downloads)
 
-    def first(self) -> Task | None:
-        """The task that a worker may claim (locked)."""
-        return None if self.paused else self.schedule.first()
+    def first(self, machine: Machine) -> Task | None:
+        """The task that the worker of a machine may claim (locked)."""
+        return self.next_tasks().get(machine.name)
+
+    def next_tasks(self) -> dict[str, Task]:
+        """By name of the machine, the task that its worker may claim (locked)."""
+        return {} if self.paused else self.forecaster.next_tasks()
 
     def place(self, task: Task) -> Place:
         """Give a task its place in the order, before it joins (locked)."""
@@ -229,16 +229,16 @@ class Scheduler:
         self.wake_worker.notify_all()
         return ready
 
-    def start(self, task: Task) -> None:
+    def start(self, task: Task, machine: Machine) -> None:
         """A waiting task is claimed (locked)."""
         self.policy.start(task, self._gpu_s(task))
-        self.machine.start(task, self.monotonic(), self.gaps())
+        machine.start(task, self.monotonic(), self.gaps())
         self.baselines.claimed(task)
         self.set_baseline(task)
 
     def release(self, run: Run) -> None:
         """A running task waits again, where it was (locked)."""
-        self.machine.end(run, self.monotonic())
+        run.machine.end(run, self.monotonic())
         task = run.task
         task.status, task.started_at, task.progress = TaskStatus.WAITING, None, None
         task.stages = tuple(stage.after_images(task.images_done) for stage in task.stages)
@@ -254,10 +254,11 @@ class Scheduler:
             stopping: a worker is still at a step of it.
         """
         del self._tasks[task.task_id]
+        self.wake_worker.notify_all()  # whoever draws it on another machine must be stopped
         self.deadlines.remove(task)
         self.baselines.forget(task)
-        if run := self.machine.runs.get(task.task_id):
-            self.machine.end(run, self.monotonic(), stopping=stopping)
+        if run := self.machines.run(task.task_id):
+            run.machine.end(run, self.monotonic(), stopping=stopping)
             self.policy.end(task, run.gpu_s(self.monotonic()))
         elif task in self.downloads:
             self.downloads.remove(task)
@@ -266,7 +267,7 @@ class Scheduler:
 
     def finish(self, run: Run) -> Outcome | None:
         """A task is done (locked). Returns how its forecast at submit compares with the truth."""
-        self.machine.done(self.monotonic())
+        run.machine.done(self.monotonic())
         outcome = self.baselines.outcome(run.task)
         self.remove(run.task)
         if outcome is not None:
@@ -302,7 +303,7 @@ class Scheduler:
     def _ended(self, task: Task, kind: EventKind, *, stopping: bool = False) -> None:
         """On disk a task has ended without all of its images (under `changes`)."""
         with self.lock:
-            run = self.machine.runs.get(task.task_id)
+            run = self.machines.run(task.task_id)
             if task.task_id in self._tasks:
                 self.remove(task, stopping=stopping)
         if run is None or not run.on_gpu:  # else a worker may be reading them, and left() follows
@@ -318,21 +319,21 @@ class Scheduler:
         """
         forecast = self.forecaster.of(task)
         self.baselines.set(task, forecast, self._sequence, submitted=submitted)
-        if run := self.machine.runs.get(task.task_id):
-            self.forecaster.note_share(run, self.machine)
+        if run := self.machines.run(task.task_id):
+            self.forecaster.note_share(run, run.machine)
         return forecast
 
     def reported(self, run: Run) -> None:
         """A report on a running task came (locked). A forecast that has become earlier is the one
         that later ones are compared with."""
         forecast = self.forecaster.of(run.task)
-        self.forecaster.note_share(run, self.machine)
+        self.forecaster.note_share(run, run.machine)
         self.baselines.improve(run.task, forecast)
 
     def end(self, task: Task) -> End:
         """A task ends now."""
         with self.lock:
-            run = self.machine.runs.get(task.task_id)
+            run = self.machines.run(task.task_id)
             gpu_s = run.gpu_s(self.monotonic()) if run else 0.0
         return End(self.now(), self.keep_clock(), gpu_s)
 

@@ -14,22 +14,28 @@ from pathlib import Path
 from errors import StorageUnavailable
 from models.model_catalog import LoadSpec
 from scheduler.events import EventKind
+from scheduler.finished_images import FinishedImages
 from scheduler.limits import ENDED_TOO_OFTEN, MAX_INTERRUPTIONS
-from scheduler.machines import Run
+from scheduler.machines import Machine, Run
 from scheduler.scheduler import Scheduler
 from storage.state_store import WEIGHTS
 from task import Encoded, Memory, Phase, Progress, Task, TaskStatus, Verdict
-from timing_model import Measured, Work
 
 log = logging.getLogger(__name__)
 
 
 class WorkerApi:
     """The worker thread and the encoder thread call it. All methods may raise StorageUnavailable;
-    then nothing has changed."""
+    then nothing has changed.
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    Args:
+        machine: of the worker; None: the one that the server runs on.
+    """
+
+    def __init__(self, scheduler: Scheduler, machine: Machine | None = None) -> None:
         self._scheduler = scheduler
+        self.machine = machine or scheduler.machine
+        self._images = FinishedImages(scheduler, self.machine)
         self._gaps_before_load = 0
 
     @property
@@ -44,9 +50,9 @@ class WorkerApi:
     @property
     def has_work(self) -> bool:
         """Whether the worker has something to do now: a task, a load order, its own end."""
-        scheduler = self._scheduler
-        with scheduler.lock:
-            return bool(scheduler.stopping or scheduler.first() or self._next_load_order())
+        with self._scheduler.lock:
+            has_task = self._scheduler.first(self.machine) is not None
+            return self.stopping or has_task or self._next_load_order() is not None
 
     # -- the machine ------------------------------------------------------------------------------
 
@@ -73,7 +79,7 @@ class WorkerApi:
 
     def load_started(self, spec: LoadSpec) -> None:
         with self._scheduler.lock:
-            self._scheduler.machine.load_started(spec, self._scheduler.monotonic())
+            self.machine.load_started(spec, self._scheduler.monotonic())
             self._gaps_before_load = self._scheduler.gaps()
 
     def load_finished(
@@ -98,7 +104,7 @@ class WorkerApi:
             if scheduler.estimates.learn_bits(spec, bits):
                 scheduler.schedule.rebuild()
             now = scheduler.monotonic()
-            seconds = scheduler.machine.load_finished(spec, resident, now, memory)
+            seconds = self.machine.load_finished(spec, resident, now, memory)
             if learn:
                 scheduler.estimates.learn_load(spec, seconds)
             scheduler.forecaster.prepare()
@@ -122,14 +128,14 @@ class WorkerApi:
             fatal: the server ends; else only the tasks that need them fail.
         """
         with self._scheduler.lock:
-            self._scheduler.machine.now_resident(resident)
+            self.machine.now_resident(resident)
             self._scheduler.health.load_failed = fatal
             self._scheduler.health.last_error = message
 
     def now_resident(self, resident: Sequence[str]) -> None:
         """Weights were unloaded, or could not be loaded: these are in memory, the latest first."""
         with self._scheduler.lock:
-            self._scheduler.machine.now_resident(resident)
+            self.machine.now_resident(resident)
 
     def next_load_order(self) -> LoadSpec | None:
         """The next weights that the operator wants loaded; the order is removed."""
@@ -147,14 +153,14 @@ class WorkerApi:
         scheduler = self._scheduler
         with scheduler.lock:
             scheduler.wake_worker.wait_for(
-                lambda: scheduler.stopping or scheduler.first() or self._next_load_order(),
+                lambda: self.stopping or scheduler.first(self.machine) or self._next_load_order(),
                 timeout_s,
             )
             if self._next_load_order():
                 return None
         with scheduler.changes:
             with scheduler.lock:
-                task = scheduler.first()
+                task = scheduler.first(self.machine)
             return self._claim(task) if task else None
 
     def claim_preempting(self, task_id: str, attempt: int) -> Task | None:
@@ -167,6 +173,19 @@ class WorkerApi:
                 task = self._preempting(run) if run else None
             return self._claim(task, preempted=run) if task else None
 
+    def claim_offered(self, task_id: str, attempt: int) -> Task | None:
+        """The task that was sent to this machine, which has started it as this attempt. None: it
+        was taken back, or has ended."""
+        scheduler = self._scheduler
+        with scheduler.changes:
+            with scheduler.lock:
+                task = self.machine.offered
+                if task is None or (task.task_id, task.attempt + 1) != (task_id, attempt):
+                    return None
+                if task not in scheduler.schedule or scheduler.paused:
+                    return None
+            return self._claim(task)
+
     def inputs_of(self, task_id: str) -> Path:
         """The folder with the input images of a task."""
         return self._scheduler.store.inputs_of(task_id)
@@ -178,7 +197,7 @@ class WorkerApi:
             run = self._run(task_id, attempt)
             if run is None:
                 return Verdict.STOP
-            scheduler.machine.report(run, progress, scheduler.monotonic())
+            self.machine.report(run, progress, scheduler.monotonic())
             if run.on_gpu:  # else the GPU waits for this call, and it says nothing new
                 scheduler.reported(run)
             scheduler.events.publish(EventKind.STEP, task_id)
@@ -189,13 +208,13 @@ class WorkerApi:
     def store_image(self, task_id: str, attempt: int, encoded: Encoded) -> bool:
         """One of several images is encoded: it can be fetched from now on. The last one goes to
         finish()."""
-        stored = self._store_image(task_id, attempt, encoded, last=False)
-        self._cancel_after_image(task_id, attempt)
+        stored = self._images.store(task_id, attempt, encoded, last=False)
+        self._images.cancel_after(task_id, attempt)
         return stored
 
     def finish(self, task_id: str, attempt: int, encoded: Encoded) -> bool:
         """The last image is encoded: the task is done."""
-        return self._store_image(task_id, attempt, encoded, last=True)
+        return self._images.store(task_id, attempt, encoded, last=True)
 
     def fail(self, task_id: str, attempt: int, code: str, message: str) -> bool:
         scheduler = self._scheduler
@@ -237,7 +256,7 @@ class WorkerApi:
     def release_all(self) -> None:
         """Whatever still runs waits again: the process ends now."""
         with self._scheduler.lock:
-            running = [run.task for run in self._scheduler.machine.runs.values()]
+            running = [run.task for run in self.machine.runs.values()]
         for task in reversed(running):
             self.release(task.task_id, task.attempt)
 
@@ -252,7 +271,7 @@ class WorkerApi:
     def preview_made(self, task_id: str) -> None:
         """There is a newer preview of a running task."""
         with self._scheduler.lock:
-            if task_id in self._scheduler.machine.runs:
+            if self._scheduler.machines.run(task_id):
                 self._scheduler.events.publish(EventKind.PREVIEW, task_id)
 
     def prune(self) -> None:
@@ -264,19 +283,24 @@ class WorkerApi:
     # -- private -----------------------------------------------------------------------------------
 
     def _run(self, task_id: str, attempt: int) -> Run | None:
-        """(locked) None: the task runs no more, or not this attempt; the worker has stopped it."""
-        run = self._scheduler.run_of(task_id, attempt)
-        stopping = self._scheduler.machine.stopping
+        """(locked) As _own_run(). The worker has stopped the task that was cancelled before."""
+        run = self._own_run(task_id, attempt)
+        stopping = self.machine.stopping
         if run is None and stopping is not None and stopping.task.task_id == task_id:
-            self._scheduler.machine.stopping = None
+            self.machine.stopping = None
         return run
+
+    def _own_run(self, task_id: str, attempt: int) -> Run | None:
+        """(locked) None: the task runs no more, or not this attempt, or not here."""
+        run = self.machine.runs.get(task_id)
+        return run if run is not None and run.task.attempt == attempt else None
 
     def _preempting(self, run: Run) -> Task | None:
         """(locked) The task that preempts this one, which has just reported."""
         scheduler = self._scheduler
-        if scheduler.stopping or not scheduler.forecaster.is_preempted(run, scheduler.machine):
+        if scheduler.stopping or not scheduler.forecaster.is_preempted(run, self.machine):
             return None
-        return scheduler.first()
+        return scheduler.first(self.machine)
 
     def _claim(self, task: Task, preempted: Run | None = None) -> Task | None:
         """(under `changes`)"""
@@ -298,7 +322,7 @@ class WorkerApi:
             task.status, task.started_at = TaskStatus.RUNNING, started_at
             if preempted:
                 preempted.pause(scheduler.monotonic())
-            scheduler.start(task)
+            scheduler.start(task, self.machine)
             task.attempt += 1  # a part of its sort key: after it has left the schedule
             claimed = copy(task)
         if preempted:
@@ -315,60 +339,6 @@ class WorkerApi:
         )
         return claimed
 
-    def _store_image(self, task_id: str, attempt: int, encoded: Encoded, *, last: bool) -> bool:
-        # Not under `changes`: syncing an image takes milliseconds, for which the worker would wait
-        # with its next claim. The store's own guard decides against a cancel at the same moment.
-        scheduler = self._scheduler
-        with scheduler.lock:
-            run = scheduler.run_of(task_id, attempt)
-            if run is None or encoded.index != run.task.images_done:
-                return False  # refused, or stored already
-            task = copy(run.task)  # as it runs; it may be released meanwhile
-            samples = [self._sample(run.task, stage, m) for stage, m in encoded.measured]
-            if scheduler.gaps() != run.gaps_before:
-                samples = []  # the process was stopped meanwhile
-        with scheduler.health.noting_storage():
-            stored = scheduler.store.add_image(
-                task,
-                encoded.image,
-                [measured for _, measured in encoded.measured],
-                samples=samples,
-                end=scheduler.end(task) if last else None,
-            )
-        if not stored:
-            return False
-        outcome = None
-        learned = scheduler.timing.learned(samples)  # takes too long to hold the lock
-        with scheduler.lock:
-            scheduler.timing.take(learned)
-            run.task.image_sizes += (len(encoded.image),)
-            run.task.measured += tuple(measured for _, measured in encoded.measured)
-            first = run.task.images_done == 1
-            if last:
-                outcome = scheduler.finish(run)
-            scheduler.forecaster.prepare()
-        scheduler.retention.added(len(encoded.image), first=first)
-        scheduler.events.publish(EventKind.DONE if last else EventKind.IMAGE, task_id)
-        if last:
-            scheduler.store.discard_inputs(task_id)
-            log.info("task %s is done", task_id)
-            scheduler.prune()
-        if outcome is not None:
-            with suppress(StorageUnavailable):  # the task is done all the same
-                scheduler.store.timings.keep_outcome(outcome)
-        return True
-
-    def _cancel_after_image(self, task_id: str, attempt: int) -> None:
-        """An image is stored: cancel the task if it was the last one that its client wants."""
-        scheduler = self._scheduler
-        with scheduler.lock:
-            run = scheduler.run_of(task_id, attempt)
-            last = run.task.last_image if run else None
-            if run is None or last is None or run.task.images_done <= last:
-                return
-        with scheduler.changes, scheduler.health.noting_storage():
-            scheduler.cancel(run.task)
-
     def _end_after_image(self, run: Run, *, interrupted: bool) -> bool:
         """(under `changes`) The worker has left a task that is cancelled after its present image.
         Returns whether the task has ended; else its image is being encoded."""
@@ -377,12 +347,9 @@ class WorkerApi:
         if is_drawn and not interrupted and not scheduler.stopping:
             with scheduler.lock:
                 encoding = replace(progress, phase=Phase.IMAGE_ENCODING)
-                scheduler.machine.report(run, encoding, scheduler.monotonic())
+                self.machine.report(run, encoding, scheduler.monotonic())
             return False
         return scheduler.cancel(run.task)
-
-    def _sample(self, task: Task, stage: int, measured: Measured) -> tuple[Work, Measured]:
-        return replace(self._scheduler.estimates.work(task.stages[stage]), images=1), measured
 
     def _may_continue(self, run: Run) -> bool:
         scheduler = self._scheduler
@@ -390,7 +357,7 @@ class WorkerApi:
             return False
         if scheduler.drain_until is None:
             return True
-        left_s = scheduler.forecaster.remaining.gpu_s(run, scheduler.machine)
+        left_s = scheduler.forecaster.remaining.gpu_s(run, self.machine)
         return scheduler.monotonic() + left_s <= scheduler.drain_until
 
     def _next_load_order(self) -> LoadSpec | None:

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import logging
 import os
+import re
 import secrets
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ from errors import StoreError
 
 log = logging.getLogger(__name__)
 
-OWN_NAMES = {"images", "inputs", "lock", "downloads", "tiny-models", "secret"}
+OWN_NAMES = {"images", "inputs", "lock", "downloads", "tiny-models", "secret", "worker-id"}
 SECRET_BYTES = 32
 DATABASE = "tasks.sqlite3"
 NO_LOCKS_HERE = {errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
@@ -62,6 +63,17 @@ def secret_of(data_dir: Path) -> bytes:
     except OSError as error:
         log.warning("the secret of the data dir cannot be kept: %s", error.strerror)
     return secret
+
+
+def worker_id_of(data_dir: Path) -> str:
+    """The id of the worker of this data dir, made at the first start."""
+    path = data_dir / "worker-id"
+    with suppress(OSError, UnicodeDecodeError):
+        if re.fullmatch("[0-9a-f]{32}", found := path.read_text(encoding="ascii").strip()):
+            return found
+    made = secrets.token_hex(16)
+    path.write_text(made + "\n", encoding="ascii")
+    return made
 
 
 def _lock(data_dir: Path, descriptor: int, locks: ExitStack) -> None:

@@ -1,4 +1,4 @@
-"""State of the server that the next start needs, on disk: its clocks, whether it is paused."""
+"""State of the server that the next start needs, on disk: its clocks, what is paused."""
 
 from storage.database import Database
 
@@ -10,6 +10,8 @@ MEMORY = "memory: "
 
 WEIGHTS = "weights of "
 """How the names of load specs begin among these; the values are bytes."""
+DRAINED = "drained:"
+"""Before the name of a machine."""
 
 
 class StateStore:
@@ -59,6 +61,13 @@ class StateStore:
 
     def keep_memory(self, name: str, value: float) -> None:
         self._set_mark(MEMORY + name, value)
+
+    def is_drained(self, machine: str) -> bool:
+        """Whether the operator gives a machine of this name no more tasks."""
+        return bool(self._mark(DRAINED + machine))
+
+    def set_drained(self, machine: str, drained: bool) -> None:
+        self._set_mark(DRAINED + machine, float(drained))
 
     def end_future(self, now: float) -> None:
         """Set times in the future, of tasks that ended, were fetched or removed, to now.

@@ -4,6 +4,7 @@ everything. Importing mflux takes a second of CPU time, and the tests start hund
 On Linux alone: on a Mac, a process that has loaded Metal must not be forked.
 """
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -40,16 +41,23 @@ class ForkedServer:
     """server.main() in a process of its own, with the methods of a Popen that the tests use.
 
     Its standard error is `stderr`; its standard input is empty.
+
+    Args:
+        program: name of the module whose main() it runs.
     """
 
     stdin = None
 
-    def __init__(self, arguments: Sequence[str], hold: Hold | None = None) -> None:
+    def __init__(
+        self, arguments: Sequence[str], hold: Hold | None = None, program: str = "server"
+    ) -> None:
         context = multiprocessing.get_context("forkserver")
         _start_forking()
         reader, writer = context.Pipe(duplex=False)
         self._process = context.Process(
-            target=_serve, args=(list(arguments), clean_environment(), writer, hold), daemon=True
+            target=_serve,
+            args=(program, list(arguments), clean_environment(), writer, hold),
+            daemon=True,
         )
         self._process.start()
         writer.close()
@@ -106,7 +114,11 @@ def _ensure_forking() -> None:
 
 
 def _serve(
-    arguments: list[str], environment: dict[str, str], stderr: Connection, hold: Hold | None
+    program: str,
+    arguments: list[str],
+    environment: dict[str, str],
+    stderr: Connection,
+    hold: Hold | None,
 ) -> None:
     """What the new process does; the same as `python3 server.py`."""
     os.dup2(stderr.fileno(), 2)
@@ -115,9 +127,8 @@ def _serve(
     os.chdir(ROOT)
     os.environ.clear()
     os.environ.update(environment)
-    import server
     from supervision import end_process
 
     if hold:
         hold.hold_pictures()
-    end_process(server.main(arguments))
+    end_process(importlib.import_module(program).main(arguments))

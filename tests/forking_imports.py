@@ -1,6 +1,7 @@
 """Imported by the process from which servers are forked (forking.py), and by no other."""
 
 import importlib
+import importlib.util
 import os
 
 from forking import clean_environment
@@ -14,6 +15,8 @@ from models.mflux_registry import read_catalog
 from models.mlx_setup import prepare_mlx
 
 prepare_mlx()
+if importlib.util.find_spec("celery"):
+    importlib.import_module("remote_worker")
 for name in (
     "encodings.idna",
     "server",

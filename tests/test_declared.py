@@ -12,6 +12,7 @@ import pytest
 from conftest import FakeGenerator, PlayedQueue, params_for
 from test_pipelines import OnItsThread
 
+import configuration
 import server
 from allowed import Allowed
 from declared import Recognize, nothing_fits, read_allowed
@@ -164,7 +165,7 @@ def test_the_server_recognizes_folders(anima_folder: Path, tmp_path: Path) -> No
     folder = shutil.copytree(anima_folder, tmp_path / "noted", copy_function=link)
     (folder / "mflux_model.json").write_text('{"model_name": "anima-turbo"}')
     settings = Settings.read(["--models", f"fast={folder}"], {})
-    assert server.allow(settings, has_gpu=False).default.key == "anima-turbo"
+    assert configuration.allow(settings, has_gpu=False).default.key == "anima-turbo"
 
 
 # -- repositories -------------------------------------------------------------------------------
@@ -209,7 +210,9 @@ def test_the_download_of_a_declared_repository_knows_its_source(hub: Path, tmp_p
     spec = LoadSpec(fast, fast.pipelines[0], None)
     command = server.download_command(tmp_path, spec)
     settings = Settings.read(command[2:], {})
-    again = server.allow(replace(settings, model=settings.download), False, "--download").default
+    again = configuration.allow(
+        replace(settings, model=settings.download), False, "--download"
+    ).default
     assert (again.name, again.key, again.path) == ("fast", "z-image-turbo", "org/turbo")
     assert settings.models == (entry,)
     at_path = declared("--model", "schnell", "--path", f"org/turbo:{COMMIT}").default

@@ -234,7 +234,8 @@ PARTS = MODULES | PACKAGES
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "option_values": set(),
-    "settings": {"option_values"},
+    "option_parser": {"option_values"},
+    "settings": {"option_parser", "option_values"},
     "supervision": set(),
     "timing": set(),
     "timing_laws": {"timing"},
@@ -310,8 +311,33 @@ MAY_IMPORT: dict[str, set[str]] = {
         "queue_manager",
         "workers",
     },
-    "configuration": {"api", "key_file", "scheduler", "settings", "storage", "workers"},
+    "cluster": {
+        "allowed",
+        "errors",
+        "images",
+        "models",
+        "scheduler",
+        "supervision",
+        "task",
+        "timing_model",
+    },
+    "configuration": {
+        "allowed",
+        "api",
+        "declared",
+        "errors",
+        "generation.previews",
+        "generation.recognition",
+        "generator",
+        "key_file",
+        "models",
+        "scheduler",
+        "settings",
+        "storage",
+        "workers",
+    },
     "server": PARTS,
+    "remote_worker": PARTS,
 }
 """By module or package at the top level: the modules and packages that it may import."""
 HOMES: dict[str, set[str]] = {
@@ -324,8 +350,10 @@ HOMES: dict[str, set[str]] = {
     "flasgger": {"api.api_docs"},
     "flask": {"application", "api", "compat"},
     "waitress": {"api.http_server", "api.http_loop", "api.http_channel", "api.http_request"},
+    "celery": {"cluster.carrier"},
     "certifi": {"outgoing"},
     "jiter": {"api.json_text"},
+    "kombu": {"cluster.carrier"},
     "sqlite3": {"storage.database"},
     "PIL": {
         "images",
@@ -353,7 +381,8 @@ HOMES: dict[str, set[str]] = {
         "models.tiny_recipes",
         "models.tiny_weights",
     },
-    "pydantic": {"fields", "key_file", "task", "api", "compat"},
+    "pydantic": {"fields", "key_file", "task", "api", "cluster", "compat"},
+    "redis": {"cluster.carrier"},
 }
 """By library: the modules and packages that may import it."""
 

@@ -24,6 +24,9 @@ OPERATIONS = (
     "DELETE /queue",
     "POST /tasks/{task_id}/front",
     "GET /clients",
+    "GET /machines",
+    "POST /machines/local/drain",
+    "POST /machines/local/resume",
 )
 
 

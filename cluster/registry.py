@@ -1,0 +1,107 @@
+"""The workers that the head knows.
+
+A heartbeat registers a worker. One that is silent for a lease is lost: what it ran is released and
+drawn elsewhere. All fields belong to the scheduler's lock.
+"""
+
+import logging
+
+from cluster.messages import Heartbeat
+from cluster.remote_machine import RemoteMachine
+from scheduler.scheduler import Scheduler
+from timing_model import LOCAL
+
+log = logging.getLogger(__name__)
+
+
+class Registry:
+    """Args:
+    lease_s: seconds of silence after which a worker is lost.
+    """
+
+    def __init__(self, scheduler: Scheduler, lease_s: float) -> None:
+        self.lease_s = lease_s
+        self._scheduler = scheduler
+        self._by_worker: dict[str, RemoteMachine] = {}
+
+    @property
+    def machines(self) -> list[RemoteMachine]:
+        """Those that are registered (locked)."""
+        return list(self._by_worker.values())
+
+    def named(self, name: str) -> RemoteMachine | None:
+        """(locked)"""
+        return next((remote for remote in self.machines if remote.name == name), None)
+
+    def find(self, worker: str, session: str) -> RemoteMachine | None:
+        """The worker that has sent a message, which extends its lease. None: it is not registered,
+        or the message is of an earlier process."""
+        with self._scheduler.lock:
+            remote = self._by_worker.get(worker)
+            if remote is None or remote.session != session or remote.lost:
+                return None
+            remote.heard_at = self._scheduler.monotonic()
+            return remote
+
+    def heard(self, heartbeat: Heartbeat) -> str | None:
+        """A heartbeat has come. Returns why the worker is refused; None: it is registered.
+
+        Raises:
+            StorageUnavailable: what its earlier process ran cannot be released now.
+        """
+        scheduler = self._scheduler
+        with scheduler.lock:
+            known = self._by_worker.get(heartbeat.worker)
+            if known and known.session == heartbeat.session and not known.lost:
+                known.heard(heartbeat, scheduler.monotonic(), scheduler.now())
+                scheduler.wake_worker.notify_all()
+                return None
+        if known:
+            self.lose(known, "it was started again", interrupted=True)
+        name = heartbeat.registration.name
+        drained = scheduler.store.state.is_drained(name)
+        with scheduler.lock:
+            if name == LOCAL or self.named(name):
+                return f"There is a machine {name!r} already: choose another --worker-name."
+            remote = RemoteMachine.registered(heartbeat, scheduler)
+            remote.machine.drained = drained
+            self._by_worker[remote.worker] = remote
+            scheduler.machines.join(remote.machine)
+            scheduler.forecaster.prepare()
+            scheduler.wake_worker.notify_all()
+        log.info("machine %s is registered: %s", name, heartbeat.registration.hardware)
+        return None
+
+    def lose(self, remote: RemoteMachine, reason: str, *, interrupted: bool) -> None:
+        """A worker is gone: what it ran waits again.
+
+        Args:
+            interrupted: it died, perhaps because of what it ran.
+
+        Raises:
+            StorageUnavailable: not all could be released; call it again.
+        """
+        scheduler = self._scheduler
+        with scheduler.lock:
+            remote.lost = True
+            remote.machine.available = False
+            remote.offer(None, scheduler.monotonic())
+            running = [run.task for run in remote.machine.runs.values()]
+        for task in reversed(running):
+            remote.api.release(task.task_id, task.attempt, interrupted=interrupted)
+        with scheduler.lock:
+            if self._by_worker.get(remote.worker) is remote:
+                del self._by_worker[remote.worker]
+            scheduler.machines.leave(remote.machine)
+            scheduler.forecaster.prepare()
+            scheduler.wake_worker.notify_all()
+        log.warning("machine %s is lost: %s", remote.name, reason)
+
+    def is_expired(self, remote: RemoteMachine) -> bool:
+        """Whether it was silent for too long (locked)."""
+        return self._scheduler.monotonic() - remote.heard_at > self.lease_s
+
+    def heard_none(self) -> None:
+        """The broker was away, so that nobody could be heard: all leases begin again (locked)."""
+        for remote in self.machines:
+            remote.heard_at = self._scheduler.monotonic()

@@ -1,0 +1,128 @@
+"""A worker on another machine, as the head sees it.
+
+Not thread-safe: its fields belong to the scheduler's lock.
+"""
+
+from dataclasses import dataclass, field
+
+from cluster.messages import Heartbeat, Registration
+from scheduler.machines import About, Machine
+from scheduler.scheduler import Scheduler
+from scheduler.worker_api import WorkerApi
+from task import Task
+
+
+@dataclass(frozen=True)
+class Offered:
+    """A task that was sent to a worker, and that it has not begun yet."""
+
+    task: Task
+    attempt: int
+    at: float
+    """Monotonic seconds."""
+
+
+@dataclass(eq=False)
+class RemoteMachine:
+    worker: str
+    """Id of the machine, which a restart keeps."""
+    session: str
+    """Of the process; another one has none of its tasks."""
+    registration: Registration
+    machine: Machine
+    api: WorkerApi
+    heard_at: float
+    """Monotonic seconds of its latest message."""
+    beat_at: float = 0.0
+    """Monotonic seconds of its latest heartbeat."""
+    offered: Offered | None = None
+    held: dict[str, int] = field(default_factory=dict)
+    """By task, the attempt that it has, as its latest heartbeat said."""
+    stopped: set[tuple[str, int]] = field(default_factory=set)
+    """Attempts that it was sent a Stop for since its latest heartbeat."""
+    declined: dict[str, str] = field(default_factory=dict)
+    """By task, why it will not draw it."""
+    lost: bool = False
+    """Whether its tasks are being given to others."""
+
+    @staticmethod
+    def registered(heartbeat: Heartbeat, scheduler: Scheduler) -> "RemoteMachine":
+        """A worker that has sent its first heartbeat."""
+        registration = heartbeat.registration
+        machine = Machine(
+            registration.name,
+            models_in_memory=registration.models_in_memory,
+            started_at=scheduler.monotonic(),
+        )
+        remote = RemoteMachine(
+            heartbeat.worker,
+            heartbeat.session,
+            registration,
+            machine,
+            WorkerApi(scheduler, machine),
+            scheduler.monotonic(),
+        )
+        machine.allows = remote.allows
+        machine.now_resident(heartbeat.resident)
+        remote.heard(heartbeat, scheduler.monotonic(), scheduler.now())
+        return remote
+
+    @property
+    def name(self) -> str:
+        return self.machine.name
+
+    def heard(self, heartbeat: Heartbeat, at: float, now: float) -> None:
+        """A heartbeat has come.
+
+        Args:
+            at, now: monotonic and unix seconds.
+        """
+        self.heard_at = self.beat_at = at
+        self.registration = heartbeat.registration
+        self.held = {held.task_id: held.attempt for held in heartbeat.held}
+        self.stopped.clear()
+        missing = (model.name for model in heartbeat.registration.models if model.missing)
+        self.machine.missing = frozenset(missing)
+        self.machine.available = not (self.lost or heartbeat.stopping)
+        self.machine.about = About(
+            self.registration.hardware,
+            self.registration.system,
+            self.registration.memory_bytes,
+            self.registration.versions,
+            tuple(model.name for model in self.registration.models),
+            heard_at=now,
+        )
+
+    def allows(self, task: Task) -> bool:
+        """Whether it may load all that a task needs, as far as its registration says."""
+        known = self.registration
+        names = {model.name for model in known.models}
+        bits, loras = set(known.bits), set(known.loras)
+        if task.task_id in self.declined or task.params.quantize not in bits:
+            return False
+        for stage in task.stages:
+            if stage.load_spec.model.name not in names:
+                return False
+            for lora in stage.load_spec.loras:
+                if lora.name not in loras and not (known.lora_repos and "/" in lora.name):
+                    return False
+        return True
+
+    def wants(self, task_id: str, attempt: int) -> bool:
+        """Whether this attempt runs or is offered here."""
+        run = self.machine.runs.get(task_id)
+        if run is not None and run.task.attempt == attempt:
+            return True
+        return self.is_offered(task_id, attempt)
+
+    def is_offered(self, task_id: str, attempt: int) -> bool:
+        offered = self.offered
+        return offered is not None and (offered.task.task_id, offered.attempt) == (
+            task_id,
+            attempt,
+        )
+
+    def offer(self, task: Task | None, at: float) -> None:
+        """It is sent this task; None: it has none that it has not begun."""
+        self.offered = Offered(task, task.attempt + 1, at) if task else None
+        self.machine.offered = task

@@ -1,0 +1,91 @@
+"""Stores the images that workers have drawn, and learns how long they took."""
+
+import logging
+from contextlib import suppress
+from copy import copy
+from dataclasses import replace
+
+from errors import StorageUnavailable
+from scheduler.events import EventKind
+from scheduler.machines import Machine, Run
+from scheduler.scheduler import Scheduler
+from task import Encoded, Task
+from timing_model import Measured, Work
+
+log = logging.getLogger(__name__)
+
+
+class FinishedImages:
+    """Those of one machine. The encoder thread calls it. All methods may raise StorageUnavailable;
+    then nothing has changed."""
+
+    def __init__(self, scheduler: Scheduler, machine: Machine) -> None:
+        self._scheduler = scheduler
+        self._machine = machine
+
+    def store(self, task_id: str, attempt: int, encoded: Encoded, *, last: bool) -> bool:
+        """Returns whether the image is stored; False: it was before, or the attempt is old.
+
+        Args:
+            last: the task is done with it.
+        """
+        # Not under `changes`: syncing an image takes milliseconds, for which the worker would wait
+        # with its next claim. The store's own guard decides against a cancel at the same moment.
+        scheduler = self._scheduler
+        with scheduler.lock:
+            run = self._run(task_id, attempt)
+            if run is None or encoded.index != run.task.images_done:
+                return False  # refused, or stored already
+            task = copy(run.task)  # as it runs; it may be released meanwhile
+            samples = [self._sample(run.task, stage, m) for stage, m in encoded.measured]
+            if scheduler.gaps() != run.gaps_before:
+                samples = []  # the process was stopped meanwhile
+        with scheduler.health.noting_storage():
+            stored = scheduler.store.add_image(
+                task,
+                encoded.image,
+                [measured for _, measured in encoded.measured],
+                samples=samples,
+                end=scheduler.end(task) if last else None,
+            )
+        if not stored:
+            return False
+        outcome = None
+        learned = scheduler.timing.learned(samples)  # takes too long to hold the lock
+        with scheduler.lock:
+            scheduler.timing.take(learned)
+            run.task.image_sizes += (len(encoded.image),)
+            run.task.measured += tuple(measured for _, measured in encoded.measured)
+            first = run.task.images_done == 1
+            if last:
+                outcome = scheduler.finish(run)
+            scheduler.forecaster.prepare()
+        scheduler.retention.added(len(encoded.image), first=first)
+        scheduler.events.publish(EventKind.DONE if last else EventKind.IMAGE, task_id)
+        if last:
+            scheduler.store.discard_inputs(task_id)
+            log.info("task %s is done", task_id)
+            scheduler.prune()
+        if outcome is not None:
+            with suppress(StorageUnavailable):  # the task is done all the same
+                scheduler.store.timings.keep_outcome(outcome)
+        return True
+
+    def cancel_after(self, task_id: str, attempt: int) -> None:
+        """An image is stored: cancel the task if it was the last one that its client wants."""
+        scheduler = self._scheduler
+        with scheduler.lock:
+            run = self._run(task_id, attempt)
+            last = run.task.last_image if run else None
+            if run is None or last is None or run.task.images_done <= last:
+                return
+        with scheduler.changes, scheduler.health.noting_storage():
+            scheduler.cancel(run.task)
+
+    def _sample(self, task: Task, stage: int, measured: Measured) -> tuple[Work, Measured]:
+        return replace(self._scheduler.estimates.work(task.stages[stage]), images=1), measured
+
+    def _run(self, task_id: str, attempt: int) -> Run | None:
+        """(locked) None: the task runs no more, or not this attempt, or not here."""
+        run = self._machine.runs.get(task_id)
+        return run if run is not None and run.task.attempt == attempt else None
