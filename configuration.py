@@ -7,11 +7,13 @@ from api.generate_request import Limits
 from api.identity import Identity
 from api.origin_check import LOOPBACK
 from declared import read_allowed
+from generation.memory_guard import MemoryGuard
 from generation.previews import Previews
 from generation.recognition import fitting_models
 from generator import MfluxGenerator
 from key_file import Client, KeyFile
 from models.mflux_registry import read_catalog
+from models.mlx_setup import prepare_mlx
 from models.model_catalog import DEFAULT_MODEL, DEFAULT_MODEL_WITHOUT_GPU
 from models.weights_cache import WeightsCache
 from scheduler.limits import QueueLimits
@@ -104,7 +106,12 @@ def generator_of(
         models_in_memory=settings.models_in_memory,
         lora_path=allowed.lora,
         cache_limit_bytes=settings.cache_limit,
-        check_memory=settings.memory_check,
+        guard=MemoryGuard(
+            settings.memory_limit,
+            prepare_mlx(),
+            on=settings.memory_check,
+            tiling=settings.vae_tiling,
+        ),
         previews=previews,
         weights_cache=weights_cache,
     )

@@ -7,9 +7,8 @@ mlx.
 
 import gc
 import logging
-import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,11 @@ from generation.load_errors import (
 )
 from generation.loaded_model import LoadedModel
 from generation.loading import bytes_of
-from generation.pipelines import arguments, build, check_files, metadata, picture_of
+from generation.memory_guard import MemoryGuard, Tiling
+from generation.picture_memory import PictureMemory
+from generation.pipelines import arguments, build, check_files, metadata, picture_of, set_tiling
 from generation.previews import Previews
+from generation.process_memory import PeakMeter
 from generation.prompt_cache import PromptCache
 from generation.step_hook import StepHook, harmless
 from generation.weights_copy import WeightsCopies
@@ -43,10 +45,6 @@ log = logging.getLogger(__name__)
 PROMPT_CACHE_BYTES = 256_000_000
 """mflux keeps the text embeddings of every prompt (4 to 8 MB each on FLUX.1); we keep this much of
 each model."""
-PRIOR_BYTES_PER_PIXEL = 2048
-"""Memory that a picture needs beside the weights, before one was measured: the decoder holds about
-four feature maps of 128 channels in 32 bits for each pixel."""
-MEMORY_MARGIN = 1.2
 SHARE_FOR_WEIGHTS = 0.75
 """Part of the machine's memory that several models may fill together."""
 
@@ -59,7 +57,7 @@ class MfluxGenerator:
         models_in_memory: most of them at a time; the one used longest ago makes room.
         lora_path: what mflux loads an adapter of this name from.
         cache_limit_bytes: most freed memory that MLX keeps for reuse; None: MLX's own limit.
-        check_memory: refuse pictures that would not fit into memory.
+        guard: decides which pictures fit into memory; default: by what this machine has.
         previews: is given the latents of pictures while they are drawn.
         weights_cache: copies of quantized weights; None: there are none.
     """
@@ -71,7 +69,7 @@ class MfluxGenerator:
         models_in_memory: int = 1,
         lora_path: Callable[[str], str] = str,
         cache_limit_bytes: int | None = None,
-        check_memory: bool = True,
+        guard: MemoryGuard | None = None,
         previews: Previews | None = None,
         weights_cache: WeightsCache | None = None,
     ) -> None:
@@ -83,12 +81,11 @@ class MfluxGenerator:
         self._models_in_memory = models_in_memory
         self._lora_path = lora_path
         self._cache_limit_bytes = cache_limit_bytes
-        self._check_memory = check_memory
+        self.guard = guard or MemoryGuard()
         self._previews = previews or Previews(on=False)
         self._copies = WeightsCopies(weights_cache, lambda spec: build(spec, data_dir)[0])
         self._loaded: OrderedDict[str, LoadedModel] = OrderedDict()  # the latest used last
-        self._bytes_per_pixel: dict[str, float] = {}  # of a model, the most that was measured
-        self._weights_bytes: dict[str, int] = {}  # of a model, when it was loaded last
+        self._peak = PeakMeter()
         self._begun = 0
         """Number of pictures that were begun."""
         self._last_size: tuple[int, int] | None = None
@@ -137,7 +134,7 @@ class MfluxGenerator:
         hook = StepHook(PromptCache(PROMPT_CACHE_BYTES), self._note_memory, self._previews)
         loaded = LoadedModel(weights, pipeline, places, hook)
         self._loaded[weights.key] = loaded
-        self._weights_bytes[weights.model.name] = loaded.weights_bytes
+        self.guard.learn_weights(weights, loaded.weights_bytes)
         self._layer_sizes[weights.model.name] = loaded.layer_sizes
         self._note_resident()
         return bits
@@ -188,9 +185,11 @@ class MfluxGenerator:
                 pictures with the same weights: neither changes the other.
         """
         params, weights = stage.params, stage.load_spec
-        if refusal := self.refusal(stage):
-            raise DoesNotFit(refusal)
         loaded = self._use(weights)
+        plan = self.guard.plan_now(stage, self._give_back(weights.key))
+        if plan.refusal:
+            raise DoesNotFit(plan.refusal)
+        set_tiling(loaded.face(weights.pipeline), plan.tile)
         self._prepare_memory(params)
         self._begun = number = self._begun + 1
         own_decoder = weights.model.tiny or weights.model.path is not None
@@ -199,11 +198,11 @@ class MfluxGenerator:
             keeping_source(stage, inputs) as kept,
             self._previews.picture(weights.model.family, decoder),
         ):
-            generated = self._generated(loaded, stage, inputs, report, kept)
+            generated = self._generated(loaded, stage, inputs, self._measured(report), kept)
             with harmless("nothing could be learned for previews"):
                 self._previews.learn(generated.image)
         if number == self._begun:  # else the peak is that of another picture
-            self._learn_memory(params)
+            self._learn_memory(stage, plan.tile)
         if weights.pipeline.right_half:
             generated = generated.get_right_half()
         picture = picture_of(generated, stage, inputs)
@@ -211,7 +210,7 @@ class MfluxGenerator:
             picture = kept.over_source(picture)
         details: dict[str, Any] | None = None
         with harmless("a picture goes without metadata"):
-            details = metadata(generated, params, weights)
+            details = metadata(generated, params, weights, plan.tile)
         return Drawn(picture, details)
 
     def _generated(
@@ -263,7 +262,7 @@ class MfluxGenerator:
     def _check_memory_error(self, error: BaseException, stage: Stage) -> None:
         """Raises: OutOfMemory: the error says that memory was too small."""
         if is_out_of_memory(error):
-            self._drop_others(stage.load_spec.key)
+            list(self._give_back(stage.load_spec.key))
             free_frames(error)
             sentence = too_little_memory(stage.params, stage.load_spec.model)
             raise OutOfMemory(sentence) from error
@@ -281,30 +280,8 @@ class MfluxGenerator:
         return check_adapters(weights, self._lora_path, sizes)
 
     def refusal(self, stage: Stage) -> str | None:
-        """Why a picture of this stage would not fit into memory; None: it fits, or nobody asks, or
-        its model was never loaded.
-
-        Estimate: the weights of its model, and for each pixel PRIOR_BYTES_PER_PIXEL; once pictures
-        were made with it, the most that one of them took for each pixel; and a margin. Any thread
-        may call.
-        """
-        params = stage.params
-        weights_bytes = self._weights_bytes.get(params.model, 0)
-        if not params.model:
-            weights_bytes = self.memory.weights_bytes
-        if not self._check_memory or not weights_bytes:
-            return None
-        width, height = params.final_size
-        width *= stage.load_spec.pipeline.width_factor
-        per_pixel = self._bytes_per_pixel.get(params.model, PRIOR_BYTES_PER_PIXEL)
-        picture = width * height * per_pixel * MEMORY_MARGIN
-        needed = weights_bytes + picture
-        if needed <= self.memory.total_bytes:
-            return None
-        return (
-            f"A picture of {width} x {height} needs about {needed / 1e9:.1f} GB of "
-            f"memory, this machine has {self.memory.total_bytes / 1e9:.1f} GB."
-        )
+        """Why a picture of this stage would not fit into memory, or None. Any thread may call."""
+        return None if stage.load_spec.model.makes else self.guard.plan(stage).refusal
 
     def _make_room(self, new_bytes: float, *, save: bool = False) -> None:
         """Drop models until there is room for one of this size; others stay only where memory
@@ -315,17 +292,24 @@ class MfluxGenerator:
         """
         while self._loaded and (
             len(self._loaded) >= self._models_in_memory
-            or self.memory.weights_bytes + new_bytes > SHARE_FOR_WEIGHTS * _total_memory()
+            or self.memory.weights_bytes + new_bytes > SHARE_FOR_WEIGHTS * self.guard.limit_bytes
         ):
             oldest = next(iter(self._loaded.values()))
             if save:
                 self._save_copy(oldest, lambda: True)
             self._drop_oldest()
 
-    def _drop_others(self, key: str) -> None:
-        """Drop all models but this one, which was used last."""
+    def _give_back(self, key: str) -> Iterator[bool]:
+        """Gives back what was freed and is kept, then drops one model after the other, but not this
+        one; yields after each."""
+        import mlx.core as mx
+
+        mx.clear_cache()
+        give_back_memory()
+        yield True
         while len(self._loaded) > 1 and next(iter(self._loaded)) != key:
             self._drop_oldest()
+            yield True
 
     def _drop_oldest(self) -> None:
         import mlx.core as mx
@@ -341,7 +325,7 @@ class MfluxGenerator:
     def _note_resident(self) -> None:
         self.resident = tuple(reversed(self._loaded))
         sizes = {key: loaded.weights_bytes for key, loaded in self._loaded.items()}
-        total = _total_memory()
+        total = self.guard.limit_bytes
         self.memory = replace(
             self.memory,
             weights_bytes=sum(sizes.values()),
@@ -359,18 +343,26 @@ class MfluxGenerator:
         if self._last_size not in (None, size):
             mx.clear_cache()
         self._last_size = size
-        mx.reset_peak_memory()
+        self._peak.begin()
 
-    def _learn_memory(self, params: GenerationParams) -> None:
+    def _measured(self, report: Report) -> Report:
+        """The report of a picture, that measures the memory of its phases."""
+
+        def measuring(phase: Phase, steps_done: int, steps_total: int) -> None:
+            if phase is Phase.DECODING:
+                self._peak.next_phase()
+            report(phase, steps_done, steps_total)
+
+        return measuring
+
+    def _learn_memory(self, stage: Stage, tile: Tiling) -> None:
         self._note_memory()
-        if params.images or params.control_image:  # their share says nothing about other pictures
-            return
-        width, height = params.final_size
-        pixels = width * height
-        if pixels >= 512 * 512:  # smaller ones say little about larger ones
-            taken = max(self.memory.peak_bytes - self.memory.weights_bytes, 0)
-            known = self._bytes_per_pixel.get(params.model, 0.0)
-            self._bytes_per_pixel[params.model] = max(known, taken / pixels)
+        params, phases = stage.params, self._peak.phases()
+        if params.images or params.control_image or len(phases) != 2:
+            return  # their share says nothing about other pictures
+        weights = self.memory.weights_bytes
+        denoising, decoding = (max(peak - weights, 0) for peak in phases)
+        self.guard.learn(stage, tile, PictureMemory(denoising, decoding))
 
     def _note_memory(self) -> None:
         import mlx.core as mx
@@ -378,11 +370,6 @@ class MfluxGenerator:
         self.memory = replace(
             self.memory,
             active_bytes=mx.get_active_memory(),
-            peak_bytes=mx.get_peak_memory(),
+            peak_bytes=self._peak.counted_bytes(),
             cache_bytes=mx.get_cache_memory(),
         )
-
-
-def _total_memory() -> int:
-    """Bytes of the machine's memory; Apple Silicon's GPU shares them."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -83,6 +83,17 @@ def switch(text: str) -> bool:
     return text.lower() in ("on", "true", "1")
 
 
+def tile_size(text: str) -> int | str:
+    """Raises: ArgumentTypeError"""
+    if text in ("auto", "off"):
+        return text
+    if not text.isdigit() or not 128 <= int(text) <= 4096 or int(text) % 16:
+        raise argparse.ArgumentTypeError(
+            f"must be auto, off, or a multiple of 16 from 128 to 4096, not {text!r}"
+        )
+    return int(text)
+
+
 def url(text: str) -> str:
     if text and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", text):
         raise argparse.ArgumentTypeError(f"must be like https://pictures.example, not {text!r}")

@@ -328,6 +328,7 @@ def main(argv: list[str]) -> int:
         generator = generator_of(settings, allowed, previews, weights_cache)
         server = Server(settings, allowed, generator, previews, weights_cache)
         server.measure_speed = machine_speed.measure
+        generator.guard.restore(server.scheduler.store.state)
     except (MlxMissing, errors.StoreError, errors.ModelLoadError) as error:
         print(f"server.py: {error}", file=sys.stderr)
         return 1

@@ -22,6 +22,7 @@ from option_values import (
     names,
     origins,
     switch,
+    tile_size,
     url,
     webhook_secret,
     whole_number,
@@ -331,11 +332,21 @@ class Settings:
         metavar="BYTES|off",
     )
     memory_check: bool = _option(
-        True,
-        "refuse pictures that would not fit into memory",
-        parse=switch,
+        True, "refuse pictures that would not fit into memory", parse=switch
     )
-
+    memory_limit: int | None = _option(
+        None,
+        "bytes that the server may use in all (default: nine tenths of the machine's; on a Mac "
+        "what its GPU may use)",
+        parse=whole_number(10**8, 2**50),
+        metavar="BYTES",
+    )
+    vae_tiling: str | int = _option(
+        "auto",
+        "decode in tiles of SIZE pixels; auto: pictures that would not fit into memory otherwise",
+        parse=tile_size,
+        metavar="auto|SIZE|off",
+    )
     broker: str = _option(
         "",
         "Redis or Valkey that carries tasks to workers on other machines (docs/cluster.md): "

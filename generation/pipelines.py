@@ -263,9 +263,30 @@ def _control(kind: str, path: str | None, strength: float | None) -> Any:
     return ControlSpec(control_type, path, 1.0 if strength is None else strength)
 
 
-def metadata(generated: Any, params: GenerationParams, weights: LoadSpec) -> dict[str, Any]:
+def set_tiling(pipeline: Any, tile: int | None) -> None:
+    """Let a pipeline encode and decode pictures in tiles.
+
+    Args:
+        tile: their side in pixels; None: as mflux has set it.
+    """
+    from mflux.models.common.vae.tiling_config import TilingConfig
+
+    if not hasattr(pipeline, "tiling_config"):
+        return
+    own = vars(pipeline).setdefault("own_tiling_config", pipeline.tiling_config)
+    tiled = tile and TilingConfig(vae_decode_tile_size=tile, vae_encode_tile_size=tile)
+    pipeline.tiling_config = tiled or own
+
+
+def metadata(
+    generated: Any, params: GenerationParams, weights: LoadSpec, tile: int | None = None
+) -> dict[str, Any]:
     """What mflux writes about a picture into its file, without what is not of its params: equal
-    params give equal files."""
+    params give equal files.
+
+    Args:
+        tile: side of the tiles that it was decoded in.
+    """
     model, schedulers = weights.model, weights.pipeline.rules.schedulers
     details: dict[str, Any] = generated._get_metadata()
     for name in NOT_OF_THE_PARAMS:
@@ -287,6 +308,8 @@ def metadata(generated: Any, params: GenerationParams, weights: LoadSpec) -> dic
         details["verification"] = verification
     if schedulers:
         details["scheduler"] = params.scheduler or schedulers[0]
+    if tile:
+        details["vae_tiling"] = tile
     if params.preset:
         details["preset"] = params.preset
     return details

@@ -111,22 +111,19 @@ def test_a_copy_of_a_model_draws_as_the_model_itself(
     assert generating.draw(spec_of("tiny", folder), params_for()).tobytes() == own.tobytes()
 
 
-def test_models_stay_together_in_memory_by_what_they_really_take(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_models_stay_together_in_memory_by_what_they_really_take(data_dir: Path) -> None:
     """The download of Z-Image has 31 GB; what is loaded here has a megabyte."""
-    total = 10_000_000
-    monkeypatch.setattr("generator._total_memory", lambda: total)
     large = replace(FLUX2, weights_gb=31.0)
     specs = [spec_of("tiny"), LoadSpec(large, large.pipelines[0], None), spec_of("tiny-z-image")]
     generating = OnItsThread(data_dir, models_in_memory=3)
+    generator = generating.generator
+    generator.guard.limit_bytes = 10_000_000
     for spec in specs:
         generating.load(spec)
-    generator = generating.generator
     assert list(generator.resident) == ["tiny-z-image", "tiny-flux2", "tiny"]
     taken = generator.memory.loaded_bytes
     assert sum(taken.values()) == generator.memory.weights_bytes
-    total = int((taken["tiny-flux2"] + taken["tiny-z-image"]) / 0.75) + 1
+    generator.guard.limit_bytes = int((taken["tiny-flux2"] + taken["tiny-z-image"]) / 0.75) + 1
     generating.load(specs[1])
     generating.run(generator._make_room, 0)
     generating.load(specs[0])

@@ -1,0 +1,187 @@
+"""Decides whether a picture fits into memory, and whether it is decoded in tiles.
+
+The figures are those of generation/picture_memory.py. Where a measured picture differs from them by
+more than BAND, the model's figure is replaced by what was measured, for all sizes in proportion.
+Within the band nothing changes: a request gets the same answer before and after other pictures.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+from errors import StorageUnavailable
+from generation.picture_memory import TILES, PictureMemory, can_tile, picture_memory, size
+from generation.process_memory import PROCESS_BYTES, available_bytes, machine_bytes, used_bytes
+from models.model_catalog import LoadSpec
+from task import Stage
+
+log = logging.getLogger(__name__)
+
+MARGIN = 1.1
+"""Of the picture's estimate."""
+BAND = 1.25
+"""Measured pictures that differ from the estimate by less than this factor teach nothing."""
+LEAST_LEARNED = 300_000_000
+"""Bytes: smaller ones say little about larger ones."""
+Tiling = int | None
+"""Side of the decoder's tiles in pixels; None: the whole picture."""
+
+
+class LearnedMemory(Protocol):
+    """storage/state_store.py."""
+
+    def memory(self) -> dict[str, float]: ...
+    def keep_memory(self, name: str, value: float) -> None: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a picture is to be drawn."""
+
+    tile: Tiling = None
+    picture_bytes: float = 0.0
+    """That it takes beside the weights."""
+    refusal: str | None = None
+    """Why it does not fit, with the figure."""
+
+
+class MemoryGuard:
+    """Args:
+    limit_bytes: that the whole process may use; None: what the machine has for it.
+    gpu: whether MLX has a GPU.
+    on: whether pictures are refused.
+    tiling: "auto": in tiles if the picture does not fit otherwise; "off": never; a number: always,
+    the side of the
+        tiles in pixels.
+    """
+
+    def __init__(
+        self,
+        limit_bytes: int | None = None,
+        gpu: bool = False,
+        *,
+        on: bool = True,
+        tiling: str | int = "auto",
+    ) -> None:
+        self.limit_bytes = limit_bytes or machine_bytes(gpu)
+        self.on = on
+        self._gpu = gpu
+        self._tiling = tiling
+        self._learned: dict[str, float] = {}
+        """Bytes of the weights of load specs, and by model and phase: measured / figure."""
+        self._store: LearnedMemory | None = None
+
+    def restore(self, store: LearnedMemory) -> None:
+        """Start with what was learned before, and keep there what is learned."""
+        self._store = store
+        self._learned.update(store.memory())
+
+    def plan(self, stage: Stage) -> Plan:
+        """How a picture is drawn if no other model is in memory. Any thread may call."""
+        weights = self.weights_bytes(stage.load_spec)
+        room = self.limit_bytes - PROCESS_BYTES - weights
+        plan = self._plan(stage, room)
+        if not self.on or plan.picture_bytes <= room:
+            return plan
+        width, height = size(stage)
+        needed = plan.picture_bytes + weights + PROCESS_BYTES
+        tiled = ", decoded in tiles" if plan.tile else ""
+        return Plan(
+            plan.tile,
+            plan.picture_bytes,
+            f"A picture of {width} x {height} needs about {needed / 1e9:.1f} GB of memory{tiled} "
+            f"({weights / 1e9:.1f} GB for the weights of {stage.load_spec.model.name}), this "
+            f"machine has {self.limit_bytes / 1e9:.1f} GB for it.",
+        )
+
+    def plan_now(self, stage: Stage, give_back: Iterator[bool]) -> Plan:
+        """How a picture is drawn now, with its weights in memory.
+
+        Args:
+            give_back: gives some memory back at each step.
+        """
+        plan = self.plan(stage)
+        if not self.on or plan.refusal:
+            return plan
+        room = self._free_bytes()
+        while plan.picture_bytes > room and next(give_back, False):
+            room = self._free_bytes()
+        if plan.picture_bytes <= room:
+            return plan
+        smaller = self._plan(stage, room)
+        if smaller.picture_bytes <= room:
+            return smaller
+        width, height = size(stage)
+        refusal = (
+            f"A picture of {width} x {height} needs about {smaller.picture_bytes / 1e9:.1f} GB of "
+            f"memory beside the weights, and {max(room, 0) / 1e9:.1f} GB are free: other programs "
+            "use the rest."
+        )
+        return Plan(smaller.tile, smaller.picture_bytes, refusal)
+
+    def weights_bytes(self, spec: LoadSpec) -> float:
+        """Of what was loaded once, measured; else expected."""
+        return self._learned.get(_weights(spec), spec.expected_bytes)
+
+    def learn_weights(self, spec: LoadSpec, weights_bytes: int) -> None:
+        """The weights take this much in memory. Who loads them keeps it."""
+        self._learned[_weights(spec)] = weights_bytes
+
+    def learn(self, stage: Stage, tile: Tiling, measured: PictureMemory) -> None:
+        """A picture has taken this much beside the weights."""
+        figures = picture_memory(stage, tile, gpu=self._gpu)
+        estimated = self._estimate(stage, tile)
+        for phase, taken, figure, estimate in zip(
+            _phases(stage, tile), measured, figures, estimated, strict=True
+        ):
+            if taken > LEAST_LEARNED and not 1 / BAND < taken / estimate < BAND:
+                log.info("%s takes %.2f of the estimated memory", phase, taken / estimate)
+                self._learn(phase, taken / figure)
+
+    def _plan(self, stage: Stage, room: float) -> Plan:
+        """The first choice that fits, else the smallest."""
+        width, height = size(stage)
+        whole: list[Tiling] = [] if isinstance(self._tiling, int) else [None]
+        tiles: list[Tiling] = []
+        if can_tile(stage):
+            tiles = list(TILES) if self._tiling == "auto" else tiles
+            tiles = [self._tiling] if isinstance(self._tiling, int) else tiles
+        choices = [tile for tile in tiles if tile and max(width, height) > tile]
+        plans = [
+            Plan(tile, MARGIN * max(self._estimate(stage, tile)))
+            for tile in [*whole, *choices] or [None]
+        ]
+        return next((plan for plan in plans if plan.picture_bytes <= room), plans[-1])
+
+    def _estimate(self, stage: Stage, tile: Tiling) -> PictureMemory:
+        figures = picture_memory(stage, tile, gpu=self._gpu)
+        denoising, decoding = _phases(stage, tile)
+        return PictureMemory(
+            figures.denoising * self._learned.get(denoising, 1.0),
+            figures.decoding * self._learned.get(decoding, 1.0),
+        )
+
+    def _free_bytes(self) -> float:
+        """Memory that this process may still take."""
+        own = self.limit_bytes - used_bytes()
+        available = available_bytes()
+        return own if available is None else min(own, available)
+
+    def _learn(self, name: str, value: float) -> None:
+        if self._learned.get(name) != value:
+            self._learned[name] = value
+            if self._store:
+                with suppress(StorageUnavailable):  # it is learned again after the next start
+                    self._store.keep_memory(name, value)
+
+
+def _weights(spec: LoadSpec) -> str:
+    return f"weights of {spec.key.partition('+')[0]}"  # LoRAs are small, and there are many
+
+
+def _phases(stage: Stage, tile: Tiling) -> tuple[str, str]:
+    """Names of what is learned about a picture."""
+    name = stage.load_spec.model.name
+    return f"denoising with {name}", f"decoding with {name}" + (" in tiles" if tile else "")
