@@ -326,6 +326,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "api",
         "declared",
         "errors",
+        "generation.memory_guard",
         "generation.previews",
         "generation.recognition",
         "generator",
