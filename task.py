@@ -173,7 +173,7 @@ class Verdict(Enum):
 
 
 class Reason(StrEnum):
-    """Why a task ends later than was forecast when it was submitted or claimed."""
+    """Why a task ends later than was forecast before."""
 
     OVERTAKEN = "overtaken"
     MODEL_SWITCH = "model_switch"

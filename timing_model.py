@@ -169,9 +169,7 @@ class TimingModel:
             step_s=phases.step,
             steps=work.steps,
             decoding_s=phases.decoding,
-            image_encoding_s=_encoding_law(self._image_encoding, work.format).predict(
-                (1.0, work.x)
-            ),
+            image_encoding_s=self.image_encoding_s(work),
             sigma=law.scale.spread if law.is_measured else PRIOR_SIGMA,
             confidence=_confidence(law, work.x),
             images=work.images,
@@ -184,6 +182,10 @@ class TimingModel:
         places = list({work.place: None for work in works})
         phases = dict(zip(places, law.phases(places), strict=True))
         return [_gpu_s(work, phases[work.place], law.repeated_text) for work in works]
+
+    def image_encoding_s(self, work: Work) -> float:
+        """Durations.image_encoding_s."""
+        return _encoding_law(self._image_encoding, work.format).predict((1.0, work.x))
 
     def learn(self, work: Work, measured: Measured) -> None:
         """Learns from a finished image; the next forecast takes the milliseconds of the fit. A

@@ -159,8 +159,8 @@ class StatusAnswer(Answer):
     )
     reason: Reason | None = Field(
         None,
-        description="Why the forecast is later than it was when the status of the task changed "
-        "last (submitted, started, released): it was overtaken by an urgent task, a model_switch "
+        description="Why the forecast is later than it was when the task was submitted, or than a "
+        "better one that came while it ran: it was overtaken by an urgent task, a model_switch "
         "is due, or something is slower_than_expected. Absent while it is not later. Each answer "
         "has it, whoever asks.",
     )

@@ -273,7 +273,7 @@ class Status:
     expected_end_at: float | None = None
     confidence: str | None = None
     reason: str | None = None
-    """Why the task ends later than was forecast when its status changed last."""
+    """Why the task ends later than was forecast before."""
     poll_after_s: float | None = None
     phase: str | None = None
     """loading, text_encoding, denoising, paused, decoding or image_encoding."""

@@ -67,7 +67,7 @@ class Registry:
             remote.machine.drained = drained
             self._by_worker[remote.worker] = remote
             scheduler.machines.join(remote.machine)
-            scheduler.forecaster.prepare()
+            scheduler.improve_baselines()
             scheduler.wake_worker.notify_all()
         log.info("machine %s is registered: %s", name, heartbeat.registration.hardware)
         return None
@@ -93,7 +93,7 @@ class Registry:
             if self._by_worker.get(remote.worker) is remote:
                 del self._by_worker[remote.worker]
             scheduler.machines.leave(remote.machine)
-            scheduler.forecaster.prepare()
+            scheduler.improve_baselines()
             scheduler.wake_worker.notify_all()
         log.warning("machine %s is lost: %s", remote.name, reason)
 

@@ -6,6 +6,9 @@ Not thread-safe: the scheduler calls it under its lock.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
+
+from scheduler.columns import Floats
 from scheduler.schedule import Schedule
 from task import Forecast, Reason, Task, TaskStatus
 from timing.spread import Outcome
@@ -17,7 +20,8 @@ STEADY_S, STEADY_SHARE = 1.0, 0.02
 
 @dataclass(frozen=True)
 class Baseline:
-    """The forecast of a task when its status changed last, or the server started."""
+    """The forecast of a task when it was submitted, or the server started; or a later one that was
+    earlier."""
 
     at: float
     """Monotonic seconds."""
@@ -26,6 +30,10 @@ class Baseline:
     """Highest sequence of all tasks until then."""
     gaps: int
     """How often the process had been stopped until then."""
+    end_at: float
+    """Monotonic seconds at which it was to end."""
+    overtaken: bool = False
+    """Whether a task that joined later was claimed before it."""
 
 
 class Baselines:
@@ -44,27 +52,47 @@ class Baselines:
         self._latest: dict[str, Baseline] = {}
         self._submitted: dict[str, Baseline] = {}
         self._newest_claimed = 0
+        self._improved = 0
+        self._ends_at: tuple[object, Floats] = (None, np.zeros(0))
 
     def set(self, task: Task, forecast: Forecast, newest: int, *, submitted: bool = False) -> None:
-        """The status of a task has changed: later forecasts are compared with this one.
+        """A task begins to wait: later forecasts are compared with this one.
 
         Args:
             newest: highest sequence of all tasks so far.
             submitted: outcome() compares it with the truth.
         """
-        baseline = Baseline(self._monotonic(), forecast, newest, self._gaps())
+        at = self._monotonic()
+        baseline = Baseline(at, forecast, newest, self._gaps(), at + forecast.end_s)
         self._latest[task.task_id] = baseline
         if submitted:
             self._submitted[task.task_id] = baseline
 
     def claimed(self, task: Task) -> None:
+        """A task is about to leave the schedule for a machine."""
+        baseline, position = self._latest[task.task_id], self._schedule.position(task)
+        self._latest[task.task_id] = replace(
+            baseline,
+            end_at=min(baseline.end_at, float(self._schedule.column("end_at")[position])),
+            overtaken=baseline.overtaken or self._newest_claimed > baseline.newest,
+        )
         self._newest_claimed = max(self._newest_claimed, task.sequence)
 
     def improve(self, task: Task, forecast: Forecast) -> None:
         """An earlier forecast becomes the baseline."""
-        baseline, at = self._latest[task.task_id], self._monotonic()
-        if at + forecast.end_s < baseline.at + baseline.forecast.end_s:
-            self._latest[task.task_id] = Baseline(at, forecast, baseline.newest, baseline.gaps)
+        baseline, end_at = self._latest[task.task_id], self._monotonic() + forecast.end_s
+        if end_at < baseline.end_at:
+            self._latest[task.task_id] = replace(baseline, forecast=forecast, end_at=end_at)
+
+    def improve_waiting(self, ends_s: Floats) -> None:
+        """Earlier ends become those that later ones are compared with.
+
+        Args:
+            ends_s: of each task of the schedule, seconds from now.
+        """
+        ends_at = self._schedule.column("end_at")
+        np.minimum(ends_at, self._monotonic() + ends_s, out=ends_at)
+        self._improved += 1
 
     def forget(self, task: Task) -> None:
         """A task has ended."""
@@ -93,17 +121,21 @@ class Baselines:
         pending = task.waits_for_download or task.waits_for_prompt
         in_schedule = task.status is TaskStatus.WAITING and not pending
         newest_ahead = self._schedule.newest_ahead if in_schedule else None
+        ends_at = self._earliest_ends_at() if in_schedule else None
         newest_claimed = self._newest_claimed
 
         def was_overtaken(forecast: Forecast) -> bool:
             """Whether a task that joined later runs, or has run, before this one."""
             if newest_ahead is None:  # its sequence is not known yet, or it runs
-                return forecast.preempted or forecast.pos > baseline.forecast.pos
+                later = forecast.preempted or forecast.pos > baseline.forecast.pos
+                return later or baseline.overtaken
             return max(int(newest_ahead[forecast.pos]), newest_claimed) > baseline.newest
 
         def seen(forecast: Forecast) -> Forecast:
-            then = baseline.forecast
-            late_s = at + forecast.end_s - (baseline.at + then.end_s)
+            end_at = baseline.end_at
+            if ends_at is not None:
+                end_at = min(end_at, float(ends_at[forecast.pos]))
+            late_s = at + forecast.end_s - end_at
             if late_s <= 0.0:
                 return forecast
             if late_s <= max(STEADY_S, STEADY_SHARE * forecast.end_s):
@@ -112,8 +144,16 @@ class Baselines:
             reason = Reason.SLOWER
             if was_overtaken(forecast):
                 reason = Reason.OVERTAKEN
-            elif forecast.switches > then.switches:
+            elif forecast.switches > baseline.forecast.switches:
                 reason = Reason.MODEL_SWITCH
             return replace(forecast, reason=reason)
 
         return seen
+
+    def _earliest_ends_at(self) -> Floats:
+        """Of each task of the schedule, the earliest end that was forecast by improve_waiting().
+        Never changed: readers need no lock."""
+        state = self._schedule.version, self._improved
+        if self._ends_at[0] != state:
+            self._ends_at = state, self._schedule.column("end_at").copy()
+        return self._ends_at[1]

@@ -158,6 +158,9 @@ class Estimates:
         """Seconds of the GPU of a machine for many works of one timing key."""
         return self._timing.of(machine).gpu_s(works)
 
+    def image_encoding_s(self, work: Work) -> float:
+        return self._timing.image_encoding_s(work)
+
     def version_of(self, timing_key: str, machine: str = LOCAL) -> int:
         """Changes with whatever changes the seconds of this key on a machine."""
         return self._timing.of(machine).version_of(timing_key)

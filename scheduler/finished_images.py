@@ -59,7 +59,7 @@ class FinishedImages:
             first = run.task.images_done == 1
             if last:
                 outcome = scheduler.finish(run)
-            scheduler.forecaster.prepare()
+            scheduler.improve_baselines()
         scheduler.retention.added(len(encoded.image), first=first)
         scheduler.events.publish(EventKind.DONE if last else EventKind.IMAGE, task_id)
         if last:

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 from math import exp
 
+import numpy as np
+
 from models.model_catalog import LoadSpec
+from scheduler.columns import Floats
 from scheduler.downloads import Downloads, Pending
 from scheduler.estimates import Estimates
 from scheduler.machines import Machine, Resident, Run
@@ -31,7 +34,7 @@ P90_OF_DOWNLOADS = 1.5
 
 
 @dataclass(frozen=True)
-class _Lane:
+class Lane:
     """The future of a machine, in seconds from now."""
 
     machine: Machine
@@ -48,7 +51,7 @@ class _Lane:
 class _Start:
     """Where and when a waiting task is expected to start. Seconds from now."""
 
-    lane: _Lane
+    lane: Lane
     start_s: float
     load_s: float
     loads: int
@@ -87,9 +90,13 @@ class Forecaster:
         self._downloads = downloads
         self._monotonic = monotonic
 
-    def of(self, task: Task) -> Forecast:
-        """Returns the forecast of a waiting or running task."""
-        lanes = self._lanes()
+    def of(self, task: Task, lanes: list[Lane] | None = None) -> Forecast:
+        """Returns the forecast of a waiting or running task.
+
+        Args:
+            lanes: lanes(), as of now; None: they are computed.
+        """
+        lanes = lanes or self.lanes()
         for lane in lanes:
             for running, forecast in lane.running:
                 if running is task:
@@ -106,7 +113,7 @@ class Forecaster:
         Args:
             missing: the weights that it would have to wait for.
         """
-        lanes = self._lanes()
+        lanes = self.lanes()
         if missing or task.params.expand:
             pending = self._downloads.pending(task, missing, *self.load_and_work_s(task))
             return next(f for other, f in self._pending(lanes, pending) if other is task)
@@ -143,7 +150,7 @@ class Forecaster:
         Returns:
             Up to `limit` of them after the first `offset`, and how many there are in all.
         """
-        lanes = self._lanes()
+        lanes = self.lanes()
         running = [
             (task, partial(_same, forecast))
             for lane in lanes
@@ -169,7 +176,7 @@ class Forecaster:
         return entries, length + len(self._downloads)
 
     def _waiting_at(
-        self, positions: Sequence[int], lanes: list[_Lane]
+        self, positions: Sequence[int], lanes: list[Lane]
     ) -> Iterator[tuple[Task, Callable[[], Forecast]]]:
         plan = self._plan(lanes)
         for position in positions:
@@ -178,12 +185,20 @@ class Forecaster:
             factor = self._p90_factor(task, durations)
             yield task, partial(_forecast, position, start, durations, factor)
 
-    def prepare(self) -> None:
-        """Computes now, after a change, what the next request or claim would wait for."""
-        if len(self._machines) == 1:
-            self._planner.plan((0.0,))
-        if len(self._schedule):
-            self._schedule.durations(0)
+    def waiting_ends_s(self, lanes: list[Lane] | None = None) -> Floats:
+        """Of each task of the schedule, seconds until it ends: as Forecast.end_s, all at once.
+
+        Args:
+            lanes: as in of().
+        """
+        lanes, schedule = lanes or self.lanes(), self._schedule
+        plan, ends_s = self._plan(lanes), np.empty(len(schedule))
+        for number, lane in enumerate(lanes):
+            drawn_s = lane.gpu_free_s + plan.walks[number].start_s[1:]
+            ends_s[plan.own(number)] = np.maximum(drawn_s, lane.encoder_free_s)
+        for position, start_s in enumerate(lanes[0].preempting_s):
+            ends_s[position] = start_s + schedule.durations(position).gpu_s / lanes[0].machine.speed
+        return ends_s + schedule.image_encoding_s()
 
     def next_tasks(self) -> dict[str, Task]:
         """By name of the machine, the waiting task that it runs next, as the plan says. Beyond the
@@ -192,7 +207,7 @@ class Forecaster:
         if len(machines) == 1 and machines[0].allows is None:
             first = schedule.first()
             return {machines[0].name: first} if first and machines[0].takes_tasks else {}
-        lanes, found = self._lanes(), dict[str, Task]()
+        lanes, found = self.lanes(), dict[str, Task]()
         residents = [machine.resident_after_runs() for machine in machines]
         assigned = self._planner.assigned([lane.gpu_free_s for lane in lanes], residents)
         most = MOST_COMPARED // len(machines)
@@ -211,14 +226,14 @@ class Forecaster:
 
     def next_start_s(self) -> float:
         """Seconds until a GPU is free for the first waiting task."""
-        free_s = min(lane.gpu_free_s for lane in self._lanes())
+        free_s = min(lane.gpu_free_s for lane in self.lanes())
         return free_s if len(self._schedule) else max(free_s, self._downloads.first_ready_s())
 
     def resident_at_start(self) -> Resident:
         """What is in memory where the first waiting task starts."""
         machine = self._machines[0]
         if len(self._machines) > 1:
-            machine = min(self._lanes(), key=lambda lane: lane.gpu_free_s).machine
+            machine = min(self.lanes(), key=lambda lane: lane.gpu_free_s).machine
         return machine.resident_after_runs()
 
     def load_and_work_s(self, task: Task) -> tuple[float, float]:
@@ -242,10 +257,11 @@ class Forecaster:
 
     # -- running tasks --------------------------------------------------------------------------
 
-    def _lanes(self) -> list[_Lane]:
+    def lanes(self) -> list[Lane]:
+        """The future of each machine."""
         return [self._lane(machine) for machine in self._machines]
 
-    def _lane(self, machine: Machine) -> _Lane:
+    def _lane(self, machine: Machine) -> Lane:
         gpu_free_s = self.remaining.before_runs_s(machine)
         encoder_free_s = 0.0
         running = []
@@ -265,14 +281,14 @@ class Forecaster:
                 0, 0.0, encoder_free_s, p90_s, durations.confidence, preempted=preempted
             )
             running.append((run.task, forecast))
-        return _Lane(machine, gpu_free_s, encoder_free_s, running, preempting_s)
+        return Lane(machine, gpu_free_s, encoder_free_s, running, preempting_s)
 
     # -- waiting tasks --------------------------------------------------------------------------
 
-    def _plan(self, lanes: list[_Lane]) -> Plan:
+    def _plan(self, lanes: list[Lane]) -> Plan:
         return self._planner.plan([lane.gpu_free_s for lane in lanes])
 
-    def _start(self, lanes: list[_Lane], plan: Plan, position: int) -> _Start:
+    def _start(self, lanes: list[Lane], plan: Plan, position: int) -> _Start:
         number = plan.machine(position)
         if position < len(lanes[number].preempting_s):
             return _Start(lanes[number], lanes[number].preempting_s[position], 0.0, 0, 0.0)
@@ -288,7 +304,7 @@ class Forecaster:
     def _waiting(self, task: Task, position: int, start: _Start, durations: Durations) -> Forecast:
         return _forecast(position, start, durations, self._p90_factor(task, durations))
 
-    def _pending(self, lanes: list[_Lane], *new: Pending) -> Iterator[tuple[Task, Forecast]]:
+    def _pending(self, lanes: list[Lane], *new: Pending) -> Iterator[tuple[Task, Forecast]]:
         """Of the tasks that wait for a download or their prompt, in the order in which they will
         run; among them perhaps a new one."""
         for wait in self._downloads.waits(lambda priority: self._joining_s(priority, lanes), *new):
@@ -298,7 +314,7 @@ class Forecaster:
             _, end = self._schedule.level(wait.task.priority)
             yield wait.task, Forecast(end + wait.pos, wait.start_s, wait.end_s, p90_s, confidence)
 
-    def _joining_s(self, priority: int, lanes: list[_Lane]) -> float:
+    def _joining_s(self, priority: int, lanes: list[Lane]) -> float:
         """Seconds until a task would start that joins its level now, as the last one."""
         _, end = self._schedule.level(priority)
         plan = self._plan(lanes)

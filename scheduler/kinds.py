@@ -23,6 +23,7 @@ class Kinds:
         self._gpu_s: Floats = np.zeros(0)
         self._as_of: dict[str, tuple[int, int]] = {}  # by timing key: what _gpu_s was made of
         self._seconds: tuple[object, Floats, Floats] | None = None
+        self._image_encoding: tuple[object, Floats] | None = None
         self.specs: list[LoadSpec] = []
         self.spec_numbers: dict[str, int] = {}
         """Index in `specs`, by key."""
@@ -43,8 +44,16 @@ class Kinds:
             self._works.setdefault(work.model, []).append((number, work))
             self._gpu_s = np.append(self._gpu_s, 0.0)
             self.spec = np.append(self.spec, self.spec_numbers[spec.key])
-            self._seconds = None
+            self._seconds = self._image_encoding = None
         return number
+
+    def image_encoding_s(self) -> Floats:
+        """Of each kind, seconds of encoding the last image."""
+        version = self._estimates.version
+        if self._image_encoding is None or self._image_encoding[0] != version:
+            seconds = [self._estimates.image_encoding_s(work) for work, _ in self._numbers]
+            self._image_encoding = version, np.array(seconds)
+        return self._image_encoding[1]
 
     def seconds(self) -> tuple[Floats, Floats]:
         """Of each kind, seconds of the GPU and of loading its weights."""

@@ -32,7 +32,7 @@ class Plan:
 
     def __init__(self, walks: Sequence[Walk], own: Sequence[Bools] = ()) -> None:
         self.walks = walks
-        self._is_one = not own
+        self._is_one, self._own = not own, own
         if self._is_one:
             return
         self._before = [np.concatenate(([0], np.cumsum(chosen))) for chosen in own]
@@ -41,6 +41,10 @@ class Plan:
     def machine(self, position: int) -> int:
         """The number of the machine of the waiting task at this position."""
         return 0 if self._is_one else int(self._machine[position])
+
+    def own(self, machine: int) -> Bools | slice:
+        """Which tasks of the schedule run on this machine: an index for arrays by position."""
+        return slice(None) if self._is_one else self._own[machine]
 
     def index(self, machine: int, position: int) -> int:
         """How many tasks before this position run on this machine: an index for its walk."""

@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +29,7 @@ NEVER = np.iinfo(np.intp).min
 NO_SHARE = Share(0, 0, 0, 0.0, 0.0)
 KEYS = ("level", "fresh", "turn", "group", "sequence")
 """The sort key, policy.key."""
-COLUMNS = (*KEYS, *Share._fields, "stages", "delay_budget_s")
+COLUMNS = (*KEYS, *Share._fields, "stages", "delay_budget_s", "end_at")
 KEY, SHARE = slice(0, len(KEYS)), slice(len(KEYS), len(KEYS) + len(Share._fields))
 KINDS_KEPT = 1_000
 """Kinds that no stage has any more are forgotten once there are this many, and more than stages."""
@@ -193,7 +194,7 @@ class Schedule:
         else:
             self._rows = _inserted(self._rows, self._row(position), kinds)
         self._tasks.insert(position, task)
-        self._columns.insert(position, (*key, *share, len(kinds), delay_budget_s))
+        self._columns.insert(position, (*key, *share, len(kinds), delay_budget_s, inf))
         for stage in task.stages:
             self._estimates.joined(stage)
         self.version += 1
@@ -283,6 +284,13 @@ class Schedule:
         stages = self._stages()
         rows = self._rows[np.repeat(chosen, stages)]
         return self._computed(rows, stages[chosen], resident, speed)
+
+    def image_encoding_s(self) -> Floats:
+        """Of each task, seconds of encoding its last image."""
+        rows = self._rows
+        if len(rows) != len(self):
+            rows = rows[self._ends()[1:] - 1]
+        return self._kinds.image_encoding_s()[rows]
 
     def delays_s(self, task: Task, position: int, resident: Resident) -> Floats:
         """Seconds by which a task that joins at this position delays each one behind it: its work,

@@ -25,7 +25,7 @@ from scheduler.deadlines import Deadlines
 from scheduler.downloads import EXPANSION_KEY, Downloads
 from scheduler.estimates import Estimates
 from scheduler.events import EventKind, EventLog
-from scheduler.forecast import Forecaster
+from scheduler.forecast import Forecaster, Lane
 from scheduler.health import Health
 from scheduler.keep_clock import ClockNotes, KeepClock
 from scheduler.limits import ENDED_TOO_OFTEN, MAX_INTERRUPTIONS, QueueLimits
@@ -164,8 +164,6 @@ class Scheduler:
             self._unsettled[0]()
             del self._unsettled[0]
 
-    # -- tasks in memory (locked) ----------------------------------------------------------------
-
     def __len__(self) -> int:
         """Tasks that are not finished."""
         return len(self._tasks)
@@ -231,10 +229,10 @@ class Scheduler:
 
     def start(self, task: Task, machine: Machine) -> None:
         """A waiting task is claimed (locked)."""
+        self.baselines.claimed(task)
         self.policy.start(task, self._gpu_s(task))
         machine.start(task, self.monotonic(), self.gaps())
-        self.baselines.claimed(task)
-        self.set_baseline(task)
+        self.reported(machine.runs[task.task_id])
 
     def release(self, run: Run) -> None:
         """A running task waits again, where it was (locked)."""
@@ -245,7 +243,8 @@ class Scheduler:
         self.policy.release(task, run.gpu_s(self.monotonic()), self._gpu_s(task))
         self.deadlines.add(task)
         self.wake_worker.notify_all()
-        self.set_baseline(task)
+        self.baselines.improve(task, self.forecaster.of(task))
+        self.improve_baselines()
 
     def remove(self, task: Task, *, stopping: bool = False) -> None:
         """A task has ended (locked).
@@ -306,12 +305,13 @@ class Scheduler:
             run = self.machines.run(task.task_id)
             if task.task_id in self._tasks:
                 self.remove(task, stopping=stopping)
+                self.improve_baselines()
         if run is None or not run.on_gpu:  # else a worker may be reading them, and left() follows
             self.store.discard_inputs(task.task_id)
         self.events.publish(kind, task.task_id)
 
     def set_baseline(self, task: Task, *, submitted: bool = False) -> Forecast:
-        """The status of a task has changed (locked): forecasts from now on are compared with this
+        """A task begins to wait for the GPU (locked): forecasts from now on are compared with this
         one, which is returned.
 
         Args:
@@ -319,16 +319,18 @@ class Scheduler:
         """
         forecast = self.forecaster.of(task)
         self.baselines.set(task, forecast, self._sequence, submitted=submitted)
-        if run := self.machines.run(task.task_id):
-            self.forecaster.note_share(run, run.machine)
         return forecast
 
-    def reported(self, run: Run) -> None:
-        """A report on a running task came (locked). A forecast that has become earlier is the one
-        that later ones are compared with."""
-        forecast = self.forecaster.of(run.task)
+    def reported(self, run: Run, lanes: list[Lane] | None = None) -> None:
+        """A task was claimed, or a report on it came (locked). A forecast that has become earlier
+        is the one that later ones are compared with."""
         self.forecaster.note_share(run, run.machine)
-        self.baselines.improve(run.task, forecast)
+        self.baselines.improve(run.task, self.forecaster.of(run.task, lanes))
+
+    def improve_baselines(self, lanes: list[Lane] | None = None) -> None:
+        """The same of the waiting tasks, when any task may have become faster (locked)."""
+        if len(self.schedule):
+            self.baselines.improve_waiting(self.forecaster.waiting_ends_s(lanes))
 
     def end(self, task: Task) -> End:
         """A task ends now."""

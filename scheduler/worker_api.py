@@ -72,7 +72,7 @@ class WorkerApi:
         flop_per_s = measure()
         with scheduler.lock:
             scheduler.timing.calibrate(flop_per_s)
-            scheduler.forecaster.prepare()
+            scheduler.improve_baselines()
         log.info("this machine computes %.3g FLOP/s", flop_per_s)
         with suppress(StorageUnavailable), scheduler.health.noting_storage():
             scheduler.store.timings.keep_speed(flop_per_s)
@@ -107,7 +107,7 @@ class WorkerApi:
             seconds = self.machine.load_finished(spec, resident, now, memory)
             if learn:
                 scheduler.estimates.learn_load(spec, seconds)
-            scheduler.forecaster.prepare()
+            scheduler.improve_baselines()
             load_key = scheduler.estimates.load_key(spec)
         log.info("%s is loaded after %.1f s", spec.key, seconds)
         with suppress(StorageUnavailable), scheduler.health.noting_storage():
@@ -120,6 +120,7 @@ class WorkerApi:
         """From now on, weights are loaded from a copy."""
         with self._scheduler.lock:
             self._scheduler.estimates.copies_changed()
+            self._scheduler.improve_baselines()
 
     def load_failed(self, message: str, resident: Sequence[str], *, fatal: bool) -> None:
         """These weights cannot be loaded.
@@ -199,7 +200,9 @@ class WorkerApi:
                 return Verdict.STOP
             self.machine.report(run, progress, scheduler.monotonic())
             if run.on_gpu:  # else the GPU waits for this call, and it says nothing new
-                scheduler.reported(run)
+                lanes = scheduler.forecaster.lanes()
+                scheduler.reported(run, lanes)
+                scheduler.improve_baselines(lanes)
             scheduler.events.publish(EventKind.STEP, task_id)
             if not self._may_continue(run):
                 return Verdict.STOP
@@ -288,6 +291,7 @@ class WorkerApi:
         stopping = self.machine.stopping
         if run is None and stopping is not None and stopping.task.task_id == task_id:
             self.machine.stopping = None
+            self._scheduler.improve_baselines()
         return run
 
     def _own_run(self, task_id: str, attempt: int) -> Run | None:

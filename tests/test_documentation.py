@@ -370,8 +370,10 @@ HOMES: dict[str, set[str]] = {
     "numpy": {
         "generation.inpainting",
         "generation.previews",
+        "scheduler.baselines",
         "scheduler.columns",
         "scheduler.fair_share",
+        "scheduler.forecast",
         "scheduler.kinds",
         "scheduler.plan",
         "scheduler.policy",

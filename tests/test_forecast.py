@@ -13,11 +13,12 @@ from conftest import PlayedQueue, ServerProcess, forecast_of, params_for
 from api.server_answers import StatsAnswer
 from api.task_answers import EstimateAnswer
 from models.model_catalog import Model
+from scheduler.baselines import STEADY_S, STEADY_SHARE
 from scheduler.downloads import USUAL_BYTES_PER_S, Pending
 from scheduler.forecast import P90_OF_DOWNLOADS
 from scheduler.machines import HOUR_S, Run
 from storage.task_store import TaskStore
-from task import Encoded, GenerationParams, Phase, Reason, Task, Verdict
+from task import Encoded, GenerationParams, Phase, Reason, Task, TaskStatus, Verdict
 from timing.spread import Outcome
 from timing_model import PRIOR_P90, Confidence, Measured
 
@@ -293,6 +294,22 @@ class Desk:
         self.at += 0.5
         self.queue.report(task_id, Phase.DENOISING, 0, claimed.params.steps)
 
+    def work(self, task_id: str, steps: int, pace: float) -> tuple[str, int] | None:
+        """The next step of a task ends, after `pace` times its forecast seconds, or the whole task
+        does. Returns the task and its steps while it runs."""
+        task = self.queue.status(task_id)
+        durations = self.queue.scheduler.estimates.durations(
+            self.queue.scheduler.machine.runs[task_id].stage
+        )
+        if steps < task.steps_total:
+            first_s = durations.text_encoding_s + durations.first_step_extra_s if not steps else 0.0
+            self.at += pace * (durations.step_s + first_s)
+            self.queue.report(task_id, Phase.DENOISING, steps + 1, task.steps_total)
+            return task_id, steps + 1
+        self.at += pace * durations.decoding_s + durations.image_encoding_s
+        self.queue.finish(task_id, [b"image"])
+        return None
+
     def reason(self, task_id: str) -> Reason | None:
         return forecast_of(self.queue.status(task_id)).reason
 
@@ -373,7 +390,12 @@ def test_of_a_released_task_only_the_images_that_are_not_stored_count(tmp_path: 
     assert running_s == pytest.approx(one.end_s, rel=0.05)
     desk.queue.release(batch)
     for _ in range(2):
-        assert forecast_of(desk.queue.status(batch)).end_s == pytest.approx(one.end_s)
+        scheduler = desk.queue.scheduler
+        task = scheduler.get(batch)
+        assert task
+        assert scheduler.forecaster.of(task).end_s == pytest.approx(one.end_s)
+        shown_s = forecast_of(desk.queue.status(batch)).end_s
+        assert one.end_s - STEADY_S < shown_s <= one.end_s + 1e-6, "the countdown goes on"
         after_s = forecast_of(desk.queue.status(waiting)).start_s
         assert after_s == pytest.approx(one.end_s, rel=0.05)
         desk.restart()
@@ -409,6 +431,51 @@ def test_the_countdown_never_goes_back_without_a_reason_and_progress_never_at_al
             shown = task.share_done
         desk.queue.report(task_id, Phase.DENOISING, step, 20)
     assert shown > 0.8
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_wait_that_grows_between_two_reads_has_a_reason(seed: int) -> None:
+    """Tasks are submitted, claimed, drawn faster and slower than forecast, released and cancelled.
+    One caller reads all of them after each event."""
+    desk, dice = Desk(), random.Random(seed)
+    ends_at: dict[str, float] = {}
+    drawn: tuple[str, int] | None = None  # the running task, and its steps
+    grown = 0
+    for _ in range(120):
+        event = dice.choice(["submit", "urgent", "work", "work", "work", "release", "cancel"])
+        waiting = [t for t in desk.queue.unfinished(99, 0)[0] if t.status is TaskStatus.WAITING]
+        if event in ("submit", "urgent") and len(waiting) < 8:
+            desk.submit(steps=dice.choice([2, 5, 10]), priority=int(event == "urgent"))
+        elif event == "cancel" and waiting:
+            desk.queue.delete(dice.choice(waiting).task_id)
+        elif event == "release" and drawn:
+            desk.queue.release(drawn[0])
+            drawn = None
+        elif event == "work" and drawn is None:
+            claimed = desk.queue.claim()
+            drawn = (claimed.task_id, 0) if claimed else None
+        elif event == "work" and drawn:
+            drawn = desk.work(*drawn, dice.choice([0.5, 1.0, 1.5, 4.0]))
+        for task in desk.queue.unfinished(99, 0)[0]:
+            forecast = forecast_of(task)
+            end_at = desk.at + forecast.end_s
+            grows_s = end_at - ends_at.get(task.task_id, end_at)
+            if grows_s > max(STEADY_S, STEADY_SHARE * forecast.end_s):
+                assert forecast.reason is not None, (event, task.task_id, grows_s)
+                grown += 1
+            ends_at[task.task_id] = end_at
+    assert grown > 10
+
+
+def test_a_claimed_task_that_was_overtaken_says_so_while_it_runs() -> None:
+    desk = Desk()
+    first = desk.submit()
+    urgent = desk.submit(priority=1)
+    desk.start(urgent)
+    desk.at += 12.0
+    desk.queue.finish(urgent, [b"image"])
+    desk.start(first)
+    assert desk.reason(first) is Reason.OVERTAKEN
 
 
 def test_a_cancelled_task_counts_until_its_worker_stops() -> None:

@@ -144,8 +144,8 @@ class ModelTask:
 
 @dataclass(frozen=True)
 class Baseline:
-    """What was forecast for a task when its status changed last, or the server started, or earlier
-    than that since."""
+    """What was forecast for a task when it was submitted, or the server started, or earlier than
+    that since."""
 
     at: float
     forecast: Forecast
@@ -186,6 +186,7 @@ class QueueRules(RuleBasedStateMachine):
         self.prune_at, self.leaving = 0.0, None
         self.baselines: dict[str, Baseline] = {}
         self.newest_claimed = 0
+        self.overtaken: set[str] = set()
         for task in self.tasks:
             task.promised = False
         self.begin_to_load()
@@ -352,6 +353,7 @@ class QueueRules(RuleBasedStateMachine):
             if task in self.running:
                 self.leaving = task if at_gpu else self.leaving
                 self.running.remove(task)
+            self.improve_baselines()
 
     @precondition(lambda self: self.running)
     @rule()
@@ -381,6 +383,7 @@ class QueueRules(RuleBasedStateMachine):
         self.queue.loaded(self.queue.scheduler.allowed.first_spec, None)
         self.loaded = True
         self.timing.learn_load(TINY.name, self.clock() - self.load_started_at)
+        self.improve_baselines()
 
     @precondition(lambda self: self.may_claim and len(self.running) < 3)
     @rule()
@@ -393,10 +396,12 @@ class QueueRules(RuleBasedStateMachine):
         assert claimed is not None
         assert (claimed.task_id, claimed.params) == (task.task_id, task.params)
         assert claimed.images_done == len(task.images)
+        if self.newest_claimed > self.baselines[task.task_id].newest:
+            self.overtaken.add(task.task_id)
         task.status, self.newest_claimed = RUNNING, max(self.newest_claimed, task.number)
         task.started_at, task.marks = self.clock(), [(Phase.TEXT_ENCODING, self.clock())]
         self.running.append(task)
-        self.set_baseline(task)
+        self.reported(task)
 
     @precondition(lambda self: self.on_gpu)
     @rule(reports=st.integers(1, 8), each_s=st.sampled_from([0.0, 0.25, 1.0, 3.0]))
@@ -420,6 +425,8 @@ class QueueRules(RuleBasedStateMachine):
                 task.marks.append((phase, self.clock()))
                 assert self.queue.report(task.task_id, phase, task.steps_done, steps)
                 self.reported(task)
+                if phase is not Phase.IMAGE_ENCODING:
+                    self.improve_baselines()
 
     def next_image(self, task: ModelTask) -> None:
         """One of several images is decoded: it is encoded at once, and the next one begins."""
@@ -431,9 +438,11 @@ class QueueRules(RuleBasedStateMachine):
         assert self.queue.worker.store_image(task.task_id, attempt, encoded)
         assert not self.queue.worker.store_image(task.task_id, attempt, encoded), "only once"
         self.stored(task, image, measured)
+        self.improve_baselines()
         assert self.queue.next_image(task.task_id, 0, index + 1)
         task.marks = [(Phase.TEXT_ENCODING, now)]
         self.reported(task)
+        self.improve_baselines()
 
     def measured(self, task: ModelTask, *, decoded_at: float, image_encoding_s: float) -> Measured:
         return Measured(
@@ -450,15 +459,21 @@ class QueueRules(RuleBasedStateMachine):
         self.timing.learn(replace(task.work, images=1), measured)
 
     def set_baseline(self, task: ModelTask) -> None:
-        """Its status has changed."""
+        """It begins to wait."""
         forecast = self.forecasts()[task.task_id]
         self.baselines[task.task_id] = Baseline(self.clock(), forecast, len(self.seen_ids))
 
     def reported(self, task: ModelTask) -> None:
-        """Earlier forecasts of a running task than the baseline replace it."""
+        """When a task is claimed, reported or released, an earlier forecast than the baseline
+        replaces it."""
         forecast, baseline = self.forecasts()[task.task_id], self.baselines[task.task_id]
         if self.clock() + forecast.end_s < baseline.at + baseline.forecast.end_s:
             self.baselines[task.task_id] = replace(baseline, at=self.clock(), forecast=forecast)
+
+    def improve_baselines(self) -> None:
+        """The same of waiting tasks, when any task may have become faster."""
+        for task in self.waiting:
+            self.reported(task)
 
     @precondition(lambda self: self.encoding)
     @rule(
@@ -481,6 +496,7 @@ class QueueRules(RuleBasedStateMachine):
         self.outcomes = outcomes
         task.end(DONE, now)
         self.running.remove(task)
+        self.improve_baselines()
         self.prune()
 
     def finish_last(self, task: ModelTask, image: bytes, spent_s: float | None) -> bool:
@@ -497,6 +513,7 @@ class QueueRules(RuleBasedStateMachine):
         assert self.queue.fail(task.task_id, "task_failed", message)
         task.fail("task_failed", message, self.clock())
         self.running.remove(task)
+        self.improve_baselines()
 
     @precondition(lambda self: self.on_gpu)
     @rule(interrupted=st.booleans())
@@ -507,7 +524,8 @@ class QueueRules(RuleBasedStateMachine):
             task.fail(*ENDED_TOO_OFTEN, at=self.clock())
         else:
             task.wait(interrupted=interrupted)
-            self.set_baseline(task)
+            self.reported(task)
+        self.improve_baselines()
         if interrupted:  # the worker died, and the one that replaces it loads again
             self.begin_to_load()
 
@@ -518,6 +536,7 @@ class QueueRules(RuleBasedStateMachine):
         assert not self.queue.report(self.leaving.task_id, Phase.DENOISING, 1, 2)
         assert not self.queue.release(self.leaving.task_id)
         self.leaving = None
+        self.improve_baselines()
 
     @precondition(lambda self: self.leaving)
     @rule()
@@ -525,6 +544,7 @@ class QueueRules(RuleBasedStateMachine):
         assert self.leaving
         assert not self.queue.release(self.leaving.task_id, interrupted=True)
         self.leaving = None
+        self.improve_baselines()
         self.begin_to_load()
         self.the_model_is_loaded()
 
@@ -697,7 +717,7 @@ class QueueRules(RuleBasedStateMachine):
 
     @invariant()
     def every_reader_gets_the_same_and_a_forecast_that_is_later_has_a_reason(self) -> None:
-        """Later than when the task's status changed last: a little is not reported, so that the
+        """Later than when the task was submitted: a little is not reported, so that the
         countdown goes on; more comes with its reason."""
         forecasts, now = self.forecasts(), self.clock()
         for view in self.listing():
@@ -717,6 +737,8 @@ class QueueRules(RuleBasedStateMachine):
             elif late_s > little_s + 1e-6:
                 assert shown.end_s == forecast.end_s
                 overtaken = self.newest_before(view.task_id) > baseline.newest
+                if view.status is RUNNING:
+                    overtaken = view.task_id in self.overtaken
                 assert shown.reason is (Reason.OVERTAKEN if overtaken else Reason.SLOWER)
 
     def newest_before(self, task_id: str) -> int:

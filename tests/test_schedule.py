@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from models.model_catalog import LoadSpec, Model
 from scheduler.machines import Machine, Resident, Sizes
 from scheduler.plan import Planner
+from scheduler.schedule import Schedule
 from task import Phase, Progress, Task
 
 
@@ -205,13 +206,14 @@ def test_a_question_walks_through_the_schedule_only_after_a_change(
     for number in range(20):
         bench.join(bench.task(str(number), MODELS[number % 3], steps=10 + number))
     runs = [bench.start(bench.schedule[0], machine) for machine in bench.machines]
-    computed, walks = Planner._computed, []
+    walker: type[Schedule] | type[Planner] = Schedule if machines == 1 else Planner
+    computed, walks = walker._computed, []
 
     def count(*arguments: Any) -> Any:
         walks.append(arguments)
         return computed(*arguments)
 
-    monkeypatch.setattr(Planner, "_computed", count)
+    monkeypatch.setattr(walker, "_computed", count)
 
     def ask_everything() -> int:
         for task in bench.schedule:
@@ -220,20 +222,22 @@ def test_a_question_walks_through_the_schedule_only_after_a_change(
         bench.forecaster.of_new(bench.task("new", KLEIN))
         return len(walks)
 
-    assert ask_everything() == 1
+    asked = ask_everything()
+    assert asked <= 1, "with one machine, the walk goes on behind the task that was claimed"
     starts = [forecast.start_s for _, forecast in bench.in_order(machines)]
     bench.at += 1.0
     for run, machine in zip(runs, bench.machines, strict=True):
         machine.report(run, Progress(Phase.DENOISING, 1, 10), bench.at)
-    assert ask_everything() == 1
+    assert ask_everything() == asked
     later = [forecast.start_s for _, forecast in bench.in_order(machines)]
     assert later != starts, "the start follows the running task all the same"
     bench.policy.leave(bench.schedule[5])
-    assert ask_everything() == 2
+    assert ask_everything() == asked + 1
     bench.machine.end(runs[0], bench.at)
-    assert ask_everything() == 3
+    ended = asked + 1 + (machines > 1)
+    assert ask_everything() == ended
     relearn(bench)
-    assert ask_everything() == 4
+    assert ask_everything() == ended + 1
 
 
 def test_a_task_that_takes_long_delays_the_tasks_of_its_own_machine_alone() -> None:
