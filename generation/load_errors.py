@@ -20,9 +20,7 @@ def explain(error: Exception, model: Model) -> str:
     from huggingface_hub import errors as hub
 
     source = model.path or next(iter(model.repositories), model.name)
-    otherwise = (
-        "choose another model (--model) or give a local folder with its weights (--path, --models)"
-    )
+    otherwise = _otherwise(model)
     page = f"huggingface.co/{source}"
     if is_out_of_memory(error):
         return (
@@ -32,8 +30,8 @@ def explain(error: Exception, model: Model) -> str:
     if isinstance(error, UnsuitableWeights):
         return (
             f"The weights of {model.name} cannot be used: {error}. Copy or download them again: "
-            f"{source}. If they are of another model, declare that one as the BASE: "
-            "--models NAME=FOLDER@BASE."
+            f"{source}. If they are of another model, name that one: "
+            + (f"--models {model.name}={source}@BASE." if model.base else "--model.")
         )
     if model.tiny and model.path is None:
         return f"The model {model.name} cannot be built in the data dir ({first_line(error)})."
@@ -86,6 +84,23 @@ def too_little_memory(params: GenerationParams, model: Model) -> str:
     return (
         f"This machine's memory does not suffice for {width} x {height} pixels with {model.name}: "
         "ask for a smaller picture, or for fewer bits (quantize)."
+    )
+
+
+def _otherwise(model: Model) -> str:
+    """What else the operator can do, where they have named the weights."""
+    if model.path and model.base:
+        return (
+            f"give another folder or repository in --models ({model.name}=FOLDER@{model.base}), or "
+            "take the entry out"
+        )
+    if model.path:
+        return (
+            f"give another folder or repository with --path, or leave --path out, so that "
+            f"{model.name} is loaded from its own repository"
+        )
+    return (
+        "choose another model (--model) or give a local folder with its weights (--path, --models)"
     )
 
 

@@ -2,12 +2,14 @@
 
 import multiprocessing
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import allow, params_for
@@ -17,6 +19,8 @@ from test_pipelines import OnItsThread
 
 from declared import read_allowed
 from errors import ModelLoadError
+from generation.load_errors import explain
+from generation.loading import UnsuitableWeights
 from models.mflux_registry import read_catalog
 from models.mlx_setup import give_back_memory
 from models.model_catalog import LoadSpec
@@ -96,7 +100,7 @@ def test_weights_of_another_model_are_refused_from_their_names_and_shapes(
     generating.draw(spec_of("tiny"), params_for())
     foreign = spec_of(model, ensure_checkpoint("tiny-z-image", generating.inputs))
     generating.run(mx.reset_peak_memory)
-    with pytest.raises(ModelLoadError, match=r"of another model.*--models NAME=FOLDER@BASE"):
+    with pytest.raises(ModelLoadError, match=r"of another model.*name that one: --model"):
         generating.load(foreign)
     assert generating.generator.resident == ("tiny",)
     assert generating.run(mx.get_peak_memory) < 200_000_000
@@ -182,3 +186,23 @@ def test_memory_that_malloc_keeps_is_given_back() -> None:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         before, after = process.submit(fragmented).result()
     assert before - after > 200_000_000
+
+
+@pytest.mark.parametrize(
+    ("declared", "words"),
+    [
+        ({"base": "dev", "name": "mine"}, "--models .mine=FOLDER@dev."),
+        ({}, "with --path, or leave --path out"),
+        ({"path": None}, "choose another model .--model."),
+    ],
+)
+def test_the_message_about_weights_that_cannot_be_read_names_the_option_that_named_them(
+    declared: dict[str, Any], words: str
+) -> None:
+    changes: dict[str, Any] = {"path": "/weights/mine", **declared}
+    model = replace(allow("dev").default, **changes)
+    message = explain(FileNotFoundError(2, "No such file", "/weights/mine"), model)
+    assert re.search(words, message), message
+    assert ("--path" in message) == ("base" not in declared), message
+    foreign = explain(UnsuitableWeights("they are of another model"), model)
+    assert ("--models mine=/weights/mine@BASE" in foreign) == ("base" in declared), foreign
