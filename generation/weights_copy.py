@@ -147,6 +147,16 @@ def _arrays(pipeline: Any) -> dict[str, Any]:
     return dict(tree_flatten(pipeline.parameters()))
 
 
+def _settings(pipeline: Any) -> dict[str, Any]:
+    """Simple attributes of a class, without paths: a class may decide something by its folder."""
+    simple = (bool, int, float, str, type(None))
+    return {
+        name: value
+        for name, value in vars(pipeline).items()
+        if isinstance(value, simple) and "path" not in name
+    }
+
+
 def _compare(loaded: Any, copy: Any, may_continue: Callable[[], bool]) -> None:
     """Raises: _NotSaved: they are not equal; _Interrupted."""
     import mlx.core as mx
@@ -155,6 +165,9 @@ def _compare(loaded: Any, copy: Any, may_continue: Callable[[], bool]) -> None:
     if copied.keys() != arrays.keys():
         odd = sorted(copied.keys() ^ arrays.keys())
         raise _NotSaved(f"mflux does not save all of it ({len(odd)} parameters, like {odd[0]}).")
+    for name, value in _settings(copy).items():
+        if value != _settings(loaded).get(name, value):
+            raise _NotSaved(f"{name} differs in what was read back.")
     for module in copy.modules():
         module.clear()  # so that each array is freed when it was compared
     for name, array in arrays.items():

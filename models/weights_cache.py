@@ -57,6 +57,7 @@ class WeightsCache:
         self._free_bytes = free_bytes
         for draft in folder.glob(".*"):  # the process died while it wrote them
             _remove(draft)
+        self._trim()
         self.keys = self._keys()
         """Of the load specs that have a copy."""
 
@@ -153,6 +154,16 @@ class WeightsCache:
                 return
             log.info("the disk is nearly full: the saved copy of %s is removed", record["key"])
             self._drop(path)
+
+    def _trim(self) -> None:
+        """Removes the copies used longest ago that are too much for a limit that was lowered."""
+        copies = [path for path, _ in self._copies()]
+        filled = sum(map(_size, copies))
+        for path in copies:
+            if filled <= self._most_bytes:
+                return
+            filled -= _size(path)
+            _remove(path)
 
     def _copies(self) -> list[tuple[Path, dict[str, Any]]]:
         """The copies and their records, the one used longest ago first."""

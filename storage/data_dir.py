@@ -13,7 +13,16 @@ from errors import StoreError
 
 log = logging.getLogger(__name__)
 
-OWN_NAMES = {"images", "inputs", "lock", "downloads", "tiny-models", "secret", "worker-id"}
+OWN_NAMES = {
+    "images",
+    "inputs",
+    "lock",
+    "downloads",
+    "tiny-models",
+    "weights",
+    "secret",
+    "worker-id",
+}
 SECRET_BYTES = 32
 DATABASE = "tasks.sqlite3"
 NO_LOCKS_HERE = {errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}

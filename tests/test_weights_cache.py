@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -315,6 +316,37 @@ def test_what_a_dead_process_left_unfinished_is_removed_by_the_next_start(
     WeightsCache(folder, 10**9)
     assert not draft.exists()
     assert len(list(folder.iterdir())) == 1
+
+
+def test_a_lower_limit_removes_copies_at_the_next_start(checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "weights"
+    cache = WeightsCache(folder, 10**9, free_bytes=lambda folder: PLENTY)
+    three, four = (spec_of(checkpoint, bits) for bits in (3, 4))
+    write(cache, three)
+    write(cache, four)
+    used(folder, four, 10.0)
+    assert WeightsCache(folder, 1500).keys == {three.key}
+    assert WeightsCache(folder, 0).keys == frozenset()
+    assert list(folder.iterdir()) == []
+
+
+def test_a_class_that_decides_something_by_its_folder_has_no_copy(
+    generating: OnItsThread, checkpoint: Path, cache: WeightsCache
+) -> None:
+    spec = spec_of(checkpoint)
+    generating.load(spec)
+    copies = generating.generator._copies
+    build = copies._build
+
+    def build_a_variant(source: LoadSpec) -> Any:
+        pipeline = build(source)
+        pipeline.variant = "base"
+        return pipeline
+
+    generating.pipeline(spec).variant = "turbo"
+    copies._build = build_a_variant
+    assert not save(generating)
+    assert not cache.keys
 
 
 def test_only_weights_that_loading_quantizes_have_copies(
