@@ -314,6 +314,10 @@ class StoreError(Exception):
     """The data dir cannot be used. The message is the reason, as one sentence."""
 
 
+class LoadStopped(BaseException):
+    """A load that nobody needs any more ends here. No error: what handles errors lets it pass."""
+
+
 class ModelLoadError(Exception):
     """The model cannot be loaded. The message says what the operator can do, in one sentence."""
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from errors import DoesNotFit, ModelLoadError, NotFinite, OutOfMemory, ServerError
+from errors import DoesNotFit, LoadStopped, ModelLoadError, NotFinite, OutOfMemory, ServerError
 from generation.adapters import Sizes, check_adapters, check_values
 from generation.inpainting import KeptSource, keeping_source
 from generation.load_errors import (
@@ -26,7 +26,7 @@ from generation.load_errors import (
     too_little_memory,
 )
 from generation.loaded_model import LoadedModel
-from generation.loading import bytes_of
+from generation.loading import LoadReport, bytes_of, counted_now, evaluate_in_parts, not_reported
 from generation.memory_guard import MemoryGuard, Tiling
 from generation.picture_memory import PictureMemory
 from generation.pipelines import arguments, build, check_files, metadata, picture_of, set_tiling
@@ -74,7 +74,6 @@ class MfluxGenerator:
         weights_cache: WeightsCache | None = None,
     ) -> None:
         self.memory = Memory()
-        """Memory of MLX after the latest step. Any thread may read it."""
         self.resident: tuple[str, ...] = ()
         """Keys of the weights in memory, the latest used first; any thread may read it."""
         self._data_dir = data_dir
@@ -92,8 +91,18 @@ class MfluxGenerator:
         self._layer_sizes: dict[str, Sizes] = {}
         """Of each model that was loaded once."""
 
-    def load(self, weights: LoadSpec) -> int | None:
-        """Load weights, after making room for them; their LoRAs are checked, but not applied.
+    @property
+    def memory(self) -> Memory:
+        """Memory of MLX now, also during a load or a step. Any thread may read it."""
+        return counted_now(self._memory)
+
+    @memory.setter
+    def memory(self, memory: Memory) -> None:
+        self._memory = memory
+
+    def load(self, weights: LoadSpec, report: LoadReport = not_reported) -> int | None:
+        """Load weights, after making room for them; their LoRAs are checked, but not applied. Calls
+        report() after each part.
 
         Returns:
             The bits they are quantized to, None if they are not. What is stored wins over what was
@@ -104,8 +113,8 @@ class MfluxGenerator:
             UnusableAdapter, NotSupported: an adapter is broken, missing, or of another model.
         """
         try:
-            return self._copies.load(weights, lambda source: self._load(weights, source))
-        except (ModelLoadError, ServerError) as error:
+            return self._copies.load(weights, lambda source: self._load(weights, source, report))
+        except (ModelLoadError, ServerError, LoadStopped) as error:
             free_frames(error)
             raise
         except Exception as error:
@@ -113,7 +122,7 @@ class MfluxGenerator:
             free_frames(error)
             raise ModelLoadError(explain(error, weights.model)) from error
 
-    def _load(self, weights: LoadSpec, source: LoadSpec) -> int | None:
+    def _load(self, weights: LoadSpec, source: LoadSpec, report: LoadReport) -> int | None:
         """Args: source: the same weights, perhaps in another folder."""
         import mlx.core as mx
 
@@ -126,9 +135,11 @@ class MfluxGenerator:
             source,
             self._data_dir,
             before_reading=lambda: self._make_room(weights.expected_bytes),
+            report=report,
         )
         bits = bits_of(pipeline, weights)
         self._make_room(bytes_of(pipeline), save=True)
+        evaluate_in_parts(pipeline, report)
         mx.eval(pipeline, mx.random.state)  # its modules drew from it, to no purpose:
         # left lazy, all these draws would be kept, about 1 MB for each model ever loaded
         hook = StepHook(PromptCache(PROMPT_CACHE_BYTES), self._note_memory, self._previews)

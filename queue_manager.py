@@ -30,7 +30,8 @@ from scheduler.machine_control import MachineControl
 from scheduler.queue_control import QueueControl
 from scheduler.retention import DELETED
 from scheduler.scheduler import Scheduler
-from task import ANYBODY, Forecast, GenerationParams, Owner, Task, TaskStatus
+from scheduler.stopping import Stopping, stopping
+from task import ANYBODY, Forecast, GenerationParams, Owner, Phase, Task, TaskStatus
 from timing_model import Work
 
 log = logging.getLogger(__name__)
@@ -221,6 +222,11 @@ class QueueManager:
                 scheduler.retention.drop(task_id, DELETED)
             return was
 
+    def stopping(self, task_id: str) -> Stopping | None:
+        """What a task that was cancelled still keeps the GPU busy with; None: with nothing."""
+        with self._scheduler.lock:
+            return stopping(self._scheduler, task_id)
+
     def fetch_ahead(self, params: GenerationParams) -> str | None:
         """Starts the download of the weights that a task with these params would need.
 
@@ -312,6 +318,8 @@ class QueueManager:
         """(locked)"""
         snapshot = copy(task)
         if run := self._scheduler.machines.run(task.task_id):
+            if run.progress.phase is Phase.LOADING:
+                snapshot.load_share = run.machine.load_share
             snapshot.share_done = self._scheduler.forecaster.share_done(run, run.machine)
         return snapshot
 

@@ -338,10 +338,10 @@ class Task:
     """When it is cancelled if it has not started (max_age_s), in seconds of the KeepClock."""
     asked_at: float = 0.0
     """When its client asked for it last, in seconds of the KeepClock. Kept in memory only."""
-    progress: Progress | None = None
-    """None unless it is running."""
+    progress: Progress | None = None  # None unless it is running
     share_done: float = 0.0
     """Share of its running time that is over, 0 to 1. Set in copies only."""
+    load_share: float | None = None  # 0 to 1 of its weights, in the phase LOADING; in copies only
     forecast: Forecast | None = None
     """None once it has ended. Set in copies only."""
 

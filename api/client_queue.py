@@ -12,6 +12,7 @@ from errors import Gone, NotPermitted, UnknownTask
 from key_file import Client
 from queue_manager import QueueManager
 from scheduler.limits import NO_LIMITS, ClientLimits
+from scheduler.stopping import Stopping
 from task import Forecast, GenerationParams, Owner, Task, TaskStatus
 
 
@@ -131,6 +132,10 @@ class ClientQueue:
         if owner != self.client.name:
             audit(f"cancelled or removed task {task_id} of {owner or 'nobody'}")
         return was
+
+    def stopping(self, task_id: str) -> Stopping | None:
+        """What its task that was cancelled still keeps the GPU busy with."""
+        return self._queue.stopping(task_id)
 
     def retry(self, task_id: str) -> Task:
         """Try a failed task again; returns it. Raises what QueueControl.retry raises."""

@@ -10,9 +10,16 @@ from api.operator_answers import ClearedAnswer
 from api.query_values import flag_value, number_value, task_id_value, text_value
 from api.queue_answers import QueueAnswer, original_tasks, queue_answer
 from api.routes import route
-from api.task_answers import DeleteAnswer
+from api.task_answers import DeleteAnswer, whole_seconds
 from api.waiting_places import WaitingPlaces
-from task import TaskStatus
+from scheduler.stopping import Stopping
+from task import Phase, TaskStatus
+
+MUST_END = {
+    Phase.LOADING: "The part of its weights that is being read",
+    Phase.TEXT_ENCODING: "The encoding of its prompt",
+    Phase.DECODING: "The decoding of its image",
+}
 
 
 class QueueRoutes:
@@ -123,14 +130,27 @@ class QueueRoutes:
         task_id = task_id_value()
         with self._places.place_for_change():
             after_current = flag_value("after_current", False)
-        was = self._own_queue().delete(task_id, after_current=after_current)
+        queue = self._own_queue()
+        was = queue.delete(task_id, after_current=after_current)
         message = {
             TaskStatus.WAITING: "The task was taken out of the queue.",
-            TaskStatus.RUNNING: "The task was cancelled; its generation ends at the next step.",
+            TaskStatus.RUNNING: "The task was cancelled.",
             TaskStatus.DONE: "The image was removed.",
         }.get(was, "The record of the task was removed.")
         if after_current and was is TaskStatus.RUNNING:
             message = "The task ends when the image that is being drawn is stored."
         elif after_current and was is not TaskStatus.WAITING:
             message = "The task had ended already; nothing was changed."
-        return json_response(DeleteAnswer(task_id=task_id, was=was, message=message))
+        stopping = queue.stopping(task_id)
+        if stopping:
+            message += _must_end_first(stopping, image=after_current)
+        seconds = stopping.seconds if stopping else None
+        return json_response(
+            DeleteAnswer(task_id=task_id, was=was, message=message, stopping_s=seconds)
+        )
+
+
+def _must_end_first(stopping: Stopping, *, image: bool) -> str:
+    """A sentence about what a cancelled task still keeps the GPU busy with."""
+    what = "The image" if image else MUST_END.get(stopping.phase, "Its present step")
+    return f" {what} must end first, in about {whole_seconds(stopping.seconds)} s."

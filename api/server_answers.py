@@ -9,7 +9,7 @@ from timing_model import Confidence
 
 
 class MemoryAnswer(Answer):
-    """Bytes, as MLX counts them, after the latest step."""
+    """Bytes, as MLX counts them now."""
 
     active_bytes: int = Field(description="In use.", examples=[12_000_000_000])
     peak_bytes: int = Field(description="During the latest picture.", examples=[14_000_000_000])

@@ -185,6 +185,11 @@ class StatusAnswer(Answer):
         description="Part of a running task's time that is over, 0 to 1; never goes back.",
         examples=[0.35],
     )
+    loading_progress: Seconds | None = Field(
+        None,
+        description="Part of the weights that are in memory, 0 to 1. Only in the phase loading.",
+        examples=[0.6],
+    )
     steps_done: int = Field(
         description="Denoising steps of the present image that have ended.", examples=[1]
     )
@@ -247,6 +252,13 @@ class DeleteAnswer(Answer):
     was: TaskStatus = Field(description="The status that the task had.")
     message: str = Field(
         description="What happened.", examples=["The task was taken out of the queue."]
+    )
+    stopping_s: Seconds | None = Field(
+        None,
+        description="Forecast seconds until the GPU is free of a task that was running: its step, "
+        "the encoding of its prompt, its decoding or a part of its load must end first, with "
+        "after_current its image. Absent where nothing must end.",
+        examples=[12.5],
     )
 
 
@@ -325,6 +337,7 @@ def status_answer(
         **_waiting_fields(view, now),
         phase=view.phase,
         progress=view.share_done,
+        loading_progress=view.load_share,
         steps_done=view.steps_done,
         steps_total=view.steps_total,
         paused=(view.status is TaskStatus.WAITING and paused) or None,

@@ -190,7 +190,10 @@ class Inbox:
         if spec is None:  # a model that only the worker allows
             return
         if not message.done:
-            remote.api.load_started(spec)
+            if message.share > 0.0:
+                remote.api.load_reported(message.share)
+            else:
+                remote.api.load_started(spec)
             return
         remote.api.load_finished(
             spec, message.bits, message.resident, learn=message.learn, memory=message.memory

@@ -235,6 +235,8 @@ class Loading(FromWorker):
     kind: Literal["loading"] = "loading"
     spec: Spec
     done: bool
+    share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Part of the weights that is in memory; 0: it begins."""
     bits: int | None = None
     resident: list[Name] = []
     learn: bool = False

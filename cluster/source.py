@@ -87,6 +87,7 @@ class RemoteSource:
         self._watched = watched
         self._changed = Condition()
         self._offers: list[Task] = []
+        self._loading: Spec | None = None
         self._held: dict[str, int] = {}
         """By task, the attempt that this worker has: offered, or begun and not ended yet."""
         self._stops: dict[tuple[str, int], None] = {}
@@ -195,7 +196,16 @@ class RemoteSource:
         pass
 
     def load_started(self, spec: LoadSpec) -> None:
-        self._send(Loading, spec=Spec.of(spec), done=False)
+        self._loading = Spec.of(spec)
+        self._send(Loading, spec=self._loading, done=False)
+
+    def load_reported(self, share: float) -> bool:
+        if self._loading and share > 0.0:
+            self._send(Loading, spec=self._loading, done=False, share=min(share, 1.0))
+        if self._stop_at is not None:
+            return time.monotonic() < self._stop_at
+        held = list(self._held.items())
+        return not held or any(taken not in self._stops for taken in held)
 
     def load_finished(
         self,

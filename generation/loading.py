@@ -9,8 +9,11 @@ Depends on mflux and mlx.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 from unittest.mock import patch
+
+from task import Memory
 
 SMALL_BYTES = 64_000_000
 """Arrays of up to this size are evaluated while a class is built: some are tables (of positions)
@@ -26,6 +29,19 @@ READ_AT_ONCE = ("torch", "fp8")
 QUANTIZED = (".scales", ".biases")
 """Parameters of quantized layers."""
 SHOWN = 3
+
+
+PART_BYTES = 128_000_000
+"""Weights are read and quantized in parts of about this size: between two of them a load can be
+stopped."""
+
+
+LoadReport = Callable[[float], None]
+"""Called after each part of a load with the share that is in memory, 0 to 1. It may raise."""
+
+
+def not_reported(share: float) -> None:
+    """A LoadReport that does nothing."""
 
 
 class UnsuitableWeights(Exception):
@@ -74,8 +90,11 @@ class _Unfilled(NamedTuple):
 class Loading:
     """Watches mflux while it builds one class."""
 
-    def __init__(self, before_reading: Callable[[], None], *, tiny: bool) -> None:
+    def __init__(
+        self, before_reading: Callable[[], None], report: LoadReport, *, tiny: bool
+    ) -> None:
         self._before_reading = before_reading
+        self._report = report
         self._tiny = tiny
         self._saved: list[Any] = []
         """Trees of weights that mflux had saved."""
@@ -122,6 +141,7 @@ class Loading:
 
     def read_saved(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def read(path: Any) -> Any:
+            self._report(0.0)
             weights, bits, version = original(path)
             if weights is not None:
                 self._saved.append(weights)
@@ -131,6 +151,7 @@ class Loading:
 
     def read(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def read(path: Any, loading_mode: str, *others: Any) -> Any:
+            self._report(0.0)
             if loading_mode.startswith(READ_AT_ONCE):
                 self._before_reading()
             return original(path, loading_mode, *others)
@@ -160,11 +181,14 @@ class Loading:
 
 
 @contextmanager
-def checked_and_lazy(before_reading: Callable[[], None], *, tiny: bool) -> Iterator[Loading]:
+def checked_and_lazy(
+    before_reading: Callable[[], None], report: LoadReport = not_reported, *, tiny: bool
+) -> Iterator[Loading]:
     """While a class of mflux is built: weights are compared with its modules, and not evaluated.
 
     Args:
         before_reading: called before files are read that cannot be read lazily.
+        report: called before the files of each component.
         tiny: whether it is a tiny model.
     """
     import mlx.core as mx
@@ -179,7 +203,7 @@ def checked_and_lazy(before_reading: Callable[[], None], *, tiny: bool) -> Itera
         if sum(sizes) <= SMALL_BYTES:
             evaluate(*trees)
 
-    loading = Loading(before_reading, tiny=tiny)
+    loading = Loading(before_reading, report, tiny=tiny)
     loader, applier = WeightLoader, WeightApplier
     saved = loading.read_saved(loader._try_load_mflux_format)
     with (
@@ -206,6 +230,33 @@ def bytes_of(pipeline: Any) -> int:
 
     arrays = {id(array): array.nbytes for _, array in tree_flatten(pipeline.parameters())}
     return sum(arrays.values())
+
+
+def evaluate_in_parts(pipeline: Any, report: LoadReport) -> None:
+    """Reads and quantizes the weights of a class that was built."""
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+
+    arrays = list({id(array): array for _, array in tree_flatten(pipeline.parameters())}.values())
+    total_bytes = sum(array.nbytes for array in arrays)
+    part, read_bytes = [], 0
+    for array in arrays:
+        part.append(array)
+        if sum(one.nbytes for one in part) >= PART_BYTES:
+            mx.eval(part)
+            read_bytes += sum(one.nbytes for one in part)
+            part.clear()
+            report(read_bytes / total_bytes)
+    mx.eval(part)
+
+
+def counted_now(memory: Memory) -> Memory:
+    """The same memory, with what MLX counts at this moment. Any thread may call."""
+    import mlx.core as mx
+
+    active = mx.get_active_memory()
+    peak = max(memory.peak_bytes, active)
+    return replace(memory, active_bytes=active, peak_bytes=peak, cache_bytes=mx.get_cache_memory())
 
 
 def _layers_of(module: Any) -> dict[str, tuple[int, ...]]:

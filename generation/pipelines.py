@@ -19,7 +19,7 @@ from generation.compiling import STEP_BUILDERS, compile_without_weights
 from generation.finite import check_decoded_pictures
 from generation.helpers import build_helper
 from generation.load_errors import explain
-from generation.loading import checked_and_lazy
+from generation.loading import LoadReport, checked_and_lazy, not_reported
 from generation.prompt_cache import PromptCache
 from models import tiny_models
 from models.hub_cache import weight_files
@@ -50,13 +50,17 @@ LISTS_OF_PATHS = ("image_paths", "redux_image_paths")
 
 
 def build(
-    weights: LoadSpec, data_dir: Path, before_reading: Callable[[], None] = lambda: None
+    weights: LoadSpec,
+    data_dir: Path,
+    before_reading: Callable[[], None] = lambda: None,
+    report: LoadReport = not_reported,
 ) -> tuple[Any, list[Place]]:
     """Builds a class of mflux with its weights, not yet evaluated. Downloads missing files.
 
     Args:
         data_dir: where the tiny models are built.
         before_reading: called before files are read that cannot be read lazily.
+        report: called before the files of each component.
 
     Returns:
         The class, without LoRAs, and where they are applied in it.
@@ -68,7 +72,7 @@ def build(
         check_decoded_pictures()
         compile_without_weights()
         with (
-            checked_and_lazy(before_reading, tiny=weights.model.tiny) as loading,
+            checked_and_lazy(before_reading, report, tiny=weights.model.tiny) as loading,
             places_of_loras() as places,
         ):
             pipeline = build_class(weights, data_dir)

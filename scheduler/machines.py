@@ -232,7 +232,10 @@ class Machine:
         """What is being loaded, or will be before anything else."""
         self.load_started_at: float | None = None
         self.load_share = 0.0
-        """Share of the weights that is loaded of what is being loaded."""
+        """Part of the weights in memory of what is being loaded."""
+        self.load_part_s = 0.0
+        """Longest time between two reports of this load, in which it cannot be stopped."""
+        self.load_reported_at = 0.0
         self._loaded: dict[str, LoadSpec] = {}
         self._started_at = started_at
         self._busy: deque[tuple[float, float]] = deque()  # end, seconds; of the last hour
@@ -280,6 +283,12 @@ class Machine:
         models = {stage.load_spec.model for stage in task.stages}
         return sum(model.download_bytes for model in models if model.name in self.missing)
 
+    @property
+    def loading_run(self) -> Run | None:
+        """The running task whose weights are being loaded."""
+        runs = self.runs.values()
+        return next((run for run in runs if run.progress.phase is Phase.LOADING), None)
+
     def start(self, task: Task, at: float, gaps: int = 0) -> None:
         """A task is claimed."""
         self.stopping = None
@@ -319,6 +328,12 @@ class Machine:
 
     def load_started(self, spec: LoadSpec, at: float) -> None:
         self.loading, self.load_started_at, self.load_share = spec, at, 0.0
+        self.load_part_s, self.load_reported_at = 0.0, at
+
+    def load_reported(self, share: float, at: float) -> None:
+        """A part of the weights is in memory, and this share of them."""
+        self.load_part_s = max(self.load_part_s, at - self.load_reported_at)
+        self.load_share, self.load_reported_at = share, at
 
     def load_finished(
         self, spec: LoadSpec, resident: Sequence[str], at: float, memory: Memory | None = None

@@ -14,6 +14,11 @@ from timing.live import phase_left_s, remaining_s
 from timing.survival import remaining
 from timing_model import Live
 
+SHARE_TO_TRUST = 0.25
+"""From this share of its weights on, the rest of a load is forecast from its own pace alone."""
+SHARE_SIGMA = 0.2
+"""Spread of log(truth / forecast) of the rest by that pace."""
+
 
 class Remaining:
     """Args:
@@ -66,6 +71,22 @@ class Remaining:
         """Until the running tasks are drawn: the rest of a load, and of what is being stopped."""
         return self._load_s(machine, self._monotonic()) + self._stopping_s(machine)
 
+    def until_drawn_s(self, run: Run, machine: Machine) -> float:
+        """Until a running task is drawn, the rest of its load included."""
+        return self._load_s(machine, self._monotonic()) + self.gpu_s(run, machine)
+
+    def until_image_s(self, run: Run, machine: Machine) -> float:
+        """Until the present image of a running task is drawn, the rest of its load included."""
+        live = self._live(run, machine, run.until(self._monotonic()))
+        one = replace(self._estimates.durations(run.stage), images=1)
+        work_s = remaining_s(one, replace(live, images_done=0)) / machine.speed
+        return self._load_s(machine, self._monotonic()) + work_s
+
+    def load_part_s(self, machine: Machine) -> float:
+        """Until a load can be stopped: it was not reported how long its parts take at first."""
+        left_s = self._load_s(machine, self._monotonic())
+        return min(left_s, machine.load_part_s) if machine.load_share else left_s
+
     def used_s(self, run: Run) -> float:
         """For which a running task has had the GPU."""
         return run.gpu_s(self._monotonic())
@@ -106,15 +127,22 @@ class Remaining:
             return load_s
         elapsed_s = at - machine.load_started_at
         left_s = remaining(load_s, elapsed_s, self._estimates.load_sigma(spec))
-        return (1.0 - machine.load_share) * (elapsed_s + left_s) if machine.load_share else left_s
+        share = machine.load_share
+        if share <= 0.0:
+            return left_s
+        since_s = at - machine.load_reported_at
+        by_share_s = remaining((elapsed_s - since_s) * (1.0 - share) / share, since_s, SHARE_SIGMA)
+        weight = min(share / SHARE_TO_TRUST, 1.0)
+        return weight * by_share_s + (1.0 - weight) * left_s
 
     def _stopping_s(self, machine: Machine) -> float:
         """Until the worker stops the cancelled task: the rest of its step, or of its phase."""
         run = machine.stopping
         if run is None or machine.loading is not None:
             return 0.0
-        return self._phase_s(run, machine)
+        return self.phase_s(run, machine)
 
-    def _phase_s(self, run: Run, machine: Machine) -> float:
+    def phase_s(self, run: Run, machine: Machine) -> float:
+        """Until the present step of a running task ends, or its phase if that has no steps."""
         live = self._live(run, machine, run.until(self._monotonic()))
         return phase_left_s(self._estimates.durations(run.stage), live) / machine.speed

@@ -18,6 +18,7 @@ from scheduler.finished_images import FinishedImages
 from scheduler.limits import ENDED_TOO_OFTEN, MAX_INTERRUPTIONS
 from scheduler.machines import Machine, Run
 from scheduler.scheduler import Scheduler
+from scheduler.stopping import load_reported, may_continue
 from storage.state_store import WEIGHTS
 from task import Encoded, Memory, Phase, Progress, Task, TaskStatus, Verdict
 
@@ -122,6 +123,11 @@ class WorkerApi:
             self._scheduler.estimates.copies_changed()
             self._scheduler.improve_baselines()
 
+    def load_reported(self, share: float) -> bool:
+        """So much of the weights is in memory, 0 to 1. Returns whether to load on."""
+        with self._scheduler.lock:
+            return load_reported(self._scheduler, self.machine, share)
+
     def load_failed(self, message: str, resident: Sequence[str], *, fatal: bool) -> None:
         """These weights cannot be loaded.
 
@@ -204,7 +210,7 @@ class WorkerApi:
                 scheduler.reported(run, lanes)
                 scheduler.improve_baselines(lanes)
             scheduler.events.publish(EventKind.STEP, task_id)
-            if not self._may_continue(run):
+            if not may_continue(scheduler, run):
                 return Verdict.STOP
             return Verdict.PAUSE if self._preempting(run) else Verdict.CONTINUE
 
@@ -354,15 +360,6 @@ class WorkerApi:
                 self.machine.report(run, encoding, scheduler.monotonic())
             return False
         return scheduler.cancel(run.task)
-
-    def _may_continue(self, run: Run) -> bool:
-        scheduler = self._scheduler
-        if run.task.last_image is not None and run.progress.image > run.task.last_image:
-            return False
-        if scheduler.drain_until is None:
-            return True
-        left_s = scheduler.forecaster.remaining.gpu_s(run, self.machine)
-        return scheduler.monotonic() + left_s <= scheduler.drain_until
 
     def _next_load_order(self) -> LoadSpec | None:
         scheduler = self._scheduler

@@ -352,7 +352,7 @@ class FakeGenerator:
 
         self.resident: tuple[str, ...] = ()
 
-    def load(self, weights: LoadSpec) -> int | None:
+    def load(self, weights: LoadSpec, report: object = None) -> int | None:
         self.resident = (weights.key,)
         return None
 

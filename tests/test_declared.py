@@ -286,7 +286,7 @@ def test_the_first_model_is_loaded_under_the_bits_that_its_download_shows(hub: P
     queue = PlayedQueue(allowed, TimingModel(), TaskStore(None))
 
     class Downloading(FakeGenerator):
-        def load(self, weights: LoadSpec) -> int | None:
+        def load(self, weights: LoadSpec, report: object = None) -> int | None:
             put(hub, bits="4")
             if weights.quantize != 4:
                 raise StoredOtherwise("They are stored at 4 bits.")

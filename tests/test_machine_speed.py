@@ -47,7 +47,7 @@ class Loads(FakeGenerator):
         super().__init__()
         self._loaded = loaded
 
-    def load(self, weights: LoadSpec) -> int | None:
+    def load(self, weights: LoadSpec, report: object = None) -> int | None:
         self._loaded.set()
         return super().load(weights)
 

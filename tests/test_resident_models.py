@@ -42,7 +42,7 @@ class Noting(MfluxGenerator):
         super().__init__(data_dir, models_in_memory=models_in_memory)
         self.loads: list[str] = []
 
-    def load(self, weights: LoadSpec) -> int | None:
+    def load(self, weights: LoadSpec, report: object = None) -> int | None:
         self.loads.append(weights.key)
         return super().load(weights)
 

@@ -56,7 +56,7 @@ class Gpu:
         self._clock = clock
         self._models_in_memory = models_in_memory
 
-    def load(self, weights: LoadSpec) -> int | None:
+    def load(self, weights: LoadSpec, report: object = None) -> int | None:
         kept = list(self.resident[: self._models_in_memory - 1])
         while self.memory.room_bytes and kept and self._bytes(weights.key, *kept) > 10:
             kept.pop()
@@ -444,7 +444,7 @@ def test_a_wait_never_jumps_while_a_task_of_two_stages_runs(studio_of: StudioOf)
 
     load = studio.gpu.load
 
-    def noting_load(weights: LoadSpec) -> int | None:
+    def noting_load(weights: LoadSpec, report: object = None) -> int | None:
         note()
         bits = load(weights)
         note()

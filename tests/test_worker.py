@@ -160,7 +160,7 @@ def test_a_model_that_cannot_be_loaded_is_reported_once_and_ends_the_thread(
     queue: PlayedQueue,
 ) -> None:
     class Unloadable(FakeGenerator):
-        def load(self, weights: LoadSpec) -> int | None:
+        def load(self, weights: LoadSpec, report: object = None) -> int | None:
             raise ModelLoadError("no weights")
 
     received: list[ModelLoadError] = []

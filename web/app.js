@@ -17,6 +17,8 @@ import { downloadWords, place, plain, short, some } from "./words.js";
 const TICK_MS = 500;
 const DOUBLE_CLICK_MS = 500;
 const FORECAST_EVERY_MS = 3_000;
+/** The page says what still runs this long after a cancel. */
+const LONG_STEP_S = 3;
 
 const tasks = new Tasks();
 const live = new Live(tasks);
@@ -80,12 +82,16 @@ function use({ task, index }) {
 }
 
 function cancel({ task }) {
-  return tryToEnd(() => api.remove(task.id));
+  return tryToEnd(async () => {
+    const answer = await api.remove(task.id);
+    if (answer.stopping_s >= LONG_STEP_S) toast(answer.message);
+  });
 }
 
 function endAfter({ task }) {
   return tryToEnd(async () => {
-    await api.endAfterPicture(task.id);
+    const answer = await api.endAfterPicture(task.id);
+    if (answer.stopping_s >= LONG_STEP_S) toast(answer.message);
     tasks.follow(task.id, await api.status(task.id));
   });
 }

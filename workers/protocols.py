@@ -11,8 +11,12 @@ from task import Drawn, Encoded, Memory, Progress, Report, Stage, Task, Verdict
 
 
 class Generator(Protocol):
-    def load(self, spec: LoadSpec) -> int | None:
+    def load(self, spec: LoadSpec, report: Callable[[float], None]) -> int | None:
         """Load weights, making room first; returns the bits they are quantized to, or None.
+
+        Args:
+            report: called between two parts with the share that is loaded, 0 to 1. What it raises
+                ends the load.
 
         Raises:
             ModelLoadError: with what the operator can do.
@@ -86,6 +90,7 @@ class TaskSource(Protocol):
         learn: bool = True,
         memory: Memory | None = None,
     ) -> None: ...
+    def load_reported(self, share: float) -> bool: ...
     def load_failed(self, message: str, resident: Sequence[str], *, fatal: bool) -> None: ...
     def now_resident(self, resident: Sequence[str]) -> None: ...
     def next_load_order(self) -> LoadSpec | None: ...

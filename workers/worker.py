@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from PIL import Image
 
 from errors import (
+    LoadStopped,
     ModelLoadError,
     ServerError,
     StorageUnavailable,
@@ -42,7 +43,7 @@ IDLE_S = 10.0
 
 
 class _StopTask(Exception):
-    """Leaves a generation at a step boundary."""
+    """Leaves a generation between two steps, or a load between two parts."""
 
 
 class Worker:
@@ -112,13 +113,15 @@ class Worker:
         except ModelLoadError as error:
             self._on_load_failure(error)
             return False
+        except _StopTask:  # the server stops
+            return False
         return True
 
     def run_once(self, timeout_s: float | None = None) -> bool:
         """Claim one task and bring it to its end, or load what the operator ordered; returns
         whether there was one."""
         if spec := self._source.next_load_order():
-            with suppress(ModelLoadError):
+            with suppress(ModelLoadError, _StopTask):
                 self._make_ready(spec)
         elif task := self._source.claim(timeout_s):
             self._run_task(task)
@@ -280,7 +283,11 @@ class Worker:
         self._source.load_started(spec)
         downloads = not is_present(spec.model)
         try:
-            bits = self._generator.load(spec)
+            bits = self._generator.load(spec, self._report_load)
+        except LoadStopped:
+            log.info("%s is not needed any more: loading it is stopped", spec.key)
+            self._source.now_resident(self._generator.resident)
+            raise _StopTask from None
         except UnusableAdapter:  # only the task's client gets it
             self._source.now_resident(self._generator.resident)
             raise
@@ -294,6 +301,12 @@ class Worker:
         self._source.load_finished(
             spec, bits, generator.resident, learn=not downloads, memory=generator.memory
         )
+        self._idle_since = time.monotonic()
+
+    def _report_load(self, share: float) -> None:
+        """Raises: LoadStopped."""
+        if not self._source.load_reported(share):
+            raise LoadStopped
 
     def _recover(self) -> None:
         for task in reversed(self._tasks):  # only the last one can be the cause
