@@ -57,6 +57,8 @@ class Scenario:
     """At each second since the start, how long a second of the law takes."""
     repeated: float = 0.0
     """Part of the requests that are one of REPEATED_REQUESTS sizes and steps."""
+    longest_prompt: int = 1
+    """Characters; prompts have random lengths up to this."""
 
 
 # -- the laws for which the timing model was built ---------------------------------------------
@@ -167,6 +169,60 @@ def random_law(seed: int) -> Law:
     return law
 
 
+# -- laws that are drawn at random, of several kinds at a time ---------------------------------
+
+SHAPES = ("smooth", "threshold", "stairs", "floor")
+EXTRAS = ("none", "first step", "jagged", "times steps", "prompt")
+
+
+def drawn(seed: int) -> Scenario:
+    """How a step depends on the size, how decoding does, and something more, each at random."""
+    dice = random.Random(f"drawn {seed}")
+    of_step, of_decoding, extra = dice.choice(SHAPES), dice.choice(SHAPES), dice.choice(EXTRAS)
+    step, decoding = _of_size(of_step, dice), _of_size(of_decoding, dice)
+    slower, amount = 10 ** dice.uniform(-0.5, 0.5), dice.uniform(0.1, 0.5)
+    text_s, first_s = dice.uniform(0.0, 3.0), dice.uniform(3.0, 30.0)
+
+    def law(params: GenerationParams, model: Model, over: float) -> Seconds:
+        step_s, n = slower * step(params), params.steps
+        text = text_s
+        if extra == "jagged":
+            own = random.Random(f"{seed} {params.width} {params.height} {n}")
+            step_s *= own.lognormvariate(0.0, amount)
+        if extra == "times steps":
+            step_s *= float(n ** (amount - 0.3))
+        if extra == "prompt":
+            text += 20 * amount * len(params.prompt) / 2048
+        first = step_s + (first_s if extra == "first step" else 0.0)
+        return Seconds(text, [first, *[step_s] * (n - 1)], decoding(params))
+
+    chars = 4000 if extra == "prompt" else 1
+    repeated = 0.8 if extra == "jagged" else 0.0
+    name = f"{seed}: {of_step}, {of_decoding}, {extra}"
+    return Scenario(name, law, repeated=repeated, longest_prompt=chars)
+
+
+def _of_size(shape: str, dice: random.Random) -> Callable[[GenerationParams], float]:
+    """Seconds by the size of the picture."""
+    constant, linear, exponent = dice.uniform(0, 1), dice.uniform(0.3, 3), dice.uniform(0.8, 2.2)
+    bend, factor, tile = dice.uniform(0.4, 1.8), dice.uniform(1.3, 4), dice.choice([256, 384, 512])
+
+    def seconds(params: GenerationParams) -> float:
+        x = params.tokens / 4096
+        smooth = float(constant + linear * x**exponent)
+        match shape:
+            case "threshold":
+                return smooth * (factor if x > bend else 1.0)
+            case "stairs":
+                tiles = math.ceil(params.width / tile) * math.ceil(params.height / tile)
+                return constant + linear * tiles * tile * tile / 2**20
+            case "floor":
+                return max(smooth, linear * bend)
+        return smooth
+
+    return seconds
+
+
 # -- machines whose pace changes while they draw -----------------------------------------------
 
 
@@ -207,5 +263,7 @@ REPEATED = (
     Scenario("s repeated, jagged, 8 % outliers", jagged, outliers=0.08, repeated=0.8),
     Scenario("t repeated, shared machine", jagged, drift=shared_machine, repeated=0.8),
 )
-HELD_OUT = tuple(Scenario(f"random {seed}", random_law(seed)) for seed in range(1, 16, 2))
-"""Never looked at while the timing model was made; even seeds may be."""
+RANDOM = tuple(Scenario(f"random {seed}", random_law(seed)) for seed in (7, 9, 11, 13))
+"""The four of eight held-out laws that the timing model was worst at; seen since."""
+HELD_OUT = tuple(drawn(seed) for seed in range(7001, 7013))
+"""The seeds were chosen when the timing model was finished."""

@@ -125,7 +125,7 @@ class Replay:
         width, height, steps = self.dice.choice(self.repeated) if again else self.size_and_steps()
         model = self.models[self.submitted % len(self.models)]
         params = GenerationParams(
-            prompt="x", seed=0, width=width, height=height, steps=steps, guidance=None,
+            prompt=self.prompt(), seed=0, width=width, height=height, steps=steps, guidance=None,
             format="JPEG", quality=85, model=model.name,
         )  # fmt: skip
         urgent = self.dice.random() < self.urgent
@@ -145,6 +145,13 @@ class Replay:
             self.queue.delete(victim)
             del self.records[victim]
             self.reorder()
+
+    def prompt(self) -> str:
+        """A new one each time."""
+        longest = self.scenario.longest_prompt
+        if longest == 1:
+            return "x"
+        return f"{self.submitted} ".ljust(self.dice.randint(10, longest), "x")
 
     def size_and_steps(self) -> tuple[int, int, int]:
         """Width, height, steps of a request."""
