@@ -90,7 +90,7 @@ class Replay:
             now=lambda: self.at,
         )
         self.queue, self.worker = QueueManager(scheduler), WorkerApi(scheduler)
-        self.repeated = [self.size_and_steps() for _ in range(REPEATED_REQUESTS)]
+        self.repeated = [size_and_steps(self.dice) for _ in range(REPEATED_REQUESTS)]
         self.runs: Counter[tuple[int, int, int, str]] = Counter()
         self.records: dict[str, Record] = {}
         self.done: list[Record] = []
@@ -122,7 +122,9 @@ class Replay:
 
     def submit(self) -> None:
         again = self.scenario.repeated > 0.0 and self.dice.random() < self.scenario.repeated
-        width, height, steps = self.dice.choice(self.repeated) if again else self.size_and_steps()
+        width, height, steps = (
+            self.dice.choice(self.repeated) if again else size_and_steps(self.dice)
+        )
         model = self.models[self.submitted % len(self.models)]
         params = GenerationParams(
             prompt=self.prompt(), seed=0, width=width, height=height, steps=steps, guidance=None,
@@ -152,11 +154,6 @@ class Replay:
         if longest == 1:
             return "x"
         return f"{self.submitted} ".ljust(self.dice.randint(10, longest), "x")
-
-    def size_and_steps(self) -> tuple[int, int, int]:
-        """Width, height, steps of a request."""
-        width, height = self.dice.choice(SIDES), self.dice.choice(SIDES)
-        return width, height, max(round(math.exp(self.dice.uniform(0, math.log(50.49)))), 1)
 
     def poll(self) -> None:
         """One waiting task and the running ones are asked for."""
@@ -289,3 +286,9 @@ class Replay:
             mean_s = fmean(r.law.total for r in self.records.values()) if self.records else 10.0
             self.next_arrival = self.at + self.dice.expovariate(2.0 / mean_s)
         self.at = until
+
+
+def size_and_steps(dice: random.Random) -> tuple[int, int, int]:
+    """Width, height, steps of a request."""
+    width, height = dice.choice(SIDES), dice.choice(SIDES)
+    return width, height, max(round(math.exp(dice.uniform(0, math.log(50.49)))), 1)
