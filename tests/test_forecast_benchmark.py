@@ -4,6 +4,7 @@ import subprocess
 import sys
 from math import isfinite
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -26,6 +27,18 @@ def test_the_forecast_is_about_as_good_as_the_oracle(
     assert figures["median % after 3"] < 25
     assert figures["median % after 10"] < 10
     assert figures["running: mean %"] < 10
+
+
+def test_with_two_machines_of_different_speed_it_is_about_as_good_as_the_oracle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from forecast_laws import KNOWN
+    from forecast_machines import Farm
+
+    done = Farm(KNOWN[2], 2, 1).run(60)
+    ours, oracle = (median(abs(row[i] / row[0] - 1) for row in done[20:]) for i in (1, 3))
+    assert ours < 1.5 * oracle + 0.02
 
 
 def test_quick_runs_and_keeps_no_result() -> None:
