@@ -130,8 +130,11 @@ class TimingModel:
         return known or TimingModel(self.flop_per_s, machine, beside=self)
 
     def relative_speed(self, other: "TimingModel") -> float:
-        """What this machine does in a second, in seconds of another one."""
-        return 1.0 / self._times_slower_than(other)
+        """What this machine does in a second, in seconds of another one: in the median over the
+        keys that it has run."""
+        laws = {key: law for key, law in list(self._laws.items()) if law.samples}
+        ratios = [law.times_slower_than(other._law(key, 0.0)) for key, law in laws.items()]
+        return 1.0 / median(ratios) if ratios else self.flop_per_s / other.flop_per_s
 
     @property
     def version(self) -> int:

@@ -29,7 +29,6 @@ from scheduler.estimates import Estimates
 from scheduler.forecast import Forecaster
 from scheduler.limits import QueueLimits
 from scheduler.machines import Machine
-from scheduler.plan import Planner
 from scheduler.policy import Policy, key
 from scheduler.schedule import Schedule
 from task import GenerationParams, Phase, Progress, Task
@@ -62,7 +61,6 @@ class Farm:
             machine.load_started(SPEC, self.at)
             machine.load_finished(SPEC, [SPEC.key], self.at)
         self.policy = Policy(self.schedule, QueueLimits())
-        self.planner = Planner(self.schedule, self.machines, self.estimates)
         self.spread = Spread()
         self.forecaster = Forecaster(
             schedule=self.schedule,
@@ -135,14 +133,9 @@ class Farm:
 
     def claim(self, number: int, machine: Machine) -> None:
         """The first waiting task that is planned for this machine, if there is one."""
-        remaining = self.forecaster.remaining
-        plan = self.planner.plan(
-            [sum(remaining.gpu_s(run, m) for run in m.runs.values()) for m in self.machines]
-        )
-        positions = (p for p in range(len(self.schedule)) if plan.machine(p) == number)
-        position = next(positions, None)
-        if position is not None:
-            self.draw(self.schedule[position], number, machine)
+        task = self.forecaster.next_tasks().get(machine.name)
+        if task is not None:
+            self.draw(task, number, machine)
 
     def draw(self, task: Task, number: int, machine: Machine) -> None:
         self.policy.start(task, self.gpu_s(task))

@@ -52,6 +52,7 @@ class RemoteMachine:
         machine = Machine(
             registration.name,
             models_in_memory=registration.models_in_memory,
+            speed=scheduler.timing.of(registration.name).relative_speed(scheduler.timing),
             started_at=scheduler.monotonic(),
         )
         remote = RemoteMachine(

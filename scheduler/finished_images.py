@@ -47,19 +47,22 @@ class FinishedImages:
                 [measured for _, measured in encoded.measured],
                 samples=samples,
                 end=scheduler.end(task) if last else None,
+                machine=self._machine.name,
             )
         if not stored:
             return False
         outcome = None
-        learned = scheduler.timing.learned(samples)  # takes too long to hold the lock
+        timing = scheduler.timing.of(self._machine.name)
+        learned = timing.learned(samples)  # takes too long to hold the lock
         with scheduler.lock:
-            scheduler.timing.take(learned)
+            timing.take(learned)
             run.task.image_sizes += (len(encoded.image),)
             run.task.measured += tuple(measured for _, measured in encoded.measured)
             first = run.task.images_done == 1
             if last:
                 outcome = scheduler.finish(run)
             scheduler.improve_baselines()
+        self._compare_machines()
         scheduler.retention.added(len(encoded.image), first=first)
         scheduler.events.publish(EventKind.DONE if last else EventKind.IMAGE, task_id)
         if last:
@@ -81,6 +84,17 @@ class FinishedImages:
                 return
         with scheduler.changes, scheduler.health.noting_storage():
             scheduler.cancel(run.task)
+
+    def _compare_machines(self) -> None:
+        """The forecast of a task on another machine is that of this one, at the other's speed."""
+        scheduler, timing = self._scheduler, self._scheduler.timing
+        others = [
+            machine for machine in list(scheduler.machines) if machine is not scheduler.machine
+        ]
+        speeds = [timing.of(other.name).relative_speed(timing) for other in others]
+        with scheduler.lock:
+            for other, speed in zip(others, speeds, strict=True):
+                other.speed = speed
 
     def _sample(self, task: Task, stage: int, measured: Measured) -> tuple[Work, Measured]:
         return replace(self._scheduler.estimates.work(task.stages[stage]), images=1), measured

@@ -68,15 +68,15 @@ class WorkerApi:
         if measure is None:
             return
         with suppress(StorageUnavailable), scheduler.health.noting_storage():
-            if scheduler.store.timings.speed() is not None:
+            if scheduler.store.timings.speed(self.machine.name) is not None:
                 return
         flop_per_s = measure()
         with scheduler.lock:
-            scheduler.timing.calibrate(flop_per_s)
+            scheduler.timing.of(self.machine.name).calibrate(flop_per_s)
             scheduler.improve_baselines()
         log.info("this machine computes %.3g FLOP/s", flop_per_s)
         with suppress(StorageUnavailable), scheduler.health.noting_storage():
-            scheduler.store.timings.keep_speed(flop_per_s)
+            scheduler.store.timings.keep_speed(flop_per_s, self.machine.name)
 
     def load_started(self, spec: LoadSpec) -> None:
         with self._scheduler.lock:
@@ -107,7 +107,7 @@ class WorkerApi:
             now = scheduler.monotonic()
             seconds = self.machine.load_finished(spec, resident, now, memory)
             if learn:
-                scheduler.estimates.learn_load(spec, seconds)
+                scheduler.estimates.learn_load(spec, seconds, self.machine.name)
             scheduler.improve_baselines()
             load_key = scheduler.estimates.load_key(spec)
         log.info("%s is loaded after %.1f s", spec.key, seconds)
@@ -115,7 +115,7 @@ class WorkerApi:
             if memory and (taken := memory.loaded_bytes.get(spec.key)):
                 scheduler.store.state.keep_memory(WEIGHTS + spec.key, taken)
             if learn:
-                scheduler.store.timings.keep_load(load_key, seconds)
+                scheduler.store.timings.keep_load(load_key, seconds, self.machine.name)
 
     def copies_saved(self) -> None:
         """From now on, weights are loaded from a copy."""

@@ -5,10 +5,14 @@ from pathlib import Path
 from statistics import median
 
 import pytest
+from conftest import PlayedQueue, allow, params_for
 from store_bench import MEASURED, WORK
 
 from scheduler.estimates import Estimates
+from scheduler.machines import Machine
+from scheduler.worker_api import WorkerApi
 from storage.task_store import TaskStore
+from task import Encoded
 from timing_model import Confidence, Measured, TimingModel, Work
 
 
@@ -71,6 +75,17 @@ def test_the_speed_of_a_machine_beside_another_is_that_on_what_both_have_run() -
     teach(mini, "m", 4.0, seed=2)
     assert mini.relative_speed(timing) == pytest.approx(0.25, rel=0.05)
     assert timing.relative_speed(mini) == pytest.approx(4.0, rel=0.05)
+
+
+def test_two_machines_are_compared_through_a_third_one_that_draws_nothing() -> None:
+    head = TimingModel()
+    teach(head.of("a"), "m", 1.0)
+    teach(head.of("b"), "m", 3.0, tasks=20, seed=2)
+    a, b = (head.of(name).relative_speed(head) for name in "ab")
+    assert a == pytest.approx(1.0, rel=0.05)
+    assert b == pytest.approx(1 / 3, rel=0.05)
+    seconds = law(work(), 3.0).gpu_s
+    assert head.durations(work()).gpu_s / b == pytest.approx(seconds, rel=0.1)
 
 
 def test_without_shared_models_the_measured_speed_decides() -> None:
@@ -151,3 +166,31 @@ def test_estimates_are_those_of_the_named_machine() -> None:
     (here,), (there,) = estimates.gpu_s([work()]), estimates.gpu_s([work()], "mini")
     assert there == pytest.approx(3 * here, rel=0.1)
     assert estimates.version_of("m") == estimates.version_of("m", "mini") == 40
+
+
+def test_what_a_worker_elsewhere_draws_and_loads_is_learned_for_its_machine_and_its_speed(
+    tmp_path: Path,
+) -> None:
+    queue = PlayedQueue(allow("tiny"), TimingModel(), TaskStore(tmp_path))
+    queue.load()
+    scheduler, mini = queue.scheduler, Machine("mini")
+    with scheduler.lock:
+        scheduler.machines.join(mini)
+    seconds = {"local": Measured(0.1, [1.0, 1.0], 0.5, 0.0)}
+    seconds["mini"] = Measured(0.4, [4.0, 4.0], 2.0, 0.0)
+    workers = {"local": queue.worker, "mini": WorkerApi(scheduler, mini)}
+    spec = scheduler.allowed.first_spec
+    workers["mini"].load_started(spec)
+    workers["mini"].load_finished(spec, None, [spec.key])
+    for _ in range(40):  # so that the slow machine is worth its time
+        queue.submit(params_for(steps=2), priority=0)
+    for _ in range(3):
+        for name, worker in workers.items():
+            task = worker.claim(0.0)
+            assert task is not None
+            encoded = Encoded(b"image", 0, ((0, seconds[name]),))
+            assert worker.finish(task.task_id, task.attempt, encoded)
+    timings = scheduler.store.timings
+    assert [len(timings.samples(name)) for name in workers] == [3, 3]
+    assert [list(timings.loads(name)) for name in workers] == [["tiny"], ["tiny"]]
+    assert mini.speed == pytest.approx(0.25, rel=0.05)
