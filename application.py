@@ -84,7 +84,7 @@ def create_app(
             "machines": MachineRoutes(queue, places),
             "live": LiveRoutes(queue, own_queue, places, previews, submission.decoder),
             "server": ServerRoutes(queue, worker, generator, data_dir),
-            "models": ModelRoutes(queue, submission.allowed, catalog, submission.wildcards),
+            "models": ModelRoutes(queue, submission, catalog, generator.fit_of_adapter),
             "session": SessionRoutes(identity),
         },
     )

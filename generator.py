@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from errors import DoesNotFit, LoadStopped, ModelLoadError, NotFinite, OutOfMemory, ServerError
-from generation.adapters import Sizes, check_adapters, check_values
+from generation.adapters import AdapterChecks, check_values
 from generation.inpainting import KeptSource, keeping_source
 from generation.load_errors import (
     bits_of,
@@ -36,7 +36,7 @@ from generation.prompt_cache import PromptCache
 from generation.step_hook import StepHook, harmless
 from generation.weights_copy import WeightsCopies
 from models.mlx_setup import give_back_memory
-from models.model_catalog import LoadSpec
+from models.model_catalog import LoadSpec, LoraFit
 from models.weights_cache import WeightsCache
 from task import Drawn, GenerationParams, Memory, Phase, Report, Stage
 
@@ -88,8 +88,7 @@ class MfluxGenerator:
         self._begun = 0
         """Number of pictures that were begun."""
         self._last_size: tuple[int, int] | None = None
-        self._layer_sizes: dict[str, Sizes] = {}
-        """Of each model that was loaded once."""
+        self._adapters = AdapterChecks(lora_path)
 
     @property
     def memory(self) -> Memory:
@@ -146,7 +145,7 @@ class MfluxGenerator:
         loaded = LoadedModel(weights, pipeline, places, hook)
         self._loaded[weights.key] = loaded
         self.guard.learn_weights(weights, loaded.weights_bytes)
-        self._layer_sizes[weights.model.name] = loaded.layer_sizes
+        self._adapters.learn(weights.model, loaded.layer_sizes)
         self._note_resident()
         return bits
 
@@ -279,16 +278,12 @@ class MfluxGenerator:
             raise OutOfMemory(sentence) from error
 
     def check_adapters(self, weights: LoadSpec) -> tuple[str, ...]:
-        """Check the adapters that weights name, from their headers; any thread may call.
+        """Check the adapters of weights, as AdapterChecks.check()."""
+        return self._adapters.check(weights)
 
-        Returns:
-            Warnings: a sentence for each adapter that fits in part.
-
-        Raises:
-            UnusableAdapter, NotSupported: an adapter is broken, missing, or of another model.
-        """
-        sizes = self._layer_sizes.get(weights.model.name)
-        return check_adapters(weights, self._lora_path, sizes)
+    def fit_of_adapter(self, path: Path, weights: LoadSpec) -> LoraFit:
+        """How the LoRA in a file fits the model of a load spec; any thread may call."""
+        return self._adapters.fit(path, weights)
 
     def refusal(self, stage: Stage) -> str | None:
         """Why a picture of this stage would not fit into memory, or None. Any thread may call."""

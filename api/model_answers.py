@@ -81,8 +81,23 @@ class HelperAnswer(Answer):
     bytes_on_disk: int = Field(description="Bytes of them on disk.", examples=[8_900_000_000])
 
 
+class LoraModelAnswer(Answer):
+    """A model that a LoRA fits."""
+
+    name: str = Field(description="The model.", examples=["dev"])
+    keys: int = Field(description="So many of its keys match.", examples=[608])
+
+
 class LoraAnswer(Answer):
+    """What the header of a LoRA says."""
+
     name: str = Field(description="What tasks name.", examples=["watercolour"])
+    rank: int | None = Field(None, description="The largest of its layers.", examples=[16])
+    keys: int = Field(description="How many arrays it has; 0: unreadable.", examples=[608])
+    models: list[LoraModelAnswer] = Field(description="The allowed models that it fits.")
+    unusable: str | None = Field(
+        None, description="Why it fits none of them.", examples=["it is a web page (HTML)"]
+    )
 
 
 class ModelsAnswer(Answer):

@@ -1,5 +1,8 @@
 """The routes about models: what there is, what is loaded, and loading one ahead."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 from flask import Response
 
 import errors
@@ -13,16 +16,17 @@ from api.model_answers import (
     HelperAnswer,
     LoadAnswer,
     LoraAnswer,
+    LoraModelAnswer,
     ModelAnswer,
     ModelsAnswer,
     WildcardsAnswer,
 )
 from api.routes import route
-from api.wildcards import Wildcards
+from api.submission import Submission
 from fields import SCHEDULERS, Takes
 from models.helpers import HELPERS, OF_CONTROL
 from models.hub_cache import bytes_on_disk, is_present
-from models.model_catalog import Catalog, LoadSpec, Model
+from models.model_catalog import Catalog, LoadSpec, LoraFit, Model
 from models.model_rules import MOST_SIDE, SIDE_STEP
 from queue_manager import QueueManager
 from scheduler.health import QueueHealth
@@ -38,12 +42,17 @@ MODEL_NAME = {
 
 class ModelRoutes:
     def __init__(
-        self, queue: QueueManager, allowed: Allowed, catalog: Catalog, wildcards: Wildcards
+        self,
+        queue: QueueManager,
+        submission: Submission,
+        catalog: Catalog,
+        fit_of_adapter: Callable[[Path, LoadSpec], LoraFit],
     ) -> None:
         self._queue = queue
-        self._allowed = allowed
+        self._allowed = submission.allowed
         self._catalog = catalog
-        self._wildcards = wildcards
+        self._wildcards = submission.wildcards
+        self._fit_of_adapter = fit_of_adapter
 
     @route("GET", "/models")
     @documented(
@@ -64,7 +73,7 @@ class ModelRoutes:
                     model_answer(model, allowed, health) for model in (*allowed.models, *others)
                 ],
                 helpers=[helper_answer(helper, allowed) for helper in HELPERS.values()],
-                loras=[LoraAnswer(name=name) for name in allowed.loras()],
+                loras=[self._lora_answer(name, path) for name, path in allowed.loras().items()],
                 schedulers=list(SCHEDULERS),
                 quantize=[allowed.quantize] if allowed.quantize else [],
                 quantize_choices=list(allowed.quantize_choices),
@@ -118,6 +127,22 @@ class ModelRoutes:
             self._queue.order_load(weights)
             audit(f"ordered model {model.name} to be loaded")
         return json_response(LoadAnswer(model=model.name, loaded=loaded))
+
+    def _lora_answer(self, name: str, path: Path) -> LoraAnswer:
+        answer = LoraAnswer(name=name, keys=0, models=[])
+        for model in self._allowed.models:
+            pipeline = next((one for one in model.pipelines if one.loras), None)
+            if pipeline is None:
+                continue
+            fit = self._fit_of_adapter(path, LoadSpec(model, pipeline, None))
+            answer.rank, answer.keys = answer.rank or fit.rank, max(answer.keys, fit.keys)
+            if fit.reason:
+                answer.unusable = fit.reason
+            else:
+                answer.models.append(LoraModelAnswer(name=model.name, keys=fit.matched))
+        if answer.models:
+            answer.unusable = None
+        return answer
 
     def _find(self, name: str) -> Model:
         catalog = self._catalog

@@ -31,7 +31,7 @@ from PIL import Image
 
 from allowed import Allowed
 from models.mflux_registry import find_model
-from models.model_catalog import LoadSpec
+from models.model_catalog import LoadSpec, LoraFit
 from queue_manager import QueueManager
 from scheduler.limits import QueueLimits
 from scheduler.scheduler import Scheduler
@@ -94,6 +94,9 @@ class FakeGenerator:
 
     def check_adapters(self, weights: LoadSpec) -> tuple[str, ...]:
         return ()
+
+    def fit_of_adapter(self, path: Path, weights: LoadSpec) -> LoraFit:
+        return LoraFit(1, 1)
 
 
 class FakeServer:

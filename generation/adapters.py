@@ -6,75 +6,96 @@ header of the file is compared with mflux's own table of keys, which takes milli
 thread. Depends on mflux and mlx.
 """
 
-import importlib
 import re
-from collections.abc import Callable, Iterator, Mapping
-from functools import cache, lru_cache
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from errors import UnusableAdapter
-from models.model_catalog import LoadSpec
+from generation.lora_keys import known_keys, matches_of
+from models.hub_cache import weight_files
+from models.model_catalog import LoadSpec, LoraFit, Model
 from models.weight_files import ArrayInfo, BadWeightFile, read_header
 
-BLOCK = "{block}"
-"""Placeholder for the number of a block in mflux's patterns."""
 MATRICES = ("lora_A", "lora_B")
 FLOATS = ("F16", "BF16", "F32")
-
-
-class Target(NamedTuple):
-    """The layer and matrix that an array belongs to."""
-
-    layer: str
-    matrix: str
-    """lora_A, lora_B, alpha, ..."""
-    whole: bool
-    """Whether the whole array belongs there, or a part of it."""
-
-
-class Fit(NamedTuple):
-    """How many keys of a LoRA match a model."""
-
-    matched: int
-    keys: int
-    reason: str = ""
-    """Why the LoRA cannot be used; empty: it can be used."""
+PREFIX = re.compile(r"^(transformer|diffusion_model|base_model\.model)\.")
+SUFFIX = re.compile(r"\.lora[._](A|B|up|down)(\.default)?(\.weight)?$")
+ARRAYS_AT_A_TIME = 32
+GROUP_SIZE = 64
+"""Inputs of a quantized layer for each of its scales, as mflux quantizes."""
+FOLDERS_OF_TRANSFORMERS = ("transformer", "diffusion_models")
 
 
 Sizes = Mapping[str, tuple[int, int]]
-"""Outputs and inputs of each linear layer of a model, by its name."""
+"""Outputs and inputs of each linear layer of a model, by mflux's name or that in its files."""
 
 
-def check_adapters(
-    weights: LoadSpec, lora_path: Callable[[str], str], sizes: Sizes | None = None
-) -> tuple[str, ...]:
-    """Checks the LoRA files of a load spec; files that are not downloaded yet are not checked.
+class AdapterChecks:
+    """Compares the headers of LoRAs with models; any thread may call.
 
     Args:
-        sizes: of the model's layers, if they are known.
-
-    Returns:
-        Warnings: a sentence for each adapter that fits in part.
-
-    Raises:
-        UnusableAdapter: one is broken, or is for another model.
-        NotSupported: there is none of this name.
+        lora_path: what mflux loads a LoRA of this name from.
     """
-    warnings = []
-    for lora in weights.loras:
-        path = Path(lora_path(lora.name))
-        if not path.is_absolute() and not path.exists():
-            continue  # a repository
-        fit = _fit_of(path, weights, sizes)
-        if fit.reason:
-            raise UnusableAdapter(f"The LoRA {lora.name!r} cannot be used: {fit.reason}.")
-        if fit.matched < fit.keys:
-            warnings.append(
-                f"The LoRA {lora.name!r} fits {weights.model.name} in part: {fit.matched} of its "
-                f"{fit.keys} keys match, the other {fit.keys - fit.matched} are ignored."
-            )
-    return tuple(warnings)
+
+    def __init__(self, lora_path: Callable[[str], str]) -> None:
+        self._lora_path = lora_path
+        self._sizes: dict[str, Sizes] = {}
+        """By model."""
+
+    def learn(self, model: Model, sizes: Sizes) -> None:
+        """A model is loaded: these are the sizes of its layers."""
+        self._sizes[model.name] = sizes
+
+    def check(self, weights: LoadSpec) -> tuple[str, ...]:
+        """Checks the LoRAs of a load spec; files that are not downloaded yet are not checked.
+
+        Returns:
+            Warnings: a sentence for each LoRA that fits in part.
+
+        Raises:
+            UnusableAdapter: one is broken, or is for another model.
+            NotSupported: there is none of this name.
+        """
+        warnings = []
+        for lora in weights.loras:
+            path = Path(self._lora_path(lora.name))
+            if not path.is_absolute() and not path.exists():
+                continue  # a repository
+            fit = self.fit(path, weights)
+            if fit.reason:
+                raise UnusableAdapter(f"The LoRA {lora.name!r} cannot be used: {fit.reason}.")
+            if fit.matched < fit.keys:
+                ignored = fit.keys - fit.matched
+                warnings.append(
+                    f"The LoRA {lora.name!r} fits {weights.model.name} in part: {fit.matched} of "
+                    f"its {fit.keys} keys match, the other {ignored} are ignored."
+                )
+        return tuple(warnings)
+
+    def fit(self, path: Path, weights: LoadSpec) -> LoraFit:
+        """Returns how the LoRA in a file fits the model of a load spec, from its header."""
+        return fit_of(path, weights, self._sizes_of(weights.model))
+
+    def _sizes_of(self, model: Model) -> Sizes:
+        """Of the layers of a model, as far as it was loaded once or is on this machine."""
+        if model.name not in self._sizes:
+            with suppress(BadWeightFile):
+                if sizes := stored_sizes(weight_files(model)):
+                    self._sizes[model.name] = sizes
+        return self._sizes.get(model.name, {})
+
+
+def fit_of(path: Path, weights: LoadSpec, sizes: Sizes) -> LoraFit:
+    """Returns how the LoRA in a file fits the model of a load spec, from its header."""
+    version = version_of(path)
+    family = weights.pipeline.module.split(".")[2]
+    fit = _fit_of_family(path, version, family)
+    if fit.reason or not sizes:
+        return fit
+    return fit._replace(reason=_misfit(_compared(path, version, family)[1], sizes))
 
 
 def check_values(weights: LoadSpec, lora_path: Callable[[str], str]) -> None:
@@ -83,34 +104,44 @@ def check_values(weights: LoadSpec, lora_path: Callable[[str], str]) -> None:
     Raises:
         UnusableAdapter: a value is NaN or infinite.
     """
-    import mlx.core as mx
 
     for lora in weights.loras:
         path = Path(lora_path(lora.name))
         if not path.is_file():
             continue  # a repository
         try:
-            key = _first_not_finite(mx.load(str(path)))
+            key = _first_not_finite(path, version_of(path))
         except (OSError, RuntimeError, ValueError) as error:
             raise UnusableAdapter(f"The LoRA {lora.name!r} cannot be read.") from error
-        if key is not None:
+        if key:
             raise UnusableAdapter(
                 f"The LoRA {lora.name!r} cannot be used: {key[:100]} holds values that are not "
                 "numbers (NaN or infinity)."
             )
 
 
-def _first_not_finite(arrays: Any) -> str | None:
-    """Returns the name of the first array with NaN or infinity. Reads one array at a time."""
+def version_of(path: Path) -> tuple[int, int, int]:
+    """Changes when a file is replaced."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return (0, 0, 0)
+    return (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+
+
+@lru_cache(maxsize=64)
+def _first_not_finite(path: Path, version: tuple[int, int, int]) -> str:
+    """Returns the name of an array with NaN or infinity; empty: there is none. Reads some arrays at
+    a time."""
     import mlx.core as mx
 
+    arrays: Any = mx.load(str(path))
     while arrays:
-        key, array = arrays.popitem()
-        finite = mx.isfinite(array).all()
-        mx.eval(finite)
-        if not finite.item():
-            return str(key)
-    return None
+        keys = list(arrays)[:ARRAYS_AT_A_TIME]
+        finite: Any = mx.stack([mx.isfinite(arrays.pop(key)).all() for key in keys]).tolist()
+        if not all(finite):
+            return str(keys[finite.index(False)])
+    return ""
 
 
 def layer_sizes(transformer: Any) -> Sizes:
@@ -123,6 +154,29 @@ def layer_sizes(transformer: Any) -> Sizes:
         inputs = weight.shape[1] if scales is None else scales.shape[1] * module.group_size
         sizes[name] = (weight.shape[0], inputs)
     return sizes
+
+
+def stored_sizes(files: Iterable[Path]) -> Sizes:
+    """Returns the sizes of the layers in a model's files; empty: they are not on this machine, or
+    not in a folder of their own. Reads their headers.
+
+    Raises:
+        BadWeightFile
+    """
+    sizes: dict[str, set[tuple[int, int]]] = {}
+    for path in files:
+        if path.parent.name not in FOLDERS_OF_TRANSFORMERS:
+            continue
+        header = read_header(path)
+        for name, array in header.items():
+            layer = name.removesuffix(".weight")
+            scales = header.get(f"{layer}.scales")
+            if layer == name or len(array.shape) != 2 or (array.dtype == "U32" and not scales):
+                continue
+            inputs = scales.shape[1] * GROUP_SIZE if scales else array.shape[1]
+            sizes.setdefault(layer, set()).add((array.shape[0], inputs))
+    # Two files may have different layers of a name: those of a ControlNet, for example.
+    return {layer: found.pop() for layer, found in sizes.items() if len(found) == 1}
 
 
 def raised_by_adapter(error: BaseException) -> bool:
@@ -139,91 +193,70 @@ def raised_by_adapter(error: BaseException) -> bool:
     return False
 
 
-def _fit_of(path: Path, weights: LoadSpec, sizes: Sizes | None) -> Fit:
-    try:
-        stat = path.stat()
-        version = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-    except OSError:
-        version = (0, 0, 0)
-    family = weights.pipeline.module.split(".")[2]
-    fit, targets = _compared(path, version, family)
-    if fit.reason or not sizes:
-        return fit
-    return fit._replace(reason=_misfit(targets, sizes))
+class Part(NamedTuple):
+    """An array of a LoRA that belongs to a layer."""
+
+    array: ArrayInfo
+    whole: bool
+    """Whether the whole array belongs there."""
+    key: str
 
 
-Arrays = dict[str, dict[str, tuple[ArrayInfo, bool]]]
-"""Of each layer, the arrays of an adapter by matrix, and whether they go there whole."""
+Arrays = dict[str, dict[str, Part]]
+"""Of each layer, the arrays of a LoRA by matrix."""
 
 
-@lru_cache(maxsize=64)
-def _compared(path: Path, version: tuple[int, int, int], family: str) -> tuple[Fit, Arrays]:
+@lru_cache(maxsize=4096)
+def _fit_of_family(path: Path, version: tuple[int, int, int], family: str) -> LoraFit:
+    return _compared(path, version, family)[0]
+
+
+@lru_cache(maxsize=16)
+def _compared(path: Path, version: tuple[int, int, int], family: str) -> tuple[LoraFit, Arrays]:
     """Args:
     version: of the file; another one is another file.
     """
     try:
-        header = read_header(path)
+        header = _header(path, version)
     except BadWeightFile as error:
-        return Fit(0, 0, str(error)), {}
-    known, matched = _known_keys(family), 0
+        return LoraFit(0, 0, None, str(error)), {}
+    known, matched = known_keys(family), 0
     found: Arrays = {}
     for key, array in header.items():
-        targets = list(_targets_of(key, known))
-        matched += bool(targets)
-        for target in targets:
-            found.setdefault(target.layer, {})[target.matrix] = (array, target.whole)
+        matches = list(matches_of(key, known))
+        matched += bool(matches)
+        for layer, match in matches:
+            part = Part(array, match.transform is None, key)
+            found.setdefault(layer, {})[match.matrix_name] = part
     reason = _inconsistency(found)
+    if dora := next((key for key in header if _is_dora(key, header)), None):
+        reason = f"it is a DoRA with LoRA matrices, which mflux cannot apply ({dora[:100]})"
     if not matched:
         reason = f"none of its {len(header)} keys matches the model, so it is for another one"
-    return Fit(matched, len(header), reason), found
+    return LoraFit(matched, len(header), _rank(header), reason), found
 
 
-@cache
-def _known_keys(family: str) -> dict[str, list[Target]]:
-    """Returns the LoRA keys that mflux applies to a family, with BLOCK for a number."""
-    from mflux.models.common.lora.mapping.lora_loader import LoRALoader
-
-    known: dict[str, list[Target]] = {}
-    for mapping in _mappings(family):
-        for match in LoRALoader._build_pattern_mappings(mapping.get_mapping()):
-            target = Target(match.target_path, match.matrix_name, match.transform is None)
-            pattern = match.source_pattern
-            for key in {pattern, pattern.removesuffix(".weight")}:
-                known.setdefault(key, []).append(target)
-    return known
+def _rank(header: Mapping[str, ArrayInfo]) -> int | None:
+    """The highest rank of the layers; None: there is no pair of matrices."""
+    names = ((SUFFIX.search(key), array.shape) for key, array in header.items())
+    ranks = [shape[0] for name, shape in names if name and name[1] in ("A", "down") and shape]
+    return max(ranks, default=None)
 
 
-def _mappings(family: str) -> Iterator[Any]:
-    """mflux's tables of keys for the models of a family."""
-    import mflux.models
-
-    folder = Path(mflux.models.__path__[0], family, "weights")
-    for path in sorted(folder.glob("*_lora_mapping.py")):
-        module = importlib.import_module(f"mflux.models.{family}.weights.{path.stem}")
-        for name, mapping in vars(module).items():
-            if name.endswith("LoRAMapping") and mapping.__module__ == module.__name__:
-                yield mapping
-
-
-def _targets_of(key: str, known: Mapping[str, list[Target]]) -> Iterator[Target]:
-    """Matches a key like mflux: BLOCK is one of the numbers in the key."""
-    yield from known.get(key, ())
-    for number in re.finditer(r"\d+", key):
-        block = str(int(number[0])) if len(number[0]) < 6 else ""
-        if block != number[0]:
-            continue
-        for target in known.get(key[: number.start()] + BLOCK + key[number.end() :], ()):
-            yield target._replace(layer=target.layer.replace(BLOCK, block))
+@lru_cache(maxsize=4)
+def _header(path: Path, version: tuple[int, int, int]) -> dict[str, ArrayInfo]:
+    return read_header(path)
 
 
 def _inconsistency(arrays: Arrays) -> str:
     """Returns why the LoRA cannot be applied to any model; empty: it can."""
     for layer, parts in arrays.items():
-        down, up = (parts.get(matrix, (None,))[0] for matrix in MATRICES)
-        if down is None and up is None:
+        pair = [parts[matrix].array for matrix in MATRICES if matrix in parts]
+        if not pair:
             continue
-        if down is None or up is None:
+        if len(pair) < len(MATRICES):
             return f"{layer} has one of its two matrices only"
+        down, up = pair
         if {down.dtype, up.dtype} - set(FLOATS):
             return f"the matrices of {layer} are {down.dtype} and {up.dtype}, not floats"
         if len(down.shape) == len(up.shape) == 2 and down.shape[0] != up.shape[1]:
@@ -231,16 +264,28 @@ def _inconsistency(arrays: Arrays) -> str:
     return ""
 
 
+def _is_dora(key: str, header: Mapping[str, ArrayInfo]) -> bool:
+    layer = key.split(".lora_magnitude_vector", maxsplit=1)[0].removesuffix(".dora_scale")
+    matrices = (f"{layer}.{matrix}{ending}" for matrix in MATRICES for ending in ("", ".weight"))
+    return layer != key and any(matrix in header for matrix in matrices)
+
+
 def _misfit(arrays: Arrays, sizes: Sizes) -> str:
     """Returns which sizes of the LoRA differ from the layers of the model; empty: none."""
     for layer, parts in arrays.items():
-        if layer not in sizes:
-            continue
-        for matrix, axis, size in (("lora_B", 0, sizes[layer][0]), ("lora_A", 1, sizes[layer][1])):
-            array, whole = parts.get(matrix, (None, False))
-            if array is not None and whole and len(array.shape) == 2 and array.shape[axis] != size:
+        for matrix, axis in (("lora_B", 0), ("lora_A", 1)):
+            if matrix not in parts or not parts[matrix].whole:
+                continue
+            shape = parts[matrix].array.shape
+            size = sizes.get(layer) or sizes.get(_layer_in_file(parts[matrix].key))
+            if size and len(shape) == 2 and shape[axis] != size[axis]:
                 return (
-                    f"its {matrix} of {layer} has the shape {array.shape}, the model's layer needs "
-                    f"{size} in place of {array.shape[axis]}"
+                    f"its {matrix} of {layer} has the shape {shape}, the model's layer needs "
+                    f"{size[axis]} in place of {shape[axis]}"
                 )
     return ""
+
+
+def _layer_in_file(key: str) -> str:
+    """Returns the name that the layer of a LoRA's key has in the files of its model, probably."""
+    return PREFIX.sub("", SUFFIX.sub("", key))

@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
+from errors import UnusableAdapter
+from generation.adapters import version_of
+from generation.lora_keys import Keys, keys_of, matches_of
 from models.model_catalog import Lora
 
 
@@ -21,8 +24,7 @@ class Place(NamedTuple):
     """Where mflux applies LoRAs in a class."""
 
     transformer: Any
-    mapping: list[Any]
-    """mflux's table of keys."""
+    keys: Keys
 
 
 @contextmanager
@@ -33,7 +35,7 @@ def places_of_loras() -> Iterator[list[Place]]:
     places = []
 
     def note(lora_mapping: list[Any], transformer: Any, **_: Any) -> tuple[list[str], list[float]]:
-        places.append(Place(transformer, lora_mapping))
+        places.append(Place(transformer, keys_of(lora_mapping)))
         return [], []
 
     with patch.object(LoRALoader, "load_and_apply_lora", staticmethod(note)):
@@ -43,7 +45,7 @@ def places_of_loras() -> Iterator[list[Place]]:
 def with_second_transformer(places: Sequence[Place], pipeline: Any) -> list[Place]:
     """Ideogram 4 has a second transformer, which mflux gives the same LoRAs by itself."""
     second = getattr(pipeline, "unconditional_transformer", None)
-    more = [] if second is None else [Place(second, place.mapping) for place in places]
+    more = [] if second is None else [Place(second, place.keys) for place in places]
     return [*places, *more]
 
 
@@ -71,13 +73,14 @@ class AppliedLoras:
             Whether that has changed the model. A file that was replaced is read again.
 
         Raises:
-            Exception: of mflux's, if one does not fit. The model has none then.
+            UnusableAdapter: a layer is not in the model.
+            Exception: mflux's, if one cannot be read or applied. The model has none then.
         """
         from mflux.models.common.resolution.lora_resolution import LoraResolution
 
         files = LoraResolution.resolve_paths([lora_path(lora.name) for lora in loras])
         scaled = [(file, lora.scale) for file, lora in zip(files, loras, strict=True)]
-        versions: list[object] = [_version(file) for file in files]
+        versions: list[object] = [version_of(Path(file)) for file in files]
         if (scaled, versions) == (self.applied, self._versions):
             return False
         self.remove()
@@ -112,9 +115,7 @@ class AppliedLoras:
         vectors: list[tuple[str, dict[str, Any], float]] = []
         with patch.object(LoRALoader, "_replace_target_module", staticmethod(replace_and_note)):
             for file, scale in scaled:
-                LoRALoader._apply_single_lora(
-                    place.transformer, file, scale, place.mapping, role=None, direct_deltas=vectors
-                )
+                _apply_file(place, file, scale, vectors)
         for path, deltas, scale in vectors:
             layer = LoRALoader._direct_delta_module(place.transformer, path)
             self._undo.append(_restoring(layer))
@@ -128,6 +129,50 @@ class AppliedLoras:
         self.bytes += sum(array.nbytes for array in added.values())
 
 
+def _apply_file(
+    place: Place, file: str, scale: float, vectors: list[tuple[str, dict[str, Any], float]]
+) -> None:
+    """As LoRALoader._apply_single_lora, for one layer at a time: with all layers at once, it would
+    compare each key with each pattern.
+
+    Args:
+        vectors: changes of vectors are added to it. They are applied after all LoRAs.
+
+    Raises:
+        UnusableAdapter: a layer is not in the model.
+    """
+    import mlx.core as mx
+    from mflux.models.common.lora.mapping.lora_loader import LoRALoader
+    from mflux.models.common.lora.mapping.peft_lora_metadata import PeftLoRAMetadata
+
+    loaded: Any
+    loaded, metadata = mx.load(file, return_metadata=True)
+    configs = PeftLoRAMetadata.configs(metadata)
+    layers: dict[str, tuple[dict[str, Any], list[Any]]] = {}
+    for key, array in loaded.items():
+        for layer, match in matches_of(key, place.keys):
+            arrays, patterns = layers.setdefault(layer, ({}, []))
+            arrays[key] = array
+            patterns.append(match)
+    failed: list[str] = []
+    for arrays, patterns in layers.values():
+        failed += LoRALoader._apply_lora_with_mapping(
+            place.transformer,
+            arrays,
+            scale,
+            patterns,
+            role=None,
+            direct_deltas=vectors,
+            adapter_configs=configs,
+        )[2]
+    if failed or not layers:
+        shown = ", ".join(failed[:3])
+        raise UnusableAdapter(
+            f"The LoRA {Path(file).stem!r} cannot be used: {len(failed)} of its {len(layers)} "
+            f"layers cannot be applied to the model ({shown})."
+        )
+
+
 def _restoring(layer: Any) -> Callable[[], None]:
     """Returns what gives a layer its present weight and bias again."""
     before = {name: layer[name] for name in ("weight", "bias") if name in layer}
@@ -139,8 +184,3 @@ def _arrays(module: Any) -> dict[int, Any]:
     from mlx.utils import tree_flatten
 
     return {id(array): array for _, array in tree_flatten(module)}
-
-
-def _version(file: str) -> tuple[int, int, int]:
-    stat = Path(file).stat()
-    return stat.st_mtime_ns, stat.st_size, stat.st_ino

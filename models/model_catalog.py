@@ -25,10 +25,21 @@ ALWAYS_TAKEN = frozenset({Takes.PROMPT, Takes.STEPS})
 
 
 class Lora(NamedTuple):
-    """A LoRA that is merged into the weights when they are loaded."""
+    """A LoRA on a model."""
 
     name: str
     scale: float = 1.0
+
+
+class LoraFit(NamedTuple):
+    """How many keys of a LoRA match a model."""
+
+    matched: int
+    keys: int
+    rank: int | None = None
+    """The largest of its layers; None: it has no pairs of matrices."""
+    reason: str = ""
+    """Why it cannot be used with the model; empty: it can be used."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from allowed import Allowed
 from api.client_queue import ClientQueue, OwnQueue
 from key_file import EVERYBODY
 from models.mflux_registry import find_model
-from models.model_catalog import LoadSpec
+from models.model_catalog import LoadSpec, LoraFit
 from queue_manager import QueueManager
 from scheduler.download_api import DownloadApi
 from scheduler.limits import QueueLimits
@@ -376,6 +376,9 @@ class FakeGenerator:
 
     def check_adapters(self, weights: LoadSpec) -> tuple[str, ...]:
         return ()
+
+    def fit_of_adapter(self, path: Path, weights: LoadSpec) -> LoraFit:
+        return LoraFit(1, 1)
 
 
 @pytest.fixture(scope="session")

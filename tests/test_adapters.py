@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from test_generator import OnItsThread
 
 from errors import ModelLoadError, UnusableAdapter
-from generation.adapters import check_adapters
+from generation.adapters import AdapterChecks, Sizes
 from models import tiny_models
 from models.hub_cache import weight_files
 from models.mflux_registry import read_catalog
@@ -123,6 +123,17 @@ def weights_of(model: str, *loras: str) -> LoadSpec:
     return LoadSpec(found, found.pipelines[0], None, tuple(map(Lora, loras)))
 
 
+def check_adapters(
+    weights: LoadSpec,
+    lora_path: Callable[[str], str],
+    sizes: Sizes | None = None,
+) -> tuple[str, ...]:
+    checks = AdapterChecks(lora_path)
+    if sizes:
+        checks.learn(weights.model, sizes)
+    return checks.check(weights)
+
+
 def write_matrices(path: Path, prefix: str, down: tuple[int, ...], up: tuple[int, ...]) -> str:
     arrays = {
         f"{prefix}.lora_A.weight": np.ones(down, np.float32),
@@ -177,6 +188,33 @@ def test_matrices_that_do_not_fit_the_layers_of_a_model_are_refused(
     path = write_matrices(tmp_path / "x.safetensors", "x_embedder", down, up)
     with pytest.raises(UnusableAdapter, match=reason):
         check_adapters(weights_of("tiny-flux2", path), str, {"x_embedder": (16, 16)})
+
+
+@pytest.mark.parametrize("layer_in_file", ["x_embedder", "transformer_blocks.0.attn.to_q"])
+@pytest.mark.parametrize("bits", [None, 4])
+def test_the_sizes_are_those_of_the_files_before_the_model_was_loaded_once(
+    tmp_path: Path, layer_in_file: str, bits: int | None
+) -> None:
+    """Of a checkpoint as its authors publish it, and of one that mflux has saved."""
+    folder = tmp_path / "transformer"
+    folder.mkdir()
+    arrays: dict[str, Any] = {f"{layer_in_file}.weight": np.zeros((128, 192), np.float32)}
+    if bits:
+        arrays = {
+            f"{layer_in_file}.weight": np.zeros((128, 192 * bits // 32), np.uint32),
+            f"{layer_in_file}.scales": np.zeros((128, 3), np.float32),
+        }
+    save_file(arrays, folder / "0.safetensors")
+    (klein,) = allow("flux2-klein-4b").models
+    model = replace(klein, path=str(tmp_path))
+    lora = str(tmp_path / "x.safetensors")
+    weights = LoadSpec(model, model.pipelines[0], None, (Lora(lora),))
+    key = f"transformer.{layer_in_file}"
+    write_matrices(Path(lora), key, (4, 192), (128, 4))
+    assert check_adapters(weights, str) == ()
+    write_matrices(Path(lora), key, (4, 256), (128, 4))
+    with pytest.raises(UnusableAdapter, match="the model's layer needs 192 in place of 256"):
+        check_adapters(weights, str)
 
 
 def test_half_of_a_pair_and_matrices_of_integers_are_refused(tmp_path: Path) -> None:
@@ -252,7 +290,7 @@ def test_what_mflux_finds_wrong_while_it_applies_an_adapter_blames_the_adapter(
     write_matrices(path, layer, (4, 16), (16, 4))
     generating = OnItsThread("tiny", data_dir)
     wrong = weights_of("tiny", str(path))
-    with pytest.raises(UnusableAdapter, match=r"'.*x.safetensors' cannot be used with tiny"):
+    with pytest.raises(UnusableAdapter, match="'x' cannot be used: 1 of its 1 layers"):
         generating._thread.submit(generating.generator.apply_adapters, wrong).result()
     generating._thread.submit(generating.generator.load, generating.weights).result()
     assert generating.generate(params_for()).size == (64, 64)
@@ -280,6 +318,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("loras")
     good = folder / "good.safetensors"
     tiny_models.write_lora(good, "tiny")
+    tiny_models.write_lora(folder / "klein.safetensors", "tiny-flux2")
     arrays = load_file(good)
     (folder / "corrupt.safetensors").write_bytes(b"<!DOCTYPE html>")
     (folder / "gone.safetensors").symlink_to(folder / "nothing")
@@ -326,6 +365,19 @@ def test_a_lora_that_fits_in_part_is_used_with_a_warning(studio: ServerProcess) 
     whole = post(studio, "/generate", loras=["good"]).json()
     assert "warnings" not in whole
     assert "warnings" not in studio.wait_until_ended(whole["task_id"])
+
+
+def test_the_list_of_models_says_which_ones_each_adapter_fits(studio: ServerProcess) -> None:
+    listed = {lora.pop("name"): lora for lora in studio.get("/models").json()["loras"]}
+    assert listed["good"] == {"keys": 2, "models": [{"name": "tiny", "keys": 2}]}
+    assert listed["partial"] == {"rank": 4, "keys": 42, "models": [{"name": "tiny", "keys": 2}]}
+    assert listed["corrupt"] == {"keys": 0, "models": [], "unusable": "it is a web page (HTML)"}
+    assert listed["klein"] == {
+        "rank": 4,
+        "keys": 2,
+        "models": [],
+        "unusable": "none of its 2 keys matches the model, so it is for another one",
+    }
 
 
 def test_an_adapter_of_nan_fails_its_task_and_the_loaded_model_stays(studio: ServerProcess) -> None:

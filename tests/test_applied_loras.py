@@ -1,6 +1,8 @@
 """LoRAs on a loaded model: the same pictures as after a fresh load, and nothing stays of them."""
 
+import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -18,6 +20,7 @@ from generation import pipelines
 from models import tiny_models
 from models.mflux_registry import read_catalog
 from models.model_catalog import LoadSpec, Lora
+from models.weights_cache import WeightsCache
 from scheduler.limits import QueueLimits
 from storage.task_store import TaskStore
 from task import Stage
@@ -58,30 +61,33 @@ def loaded_of(generating: OnItsThread, weights: LoadSpec) -> Any:
     return generating.generator._loaded[weights.key]
 
 
-def some_layer(generating: OnItsThread, weights: LoadSpec) -> tuple[Any, tuple[int, int]]:
-    """One of mflux's LoRA targets that is a layer of this model, and its size."""
+def some_layer(
+    generating: OnItsThread, weights: LoadSpec
+) -> tuple[dict[str, str], tuple[int, int]]:
+    """A layer of this model that can have a LoRA: keys by matrix, and its size."""
     loaded = loaded_of(generating, weights)
-    for target in loaded._loras.places[0].mapping:
-        size = loaded.layer_sizes.get(target.model_path.replace("{block}", "0"))
-        known = target.possible_up_patterns or target.possible_lokr_w1_patterns
-        if size and known and not target.up_transform and not target.down_transform:
-            return target, size
+    layers: dict[str, dict[str, str]] = {}
+    for pattern, matches in loaded._loras.places[0].keys.items():
+        for match in matches:
+            if match.transform is None:
+                layers.setdefault(match.target_path, {}).setdefault(match.matrix_name, pattern)
+    for layer, keys in layers.items():
+        size = loaded.layer_sizes.get(layer.replace("{block}", "0"))
+        if size and keys.keys() & {"lora_A", "lokr_w1"}:
+            return keys, size
     raise AssertionError(f"no layer of {weights.model.name} takes a LoRA")
 
 
-def write_lora(path: Path, target: Any, size: tuple[int, int], seed: int) -> None:
+def write_lora(path: Path, keys: dict[str, str], size: tuple[int, int], seed: int) -> None:
     """Writes a LoRA, or a LoKr where mflux knows no other kind."""
     values = np.random.default_rng(seed)
     outputs, inputs = size
-    if target.possible_up_patterns:
-        up, down = target.possible_up_patterns[0], target.possible_down_patterns[0]
-        shapes = {up: (outputs, RANK), down: (RANK, inputs)}
-    else:
-        one, two = target.possible_lokr_w1_patterns[0], target.possible_lokr_w2_patterns[0]
-        shapes = {one: (8, 8), two: (outputs // 8, inputs // 8)}
+    shapes = {"lora_B": (outputs, RANK), "lora_A": (RANK, inputs)}
+    if "lora_A" not in keys:
+        shapes = {"lokr_w1": (8, 8), "lokr_w2": (outputs // 8, inputs // 8)}
     arrays = {
-        name.replace("{block}", "0"): values.normal(0.0, 0.1, shape).astype(np.float32)
-        for name, shape in shapes.items()
+        keys[matrix].replace("{block}", "0"): values.normal(0.0, 0.1, shape).astype(np.float32)
+        for matrix, shape in shapes.items()
     }
     save_file(arrays, path)
 
@@ -217,6 +223,27 @@ def test_a_lora_that_fails_half_way_leaves_the_model_without_any(
         drawn(generating, spec_of("tiny", good, Lora(str(bad))))
     assert generating.generator.resident == ("tiny",)
     assert drawn(generating, plain) == without
+
+
+def test_a_copy_of_quantized_weights_holds_no_lora(
+    data_dir: Path, tmp_path: Path, write: Callable[..., Lora]
+) -> None:
+    checkpoint = tmp_path / "klein"
+    shutil.copytree(tiny_models.ensure_checkpoint("tiny-flux2", data_dir), checkpoint)
+    cache = WeightsCache(tmp_path / "weights", 10**9)
+    generating = OnItsThread(data_dir, weights_cache=cache)
+    model = replace(allow("tiny-flux2").default, path=str(checkpoint))
+    plain = LoadSpec(model, model.pipelines[0], 8)
+    without = drawn(generating, plain)
+    with_lora = LoadSpec(model, model.pipelines[0], 8, (write(generating, plain, 1),))
+    changed = drawn(generating, with_lora)
+    assert generating.run(generating.generator.save_copies, lambda: True)
+    assert drawn(generating, with_lora) == changed
+    generating.run(generating.generator.unload)
+    assert cache.find(plain)
+    assert drawn(generating, with_lora) == changed
+    assert drawn(generating, plain) == without
+    generating.run(generating.generator.unload)
 
 
 # -- the forecast ---------------------------------------------------------------------------------

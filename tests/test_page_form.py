@@ -125,6 +125,30 @@ def test_the_form_shows_what_the_model_takes(visit: Visit, served: ServerProcess
     assert len(params["images"]) == 2
 
 
+def test_the_form_offers_the_loras_that_fit_the_model(visit: Visit) -> None:
+    fits = {"wild": ("tiny",), "calm": ("tiny-z-image",), "both": ("tiny", "tiny-z-image")}
+
+    def changed(route: Route) -> None:
+        answer = route.fetch().json()
+        for model in answer["models"]:
+            model["takes"].append("loras")
+        answer["loras"] = [
+            {"name": name, "keys": 2, "models": [{"name": model, "keys": 2} for model in models]}
+            for name, models in fits.items()
+        ]
+        route.fulfill(json=answer)
+
+    me = visit()
+    me.page.route("**/models", changed)
+    me.open()
+    offered = me["#lora-list li:visible label"]
+    expect(offered).to_have_text(["wild", "both"])
+    me["#model"].select_option("tiny-z-image")
+    expect(offered).to_have_text(["calm", "both"])
+    me["#model"].select_option("tiny-fill")
+    expect(me["#loras"]).to_be_hidden()
+
+
 def test_the_form_offers_what_the_list_of_models_says(visit: Visit) -> None:
     def changed(route: Route) -> None:
         answer = route.fetch().json()

@@ -17,7 +17,7 @@ from allowed import Allowed
 from api.models_api import download_answer, model_answer
 from errors import ModelLoadError, NoWorker
 from models.hub_cache import bytes_on_disk, cache_dir, is_present, weight_files
-from models.model_catalog import LoadSpec, Model
+from models.model_catalog import LoadSpec, LoraFit, Model
 from scheduler.health import QueueHealth, ServerState
 from scheduler.limits import QueueLimits
 from storage.task_store import TaskStore
@@ -116,6 +116,9 @@ class Gpu:
 
     def check_adapters(self, weights: LoadSpec) -> tuple[str, ...]:
         return ()
+
+    def fit_of_adapter(self, path: Path, weights: LoadSpec) -> LoraFit:
+        return LoraFit(1, 1)
 
 
 def _init_image(stage: Stage) -> InputImage:

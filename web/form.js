@@ -51,6 +51,7 @@ export class Form extends EventTarget {
   state = { ...EMPTY, ...read("form") };
   #form = find("form");
   #models = [];
+  #modelsOf = {}; // of each LoRA
   #limits = { side: 1024, steps: 100, n: 10, prompt: 10_000 };
   #slots = {};
   #timer = null;
@@ -125,6 +126,11 @@ export class Form extends EventTarget {
     return this.model.mask_of.some((of) => this.#slots[of].inputs.length);
   }
 
+  /** Whether a LoRA fits the chosen model, as far as its header says. */
+  #fits(lora) {
+    return this.#modelsOf[lora]?.includes(this.model?.name) ?? true;
+  }
+
   // The request
 
   request() {
@@ -150,7 +156,9 @@ export class Form extends EventTarget {
       if (this.model?.control_types.includes(state.control_type)) fields.control_type = state.control_type;
     }
     if (this.takes("upscale") && state.upscale) fields.upscale = Number(state.upscale);
-    const loras = Object.entries(state.loras).map(([name, scale]) => ({ name, scale }));
+    const loras = Object.entries(state.loras)
+      .filter(([name]) => this.#fits(name))
+      .map(([name, scale]) => ({ name, scale }));
     if (this.takes("loras") && loras.length) fields.loras = loras;
     if (state.seed_mode === "locked" && state.seed) fields.seed = state.seed;
     fields.format = state.format;
@@ -316,7 +324,10 @@ export class Form extends EventTarget {
     for (const field of this.#form.querySelectorAll("[data-takes]")) {
       field.hidden = !this.takes(field.dataset.takes);
     }
-    find("loras").hidden ||= !find("lora-list").childElementCount;
+    for (const row of find("lora-list").children) {
+      row.hidden = !this.#fits(row.querySelector("input").value);
+    }
+    find("loras").hidden ||= !find("lora-list").querySelector("li:not([hidden])");
     for (const pair of this.#form.querySelectorAll(":scope > .pair")) {
       pair.hidden = [...pair.children].every((child) => child.hidden);
     }
@@ -546,6 +557,9 @@ export class Form extends EventTarget {
   }
 
   #buildLoras(loras) {
+    this.#modelsOf = Object.fromEntries(
+      loras.map(({ name, models }) => [name, models.map((model) => model.name)]),
+    );
     find("lora-list").replaceChildren(
       ...loras.map(({ name }) => {
         const scale = this.state.loras[name];

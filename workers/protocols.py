@@ -6,7 +6,7 @@ from typing import Protocol
 
 from PIL.Image import Image
 
-from models.model_catalog import LoadSpec
+from models.model_catalog import LoadSpec, LoraFit
 from task import Drawn, Encoded, Memory, Progress, Report, Stage, Task, Verdict
 
 
@@ -61,6 +61,9 @@ class Generator(Protocol):
 
     def refusal(self, stage: Stage) -> str | None:
         """Why this picture cannot be made on this machine, or None; any thread may ask."""
+
+    def fit_of_adapter(self, path: Path, weights: LoadSpec) -> LoraFit:
+        """How the adapter in a file fits the model of a load spec; any thread may ask."""
 
     def check_adapters(self, weights: LoadSpec) -> tuple[str, ...]:
         """Answer a warning for each adapter that fits the model in part; any thread may ask.
