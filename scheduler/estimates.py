@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from models.model_catalog import LoadSpec
 from models.model_rules import SIDE_STEP
-from task import Stage
+from task import Stage, Task
 from timing_model import LOCAL, Confidence, Durations, TimingModel, Work
 
 HELPER_TOKENS = 4096
@@ -138,6 +138,15 @@ class Estimates:
         self._prompts.move_to_end(prompt)
         if len(self._prompts) > PROMPTS_KEPT:
             self._prompts.popitem(last=False)
+
+    def now_resident(self, keys: Sequence[str], waiting: Iterable[Task]) -> None:
+        """Only these weights are in memory: the embeddings that were made with others are gone, and
+        a prompt that no waiting task has is encoded again."""
+        gone = {prompt for prompt in self._prompts if prompt[0] not in keys}
+        if gone:
+            gone.difference_update(_prompt(stage) for task in waiting for stage in task.stages)
+        for prompt in gone:
+            del self._prompts[prompt]
 
     def durations(self, *stages: Stage, machine: str = LOCAL) -> Durations:
         """Predicted seconds of these stages on a machine, one after the other."""

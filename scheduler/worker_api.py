@@ -106,6 +106,7 @@ class WorkerApi:
                 scheduler.schedule.rebuild()
             now = scheduler.monotonic()
             seconds = self.machine.load_finished(spec, resident, now, memory)
+            self._forget_prompts(resident)
             if learn:
                 scheduler.estimates.learn_load(spec, seconds, self.machine.name)
             scheduler.improve_baselines()
@@ -136,6 +137,7 @@ class WorkerApi:
         """
         with self._scheduler.lock:
             self.machine.now_resident(resident)
+            self._forget_prompts(resident)
             self._scheduler.health.load_failed = fatal
             self._scheduler.health.last_error = message
 
@@ -143,6 +145,7 @@ class WorkerApi:
         """Weights were unloaded, or could not be loaded: these are in memory, the latest first."""
         with self._scheduler.lock:
             self.machine.now_resident(resident)
+            self._forget_prompts(resident)
 
     def next_load_order(self) -> LoadSpec | None:
         """The next weights that the operator wants loaded; the order is removed."""
@@ -304,6 +307,11 @@ class WorkerApi:
         """(locked) None: the task runs no more, or not this attempt, or not here."""
         run = self.machine.runs.get(task_id)
         return run if run is not None and run.task.attempt == attempt else None
+
+    def _forget_prompts(self, resident: Sequence[str]) -> None:
+        """(locked) Of several machines, this one alone is known to have encoded prompts."""
+        if self.machine is self._scheduler.machine:
+            self._scheduler.estimates.now_resident(resident, self._scheduler.schedule)
 
     def _preempting(self, run: Run) -> Task | None:
         """(locked) The task that preempts this one, which has just reported."""

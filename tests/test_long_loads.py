@@ -256,3 +256,24 @@ def test_a_waiting_task_is_cancelled_without_anything_that_must_end(app: PlayedA
     assert answer
     assert answer["message"] == "The task was taken out of the queue."
     assert "stopping_s" not in answer
+
+
+def test_a_prompt_is_encoded_again_once_its_model_has_left_memory() -> None:
+    bench = Bench()
+    bench.queue.loaded(bench.spec)
+    estimates = bench.queue.scheduler.estimates
+
+    def is_cached(task_id: str) -> bool:
+        task = bench.queue.scheduler.get(task_id)
+        assert task
+        return estimates.work(task.stages[0]).prompt_cached
+
+    again = bench.submit()
+    assert is_cached(again), "the running task encodes it first"
+    bench.queue.delete(again)
+    bench.queue.worker.now_resident(())
+    first, second = bench.submit(), bench.submit()
+    assert not is_cached(first)
+    assert is_cached(second)
+    bench.queue.worker.now_resident(())
+    assert is_cached(second), "a waiting task encodes it first"
