@@ -5,8 +5,8 @@
 The real schedule, plan, forecast and timing model of the server, without its disk. Machine n takes
 SLOWER[n] times as long as the hidden law says, with 3 % of log-normal noise. The server does not
 know these factors: it learns a law for each machine, and its speed beside that of the first one. A
-machine that is free draws the first waiting task that is planned for it. Sizes and steps are those of
-forecast_error.py, two to five tasks wait for each machine, none is urgent.
+machine that is free draws the first waiting task that is planned for it. Sizes and steps are those
+of forecast_error.py, two to five tasks wait for each machine, none is urgent.
 
 The oracle knows the law, the speeds and the queue, but neither noise nor future tasks; it plans as
 the server does.
