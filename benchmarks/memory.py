@@ -17,6 +17,7 @@ import sys
 import time
 import urllib.request
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +91,11 @@ class Finishing:
 
 
 class TinyServer:
-    """`python server.py --model tiny`: real mflux, small random weights."""
+    """`python server.py --model tiny`: real mflux, small random weights. Or another model."""
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, model: Sequence[str] = ("--model", "tiny")) -> None:
         start = time.perf_counter()
-        command = [sys.executable, "server.py", "--model", "tiny", "--port", "0"]
+        command = [sys.executable, "server.py", *model, "--port", "0"]
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("MFLUX_SERVER_")}
         self._process = subprocess.Popen(
             [*command, "--data-dir", str(data_dir), "--max-queue", "1000000"],
@@ -136,6 +137,18 @@ class TinyServer:
         with urllib.request.urlopen(request, timeout=60) as answer:
             asked: dict[str, Any] = json.load(answer)
         return asked
+
+    def delete(self, task_id: str) -> None:
+        target = f"{self._url}/delete?task_id={task_id}"
+        urllib.request.urlopen(urllib.request.Request(target, method="DELETE"), timeout=60).close()
+
+    def stop(self) -> float:
+        """Returns the seconds that it took to stop."""
+        start = time.perf_counter()
+        self._process.terminate()
+        self._process.wait()
+        self._drain.wait()
+        return time.perf_counter() - start
 
     def kill(self) -> None:
         self._process.kill()

@@ -18,10 +18,12 @@ import common  # noqa: F401  # finds the modules of the server
 
 from models.mlx_setup import give_back_memory, prepare_mlx
 from models.tiny_modules import TEMPLATE, built_small
+from models.tiny_recipes import add_qwen_vae
 from models.tiny_weights import (
     QWEN_VOCABULARY,
     T5_VOCABULARY,
     byte_pairs,
+    component,
     unigrams,
     write_tokenizer,
 )
@@ -65,10 +67,12 @@ def write_anima(
         )
         with modules:
             components = _components()
+            if small:  # a few channels: the parameters of the module have their full number
+                del components["vae"]
+                with component(draft / "vae", seed=SEED, biases=True) as weights:
+                    add_qwen_vae(weights)
             while components:
-                name, component = components.popitem()
-                _save(draft, name, component, bits, float32)
-                del component
+                _save(draft, *components.popitem(), bits, float32)
                 give_back_memory()
         for tokenizer in ("tokenizer", "tokenizer_2"):
             (draft / tokenizer).mkdir()
@@ -90,7 +94,7 @@ def _components() -> dict[str, Any]:
     return {name: getattr(model, name) for name in ("vae", "transformer", "text_encoder")}
 
 
-def _save(folder: Path, name: str, component: Any, bits: int | None, float32: bool) -> None:
+def _save(folder: Path, name: str, module: Any, bits: int | None, float32: bool) -> None:
     """Save one component with mflux's saver, so that one at a time is in memory."""
     import mlx.core as mx
     from mflux.models.anima.weights.anima_weight_definition import AnimaWeightDefinition
@@ -99,16 +103,16 @@ def _save(folder: Path, name: str, component: Any, bits: int | None, float32: bo
     from mlx import nn
 
     precision = mx.float32 if float32 else ModelConfig.precision
-    for module in component.modules():
-        for parameter, value in module.items():
+    for layer in module.modules():
+        for parameter, value in layer.items():
             if isinstance(value, mx.array):
-                module[parameter] = value.astype(precision)
-                mx.eval(module[parameter])
+                layer[parameter] = value.astype(precision)
+                mx.eval(layer[parameter])
     definition = {one.name: one for one in AnimaWeightDefinition.get_components()}[name]
     if bits is not None and not definition.skip_quantization:
         predicate = AnimaWeightDefinition.quantization_predicate
-        nn.quantize(component, class_predicate=predicate, bits=bits)
-    model = SimpleNamespace(**{name: component})
+        nn.quantize(module, class_predicate=predicate, bits=bits)
+    model = SimpleNamespace(**{name: module})
     ModelSaver.save_model(model, bits, str(folder), AnimaWeightDefinition)
 
 

@@ -1,0 +1,59 @@
+"""The model of real size and its benchmark, on a tiny scale, so that they go on working."""
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, clean_environment, params_for
+
+from generator import MfluxGenerator
+from models.mflux_registry import find_model
+from models.model_catalog import LoadSpec
+from task import Stage
+
+
+def run(script: str, *arguments: str) -> str:
+    ended = subprocess.run(
+        [sys.executable, f"benchmarks/{script}", *arguments],
+        cwd=ROOT,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("bits", "options"), [(None, ()), (None, ("--float32",)), (4, ("--bits", "4"))]
+)
+def test_the_written_checkpoint_is_one_that_mflux_loads_and_draws(
+    bits: int | None, options: tuple[str, ...], tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoint"
+    run("real_model.py", str(folder), "--small", *options)
+    model = find_model("tiny-anima")
+    assert model
+    spec = LoadSpec(replace(model, path=str(folder)), model.pipelines[0], bits)
+    generator = MfluxGenerator(tmp_path)
+
+    def draw() -> tuple[int | None, tuple[int, int]]:
+        loaded_bits = generator.load(spec)
+        stage = Stage(spec, params_for(steps=1, width=64, height=64))
+        size = generator.generate(stage, tmp_path, lambda *_: None).picture.size
+        generator.unload()
+        return loaded_bits, size
+
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(draw).result() == (bits, (64, 64))
+
+
+def test_the_benchmark_measures_a_server() -> None:
+    out = run("real_size.py", "--quick")
+    for line in ("the model was loaded", "| 128 x 128 |", "GET /queue while", "Stopped in a step"):
+        assert line in out
