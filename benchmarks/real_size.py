@@ -176,7 +176,7 @@ def cancel_s(server: TinyServer) -> float:
 
 
 class Latency:
-    """Asks for /queue in a thread of its own until it is told to end."""
+    """Asks for /queue in a separate thread until end() is called."""
 
     def __init__(self, server: TinyServer) -> None:
         self._server, self._ended = server, Event()
