@@ -8,7 +8,6 @@ import logging
 import secrets
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
-from copy import copy
 from math import ceil
 
 from allowed import Allowed
@@ -316,7 +315,7 @@ class QueueManager:
 
     def _copy(self, task: Task) -> Task:
         """(locked)"""
-        snapshot = copy(task)
+        snapshot = task.__copy__()  # called for up to 1,000 tasks: copy() takes twice as long
         if run := self._scheduler.machines.run(task.task_id):
             if run.progress.phase is Phase.LOADING:
                 snapshot.load_share = run.machine.load_share

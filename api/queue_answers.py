@@ -131,6 +131,8 @@ def others_params(params: GenerationParams) -> OthersParams:
 def shortened(params: GenerationParams) -> GenerationParams:
     """With the beginning of the first prompt, for lists."""
     prompt = params.prompt
+    if len(prompt) <= PROMPT_IN_LISTS and not params.prompts:
+        return params
     if len(prompt) > PROMPT_IN_LISTS:
         prompt = prompt[: PROMPT_IN_LISTS - 3] + "..."
     return params.model_copy(update={"prompt": prompt, "prompts": ()})

@@ -17,6 +17,8 @@ from timing_model import Confidence
 STEADY_S, STEADY_SHARE = 1.0, 0.02
 """A forecast that is later than the first one by no more than this is not reported."""
 
+ROUNDING_S = 1e-6
+
 
 @dataclass(frozen=True)
 class Baseline:
@@ -136,7 +138,7 @@ class Baselines:
             if ends_at is not None:
                 end_at = min(end_at, float(ends_at[forecast.pos]))
             late_s = at + forecast.end_s - end_at
-            if late_s <= 0.0:
+            if late_s <= ROUNDING_S:
                 return forecast
             if late_s <= max(STEADY_S, STEADY_SHARE * forecast.end_s):
                 end_s = max(forecast.end_s - late_s, 0.0)
