@@ -8,25 +8,19 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import ROOT, FakeGenerator, allow
+from conftest import GIVE_UP_S, ROOT, ServerProcess
 from PIL import Image
 
 from compat.a1111_shapes import ImageToImage
 from compat.openai_shapes import OpenAIGeneration
-from server import Server
-from settings import Settings
 
 APPS: list[dict[str, Any]] = json.loads((ROOT / "tests/data/apps.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Of the real server with a generator that draws nothing: the apps ask for large pictures."""
-    settings = Settings(port=0, data_dir=tmp_path_factory.mktemp("data"))
-    generator = FakeGenerator(lambda params, _: Image.new("RGB", (params.width, params.height)))
-    server = Server(settings, allow("tiny", "tiny-flux2"), generator)
-    server.start()
-    yield f"http://127.0.0.1:{server.port}"
+    server = ServerProcess(tmp_path_factory.mktemp("apps"), "--models", "tiny,tiny-flux2")
+    yield server.url
     server.stop()
 
 
@@ -45,7 +39,7 @@ def send(url: str, call: dict[str, Any]) -> requests.Response:
         data=call.get("form"),
         files=files or None,
         headers=call.get("headers"),
-        timeout=60,
+        timeout=GIVE_UP_S,
     )
 
 
@@ -85,7 +79,7 @@ def test_every_call_of_an_app_is_answered_with_what_it_reads(url: str, app: dict
 
 def bytes_of(image: dict[str, Any]) -> bytes:
     if "url" in image:
-        return requests.get(image["url"], timeout=60).content
+        return requests.get(image["url"], timeout=GIVE_UP_S).content
     return base64.b64decode(image["b64_json"], validate=True)
 
 
@@ -108,7 +102,7 @@ def test_the_document_lists_every_field_and_every_route(url: str) -> None:
     answer = (ROOT / "docs/compat.md").read_text()
     for name in (*OpenAIGeneration.model_fields, *ImageToImage.model_fields):
         assert f"`{name}`" in answer or f"`{name}." in answer, name
-    for path in requests.get(url + "/openapi.json", timeout=60).json()["paths"]:
+    for path in requests.get(url + "/openapi.json", timeout=GIVE_UP_S).json()["paths"]:
         if path.startswith("/sdapi/v1/"):
             assert path.removeprefix("/sdapi/v1/") in answer, path
     for flag in ("sync-max-wait-s", "clamp", "public-url", "sdapi-model-switch", "cors-origins"):

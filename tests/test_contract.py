@@ -3,10 +3,11 @@ they take. What mflux refuses the server refuses first, and what the server refu
 or calls useless."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from allowed import Allowed, given_fields
 from api.generate_request import Limits, check_request
 from api.submission import Prepared, Submission
 from api.waiting_places import WaitingPlaces
-from decoding.decoder import PictureDecoder
+from decoding.decoder import PictureDecoder, PictureReader
 from errors import NotSupported, ServerError
 from fields import PRESETS, SCHEDULERS, Takes
 from images import to_png
@@ -168,9 +169,33 @@ def on_one_thread() -> Iterator[ThreadPoolExecutor]:
         yield thread
 
 
+class RememberingDecoder(PictureDecoder):
+    """Decodes each picture once: the cases send few different ones, hundreds of times."""
+
+    @contextmanager
+    def reading(self) -> Iterator[PictureReader]:
+        with super().reading() as reader:
+            for name in ("size", "png"):
+                setattr(reader, name, self._remembering(name, getattr(reader, name)))
+            yield reader
+
+    def _remembering(self, name: str, decode: Callable[..., Any]) -> Callable[..., Any]:
+        def decoded(*given: Any, **options: Any) -> Any:
+            key = (name, given, tuple(sorted(options.items())))
+            if key not in self._known:
+                self._known[key] = decode(*given, **options)
+            return self._known[key]
+
+        return decoded
+
+    @cached_property
+    def _known(self) -> dict[Any, Any]:
+        return {}
+
+
 @pytest.fixture(scope="module")
 def submission() -> Iterator[Submission]:
-    decoder = PictureDecoder()
+    decoder = RememberingDecoder()
     queue = PlayedQueue(ALLOWED, TimingModel(), TaskStore(None))
     yield Submission(
         seen_by_all(queue),
