@@ -22,10 +22,11 @@ class Hold:
     def __init__(self, file: Path) -> None:
         self.file = file
 
-    def close(self, after: int = 0, step: int = 1) -> None:
-        """From now on each picture is held at this step, except for the next `after` pictures."""
+    def close(self, after: int = 0, step: int = 1, *, decoding: bool = False) -> None:
+        """From now on each picture is held at this step, or when it is decoded, except for the next
+        `after` pictures."""
         new = self.file.with_suffix(".new")
-        new.write_text(f"{after} {step}")
+        new.write_text(f"{after} {step} {'decoding' if decoding else 'denoising'}")
         new.replace(self.file)
 
     def open(self) -> None:
@@ -34,20 +35,21 @@ class Hold:
 
     def passes(self) -> bool:
         """(server) Whether the picture that begins now is one of those that are not held."""
-        after, step = self._read()
+        after, step, phase = self._read()
         if after:
-            self.close(after - 1, step)
+            self.close(after - 1, step, decoding=phase == "decoding")
         return after > 0
 
-    def holds(self, steps_done: int) -> bool:
-        """(server) Whether a picture that may be held waits at this step."""
-        return self.file.exists() and steps_done >= self._read()[1]
+    def holds(self, phase: str, steps_done: int) -> bool:
+        """(server) Whether a picture that may be held waits in this phase at this step."""
+        _, step, held = self._read()
+        return phase == held and steps_done >= step
 
-    def _read(self) -> tuple[int, int]:
+    def _read(self) -> tuple[int, int, str]:
         with suppress(FileNotFoundError):
-            after, step = map(int, self.file.read_text().split())
-            return after, step
-        return 0, 1
+            after, step, phase = self.file.read_text().split()
+            return int(after), int(step), phase
+        return 0, 0, ""
 
     def hold_pictures(self) -> None:
         """(server) From now on this process's generator looks at the file."""
@@ -61,7 +63,7 @@ class Hold:
 
             def reported(phase: Phase, steps_done: int, steps_total: int) -> None:
                 report(phase, steps_done, steps_total)
-                while phase is Phase.DENOISING and not passes and self.holds(steps_done):
+                while not passes and self.holds(phase.value, steps_done):
                     pause.wait(LOOK_S)
                     report(phase, steps_done, steps_total)
 

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 import requests
 from conftest import (
+    GIVE_UP_S,
     FakeGenerator,
     PlayedQueue,
     ServerProcess,
@@ -32,6 +33,7 @@ from conftest import (
     seen_by_all,
     until,
 )
+from holding import Hold
 from PIL import Image
 
 from api.generate_request import Limits
@@ -48,8 +50,6 @@ from timing_model import TimingModel
 from workers.worker import Worker
 
 OFFER = allow("tiny")
-LONG: dict[str, Any] = {"width": 2048, "height": 2048, "steps": 100}
-"""Seconds of denoising, then seconds of decoding."""
 
 
 def pause(seconds: float = 0.01) -> None:
@@ -370,15 +370,17 @@ def check_logs(life: Life) -> None:
 
 
 def test_a_task_during_which_the_process_died_twice_is_failed_and_the_next_one_runs(
-    start_server: StartServer,
+    start_server: StartServer, hold: Hold
 ) -> None:
-    server = start_server("--model", "tiny")
-    deadly = server.submit(**LONG)["task_id"]
+    hold.close()
+    server = start_server("--model", "tiny", hold=hold)
+    deadly = server.submit()["task_id"]
     behind = server.submit()["task_id"]
     for _ in range(2):
         server.wait_for(deadly, lambda s: s["steps_done"] >= 1)
         server.stop(signal.SIGKILL)
-        server = start_server("--model", "tiny")
+        server = start_server("--model", "tiny", hold=hold)
+    hold.open()
     status = status_of(server, deadly)
     assert (status["status"], status["error"]["code"]) == ("failed", "ended_too_often")
     assert server.wait_until_ended(behind)["status"] == "done"
@@ -390,12 +392,12 @@ def test_a_task_during_which_the_process_died_twice_is_failed_and_the_next_one_r
 
 
 def test_sigterm_in_any_phase_exits_0_and_the_tasks_are_done_after_the_next_start(
-    start_server: StartServer,
+    start_server: StartServer, hold: Hold
 ) -> None:
-    """A long task is interrupted repeatedly. A graceful stop does not count as an attempt."""
+    """A task is interrupted repeatedly. A graceful stop does not count as an attempt."""
     server = start_server("--model", "tiny", environment={})  # a forked one has loaded at once
     assert server.get("/health").json()["status"] == "loading"
-    first = server.submit(width=1536, height=1536, steps=20, seed=1)["task_id"]
+    first = server.submit(width=512, height=512, steps=20, seed=1)["task_id"]
     second = server.submit(seed=2)["task_id"]
     ends: dict[str, Callable[[dict[str, Any]], bool]] = {
         "loading": lambda status: status["status"] == "waiting",
@@ -406,13 +408,23 @@ def test_sigterm_in_any_phase_exits_0_and_the_tasks_are_done_after_the_next_star
         "image encoding": lambda status: status.get("phase", "image_encoding") == "image_encoding",
         "idle": lambda status: status["status"] == "done",
     }
+    held: dict[str, dict[str, Any]] = {  # how the next server holds the task
+        "loading": {},
+        "text encoding": {},
+        "the first step": {"step": 10},
+        "a later step": {"decoding": True},
+    }
     for name, reached in ends.items():
         server.wait_for(first, reached)
         if name == "idle":
             server.wait_until_ended(second)
         assert server.stop(signal.SIGTERM) == 0, name
         assert "Traceback" not in log_of(server), name
-        server = start_server("--model", "tiny")
+        if name in held:
+            hold.close(**held[name])
+        else:
+            hold.open()
+        server = start_server("--model", "tiny", hold=hold)
         if "step" in name or name == "loading":
             tasks = server.get("/queue").json()["tasks"]
             assert [task["task_id"] for task in tasks] == [first, second], name
@@ -421,11 +433,17 @@ def test_sigterm_in_any_phase_exits_0_and_the_tasks_are_done_after_the_next_star
         assert server.get("/image", task_id=task_id).status_code == 200
 
 
-def test_a_drain_finishes_the_running_task_before_the_exit(start_server: StartServer) -> None:
-    server = start_server("--model", "tiny", "--drain-s", "30")
-    running = server.submit(width=1024, height=1024, steps=20)["task_id"]
+def test_a_drain_finishes_the_running_task_before_the_exit(
+    start_server: StartServer, hold: Hold
+) -> None:
+    hold.close()
+    server = start_server("--model", "tiny", "--drain-s", "600", hold=hold)
+    running = server.submit()["task_id"]
     waiting = server.submit()["task_id"]
     server.wait_for(running, lambda s: s["steps_done"] >= 1)
+    server.process.send_signal(signal.SIGTERM)
+    until(lambda: server.get("/health").json()["status"] == "draining")
+    hold.open()
     assert server.stop(signal.SIGTERM) == 0
     assert f"task {running} is done" in log_of(server)
     server = start_server("--model", "tiny")
@@ -434,9 +452,12 @@ def test_a_drain_finishes_the_running_task_before_the_exit(start_server: StartSe
     assert f"task {running} is running" not in log_of(server)
 
 
-def test_while_draining_a_submit_is_refused_and_health_says_so(start_server: StartServer) -> None:
-    server = start_server("--model", "tiny", "--drain-s", "3600", "--max-steps", "1000")
-    running = server.submit(width=2048, height=2048, steps=1000)["task_id"]
+def test_while_draining_a_submit_is_refused_and_health_says_so(
+    start_server: StartServer, hold: Hold
+) -> None:
+    hold.close()
+    server = start_server("--model", "tiny", "--drain-s", "3600", hold=hold)
+    running = server.submit()["task_id"]
     waiting = server.submit()["task_id"]
     server.wait_for(running, lambda s: s["steps_done"] >= 1)
     server.process.send_signal(signal.SIGTERM)
@@ -448,7 +469,8 @@ def test_while_draining_a_submit_is_refused_and_health_says_so(start_server: Sta
     assert requests.delete(server.url + "/delete", params={"task_id": running}, timeout=60).ok, (
         "a cancel ends the drain"
     )
-    assert server.process.wait(60) == 0
+    assert server.process.wait(GIVE_UP_S) == 0
+    hold.open()
     server = start_server("--model", "tiny")
     assert status_of(server, running)["status"] == "cancelled"
     assert server.wait_until_ended(waiting)["status"] == "done"
@@ -494,7 +516,7 @@ def test_a_worker_thread_that_dies_is_replaced_and_its_task_is_tried_once_more(
         max_body_bytes=1000,
     )
     assert app.test_client().get("/health").get_json()["worker_restarts"] == 3
-    assert worker.stop(10)
+    assert worker.stop(GIVE_UP_S)
     assert queue.status(ids["deadly once"]).status is TaskStatus.DONE
     assert queue.status(ids["harmless"]).status is TaskStatus.DONE
     view = queue.status(ids["deadly"])
@@ -511,18 +533,18 @@ def test_a_picture_that_comes_after_the_stop_is_left_without_an_error(
     def draw(_: GenerationParams, report: Report) -> Image.Image:
         report(Phase.DECODING, 4, 4)
         reached.set()
-        go_on.wait(10)
+        go_on.wait(GIVE_UP_S)
         return Image.new("RGB", (16, 16))
 
     worker = Worker(queue.worker, FakeGenerator(draw), lambda error: pytest.fail(str(error)))
     task_id = queue.submit(params_for(), priority=0)[0].task_id
     worker.start()
-    assert reached.wait(10)
+    assert reached.wait(GIVE_UP_S)
     (thread,) = [thread for thread in threading.enumerate() if thread.name == "worker"]
     assert not worker.stop(0)
     queue.worker.release_all()
     go_on.set()
-    thread.join(10)
+    thread.join(GIVE_UP_S)
     assert errors == []
     assert queue.status(task_id).status is TaskStatus.WAITING
 
@@ -705,14 +727,15 @@ def test_health_reports_that_the_data_dir_has_vanished(
 
 
 def test_a_full_disk_is_reported_loses_nothing_and_is_recovered_from(
-    start_server: StartServer, mount: Callable[[str], Path]
+    start_server: StartServer, hold: Hold, mount: Callable[[str], Path]
 ) -> None:
     disk = mount("size=8m")
-    server = start_server("--model", "tiny", "--data-dir", str(disk / "data"))
+    server = start_server("--model", "tiny", "--data-dir", str(disk / "data"), hold=hold)
     finished = server.submit(format="PNG")["task_id"]
     assert server.wait_until_ended(finished)["status"] == "done"
     image = server.get("/image", task_id=finished, delete="false").content
-    running = server.submit(width=1024, height=1024, steps=100, format="PNG")["task_id"]
+    hold.close()
+    running = server.submit(width=1024, height=1024, format="PNG")["task_id"]
     waiting = server.submit()["task_id"]
     server.wait_for(running, lambda s: s["steps_done"] >= 1)
     filler = fill_disk(disk)
@@ -727,6 +750,7 @@ def test_a_full_disk_is_reported_loses_nothing_and_is_recovered_from(
             refused += 1
             error = answer.json()["error"]
             assert (answer.status_code, error["code"]) == (503, "storage_unavailable")
+    hold.open()
     server.wait_for(running, lambda s: s.get("phase") == "image_encoding")
     for _ in range(5):
         health = server.get("/health")
@@ -754,14 +778,16 @@ def test_a_full_disk_is_reported_loses_nothing_and_is_recovered_from(
 
 
 def test_while_there_is_no_room_for_a_finished_picture_health_is_503(
-    start_server: StartServer, mount: Callable[[str], Path]
+    start_server: StartServer, hold: Hold, mount: Callable[[str], Path]
 ) -> None:
     """The database still finds room, the picture does not: nothing can be finished."""
     disk = mount("size=8m")
-    server = start_server("--model", "tiny", "--data-dir", str(disk / "data"))
-    task_id = server.submit(width=1024, height=1024, steps=100, format="PNG")["task_id"]
+    hold.close()
+    server = start_server("--model", "tiny", "--data-dir", str(disk / "data"), hold=hold)
+    task_id = server.submit(width=1024, height=1024, format="PNG")["task_id"]
     server.wait_for(task_id, lambda s: s["steps_done"] >= 1)
     filler = fill_disk(disk, spare_bytes=300_000)
+    hold.open()
     until(lambda: server.get("/health").status_code == 503)
     server.wait_for(task_id, lambda s: s.get("phase") == "image_encoding")
     for _ in range(5):
@@ -775,12 +801,13 @@ def test_while_there_is_no_room_for_a_finished_picture_health_is_503(
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_an_end_and_a_start_on_a_full_disk_lose_nothing(
-    start_server: StartServer, mount: Callable[[str], Path], number: int
+    start_server: StartServer, hold: Hold, mount: Callable[[str], Path], number: int
 ) -> None:
     disk = mount("size=8m")
     start = ("--model", "tiny", "--data-dir", str(disk / "data"))
-    server = start_server(*start)
-    running = server.submit(width=1024, height=1024, steps=100, format="PNG")["task_id"]
+    hold.close()
+    server = start_server(*start, hold=hold)
+    running = server.submit(width=1024, height=1024, format="PNG")["task_id"]
     waiting = [server.submit()["task_id"] for _ in range(3)]
     server.wait_for(running, lambda s: s["steps_done"] >= 1)
     filler = fill_disk(disk)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import PlayedQueue, ServerProcess, allow, params_for
+from conftest import GIVE_UP_S, PlayedQueue, ServerProcess, allow, params_for
 from PIL import Image
 from test_previews import settle
 
@@ -262,7 +262,7 @@ def test_kill_9_while_a_task_is_paused_loses_neither_and_draws_both_again(
     paused = server.wait_for(long, lambda s: s["phase"] == "paused")
     assert paused["status"] == "running"
     server.process.send_signal(signal.SIGKILL)
-    server.process.wait(15)
+    server.process.wait(GIVE_UP_S)
 
     server = eager()
     assert server.wait_until_ended(urgent)["status"] == "done"

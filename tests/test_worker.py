@@ -94,7 +94,7 @@ def test_a_task_starts_the_moment_it_is_submitted(queue: PlayedQueue) -> None:
     worker = Worker(queue.worker, FakeGenerator(draw), fail_to_load)
     worker.start()
     submit(queue)
-    assert started.wait(10)
+    assert started.wait(GIVE_UP_S)
     assert worker.stop(10)
 
 
@@ -105,14 +105,14 @@ def test_stop_leaves_the_running_task_at_its_next_report_and_it_waits_again(
 
     def draw(_: GenerationParams, report: Report) -> Image.Image:
         reached.set()
-        go_on.wait(10)
+        go_on.wait(GIVE_UP_S)
         report(Phase.DENOISING, 1, 4)
         pytest.fail("the report must not return")
 
     worker = Worker(queue.worker, FakeGenerator(draw), fail_to_load)
     worker.start()
     task_id = submit(queue)
-    assert reached.wait(10)
+    assert reached.wait(GIVE_UP_S)
     assert not worker.stop(0), "it cannot have ended inside a step"
     go_on.set()
     assert worker.stop(10)
