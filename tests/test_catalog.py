@@ -63,6 +63,7 @@ def test_no_name_or_alias_stands_for_two_models_in_any_case_of_letters() -> None
         for name in (model.name, *model.aliases):
             assert owner.setdefault(name.lower(), model) is model, name
             assert find_model(name.upper()) is model
+    assert len(owner) > len(read_catalog().models)
 
 
 def test_an_unknown_model_of_a_new_mflux_release_is_served_with_what_its_source_says() -> None:
@@ -95,6 +96,7 @@ def test_the_titles_of_tiny_models_are_words_and_no_names_of_classes() -> None:
 def test_what_is_read_from_the_source_is_what_the_imported_classes_say() -> None:
     """Of all classes that the catalog uses; imports every family of mflux, which takes a while."""
     sources = mflux_registry._Sources()
+    assert PIPELINES
     for name in {pipeline.name for _, pipeline in PIPELINES}:
         node = sources._class(name)
         real = class_of(sources.module(name), name)
@@ -161,7 +163,9 @@ def test_every_parameter_that_must_be_filled_is_filled_by_what_the_pipeline_need
 
 
 def test_no_pipeline_hides_another_one_of_its_model() -> None:
-    for model in read_catalog().models:
+    models = read_catalog().models
+    assert max(len(model.pipelines) for model in models) > 1
+    for model in models:
         for pipeline in model.pipelines:
             least = pipeline.needs | ({Takes.PROMPT} & pipeline.takes)
             assert model.pipeline_for(least) is pipeline, (model.name, pipeline.name)
@@ -270,7 +274,9 @@ def test_a_path_for_a_tiny_model_and_a_missing_lora_folder_are_refused(tmp_path:
 @pytest.mark.parametrize("model", read_catalog().models, ids=lambda model: model.name)
 def test_each_field_that_a_model_lacks_is_named_with_the_model(model: Model) -> None:
     needs = frozenset().union(*(pipeline.needs for pipeline in model.pipelines[:1]))
-    for name in set(Takes) - model.takes - model.ignored:
+    lacking = set(Takes) - model.takes - model.ignored
+    assert lacking
+    for name in lacking:
         given = frozenset({name, *needs})
         assert model.pipeline_for(given) is None
         error = not_supported(model, given)
@@ -280,6 +286,7 @@ def test_each_field_that_a_model_lacks_is_named_with_the_model(model: Model) -> 
 
 @pytest.mark.parametrize("model", read_catalog().models, ids=lambda model: model.name)
 def test_each_field_that_a_model_needs_is_named(model: Model) -> None:
+    assert model.pipelines
     for pipeline in model.pipelines:
         for name in pipeline.needs:
             given = pipeline.takes - {name}

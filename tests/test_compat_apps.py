@@ -45,6 +45,7 @@ def send(url: str, call: dict[str, Any]) -> requests.Response:
 
 @pytest.mark.parametrize("app", APPS, ids=lambda app: app["app"])
 def test_every_call_of_an_app_is_answered_with_what_it_reads(url: str, app: dict[str, Any]) -> None:
+    assert app["calls"]
     for call in app["calls"]:
         answer = send(url, call)
         assert answer.status_code == 200, (call, answer.text)

@@ -148,6 +148,7 @@ def test_clients_that_always_wait_get_equal_time_but_for_one_task_each(seed: int
         for (a, had_a), (b, had_b) in combinations(had.items(), 2):
             most = longest[a] / weights[a] + longest[b] / weights[b]
             assert abs(had_a - had_b) <= most + 1e-6
+    assert sum(world.had_s.values()) > 0
 
 
 @pytest.mark.parametrize("seed", range(5))

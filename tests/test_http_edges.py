@@ -111,6 +111,7 @@ def test_a_header_of_any_value_is_used_ignored_or_refused(
         f"/events?task_id={picture}",
         "/v1/models",
     )
+    assert HEADERS[name]
     for value in HEADERS[name]:
         for path in paths:
             headers = {name: value.encode("latin-1")}

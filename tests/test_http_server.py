@@ -556,7 +556,8 @@ def test_http_1_0_without_a_host_is_answered_and_1_1_is_not(server: SteppedServe
 def test_every_address_means_both_versions_of_ip(tmp_path: Path, host: str) -> None:
     server = SteppedServer(tmp_path, host=host)
     request = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
-    for address in ("127.0.0.1", "::1") if socket.has_dualstack_ipv6() else ("127.0.0.1",):
+    addresses = ["127.0.0.1", *(["::1"] if socket.has_dualstack_ipv6() else [])]
+    for address in addresses:
         with socket.create_connection((address, server.server.port), GIVE_UP_S) as connection:
             connection.sendall(request)
             assert parsed(read_all(connection))[0] == 200

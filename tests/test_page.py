@@ -179,6 +179,7 @@ def test_the_page_works_below_a_path_prefix(visit: Visit, served: ServerProcess)
 
 
 def test_the_page_refers_to_no_other_host() -> None:
+    assert (ROOT / "web" / "app.js").exists()
     for path in (ROOT / "web").iterdir():
         named = set(re.findall(r"https?://[^\s\"')]+", path.read_text()))
         assert named <= {"http://www.w3.org/2000/svg"}, path

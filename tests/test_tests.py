@@ -1,4 +1,4 @@
-"""What every test must do: assert something, and wait for events instead of sleeping."""
+"""What every test must do: assert something whatever happens, and wait for events, not sleep."""
 
 import ast
 from collections.abc import Iterator
@@ -12,46 +12,144 @@ FAILS = ("fail", "raises", "warns")
 """Functions of pytest that can fail a test."""
 CHECKS = ("expect", "run_state_machine_as_test")
 """Functions of playwright and hypothesis that can fail a test."""
+WRAPS = ("enumerate", "sorted", "list", "tuple", "set", "reversed", "zip")
+"""Functions whose result has elements if their first argument has."""
+Defined = dict[str, ast.FunctionDef]
 
 
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef]:
     return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
 
 
-def calls(function: ast.AST) -> set[str]:
-    """The names of the functions that it calls; methods are left out."""
-    return {
-        node.func.id
-        for node in ast.walk(function)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-    }
+class Module:
+    """The names of one file of tests: its functions, its literals and what it imports."""
+
+    def __init__(self, tree: ast.Module) -> None:
+        self.functions: Defined = {function.name: function for function in functions(tree)}
+        self.full = {
+            target.id: node.value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Assign | ast.AnnAssign) and node.value
+            for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+            if isinstance(target, ast.Name)
+        }
+        self.imported = {
+            alias.asname or alias.name: (f"{node.module}.py", alias.name)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        }
+
+    def has_elements(self, node: ast.expr | None, seen: frozenset[str] = frozenset()) -> bool:
+        """Whether a loop over this runs at least once: a literal, or a name that stands for one."""
+        if isinstance(node, ast.Tuple | ast.List | ast.Set):
+            return any(
+                not isinstance(part, ast.Starred) or self.has_elements(part.value, seen)
+                for part in node.elts
+            )
+        if isinstance(node, ast.Dict):
+            return bool(node.keys)
+        if isinstance(node, ast.Constant):
+            return isinstance(node.value, str | bytes) and bool(node.value)
+        if isinstance(node, ast.Name) and node.id not in seen:
+            return self.has_elements(self.full.get(node.id), seen | {node.id})
+        if isinstance(node, ast.Call):
+            return self._call_has_elements(node, seen)
+        if isinstance(node, ast.ListComp | ast.GeneratorExp | ast.DictComp | ast.SetComp):
+            return all(
+                not part.ifs and self.has_elements(part.iter, seen) for part in node.generators
+            )
+        return False
+
+    def _call_has_elements(self, node: ast.Call, seen: frozenset[str]) -> bool:
+        called = node.func
+        if isinstance(called, ast.Attribute):
+            return called.attr in ("items", "values", "keys") and self.has_elements(
+                called.value, seen
+            )
+        if not isinstance(called, ast.Name):
+            return False
+        if called.id == "range":
+            bounds = [part.value for part in node.args if isinstance(part, ast.Constant)]
+            whole = [bound for bound in bounds if isinstance(bound, int)]
+            return len(whole) == len(node.args) and bool(range(*whole))
+        strict = any(keyword.arg == "strict" for keyword in node.keywords)
+        parts = node.args if called.id == "zip" and not strict else node.args[:1]
+        return (
+            called.id in WRAPS
+            and bool(parts)
+            and all(self.has_elements(part, seen) for part in parts)
+        )
 
 
-def asserts_itself(function: ast.AST) -> bool:
-    return not calls(function).isdisjoint(CHECKS) or any(
-        isinstance(node, ast.Assert)
+def what_runs(node: ast.AST, module: Module) -> Iterator[ast.AST]:
+    """The nodes below that run whenever this one does, or stop the test where they do not: not the
+    functions that are only defined here, no loop that may have nothing to do, and no condition
+    without an alternative."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.Lambda | ast.ClassDef):
+            continue
+        if isinstance(child, ast.For) and not module.has_elements(child.iter):
+            continue
+        if isinstance(child, ast.If) and not child.orelse:
+            continue
+        yield child
+        yield from what_runs(child, module)
+
+
+def asserts_itself(function: ast.AST, module: Module) -> bool:
+    return any(
+        (isinstance(node, ast.Assert) and not isinstance(node.test, ast.Constant))
         or (
             isinstance(node, ast.Attribute)
             and isinstance(node.value, ast.Name)
             and (node.value.id, node.attr in FAILS) == ("pytest", True)
         )
-        for node in ast.walk(function)
+        or (isinstance(node, ast.Name) and node.id in CHECKS)
+        for node in what_runs(function, module)
+    )
+
+
+def asserts(name: str, file: str, modules: dict[str, Module], seen: frozenset[str]) -> bool:
+    """Whether the function of this name, as this file knows it, asserts, by itself or through a
+    function that it calls; of methods, those that say so in their names."""
+    module = modules.get(file)
+    if module is None or (key := f"{file}:{name}") in seen:
+        return False
+    if name not in module.functions:
+        return name in module.imported and asserts(
+            module.imported[name][1], module.imported[name][0], modules, seen
+        )
+    function = module.functions[name]
+    called = [node.func for node in what_runs(function, module) if isinstance(node, ast.Call)]
+    names = [node.id for node in called if isinstance(node, ast.Name)]
+    methods = [node.attr for node in called if isinstance(node, ast.Attribute)]
+    names += [name for name in methods if name.startswith("assert_")]
+    return asserts_itself(function, module) or any(
+        asserts(name, file, modules, seen | {key}) for name in names
     )
 
 
 def without_assertion(trees: dict[str, ast.Module]) -> list[str]:
-    """Tests that neither assert nor call a function which asserts, directly or through others."""
-    found = [(file, function) for file, tree in trees.items() for function in functions(tree)]
-    asserting = {function.name for _, function in found if asserts_itself(function)}
-    more = asserting
-    while more:
-        more = {f.name for _, f in found if calls(f) & asserting} - asserting
-        asserting |= more
+    """Tests that may end without having asserted anything."""
+    modules = {file: Module(tree) for file, tree in trees.items()}
     return [
-        f"{file}: {function.name}"
-        for file, function in found
-        if function.name.startswith("test_")
-        and not (asserts_itself(function) or calls(function) & asserting)
+        f"{file}: {name}"
+        for file, module in modules.items()
+        for name in module.functions
+        if name.startswith("test_") and not asserts(name, file, modules, frozenset())
+    ]
+
+
+def defined_twice(trees: dict[str, ast.Module]) -> list[str]:
+    """Tests of which only the last one of that name runs."""
+    return [
+        f"{file}: {node.name}"
+        for file, tree in trees.items()
+        for number, node in enumerate(tree.body)
+        if isinstance(node, ast.FunctionDef)
+        and node.name
+        in {one.name for one in tree.body[:number] if isinstance(one, ast.FunctionDef)}
     ]
 
 
@@ -69,12 +167,17 @@ def test_every_test_asserts_something() -> None:
     assert without_assertion(TREES) == []
 
 
+def test_no_test_hides_another_one_of_its_name() -> None:
+    assert defined_twice(TREES) == []
+
+
 def test_no_test_sleeps() -> None:
     assert sleeps(TREES) == []
 
 
 def test_a_test_without_an_assertion_and_a_sleep_are_found() -> None:
     source = """
+NAMES = ("x", "y")
 def test_nothing(): run()
 def test_something(): check()
 def test_error():
@@ -82,7 +185,41 @@ def test_error():
 def check(): inner()
 def inner(): assert run()
 def run(): time.sleep(1)
+def test_some_loop():
+    for name in enumerate(NAMES): assert name
+def test_perhaps_no_loop():
+    for name in run(): assert name
+def test_two_loops():
+    for name in NAMES:
+        for part in name.parts(): assert part
+def test_perhaps():
+    if run(): assert x
+def test_until():
+    while not run(): assert time.monotonic() < deadline
+def test_method(): x.assert_well()
+def assert_well(self): assert self
+def test_defined_only():
+    def inside(): assert run()
+def test_called():
+    def of_its_own(): assert run()
+    of_its_own()
+def test_true():
+    assert True
+def test_imported(): helper()
+def test_of_another_file(): elsewhere()
+def test_true(): assert run()
 """
-    trees = {"x.py": ast.parse(source)}
-    assert without_assertion(trees) == ["x.py: test_nothing"]
-    assert sleeps(trees) == ["x.py:8"]
+    other = "def helper(): assert 1 > x\ndef elsewhere(): assert x\n"
+    imports = "from y import helper\n"
+    trees = {"x.py": ast.parse(imports + source), "y.py": ast.parse(other)}
+    without = (
+        "nothing",
+        "perhaps_no_loop",
+        "two_loops",
+        "perhaps",
+        "defined_only",
+        "of_another_file",
+    )
+    assert without_assertion(trees) == [f"x.py: test_{name}" for name in without]
+    assert sleeps(trees) == ["x.py:10"]
+    assert defined_twice(trees) == ["x.py: test_true"]
