@@ -136,8 +136,10 @@ class MfluxGenerator:
             before_reading=lambda: self._make_room(weights.expected_bytes),
             report=report,
         )
-        bits = bits_of(pipeline, weights)
-        self._make_room(bytes_of(pipeline), save=True)
+        bits, new_bytes = bits_of(pipeline, weights), bytes_of(pipeline)
+        if refusal := self.guard.load_refusal(weights, new_bytes, self.memory.weights_bytes):
+            raise ModelLoadError(refusal)
+        self._make_room(new_bytes, save=True)
         evaluate_in_parts(pipeline, report)
         mx.eval(pipeline, mx.random.state)  # its modules drew from it, to no purpose:
         # left lazy, all these draws would be kept, about 1 MB for each model ever loaded

@@ -121,6 +121,25 @@ class MemoryGuard:
         )
         return Plan(smaller.tile, smaller.picture_bytes, refusal)
 
+    def load_refusal(self, spec: LoadSpec, new_bytes: int, loaded_bytes: int) -> str | None:
+        """Why weights do not fit even if all others are dropped for them; None: they fit.
+
+        Args:
+            new_bytes: that they take.
+            loaded_bytes: of the weights in memory.
+        """
+        room = float(self.limit_bytes)
+        available = available_bytes()
+        if loaded_bytes and available is not None:  # at the start the operator decides
+            room = min(room, available + loaded_bytes)
+        if not self.on or new_bytes <= room:
+            return None
+        return (
+            f"The weights of {spec.model.name} take {new_bytes / 1e9:.1f} GB of memory, and "
+            f"{max(room, 0) / 1e9:.1f} GB can be had: ask for fewer bits (quantize), or end other "
+            "programs."
+        )
+
     def weights_bytes(self, spec: LoadSpec) -> float:
         """Of what was loaded once, measured; else expected."""
         return self._learned.get(_weights(spec), spec.expected_bytes)

@@ -206,3 +206,24 @@ def test_the_message_about_weights_that_cannot_be_read_names_the_option_that_nam
     assert ("--path" in message) == ("base" not in declared), message
     foreign = explain(UnsuitableWeights("they are of another model"), model)
     assert ("--models mine=/weights/mine@BASE" in foreign) == ("base" in declared), foreign
+
+
+def test_weights_that_do_not_fit_are_refused_before_the_loaded_model_is_dropped(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generating = OnItsThread(data_dir)
+    tiny, other = spec_of("tiny"), spec_of("tiny-flux2")
+    generating.load(tiny)
+    monkeypatch.setattr("generation.memory_guard.available_bytes", lambda: -(10**9))
+    with pytest.raises(ModelLoadError, match=r"tiny-flux2 take 0.0 GB of memory, and 0.0 GB can"):
+        generating.load(other)
+    assert generating.generator.resident == ("tiny",)
+    generating.generator.guard.on = False
+    generating.load(other)
+    generating.generator.guard.on = True
+    generating.run(generating.generator.unload)
+    generating.load(tiny)  # with nothing in memory, as at the start
+    generating.run(generating.generator.unload)
+    generating.generator.guard.limit_bytes = 0
+    with pytest.raises(ModelLoadError, match="fewer bits"):
+        generating.load(tiny)
