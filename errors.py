@@ -324,6 +324,10 @@ class ModelLoadError(Exception):
     code: ClassVar[str] = "model_load_failed"
 
 
+class WeightsTooLarge(ModelLoadError):
+    """The weights do not fit into memory."""
+
+
 class StoredOtherwise(ModelLoadError):
     """The weights are stored with other bits than the load spec says."""
 

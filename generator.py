@@ -15,7 +15,15 @@ from typing import Any
 
 from PIL import Image
 
-from errors import DoesNotFit, LoadStopped, ModelLoadError, NotFinite, OutOfMemory, ServerError
+from errors import (
+    DoesNotFit,
+    LoadStopped,
+    ModelLoadError,
+    NotFinite,
+    OutOfMemory,
+    ServerError,
+    WeightsTooLarge,
+)
 from generation.adapters import AdapterChecks, check_values
 from generation.inpainting import KeptSource, keeping_source
 from generation.load_errors import (
@@ -138,7 +146,7 @@ class MfluxGenerator:
         )
         bits, new_bytes = bits_of(pipeline, weights), bytes_of(pipeline)
         if refusal := self.guard.load_refusal(weights, new_bytes, self.memory.weights_bytes):
-            raise ModelLoadError(refusal)
+            raise WeightsTooLarge(refusal)
         self._make_room(new_bytes, save=True)
         evaluate_in_parts(pipeline, report)
         mx.eval(pipeline, mx.random.state)  # its modules drew from it, to no purpose:

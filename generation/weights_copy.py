@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 from unittest.mock import patch
 
+from errors import ServerError, WeightsTooLarge
 from generation.load_errors import first_line, free_frames, is_out_of_memory
 from models.model_catalog import LoadSpec
 from models.weights_cache import WeightsCache, at_path
@@ -54,6 +55,8 @@ class WeightsCopies:
         if self._cache and copy:
             try:
                 return load(copy)
+            except (ServerError, WeightsTooLarge):  # a LoRA or the memory, not the copy
+                raise
             except Exception as error:
                 if is_out_of_memory(error):
                     raise

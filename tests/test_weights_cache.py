@@ -15,6 +15,7 @@ import pytest
 from conftest import GIVE_UP_S, FakeGenerator, PlayedQueue, allow, params_for, until
 from test_pipelines import OnItsThread
 
+from errors import LoadStopped, UnusableAdapter, WeightsTooLarge
 from models import weights_cache
 from models.model_catalog import LoadSpec, Lora
 from models.tiny_models import ensure_checkpoint
@@ -182,6 +183,30 @@ def test_a_copy_that_mflux_cannot_load_is_removed_and_the_task_gets_the_original
     assert built == [str(copy), str(checkpoint)]
     assert not copy.exists()
     assert not cache.keys
+
+
+@pytest.mark.parametrize(
+    "error",
+    [UnusableAdapter("of another model"), WeightsTooLarge("9 GB"), MemoryError(), LoadStopped()],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_load_that_fails_for_another_reason_costs_no_copy(
+    error: BaseException, generating: OnItsThread, checkpoint: Path, cache: WeightsCache
+) -> None:
+    spec = spec_of(checkpoint)
+    generating.load(spec)
+    assert save(generating)
+    tried: list[LoadSpec] = []
+
+    def fail(source: LoadSpec) -> int:
+        tried.append(source)
+        raise error
+
+    with pytest.raises(type(error)):
+        generating.run(generating.generator._copies.load, spec, fail)
+    assert len(tried) == 1
+    assert tried[0].model.path != str(checkpoint)
+    assert cache.keys == {spec.key}
 
 
 def test_a_copy_that_differs_from_what_is_loaded_is_not_kept(
