@@ -21,7 +21,7 @@ import numpy as np
 from timing.corrections import Corrections, Floats, Ints
 from timing.drift import SAMPLES_KEPT, Scale
 from timing.linear import LEAST_S, LinearLaw
-from timing.work import REFERENCE_TOKENS, TEXT_TOKENS, Phases, Place
+from timing.work import REFERENCE_TOKENS, Phases, Place
 
 SAMPLES_TO_TRUST = 3
 FIRST_STEP_EXTRA = 0.1
@@ -30,6 +30,8 @@ PRIOR_FLOP_PER_S = 10e12
 """Of an Apple M2 Max in bfloat16."""
 DECODING_FLOP, TINY_DECODING_FLOP = 10e12, 4e9
 TEXT_FLOP_PER_PARAMETER = 250
+STEP_TEXT_TOKENS = 128
+"""FLUX.1 has 256 and 512, Anima none: its prompt is only attended to."""
 PHASE_S = 0.05
 Coefficients = tuple[float, float, float]
 STALE = 0.2
@@ -223,25 +225,25 @@ class GpuLaws:
 def prior_coefficients(parameters_b: float, flop_per_s: float) -> tuple[Coefficients, ...]:
     """Of a step, of text encoding and of decoding, before anything was measured.
 
-    A step is 2 FLOP for each parameter and each token of image and prompt; attention adds a tenth
-    at x = 1. The text encoders of mflux's models have about a quarter of the parameters, for 512
-    tokens; what their size does not say is added as a constant. Their decoders need 10 TFLOP at
-    x = 1 (the convolutions of a VAE with 128 to 512 channels), those of tiny models about as much
-    as a step.
+    A step is 2 FLOP for each parameter and each token, with STEP_TEXT_TOKENS of the prompt;
+    attention adds a tenth at x = 1. The text encoders of mflux's models have about a quarter of the
+    parameters for 512 tokens; some encode more tokens than the prompt has. Their decoders need 10
+    TFLOP at x = 1 (the convolutions of a VAE with 128 to 512 channels), those of tiny models about
+    as much as a step.
 
     flop_per_s is that of large matrix products in bfloat16: mflux reaches about that. mflux's own
     table (README of releases 0.3 to 0.10, "Image generation speed") has FLUX.1 schnell, 2 steps,
     1024 x 1024, loading included: M2 Ultra below 15 s, M4 Max 19 s, M3 Max 20 s, M2 Max 25 s, M4
     Pro 34 s, M2 Pro 54 s, M1 Max 55 s. With 0.8 of each GPU's peak in float32 (27.2, 18.4, 14.2,
-    13.6, 9.2, 6.8, 10.4 TFLOP/s) the prior says 11, 17, 22, 23, 34, 46, 30 s without loading.
+    13.6, 9.2, 6.8, 10.4 TFLOP/s) the prior says 12, 17, 22, 23, 34, 45, 30 s without loading.
     """
     per_token = 2 * parameters_b * 1e9 / flop_per_s
     step_x = per_token * REFERENCE_TOKENS
     text_s = TEXT_FLOP_PER_PARAMETER * parameters_b * 1e9 / flop_per_s
     decoding_x = min(DECODING_FLOP / flop_per_s, max(step_x, TINY_DECODING_FLOP / flop_per_s))
     return (
-        (per_token * TEXT_TOKENS, step_x, 0.1 * step_x),
-        (PHASE_S + text_s, text_s, 0.05 * decoding_x + 2 * text_s),
+        (per_token * STEP_TEXT_TOKENS, step_x, 0.1 * step_x),
+        (PHASE_S + 0.2 * text_s, text_s, 0.05 * decoding_x + 2 * text_s),
         (PHASE_S, decoding_x, 0.05 * decoding_x),
     )
 
