@@ -60,7 +60,7 @@ def main() -> None:
         name, model = "tiny-anima", ["--model", "tiny-anima"]
         if not results.quick:
             write_anima(FOLDER, float32=not gpu)
-            sides = (128, 128, 256, 384)
+            sides = (128, 128, 256)
             name, model = MODEL, ["--models", f"real={FOLDER}@{MODEL}"]
         measure(results, folder / "data", name, model, sides, gpu=gpu)
     show_limits(results, gpu=gpu)

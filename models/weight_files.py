@@ -112,7 +112,8 @@ def _read(path: Path) -> tuple[bytes, int]:
         if size == 0:
             raise BadWeightFile("it is empty")
         start = file.read(32)
-        for beginning, reason in OTHER_KINDS:
+        has_header = start[8:9] == b"{"  # its length may look like the beginning of another kind
+        for beginning, reason in () if has_header else OTHER_KINDS:
             if start.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(beginning):
                 raise BadWeightFile(reason)
         header_bytes = int.from_bytes(start[:8], "little")

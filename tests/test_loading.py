@@ -25,6 +25,7 @@ from models.mflux_registry import read_catalog
 from models.mlx_setup import give_back_memory
 from models.model_catalog import LoadSpec
 from models.tiny_models import ensure_checkpoint
+from models.weight_files import read_header
 
 TINY, FLUX2, Z_IMAGE = (allow(name).default for name in ("tiny", "tiny-flux2", "tiny-z-image"))
 
@@ -227,3 +228,15 @@ def test_weights_that_do_not_fit_are_refused_before_the_loaded_model_is_dropped(
     generating.generator.guard.limit_bytes = 0
     with pytest.raises(ModelLoadError, match="fewer bits"):
         generating.load(tiny)
+
+
+@pytest.mark.parametrize("low_byte", range(256))
+def test_a_healthy_file_is_accepted_whatever_the_length_of_its_header(
+    low_byte: int, tmp_path: Path
+) -> None:
+    """The length is the first of its bytes: 60 looks like the "<" of a web page."""
+    described = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    header = described.ljust(256 + low_byte)
+    path = tmp_path / "0.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    assert list(read_header(path)) == ["a"]
