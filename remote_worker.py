@@ -28,6 +28,7 @@ from cluster.carrier import Carrier
 from cluster.messages import Model, Registration
 from cluster.source import RemoteSource
 from configuration import allow, generator_of
+from generation import machine_speed
 from generation.previews import Previews
 from models.hub_cache import needs_download
 from models.mlx_setup import MlxMissing, prepare_mlx
@@ -55,6 +56,8 @@ class WorkerProcess:
         self._carrier = Carrier(settings.broker)
         self._id = worker_id_of(settings.data_dir)
         self._failed = False
+        self._flop_per_s = 0.0
+        """Of this machine; 0: not measured yet."""
         previews = Previews(on=settings.previews)
         weights_cache = WeightsCache(settings.data_dir / "weights", settings.weights_cache)
         self._generator = generator_of(settings, allowed, previews, weights_cache)
@@ -78,21 +81,35 @@ class WorkerProcess:
             unload_after_s=settings.unload_after_s,
             turn_to=previews.turn_to,
             mark_generated=settings.mark_generated,
+            before_loading=self._measure,
         )
 
     def run(self) -> int:
         """Draws until SIGTERM or SIGINT; returns the exit code."""
-        self._source.outbox.start()
-        self._worker.start()
-        code = self._carrier.work(self._id, self._source.handle)
+        for number in (signal.SIGTERM, signal.SIGINT):  # until Celery has its own handlers
+            signal.signal(number, lambda *_: sys.exit(0))
+        try:
+            self._source.outbox.start()
+            self._worker.start()
+            code = self._carrier.work(self._id, self._source.handle)
+        except SystemExit:
+            code = 0
+        for number in (signal.SIGTERM, signal.SIGINT):  # it is stopping already
+            signal.signal(number, signal.SIG_IGN)
         log.info("stopping")
         if not self._worker.stop(STOP_S, self._settings.drain_s):
             log.info("the running step did not end in time: leaving it")
         self._source.close(STOP_S)
         return 1 if self._failed else code
 
+    def _measure(self) -> None:
+        """Measure how fast this machine is, on the worker's thread."""
+        self._flop_per_s = machine_speed.measure()
+
     def _end_with(self, sentence: str) -> None:
         """Ends the process, because this cannot go on."""
+        if self._failed:
+            return
         log.error("%s", sentence)
         self._failed = True
         os.kill(os.getpid(), signal.SIGTERM)
@@ -106,6 +123,7 @@ class WorkerProcess:
             system=platform.platform(terse=True),
             memory_bytes=self._generator.memory.total_bytes,
             versions=_versions(),
+            flop_per_s=self._flop_per_s,
             models=[
                 Model(name=model.name, missing=needs_download(settings.data_dir, model))
                 for model in models

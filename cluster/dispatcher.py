@@ -183,7 +183,7 @@ class Dispatcher:
         try:
             folder = self._scheduler.store.inputs_of(task.task_id)
             inputs = {
-                picture.file: self._carrier.put((folder / picture.file).read_bytes())
+                picture.file: self._carrier.put((folder / f"{picture.file}.png").read_bytes())
                 for picture in task.params.inputs
             }
             params = task.params.model_dump(mode="json")
@@ -201,9 +201,11 @@ class Dispatcher:
             with self._scheduler.lock:
                 if remote.is_offered(task.task_id, attempt):
                     remote.offer(None, 0.0)
+                if isinstance(error, OSError):  # it has ended, or its files are damaged
+                    remote.decline(task.task_id, "its pictures cannot be read")
             if isinstance(error, CarrierUnavailable):
                 raise
-            log.info("the pictures of task %s are gone: it has ended", task.task_id)
+            log.warning("the pictures of task %s cannot be read: %s", task.task_id, error)
 
 
 def _release(remote: RemoteMachine, task_id: str, attempt: int) -> None:

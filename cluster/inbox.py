@@ -43,8 +43,6 @@ from task import Encoded, Progress, Verdict
 
 log = logging.getLogger(__name__)
 
-DECLINED_KEPT = 1_000
-
 
 class Inbox:
     """The thread "cluster" calls handle(). Owns the thread "cluster-store", which waits for the
@@ -230,11 +228,8 @@ class Inbox:
 
     def _declined(self, remote: RemoteMachine, message: Decline) -> None:
         with self._scheduler.lock:
-            while len(remote.declined) >= DECLINED_KEPT:
-                del remote.declined[next(iter(remote.declined))]
-            remote.declined[message.task_id] = remote.machine.last_error = message.reason[:500]
             if remote.is_offered(message.task_id, message.attempt):
-                remote.offer(None, 0.0)
+                remote.decline(message.task_id, message.reason[:500])
             self._scheduler.wake_worker.notify_all()
         log.warning("machine %s declines task %s: %s", remote.name, message.task_id, message.reason)
 

@@ -109,6 +109,8 @@ class Registration(Message):
     hardware: Name
     system: Name
     memory_bytes: Annotated[int, Field(ge=0)]
+    flop_per_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    """Measured; 0: not yet."""
     versions: dict[Name, Name]
     models: list[Model]
     bits: list[int | None]

@@ -52,10 +52,13 @@ class Registry:
         scheduler = self._scheduler
         with scheduler.lock:
             known = self._by_worker.get(heartbeat.worker)
-            if known and known.session == heartbeat.session and not known.lost:
+            is_same = known and known.session == heartbeat.session and not known.lost
+            if known and is_same:
                 known.heard(heartbeat, scheduler.monotonic(), scheduler.now())
                 scheduler.wake_worker.notify_all()
-                return None
+        if known and is_same:
+            self._calibrate(known, heartbeat.registration.flop_per_s)
+            return None
         if known:
             self.lose(known, "it was started again", interrupted=True)
         name = heartbeat.registration.name
@@ -65,12 +68,23 @@ class Registry:
                 return f"There is a machine {name!r} already: choose another --worker-name."
             remote = RemoteMachine.registered(heartbeat, scheduler)
             remote.machine.drained = drained
+            remote.machine.speed = scheduler.timing.of(name).relative_speed(scheduler.timing)
             self._by_worker[remote.worker] = remote
             scheduler.machines.join(remote.machine)
             scheduler.improve_baselines()
             scheduler.wake_worker.notify_all()
+        self._calibrate(remote, heartbeat.registration.flop_per_s)
         log.info("machine %s is registered: %s", name, heartbeat.registration.hardware)
         return None
+
+    def _calibrate(self, remote: RemoteMachine, flop_per_s: float) -> None:
+        """A worker has measured its machine."""
+        if flop_per_s and not remote.calibrated:
+            remote.calibrated = True
+            remote.api.calibrate(lambda: flop_per_s)
+            timing = self._scheduler.timing
+            with self._scheduler.lock:
+                remote.machine.speed = timing.of(remote.name).relative_speed(timing)
 
     def lose(self, remote: RemoteMachine, reason: str, *, interrupted: bool) -> None:
         """A worker is gone: what it ran waits again.

@@ -11,6 +11,9 @@ from scheduler.scheduler import Scheduler
 from scheduler.worker_api import WorkerApi
 from task import Task
 
+DECLINED_KEPT = 1_000
+"""Tasks that it has declined."""
+
 
 @dataclass(frozen=True)
 class Offered:
@@ -42,6 +45,8 @@ class RemoteMachine:
     """Attempts that it was sent a Stop for since its latest heartbeat."""
     declined: dict[str, str] = field(default_factory=dict)
     """By task, why it will not draw it."""
+    calibrated: bool = False
+    """Whether the speed that it has measured is known."""
     lost: bool = False
     """Whether its tasks are being given to others."""
 
@@ -108,6 +113,14 @@ class RemoteMachine:
                 if lora.name not in loras and not (known.lora_repos and "/" in lora.name):
                     return False
         return True
+
+    def decline(self, task_id: str, reason: str) -> None:
+        """It will not draw a task."""
+        while len(self.declined) >= DECLINED_KEPT:
+            del self.declined[next(iter(self.declined))]
+        self.declined[task_id] = self.machine.last_error = reason
+        if self.offered and self.offered.task.task_id == task_id:
+            self.offer(None, 0.0)
 
     def wants(self, task_id: str, attempt: int) -> bool:
         """Whether this attempt runs or is offered here."""

@@ -134,7 +134,8 @@ class RemoteSource:
             log.warning("the pictures of task %s did not come: %s", offer.task_id, error)
             return  # it is not held, so the head offers it again
         with self._changed:
-            if (task.task_id, task.attempt) not in self._stops:
+            self._stops.pop((task.task_id, task.attempt), None)  # it was taken back before
+            if self._held.get(task.task_id) != task.attempt:  # else it is being drawn
                 self._offers.append(task)
                 self._held[task.task_id] = task.attempt
                 self._changed.notify_all()
@@ -168,7 +169,7 @@ class RemoteSource:
             content = self._carrier.get(key)
             if content is None or len(content) > MOST_IMAGE_BYTES:
                 raise LookupError("the broker does not have it")
-            (folder / file).write_bytes(content)
+            (folder / f"{file}.png").write_bytes(content)
         self._carrier.drop(*offer.inputs.values())
 
     def _stop(self, task_id: str, attempt: int) -> None:

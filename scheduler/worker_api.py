@@ -113,7 +113,8 @@ class WorkerApi:
             load_key = scheduler.estimates.load_key(spec)
         log.info("%s is loaded after %.1f s", spec.key, seconds)
         with suppress(StorageUnavailable), scheduler.health.noting_storage():
-            if memory and (taken := memory.loaded_bytes.get(spec.key)):
+            here = memory if self.machine is scheduler.machine else None
+            if here and (taken := here.loaded_bytes.get(spec.key)):
                 scheduler.store.state.keep_memory(WEIGHTS + spec.key, taken)
             if learn:
                 scheduler.store.timings.keep_load(load_key, seconds, self.machine.name)

@@ -56,6 +56,8 @@ class Redis:
         self.process.kill()
         self.process.wait(GIVE_UP_S)
 
+    close = kill
+
 
 class WorkerProcess:
     """`python3 remote_worker.py`, forked if possible."""
@@ -140,6 +142,10 @@ class Cluster:
         self.head.wait_for(task_id, lambda status: status.get("steps_done", 0) > 0)
         return task_id
 
+    def until_running(self, name: str, task_id: str) -> None:
+        """Waits until this machine draws this task."""
+        until(lambda: self.machines().get(name, {}).get("running") == [task_id])
+
     def ended(self, task_id: str) -> dict[str, Any]:
         return self.head.wait_until_ended(task_id)
 
@@ -148,8 +154,12 @@ class Cluster:
         assert answer.status_code == 200, answer.text
         return answer.content
 
+    def post(self, path: str) -> None:
+        answer = requests.post(self.head.url + path, timeout=60)
+        assert answer.status_code == 200, answer.text
+
     def delete(self, task_id: str) -> None:
-        answer = requests.get(f"{self.head.url}/delete", params={"task_id": task_id}, timeout=60)
+        answer = requests.post(f"{self.head.url}/delete", params={"task_id": task_id}, timeout=60)
         assert answer.status_code == 200, answer.text
 
     def close(self) -> None:
