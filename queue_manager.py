@@ -20,22 +20,19 @@ from errors import (
     UnknownTask,
 )
 from models.model_catalog import LoadSpec
-from models.model_rules import SIDE_STEP
 from scheduler.admission import Admission
 from scheduler.events import EventKind, EventLog
-from scheduler.health import QueueHealth, ServerState, Stats
+from scheduler.health import QueueHealth, ServerState
 from scheduler.limits import NO_LIMITS, ClientLimits
 from scheduler.machine_control import MachineControl
 from scheduler.queue_control import QueueControl
 from scheduler.retention import DELETED
 from scheduler.scheduler import Scheduler
+from scheduler.stats import Stats, stats_of
 from scheduler.stopping import Stopping, stopping
 from task import ANYBODY, Forecast, GenerationParams, Owner, Phase, Task, TaskStatus
-from timing_model import Work
 
 log = logging.getLogger(__name__)
-
-STATS_SIDES = (512, 768, 1024, 1536)
 
 
 class QueueManager:
@@ -283,29 +280,7 @@ class QueueManager:
             return self._state()
 
     def stats(self) -> Stats:
-        scheduler = self._scheduler
-        model = self.allowed.default
-        with scheduler.lock:
-            tasks_last_hour, busy_share = scheduler.machine.last_hour(scheduler.monotonic())
-            key = scheduler.estimates.load_key(scheduler.allowed.first_spec)
-            works = [
-                Work(key, model.parameters_b, (side // SIDE_STEP) ** 2, model.default_steps, "JPEG")
-                for side in STATS_SIDES
-            ]
-            return Stats(
-                timing_key=key,
-                samples=scheduler.timing.samples(key),
-                load_s=scheduler.estimates.load_s(scheduler.allowed.first_spec),
-                durations=[
-                    (side, scheduler.timing.durations(work))
-                    for side, work in zip(STATS_SIDES, works, strict=True)
-                ],
-                outcomes=scheduler.spread.count,
-                median_error=scheduler.spread.median_error(),
-                share_inside_p90=scheduler.spread.share_inside_p90(),
-                tasks_last_hour=tasks_last_hour,
-                busy_share=busy_share,
-            )
+        return stats_of(self._scheduler)
 
     def images(self) -> tuple[int, int]:
         """Returns the number of finished tasks with images, and the bytes of these images."""

@@ -121,6 +121,7 @@ class TimingModel:
         self._load_s: dict[str, float] = {}
         self._forecasts: dict[Work, Durations] = {}
         self._learned = 0
+        self._latest_key: str | None = None
         self.borrows = False
         """Whether a forecast changes with what other machines learn."""
 
@@ -135,6 +136,13 @@ class TimingModel:
         laws = {key: law for key, law in list(self._laws.items()) if law.samples}
         ratios = [law.times_slower_than(other._law(key, 0.0)) for key, law in laws.items()]
         return 1.0 / median(ratios) if ratios else self.flop_per_s / other.flop_per_s
+
+    @property
+    def drift(self) -> float | None:
+        """How many times slower than usual the machine is now, by what it has run last (Scale);
+        None: it has run nothing yet."""
+        law = self._laws.get(self._latest_key or "")
+        return law.scale.drift if law else None
 
     @property
     def version(self) -> int:
@@ -196,6 +204,7 @@ class TimingModel:
         if _is_possible(measured):
             self._laws[work.model] = self._law(work.model, work.parameters_b)
             _learn(self._laws, self._image_encoding, work, measured)
+            self._latest_key = work.model
         self._changed()
 
     def learned(self, samples: Sequence[Sample]) -> Learned:
@@ -217,6 +226,8 @@ class TimingModel:
             learned = self.learned(learned.samples)
         self._laws.update(learned.laws)
         self._image_encoding.update(learned.image_encoding)
+        if learned.samples:
+            self._latest_key = learned.samples[-1][0].model
         self._changed()
 
     def _changed(self) -> None:

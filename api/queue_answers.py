@@ -29,6 +29,11 @@ class QueuedTask(Answer):
         description="The id that /generate gave. Absent for tasks of other clients.",
         examples=["1fc9cc4f9d3b27a1"],
     )
+    client: str | None = Field(
+        None,
+        description="Name of its client; empty: nobody, or everybody. Only for operators.",
+        examples=["alice"],
+    )
     mine: bool = Field(description="Whether the client that asks may see and cancel it.")
     status: TaskStatus = Field(description="waiting or running.")
     pos: int = Field(description="Tasks waiting before it; 0 when next or running.", examples=[0])
@@ -91,10 +96,16 @@ def original_tasks(views: list[Task]) -> list[dict[str, Any]]:
 
 
 def queue_answer(
-    views: list[Task], length: int, owns: Callable[[Task], bool], *, paused: bool
+    views: list[Task],
+    length: int,
+    owns: Callable[[Task], bool],
+    *,
+    paused: bool,
+    names: bool = False,
 ) -> QueueAnswer:
     """Args:
     owns: whether the client that asks may see a task.
+    names: whether it may see the names of the clients.
     """
     return QueueAnswer(
         length=length,
@@ -102,6 +113,7 @@ def queue_answer(
         tasks=[
             QueuedTask(
                 task_id=view.task_id if owns(view) else None,
+                client=view.owner.name if names else None,
                 mine=owns(view),
                 status=view.status,
                 pos=view.forecast.pos,

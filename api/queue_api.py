@@ -55,7 +55,10 @@ class QueueRoutes:
         tagged = (lambda task: tag in (task.params.tags or ())) if tag else None
         queue = self._own_queue()
         views, length = queue.unfinished(limit, offset, tagged)
-        return json_response(queue_answer(views, length, queue.owns, paused=queue.paused))
+        names = queue.client.operator
+        return json_response(
+            queue_answer(views, length, queue.owns, paused=queue.paused, names=names)
+        )
 
     @route("GET", "/tasks")
     @documented(

@@ -4,7 +4,8 @@ from pydantic import Field
 
 from api.answers import Answer, Seconds
 from api.model_answers import DownloadAnswer
-from scheduler.health import ServerState, Stats
+from scheduler.health import ServerState
+from scheduler.stats import BusyHours, Stats, StepSeconds
 from timing_model import Confidence
 
 
@@ -59,8 +60,43 @@ class LearnedSize(Answer):
     confidence: Confidence = Field(description="none, low or high.")
 
 
+class LastTask(Answer):
+    """The forecast of a task when it was submitted, and what came."""
+
+    model: str | None = Field(None, description="Absent: not known.", examples=["schnell"])
+    machine: str | None = Field(None, description="Where it was drawn.", examples=["local"])
+    ended_at: Seconds | None = Field(None, description="Unix seconds.", examples=[1725311496.5])
+    forecast_s: Seconds = Field(description="Forecast seconds until it ends.", examples=[61.2])
+    p90_s: Seconds = Field(description="The wait_p90_s of the forecast.", examples=[70.5])
+    actual_s: Seconds = Field(description="Seconds until it ended.", examples=[62.8])
+
+
+class StepSecondsAnswer(Answer):
+    machine: str = Field(description="Where it was measured.", examples=["local"])
+    model: str = Field(
+        description="With its quantization, and what else changes the work of a step.",
+        examples=["schnell/q8"],
+    )
+    width: int = Field(description="Pixels.", examples=[1024])
+    height: int = Field(description="Pixels.", examples=[1024])
+    step_s: Seconds = Field(description="Median seconds of one step.", examples=[13.9])
+    pictures: int = Field(description="How many it is the median of.", examples=[12])
+
+
+class BusyHoursAnswer(Answer):
+    machine: str = Field(description="Its name.", examples=["local"])
+    starts_at: int = Field(
+        description="Unix seconds of the beginning of the first hour.", examples=[1725310800]
+    )
+    shares: list[Seconds] = Field(
+        description="For each of 24 hours, the present one last: part of the time for which the "
+        "GPU worked, 0 to 1."
+    )
+
+
 class StatsAnswer(Answer):
-    """What was learned about durations, and the accuracy of the forecasts."""
+    """What was learned about durations, and the accuracy of the forecasts. What is about single
+    tasks and machines is for operators only, and absent for others."""
 
     model: str = Field(description="With its quantization.", examples=["schnell/q8"])
     tasks_learned_from: int = Field(description="Finished tasks.", examples=[120])
@@ -80,9 +116,61 @@ class StatsAnswer(Answer):
         description="Part of the last hour, or since the start, for which the GPU worked, 0 to 1.",
         examples=[0.93],
     )
+    last_tasks: list[LastTask] | None = Field(
+        None,
+        description="Of the last 200 tasks whose forecast was compared with what came, oldest "
+        "first.",
+    )
+    drift: dict[str, float] | None = Field(
+        None,
+        description="By machine, how many times slower it is now than in the middle of its latest "
+        "100 pictures, by the model that it has run last.",
+        examples=[{"local": 1.02}],
+    )
+    step_seconds: list[StepSecondsAnswer] | None = Field(
+        None, description="What a step took in the last 500 pictures."
+    )
+    busy_hours: list[BusyHoursAnswer] | None = Field(
+        None, description="How busy each machine was in the last 24 hours."
+    )
 
 
-def stats_answer(stats: Stats) -> StatsAnswer:
+def stats_answer(stats: Stats, *, operator: bool) -> StatsAnswer:
+    answer = _figures(stats)
+    if operator:
+        answer.last_tasks = [
+            LastTask(
+                model=outcome.model or None,
+                machine=outcome.machine or None,
+                ended_at=outcome.ended_at or None,
+                forecast_s=outcome.forecast_s,
+                p90_s=outcome.p90_s,
+                actual_s=outcome.actual_s,
+            )
+            for outcome in stats.last_tasks
+        ]
+        answer.drift = stats.drift
+        answer.step_seconds = [_step_seconds(row) for row in stats.step_seconds]
+        answer.busy_hours = [_busy_hours(row) for row in stats.busy_hours]
+    return answer
+
+
+def _step_seconds(row: StepSeconds) -> StepSecondsAnswer:
+    return StepSecondsAnswer(
+        machine=row.machine,
+        model=row.timing_key,
+        width=row.width,
+        height=row.height,
+        step_s=row.step_s,
+        pictures=row.pictures,
+    )
+
+
+def _busy_hours(row: BusyHours) -> BusyHoursAnswer:
+    return BusyHoursAnswer(machine=row.machine, starts_at=row.starts_at, shares=row.shares)
+
+
+def _figures(stats: Stats) -> StatsAnswer:
     return StatsAnswer(
         model=stats.timing_key,
         tasks_learned_from=stats.samples,

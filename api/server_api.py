@@ -6,6 +6,7 @@ from pathlib import Path
 
 from flask import Response
 
+import errors
 from api.answers import json_response
 from api.api_docs import documented, json_answer
 from api.identity import client, public
@@ -34,12 +35,13 @@ class ServerRoutes:
         "What was learned about time",
         tag="server",
         description="Learned seconds by size, the error of the forecasts so far, and how busy the "
-        "GPU is.",
+        "GPU is. Operators also get the forecasts of the last tasks with what came, and figures of "
+        "each machine.",
         answers={200: json_answer(StatsAnswer, "The figures.")},
-        errors=(),
+        errors=(errors.StorageUnavailable,),
     )
     def stats(self) -> Response:
-        return json_response(stats_answer(self._queue.stats()))
+        return json_response(stats_answer(self._queue.stats(), operator=client().operator))
 
     @public
     @route("GET", "/health")

@@ -101,16 +101,21 @@ class Baselines:
         self._latest.pop(task.task_id, None)
         self._submitted.pop(task.task_id, None)
 
-    def outcome(self, task: Task) -> Outcome | None:
+    def outcome(self, task: Task, machine: str, ended_at: float) -> Outcome | None:
         """Compares the forecast at submit with the true duration of a finished task. None: it
-        was not made by this process, or was a guess, or the process was stopped meanwhile."""
+        was not made by this process, or was a guess, or the process was stopped meanwhile.
+
+        Args:
+            ended_at: unix seconds.
+        """
         submitted = self._submitted.get(task.task_id)
         if submitted is None or self._gaps() != submitted.gaps:
             return None
         if submitted.forecast.confidence is Confidence.NONE:
             return None
         forecast, actual_s = submitted.forecast, self._monotonic() - submitted.at
-        return Outcome(task.priority, forecast.end_s, forecast.p90_s, actual_s)
+        times = forecast.end_s, forecast.p90_s, actual_s
+        return Outcome(task.priority, *times, task.params.model, machine, ended_at)
 
     def steady(self, task: Task) -> Callable[[Forecast], Forecast]:
         """Returns a function from the forecast of this task as of now to what readers see of it.

@@ -1,4 +1,4 @@
-"""Errors and state reported by /health, and what /stats reports."""
+"""Errors and state reported by /health."""
 
 import logging
 from collections.abc import Iterator
@@ -10,7 +10,6 @@ from errors import StorageUnavailable
 from models.model_catalog import LoadSpec
 from scheduler.downloads import Download
 from scheduler.machines import Machine
-from timing_model import Durations
 
 log = logging.getLogger(__name__)
 
@@ -97,24 +96,3 @@ class QueueHealth:
     last_error: str | None
     paused: bool = False
     """Whether the operator has paused the queue."""
-
-
-@dataclass(frozen=True)
-class Stats:
-    """What was learned, and the accuracy of the forecasts."""
-
-    timing_key: str
-    """The server's own model and its quantization."""
-    samples: int
-    """Number of learned images."""
-    load_s: float
-    durations: list[tuple[int, Durations]]
-    """For square images of STATS_SIDES pixels, with the model's default steps."""
-    outcomes: int
-    """Number of forecasts at submit with a known true duration."""
-    median_error: float | None
-    """Median of |forecast - truth| / truth."""
-    share_inside_p90: float | None
-    tasks_last_hour: int
-    busy_share: float
-    """Share of the last hour in which the GPU had a task, 0 to 1."""

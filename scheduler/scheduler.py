@@ -34,7 +34,8 @@ from scheduler.machines import Machine, Run
 from scheduler.policy import Place, Policy, key
 from scheduler.retention import Retention
 from scheduler.schedule import Schedule
-from storage.task_store import End, TaskStore
+from storage.ended_tasks import End
+from storage.task_store import TaskStore
 from task import Forecast, Task, TaskStatus
 from timing.spread import Outcome, Spread
 from timing_model import TimingModel
@@ -267,7 +268,7 @@ class Scheduler:
     def finish(self, run: Run) -> Outcome | None:
         """A task is done (locked). Returns how its forecast at submit compares with the truth."""
         run.machine.done(self.monotonic())
-        outcome = self.baselines.outcome(run.task)
+        outcome = self.baselines.outcome(run.task, run.machine.name, self.now())
         self.remove(run.task)
         if outcome is not None:
             self.spread.learn(outcome)
@@ -336,8 +337,8 @@ class Scheduler:
         """A task ends now."""
         with self.lock:
             run = self.machines.run(task.task_id)
-            gpu_s = run.gpu_s(self.monotonic()) if run else 0.0
-        return End(self.now(), self.keep_clock(), gpu_s)
+            used = (run.gpu_s(self.monotonic()), run.machine.name) if run else ()
+        return End(self.now(), self.keep_clock(), *used)
 
     def _add(self, task: Task) -> None:
         """A task that waits is in memory (locked)."""

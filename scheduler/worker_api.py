@@ -256,8 +256,8 @@ class WorkerApi:
                 return self._end_after_image(run, interrupted=interrupted)
             if interrupted and task.interruptions + 1 >= MAX_INTERRUPTIONS:
                 return scheduler.fail(task, *ENDED_TOO_OFTEN)
-            used_s = scheduler.end(task).gpu_s
-            if not scheduler.store.release(task, interrupted=interrupted, gpu_s=used_s):
+            end = scheduler.end(task)
+            if not scheduler.store.release(task, interrupted=interrupted, run=end):
                 return False  # it has finished, this moment
             with scheduler.lock:
                 task.interruptions += interrupted

@@ -147,6 +147,17 @@ MIGRATIONS = (
         flop_per_s REAL NOT NULL
     );
     """,
+    """
+    ALTER TABLE outcomes ADD COLUMN model TEXT NOT NULL DEFAULT '';   -- '': not known
+    ALTER TABLE outcomes ADD COLUMN machine TEXT NOT NULL DEFAULT '';
+    ALTER TABLE outcomes ADD COLUMN ended_at REAL NOT NULL DEFAULT 0; -- unix seconds
+    CREATE TABLE busy (                            -- GPU seconds of the latest hours
+        hour INTEGER NOT NULL,                     -- since 1970
+        machine TEXT NOT NULL,
+        gpu_s REAL NOT NULL,
+        PRIMARY KEY (hour, machine)
+    );
+    """,
 )
 """Script n brings schema version n to n + 1 (PRAGMA user_version)."""
 

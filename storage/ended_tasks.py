@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Sequence, Set
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import takewhile
 
 from errors import StorageUnavailable
@@ -18,11 +19,26 @@ from storage.file_store import FileStore, image_name
 from storage.task_rows import UNFINISHED, image_sizes
 from storage.unwritten import Unwritten
 from task import TaskStatus
+from timing_model import LOCAL
 
 log = logging.getLogger(__name__)
 
 TOMBSTONE_S = 30 * 24 * 3600
 ENDED_WITH_IMAGES = "ended_at IS NOT NULL AND image_sizes IS NOT NULL AND gone IS NULL"
+
+
+@dataclass(frozen=True)
+class End:
+    """The end of a task, or of its run."""
+
+    ended_at: float
+    """Unix seconds."""
+    kept_since: float
+    """The same moment in seconds of the KeepClock."""
+    gpu_s: float = 0.0
+    """Seconds that it was on the GPU since it was claimed last."""
+    machine: str = LOCAL
+    """Where it ran."""
 
 
 class EndedTasks:

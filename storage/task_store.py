@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from errors import StorageUnavailable, StoreError
 from storage.callback_store import CallbackStore
 from storage.data_dir import DATABASE, own, tighten
 from storage.database import DAMAGED, Database
-from storage.ended_tasks import EndedTasks
+from storage.ended_tasks import End, EndedTasks
 from storage.file_store import PROBE_BYTES, FileStore, image_name
 from storage.state_store import StateStore
 from storage.task_rows import END, FETCHED_AT_END, Tombstone, task_of
@@ -32,18 +32,6 @@ from task import GenerationParams, Task, TaskStatus
 from timing_model import LOCAL, Measured, Work
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class End:
-    """The end of a task."""
-
-    ended_at: float
-    """Unix seconds."""
-    kept_since: float
-    """The same moment in seconds of the KeepClock."""
-    gpu_s: float = 0.0
-    """Seconds that it was on the GPU since it was claimed last."""
 
 
 class TaskStore:
@@ -223,11 +211,12 @@ class TaskStore:
             started_at=started_at,
         )
 
-    def release(self, task: Task, *, interrupted: bool, gpu_s: float = 0.0) -> bool:
-        """A running task waits again, after so many seconds on the GPU.
+    def release(self, task: Task, *, interrupted: bool, run: End | None = None) -> bool:
+        """A running task waits again.
 
         Args:
             interrupted: the worker or the server died meanwhile.
+            run: the end of its run; None: it was that of an earlier process.
         """
         with self._database.transaction():
             released = self._move(
@@ -236,8 +225,8 @@ class TaskStore:
                 "interruptions = interruptions + :interrupted, started_at = NULL",
                 interrupted=int(interrupted),
             )
-            if released and task.started_at is not None:
-                self.usage.add(task.owner.name, gpu_s, task.started_at + gpu_s)
+            if released and run:
+                self.usage.add(task.owner.name, run.gpu_s, run.ended_at, run.machine)
         return released
 
     def retry(self, task: Task) -> bool:
@@ -378,7 +367,7 @@ class TaskStore:
         with self._database.transaction():
             moved = self._move(task, to, f"{END}, {assignments}", **times, **values)
             if moved and end:
-                self.usage.add(task.owner.name, end.gpu_s, end.ended_at)
+                self.usage.add(task.owner.name, end.gpu_s, end.ended_at, end.machine)
         return moved
 
     def _move(

@@ -2,8 +2,9 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import astuple, fields
 
-from storage.database import DAMAGED, Database
+from storage.database import DAMAGED, Database, Row
 from timing.spread import Outcome
 from timing_model import LOCAL, Measured, TimingModel, Work
 
@@ -59,19 +60,23 @@ class TimingStore:
             rows = connection.execute(
                 "SELECT work, measured FROM samples WHERE machine = ? ORDER BY number", (machine,)
             ).fetchall()
-        samples = []
-        for row in rows:
-            try:
-                samples.append((Work.from_json(row["work"]), Measured.from_json(row["measured"])))
-            except DAMAGED:
-                log.warning("a damaged timing sample is passed over")
-        return samples
+        return [(work, measured) for _, work, measured in _read(machine, rows)]
+
+    def latest_samples(self, count: int) -> list[tuple[str, Work, Measured]]:
+        """The latest timing samples of all machines, newest first, with their machines."""
+        with self._database.reading() as connection:
+            rows = connection.execute(
+                "SELECT machine, work, measured FROM samples ORDER BY number DESC LIMIT ?", (count,)
+            ).fetchall()
+        return [sample for row in rows for sample in _read(row["machine"], [row])]
 
     def keep_outcome(self, outcome: Outcome) -> None:
         with self._database.transaction() as connection:
             connection.execute(
-                "INSERT INTO outcomes (priority, forecast_s, p90_s, actual_s) VALUES (?, ?, ?, ?)",
-                (outcome.priority, outcome.forecast_s, outcome.p90_s, outcome.actual_s),
+                "INSERT INTO outcomes"
+                " (priority, forecast_s, p90_s, actual_s, model, machine, ended_at)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                astuple(outcome),
             )
             connection.execute(
                 "DELETE FROM outcomes WHERE number <= (SELECT max(number) FROM outcomes) - ?",
@@ -82,10 +87,8 @@ class TimingStore:
         """The latest outcomes of forecasts, oldest first."""
         with self._database.reading() as connection:
             rows = connection.execute("SELECT * FROM outcomes ORDER BY number").fetchall()
-        return [
-            Outcome(row["priority"], row["forecast_s"], row["p90_s"], row["actual_s"])
-            for row in rows
-        ]
+        names = [field.name for field in fields(Outcome)]
+        return [Outcome(*(row[name] for name in names)) for row in rows]
 
     def keep_load(self, model: str, seconds: float, machine: str = LOCAL) -> None:
         with self._database.transaction() as connection:
@@ -112,3 +115,14 @@ class TimingStore:
                 "SELECT flop_per_s FROM speeds WHERE machine = ?", (machine,)
             ).fetchone()
         return row["flop_per_s"] if row else None
+
+
+def _read(machine: str, rows: Sequence[Row]) -> list[tuple[str, Work, Measured]]:
+    samples = []
+    for row in rows:
+        try:
+            work, measured = Work.from_json(row["work"]), Measured.from_json(row["measured"])
+            samples.append((machine, work, measured))
+        except DAMAGED:
+            log.warning("a damaged timing sample is passed over")
+    return samples

@@ -1,11 +1,15 @@
-"""GPU seconds of each client, on disk."""
+"""GPU seconds of each client, and of each machine by hour, on disk."""
 
 from dataclasses import dataclass
 
 from storage.database import Database
+from timing_model import LOCAL
 
-DAY_S = 24 * 3600
+HOUR_S = 3600
+DAY_S = 24 * HOUR_S
 ANONYMOUS_KEPT_DAYS = 30
+HOURS_KEPT = 24
+"""Of the GPU seconds of machines, the present hour included."""
 
 
 @dataclass(frozen=True)
@@ -22,11 +26,12 @@ class UsageStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def add(self, client: str, gpu_s: float, at: float) -> None:
-        """A client has used the GPU. Called in the transaction that ends or releases its task.
+    def add(self, client: str, gpu_s: float, at: float, machine: str = LOCAL) -> None:
+        """A client has used the GPU of a machine. Called in the transaction that ends or releases
+        its task.
 
         Args:
-            at: unix seconds.
+            at: until when, in unix seconds.
         """
         if gpu_s <= 0:
             return
@@ -37,6 +42,25 @@ class UsageStore:
                 " day_gpu_s = :gpu_s + CASE WHEN day = :day THEN day_gpu_s ELSE 0 END",
                 {"client": client, "gpu_s": gpu_s, "day": int(at // DAY_S)},
             )
+            connection.executemany(
+                "INSERT INTO busy VALUES (?, ?, ?)"
+                " ON CONFLICT (hour, machine) DO UPDATE SET gpu_s = gpu_s + excluded.gpu_s",
+                [(hour, machine, seconds) for hour, seconds in by_hour(at - gpu_s, at).items()],
+            )
+            connection.execute(
+                "DELETE FROM busy WHERE hour <= ?", (int(at // HOUR_S) - HOURS_KEPT,)
+            )
+
+    def busy_hours(self, at: float) -> dict[str, dict[int, float]]:
+        """GPU seconds of ended tasks by machine and hour since 1970, of the latest HOURS_KEPT."""
+        with self._database.reading() as connection:
+            rows = connection.execute(
+                "SELECT * FROM busy WHERE hour > ?", (int(at // HOUR_S) - HOURS_KEPT,)
+            ).fetchall()
+        machines: dict[str, dict[int, float]] = {}
+        for row in rows:
+            machines.setdefault(row["machine"], {})[row["hour"]] = row["gpu_s"]
+        return machines
 
     def by_client(self, at: float) -> dict[str, Usage]:
         """By name of the client, as of this moment in unix seconds."""
@@ -56,3 +80,13 @@ class UsageStore:
                 " AND (client LIKE 'id:%' OR client LIKE 'address:%')",
                 (int(at // DAY_S) - ANONYMOUS_KEPT_DAYS,),
             )
+
+
+def by_hour(since: float, until: float) -> dict[int, float]:
+    """The seconds of a time in each hour since 1970; only those of its latest HOURS_KEPT."""
+    last = int(until // HOUR_S)
+    first = max(int(since // HOUR_S), last - HOURS_KEPT + 1)
+    return {
+        hour: min(until, (hour + 1) * HOUR_S) - max(since, hour * HOUR_S)
+        for hour in range(first, last + 1)
+    }

@@ -15,7 +15,8 @@ from typing import Any
 
 from conftest import params_for
 
-from storage.task_store import End, TaskStore
+from storage.ended_tasks import End
+from storage.task_store import TaskStore
 from task import GenerationParams, Task, TaskStatus
 from timing.spread import Outcome
 from timing_model import Measured, Work

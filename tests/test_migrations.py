@@ -112,7 +112,7 @@ def write_as(version: int, folder: Path) -> None:
             f"INSERT INTO samples ({', '.join(sample)}) VALUES ({', '.join('?' * len(sample))})",
             tuple(sample.values()),
         )
-        database.execute("INSERT INTO loads VALUES ('tiny', 2.5)")
+        database.execute("INSERT INTO loads (model, seconds) VALUES ('tiny', 2.5)")
         database.commit()
     (folder / "images").mkdir()
     for name, image in IMAGES.items():

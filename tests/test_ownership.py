@@ -22,7 +22,7 @@ ALICE, BOB, ROOT_KEY = "alice-0123456789", "bob-0123456789ab", "root-0123456789a
 NOTHING_TO_HIDE = {
     "POST /estimate": "forecasts the caller's own request",
     "GET /health": "the state of the server",
-    "GET /stats": "durations by size",
+    "GET /stats": "durations by size; what is about tasks is for the operator: test_stats.py",
     "GET /models": "what the operator allows",
     "GET /wildcards": "names that the operator allows",
     "GET /models/{name}": "what the operator allows",

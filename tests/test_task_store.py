@@ -23,8 +23,8 @@ from store_bench import (
 )
 
 from storage import file_store, timing_store
+from storage.ended_tasks import End
 from storage.task_rows import Tombstone
-from storage.task_store import End
 from task import GenerationParams, TaskStatus
 from timing_model import Measured, Work
 

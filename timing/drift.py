@@ -58,6 +58,11 @@ class Scale:
         return exp(self._logs[self._best])
 
     @property
+    def drift(self) -> float:
+        """How many times slower than in the middle of its latest samples the machine is now."""
+        return exp(self._logs[self._best] - median(self._path)) if self._path else 1.0
+
+    @property
     def spread(self) -> float:
         """Of log(measured / predicted) of pictures, lately."""
         both = zip(self._counts.values(), self._spreads.values(), strict=True)

@@ -18,6 +18,12 @@ class Outcome:
     forecast_s: float
     p90_s: float
     actual_s: float
+    model: str = ""
+    """Name of its model; empty: not known, as the next two."""
+    machine: str = ""
+    """Where it was drawn."""
+    ended_at: float = 0.0
+    """Unix seconds."""
 
 
 class Spread:
@@ -86,6 +92,11 @@ class Spread:
     def count(self) -> int:
         """Number of known outcomes."""
         return sum(map(len, self._outcomes.values()))
+
+    def latest(self, count: int) -> list[Outcome]:
+        """The latest outcomes of all priorities, oldest first."""
+        known = [o for level in self._outcomes.values() for o in level]
+        return sorted(known, key=lambda o: o.ended_at)[-count:]
 
     def median_error(self) -> float | None:
         """Median of |forecast - truth| / truth over the known outcomes."""
