@@ -342,6 +342,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "storage",
         "workers",
     },
+    "console": set(),
+    "version": set(),
     "server": PARTS,
     "remote_worker": PARTS,
 }

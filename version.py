@@ -1,0 +1,3 @@
+"""The version of the server and of the package that pyproject.toml describes."""
+
+VERSION = "2.0.0.dev0"
