@@ -26,7 +26,8 @@ CAN_FORK = sys.platform == "linux"
 
 def clean_environment() -> dict[str, str]:
     """Returns an environment without the settings of the user and without a model hub. Compiled
-    modules are kept, because compiling takes a fifth of the start of a process."""
+    modules are kept, because compiling takes a fifth of the start of a process. Models that are
+    named and never loaded are accepted on a machine of any size."""
     # mlx_setup.py switches progress bars off in this process; xdist sets the size of a terminal.
     dropped = ("MFLUX_SERVER_", "TQDM_", "COLUMNS", "LINES")
     inherited = {
@@ -34,7 +35,12 @@ def clean_environment() -> dict[str, str]:
         for k, v in os.environ.items()
         if not k.startswith(dropped) and k != "PYTHONDONTWRITEBYTECODE"
     }
-    return {**inherited, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    return {
+        **inherited,
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONUNBUFFERED": "1",
+        "MFLUX_SERVER_MEMORY_LIMIT": "128000000000",
+    }
 
 
 class ForkedServer:

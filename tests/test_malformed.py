@@ -82,8 +82,12 @@ OPERATIONS = {
     ("/cancel", "POST"),
     ("/cancel", "DELETE"),
     ("/image/link", "POST"),
+    ("/machines", "GET"),
+    ("/machines/{name}/drain", "POST"),
+    ("/machines/{name}/resume", "POST"),
 }
 WITHOUT_INPUT = {
+    ("/machines", "GET"),
     ("/tasks", "GET"),
     ("/health", "GET"),
     ("/stats", "GET"),
@@ -175,7 +179,7 @@ def test_every_answer_is_as_documented(
         requests.delete(small_server.url + "/delete", params={"task_id": known[-1]}, timeout=60)
         known.append(small_server.submit(width=256, height=256)["task_id"])
     if mode is GenerationMode.POSITIVE and "{name}" in path:
-        known += ["tiny", "DEV", "nothing"]
+        known += ["tiny", "DEV", "nothing", "local"]
     statuses: Counter[int] = Counter()
 
     @SETTINGS
@@ -203,6 +207,8 @@ def test_every_answer_is_as_documented(
         assert statuses[ALWAYS_REFUSED.get((path, method), 200)]
     else:
         assert statuses[404 if "{" in path else 400]
+    if path == "/machines/{name}/drain":
+        requests.post(small_server.url + "/machines/local/resume", timeout=60).raise_for_status()
     if path == "/queue/pause":
         requests.post(small_server.url + "/queue/resume", timeout=60)
     assert small_server.get("/health").status_code == 200
