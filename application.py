@@ -20,12 +20,14 @@ from api.image_api import ImageRoutes
 from api.links import Links
 from api.live_api import LiveRoutes
 from api.machines_api import MachineRoutes
+from api.metrics_api import MetricsRoutes
 from api.models_api import ModelRoutes
 from api.native_api import TaskRoutes
 from api.operator_api import OperatorRoutes
 from api.origin_check import AllowedHosts, install_origin_check
 from api.query_values import check_query
 from api.queue_api import QueueRoutes
+from api.request_log import RequestLog
 from api.routes import blueprint_of
 from api.security_headers import install_security_headers
 from api.server_api import ServerRoutes
@@ -66,12 +68,9 @@ def create_app(
         identity, cors: None: everyone is trusted, no other origin is allowed.
     """
     cors, identity = cors or Cors(), identity or Identity(None, trusted=True)
-    app = _empty_app(max_body_bytes)
-    install_origin_check(app, allowed_hosts or AllowedHosts("", "*"), cors.allows)
-    install_security_headers(app)
-    app.before_request(check_query)
-    cors.install(app)
-    identity.install(app)
+    app, requests = _empty_app(max_body_bytes), RequestLog()
+    requests.install(app)
+    _install_checks(app, allowed_hosts or AllowedHosts("", "*"), identity, cors)
     own_queue, catalog, options = own_queue_of(queue), read_catalog(), foreign or ForeignOptions()
     links = _links(queue, identity, options)
     _register(
@@ -84,6 +83,7 @@ def create_app(
             "machines": MachineRoutes(queue, places),
             "live": LiveRoutes(queue, own_queue, places, previews, submission.decoder),
             "server": ServerRoutes(queue, worker, generator, data_dir),
+            "metrics": MetricsRoutes(queue, worker, generator, data_dir, requests),
             "models": ModelRoutes(queue, submission, catalog, generator.fit_of_adapter),
             "session": SessionRoutes(identity),
         },
@@ -103,6 +103,15 @@ def create_app(
     install_docs(app, submission.limits, (*SESSION_SCHEMAS, *schemas))
     identity.publish(app, "flasgger.", "openapi")
     return app
+
+
+def _install_checks(app: Flask, hosts: AllowedHosts, identity: Identity, cors: Cors) -> None:
+    """What happens before and after each view."""
+    install_origin_check(app, hosts, cors.allows)
+    install_security_headers(app)
+    app.before_request(check_query)
+    cors.install(app)
+    identity.install(app)
 
 
 def _links(queue: QueueManager, identity: Identity, options: ForeignOptions) -> Links:

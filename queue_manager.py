@@ -26,6 +26,7 @@ from scheduler.health import QueueHealth, ServerState
 from scheduler.limits import NO_LIMITS, ClientLimits
 from scheduler.machine_control import MachineControl
 from scheduler.queue_control import QueueControl
+from scheduler.queue_metrics import QueueMetrics
 from scheduler.retention import DELETED
 from scheduler.scheduler import Scheduler
 from scheduler.stats import Stats, stats_of
@@ -46,6 +47,7 @@ class QueueManager:
         self.keep_clock = scheduler.keep_clock
         self.control = QueueControl(scheduler)
         self.machines = MachineControl(scheduler)
+        self.metrics = QueueMetrics(scheduler)
         self._admission = Admission(scheduler)
 
     def submit(

@@ -79,6 +79,8 @@ class Downloads:
         on_disk: Model | None = None,
     ) -> None:
         self.current: Download | None = None
+        self.done = self.failed = 0
+        """Downloads that have ended since the start."""
         self.pace_known = False
         """Whether a download has been measured."""
         self._monotonic = monotonic
@@ -210,6 +212,7 @@ class Downloads:
 
     def fail(self, model: Model, message: str) -> None:
         """This model cannot be downloaded."""
+        self.failed += 1
         self.current = None
         self._ordered.pop(model.name, None)
         self._failures[model.name] = (self._monotonic(), message)
@@ -221,6 +224,7 @@ class Downloads:
 
     def finish(self, model: Model) -> list[Task]:
         """This model is on disk. Removes and returns the tasks whose weights are now complete."""
+        self.done += self.current is not None
         self.current = None
         self._on_disk.add(model.name)
         self._ordered.pop(model.name, None)

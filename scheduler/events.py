@@ -11,7 +11,7 @@ So the number of listeners woken per second is bounded; a listener that wakes ge
 """
 
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import StrEnum
@@ -78,6 +78,8 @@ class EventLog:
         self._listeners: dict[int, tuple[Flag, Collection[str] | None]] = {}
         self._numbers = count()
         self._news: set[str] = set()
+        self.counts: Counter[EventKind] = Counter()
+        """Events of each kind since the start."""
         self._closed = False
         self._waker: SupervisedThread | None = None
 
@@ -107,6 +109,7 @@ class EventLog:
     def publish(self, kind: EventKind, task_id: str) -> None:
         with self._lock:
             self._last_id += 1
+            self.counts[kind] += 1
             self._events.append(Event(self._last_id, kind, task_id, self._now()))
             self._latest[task_id] = self._last_id
             self._latest.move_to_end(task_id)

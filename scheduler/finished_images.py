@@ -57,6 +57,8 @@ class FinishedImages:
         with scheduler.lock:
             timing.take(learned)
             run.task.image_sizes += (len(encoded.image),)
+            for stage, measured in encoded.measured if samples else ():
+                scheduler.phase_seconds.drawn(task.stages[stage].load_spec, measured)
             run.task.measured += tuple(measured for _, measured in encoded.measured)
             first = run.task.images_done == 1
             if last:

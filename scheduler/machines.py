@@ -239,6 +239,7 @@ class Machine:
         self._loaded: dict[str, LoadSpec] = {}
         self._started_at = started_at
         self._busy: deque[tuple[float, float]] = deque()  # end, seconds; of the last hour
+        self.busy_ended_s = 0.0  # of all that have left the GPU, since the start
         self._done: deque[float] = deque()  # ends of tasks that were done, of the last hour
 
     @property
@@ -395,3 +396,4 @@ class Machine:
     def _book(self, run: Run, at: float) -> None:
         run.left_gpu_at = run.until(at)
         self._busy.append((at, run.gpu_s(at)))
+        self.busy_ended_s += run.gpu_s(at)

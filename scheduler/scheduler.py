@@ -31,6 +31,7 @@ from scheduler.keep_clock import ClockNotes, KeepClock
 from scheduler.limits import ENDED_TOO_OFTEN, MAX_INTERRUPTIONS, QueueLimits
 from scheduler.machine_list import Machines
 from scheduler.machines import Machine, Run
+from scheduler.phase_seconds import PhaseSeconds
 from scheduler.policy import Place, Policy, key
 from scheduler.retention import Retention
 from scheduler.schedule import Schedule
@@ -76,8 +77,7 @@ class Scheduler:
         self.timing = timing
         self.monotonic, self.now, self.gaps = monotonic, now, gaps
         self.changes, self.lock = Lock(), Lock()
-        self.wake_worker = Condition(self.lock)
-        self.wake_downloads = Condition(self.lock)
+        self.wake_worker, self.wake_downloads = Condition(self.lock), Condition(self.lock)
         self.keep_clock = KeepClock(now, monotonic, store.state.keep_offset_s())
         self.events = EventLog(now, above=store.state.reserved_event_id())
         self._clock_notes = ClockNotes(store.state, self.keep_clock, self.events)
@@ -93,7 +93,7 @@ class Scheduler:
         self.estimates = Estimates(timing, has_copy)
         self.schedule = Schedule(self.estimates, key)
         self.policy = Policy(self.schedule, self.limits)
-        self.spread = Spread(store.timings.outcomes())
+        self.spread, self.phase_seconds = Spread(store.timings.outcomes()), PhaseSeconds()
         self.downloads = Downloads(monotonic, needs_download, on_disk=allowed.default)
         self.forecaster = Forecaster(
             schedule=self.schedule,

@@ -109,6 +109,7 @@ class WorkerApi:
             self._forget_prompts(resident)
             if learn:
                 scheduler.estimates.learn_load(spec, seconds, self.machine.name)
+                scheduler.phase_seconds.loaded(spec, seconds)
             scheduler.improve_baselines()
             load_key = scheduler.estimates.load_key(spec)
         log.info("%s is loaded after %.1f s", spec.key, seconds)

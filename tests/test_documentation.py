@@ -392,6 +392,7 @@ HOMES: dict[str, set[str]] = {
         "models.tiny_weights",
     },
     "pydantic": {"fields", "key_file", "task", "api", "cluster", "compat"},
+    "prometheus_client": {"api", "scheduler"},
     "redis": {"cluster.carrier"},
 }
 """By library: the modules and packages that may import it."""

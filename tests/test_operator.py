@@ -24,6 +24,7 @@ OPERATIONS = (
     "DELETE /queue",
     "POST /tasks/{task_id}/front",
     "GET /clients",
+    "GET /metrics",
     "GET /machines",
     "POST /machines/local/drain",
     "POST /machines/local/resume",
