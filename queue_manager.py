@@ -296,7 +296,7 @@ class QueueManager:
         if run := self._scheduler.machines.run(task.task_id):
             if run.progress.phase is Phase.LOADING:
                 snapshot.load_share = run.machine.load_share
-            snapshot.share_done = self._scheduler.forecaster.share_done(run, run.machine)
+            snapshot.share_done = self._scheduler.forecaster.share_done(run)
         return snapshot
 
     def _snapshot(self, task: Task) -> Task:

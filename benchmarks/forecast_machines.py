@@ -67,7 +67,6 @@ class Farm:
             machines=self.machines,
             policy=self.policy,
             estimates=self.estimates,
-            timing=self.timing,
             spread=self.spread,
             downloads=Downloads(lambda: self.at),
             monotonic=lambda: self.at,

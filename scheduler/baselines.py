@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from scheduler.columns import Floats
+from scheduler.forecast import Forecaster, Lane
+from scheduler.plan import Plan
 from scheduler.schedule import Schedule
 from task import Forecast, Reason, Task, TaskStatus
 from timing.spread import Outcome
@@ -40,22 +42,32 @@ class Baseline:
 
 class Baselines:
     """Args:
-    schedule: the waiting tasks.
+    schedule: the waiting tasks. It calls settle() before they get other positions.
     monotonic: the clock, in seconds.
     gaps: how often the process was stopped so far.
     """
 
     def __init__(
-        self, schedule: Schedule, monotonic: Callable[[], float], gaps: Callable[[], int]
+        self,
+        schedule: Schedule,
+        forecaster: Forecaster,
+        monotonic: Callable[[], float],
+        gaps: Callable[[], int],
     ) -> None:
         self._schedule = schedule
+        self._forecaster = forecaster
         self._monotonic = monotonic
         self._gaps = gaps
         self._latest: dict[str, Baseline] = {}
         self._submitted: dict[str, Baseline] = {}
         self._newest_claimed = 0
-        self._improved = 0
+        self._plan: Plan | None = None
+        self._earliest: list[Lane] = []
+        """Of each machine of the plan, the lane that was free first since the latest settle()."""
+        self._image_encoding_s = np.zeros(0)
+        self._settled = 0
         self._ends_at: tuple[object, Floats] = (None, np.zeros(0))
+        schedule.before_change = self.settle
 
     def set(self, task: Task, forecast: Forecast, newest: int, *, submitted: bool = False) -> None:
         """A task begins to wait: later forecasts are compared with this one.
@@ -72,6 +84,7 @@ class Baselines:
 
     def claimed(self, task: Task) -> None:
         """A task is about to leave the schedule for a machine."""
+        self.settle()
         baseline, position = self._latest[task.task_id], self._schedule.position(task)
         self._latest[task.task_id] = replace(
             baseline,
@@ -80,21 +93,46 @@ class Baselines:
         )
         self._newest_claimed = max(self._newest_claimed, task.sequence)
 
-    def improve(self, task: Task, forecast: Forecast) -> None:
-        """An earlier forecast becomes the baseline."""
-        baseline, end_at = self._latest[task.task_id], self._monotonic() + forecast.end_s
+    def improve(self, task: Task, forecast: Forecast, at: float) -> None:
+        """An earlier forecast, made at this moment, becomes the baseline."""
+        baseline, end_at = self._latest[task.task_id], at + forecast.end_s
         if end_at < baseline.end_at:
             self._latest[task.task_id] = replace(baseline, forecast=forecast, end_at=end_at)
 
-    def improve_waiting(self, ends_s: Floats) -> None:
-        """Earlier ends become those that later ones are compared with.
+    def improve_waiting(self, lanes: list[Lane]) -> None:
+        """The waiting tasks may end earlier than before: then later ends are compared with these.
 
-        Args:
-            ends_s: of each task of the schedule, seconds from now.
+        As long as the plan stays, the ends of all tasks of a machine move together: only its
+        earliest lane is kept, and the ends are computed from it when they are needed.
         """
+        plan = self._forecaster.plan(lanes)
+        if plan is not self._plan or not self._earliest:
+            self.settle()
+            self._plan, self._earliest = plan, lanes
+            self._image_encoding_s = self._schedule.image_encoding_s()
+        else:
+            both = zip(self._earliest, lanes, strict=True)
+            self._earliest = [min(lane, known, key=_free_at) for known, lane in both]
+        if lanes[0].preempting_s:  # these start at moments of their own
+            self.settle()
+
+    def settle(self) -> None:
+        """Write the earliest ends of the waiting tasks into the schedule."""
+        if self._plan is None or not self._earliest:
+            return
         ends_at = self._schedule.column("end_at")
-        np.minimum(ends_at, self._monotonic() + ends_s, out=ends_at)
-        self._improved += 1
+        drawn_at = np.empty(len(ends_at))
+        for number, lane in enumerate(self._earliest):
+            own_at = lane.at + lane.gpu_free_s + self._plan.walks[number].start_s[1:]
+            encoder_free_at = lane.at + lane.encoder_free_s
+            drawn_at[self._plan.own(number)] = np.maximum(own_at, encoder_free_at)
+        first = self._earliest[0]
+        for position, start_s in enumerate(first.preempting_s):
+            work_s = self._schedule.durations(position).gpu_s / first.machine.speed
+            drawn_at[position] = first.at + start_s + work_s
+        np.minimum(ends_at, drawn_at + self._image_encoding_s, out=ends_at)
+        self._earliest = []
+        self._settled += 1
 
     def forget(self, task: Task) -> None:
         """A task has ended."""
@@ -128,7 +166,7 @@ class Baselines:
         pending = task.waits_for_download or task.waits_for_prompt
         in_schedule = task.status is TaskStatus.WAITING and not pending
         newest_ahead = self._schedule.newest_ahead if in_schedule else None
-        ends_at = self._earliest_ends_at() if in_schedule else None
+        ends_at = self._earliest_ends() if in_schedule else None
         newest_claimed = self._newest_claimed
 
         def was_overtaken(forecast: Forecast) -> bool:
@@ -157,10 +195,15 @@ class Baselines:
 
         return seen
 
-    def _earliest_ends_at(self) -> Floats:
-        """Of each task of the schedule, the earliest end that was forecast by improve_waiting().
-        Never changed: readers need no lock."""
-        state = self._schedule.version, self._improved
+    def _earliest_ends(self) -> Floats:
+        """Of each task of the schedule, the earliest end that was forecast by improve_waiting(), a
+        reading of the clock. Never changed: readers need no lock."""
+        self.settle()
+        state = self._schedule.version, self._settled
         if self._ends_at[0] != state:
             self._ends_at = state, self._schedule.column("end_at").copy()
         return self._ends_at[1]
+
+
+def _free_at(lane: Lane) -> float:
+    return lane.at + lane.gpu_free_s

@@ -8,11 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import exp
-
-import numpy as np
+from typing import NamedTuple
 
 from models.model_catalog import LoadSpec
-from scheduler.columns import Floats
 from scheduler.downloads import Downloads, Pending
 from scheduler.estimates import Estimates
 from scheduler.machines import Machine, Resident, Run
@@ -23,7 +21,7 @@ from scheduler.remaining import Remaining
 from scheduler.schedule import Schedule
 from task import Forecast, Task
 from timing.spread import Spread
-from timing_model import PRIOR_P90, Confidence, Durations, TimingModel
+from timing_model import PRIOR_P90, Confidence, Durations
 
 P90_SIGMAS = 1.2816
 """The 90 % quantile of the standard normal distribution."""
@@ -33,16 +31,26 @@ P90_OF_DOWNLOADS = 1.5
 """A download's 90 % quantile as a multiple of its forecast: download times vary widely."""
 
 
+class Running(NamedTuple):
+    """A task that runs, and its forecast."""
+
+    run: Run
+    forecast: Forecast
+    left_s: float
+    """Seconds until it is done; other tasks not counted."""
+
+
 @dataclass(frozen=True)
 class Lane:
-    """The future of a machine, in seconds from now."""
+    """The future of a machine, in seconds from `at`."""
 
     machine: Machine
+    at: float
+    """Reading of the monotonic clock."""
     gpu_free_s: float
     """Seconds until its GPU is free."""
     encoder_free_s: float
-    running: list[tuple[Task, Forecast]]
-    """Its running tasks."""
+    running: list[Running]
     preempting_s: list[float]
     """Seconds until each of the first waiting tasks starts that preempt the running one."""
 
@@ -74,7 +82,6 @@ class Forecaster:
         machines: Sequence[Machine],
         policy: Policy,
         estimates: Estimates,
-        timing: TimingModel,
         spread: Spread,
         downloads: Downloads,
         monotonic: Callable[[], float],
@@ -84,7 +91,7 @@ class Forecaster:
         self._policy = policy
         self._estimates = estimates
         self._planner = Planner(schedule, machines, estimates)
-        self.remaining = Remaining(estimates, monotonic)
+        self.remaining = Remaining(estimates)
         self._preemption = Preemption(schedule, machines, policy, estimates, self.remaining)
         self._spread = spread
         self._downloads = downloads
@@ -98,13 +105,13 @@ class Forecaster:
         """
         lanes = lanes or self.lanes()
         for lane in lanes:
-            for running, forecast in lane.running:
-                if running is task:
-                    return forecast
+            for running in lane.running:
+                if running.run.task is task:
+                    return running.forecast
         if task in self._downloads:
             return next(f for pending, f in self._pending(lanes) if pending is task)
         position = self._schedule.position(task)
-        start = self._start(lanes, self._plan(lanes), position)
+        start = self._start(lanes, self.plan(lanes), position)
         return self._waiting(task, position, start, self._schedule.durations(position))
 
     def of_new(self, task: Task, missing: tuple[LoadSpec, ...] = ()) -> Forecast:
@@ -120,11 +127,11 @@ class Forecaster:
         durations = self._estimates.durations(*task.stages)
         place = self._policy.place(task, durations.gpu_s, self.resident_at_start())
         position = place.index
-        starts_s = self._preemption.starts_s(self._machines[0], task, place)
+        starts_s = self._preemption.starts_s(self._machines[0], lanes[0].at, task, place)
         if len(starts_s) > position:
             start = _Start(lanes[0], starts_s[position], 0.0, 0, 0.0)
             return self._waiting(task, position, start, durations)
-        plan = self._plan(lanes)
+        plan = self.plan(lanes)
         starts = []
         for number, lane in enumerate(lanes):
             walk, index = plan.walks[number], plan.index(number, position)
@@ -152,10 +159,10 @@ class Forecaster:
         """
         lanes = self.lanes()
         running = [
-            (task, partial(_same, forecast))
+            (run.task, partial(_same, forecast))
             for lane in lanes
-            for task, forecast in lane.running
-            if wanted is None or wanted(task)
+            for run, forecast, _ in lane.running
+            if wanted is None or wanted(run.task)
         ]
         positions: Sequence[int] = range(len(self._schedule))
         if wanted:
@@ -178,27 +185,12 @@ class Forecaster:
     def _waiting_at(
         self, positions: Sequence[int], lanes: list[Lane]
     ) -> Iterator[tuple[Task, Callable[[], Forecast]]]:
-        plan = self._plan(lanes)
+        plan = self.plan(lanes)
         for position in positions:
             start = self._start(lanes, plan, position)
             task, durations = self._schedule[position], self._schedule.durations(position)
             factor = self._p90_factor(task, durations)
             yield task, partial(_forecast, position, start, durations, factor)
-
-    def waiting_ends_s(self, lanes: list[Lane] | None = None) -> Floats:
-        """Of each task of the schedule, seconds until it ends: as Forecast.end_s, all at once.
-
-        Args:
-            lanes: as in of().
-        """
-        lanes, schedule = lanes or self.lanes(), self._schedule
-        plan, ends_s = self._plan(lanes), np.empty(len(schedule))
-        for number, lane in enumerate(lanes):
-            drawn_s = lane.gpu_free_s + plan.walks[number].start_s[1:]
-            ends_s[plan.own(number)] = np.maximum(drawn_s, lane.encoder_free_s)
-        for position, start_s in enumerate(lanes[0].preempting_s):
-            ends_s[position] = start_s + schedule.durations(position).gpu_s / lanes[0].machine.speed
-        return ends_s + schedule.image_encoding_s()
 
     def next_tasks(self) -> dict[str, Task]:
         """By name of the machine, the waiting task that it runs next, as the plan says. Beyond the
@@ -241,38 +233,33 @@ class Forecaster:
         specs = {stage.load_spec.key: stage.load_spec for stage in task.stages}.values()
         return self._estimates.loads_s(specs), self._estimates.durations(*task.stages).total_s
 
-    def is_preempted(self, run: Run, machine: Machine) -> bool:
-        """Whether the first waiting task preempts this one, which has just reported."""
-        return self._preemption.is_due(run, machine)
+    def is_preempted(self, run: Run, at: float) -> bool:
+        """Whether the first waiting task preempts this one, which has reported at this moment."""
+        return self._preemption.is_due(run, at)
 
-    def share_done(self, run: Run, machine: Machine) -> float:
+    def share_done(self, run: Run) -> float:
         """Share of a running task's time that is over."""
-        left_s = partial(self.remaining.left_s, run, machine)
-        return run.share_done(self._monotonic(), left_s)
-
-    def note_share(self, run: Run, machine: Machine) -> None:
-        """A report on a running task came: the share that is over is computed from now on."""
-        at = run.until(self._monotonic())
-        run.forecast_is(self.remaining.left_s(run, machine, at), at)
+        return run.share_done(self._monotonic(), partial(self.remaining.left_s, run))
 
     # -- running tasks --------------------------------------------------------------------------
 
     def lanes(self) -> list[Lane]:
         """The future of each machine."""
-        return [self._lane(machine) for machine in self._machines]
+        at = self._monotonic()
+        return [self._lane(machine, at) for machine in self._machines]
 
-    def _lane(self, machine: Machine) -> Lane:
-        gpu_free_s = self.remaining.before_runs_s(machine)
+    def _lane(self, machine: Machine, at: float) -> Lane:
+        load_s = gpu_free_s = self.remaining.before_runs_s(machine, at)
         encoder_free_s = 0.0
         running = []
-        preempting_s = self._preemption.starts_s(machine)
+        preempting_s = self._preemption.starts_s(machine, at)
         preempting = range(len(preempting_s))
         preempting_work_s = sum(self._schedule.durations(n).gpu_s for n in preempting)
         last = machine.last_on_gpu
         for run in machine.in_order:
             durations = self._estimates.durations(*run.task.stages)
-            encoding_s = self.remaining.encoding_s(run, self._monotonic())
-            gpu_free_s += self.remaining.gpu_s(run, machine)
+            encoding_s, gpu_s = self.remaining.encoding_s(run, at), self.remaining.gpu_s(run, at)
+            gpu_free_s += gpu_s
             drawn_s = gpu_free_s + (preempting_work_s / machine.speed if run is last else 0.0)
             encoder_free_s = max(encoder_free_s, drawn_s) + encoding_s
             p90_s = encoder_free_s * exp(P90_SIGMAS * durations.sigma)
@@ -280,13 +267,15 @@ class Forecaster:
             forecast = Forecast(
                 0, 0.0, encoder_free_s, p90_s, durations.confidence, preempted=preempted
             )
-            running.append((run.task, forecast))
-        return Lane(machine, gpu_free_s, encoder_free_s, running, preempting_s)
+            left_s = encoding_s + (load_s + gpu_s if run.on_gpu else 0.0)
+            running.append(Running(run, forecast, left_s))
+        return Lane(machine, at, gpu_free_s, encoder_free_s, running, preempting_s)
+
+    def plan(self, lanes: list[Lane]) -> Plan:
+        """Which of them each waiting task runs on."""
+        return self._planner.plan([lane.gpu_free_s for lane in lanes])
 
     # -- waiting tasks --------------------------------------------------------------------------
-
-    def _plan(self, lanes: list[Lane]) -> Plan:
-        return self._planner.plan([lane.gpu_free_s for lane in lanes])
 
     def _start(self, lanes: list[Lane], plan: Plan, position: int) -> _Start:
         number = plan.machine(position)
@@ -317,7 +306,7 @@ class Forecaster:
     def _joining_s(self, priority: int, lanes: list[Lane]) -> float:
         """Seconds until a task would start that joins its level now, as the last one."""
         _, end = self._schedule.level(priority)
-        plan = self._plan(lanes)
+        plan = self.plan(lanes)
         return min(
             lane.gpu_free_s + float(plan.walks[number].start_s[plan.index(number, end)])
             for number, lane in enumerate(lanes)

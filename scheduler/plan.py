@@ -73,7 +73,10 @@ class Planner:
         """
         residents = [machine.resident_after_runs() for machine in self._machines]
         if len(self._machines) == 1:  # the schedule keeps its walk
-            return Plan([self._schedule.walk(residents[0], self._machines[0].speed)])
+            walk = self._schedule.walk(residents[0], self._machines[0].speed)
+            if self._plan is None or self._plan[0] is not walk:
+                self._plan = walk, Plan([walk])
+            return self._plan[1]
         state = (
             self._schedule.version,
             self._estimates.version,

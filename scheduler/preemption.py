@@ -32,60 +32,63 @@ class Preemption:
         self._estimates = estimates
         self._remaining = remaining
 
-    def is_due(self, run: Run, machine: Machine) -> bool:
-        """Whether the first waiting task preempts this one, which has just reported."""
+    def is_due(self, run: Run, at: float) -> bool:
+        """Whether the first waiting task preempts this one, which has reported at this moment."""
         if run.progress.phase is not Phase.DENOISING or run.progress.steps_done == 0:
             return False
-        if not self._possible(machine) or machine.paused:
+        if run.machine.paused or not self._is_possible(run):
             return False
-        left_s = self._remaining.gpu_s(run, machine)
-        return self._starts_s(run, 0.0, left_s, self._first(machine))[:1] == [0.0]
+        left_s = self._remaining.gpu_s(run, at)
+        return self._starts_s(run, at, 0.0, left_s, self._first(run))[:1] == [0.0]
 
     def starts_s(
-        self, machine: Machine, new: Task | None = None, place: Place | None = None
+        self, machine: Machine, at: float, new: Task | None = None, place: Place | None = None
     ) -> list[float]:
         """Seconds until each of the first waiting tasks starts that preempt the running one.
 
         Args:
+            at: now, a reading of the monotonic clock.
             new: a task that counts as if it waited at this place.
         """
         run = machine.last_on_gpu
-        if run is None or not self._possible(machine):
+        if run is None or not self._is_possible(run, new, place):
             return []
-        first = next(self._first(machine, new, place), None)
-        if first is None or self._policy.preempts_after_s(first[0], run, *first[1:]) == inf:
-            return []
-        left_s, start_s = self._remaining.gpu_s(run, machine), 0.0
+        left_s, start_s = self._remaining.gpu_s(run, at), 0.0
         for other in machine.runs.values():
-            start_s += self._remaining.gpu_s(other, machine) if other is not run else 0.0
-        start_s += self._remaining.before_runs_s(machine)
+            start_s += self._remaining.gpu_s(other, at) if other is not run else 0.0
+        start_s += self._remaining.before_runs_s(machine, at)
         if run.paused_at is None:
-            after_s = self._remaining.after_next_step_s(run, machine)
+            after_s = self._remaining.after_next_step_s(run, at)
             if after_s is None:
                 return []
             start_s, left_s = start_s + left_s - after_s, after_s
-        return self._starts_s(run, start_s, left_s, self._first(machine, new, place))
+        return self._starts_s(run, at, start_s, left_s, self._first(run, new, place))
 
-    def _possible(self, machine: Machine) -> bool:
-        return self._policy.limits.preempt and len(self._machines) == 1
+    def _is_possible(self, run: Run, new: Task | None = None, place: Place | None = None) -> bool:
+        """Whether the first waiting task may preempt this one at all."""
+        if not self._policy.limits.preempt or len(self._machines) > 1:
+            return False
+        first = next(self._first(run, new, place), None)
+        return first is not None and self._policy.preempts_after_s(first[0], run, *first[1:]) < inf
 
     def _first(
-        self, machine: Machine, new: Task | None = None, place: Place | None = None
+        self, run: Run, new: Task | None = None, place: Place | None = None
     ) -> Iterator[tuple[Task, float, float]]:
         """The first waiting tasks, up to the new one: each with its GPU seconds and its tag, or
         the turn of the new one."""
         for position, task in enumerate(self._schedule):
             if new and place and position == place.index:
                 break
-            work_s = self._schedule.durations(position).gpu_s / machine.speed
+            work_s = self._schedule.durations(position).gpu_s / run.machine.speed
             yield task, work_s, self._policy.tag(position)
         if new and place:
             work_s = self._estimates.durations(*new.stages).gpu_s
-            yield new, work_s / machine.speed, place.turn
+            yield new, work_s / run.machine.speed, place.turn
 
     def _starts_s(
         self,
         run: Run,
+        at: float,
         start_s: float,
         left_s: float,
         waiting: Iterator[tuple[Task, float, float]],
@@ -95,7 +98,7 @@ class Preemption:
         left_s: GPU seconds that are left of it then.
         """
         starts_s: list[float] = []
-        used_s = self._remaining.used_s(run) + (start_s if run.paused_at is None else 0.0)
+        used_s = run.gpu_s(at) + (start_s if run.paused_at is None else 0.0)
         for (task, work_s, tag), _ in zip(waiting, range(run.pauses, MOST_PAUSES), strict=False):
             wait_s = max(self._policy.preempts_after_s(task, run, work_s, tag) - used_s, 0.0)
             if not preemption_pays(work_s, left_s - wait_s):

@@ -4,7 +4,6 @@ A function of machines, timing model and time; it changes none of them. Not thre
 scheduler calls it under its lock.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from scheduler.estimates import Estimates
@@ -21,21 +20,17 @@ SHARE_SIGMA = 0.2
 
 
 class Remaining:
-    """Args:
-    monotonic: the clock, in seconds.
-    """
+    """`at` is a reading of the monotonic clock, in seconds."""
 
-    def __init__(self, estimates: Estimates, monotonic: Callable[[], float]) -> None:
+    def __init__(self, estimates: Estimates) -> None:
         self._estimates = estimates
-        self._monotonic = monotonic
 
-    def left_s(self, run: Run, machine: Machine, at: float) -> float:
+    def left_s(self, run: Run, at: float) -> float:
         """Until a running task is done, as it is forecast at this moment if no report comes until
         then; other tasks not counted."""
         left_s = self.encoding_s(run, at)
         if run.on_gpu:
-            left_s += self._load_s(machine, at)
-            left_s += self._gpu_s(run, machine, self._live(run, machine, at))
+            left_s += self._load_s(run.machine, at) + self._gpu_s(run, self._live(run, at))
         return left_s
 
     def encoding_s(self, run: Run, at: float) -> float:
@@ -44,15 +39,13 @@ class Remaining:
         elapsed_s = 0.0 if run.on_gpu else at - run.phase_started_at
         return remaining(durations.image_encoding_s, elapsed_s, durations.sigma)
 
-    def gpu_s(self, run: Run, machine: Machine) -> float:
+    def gpu_s(self, run: Run, at: float) -> float:
         """For which a running task still needs the GPU, loading of its weights included."""
-        if not run.on_gpu:
-            return 0.0
-        return self._gpu_s(run, machine, self._live(run, machine, run.until(self._monotonic())))
+        return self._gpu_s(run, self._live(run, run.until(at))) if run.on_gpu else 0.0
 
-    def after_next_step_s(self, run: Run, machine: Machine) -> float | None:
+    def after_next_step_s(self, run: Run, at: float) -> float | None:
         """As gpu_s(), when its next step has ended; None: there is none."""
-        live = self._live(run, machine, run.until(self._monotonic()))
+        live = self._live(run, run.until(at))
         durations = self._estimates.durations(run.stage)
         first_s = (durations.step_s + durations.first_step_extra_s,)
         after = replace(
@@ -65,44 +58,49 @@ class Remaining:
             if live.images_done + 1 >= run.stage.images_left:
                 return None
             after = replace(after, images_done=live.images_done + 1)
-        return self._gpu_s(run, machine, after)
+        return self._gpu_s(run, after)
 
-    def before_runs_s(self, machine: Machine) -> float:
+    def before_runs_s(self, machine: Machine, at: float) -> float:
         """Until the running tasks are drawn: the rest of a load, and of what is being stopped."""
-        return self._load_s(machine, self._monotonic()) + self._stopping_s(machine)
+        stopping_s = 0.0
+        if machine.stopping is not None and machine.loading is None:
+            stopping_s = self.phase_s(machine.stopping, at)
+        return self._load_s(machine, at) + stopping_s
 
-    def until_drawn_s(self, run: Run, machine: Machine) -> float:
+    def until_drawn_s(self, run: Run, at: float) -> float:
         """Until a running task is drawn, the rest of its load included."""
-        return self._load_s(machine, self._monotonic()) + self.gpu_s(run, machine)
+        return self._load_s(run.machine, at) + self.gpu_s(run, at)
 
-    def until_image_s(self, run: Run, machine: Machine) -> float:
+    def until_image_s(self, run: Run, at: float) -> float:
         """Until the present image of a running task is drawn, the rest of its load included."""
-        live = self._live(run, machine, run.until(self._monotonic()))
+        live = self._live(run, run.until(at))
         one = replace(self._estimates.durations(run.stage), images=1)
-        work_s = remaining_s(one, replace(live, images_done=0)) / machine.speed
-        return self._load_s(machine, self._monotonic()) + work_s
+        work_s = remaining_s(one, replace(live, images_done=0)) / run.machine.speed
+        return self._load_s(run.machine, at) + work_s
 
-    def load_part_s(self, machine: Machine) -> float:
+    def load_part_s(self, machine: Machine, at: float) -> float:
         """Until a load can be stopped: it was not reported how long its parts take at first."""
-        left_s = self._load_s(machine, self._monotonic())
+        left_s = self._load_s(machine, at)
         return min(left_s, machine.load_part_s) if machine.load_share else left_s
 
-    def used_s(self, run: Run) -> float:
-        """For which a running task has had the GPU."""
-        return run.gpu_s(self._monotonic())
+    def phase_s(self, run: Run, at: float) -> float:
+        """Until the present step of a running task ends, or its phase if that has no steps."""
+        live = self._live(run, run.until(at))
+        return phase_left_s(self._estimates.durations(run.stage), live) / run.machine.speed
 
-    def _gpu_s(self, run: Run, machine: Machine, live: Live) -> float:
+    def _gpu_s(self, run: Run, live: Live) -> float:
+        machine = run.machine
         resident = machine.resident
         if machine.loading is not None:
             resident = resident.after(machine.loading)
         stages = run.task.stages[run.progress.stage :]
         needed, _ = resident.loads(stages)
-        later_s = sum(self._estimates.durations(stage).gpu_s for stage in stages[1:])
-        work_s = remaining_s(self._estimates.durations(run.stage), live) + later_s
+        work_s = remaining_s(self._estimates.durations(stages[0]), live)
+        work_s += sum(self._estimates.durations(stage).gpu_s for stage in stages[1:])
         return self._estimates.loads_s(needed) + work_s / machine.speed
 
-    def _live(self, run: Run, machine: Machine, at: float) -> Live:
-        progress = run.progress
+    def _live(self, run: Run, at: float) -> Live:
+        machine, progress = run.machine, run.progress
         phase = progress.phase
         if machine.loading is not None or phase is Phase.LOADING:  # the task has not begun
             phase, at = Phase.TEXT_ENCODING, run.phase_started_at
@@ -134,15 +132,3 @@ class Remaining:
         by_share_s = remaining((elapsed_s - since_s) * (1.0 - share) / share, since_s, SHARE_SIGMA)
         weight = min(share / SHARE_TO_TRUST, 1.0)
         return weight * by_share_s + (1.0 - weight) * left_s
-
-    def _stopping_s(self, machine: Machine) -> float:
-        """Until the worker stops the cancelled task: the rest of its step, or of its phase."""
-        run = machine.stopping
-        if run is None or machine.loading is not None:
-            return 0.0
-        return self.phase_s(run, machine)
-
-    def phase_s(self, run: Run, machine: Machine) -> float:
-        """Until the present step of a running task ends, or its phase if that has no steps."""
-        live = self._live(run, machine, run.until(self._monotonic()))
-        return phase_left_s(self._estimates.durations(run.stage), live) / machine.speed

@@ -110,6 +110,8 @@ class Schedule:
     def __init__(self, estimates: Estimates, key: Callable[[Task], Any]) -> None:
         self.version = 0
         """Changes with the order of the tasks."""
+        self.before_change: Callable[[], None] = lambda: None
+        """Called before tasks get other positions."""
         self._estimates = estimates
         self._key = key
         self._tasks: list[Task] = []
@@ -186,6 +188,7 @@ class Schedule:
 
     def add(self, task: Task, share: Share = NO_SHARE, *, delay_budget_s: float = 0.0) -> None:
         """A task joins, where its key says."""
+        self.before_change()
         key = self._key(task)
         position = self.position_of(key)
         kinds = self._kinds_of(task)
@@ -206,6 +209,7 @@ class Schedule:
         position = self.position(task)
         if position >= len(self._tasks) or self._tasks[position] is not task:
             raise ValueError(f"task {task.task_id} is not where its sort key says")
+        self.before_change()
         row, share = self._row(position), self.share(position)
         self._rows = _deleted(self._rows, row, row + len(task.stages))
         self._columns.delete(position)
@@ -239,6 +243,7 @@ class Schedule:
         order = np.lexsort(keys[::-1])
         if np.array_equal(order, np.arange(len(order))):
             return
+        self.before_change()
         begins = self._ends()[:-1]
         self._tasks = [self._tasks[position] for position in order.tolist()]
         self._columns.take(order)

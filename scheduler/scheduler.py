@@ -100,7 +100,6 @@ class Scheduler:
             machines=self.machines,
             policy=self.policy,
             estimates=self.estimates,
-            timing=timing,
             spread=self.spread,
             downloads=self.downloads,
             monotonic=monotonic,
@@ -112,7 +111,7 @@ class Scheduler:
         """Monotonic seconds; None: the server is not stopping."""
         self._tasks: dict[str, Task] = {}
         self._sequence = 0
-        self.baselines = Baselines(self.schedule, monotonic, gaps)
+        self.baselines = Baselines(self.schedule, self.forecaster, monotonic, gaps)
         self._prune_at = 0.0
         self._unsettled: list[Callable[[], object]] = []  # what a start has yet to write
         self._continue()
@@ -244,8 +243,9 @@ class Scheduler:
         self.policy.release(task, run.gpu_s(self.monotonic()), self._gpu_s(task))
         self.deadlines.add(task)
         self.wake_worker.notify_all()
-        self.baselines.improve(task, self.forecaster.of(task))
-        self.improve_baselines()
+        lanes = self.forecaster.lanes()
+        self.baselines.improve(task, self.forecaster.of(task, lanes), lanes[0].at)
+        self.improve_baselines(lanes)
 
     def remove(self, task: Task, *, stopping: bool = False) -> None:
         """A task has ended (locked).
@@ -294,8 +294,7 @@ class Scheduler:
         """A task ends with an error (under `changes`). Returns whether it had not ended before."""
         if not self.store.fail(task, self.end(task), code=code, message=message):
             return False
-        # Only the task's own client gets the message.
-        self.health.last_error = f"task {task.task_id}: {code}"
+        self.health.last_error = f"task {task.task_id}: {code}"  # the message is the client's alone
         self._ended(task, EventKind.FAILED)
         log.warning("task %s failed: %s", task.task_id, message)
         return True
@@ -323,15 +322,16 @@ class Scheduler:
         return forecast
 
     def reported(self, run: Run, lanes: list[Lane] | None = None) -> None:
-        """A task was claimed, or a report on it came (locked). A forecast that has become earlier
-        is the one that later ones are compared with."""
-        self.forecaster.note_share(run, run.machine)
-        self.baselines.improve(run.task, self.forecaster.of(run.task, lanes))
+        """A task was claimed, or a report on it came (locked)."""
+        lanes = lanes or self.forecaster.lanes()
+        running = next(r for lane in lanes for r in lane.running if r.run is run)
+        run.forecast_is(running.left_s, run.until(lanes[0].at))
+        self.baselines.improve(run.task, running.forecast, lanes[0].at)
 
     def improve_baselines(self, lanes: list[Lane] | None = None) -> None:
-        """The same of the waiting tasks, when any task may have become faster (locked)."""
+        """Any task may have become faster (locked)."""
         if len(self.schedule):
-            self.baselines.improve_waiting(self.forecaster.waiting_ends_s(lanes))
+            self.baselines.improve_waiting(lanes or self.forecaster.lanes())
 
     def end(self, task: Task) -> End:
         """A task ends now."""

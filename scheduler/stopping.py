@@ -27,8 +27,8 @@ def may_continue(scheduler: Scheduler, run: Run) -> bool:
         return False
     if scheduler.drain_until is None:
         return True
-    left_s = scheduler.forecaster.remaining.until_drawn_s(run, run.machine)
-    return scheduler.monotonic() + left_s <= scheduler.drain_until
+    at = scheduler.monotonic()
+    return at + scheduler.forecaster.remaining.until_drawn_s(run, at) <= scheduler.drain_until
 
 
 def load_reported(scheduler: Scheduler, machine: Machine, share: float) -> bool:
@@ -59,17 +59,17 @@ def is_awaited(scheduler: Scheduler, spec: LoadSpec) -> bool:
 
 def stopping(scheduler: Scheduler, task_id: str) -> Stopping | None:
     """What a cancelled task still keeps its GPU busy with; None: with nothing."""
-    remaining = scheduler.forecaster.remaining
+    remaining, at = scheduler.forecaster.remaining, scheduler.monotonic()
     run = scheduler.machines.run(task_id)
     if run is not None and run.task.last_image is not None and run.on_gpu:
-        return Stopping(run.progress.phase, remaining.until_image_s(run, run.machine))
+        return Stopping(run.progress.phase, remaining.until_image_s(run, at))
     for machine in scheduler.machines:
         run = machine.stopping
         if run is None or run.task.task_id != task_id:
             continue
         phase = run.progress.phase
         if phase is not Phase.LOADING:
-            return Stopping(phase, remaining.phase_s(run, machine))
+            return Stopping(phase, remaining.phase_s(run, at))
         if machine.loading is not None and not is_awaited(scheduler, machine.loading):
-            return Stopping(phase, remaining.load_part_s(machine))
+            return Stopping(phase, remaining.load_part_s(machine, at))
     return None

@@ -182,7 +182,7 @@ class WorkerApi:
         with scheduler.changes:
             with scheduler.lock:
                 run = self._run(task_id, attempt)
-                task = self._preempting(run) if run else None
+                task = self._preempting(run, scheduler.monotonic()) if run else None
             return self._claim(task, preempted=run) if task else None
 
     def claim_offered(self, task_id: str, attempt: int) -> Task | None:
@@ -209,7 +209,8 @@ class WorkerApi:
             run = self._run(task_id, attempt)
             if run is None:
                 return Verdict.STOP
-            self.machine.report(run, progress, scheduler.monotonic())
+            at = scheduler.monotonic()
+            self.machine.report(run, progress, at)
             if run.on_gpu:  # else the GPU waits for this call, and it says nothing new
                 lanes = scheduler.forecaster.lanes()
                 scheduler.reported(run, lanes)
@@ -217,7 +218,7 @@ class WorkerApi:
             scheduler.events.publish(EventKind.STEP, task_id)
             if not may_continue(scheduler, run):
                 return Verdict.STOP
-            return Verdict.PAUSE if self._preempting(run) else Verdict.CONTINUE
+            return Verdict.PAUSE if self._preempting(run, at) else Verdict.CONTINUE
 
     def store_image(self, task_id: str, attempt: int, encoded: Encoded) -> bool:
         """One of several images is encoded: it can be fetched from now on. The last one goes to
@@ -315,10 +316,10 @@ class WorkerApi:
         if self.machine is self._scheduler.machine:
             self._scheduler.estimates.now_resident(resident, self._scheduler.schedule)
 
-    def _preempting(self, run: Run) -> Task | None:
-        """(locked) The task that preempts this one, which has just reported."""
+    def _preempting(self, run: Run, at: float) -> Task | None:
+        """(locked) The task that preempts this one, which has reported at this moment."""
         scheduler = self._scheduler
-        if scheduler.stopping or not scheduler.forecaster.is_preempted(run, self.machine):
+        if scheduler.stopping or not scheduler.forecaster.is_preempted(run, at):
             return None
         return scheduler.first(self.machine)
 

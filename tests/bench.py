@@ -64,7 +64,6 @@ class Bench:
             machines=self.machines,
             policy=self.policy,
             estimates=self.estimates,
-            timing=self.timing,
             spread=self.spread,
             downloads=self.downloads,
             monotonic=self.clock,

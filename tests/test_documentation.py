@@ -380,7 +380,6 @@ HOMES: dict[str, set[str]] = {
         "scheduler.baselines",
         "scheduler.columns",
         "scheduler.fair_share",
-        "scheduler.forecast",
         "scheduler.kinds",
         "scheduler.plan",
         "scheduler.policy",

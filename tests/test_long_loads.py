@@ -53,7 +53,7 @@ class Bench:
 
     def load_s(self) -> float:
         scheduler = self.queue.scheduler
-        return scheduler.forecaster.remaining.before_runs_s(scheduler.machine)
+        return scheduler.forecaster.remaining.before_runs_s(scheduler.machine, self.at)
 
 
 def test_a_load_has_its_own_progress_and_its_countdown_follows_the_parts() -> None:

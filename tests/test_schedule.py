@@ -87,7 +87,7 @@ def simulated(bench: Bench) -> dict[str, tuple[float, float, int]]:
         if machine.loading:
             left += bench.estimates.load_s(machine.loading)
         for run in machine.runs.values():
-            left += bench.forecaster.remaining.gpu_s(run, machine)
+            left += bench.forecaster.remaining.gpu_s(run, bench.at)
         free.append(left)
         resident.append(machine.resident_after_runs().keys)
         loads.append(0)
@@ -251,9 +251,7 @@ def test_a_task_that_takes_long_delays_the_tasks_of_its_own_machine_alone() -> N
     before = [forecast.start_s for _, forecast in bench.in_order(2)]
     bench.at += 100.0
     bench.machine.report(runs[0], Progress(Phase.DECODING, 4, 4), bench.at)
-    (late_s, other_s) = (
-        bench.forecaster.remaining.gpu_s(r, m) for r, m in zip(runs, bench.machines, strict=True)
-    )
+    late_s, other_s = (bench.forecaster.remaining.gpu_s(run, bench.at) for run in runs)
     after = [forecast.start_s for _, forecast in bench.in_order(2)]
     own_s = bench.estimates.durations(*bench.task("x").stages).gpu_s
     assert before == pytest.approx([own_s, own_s, 2 * own_s, 2 * own_s])
