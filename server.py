@@ -152,7 +152,7 @@ class Server:
             own_queue_of(self.queue),
             allowed,
             limits,
-            generator.refusal,
+            (lambda stage: None) if settings.broker else generator.refusal,  # others may have room
             places=self.places,
             decoder=self._decoder,
             check_adapters=generator.check_adapters,

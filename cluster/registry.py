@@ -74,8 +74,19 @@ class Registry:
             scheduler.improve_baselines()
             scheduler.wake_worker.notify_all()
         self._calibrate(remote, heartbeat.registration.flop_per_s)
+        self._bring_weights(remote)
         log.info("machine %s is registered: %s", name, heartbeat.registration.hardware)
         return None
+
+    def _bring_weights(self, remote: RemoteMachine) -> None:
+        """A worker has weights: tasks that wait for their download need it no more."""
+        scheduler = self._scheduler
+        for model in remote.registration.models:
+            with scheduler.changes, scheduler.lock:
+                spec = scheduler.downloads.lacking(model.name)
+                if spec and not model.missing:
+                    scheduler.downloaded(spec)
+                    scheduler.machine.missing |= {model.name}
 
     def _calibrate(self, remote: RemoteMachine, flop_per_s: float) -> None:
         """A worker has measured its machine."""

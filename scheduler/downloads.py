@@ -175,6 +175,11 @@ class Downloads:
         wanted = [*(missing[0] for missing in lacking), *self._ordered.values()]
         return wanted[0] if wanted else None
 
+    def lacking(self, name: str) -> LoadSpec | None:
+        """Weights of this model that a task waits for."""
+        lacking = (spec for pending in self._pending.values() for spec in pending.missing)
+        return next((spec for spec in lacking if spec.model.name == name), None)
+
     def wants(self, model: Model) -> bool:
         """Whether a task waits for this model, or it was ordered."""
         return model.name in self._ordered or bool(self.needing(model))

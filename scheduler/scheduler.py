@@ -89,12 +89,12 @@ class Scheduler:
             started_at=monotonic(),
             loaded_bytes=store.state.loaded_bytes(),
         )
-        self.machines = Machines(self.machine, draws=self.limits.local_worker)
+        self.machines = Machines(self.machine, needs_download, self.limits.local_worker)
         self.estimates = Estimates(timing, has_copy)
         self.schedule = Schedule(self.estimates, key)
         self.policy = Policy(self.schedule, self.limits)
         self.spread, self.phase_seconds = Spread(store.timings.outcomes()), PhaseSeconds()
-        self.downloads = Downloads(monotonic, needs_download, on_disk=allowed.default)
+        self.downloads = Downloads(monotonic, self.machines.lack, on_disk=allowed.default)
         self.forecaster = Forecaster(
             schedule=self.schedule,
             machines=self.machines,
@@ -218,6 +218,7 @@ class Scheduler:
     def downloaded(self, spec: LoadSpec) -> list[Task]:
         """These weights are on disk (locked). Returns the tasks that joined the schedule."""
         ready = self.downloads.finish(spec.model)
+        self.machine.missing -= {spec.model.name}
         for task in ready:
             with suppress(ModelNotAllowed, NotSupported, InvalidInput):  # then it stays as it was
                 stages = self.allowed.stages(task.params)  # the weights show their own bits now
@@ -248,11 +249,7 @@ class Scheduler:
         self.improve_baselines(lanes)
 
     def remove(self, task: Task, *, stopping: bool = False) -> None:
-        """A task has ended (locked).
-
-        Args:
-            stopping: a worker is still at a step of it.
-        """
+        """A task has ended (locked). Args: stopping: a worker is still at a step of it."""
         del self._tasks[task.task_id]
         self.wake_worker.notify_all()  # whoever draws it on another machine must be stopped
         self.deadlines.remove(task)

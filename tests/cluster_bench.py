@@ -42,10 +42,13 @@ class Redis:
         assert REDIS
         options = ("--requirepass", PASSWORD, "--save", "", "--appendonly", "no")
         self.process = subprocess.Popen(
-            [REDIS, "--port", str(self.port), *options, "--dir", str(self._folder), *self._options],
+            [REDIS, *self.listening(), *options, "--dir", str(self._folder), *self._options],
             stdout=subprocess.DEVNULL,
         )
         until(self.answers)
+
+    def listening(self) -> tuple[str, ...]:
+        return ("--port", str(self.port))
 
     def answers(self) -> bool:
         with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=5):
@@ -57,6 +60,33 @@ class Redis:
         self.process.wait(GIVE_UP_S)
 
     close = kill
+
+
+class TlsRedis(Redis):
+    """With a certificate of its own, for localhost."""
+
+    def __init__(self, folder: Path) -> None:
+        self.certificate, key = folder / "broker.crt", folder / "broker.key"
+        make = (
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-subj",
+            "/CN=localhost",
+        )
+        files = ("-keyout", str(key), "-out", str(self.certificate))
+        names = ("-addext", "subjectAltName=DNS:localhost")
+        subprocess.run([*make, *names, *files], check=True, capture_output=True)
+        tls = ("--tls-cert-file", str(self.certificate), "--tls-key-file", str(key))
+        super().__init__(folder, *tls, "--tls-auth-clients", "no")
+        self.bare_url = f"rediss://:{PASSWORD}@localhost:{self.port}"
+        self.url = f"{self.bare_url}?ssl_ca_certs={self.certificate}"
+
+    def listening(self) -> tuple[str, ...]:
+        return ("--port", "0", "--tls-port", str(self.port))
 
 
 class WorkerProcess:

@@ -3,19 +3,30 @@
 import base64
 import io
 import json
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
-from cluster_bench import PASSWORD, Cluster, Redis, WorkerProcess, logged, needs_redis
-from conftest import GIVE_UP_S, ServerProcess, until
+from cluster_bench import (
+    PASSWORD,
+    Cluster,
+    Redis,
+    TlsRedis,
+    WorkerProcess,
+    logged,
+    needs_redis,
+)
+from conftest import GIVE_UP_S, ServerProcess, allow, params_for, until
 from PIL import Image
 
-from cluster.carrier import PRESENCE
+from cluster.carrier import PRESENCE, Carrier, CarrierUnavailable
 from cluster.messages import PROTOCOL
+from cluster.source import RemoteSource
 
 pytestmark = needs_redis
 
@@ -159,6 +170,73 @@ def test_a_task_goes_only_to_a_machine_that_allows_its_model(tmp_path: Path) -> 
         assert cluster.status(task_id)["status"] == "waiting"
         cluster.worker("large", "--models", "tiny,tiny-z-image")
         assert cluster.ended(task_id)["status"] == "done"
+
+
+# -- security --------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="there is no openssl here")
+def test_head_and_worker_meet_over_tls_and_check_the_certificate(tmp_path: Path) -> None:
+    broker = TlsRedis(tmp_path)
+    with closing(Cluster(tmp_path, redis=broker)) as cluster:
+        cluster.worker("cellar")
+        task_id = cluster.submit(init_image=picture("teal"), image_strength=0.5)
+        assert cluster.ended(task_id)["status"] == "done"
+        with pytest.raises(CarrierUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
+            Carrier(broker.bare_url).presence()
+        other_name = broker.url.replace("localhost", "127.0.0.1", 1)
+        with pytest.raises(CarrierUnavailable, match=r"127\.0\.0\.1"):
+            Carrier(other_name).presence()
+
+
+def test_without_the_password_nothing_is_read_or_sent(alone: Cluster) -> None:
+    for url in (
+        f"redis://127.0.0.1:{alone.redis.port}",
+        f"redis://:x@127.0.0.1:{alone.redis.port}",
+    ):
+        stranger = Carrier(url)
+        with pytest.raises(CarrierUnavailable, match=r"(?i)auth|password"):
+            stranger.presence()
+        with pytest.raises(CarrierUnavailable, match=r"(?i)auth|password"):
+            stranger.publish({"kind": "heartbeat"})
+
+
+HARMFUL: tuple[dict[str, Any], ...] = (
+    {"params": {"model": "../../etc/passwd"}},
+    {"params": {"model": "https://example.org/weights"}},
+    {"params": {"model": "schnell"}},
+    {"params": {"init_image": ["../../../../etc/passwd", 64, 64]}},
+    {"params": {"loras": [["/tmp/lora.safetensors", 1.0]]}},
+    {"params": {"quantize": 4}},
+    {"params": {"scheduler": "os.system"}},
+    {"inputs": {"../../secret": "0" * 32}},
+    {"task_id": "../../etc/passwd"},
+    {"__reduce__": "os.system"},
+)
+
+
+@pytest.mark.parametrize("change", HARMFUL, ids=str)
+def test_a_worker_draws_only_what_its_own_options_allow(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    params = params_for(model="tiny").model_dump(mode="json")
+    source = RemoteSource(
+        "f" * 32,
+        Carrier("redis://127.0.0.1:1"),
+        allow("tiny"),
+        registration=lambda: pytest.fail("nothing is sent"),
+        resident=tuple,
+        folder=tmp_path / "inputs",
+        refused=pytest.fail,
+    )
+    session = vars(source)["_session"]
+    offer = {"kind": "offer", "session": session, "task_id": "0" * 16, "attempt": 1}
+    offer |= {"images_done": 0, "inputs": {}, "params": params}
+    source.handle({**offer, **change, "params": {**params, **change.get("params", {})}})
+    assert source.claim(0.0) is None
+    assert not (tmp_path / "inputs").exists()
+    source.handle(offer)
+    assert source.claim(0.0), "else it would have been claimed"
 
 
 # -- faults ----------------------------------------------------------------------------------------

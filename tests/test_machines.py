@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 from bench import BASE, KLEIN, SCHNELL, Bench, spec_of
+from conftest import PlayedQueue, allow, params_for
 from played_app import PlayedApp
 
-from scheduler.machines import Machine
+from scheduler.machines import About, Machine
+from storage.task_store import TaskStore
 from task import Task
+from timing_model import TimingModel
 
 
 @pytest.fixture
@@ -98,6 +101,25 @@ def test_an_idle_machine_gets_work_from_far_behind_if_it_may_run_nothing_else() 
     bench.machines[1].allows = only(KLEIN.name)  # type: ignore[assignment]
     joined(bench, *(bench.task(f"s{n}") for n in range(1001)), bench.task("k", KLEIN))
     assert next_ids(bench) == {"m0": "s0", "m1": "k"}
+
+
+def test_what_another_machine_has_is_not_downloaded_here(tmp_path: Path) -> None:
+    queue = PlayedQueue(
+        allow("tiny", "schnell"),
+        TimingModel(),
+        TaskStore(None),
+        needs_download=lambda model: model.name == "schnell",
+    )
+    queue.load()
+    before = queue.submit(params_for(model="schnell"))[0]
+    assert before.waits_for_download
+    other = Machine("other")
+    other.about = About("M4", "macOS", 0, {}, ("tiny", "schnell"), 0.0)
+    queue.scheduler.machines.join(other)
+    after = queue.submit(params_for(model="schnell"))[0]
+    assert not after.waits_for_download
+    tasks = queue.scheduler.next_tasks()
+    assert {name: task.task_id for name, task in tasks.items()} == {"other": after.task_id}
 
 
 def test_a_drained_machine_gets_no_more_tasks_also_after_a_restart(app: PlayedApp) -> None:
