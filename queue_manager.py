@@ -34,6 +34,7 @@ from scheduler.stopping import Stopping, stopping
 from task import ANYBODY, Forecast, GenerationParams, Owner, Phase, Task, TaskStatus
 
 log = logging.getLogger(__name__)
+prompt_log = logging.getLogger("mflux-server.prompts")
 
 
 class QueueManager:
@@ -274,7 +275,7 @@ class QueueManager:
                 quantize=scheduler.estimates.bits(
                     machine.loaded[0] if machine.loaded else scheduler.allowed.first_spec
                 ),
-                last_error=scheduler.health.storage_error or scheduler.health.last_error,
+                last_error=scheduler.health.last_error,
             )
 
     def state(self) -> ServerState:
@@ -366,4 +367,18 @@ class QueueManager:
                 snapshot = self._copy(task)
                 snapshot.forecast = forecast
             self.events.publish(EventKind.WAITING, task.task_id)
+            _log_submitted(snapshot, others)
             return snapshot, others
+
+
+def _log_submitted(task: Task, others: int) -> None:
+    who, forecast = task.owner.name or "everyone", task.forecast
+    log.info(
+        "task %s is submitted by %s behind %d others: done in about %.1f s",
+        task.task_id,
+        who,
+        others,
+        forecast.end_s if forecast else 0.0,
+        extra={"task_id": task.task_id, "client": who, "priority": task.priority},
+    )
+    prompt_log.info("the prompt of task %s: %s", task.task_id, task.params.prompt)

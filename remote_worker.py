@@ -23,6 +23,7 @@ if find_spec("celery") is None:
     )
 
 import errors
+import log_output
 from allowed import Allowed
 from cluster.carrier import Carrier
 from cluster.messages import Model, Registration
@@ -155,9 +156,7 @@ def _versions() -> dict[str, str]:
 
 def main(argv: list[str]) -> int:
     settings = Settings.read(argv, os.environ, program="remote_worker.py")
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    log_output.configure(settings.log_level, settings.log_format, prompts=settings.log_prompts)
     try:
         if not settings.broker:
             raise errors.BadOption("--broker URL is needed: the broker of the head.")

@@ -19,6 +19,7 @@ if find_spec("flask") is None:
     )
 
 import errors
+import log_output
 from allowed import Allowed
 from api.api_docs import PAGE_ROUTE
 from api.client_queue import own_queue_of
@@ -312,10 +313,7 @@ def write_key(settings: Settings) -> int:
 
 def main(argv: list[str]) -> int:
     settings = Settings.read(argv, os.environ)
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
+    log_output.configure(settings.log_level, settings.log_format, prompts=settings.log_prompts)
     try:
         if settings.new_key is not None:
             return write_key(settings)
@@ -343,6 +341,7 @@ def main(argv: list[str]) -> int:
     signal.set_wakeup_fd(server.end_fd, warn_on_full_buffer=False)
     for number in ENDING_SIGNALS:
         signal.signal(number, lambda *_: None)
+    log_output.capture_prints()
     server.start()
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     if host in ("", "*"):

@@ -187,6 +187,13 @@ class Settings:
         parse=str.lower,
         choices=("debug", "info", "warning", "error"),
     )
+    log_format: str = _option(
+        "text",
+        "form of the lines of the log",
+        parse=str.lower,
+        choices=("text", "json"),
+    )
+    log_prompts: bool = _option(False, "write the prompts of tasks into the log", parse=switch)
     threads: int = _option(
         512,
         "threads that answer requests; all but 32 of them (half of fewer than 64) may wait: for a "

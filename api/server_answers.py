@@ -39,8 +39,12 @@ class HealthAnswer(Answer):
     )
     last_error: str | None = Field(
         None,
-        description="The latest failure: of loading or the disk in words, of a task its id and its "
-        "error's code.",
+        description="The latest failure that is not over: of loading or the disk in words, of a "
+        "task its id and its error's code. It is over when the same succeeds (the disk, a load, a "
+        "download, a task), or after an hour.",
+    )
+    last_error_at: Seconds | None = Field(
+        None, description="Unix seconds at which it happened.", examples=[1725311496.5]
     )
     memory: MemoryAnswer = Field(description="Of MLX.")
     disk_free_bytes: int = Field(description="In the data dir.", examples=[100_000_000_000])

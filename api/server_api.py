@@ -56,6 +56,7 @@ class ServerRoutes:
     )
     def health(self) -> Response:
         health = self._queue.health()
+        error = None if client() is NOBODY else health.last_error
         default = self._queue.allowed.default
         done, images_bytes = self._queue.images()
         memory = self._generator.memory
@@ -69,7 +70,8 @@ class ServerRoutes:
             quantize=health.quantize,
             uptime_s=time.monotonic() - self._started_at,
             worker_restarts=self._worker.restarts,
-            last_error=None if client() is NOBODY else health.last_error,
+            last_error=error.message if error else None,
+            last_error_at=error.at if error else None,
             memory=MemoryAnswer(
                 active_bytes=memory.active_bytes,
                 peak_bytes=memory.peak_bytes,

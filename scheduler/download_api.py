@@ -6,6 +6,7 @@ from errors import ModelLoadError
 from models.hub_cache import as_stored
 from models.model_catalog import LoadSpec
 from scheduler.events import EventKind
+from scheduler.health import Cause
 from scheduler.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class DownloadApi:
             for task in needing:
                 scheduler.fail(task, ModelLoadError.code, message)
             with scheduler.lock:
-                scheduler.health.last_error = message
+                scheduler.health.failed(Cause.DOWNLOAD, message)
                 scheduler.load_orders = [o for o in scheduler.load_orders if o.model.name != name]
                 self._downloads.fail(spec.model, message)
 
@@ -62,6 +63,7 @@ class DownloadApi:
         as_stored(spec.model)  # reads the disk: not under the lock
         with scheduler.changes, scheduler.lock:
             ready = scheduler.downloaded(spec)
+        scheduler.health.succeeded(Cause.DOWNLOAD)
         log.info("the weights of %s are downloaded", spec.model.name)
         for task in ready:
             scheduler.events.publish(EventKind.WAITING, task.task_id)

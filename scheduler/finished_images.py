@@ -7,9 +7,11 @@ from dataclasses import replace
 
 from errors import StorageUnavailable
 from scheduler.events import EventKind
+from scheduler.health import Cause
 from scheduler.machines import Machine, Run
 from scheduler.scheduler import Scheduler
 from task import Encoded, Task
+from timing.spread import Outcome
 from timing_model import Measured, Work
 
 log = logging.getLogger(__name__)
@@ -69,7 +71,8 @@ class FinishedImages:
         scheduler.events.publish(EventKind.DONE if last else EventKind.IMAGE, task_id)
         if last:
             scheduler.store.discard_inputs(task_id)
-            log.info("task %s is done", task_id)
+            scheduler.health.succeeded(Cause.TASK)
+            self._log_done(task, outcome)
             scheduler.prune()
         if outcome is not None:
             with suppress(StorageUnavailable):  # the task is done all the same
@@ -86,6 +89,21 @@ class FinishedImages:
                 return
         with scheduler.changes, scheduler.health.noting_storage():
             scheduler.cancel(run.task)
+
+    def _log_done(self, task: Task, outcome: Outcome | None) -> None:
+        seconds = self._scheduler.now() - task.created_at
+        forecast = f"{outcome.forecast_s:.1f} s" if outcome else "none"
+        log.info(
+            "task %s is done %.1f s after its submit (forecast: %s)",
+            task.task_id,
+            seconds,
+            forecast,
+            extra={
+                "task_id": task.task_id,
+                "seconds": round(seconds, 1),
+                "forecast_s": round(outcome.forecast_s, 1) if outcome else None,
+            },
+        )
 
     def _compare_machines(self) -> None:
         """The forecast of a task on another machine is that of this one, at the other's speed."""

@@ -1,7 +1,8 @@
 """Errors and state reported by /health."""
 
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,6 +14,8 @@ from scheduler.machines import Machine
 
 log = logging.getLogger(__name__)
 
+ERROR_KEPT_S = 3600.0
+
 
 class ServerState(StrEnum):
     LOADING = "loading"  # the worker loads weights; tasks are accepted and wait
@@ -22,17 +25,52 @@ class ServerState(StrEnum):
     FAILED = "failed"  # the model could not be loaded, or the disk refuses
 
 
+class Cause(StrEnum):
+    """What failed. Its error is over when the same succeeds."""
+
+    DISK = "disk"
+    LOAD = "load"
+    DOWNLOAD = "download"
+    TASK = "task"
+
+
+@dataclass(frozen=True)
+class LastError:
+    cause: Cause
+    message: str
+    at: float
+    """Unix seconds."""
+
+
 class Health:
     """Thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = time.time) -> None:
+        self._now = now
         self.load_failed = False
         """The server's own model cannot be loaded: the server ends."""
         self.storage_error: str | None = None
         """The last error of the disk; None: it works."""
-        self.last_error: str | None = None
+        self._last_error: LastError | None = None
         self._refusals = 0
         self._refusals_at_probe = 0
+
+    @property
+    def last_error(self) -> LastError | None:
+        """The latest error that is not over: the same has not succeeded since, and it is not older
+        than ERROR_KEPT_S. An error of the disk has no such limit."""
+        error = self._last_error
+        lasts = error and (error.cause is Cause.DISK or self._now() - error.at < ERROR_KEPT_S)
+        return error if lasts else None
+
+    def failed(self, cause: Cause, message: str) -> None:
+        self._last_error = LastError(cause, message, self._now())
+
+    def succeeded(self, cause: Cause) -> None:
+        """An earlier error of this cause is over."""
+        error = self._last_error
+        if error and error.cause is cause:
+            self._last_error = None
 
     def state(self, machine: Machine, *, stopping: bool) -> ServerState:
         """The state of the server (under the scheduler's lock)."""
@@ -58,7 +96,8 @@ class Health:
             if self.storage_error is None:
                 log.error("the data dir cannot be written to: %s", error)
             if self.storage_error is None or probing:
-                self.storage_error = self.last_error = error.message
+                self.storage_error = error.message
+                self.failed(Cause.DISK, error.message)
             raise
 
     @contextmanager
@@ -79,6 +118,7 @@ class Health:
         if self.storage_error is None or refused_since:
             return
         self.storage_error = None
+        self.succeeded(Cause.DISK)
         log.info("the data dir can be written to again")
 
 
@@ -93,6 +133,6 @@ class QueueHealth:
     download: Download | None
     quantize: int | None
     """Bits that the weights used last are quantized to."""
-    last_error: str | None
+    last_error: LastError | None
     paused: bool = False
     """Whether the operator has paused the queue."""

@@ -26,7 +26,7 @@ from scheduler.downloads import EXPANSION_KEY, Downloads
 from scheduler.estimates import Estimates
 from scheduler.events import EventKind, EventLog
 from scheduler.forecast import Forecaster, Lane
-from scheduler.health import Health
+from scheduler.health import Cause, Health
 from scheduler.keep_clock import ClockNotes, KeepClock
 from scheduler.limits import ENDED_TOO_OFTEN, MAX_INTERRUPTIONS, QueueLimits
 from scheduler.machine_list import Machines
@@ -81,7 +81,7 @@ class Scheduler:
         self.keep_clock = KeepClock(now, monotonic, store.state.keep_offset_s())
         self.events = EventLog(now, above=store.state.reserved_event_id())
         self._clock_notes = ClockNotes(store.state, self.keep_clock, self.events)
-        self.health = Health()
+        self.health = Health(now)
         self.retention = Retention(store, self.limits, self.events, self.keep_clock)
         self.machine = Machine(
             first=allowed.first_spec,
@@ -291,9 +291,10 @@ class Scheduler:
         """A task ends with an error (under `changes`). Returns whether it had not ended before."""
         if not self.store.fail(task, self.end(task), code=code, message=message):
             return False
-        self.health.last_error = f"task {task.task_id}: {code}"  # the message is the client's alone
+        # Only the client gets the message.
+        self.health.failed(Cause.TASK, f"task {task.task_id}: {code}")
         self._ended(task, EventKind.FAILED)
-        log.warning("task %s failed: %s", task.task_id, message)
+        log.warning("task %s failed: %s", task.task_id, message, extra={"task_id": task.task_id})
         return True
 
     def _ended(self, task: Task, kind: EventKind, *, stopping: bool = False) -> None:

@@ -15,6 +15,7 @@ from errors import StorageUnavailable
 from models.model_catalog import LoadSpec
 from scheduler.events import EventKind
 from scheduler.finished_images import FinishedImages
+from scheduler.health import Cause
 from scheduler.limits import ENDED_TOO_OFTEN, MAX_INTERRUPTIONS
 from scheduler.machines import Machine, Run
 from scheduler.scheduler import Scheduler
@@ -112,6 +113,7 @@ class WorkerApi:
                 scheduler.phase_seconds.loaded(spec, seconds)
             scheduler.improve_baselines()
             load_key = scheduler.estimates.load_key(spec)
+        scheduler.health.succeeded(Cause.LOAD)
         log.info("%s is loaded after %.1f s", spec.key, seconds)
         with suppress(StorageUnavailable), scheduler.health.noting_storage():
             here = memory if self.machine is scheduler.machine else None
@@ -141,7 +143,7 @@ class WorkerApi:
             self.machine.now_resident(resident)
             self._forget_prompts(resident)
             self._scheduler.health.load_failed = fatal
-            self._scheduler.health.last_error = message
+            self._scheduler.health.failed(Cause.LOAD, message)
 
     def now_resident(self, resident: Sequence[str]) -> None:
         """Weights were unloaded, or could not be loaded: these are in memory, the latest first."""
@@ -357,6 +359,7 @@ class WorkerApi:
             task.params.width,
             task.params.height,
             task.params.steps_run,
+            extra={"task_id": task.task_id, "machine": self.machine.name},
         )
         return claimed
 

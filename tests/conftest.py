@@ -335,7 +335,7 @@ class ServerProcess:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.log.append(line)
-            if found := re.search(r"serving .* on (http://\S+)", line):
+            if found := re.search(r"serving .* on (http://[\w.:\[\]-]+)", line):
                 self.url = found[1]
                 self._listening.set()
         self._listening.set()

@@ -238,6 +238,7 @@ PACKAGES = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"client"
 PARTS = MODULES | PACKAGES
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "log_output": set(),
     "option_values": set(),
     "option_parser": {"option_values"},
     "settings": {"option_parser", "option_values"},

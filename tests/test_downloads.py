@@ -336,7 +336,9 @@ def test_a_load_ordered_by_the_operator_downloads_first(desk: Desk) -> None:
     desk.gate("dev", "No such thing.")
     assert desk.downloads.run_once()
     assert not desk.worker.run_once(0)
-    assert desk.queue.health().last_error == "No such thing."
+    error = desk.queue.health().last_error
+    assert error
+    assert error.message == "No such thing."
 
 
 def test_weights_can_be_fetched_ahead_of_any_task(desk: Desk) -> None:

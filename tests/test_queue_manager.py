@@ -165,7 +165,9 @@ def test_a_failed_task_says_why_and_the_next_one_runs() -> None:
     assert (view.status, view.error, view.forecast) == (TaskStatus.FAILED, "ValueError: no", None)
     with pytest.raises(Gone, match="ValueError: no"):
         bench.queue.image(failing)
-    assert bench.queue.health().last_error == f"task {failing}: task_failed"  # for everyone to see
+    error = bench.queue.health().last_error
+    assert error
+    assert error.message == f"task {failing}: task_failed"  # for everyone to see
     assert bench.run() == following
 
 
