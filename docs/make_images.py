@@ -1,6 +1,7 @@
 """Makes the screenshots of the page for the README, with a real server and the tiny model.
 
-    python docs/make_images.py [FOLDER]        writes docs/images/page.png and page.gif
+    python docs/make_images.py [FOLDER]        writes page.png, page.gif and operator.png
+                                           to docs/images
 
 Needs Chromium. If the fonts Inter and Charis SIL are installed, they replace the fonts of macOS,
 which look similar.
@@ -82,8 +83,10 @@ def draw(page: Page, prompt: str) -> None:
     expect(page.locator(".card .words").filter(has_text=prompt)).not_to_have_count(0)
 
 
-def someone_draws(url: str, **params: int) -> None:
-    requests.post(url + "/generate", json={"prompt": "theirs", **params}, timeout=10)
+def someone_draws(url: str, prompt: str = "theirs", **params: int) -> str:
+    """Returns the id of the task."""
+    answer = requests.post(url + "/generate", json={"prompt": prompt, **params}, timeout=10)
+    return str(answer.json()["task_id"])
 
 
 def still(page: Page, url: str, path: Path) -> None:
@@ -111,9 +114,31 @@ def still(page: Page, url: str, path: Path) -> None:
     page.mouse.move(5, 5)
     page.evaluate("document.activeElement.blur(), scrollTo(0, 0)")
     page.locator(".compose").evaluate("form => form.scrollTo(0, 0)")
-    shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    save(page.screenshot(), path)
+
+
+def save(screenshot: bytes, path: Path) -> None:
+    """Write a PNG with 256 colours."""
+    shot = Image.open(io.BytesIO(screenshot)).convert("RGB")
     palette = shot.quantize(256)
     shot.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
+
+
+def operators_view(page: Page, url: str, path: Path) -> None:
+    """Screenshot of the operator's view after tasks of several sizes."""
+    for number in range(40):
+        width, height = 64 << number % 4, 64 << number % 3
+        task_id = someone_draws(url, width=width, height=height, steps=4 + number % 3 * 8)
+        if number % 4 == 3:
+            wanted = {"task_id": task_id, "wait": "60", "delete": "false"}
+            requests.get(url + "/image", params=wanted, timeout=120).raise_for_status()
+    for prompt in PROMPTS[:3]:
+        someone_draws(url, prompt, steps=100, n=10, width=768, height=512)
+    page.goto(url + "/operator")
+    expect(page.locator("#plot svg")).to_be_visible()
+    expect(page.locator("#tasks tr")).to_have_count(3)
+    page.evaluate("document.activeElement.blur()")
+    save(page.screenshot(full_page=True), path)
 
 
 class Film:
@@ -214,7 +239,12 @@ def main(folder: Path) -> None:
             env={**os.environ, "FONTCONFIG_FILE": str(fonts)},
         )
         clouds = ("--model", "tiny-flux2", "--max-pixels", "4096", "--max-steps", "200")
-        for take, name, limits in ((still, "page.png", ()), (film, "page.gif", clouds)):
+        takes = (
+            (still, "page.png", ()),
+            (operators_view, "operator.png", ()),
+            (film, "page.gif", clouds),
+        )
+        for take, name, limits in takes:
             with server(*limits) as url:
                 page = browser.new_page(viewport=SIZE)
                 page.set_default_timeout(WAIT_MS)

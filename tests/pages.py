@@ -54,7 +54,7 @@ class Visitor:
 
     Args:
         hold: of the server that is visited.
-        media: color_scheme and reduced_motion.
+        media: color_scheme, forced_colors and reduced_motion.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageServer]:
 
 Scheme = Literal["light", "dark"]
 Visit = Callable[..., Visitor]
-MEDIA = ("color_scheme", "reduced_motion")
+MEDIA = ("color_scheme", "forced_colors", "reduced_motion")
 
 
 def new_context(browser: Browser, **options: Any) -> BrowserContext:

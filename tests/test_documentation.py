@@ -40,6 +40,7 @@ sys.path.insert(0, str(ROOT / "docs"))
 
 PAGES = {
     "/",
+    "/operator",
     "/web/<name>",
     "/swagger",
     "/openapi.json",

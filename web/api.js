@@ -1,6 +1,12 @@
 // Calls of the public API. All URLs are relative, so that the page works below a path prefix.
 
 const TIMEOUT_MS = 20_000;
+let authorization = {};
+
+/** Sends this key with each request from now on; null: none, a cookie may stand for it. */
+export function useKey(key) {
+  authorization = key ? { Authorization: `Bearer ${key}` } : {};
+}
 
 /** The server refused a request. `message` is a sentence for the user. */
 export class Refused extends Error {
@@ -27,7 +33,8 @@ export async function ask(path, { signal, timeout = TIMEOUT_MS, ...options } = {
   const timer = setTimeout(abort, timeout);
   signal?.addEventListener("abort", abort);
   try {
-    const answer = await fetch(path, { ...options, signal: stop.signal, cache: "no-store" });
+    const headers = { ...options.headers, ...authorization };
+    const answer = await fetch(path, { ...options, headers, signal: stop.signal, cache: "no-store" });
     const text = await answer.text();
     if (answer.status === 502 || answer.status === 504) throw new Unreachable(); // from a proxy
     let body = null;

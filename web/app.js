@@ -1,7 +1,7 @@
 // The entry point: connects form, tasks, queue and gallery with the server.
 
 import * as api from "./api.js";
-import { find, icon, setText } from "./dom.js";
+import { find, setText } from "./dom.js";
 import { Form } from "./form.js";
 import { Gallery, seedOf } from "./gallery.js";
 import { Live } from "./live.js";
@@ -10,6 +10,7 @@ import { sendAgain, submit } from "./request.js";
 import { signedIn } from "./sign_in.js";
 import { forgetPictures } from "./store.js";
 import { Tasks, isLive, stored } from "./tasks.js";
+import { themeButton } from "./theme_button.js";
 import { announce, toast } from "./toasts.js";
 import { Viewer } from "./viewer.js";
 import { downloadWords, place, plain, short, some } from "./words.js";
@@ -261,22 +262,6 @@ document.addEventListener("paste", (event) => {
   takeFiles(pasted);
 });
 
-// The theme
-
-const root = document.documentElement;
-
-function showTheme() {
-  const dark = root.dataset.theme === "dark";
-  find("theme").setAttribute("aria-pressed", String(dark));
-  find("theme").replaceChildren(icon(dark ? "light" : "dark"));
-}
-
-find("theme").addEventListener("click", () => {
-  const next = root.dataset.theme === "dark" ? "light" : "dark";
-  root.dispatchEvent(new CustomEvent("theme-chosen", { detail: next }));
-});
-root.addEventListener("theme", showTheme);
-
 // The keyboard
 
 if (navigator.platform.startsWith("Mac")) {
@@ -298,9 +283,10 @@ async function begin() {
   }
 }
 
-showTheme();
+themeButton();
 gallery.show();
-await signedIn();
+const session = await signedIn();
+find("operator").hidden = !session?.operator;
 for (const task of tasks.all()) if (task.removed) removeForGood(task);
 await Promise.all([begin(), live.now()]);
 await sendAgain((answer, request) => {

@@ -2,7 +2,7 @@
 (() => {
   const root = document.documentElement;
   const system = matchMedia("(prefers-color-scheme: dark)");
-  const key = `mflux:${location.pathname}:theme`;
+  const key = `mflux:${location.pathname.replace(/operator$/, "")}:theme`; // one theme for both pages
   const chosen = () => {
     try {
       return localStorage.getItem(key);

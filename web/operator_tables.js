@@ -1,0 +1,156 @@
+// The tables of the operator's view.
+
+import { exact, hourWords, isLate, percent } from "./charts.js";
+import { el, find, follow, setText } from "./dom.js";
+import { bytes, clientName, pace } from "./operator_words.js";
+import { countdown, downloadWords, duration, size, some } from "./words.js";
+
+/** Shows rows in the body of a table. Rows that stay keep their elements, and the focus.
+ * columns: functions from a row to a text; buttons: a function to [{words, label, run}]. */
+function fill(id, rows, keyOf, columns, buttons = null) {
+  const cell = (_, index) => (index ? el("td") : el("th", { scope: "row" }));
+  follow(
+    find(id),
+    rows,
+    keyOf,
+    () => el("tr", {}, ...columns.map(cell), buttons && el("td", { class: "actions" })),
+    (node, row) => {
+      columns.forEach((column, index) => setText(node.children[index], String(column(row))));
+      if (buttons) showButtons(node.lastElementChild, buttons(row));
+    },
+  );
+  find(id).closest("table").hidden = rows.length === 0;
+}
+
+function showButtons(cell, buttons) {
+  follow(
+    cell,
+    buttons,
+    (button) => button.words,
+    (button) => el("button", { type: "button", class: "quiet" }, button.words),
+    (node, button) => {
+      node.setAttribute("aria-label", button.label);
+      node.onclick = button.run;
+    },
+  );
+}
+
+function taskWords({ params }) {
+  return params.prompt || "Upscaling a picture";
+}
+
+export function showQueue({ tasks, length, paused }, act) {
+  setText(find("queue-words"), queueWords(length, tasks.length, paused));
+  setText(find("pause"), paused ? "Resume the queue" : "Pause the queue");
+  find("pause").onclick = () => act.pause(!paused);
+  fill(
+    "tasks",
+    tasks,
+    (task) => task.task_id,
+    [
+      (task) => (task.status === "running" ? "now" : task.pos + 1),
+      (task) => clientName(task.client),
+      taskWords,
+      (task) => task.params.model,
+      ({ params }) => `${size(params.width, params.height)}${params.count > 1 ? ` · ${params.count} pictures` : ""}`,
+      (task) => countdown(task.wait_remaining),
+    ],
+    (task) => {
+      const which = `${taskWords(task)}, ${clientName(task.client)}`;
+      const front = { words: "To the front", label: `To the front: ${which}`, run: () => act.front(task.task_id) };
+      const cancel = { words: "Cancel", label: `Cancel: ${which}`, run: () => act.cancel(task.task_id) };
+      return task.status === "waiting" ? [front, cancel] : [cancel];
+    },
+  );
+}
+
+function queueWords(length, shown, paused) {
+  const state = paused ? "Paused: no task is started. " : "";
+  if (!length) return `${state}Empty.`;
+  return `${state}${some(length, "task", "tasks")}${length > shown ? `, the first ${shown} are shown` : ""}.`;
+}
+
+export function showMachines({ machines }, { drift }, act) {
+  fill(
+    "machines",
+    machines,
+    (machine) => machine.name,
+    [
+      (machine) => machine.name,
+      (machine) => (machine.drained ? `${machine.state}, drained` : machine.state),
+      (machine) => machine.loading_model ?? (machine.loaded_models.join(", ") || "nothing"),
+      (machine) => machine.tasks_last_hour,
+      (machine) => percent(machine.busy_share),
+      (machine) => pace(drift[machine.name]),
+    ],
+    ({ name, drained }) => {
+      const words = drained ? "Resume" : "Drain";
+      return [{ words, label: `${words} ${name}`, run: () => act.drain(name, !drained) }];
+    },
+  );
+}
+
+export function showClients({ clients }) {
+  fill("clients", clients, (client) => client.name, [
+    (client) => clientName(client.name),
+    (client) => client.waiting,
+    (client) => client.running,
+    (client) => exact(client.gpu_seconds_today),
+    (client) => percent(client.share_today),
+    (client) => exact(client.gpu_seconds),
+  ]);
+}
+
+export function showSteps(rows) {
+  const several = new Set(rows.map((row) => row.machine)).size > 1;
+  fill("steps", rows, (row) => `${row.machine} ${row.model} ${row.width} ${row.height}`, [
+    (row) => (several ? `${row.model} on ${row.machine}` : row.model),
+    (row) => size(row.width, row.height),
+    (row) => exact(row.step_s),
+    (row) => row.pictures,
+  ]);
+}
+
+const when = (unix) =>
+  unix ? new Date(unix * 1000).toLocaleString([], { dateStyle: "short", timeStyle: "short" }) : "";
+
+/** The points of the plot as a table, newest first. */
+export function showLastTasks(tasks) {
+  const numbered = tasks.map((task, index) => ({ ...task, key: String(index) })).reverse();
+  fill("last-tasks", numbered, (task) => task.key, [
+    (task) => when(task.ended_at),
+    (task) => task.model ?? "",
+    (task) => task.machine ?? "",
+    (task) => exact(task.forecast_s),
+    (task) => exact(task.p90_s),
+    (task) => exact(task.actual_s) + (isLate(task) ? " (late)" : ""),
+  ]);
+}
+
+/** The bars as a table: one row for each hour, newest first. */
+export function showHours(machines) {
+  const rows = machines.flatMap(({ machine, starts_at: start, shares }) =>
+    shares.map((share, hour) => ({ machine, at: start + hour * 3600, share })),
+  );
+  fill("hours", rows.reverse(), (row) => `${row.machine} ${row.at}`, [
+    (row) => hourWords(row.at),
+    (row) => row.machine,
+    (row) => percent(row.share),
+  ]);
+}
+
+export function showHealth(health, machines) {
+  const { memory } = health;
+  setText(find("status"), `${health.status}, since ${duration(health.uptime_s)}`);
+  setText(find("models"), health.loading_model ?? (health.loaded_models.join(", ") || "none"));
+  setText(
+    find("memory"),
+    `${bytes(memory.active_bytes)} in use, ${bytes(memory.cache_bytes)} kept for reuse, ${bytes(memory.peak_bytes)} during the latest picture`,
+  );
+  const pictures = `${some(health.done, "task has", "tasks have")} pictures: ${bytes(health.images_bytes)}`;
+  setText(find("disk"), `${bytes(health.disk_free_bytes)} free; ${pictures}`);
+  setText(find("download"), health.download ? downloadWords(health.download) : "none");
+  const own = [health.last_error, health.worker_restarts && `worker restarts: ${health.worker_restarts}`];
+  const theirs = machines.map(({ name, last_error: error }) => error && `${name}: ${error}`);
+  setText(find("errors"), [...own, ...theirs].filter(Boolean).join("; ") || "none");
+}
