@@ -12,6 +12,8 @@ from playwright.sync_api import Dialog, expect
 
 pytestmark = needs_chromium
 
+WEB = ROOT / "web"
+
 
 def test_the_page_is_served_with_strict_headers_and_kept_by_the_browser_until_it_changes(
     served: ServerProcess,
@@ -179,12 +181,26 @@ def test_the_page_works_below_a_path_prefix(visit: Visit, served: ServerProcess)
 
 
 def test_the_page_refers_to_no_other_host() -> None:
-    assert (ROOT / "web" / "app.js").exists()
-    for path in (ROOT / "web").iterdir():
+    assert (WEB / "app.js").exists()
+    for path in WEB.iterdir():
         named = set(re.findall(r"https?://[^\s\"')]+", path.read_text()))
         assert named <= {"http://www.w3.org/2000/svg"}, path
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|eval\(", path.read_text())
 
 
+def loaded(name: str) -> set[str]:
+    """This file of web/, and all that it loads."""
+    found, names = set[str](), [name]
+    while names:
+        if (name := names.pop()) not in found:
+            found.add(name)
+            text = (WEB / name).read_text(encoding="utf-8")
+            names += re.findall(r'(?:from "\./|(?:href|src)="web/)([\w.]+)"', text)
+    return found
+
+
 def test_the_files_of_the_page_stay_small() -> None:
-    assert sum(os.path.getsize(path) for path in (ROOT / "web").iterdir()) < 120_000
+    page, view = loaded("index.html"), loaded("operator.html")
+    assert {path.name for path in WEB.iterdir()} == page | view
+    assert sum(os.path.getsize(WEB / name) for name in page) < 120_000
+    assert sum(os.path.getsize(WEB / name) for name in view) < 80_000
