@@ -1,14 +1,18 @@
-"""Reads options from the environment and the command line: from their declarations (settings.py) to
-their values."""
+"""Reads options from a file, the environment and the command line, as settings.py declares them."""
 
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import Field
 from typing import Any, NoReturn
 
+from config_file import BadConfig, arguments_of, did_you_mean
+from option_groups import grouped, metavar_of
 from option_values import switch
+from version import described
 
 ENVIRONMENT_PREFIX = "MFLUX_SERVER_"
+OTHER_VARIABLES = ("MFLUX_SERVER_EXPAND_KEY", "MFLUX_SERVER_URL", "MFLUX_SERVER_KEY")
+"""Read elsewhere; the last two are of the client."""
 
 
 def values_of(
@@ -17,22 +21,66 @@ def values_of(
     environ: Mapping[str, str],
     program: str,
 ) -> dict[str, Any]:
-    """Returns the values by name; the command line wins.
+    """Returns the values by name. The command line wins over the environment, and that over the
+    file of --config.
 
     Raises:
         SystemExit: as in argparse: 0 for --help, 2 for a bad value (stderr names it).
     """
+    parser = _parser_of(options, program)
+    _refuse_unknown(parser, options, environ)
+    from_environment: list[str] = []
+    for option in options:
+        variable = variable_of(option.name)
+        if environ.get(variable):
+            argument = f"{flag_of(option.name)}={environ[variable]}"
+            parser.source = f"{variable}: "
+            parser.parse_args([argument])
+            from_environment.append(argument)
+    parser.source = ""
+    given = parser.parse_args([*from_environment, *argv])
+    from_file: list[str] = []
+    if file := getattr(given, "config", None):
+        try:
+            from_file = arguments_of(file, options)
+        except BadConfig as error:
+            parser.error(str(error))
+        for argument in from_file:
+            parser.source = f"{file}: "
+            parser.parse_args([argument])
+    parser.source = ""
+    return vars(parser.parse_args([*from_file, *from_environment, *argv]))
+
+
+def _refuse_unknown(
+    parser: "_Parser", options: Sequence[Field[Any]], environ: Mapping[str, str]
+) -> None:
+    """A variable that is misspelt would be ignored otherwise."""
+    known = [*(variable_of(option.name) for option in options), *OTHER_VARIABLES]
+    for variable in environ:
+        if variable.startswith(ENVIRONMENT_PREFIX) and variable not in known:
+            parser.error(f"there is no variable {variable}{did_you_mean(variable, known)}")
+
+
+def _parser_of(options: Sequence[Field[Any]], program: str) -> "_Parser":
     parser = _Parser(
         prog=program,
         description="A REST server that queues image generation with mflux on one GPU and "
         "forecasts when each image is done.",
-        epilog="Each option is also an environment variable; the command line wins.",
+        epilog="Each option is also an environment variable, and can be in the file of --config. "
+        "The command line wins over the environment, and that over the file.",
         allow_abbrev=False,
     )
-    from_environment: dict[str, str] = {}
+    parser.add_argument("--version", action="version", version=f"mflux-server {described()}")
+    for title, members in grouped(options).items():
+        _add_group(parser.add_argument_group(title), members)
+    return parser
+
+
+def _add_group(parser: argparse._ArgumentGroup, options: Sequence[Field[Any]]) -> None:
     for option in options:
         flag, variable = flag_of(option.name), variable_of(option.name)
-        described = dict(option.metadata)
+        described = dict(option.metadata) | {"metavar": metavar_of(option)}
         default = f" (default: {_shown(option.default)})"
         if option.default in (None, (), ""):  # the help describes this case
             default = ""
@@ -49,13 +97,6 @@ def values_of(
                 default=argparse.SUPPRESS,
                 help=f"the same as {flag} off",
             )
-        if environ.get(variable):
-            from_environment[variable] = f"{flag}={environ[variable]}"
-    for variable, argument in from_environment.items():
-        parser.source = f"{variable}: "
-        parser.parse_args([argument])
-    parser.source = ""
-    return vars(parser.parse_args([*from_environment.values(), *argv]))
 
 
 def is_switch(option: Field[Any]) -> bool:

@@ -1,7 +1,7 @@
 """All options of the server: flag, environment variable, default, unit, help.
 
 Options are declared only here. `Settings.read` merges, in rising order of precedence: the defaults,
-the environment (`MFLUX_SERVER_<NAME>`), the command line.
+the file of --config, the environment (`MFLUX_SERVER_<NAME>`), the command line.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +46,9 @@ def _option(
 
 @dataclass(frozen=True)
 class Settings:
+    config: Path | None = _option(
+        None, "file with options by name (TOML, like port = 4031)", parse=Path, metavar="FILE"
+    )
     model: str | None = _option(
         None,
         "model that is loaded at the start and draws tasks that name none; docs/models.md lists "
@@ -188,10 +191,7 @@ class Settings:
         choices=("debug", "info", "warning", "error"),
     )
     log_format: str = _option(
-        "text",
-        "form of the lines of the log",
-        parse=str.lower,
-        choices=("text", "json"),
+        "text", "form of the log's lines", parse=str.lower, choices=("text", "json")
     )
     log_prompts: bool = _option(False, "write the prompts of tasks into the log", parse=switch)
     threads: int = _option(

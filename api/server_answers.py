@@ -37,6 +37,14 @@ class HealthAnswer(Answer):
     worker_restarts: int = Field(
         description="How often the worker thread died and was replaced.", examples=[0]
     )
+    version: str | None = Field(
+        None,
+        description="Of the server; not without a key, where keys are needed.",
+        examples=["2.0"],
+    )
+    commit: str | None = Field(
+        None, description="Of its checkout, if it runs from one.", examples=["4be1a2f"]
+    )
     last_error: str | None = Field(
         None,
         description="The latest failure that is not over: of loading or the disk in words, of a "

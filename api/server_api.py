@@ -16,6 +16,7 @@ from api.server_answers import HealthAnswer, MemoryAnswer, StatsAnswer, stats_an
 from key_file import NOBODY
 from queue_manager import QueueManager
 from scheduler.health import ServerState
+from version import VERSION, commit
 from workers.protocols import Generator
 from workers.worker import Worker
 
@@ -70,6 +71,8 @@ class ServerRoutes:
             quantize=health.quantize,
             uptime_s=time.monotonic() - self._started_at,
             worker_restarts=self._worker.restarts,
+            version=None if client() is NOBODY else VERSION,
+            commit=None if client() is NOBODY else commit() or None,
             last_error=error.message if error else None,
             last_error_at=error.at if error else None,
             memory=MemoryAnswer(

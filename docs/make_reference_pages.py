@@ -16,6 +16,7 @@ from api.generate_request import Limits, request_schema  # noqa: E402
 from api.schema_words import in_words  # noqa: E402
 from fields import Takes  # noqa: E402
 from models.model_catalog import ALWAYS_TAKEN  # noqa: E402
+from option_groups import grouped  # noqa: E402
 from settings import DEFAULT_DATA_DIR, Settings, flag_of, variable_of  # noqa: E402
 
 OPTIONS_HEAD = """\
@@ -25,6 +26,14 @@ OPTIONS_HEAD = """\
 Each option is also an environment variable; the command line wins over the environment. An option
 that is `on` or `off` can be switched off by its name: `--no-previews` is `--previews off`.
 
+`--config FILE` names a TOML file with options by name; the environment wins over it:
+
+    models = ["schnell", "z-image-turbo"]
+    quantize = 8
+    max_queue = 200
+    previews = false
+"""
+OPTIONS_TABLE = """\
 | option | variable | default | meaning |
 |---|---|---|---|
 """
@@ -62,7 +71,11 @@ STATED_DEFAULT = re.compile(r" ?\(default: (.*?)\)|; default: ([^)]*)(?=\))")
 
 
 def options_page() -> str:
-    return OPTIONS_HEAD + "".join(_option(option) for option in fields(Settings))
+    sections = (
+        f"\n## {title.capitalize()}\n\n{OPTIONS_TABLE}" + "".join(map(_option, options))
+        for title, options in grouped(fields(Settings)).items()
+    )
+    return OPTIONS_HEAD + "".join(sections)
 
 
 def fields_page() -> str:

@@ -241,7 +241,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "log_output": set(),
     "option_values": set(),
-    "option_parser": {"option_values"},
+    "config_file": set(),
+    "option_groups": set(),
+    "option_parser": {"config_file", "option_groups", "option_values", "version"},
     "settings": {"option_parser", "option_values"},
     "supervision": set(),
     "timing": set(),
@@ -281,6 +283,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "checks": {"errors", "supervision"},
     "api": {
+        "version",
         "decoding",
         "key_file",
         "generation.previews",

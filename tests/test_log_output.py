@@ -15,6 +15,7 @@ from played_app import PlayedApp
 
 from log_output import JsonFormatter, PrintedLines
 from scheduler.health import ERROR_KEPT_S, Cause, Health
+from version import VERSION, commit
 
 
 @pytest.fixture
@@ -149,3 +150,10 @@ def test_an_error_is_over_when_the_same_succeeds_or_after_an_hour(cause: Cause) 
     health.failed(cause, "It broke again.")
     health.succeeded(cause)
     assert health.last_error is None
+
+
+def test_health_has_the_version_for_those_with_a_key(bench: PlayedApp) -> None:
+    health = bench.json("alice", "GET", "/health")
+    assert health["version"] == VERSION
+    assert health.get("commit", "") == commit()
+    assert not {"version", "commit"} & set(bench.json("", "GET", "/health"))

@@ -10,6 +10,8 @@ from pages import NO_EVENTS, Visit
 from PIL import Image
 from playwright.sync_api import Dialog, expect
 
+from version import VERSION
+
 pytestmark = needs_chromium
 
 WEB = ROOT / "web"
@@ -40,6 +42,7 @@ def test_a_picture_is_generated_viewed_varied_used_as_input_and_removed(  # noqa
 ) -> None:
     me = visit(reduced_motion="no-preference").open()
     expect(me["#empty"]).to_be_visible()
+    expect(me["#version"]).to_contain_text(f"mflux-server {VERSION}")
     me["#n"].fill("2")
     me["#format"].select_option("PNG")
     me.draw("a lighthouse")

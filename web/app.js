@@ -179,6 +179,8 @@ live.addEventListener("health", ({ detail: health }) => {
     api.models().then((models) => form.refresh(models), () => (loaded = null));
   }
   gallery.download = health.download;
+  const version = [health.version, health.commit].filter(Boolean).join(" ");
+  setText(find("version"), version && `mflux-server ${version}`);
   const words = {
     ready: health.download ? downloadWords(health.download) : "Ready",
     busy: `${some(length, "task", "tasks")} in the queue`,
