@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field
 from fields import PassedFields
 from models.model_catalog import LoadSpec, Lora
 from models.model_rules import SIDE_STEP
-from timing_model import Confidence, Measured
+from timing_model import LOCAL, Confidence, Measured
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -290,10 +290,8 @@ ANYBODY = Owner()
 
 @dataclass
 class Task:
-    """One task: in memory while it waits or runs, on disk until it is pruned.
-
-    Only the scheduler changes a task, under its lock. All others get copies.
-    """
+    """One task: in memory while it waits or runs, on disk until it is pruned. Only the scheduler
+    changes a task, under its lock. All others get copies."""
 
     task_id: str
     params: GenerationParams
@@ -307,6 +305,8 @@ class Task:
     """Number of its latest claim, from 1. Calls of a worker with another number are refused."""
     interruptions: int = 0
     """Number of claims during which the worker or the server died."""
+    machine: str = LOCAL
+    """Name of the machine that has claimed it last."""
     started_at: float | None = None
     ended_at: float | None = None
     last_image: int | None = None

@@ -30,6 +30,11 @@ class MachineAnswer(Answer):
         examples=["5d0f62a4b8e1c973"],
     )
     tasks_last_hour: int = Field(description="Done in the last hour.", examples=[57])
+    images_today: int | None = Field(
+        None,
+        description="Images of the tasks that it has ended since midnight, UTC. In the list only.",
+        examples=[312],
+    )
     busy_share: Seconds = Field(
         description="Part of the last hour, or since it registered, for which it worked, 0 to 1.",
         examples=[0.93],
@@ -70,6 +75,7 @@ def machine_answer(machine: MachineStatus) -> MachineAnswer:
         running=list(machine.running),
         next_task=machine.next_task,
         tasks_last_hour=machine.tasks_last_hour,
+        images_today=machine.images_today,
         busy_share=machine.busy_share,
         image_seconds=machine.image_s,
         last_error=machine.last_error,

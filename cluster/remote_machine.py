@@ -43,8 +43,6 @@ class RemoteMachine:
     """By task, the attempt that it has, as its latest heartbeat said."""
     stopped: set[tuple[str, int]] = field(default_factory=set)
     """Attempts that it was sent a Stop for since its latest heartbeat."""
-    declined: dict[str, str] = field(default_factory=dict)
-    """By task, why it will not draw it."""
     calibrated: bool = False
     """Whether the speed that it has measured is known."""
     lost: bool = False
@@ -104,7 +102,7 @@ class RemoteMachine:
         known = self.registration
         names = {model.name for model in known.models}
         bits, loras = set(known.bits), set(known.loras)
-        if task.task_id in self.declined or task.params.quantize not in bits:
+        if task.params.quantize not in bits:
             return False
         for stage in task.stages:
             if stage.load_spec.model.name not in names:
@@ -116,9 +114,10 @@ class RemoteMachine:
 
     def decline(self, task_id: str, reason: str) -> None:
         """It will not draw a task."""
-        while len(self.declined) >= DECLINED_KEPT:
-            del self.declined[next(iter(self.declined))]
-        self.declined[task_id] = self.machine.last_error = reason
+        declined = self.machine.declined
+        while len(declined) >= DECLINED_KEPT:
+            del declined[next(iter(declined))]
+        declined[task_id] = self.machine.last_error = reason
         if self.offered and self.offered.task.task_id == task_id:
             self.offer(None, 0.0)
 

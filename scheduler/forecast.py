@@ -208,11 +208,13 @@ class Forecaster:
                 found.setdefault(machines[number].name, schedule[position])
             if len(found) == len(machines):
                 return found
-        for position in range(most, len(schedule)):
+        idle = [m for m in machines if m.name not in found and m.takes_tasks and not m.runs]
+        for position in range(most, len(schedule) if idle else 0):
             task = schedule[position]
-            for machine in machines:
-                if machine.name not in found and not machine.runs and machine.can_run(task):
-                    found[machine.name] = task
+            if machine := next((m for m in idle if m.can_run(task)), None):
+                found[machine.name] = task
+                idle.remove(machine)
+                if not idle:
                     break
         return found
 

@@ -1,7 +1,7 @@
 """The machines as an operator sees them, and draining them."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from errors import UnknownMachine
@@ -44,6 +44,8 @@ class MachineStatus:
     last_error: str | None
     about: About | None
     """None: it is the server's own."""
+    images_today: int = 0
+    """Images of the tasks that it has ended since midnight, UTC. Set by machines() only."""
 
 
 class MachineControl:
@@ -57,10 +59,12 @@ class MachineControl:
     def machines(self) -> list[MachineStatus]:
         """All that draw, and those that have left lately."""
         scheduler = self._scheduler
+        today = scheduler.store.usage.images_today(scheduler.now())
         with scheduler.lock:
             here = [m for m in scheduler.machines if m.about or scheduler.machines.draw_here]
             lost = scheduler.machines.lost.values()
-            return [*map(self._status, here), *(self._status(m, lost=True) for m in lost)]
+            found = [*map(self._status, here), *(self._status(m, lost=True) for m in lost)]
+        return [replace(status, images_today=today.get(status.name, 0)) for status in found]
 
     def drain(self, name: str, drained: bool) -> MachineStatus:
         """Give a machine no more tasks, or again (False). What it draws goes on. Survives a

@@ -212,12 +212,11 @@ class Machine:
         """Names of allowed models whose weights it would have to download first."""
         self.about: About | None = None
         """What a worker on another machine says of itself; None: it is this machine."""
-        self.available = True
-        """Whether its worker is there and begins tasks."""
+        self.available = True  # its worker is there, and begins tasks
         self.drained = False
         """Whether the operator gives it no more tasks."""
-        self.last_error: str | None = None
-        """Of its worker, in words."""
+        self.declined: dict[str, str] = {}  # by task, why its worker will not draw it
+        self.last_error: str | None = None  # of its worker, in words
         self.offered: Task | None = None
         """A waiting task that was sent to it, and that it has not started yet."""
         self.resident = Resident(most=models_in_memory, sizes=Sizes(measured=loaded_bytes))
@@ -270,12 +269,14 @@ class Machine:
     def planned_by(self) -> tuple[object, ...]:
         """What a plan depends on, besides the schedule and what is in memory."""
         offered = self.offered.task_id if self.offered else None
-        own = (self.name, self.takes_tasks, self.missing, offered)
+        own = (self.name, self.takes_tasks, self.missing, offered, len(self.declined))
         return *own, list(self.runs), self.loading, self.stopping
 
     def can_run(self, task: Task) -> bool:
         """Whether it takes tasks, and may load all that this one needs."""
-        return self.takes_tasks and (self.allows is None or self.allows(task))
+        if not self.takes_tasks or task.task_id in self.declined:
+            return False
+        return self.allows is None or self.allows(task)
 
     def download_bytes(self, task: Task) -> float:
         """What it would have to download before it can run a task."""

@@ -9,6 +9,7 @@ from math import inf
 
 import numpy as np
 
+from scheduler.columns import Floats
 from scheduler.estimates import Estimates
 from scheduler.machines import Machine, Resident
 from scheduler.schedule import Bools, Schedule, Walk
@@ -105,29 +106,52 @@ class Planner:
         Args:
             free_s, residents: by machine, when its GPU is free, and what is in memory then.
         """
-        free_s, residents = list(free_s), list(residents)
+        machines, residents = self._machines, list(residents)
+        free, pace = np.array(free_s), 1.0 / np.array([machine.speed for machine in machines])
         known: dict[tuple[int, Resident], _Loads] = {}
         loads = [known.setdefault(key, {}) for key in enumerate(residents)]  # by machine
-        speeds = [machine.speed for machine in self._machines]
-        offered = {id(machine.offered): n for n, machine in enumerate(self._machines)}
+        load_s: dict[tuple[str, ...], Floats] = {}  # of each machine, for these weights
+        offered = {id(machine.offered): n for n, machine in enumerate(machines) if machine.offered}
+        examples: dict[tuple[str, ...], Task] = {}
+        declined = {task_id for machine in machines for task_id in machine.declined}
         for position, task in enumerate(self._schedule):
+            specs = tuple([stage.load_spec.key for stage in task.stages])
+            if task.task_id in declined:
+                specs = (*specs, task.task_id)
+            if specs not in load_s:
+                examples[specs] = task
+                each = [self._load_s(n, specs, task, residents, loads) for n in range(len(loads))]
+                load_s[specs] = np.array(each)
             work_s = self._schedule.durations(position).gpu_s
-            specs = tuple(stage.load_spec.key for stage in task.stages)
-            holder = offered.get(id(task))
-            best, best_end_s, best_bonus_s = -1, inf, 0.0
-            for number, own in enumerate(loads):
-                if specs not in own:
-                    own[specs] = self._loads(number, task, residents[number])
-                bonus_s = OFFER_BONUS_S if number == holder else 0.0
-                end_s = free_s[number] + own[specs][0] + work_s / speeds[number] - bonus_s
-                if end_s < best_end_s:
-                    best, best_end_s, best_bonus_s = number, end_s, bonus_s
-            if best < 0:
-                best = free_s.index(min(free_s))
-                best_end_s = free_s[best] + work_s / speeds[best]
-            free_s[best], residents[best] = best_end_s + best_bonus_s, loads[best][specs][1]
-            loads[best] = known.setdefault((best, residents[best]), {})
+            end_s = free + load_s[specs] + work_s * pace
+            if (holder := offered.get(id(task))) is not None:
+                end_s[holder] -= OFFER_BONUS_S
+            best = int(end_s.argmin())
+            if end_s[best] == inf:
+                best = int(free.argmin())
+                free[best] += work_s * pace[best]
+                yield best
+                continue
+            free[best] = end_s[best] + (OFFER_BONUS_S if best == holder else 0.0)
+            then = loads[best][specs][1]
+            if then != residents[best]:
+                residents[best], loads[best] = then, known.setdefault((best, then), {})
+                for other, example in examples.items():
+                    load_s[other][best] = self._load_s(best, other, example, residents, loads)
             yield best
+
+    def _load_s(
+        self,
+        number: int,
+        specs: tuple[str, ...],
+        task: Task,
+        residents: Sequence[Resident],
+        loads: Sequence[_Loads],
+    ) -> float:
+        """Seconds of downloading and loading what a task needs; inf: the machine may not run it."""
+        if specs not in loads[number]:
+            loads[number][specs] = self._loads(number, task, residents[number])
+        return loads[number][specs][0]
 
     def _loads(self, number: int, task: Task, resident: Resident) -> tuple[float, Resident]:
         machine = self._machines[number]

@@ -39,7 +39,7 @@ from storage.ended_tasks import End
 from storage.task_store import TaskStore
 from task import Forecast, Task, TaskStatus
 from timing.spread import Outcome, Spread
-from timing_model import TimingModel
+from timing_model import LOCAL, TimingModel
 
 log = logging.getLogger(__name__)
 
@@ -362,11 +362,11 @@ class Scheduler:
                 self._unsettled.append(partial(self.fail, task, *error))
             else:
                 if task.status is TaskStatus.RUNNING:
-                    self._unsettled.append(
-                        partial(self.store.release, copy(task), interrupted=True)
-                    )
+                    died = task.machine == LOCAL  # a worker elsewhere has not died with the server
+                    release = partial(self.store.release, copy(task), interrupted=died)
+                    self._unsettled.append(release)
                     task.status, task.started_at = TaskStatus.WAITING, None
-                    task.interruptions += 1
+                    task.interruptions += died
                 waiting.append(task)
         missing = {task.task_id: self.downloads.missing(task) for task in waiting}
         ready = [task for task in waiting if not (missing[task.task_id] or task.params.expand)]
@@ -392,7 +392,8 @@ class Scheduler:
             stages = self.allowed.stages(task.params)
         except (ModelNotAllowed, NotSupported, InvalidInput) as error:
             return error.code, error.message  # the operator allows less than before
-        if task.status is TaskStatus.RUNNING and task.interruptions + 1 >= MAX_INTERRUPTIONS:
+        died = task.status is TaskStatus.RUNNING and task.machine == LOCAL
+        if died and task.interruptions + 1 >= MAX_INTERRUPTIONS:
             return ENDED_TOO_OFTEN
         task.stages = tuple(stage.after_images(task.images_done) for stage in stages)
         return None

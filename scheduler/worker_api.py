@@ -338,11 +338,12 @@ class WorkerApi:
             return None
         started_at = scheduler.now()
         with scheduler.health.accepting():  # else its image could not be stored
-            claimed_on_disk = scheduler.store.claim(task, started_at=started_at)
+            name = self.machine.name
+            claimed_on_disk = scheduler.store.claim(task, started_at=started_at, machine=name)
         if not claimed_on_disk:
             raise StorageUnavailable(f"The record of task {task.task_id} does not wait.")
         with scheduler.lock:
-            task.status, task.started_at = TaskStatus.RUNNING, started_at
+            task.status, task.started_at, task.machine = TaskStatus.RUNNING, started_at, name
             if preempted:
                 preempted.pause(scheduler.monotonic())
             scheduler.start(task, self.machine)

@@ -158,6 +158,9 @@ MIGRATIONS = (
         PRIMARY KEY (hour, machine)
     );
     """,
+    """
+    ALTER TABLE tasks ADD COLUMN machine TEXT NOT NULL DEFAULT 'local'; -- of its latest claim
+    """,
 )
 """Script n brings schema version n to n + 1 (PRAGMA user_version)."""
 

@@ -38,6 +38,7 @@ def task_of(row: Row) -> Task:
         status=TaskStatus(row["status"]),
         attempt=row["attempt"],
         interruptions=row["interruptions"],
+        machine=row["machine"],
         started_at=row["started_at"],
         ended_at=row["ended_at"],
         fetched_at=row["fetched_at"],

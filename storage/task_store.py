@@ -200,15 +200,16 @@ class TaskStore:
         text = params.model_dump_json()
         return self._move(task, TaskStatus.WAITING, "params = :params", params=text)
 
-    def claim(self, task: Task, *, started_at: float) -> bool:
-        """A waiting task is running now. The one change that is not synced, because the GPU waits
-        for it: it survives kill -9; after a power cut the task is still waiting."""
+    def claim(self, task: Task, *, started_at: float, machine: str = LOCAL) -> bool:
+        """A waiting task is running now, on this machine. The one change that is not synced,
+        because the GPU waits for it: after a power cut the task is still waiting."""
         return self._move(
             task,
             TaskStatus.RUNNING,
-            "attempt = attempt + 1, started_at = :started_at",
+            "attempt = attempt + 1, started_at = :started_at, machine = :machine",
             synced=False,
             started_at=started_at,
+            machine=machine,
         )
 
     def release(self, task: Task, *, interrupted: bool, run: End | None = None) -> bool:

@@ -51,6 +51,20 @@ class UsageStore:
                 "DELETE FROM busy WHERE hour <= ?", (int(at // HOUR_S) - HOURS_KEPT,)
             )
 
+    def images_today(self, at: float) -> dict[str, int]:
+        """By machine, the images of tasks that have ended since midnight, UTC.
+
+        Args:
+            at: now, in unix seconds.
+        """
+        with self._database.reading() as connection:
+            rows = connection.execute(
+                "SELECT machine, sum(json_array_length(image_sizes)) AS images FROM tasks"
+                " WHERE ended_at >= ? AND image_sizes IS NOT NULL GROUP BY machine",
+                (at // DAY_S * DAY_S,),
+            ).fetchall()
+        return {row["machine"]: row["images"] for row in rows}
+
     def busy_hours(self, at: float) -> dict[str, dict[int, float]]:
         """GPU seconds of ended tasks by machine and hour since 1970, of the latest HOURS_KEPT."""
         with self._database.reading() as connection:

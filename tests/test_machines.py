@@ -57,6 +57,15 @@ def test_a_task_goes_to_the_machine_that_may_run_it() -> None:
     assert bench.end_s(bench.schedule[0]) > 0.0, "it has a forecast all the same"
 
 
+def test_a_task_that_a_machine_has_declined_goes_to_another_one() -> None:
+    bench = Bench(machines=2)
+    joined(bench, bench.task("a"), bench.task("b"))
+    bench.machines[0].declined["a"] = "a reason"
+    assert next_ids(bench) == {"m0": "b", "m1": "a"}
+    bench.machines[1].declined["a"] = "a reason"
+    assert "a" not in next_ids(bench).values()
+
+
 def test_a_task_waits_for_a_fast_machine_where_a_slow_one_would_end_it_later() -> None:
     bench = Bench(machines=2)
     slow, fast = bench.machines
@@ -134,7 +143,7 @@ def test_a_drained_machine_gets_no_more_tasks_also_after_a_restart(app: PlayedAp
     app.json("root", "POST", "/machines/local/resume")
     assert app.run() == "x"
     (local,) = app.json("root", "GET", "/machines")["machines"]
-    assert local["tasks_last_hour"] == 1
+    assert (local["tasks_last_hour"], local["images_today"]) == (1, 1)
     assert list(local["image_seconds"]) == ["tiny"]
 
 
