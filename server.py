@@ -18,6 +18,7 @@ if find_spec("flask") is None:
         "'pip install --no-deps -r requirements.txt'."
     )
 
+import doctor
 import errors
 import log_output
 from allowed import Allowed
@@ -317,6 +318,8 @@ def main(argv: list[str]) -> int:
     try:
         if settings.new_key is not None:
             return write_key(settings)
+        if settings.check:
+            return doctor.report(settings)
         has_gpu = prepare_mlx(quiet=settings.download is None)
         if settings.download is not None:
             return download(settings)

@@ -49,6 +49,9 @@ class Settings:
     config: Path | None = _option(
         None, "file with options by name (TOML, like port = 4031)", parse=Path, metavar="FILE"
     )
+    check: bool = _option(
+        False, "say whether a server with these options could start and draw, and end", parse=switch
+    )
     model: str | None = _option(
         None,
         "model that is loaded at the start and draws tasks that name none; docs/models.md lists "

@@ -29,6 +29,13 @@ def cache_dir() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
+def has_login() -> bool:
+    """Whether there is a token of Hugging Face on this machine, or in the environment."""
+    from huggingface_hub import get_token
+
+    return bool(get_token())
+
+
 def is_present(model: Model) -> bool:
     """Whether the weights are on this machine: each repository has a complete snapshot."""
     if model.tiny:
