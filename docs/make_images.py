@@ -127,8 +127,8 @@ def save(screenshot: bytes, path: Path) -> None:
 def operators_view(page: Page, url: str, path: Path) -> None:
     """Screenshot of the operator's view after tasks of several sizes."""
     for number in range(40):
-        width, height = 64 << number % 4, 64 << number % 3
-        task_id = someone_draws(url, width=width, height=height, steps=4 + number % 3 * 8)
+        width, height = 128 << number % 3, 128 << number % 2
+        task_id = someone_draws(url, width=width, height=height, steps=20 + number % 4 * 20)
         if number % 4 == 3:
             wanted = {"task_id": task_id, "wait": "60", "delete": "false"}
             requests.get(url + "/image", params=wanted, timeout=120).raise_for_status()

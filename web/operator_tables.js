@@ -150,7 +150,8 @@ export function showHealth(health, machines) {
   const pictures = `${some(health.done, "task has", "tasks have")} pictures: ${bytes(health.images_bytes)}`;
   setText(find("disk"), `${bytes(health.disk_free_bytes)} free; ${pictures}`);
   setText(find("download"), health.download ? downloadWords(health.download) : "none");
-  const own = [health.last_error, health.worker_restarts && `worker restarts: ${health.worker_restarts}`];
-  const theirs = machines.map(({ name, last_error: error }) => error && `${name}: ${error}`);
+  const error = health.last_error && `${when(health.last_error_at)} ${health.last_error}`.trim();
+  const own = [error, health.worker_restarts && `worker restarts: ${health.worker_restarts}`];
+  const theirs = machines.map(({ name, last_error: last }) => last && `${name}: ${last}`);
   setText(find("errors"), [...own, ...theirs].filter(Boolean).join("; ") || "none");
 }
