@@ -85,7 +85,9 @@ class ForeignPage(ServerError):
     http_status = 403
     default_message = (
         "A page of another origin cannot change anything on this server. The operator can allow "
-        "its origin with --cors-origins."
+        "its origin with --cors-origins. Behind a proxy that replaces the Host header (nginx does "
+        "by default), either let the proxy pass it on (proxy_set_header Host $http_host) and add "
+        "the name to --allowed-hosts, or name the page's origin in --cors-origins."
     )
 
 

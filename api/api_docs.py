@@ -65,6 +65,25 @@ SCHEMAS = "#/components/schemas/"
 ENCODED = "'format': 'byte'"
 SPEC_ROUTE = "/openapi.json"
 PAGE_ROUTE = "/swagger"
+PAGE_SCRIPT = """{
+  url: new URL("openapi.json", location.href).href,
+  requestInterceptor: (request) => {
+    const here = new URL(".", location.href).href;
+    const top = `${location.origin}/`;
+    if (!request.url.startsWith(here)) request.url = request.url.replace(top, here);
+    return request;
+  },
+}"""
+"""Options of the page in JavaScript: only the browser knows the path prefix of a proxy."""
+STATIC_ROUTE = "/flasgger_static"
+STATIC_FILES = {
+    "favicon": "favicon-32x32.png",
+    "jquery_js": "lib/jquery.min.js",
+    "swagger_ui_bundle_js": "swagger-ui-bundle.js",
+    "swagger_ui_css": "swagger-ui.css",
+    "swagger_ui_standalone_preset_js": "swagger-ui-standalone-preset.js",
+}
+"""Named relative to the page, which works below a path prefix of a proxy, too."""
 
 RETRY_AFTER = {
     "description": "Seconds after which trying again pays, from the forecast.",
@@ -225,7 +244,9 @@ def install_docs(app: Flask, limits: Limits, foreign: ForeignSchemas = ()) -> No
         "auth": {},  # else flasgger's page writes Python's None into its script
         "title": "mflux-server",
         "specs_route": PAGE_ROUTE,
-        "static_url_path": "/flasgger_static",
+        "static_url_path": STATIC_ROUTE,
+        "ui_params_text": PAGE_SCRIPT,
+        **{name: f"{STATIC_ROUTE[1:]}/{file}" for name, file in STATIC_FILES.items()},
         "headers": [],
         "specs": [
             {

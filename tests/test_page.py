@@ -1,12 +1,11 @@
 """The page at /: pictures are drawn, shown, used and removed; strict headers, no other host."""
 
-import os
 import re
 
 import pytest
 import requests
 from conftest import ROOT, ServerProcess, needs_chromium
-from pages import NO_EVENTS, Visit
+from pages import NO_EVENTS, Visit, Visitor
 from PIL import Image
 from playwright.sync_api import Dialog, expect
 
@@ -168,18 +167,35 @@ def test_without_events_the_page_polls(visit: Visit) -> None:
     expect(me.shown("without events")).to_have_count(1)
 
 
-def test_the_page_works_below_a_path_prefix(visit: Visit, served: ServerProcess) -> None:
-    me = visit()
-    me.page.add_init_script(NO_EVENTS)
-    prefix = served.url + "/deep/down/"
+def below_a_prefix(me: Visitor) -> Visitor:
+    """The server as behind a proxy that puts it below a path: requests to other URLs are errors."""
+    top = me.url
+    me.url = top + "deep/down/"
     me.page.route(
-        prefix + "**",
+        me.url + "**",
         lambda route: route.fulfill(
-            response=route.fetch(url=route.request.url.replace(prefix, served.url + "/"))
+            response=route.fetch(url=route.request.url.replace(me.url, top))
         ),
     )
-    me.url = prefix  # requests to other URLs are errors
-    me.open().draw("below a prefix")
+    return me
+
+
+def test_the_documentation_works_below_a_path_prefix(visit: Visit) -> None:
+    me = below_a_prefix(visit())
+    me.page.goto(me.url + "swagger")
+    block = me["#operations-server-get_health"]
+    block.locator(".opblock-summary").first.click()
+    block.locator("button.try-out__btn").click()
+    with me.page.expect_response(me.url + "health") as answer:
+        block.locator("button.execute").click()
+    assert answer.value.status == 200
+    expect(block.locator(".live-responses-table .highlight-code").first).to_contain_text('"status"')
+
+
+def test_the_page_works_below_a_path_prefix(visit: Visit) -> None:
+    me = visit()
+    me.page.add_init_script(NO_EVENTS)
+    below_a_prefix(me).open().draw("below a prefix")
     expect(me.shown("below a prefix")).to_have_count(1)
 
 
@@ -202,8 +218,14 @@ def loaded(name: str) -> set[str]:
     return found
 
 
-def test_the_files_of_the_page_stay_small() -> None:
+def bytes_on_the_wire(served: ServerProcess, name: str) -> int:
+    answer = served.get("/" if name == "index.html" else f"/web/{name}")
+    assert answer.content == (WEB / name).read_bytes()
+    return int(answer.headers["Content-Length"])
+
+
+def test_the_files_of_the_page_are_small_on_the_wire(served: ServerProcess) -> None:
     page, view = loaded("index.html"), loaded("operator.html")
     assert {path.name for path in WEB.iterdir()} == page | view
-    assert sum(os.path.getsize(WEB / name) for name in page) < 120_000
-    assert sum(os.path.getsize(WEB / name) for name in view) < 80_000
+    assert sum(bytes_on_the_wire(served, name) for name in page) < 60_000
+    assert sum(bytes_on_the_wire(served, name) for name in view) < 40_000

@@ -120,6 +120,27 @@ def test_the_theme_follows_the_system_until_the_user_chooses_one(
     expect(me["html"]).to_have_attribute("data-theme", other)
 
 
+def test_in_forced_colours_the_button_has_a_border(visit: Visit) -> None:
+    me = visit(forced_colors="active").open()
+    expect(me["#generate"]).to_have_css("border-top-style", "solid")
+
+
+def test_on_a_phone_pictures_are_in_two_columns_and_beside_the_form_when_it_is_turned(
+    visit: Visit,
+) -> None:
+    me = visit(**PHONE).open()
+    for prompt in ("one", "two"):
+        me.draw(prompt)
+        expect(me.shown(prompt)).to_have_count(1)
+    tops = me.page.eval_on_selector_all(".card", "nodes => nodes.map((one) => one.offsetTop)")
+    assert len(set(tops)) == 1
+    me.page.set_viewport_size({"width": 740, "height": 360})
+    form, results = me[".compose"].bounding_box(), me[".results"].bounding_box()
+    assert form
+    assert results
+    assert form["x"] + form["width"] <= results["x"]
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_no_serious_accessibility_problem(visit: Visit, scheme: str) -> None:
     me = visit(color_scheme=scheme).open()

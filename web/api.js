@@ -1,6 +1,17 @@
 // Calls of the public API. All URLs are relative, so that the page works below a path prefix.
 
-const TIMEOUT_MS = 20_000;
+/** A request fails if nothing moves for this long, however long it takes as a whole. */
+const STALL_MS = 30_000;
+/** The answer to pictures takes longer: the server decodes them. */
+const PICTURES_MS = 120_000;
+
+const OF_A_PROXY = {
+  413: "The request is too large for the proxy in front of the server. Send smaller pictures, or ask the operator " +
+    "to raise the proxy's limit (nginx: client_max_body_size).",
+  429: "The proxy in front of the server refuses this many requests. Try again in a minute.",
+  503: "The proxy in front of the server is overloaded or the server restarts. Try again in a minute.",
+};
+
 let authorization = {};
 
 /** Sends this key with each request from now on; null: none, a cookie may stand for it. */
@@ -12,7 +23,7 @@ export function useKey(key) {
 export class Refused extends Error {
   constructor(status, body) {
     const error = body?.error ?? {};
-    super(error.message ?? `The server answered ${status}.`);
+    super(error.message ?? OF_A_PROXY[status] ?? `The server answered with the HTTP status ${status}.`);
     this.status = status;
     this.code = error.code ?? "unknown";
     this.field = error.field;
@@ -20,45 +31,76 @@ export class Refused extends Error {
   }
 }
 
-/** The server cannot be reached. */
+/** The server cannot be reached. arrived: whether it may have received the request nevertheless. */
 export class Unreachable extends Error {
-  constructor() {
+  constructor(arrived = true) {
     super("The server cannot be reached.");
+    this.arrived = arrived;
   }
 }
 
-export async function ask(path, { signal, timeout = TIMEOUT_MS, ...options } = {}) {
-  const stop = new AbortController();
-  const abort = () => stop.abort();
-  const timer = setTimeout(abort, timeout);
-  signal?.addEventListener("abort", abort);
+/** Calls listener() when the server no longer knows the key of this browser. */
+export function onSignedOut(listener) {
+  signedOut = listener;
+}
+
+let signedOut = () => {};
+
+/**
+ * The body of the answer, parsed. onUpload(share) is called while the body is sent (0 to 1).
+ * XMLHttpRequest, because fetch does not say how much of a body has been sent.
+ */
+export function ask(path, { method = "GET", body, headers = {}, signal, onUpload, answer = STALL_MS } = {}) {
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest();
+    let arrived = false;
+    let timer = null;
+    const wait = (limit) => {
+      clearTimeout(timer);
+      timer = setTimeout(() => request.abort(), limit);
+    };
+    request.open(method, path);
+    for (const [name, value] of Object.entries({ ...headers, ...authorization })) request.setRequestHeader(name, value);
+    request.upload.addEventListener("progress", ({ loaded, total }) => {
+      wait(STALL_MS);
+      onUpload?.(total ? loaded / total : 0);
+    });
+    request.upload.addEventListener("load", () => {
+      arrived = true;
+      wait(answer);
+      onUpload?.(1);
+    });
+    request.addEventListener("progress", () => wait(STALL_MS));
+    request.addEventListener("load", () => answered(request, resolve, reject));
+    request.addEventListener("error", () => reject(new Unreachable(arrived)));
+    const aborted = () => Object.assign(new DOMException("aborted", "AbortError"), { arrived });
+    request.addEventListener("abort", () => reject(signal?.aborted ? aborted() : new Unreachable(arrived)));
+    request.addEventListener("loadend", () => clearTimeout(timer));
+    signal?.addEventListener("abort", () => request.abort(), { once: true });
+    if (signal?.aborted) return reject(aborted());
+    wait(STALL_MS);
+    request.send(body);
+  });
+}
+
+function answered({ status, responseText }, resolve, reject) {
+  if (status === 502 || status === 504) return reject(new Unreachable()); // from a proxy
+  let body = null;
   try {
-    const headers = { ...options.headers, ...authorization };
-    const answer = await fetch(path, { ...options, headers, signal: stop.signal, cache: "no-store" });
-    const text = await answer.text();
-    if (answer.status === 502 || answer.status === 504) throw new Unreachable(); // from a proxy
-    let body = null;
-    try {
-      body = JSON.parse(text);
-    } catch {
-      // not an answer of this server
-    }
-    if (!answer.ok) throw new Refused(answer.status, body);
-    return body;
-  } catch (error) {
-    if (error instanceof Refused || signal?.aborted) throw error;
-    throw new Unreachable();
-  } finally {
-    clearTimeout(timer);
-    signal?.removeEventListener("abort", abort);
+    body = JSON.parse(responseText);
+  } catch {
+    // not an answer of this server
   }
+  if (status >= 200 && status < 300) return resolve(body);
+  if (status === 401) signedOut();
+  reject(new Refused(status, body));
 }
 
 const query = (params) => new URLSearchParams(params).toString();
 
 export const session = () => ask("session");
 /** Exchanges a key for a cookie, which pictures and event streams need. */
-export const signIn = (key) => post("session", { key }, {});
+export const signIn = (key) => post("session", { key });
 export const models = () => ask("models");
 export const specification = () => ask("openapi.json");
 export const queue = () => ask("queue?limit=100");
@@ -87,18 +129,14 @@ export async function health() {
   }
 }
 
-export const generate = (body, key) => post("generate", body, { "Idempotency-Key": key });
-export const estimate = (body, signal) => post("estimate", body, {}, signal);
+/** options: signal, onUpload(share). */
+export const generate = (body, key, options) =>
+  post("generate", body, { "Idempotency-Key": key }, { ...options, answer: PICTURES_MS });
+export const estimate = (body, signal) => post("estimate", body, {}, { signal });
 
-function post(path, body, headers, signal) {
-  const form = body instanceof FormData;
-  return ask(path, {
-    method: "POST",
-    body: form ? body : JSON.stringify(body),
-    headers: form ? headers : { ...headers, "Content-Type": "application/json" },
-    timeout: form ? 120_000 : TIMEOUT_MS,
-    signal,
-  });
+function post(path, body, headers, options) {
+  headers = { ...headers, "Content-Type": "application/json" };
+  return ask(path, { ...options, method: "POST", body: JSON.stringify(body), headers });
 }
 
 export const imageUrl = (id, index) => `image?${query({ task_id: id, index, delete: false })}`;

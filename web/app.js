@@ -6,14 +6,15 @@ import { Form } from "./form.js";
 import { Gallery, seedOf } from "./gallery.js";
 import { Live } from "./live.js";
 import { Queue } from "./queue.js";
-import { sendAgain, submit } from "./request.js";
-import { signedIn } from "./sign_in.js";
+import { Notice } from "./notice.js";
+import { Pending, refusal } from "./pending.js";
+import { askForKey, signedIn } from "./sign_in.js";
 import { forgetPictures } from "./store.js";
 import { Tasks, isLive, stored } from "./tasks.js";
 import { themeButton } from "./theme_button.js";
 import { announce, toast } from "./toasts.js";
 import { Viewer } from "./viewer.js";
-import { downloadWords, place, plain, short, some } from "./words.js";
+import { downloadWords, failure, place, plain, some } from "./words.js";
 
 const TICK_MS = 500;
 const DOUBLE_CLICK_MS = 500;
@@ -25,7 +26,9 @@ const tasks = new Tasks();
 const live = new Live(tasks);
 const form = new Form();
 const queue = new Queue(tasks);
-const act = { open: (item) => viewer.open(item), again, vary, use, remove, cancel, endAfter, lost };
+const pending = new Pending();
+const notice = new Notice(tasks);
+const act = { open: (item) => viewer.open(item), again, vary, use, remove, clear, cancel, endAfter, lost };
 const gallery = new Gallery(tasks, act);
 const viewer = new Viewer(() => gallery.pictures(), act);
 
@@ -38,7 +41,7 @@ async function generate(request, what = JSON.stringify(request)) {
   sending.add(what);
   form.sending = true;
   try {
-    const answer = await submit(request);
+    const answer = await pending.submit(request);
     tasks.add(answer, request);
     announce(`Your picture is in the queue: ${place(answer.pos)}.`);
     if (matchMedia("(max-width: 60rem)").matches) find("yours").scrollIntoView({ block: "start" });
@@ -46,8 +49,8 @@ async function generate(request, what = JSON.stringify(request)) {
   } catch (error) {
     if (error instanceof api.Unreachable) {
       live.now();
-      form.fail(new Error("The server cannot be reached. Nothing is lost: press Generate again later."));
-    } else form.fail(error);
+      announce("The server cannot be reached. The request will be sent later.");
+    } else if (error.name !== "AbortError") form.fail(error);
   } finally {
     form.sending = false;
     setTimeout(() => sending.delete(what), DOUBLE_CLICK_MS);
@@ -55,6 +58,11 @@ async function generate(request, what = JSON.stringify(request)) {
 }
 
 form.addEventListener("submit", (event) => generate(event.detail));
+pending.addEventListener("accepted", ({ detail: { answer, request } }) => {
+  tasks.add(answer, request);
+  live.soon();
+});
+pending.addEventListener("refused", ({ detail }) => toast(refusal(detail), { bad: true }));
 
 // Actions on a task
 
@@ -67,7 +75,7 @@ function settings({ task, index }) {
 function again(item) {
   const undo = form.load(...settings(item));
   form.focus();
-  toast("The settings are in the form.", { action: { words: "Undo", run: undo } });
+  toast("The settings are in the form, with the seed of this picture.", { action: { words: "Undo", run: undo } });
 }
 
 function vary({ task }) {
@@ -126,6 +134,17 @@ function remove({ task, index }) {
   });
 }
 
+/** Removes tasks that have ended without a picture. */
+function clear(ended) {
+  const show = (removed) => ended.forEach(({ id }) => tasks.set(id, { removed }));
+  show(true);
+  find("yours").focus({ preventScroll: true });
+  toast(`${some(ended.length, "task", "tasks")} removed.`, {
+    action: { words: "Undo", run: () => show(false) },
+    onGone: () => ended.forEach(removeForGood),
+  });
+}
+
 async function removeForGood(task) {
   try {
     if (task.status !== "gone") await api.remove(task.id);
@@ -149,9 +168,10 @@ async function lost({ task }) {
 
 tasks.addEventListener("change", () => gallery.show());
 tasks.addEventListener("ended", ({ detail: task }) => {
+  notice.ended(task);
   if (task.status === "done") announce("Your picture is ready.");
   if (task.status === "cancelled" && stored(task)) announce(`Cancelled. ${some(stored(task), "picture is", "pictures are")} ready.`);
-  if (task.status === "failed") toast(`Failed: ${short(task.error)}`, { bad: true });
+  if (task.status === "failed") toast(`Failed: ${failure(task)}`, { bad: true });
 });
 
 let length = null;
@@ -159,6 +179,7 @@ let forecastAt = 0;
 
 live.addEventListener("queue", ({ detail }) => {
   queue.show(detail);
+  pending.sendAll(false);
   if (detail.length !== length || (length && performance.now() - forecastAt > FORECAST_EVERY_MS)) {
     length = detail.length;
     forecastAt = performance.now();
@@ -213,11 +234,13 @@ live.addEventListener("reachable", () => {
   setText(find("unreachable"), "");
   toast("The server can be reached again.");
   if (!form.model) begin();
+  pending.sendAll();
   gallery.loadAgain();
   form.forecastSoon();
 });
 
 setInterval(() => {
+  notice.tick();
   if (document.hidden) return;
   if (queue.tick() && !live.unreachable) live.refresh();
   gallery.tick();
@@ -287,13 +310,15 @@ async function begin() {
 
 themeButton();
 gallery.show();
+api.onSignedOut(async () => {
+  await askForKey();
+  if (!form.model) begin();
+  live.now();
+});
 const session = await signedIn();
 find("operator").hidden = !session?.operator;
 for (const task of tasks.all()) if (task.removed) removeForGood(task);
 await Promise.all([begin(), live.now()]);
-await sendAgain((answer, request) => {
-  tasks.add(answer, request);
-  live.soon();
-});
+await pending.sendAll();
 const named = tasks.all().flatMap((task) => Object.values(task.inputs ?? {}).flat().map((one) => one.key));
 await forgetPictures(new Set([...named, ...form.pictureKeys()]));

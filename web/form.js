@@ -73,6 +73,12 @@ export class Form extends EventTarget {
         this.#form.requestSubmit();
       }
     });
+    find("random-seed").addEventListener("click", () => {
+      this.state.seed_mode = "random";
+      this.#save();
+      this.show();
+      find("generate").focus();
+    });
     this.show();
   }
 
@@ -308,7 +314,7 @@ export class Form extends EventTarget {
     for (const name of ["shape", "scale", "seed_mode"]) {
       for (const radio of this.#form.elements[name] ?? []) radio.checked = radio.value === state[name];
     }
-    find("seed").hidden = state.seed_mode !== "locked";
+    find("seed").hidden = find("fixed-seed").hidden = state.seed_mode !== "locked";
     grow(find("prompt"));
     grow(find("negative_prompt"));
     this.#showSize();
@@ -423,7 +429,7 @@ export class Form extends EventTarget {
       const sure = answer.confidence === "none" ? "roughly " : "about ";
       const others = answer.task_length ? ` · ${some(answer.task_length, "task", "tasks")} in the queue` : "";
       this.#showForecast(
-        `${sure}${duration(answer.expected_time_seconds)}${others}`,
+        `ready in ${sure}${duration(answer.expected_time_seconds)}${others}`,
         `With 90 % probability within ${duration(answer.wait_p90_s)}.`,
       );
     } catch (error) {

@@ -4,7 +4,8 @@ import * as api from "./api.js";
 import { imageUrl, thumbnailUrl } from "./api.js";
 import { el, find, follow, icon, iconButton, setText } from "./dom.js";
 import { isLive, progress, remaining, stored } from "./tasks.js";
-import { PHASES, REASONS, countdown, downloadWords, place, plain, short, size, some } from "./words.js";
+import { toast } from "./toasts.js";
+import { PHASES, REASONS, countdown, downloadWords, drawnSize, failure, fileName, place, plain, some } from "./words.js";
 
 const PAGE_SIZE = 48;
 
@@ -27,9 +28,22 @@ export function tagList({ params: { tags } }) {
 
 export function downloadLink(item) {
   const words = "Download";
-  const link = el("a", { class: "quiet icon", title: words, "aria-label": words, download: "" }, icon("download"));
-  link.href = imageUrl(item.task.id, item.index);
-  return link;
+  const props = { class: "quiet icon", title: words, "aria-label": words, href: imageUrl(item.task.id, item.index) };
+  const save = (event) => {
+    event.preventDefault();
+    download(item);
+  };
+  return el("a", { ...props, on: { click: save } }, icon("download"));
+}
+
+/** Saves a picture under a name made of its prompt: the server names it after its task. */
+async function download({ task, index }) {
+  const answer = await fetch(imageUrl(task.id, index)).catch(() => null);
+  if (!answer?.ok) return toast("The picture could not be downloaded.", { bad: true });
+  const href = URL.createObjectURL(await answer.blob());
+  const name = fileName(titleOf(task, index), seedOf(task, index), task.params.format);
+  el("a", { href, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(href), 60_000);
 }
 
 export class Gallery {
@@ -41,6 +55,8 @@ export class Gallery {
     this.tasks = tasks;
     this.act = act;
     this.download = undefined; // the running download, from /health
+    find("search").addEventListener("input", () => this.show());
+    find("clear-ended").addEventListener("click", () => this.act.clear(this.#ends()));
     find("more").addEventListener("click", () => {
       this.#limit += PAGE_SIZE;
       this.show();
@@ -52,8 +68,20 @@ export class Gallery {
     return this.#items().filter((item) => item.index !== null);
   }
 
+  /** Tasks that have ended without a picture. */
+  #ends() {
+    return this.tasks.list().filter((task) => !isLive(task) && stored(task) === 0);
+  }
+
+  /** Whether the words that are searched for are in the prompt or in a tag. */
+  #found(task) {
+    const { prompt, prompts, tags } = task.params;
+    const text = [prompt, ...(prompts ?? []), ...(tags ?? [])].join(" ").toLowerCase();
+    return find("search").value.toLowerCase().split(/\s+/).every((word) => text.includes(word));
+  }
+
   #items() {
-    return this.tasks.list().flatMap((task) => {
+    return this.tasks.list().filter((task) => this.#found(task)).flatMap((task) => {
       const pictures = Array.from({ length: stored(task) }, (_, index) => ({
         key: `${task.id} ${index}`,
         task,
@@ -77,12 +105,16 @@ export class Gallery {
     );
     if (focused && document.activeElement === document.body) this.#keepFocus(focused);
     find("more").hidden = items.length <= this.#limit;
-    find("empty").hidden = items.length > 0;
+    const all = this.tasks.list().length;
+    find("empty").hidden = all > 0;
+    find("tools").hidden = all === 0;
+    find("clear-ended").hidden = this.#ends().length === 0;
     const finished = items.filter((item) => item.index !== null).length;
     const unfinished = items.filter((item) => item.index === null && isLive(item.task)).length;
     const words = [];
     if (unfinished) words.push(`${unfinished} in progress`);
     if (finished) words.push(`${finished} finished`);
+    if (all && !items.length) words.push("no prompt with these words");
     setText(find("yours-words"), words.join(", "));
   }
 
@@ -134,11 +166,11 @@ export class Gallery {
       downloadLink(item),
       ...ACTIONS.map(([name, words, act]) => iconButton(name, words, () => this.act[act](item))),
     );
-    const { width, height, steps } = task.params;
-    const facts = `${size(width, height)} · ${some(steps, "step", "steps")} · seed ${seedOf(task, index)}`;
+    const { steps } = task.params;
+    const facts = `${drawnSize(task.params)} · ${some(steps, "step", "steps")} · seed ${seedOf(task, index)}`;
     card.append(
       el("div", { class: "shot" }, open, actions),
-      el("p", { class: "words" }, titleOf(task, index)),
+      el("p", { class: "words", dir: "auto" }, titleOf(task, index)),
       el("p", { class: "hint facts" }, facts),
       tagList(task) ?? "",
     );
@@ -176,7 +208,7 @@ export class Gallery {
       "li",
       { class: "card unfinished" },
       frame,
-      el("p", { class: "words" }, titleOf(task)),
+      el("p", { class: "words", dir: "auto" }, titleOf(task)),
       tagList(task),
       status,
       why,
@@ -216,17 +248,17 @@ export class Gallery {
   }
 
   #ended({ task }) {
-    const [title, detail] = {
-      failed: ["Failed.", short(task.error)],
-      cancelled: ["Cancelled.", ""],
-      gone: ["No longer on the server.", "The server deletes finished pictures after some time."],
-    }[task.status] ?? ["Ended.", ""];
+    const [name, title, detail] = {
+      failed: ["trouble", "Failed.", failure(task)],
+      cancelled: ["stop", "Cancelled.", ""],
+      gone: ["clock", "No longer on the server.", "The server deletes finished pictures after some time."],
+    }[task.status] ?? ["stop", "Ended.", ""];
     const item = { task, index: null };
     return el(
       "li",
       { class: `card ended ${task.status}` },
-      el("div", { class: "frame" }, icon("trouble"), el("p", { class: "end" }, title), el("p", { class: "hint", title: task.error ? plain(task.error) : "" }, detail)),
-      el("p", { class: "words" }, titleOf(task)),
+      el("div", { class: "frame" }, icon(name), el("p", { class: "end" }, title), el("p", { class: "hint", title: task.error ? plain(task.error) : "" }, detail)),
+      el("p", { class: "words", dir: "auto" }, titleOf(task)),
       tagList(task),
       el(
         "div",

@@ -1,7 +1,7 @@
 // The queue: all tasks in the order in which they run. Prompts of other people are not shown.
 
 import { el, find, follow, setText } from "./dom.js";
-import { countdown, duration, size, some } from "./words.js";
+import { countdown, drawnSize, some } from "./words.js";
 
 const MAX_ROWS = 12;
 
@@ -45,15 +45,9 @@ export class Queue {
     this.#rows.forEach((row, index) => {
       if (row.left) setText(row.left, countdown(lefts[index]));
     });
-    setText(this.#words, this.#summary(lefts));
+    const empty = this.#length === 0;
+    setText(this.#words, empty ? "Empty. The next task starts at once." : some(this.#length, "task", "tasks"));
     return lefts.some((seconds) => seconds < 0);
-  }
-
-  #summary(lefts) {
-    if (this.#length === 0) return "Empty. The next task starts at once.";
-    const all = Math.max(...lefts, 1);
-    const more = this.#length > lefts.length ? "more than " : "about ";
-    return `${some(this.#length, "task", "tasks")}, ${more}${duration(all)} in total`;
   }
 
   #row() {
@@ -61,7 +55,7 @@ export class Queue {
       "li",
       { class: "row" },
       el("span", { class: "number" }),
-      el("span", { class: "what" }, el("span", { class: "who" }), el("span", { class: "hint" })),
+      el("span", { class: "what" }, el("span", { class: "who", dir: "auto" }), el("span", { class: "hint" })),
       el("span", { class: "left" }),
     );
   }
@@ -73,12 +67,12 @@ export class Queue {
     node.classList.toggle("running", running);
     const [number, what, seconds] = node.children;
     setText(number, running ? "now" : String(row.pos + 1));
-    setText(what.children[0], own ? row.params.prompt || "Upscaling a picture" : "Someone else’s picture");
-    const { count, width, height, model } = row.params;
+    setText(what.children[0], own ? row.params.prompt || "Upscaling a picture" : "Someone else");
+    const { count, model } = row.params;
     const many = count > 1 ? ` · ${count} pictures` : "";
     const mine = own ? "yours · " : "";
     const urgent = row.params.priority ? " · urgent" : "";
-    setText(what.children[1], `${mine}${size(width, height)} · ${model}${many}${urgent}`);
+    setText(what.children[1], `${mine}${drawnSize(row.params)} · ${model}${many}${urgent}`);
     row.left = seconds;
   }
 }

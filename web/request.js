@@ -2,10 +2,12 @@
 // field, each {key, width, height} (in the store) or {task_id, index}.
 
 import * as api from "./api.js";
-import { keepPicture, picture, randomKey, read, write } from "./store.js";
+import { keepPicture, picture } from "./store.js";
 
 const MAX_SIDE = 2560; // photos of phones are larger than any model can use
 const SENT_UNCHANGED = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"];
+const LEAST_PIXELS = 2 ** 20;
+const LEAST_REFERENCE_PIXELS = 4 * 2 ** 20; // models look at reference images at up to this size
 const LISTS = ["images"];
 
 /** The input for a file, scaled down if it is large. Throws an Error with a message for the user. */
@@ -14,21 +16,35 @@ export async function inputOfFile(file) {
   try {
     bitmap = await createImageBitmap(file);
   } catch {
-    throw new Error(`${file.name || "This file"} is not an image that this browser can read.`);
+    throw new Error(unreadable(file));
   }
   const shrink = Math.min(1, MAX_SIDE / Math.max(bitmap.width, bitmap.height));
-  const width = Math.max(Math.round(bitmap.width * shrink), 1);
-  const height = Math.max(Math.round(bitmap.height * shrink), 1);
-  let blob = file;
-  if (shrink < 1 || !SENT_UNCHANGED.includes(file.type)) {
-    const canvas = canvasOf(width, height);
-    canvas.getContext("2d").drawImage(bitmap, 0, 0, width, height);
-    blob = await new Promise((resolve) =>
-      canvas.toBlob(resolve, file.type === "image/jpeg" ? "image/jpeg" : "image/png", 0.95),
-    );
-  }
+  const unchanged = shrink === 1 && SENT_UNCHANGED.includes(file.type);
+  const [width, height] = scaledSides(bitmap, shrink);
+  const blob = unchanged ? file : await encoded(bitmap, width, height, file.type);
   bitmap.close();
   return { key: await keepPicture(blob), width, height };
+}
+
+function unreadable(file) {
+  const name = file.name || "This file";
+  if (!/\.hei[cf]$/i.test(name) && !/^image\/hei[cf]/.test(file.type)) {
+    return `${name} is not an image that this browser can read.`;
+  }
+  return `${name} is a HEIC photo, which this browser cannot read. Save it as JPEG first (on an iPhone: Settings, ` +
+    "Camera, Formats, Most Compatible), or open this page in Safari.";
+}
+
+const scaledSides = ({ width, height }, by) => [width, height].map((side) => Math.max(Math.round(side * by), 1));
+
+/** Draws a bitmap at this size. Photos become JPEG, everything else PNG, which keeps transparency. */
+async function encoded(bitmap, width, height, type) {
+  const canvas = canvasOf(width, height);
+  const context = canvas.getContext("2d");
+  context.imageSmoothingQuality = "high";
+  context.drawImage(bitmap, 0, 0, width, height);
+  const photo = ["image/jpeg", "image/heic", "image/heif"].includes(type);
+  return new Promise((resolve) => canvas.toBlob(resolve, photo ? "image/jpeg" : "image/png", 0.95));
 }
 
 function canvasOf(width, height) {
@@ -38,11 +54,23 @@ function canvasOf(width, height) {
   return canvas;
 }
 
-async function sent(input, blank) {
+/** The picture, no larger than a task of this size can use: the upload is most of the time on a slow line. */
+async function fitted(blob, { width, height }, leastPixels) {
+  const bitmap = await createImageBitmap(blob);
+  const least = Math.sqrt(leastPixels / (bitmap.width * bitmap.height));
+  const by = Math.max(width / bitmap.width, height / bitmap.height, least);
+  const small = by < 1 ? await encoded(bitmap, ...scaledSides(bitmap, by), blob.type) : blob;
+  bitmap.close();
+  return small.size < blob.size ? small : blob;
+}
+
+async function sent(input, name, size, blank) {
   if (input.task_id) return { task_id: input.task_id, index: input.index };
   if (blank) return blankOf(input.width, input.height);
-  const blob = await picture(input.key);
+  let blob = await picture(input.key);
   if (!blob) throw new Error("An image of this form is no longer in this browser: add it again.");
+  const least = LISTS.includes(name) ? LEAST_REFERENCE_PIXELS : LEAST_PIXELS;
+  if (size.width && size.height) blob = await fitted(blob, size, least);
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result.slice(reader.result.indexOf(",") + 1));
@@ -63,10 +91,11 @@ function blankOf(width, height) {
   return blanks.get(name);
 }
 
-async function bodyOf({ fields, inputs }, blank = false) {
+/** The body of POST /generate. blank: with empty pictures, for a forecast. */
+export async function bodyOf({ fields, inputs }, blank = false) {
   const body = { ...fields };
   for (const [name, list] of Object.entries(inputs)) {
-    const pictures = await Promise.all(list.map((input) => sent(input, blank)));
+    const pictures = await Promise.all(list.map((input) => sent(input, name, fields, blank)));
     if (pictures.length) body[name] = LISTS.includes(name) ? pictures : pictures[0];
   }
   return body;
@@ -74,39 +103,4 @@ async function bodyOf({ fields, inputs }, blank = false) {
 
 export async function estimate(request, signal) {
   return api.estimate(await bodyOf(request, true), signal);
-}
-
-/**
- * Submit a request. If no answer arrives (lost connection, closed page), it is sent again with the
- * same idempotency key, and the server answers with the same task.
- */
-export async function submit(request) {
-  const body = await bodyOf(request);
-  const open = read("sending") ?? [];
-  const same = open.find((one) => JSON.stringify(one.request) === JSON.stringify(request));
-  const key = same?.key ?? randomKey();
-  write("sending", [...open.filter((one) => one.key !== key), { key, request }]);
-  try {
-    return await api.generate(body, key).then((answer) => (settled(key), answer));
-  } catch (error) {
-    if (!(error instanceof api.Unreachable)) settled(key);
-    throw error;
-  }
-}
-
-function settled(key) {
-  const open = (read("sending") ?? []).filter((one) => one.key !== key);
-  write("sending", open.length ? open : null);
-}
-
-/** Send the requests again that have no answer yet; calls found(answer, request) for each. */
-export async function sendAgain(found) {
-  for (const { key, request } of read("sending") ?? []) {
-    try {
-      found(await api.generate(await bodyOf(request), key), request);
-    } catch (error) {
-      if (error instanceof api.Unreachable) return;
-    }
-    settled(key);
-  }
 }

@@ -3,7 +3,7 @@
 import { imageUrl } from "./api.js";
 import { el, find, iconButton } from "./dom.js";
 import { ACTIONS, downloadLink, seedOf, titleOf } from "./gallery.js";
-import { size } from "./words.js";
+import { drawnSize } from "./words.js";
 
 export class Viewer {
   #dialog = find("viewer");
@@ -24,7 +24,11 @@ export class Viewer {
       if (event.key === "ArrowLeft") this.#turn(-1);
       if (event.key === "ArrowRight") this.#turn(1);
     });
+    // Back closes the large view: it is an entry of the history while it is open.
+    if (history.state?.viewer) history.replaceState(null, "");
+    addEventListener("popstate", () => this.#dialog.close());
     this.#dialog.addEventListener("close", () => {
+      if (history.state?.viewer) history.back();
       this.#image.removeAttribute("src");
       this.#item = null;
     });
@@ -36,7 +40,10 @@ export class Viewer {
 
   open(item) {
     this.#show(item);
-    if (!this.#dialog.open) this.#dialog.showModal();
+    if (!this.#dialog.open) {
+      this.#dialog.showModal();
+      history.pushState({ viewer: true }, "");
+    }
     find("viewer-close").focus();
   }
 
@@ -55,7 +62,7 @@ export class Viewer {
     find("viewer-words").textContent = titleOf(task, index);
     const facts = [
       ["Model", params.model],
-      ["Size", size(params.width, params.height)],
+      ["Size", drawnSize(params)],
       ["Steps", params.steps],
       ["Seed", seedOf(task, index)],
       ["Guidance", params.guidance],

@@ -34,6 +34,23 @@ export function downloadWords({ model, bytes_done: done, bytes_total: total }) {
   return `Downloading ${model}: ${gb(done)}${total ? ` of ${gb(total)}` : ""} GB`;
 }
 
+/** The size of the picture, after upscaling: even sides, as the upscaler makes them. */
+export function drawnSize({ width, height, upscale }) {
+  if (!upscale) return size(width, height);
+  const shorter = Math.min(width, height);
+  const by = Math.round(shorter * upscale) / shorter;
+  return size(...[width, height].map((side) => Math.floor(Math.floor(side * by) / 2) * 2));
+}
+
+const EXTENSIONS = { JPEG: "jpg", PNG: "png", WEBP: "webp" };
+
+/** The name of a file that is downloaded: "a lighthouse in the fog 42.png". */
+export function fileName(title, seed, format) {
+  const words = title.normalize("NFC").replace(/[^\p{L}\p{M}\p{N}]+/gu, " ").trim();
+  const short = [...words].slice(0, 60).join("").trim() || "picture";
+  return `${short} ${seed}.${EXTENSIONS[format] ?? "png"}`;
+}
+
 export const size = (width, height) => `${width} × ${height}`;
 
 /** The title of a model up to the colon. */
@@ -60,6 +77,26 @@ export const PHASES = {
 /** An error without the details for the operator in brackets: "(ConnectionError: ...)". */
 export const short = (error) => plain(error).replace(/ \(\w+: .*\)(?=[:.])/, "");
 
+/** Why a task failed, with the LoRAs it used: one of them is often the reason. */
+export function failure({ error, params }) {
+  const names = params.loras?.map(({ name }) => name) ?? [];
+  return names.length ? `${short(error)} LoRAs of the task: ${names.join(", ")}.` : short(error);
+}
+
+const FIELDS = {
+  init_image: "input image",
+  control_image: "control image",
+  negative_prompt: "negative prompt",
+  image_strength: "image strength",
+  control_strength: "control strength",
+  control_type: "control type",
+  loras: "LoRAs",
+};
+
+/** Names of the API's fields as the form names them. */
+const asInForm = (words) =>
+  words.replace(/\b[a-z]+_[a-z]+\b|\bloras\b/g, (word) => FIELDS[word] ?? word);
+
 export function plain(error) {
-  return error?.message || "Something went wrong on the server.";
+  return asInForm(error?.message || "Something went wrong on the server.");
 }
