@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 TEST_PROCESSES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help serve worker test lint format bench chaos pages pins clean
+.PHONY: help serve worker test lint format bench chaos cluster-chaos pages pins clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 	@echo '  options go in as: make serve ARGS="--model tiny --port 4031"'
 
 serve: $(VENV)/.serves $(if $(findstring --broker,$(ARGS)),$(VENV)/.cluster) ## install what is missing, then serve on http://127.0.0.1:4030
@@ -31,12 +31,15 @@ format: $(VENV)/.tests ## let ruff put the code in shape
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.tests ## run the benchmarks, some minutes each; a smoke run: make bench ARGS=--quick
-	@for script in submit idle_to_start task_gap generator_speed throughput cpu_cost lock_hold memory weights_copy fair_share forecast_error forecast_machines forecast_live; do \
+	@for script in submit idle_to_start task_gap generator_speed throughput cpu_cost lock_hold memory weights_copy fair_share forecast_error forecast_machines forecast_live cluster_scale; do \
 		echo; echo "== $$script"; $(BIN)/python benchmarks/$$script.py $(ARGS) || exit 1; \
 	done
 
 chaos: $(VENV)/.tests ## what a real server survives, some minutes; a smoke run: make chaos ARGS=--quick
 	$(BIN)/python tests/chaos/run_chaos.py $(ARGS)
+
+cluster-chaos: $(VENV)/.tests ## the same of a cluster, with a real Redis; a smoke run: ARGS=--quick
+	$(BIN)/python tests/chaos/run_cluster_chaos.py $(ARGS)
 
 pages: $(VENV)/.serves ## write the generated pages: docs/models.md, options.md, fields.md
 	$(BIN)/python docs/make_models_page.py

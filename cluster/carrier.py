@@ -29,6 +29,8 @@ from kombu.exceptions import KombuError
 from kombu.mixins import ConsumerMixin
 
 log = logging.getLogger(__name__)
+logging.getLogger("kombu.mixins").setLevel(logging.ERROR)
+"""Else a traceback for each lost connection."""
 
 PREFIX = "mflux."
 HEAD = f"{PREFIX}head"

@@ -266,7 +266,8 @@ def test_a_worker_that_was_restarted_goes_on_at_once(alone: Cluster) -> None:
     task_id = alone.running()
     worker.stop(signal.SIGKILL)
     alone.worker("laptop")
-    alone.head.wait_for(task_id, lambda s: s.get("steps_done", 0) > 0)
+    again = alone.head.wait_for(task_id, lambda s: s.get("steps_done", 0) > 0)
+    assert again["status"] == "running"
     alone.delete(task_id)
 
 

@@ -6,16 +6,21 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from malformed import Answer
 
 MUST_BE_ZERO = ("500s", "unresponsive", "lost", "drawn twice", "tracebacks", "violations")
+PAGE = Path(__file__).parent.parent.parent / "docs" / "chaos.md"
+SEVERAL_MACHINES = "## Several machines\n"
+"""Heading of the second part of the page; make chaos writes the first one."""
 
 
 @dataclass
 class Report:
     """Any thread may count."""
 
+    must_be_zero: tuple[str, ...] = MUST_BE_ZERO
     counts: Counter[str] = field(default_factory=Counter)
     by_status: Counter[str] = field(default_factory=Counter)
     details: list[str] = field(default_factory=list)
@@ -58,16 +63,27 @@ class Report:
 
     @property
     def failed(self) -> bool:
-        return bool(self.details) or any(self.counts[name] for name in MUST_BE_ZERO)
+        return bool(self.details) or any(self.counts[name] for name in self.must_be_zero)
 
     def table(self) -> str:
         """Markdown."""
-        names = [name for name in self.counts if name not in MUST_BE_ZERO]
+        names = [name for name in self.counts if name not in self.must_be_zero]
         rows = [f"| {name} | {self.counts[name]:,} |" for name in names]
-        statuses = ", ".join(f"{name}: {n:,}" for name, n in sorted(self.by_status.items()))
-        rows.append(f"| malformed requests by status | {statuses or '-'} |")
-        rows += [f"| {name} (must be 0) | {self.counts[name]:,} |" for name in MUST_BE_ZERO]
+        if self.by_status:
+            statuses = ", ".join(f"{name}: {n:,}" for name, n in sorted(self.by_status.items()))
+            rows.append(f"| malformed requests by status | {statuses} |")
+        rows += [f"| {name} (must be 0) | {self.counts[name]:,} |" for name in self.must_be_zero]
         return "\n".join(["| what | number |", "|---|---|", *rows])
+
+
+def write_part(text: str, *, several_machines: bool) -> None:
+    """Write one of the two parts of docs/chaos.md, and keep the other one."""
+    one, heading, several = PAGE.read_text().partition(SEVERAL_MACHINES)
+    if several_machines:
+        heading, several = SEVERAL_MACHINES, f"\n{text}\n"
+    else:
+        one = f"{text}\n\n" if heading else text
+    PAGE.write_text(one.rstrip() + "\n\n" * bool(heading) + (heading + several).rstrip() + "\n")
 
 
 def _task_failed(body: bytes) -> bool:
