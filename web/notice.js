@@ -1,4 +1,4 @@
-// What tells that a picture is ready while the page is not looked at: tab title, notification, sound.
+// What shows that a picture is ready while the page is not looked at: tab title, notification, sound.
 
 import { find } from "./dom.js";
 import { read, write } from "./store.js";
