@@ -12,6 +12,7 @@ from generation.previews import Previews
 from generation.recognition import fitting_models
 from generator import MfluxGenerator
 from key_file import Client, KeyFile
+from models.build_options import BuildOptions
 from models.mflux_registry import read_catalog
 from models.mlx_setup import prepare_mlx
 from models.model_catalog import DEFAULT_MODEL, DEFAULT_MODEL_WITHOUT_GPU
@@ -95,7 +96,12 @@ def allow(settings: Settings, has_gpu: bool, default_option: str = "--model") ->
         allow_lora_repos=settings.allow_lora_repos,
         default_option=default_option,
         recognize=fitting_models,
+        options=options_of(settings),
     )
+
+
+def options_of(settings: Settings) -> BuildOptions:
+    return BuildOptions(*(getattr(settings, name) for name in BuildOptions._fields))
 
 
 def generator_of(

@@ -11,13 +11,15 @@ from pathlib import Path
 
 from allowed import Allowed
 from errors import BadOption
+from models.build_options import NO_OPTIONS, BuildOptions
 from models.helpers import HELPERS
 from models.hub_cache import as_stored, pin
-from models.model_catalog import Catalog, Model
+from models.model_catalog import Catalog, Model, Pipeline
 
 REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+?)(?::([^:]*))?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 NAME = re.compile(r"[\w.-]{1,64}")
+OF_LARGE_ENCODER = ("auto_mask", "verify_retries")
 Recognize = Callable[[Path, Catalog], tuple[Sequence[Model], str]]
 """Returns the models that the weights in a folder may be of, and a reason if there is none."""
 
@@ -39,6 +41,7 @@ def read_allowed(
     allow_lora_repos: bool,
     default_option: str = "--model",
     recognize: Recognize = nothing_fits,
+    options: BuildOptions = NO_OPTIONS,
 ) -> Allowed:
     """Builds `Allowed` from the options of the server.
 
@@ -48,6 +51,7 @@ def read_allowed(
         path: --path, for the default model.
         fallback: the model to load if neither option names one.
         recognize: for folders without a BASE.
+        options: how models are built that have these options.
 
     Raises:
         BadOption: an option names a model or a folder that does not exist.
@@ -72,6 +76,7 @@ def read_allowed(
     for model in (chosen, *(model for model in models if "all" not in allowed)):
         _check_bits(model, quantize)
     others = [model for name, model in by_name.items() if name != chosen.name]
+    chosen, *others = (with_options(model, options) for model in (chosen, *others))
     return Allowed(
         default=chosen,
         models=(chosen, *others),
@@ -81,6 +86,23 @@ def read_allowed(
         lora_dir=lora_dir,
         allow_lora_repos=allow_lora_repos,
     )
+
+
+def with_options(model: Model, options: BuildOptions) -> Model:
+    """Returns the model as it is built with those of the options that it has."""
+    own = options.of(frozenset().union(*(pipeline.options for pipeline in model.pipelines)))
+    if not own.in_use:
+        return model
+    pipelines = model.pipelines
+    if own.small_text_encoder:
+        pipelines = tuple(_without_vision(pipeline) for pipeline in pipelines)
+    return replace(model, options=own, pipelines=pipelines)
+
+
+def _without_vision(pipeline: Pipeline) -> Pipeline:
+    """Returns the pipeline without what only the large text encoder of Qwen-Image 2.1 can do."""
+    kept = {name: to for name, to in pipeline.parameters.items() if to not in OF_LARGE_ENCODER}
+    return replace(pipeline, parameters=kept)
 
 
 def _entries(

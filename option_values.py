@@ -11,6 +11,8 @@ from pathlib import Path
 
 QUANTIZE = (3, 4, 5, 6, 8)
 """Bits that mflux can quantize to."""
+COMPUTE_PRECISIONS = ("float16",)
+"""Precisions that mflux can compute attention and feed-forward layers in, besides a model's own."""
 
 
 def whole_number(minimum: int, maximum: int) -> Callable[[str], int]:

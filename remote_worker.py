@@ -126,7 +126,11 @@ class WorkerProcess:
             versions=_versions(),
             flop_per_s=self._flop_per_s,
             models=[
-                Model(name=model.name, missing=needs_download(settings.data_dir, model))
+                Model(
+                    name=model.name,
+                    missing=needs_download(settings.data_dir, model),
+                    options=model.options.suffix,
+                )
                 for model in models
             ],
             bits=[allowed.quantize, *allowed.quantize_choices],

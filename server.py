@@ -287,8 +287,10 @@ def download_command(data_dir: Path, weights: LoadSpec) -> list[str]:
     command = [sys.executable, __file__, "--download", model.name, "--data-dir", str(data_dir)]
     source = source_of(model)
     if model.base:
-        return [*command, "--models", f"{model.name}={source}@{model.base}", *QUIET]
-    return [*command, "--models", "", "--path", source, *QUIET]
+        command += ["--models", f"{model.name}={source}@{model.base}"]
+    else:
+        command += ["--models", "", "--path", source]
+    return [*command, *model.options.flags, *QUIET]
 
 
 def download(settings: Settings) -> int:

@@ -13,6 +13,7 @@ import platformdirs
 
 from option_parser import flag_of, is_switch, negative_flag_of, values_of, variable_of
 from option_values import (
+    COMPUTE_PRECISIONS,
     QUANTIZE,
     bits,
     broker_url,
@@ -357,6 +358,12 @@ class Settings:
         parse=tile_size,
         metavar="auto|SIZE|off",
     )
+    compute_precision: str | None = _option(
+        None, "compute layers in this precision (default: the model's)", choices=COMPUTE_PRECISIONS
+    )
+    small_text_encoder: bool = _option(False, "load a smaller text encoder", parse=switch)
+    small_decoder: bool = _option(False, "load a smaller decoder", parse=switch)
+    low_ram: bool = _option(False, "free Ming-Image's text encoder after use", parse=switch)
     broker: str = _option(
         "",
         "Redis or Valkey that carries tasks to workers on other machines (docs/cluster.md): "
@@ -366,9 +373,7 @@ class Settings:
         metavar="URL",
     )
     local_worker: bool = _option(
-        True,
-        "draw on this machine, too; off: only workers on other machines draw",
-        parse=switch,
+        True, "draw on this machine, too; off: only other machines draw", parse=switch
     )
     worker_name: str = _option(
         "", "name of a worker in lists and forecasts (default: that of the machine)", metavar="NAME"

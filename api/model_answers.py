@@ -58,6 +58,13 @@ class ModelAnswer(Answer):
         description="Hugging Face repositories of the weights. Empty: built by the server.",
         examples=[["black-forest-labs/FLUX.1-schnell"]],
     )
+    options: list[str] = Field(
+        description="Build options that its classes have (`--compute-precision` and others).",
+        examples=[["compute_precision", "small_decoder"]],
+    )
+    options_in_use: list[str] = Field(
+        description="Those that the operator has set.", examples=[["small_decoder"]]
+    )
     gated: bool = Field(description="Whether the download needs a login and a licence.")
     weights_gb: float | None = Field(
         None, description="Download, about, in 10^9 bytes. Absent: unknown.", examples=[34]

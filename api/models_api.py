@@ -177,6 +177,8 @@ def model_answer(model: Model, allowed: Allowed, health: QueueHealth) -> ModelAn
         least_side=min((rules.sides[0] for rules in all_rules), default=SIDE_STEP),
         most_side=max((rules.sides[1] for rules in all_rules), default=MOST_SIDE),
         repositories=list(model.repositories),
+        options=sorted(frozenset().union(*(one.options for one in model.pipelines))),
+        options_in_use=list(model.options.in_use),
         gated=model.gated,
         weights_gb=model.weights_gb,
         allowed=any(model.name == other.name for other in allowed.models),
@@ -220,9 +222,9 @@ def download_answer(health: QueueHealth) -> DownloadAnswer | None:
         weights, bytes_done = health.loading, bytes_on_disk(health.loading.model)
     else:
         return None
-    total = weights.model.weights_gb
+    model = weights.model
     return DownloadAnswer(
-        model=weights.model.name,
+        model=model.name,
         bytes_done=bytes_done,
-        bytes_total=None if total is None else round(total * 1e9),
+        bytes_total=None if model.weights_gb is None else round(model.download_bytes),
     )

@@ -100,6 +100,8 @@ class Model(Message):
     name: Name
     missing: bool = False
     """Whether its weights would have to be downloaded first."""
+    options: Annotated[str, Field(max_length=200)] = ""
+    """How it is built: BuildOptions.suffix."""
 
 
 class Registration(Message):

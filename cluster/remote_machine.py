@@ -100,12 +100,13 @@ class RemoteMachine:
     def allows(self, task: Task) -> bool:
         """Whether it may load all that a task needs, as far as its registration says."""
         known = self.registration
-        names = {model.name for model in known.models}
+        options = {model.name: model.options for model in known.models}
         bits, loras = set(known.bits), set(known.loras)
         if task.params.quantize not in bits:
             return False
         for stage in task.stages:
-            if stage.load_spec.model.name not in names:
+            model = stage.load_spec.model
+            if options.get(model.name) != model.options.suffix:
                 return False
             for lora in stage.load_spec.loras:
                 if lora.name not in loras and not (known.lora_repos and "/" in lora.name):

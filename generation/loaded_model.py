@@ -75,6 +75,9 @@ class LoadedModel:
             ) from error
         if changed:
             self._steps.clear()
+            if self.spec.options.compute_precision:  # that of the LoRAs' layers, too
+                transformer = self.pipeline.transformer
+                transformer.apply_compute_precision(self.pipeline.compute_precision)
         return changed
 
     def remove_loras(self) -> None:

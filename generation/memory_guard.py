@@ -202,5 +202,5 @@ def _weights(spec: LoadSpec) -> str:
 
 def _phases(stage: Stage, tile: Tiling) -> tuple[str, str]:
     """Names of what is learned about a picture."""
-    name = stage.load_spec.model.name
+    name = stage.load_spec.model.name + stage.load_spec.options.suffix
     return f"denoising with {name}", f"decoding with {name}" + (" in tiles" if tile else "")

@@ -136,11 +136,26 @@ def build_class(weights: LoadSpec, data_dir: Path) -> Any:
         control["controlnet_strength"] = weights.control_strength
     with tiny_models.small_modules(model.name):
         pipeline = _class_of(weights.pipeline)(
-            quantize=weights.quantize, model_path=path, model_config=config, **control
+            quantize=weights.quantize,
+            model_path=path,
+            model_config=config,
+            **control,
+            **_options(weights),
         )
     if model.tiny:
         tiny_models.slim(pipeline)
     return pipeline
+
+
+def _options(weights: LoadSpec) -> dict[str, Any]:
+    """Arguments of the constructor for the build options that are in use."""
+    options = weights.options
+    given: dict[str, Any] = {name: getattr(options, name) for name in options.in_use}
+    if options.compute_precision:
+        from mflux.models.common.compute_precision import ComputePrecision
+
+        given["compute_precision"] = ComputePrecision.dtype_for(options.compute_precision)
+    return given
 
 
 def other_face(pipeline: Any, wanted: Pipeline) -> Any:

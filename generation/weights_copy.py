@@ -19,8 +19,6 @@ INTERRUPTIONS = 2
 """So often saving a copy makes way for a task; then it is saved to its end."""
 ADAPTER_LAYERS = ("LoRA", "LoKr", "FusedLoRA")
 """How the names of mflux's layers begin that hold an adapter: its saver would merge it."""
-SMALLER_PARTS = ("small_decoder", "small_text_encoder")
-"""Options of mflux's classes with which it does not save them."""
 Result = TypeVar("Result")
 
 
@@ -137,8 +135,6 @@ def _always() -> bool:
 
 def _is_savable(pipeline: Any) -> bool:
     if not hasattr(pipeline, "save_model"):
-        return False
-    if any(getattr(pipeline, option, None) for option in SMALLER_PARTS):
         return False
     return not any(type(one).__name__.startswith(ADAPTER_LAYERS) for one in pipeline.modules())
 

@@ -7,19 +7,27 @@ running download. Names and places come from huggingface_hub, pinned revisions f
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from models.model_catalog import Model
-from models.weight_files import stored_bits
+from models.weight_files import loaded_shares, stored_bits
 
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")
 STALE_S = 600.0
-_STORED: WeakKeyDictionary[Model, tuple[int | None, float]] = WeakKeyDictionary()
-"""Bits and size (10^9 bytes) of the weights of models, once these are on this machine."""
+TEXT_ENCODER = "text_encoder"
+DENSE: Mapping[str, tuple[str, ...]] = {
+    "anima": (TEXT_ENCODER, "llm_adapter", "t_embedder", "adaln_modulation"),
+    "krea2": (TEXT_ENCODER,),
+    "qwen": (TEXT_ENCODER,),
+    "qwen21": (TEXT_ENCODER,),
+}
+"""By family: parts of the names of folders and arrays that mflux never quantizes."""
+_STORED: WeakKeyDictionary[Model, Model] = WeakKeyDictionary()
+"""Models with what their files say, once these are on this machine."""
 
 
 def cache_dir() -> Path:
@@ -38,20 +46,38 @@ def has_login() -> bool:
 
 def is_present(model: Model) -> bool:
     """Whether the weights are on this machine: each repository has a complete snapshot."""
-    if model.tiny:
-        return True
     folder = _folder(model)
-    if folder is not None:
-        return folder.is_dir()
+    if not all(_is_complete(*repository) for repository in _part_repositories(model)):
+        return False
+    if model.tiny or folder is not None:
+        return folder is None or folder.is_dir()
     if model.url:
         return _url_file(model).is_file()
-    return all(_is_complete(name, model.files) for name in _names(model))
+    return _has_text_encoder(model) and all(
+        _is_complete(name, model.files) for name in _names(model)
+    )
+
+
+def _has_text_encoder(model: Model) -> bool:
+    """False if the repository is there and its text encoder is needed and missing, because it was
+    downloaded for the small one."""
+    option = "small_text_encoder"
+    has_option = any(option in pipeline.options for pipeline in model.pipelines)
+    if not has_option or option in model.options.in_use:
+        return True
+    folders = _snapshots(_names(model)[0])
+    return not folders or any((folder / TEXT_ENCODER).is_dir() for folder in folders)
+
+
+def _part_repositories(model: Model) -> list[tuple[str, tuple[str, ...]]]:
+    """Repositories of what its options load, and the files of weights in them."""
+    return [repository for part in model.parts for repository in part.repositories.items()]
 
 
 def needs_download(data_dir: Path, model: Model) -> bool:
     """Whether weights must be downloaded before the model can be loaded: they are missing, or a
     download has not ended, which is the only sign of an incomplete one."""
-    if model.tiny or _folder(model) is not None:
+    if not model.parts and (model.tiny or _folder(model) is not None):
         return False
     return _mark_of(data_dir, model).exists() or not is_present(model)
 
@@ -78,6 +104,7 @@ def _mark_of(data_dir: Path, model: Model) -> Path:
 def partial_files(model: Model) -> set[Path]:
     """Returns unfinished files of downloads, which huggingface_hub never resumes."""
     names = () if _folder(model) else _names(model)
+    names += tuple(name for name, _ in _part_repositories(model))
     return {path for name in names for path in (_repository(name) / "blobs").glob("*.incomplete")}
 
 
@@ -123,23 +150,27 @@ def source_folders(model: Model) -> list[Path]:
     snapshots of its repositories, and the snapshots of those that it needs besides."""
     folder = _folder(model)
     names = model.repositories[1:] if folder else _names(model)
+    names += tuple(name for name, _ in _part_repositories(model))
     snapshots = [snapshot for name in names for snapshot in _snapshots(name)[:1]]
     return [folder, *snapshots] if folder else snapshots
 
 
 def as_stored(model: Model) -> Model:
-    """Returns the model with the bits and the size of its weights, if these were named by the
-    operator and are on this machine: those of a repository are known only when it is there."""
-    if model.path is None or model.stored_bits:
+    """Returns the model with what its files say, if they are on this machine: how much memory they
+    take, and for weights that the operator has named their bits and size."""
+    if model in _STORED:
+        return _STORED[model]
+    if model.tiny or model.stored_bits or model.loaded_shares or not is_present(model):
         return model
-    if model not in _STORED:
-        files = weight_files(model)
-        if not files:
-            return model
-        size = sum(path.stat().st_size for path in files if path.is_file())
-        _STORED[model] = (stored_bits(files), size / 1e9)
-    bits, size_gb = _STORED[model]
-    return replace(model, stored_bits=bits, weights_gb=size_gb)
+    files = [path for path in weight_files(model) if path.is_file()]
+    if not files:
+        return model
+    stored = replace(model, loaded_shares=loaded_shares(files, DENSE.get(model.family, ())))
+    if model.path is not None:
+        size_gb = sum(path.stat().st_size for path in files) / 1e9
+        stored = replace(stored, stored_bits=stored_bits(files), weights_gb=size_gb)
+    _STORED[model] = stored
+    return stored
 
 
 def pin(name: str, commit: str) -> None:
@@ -179,6 +210,7 @@ def bytes_on_disk(model: Model) -> int:
         return _url_file(model).stat().st_size if is_present(model) else 0
     folder = _folder(model)
     folders = [folder] if folder else [_repository(name) / "blobs" for name in _names(model)]
+    folders += [_repository(name) / "blobs" for name, _ in _part_repositories(model)]
     return sum(_size(folder) for folder in folders)
 
 

@@ -6,13 +6,14 @@ Only this module, tiny_modules.py, generator.py, generation/ and mlx_setup.py de
 mlx.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 from fields import CONTROL_TYPES, Takes, mflux_parameters
 from models import in_context, tiny_models
+from models.build_options import PARTS, BuildOptions
 from models.mflux_source import MfluxSource
 from models.mlx_setup import prepare_mlx
 from models.model_catalog import (
@@ -27,6 +28,8 @@ from models.model_catalog import (
 )
 from models.model_rules import rules_of
 
+SMALL_TEXT_WIDTH = 7680
+"""Width of the text of the FLUX.2 models that can have the small text encoder (klein 4B)."""
 FIELDS: Mapping[str, str] = {
     "seed": "seed",
     "prompt": "prompt",
@@ -215,9 +218,13 @@ def _model(key: str, config: Any, steps: int, sources: "_Sources") -> Model:
     if key == CUTOUT:
         pipelines = tuple(replace(p, cutout=True, transparent=True) for p in pipelines)
     pipelines = _with_inpainting(pipelines)
+    family = pipelines[0].module.split(".")[2] if pipelines else "unknown"
+    overrides = getattr(config, "transformer_overrides", {})
+    if family == "flux2" and overrides.get("joint_attention_dim") != SMALL_TEXT_WIDTH:
+        pipelines = _without_options(pipelines, {"small_text_encoder"})
     return Model(
         name=key,
-        family=pipelines[0].module.split(".")[2] if pipelines else "unknown",
+        family=family,
         title=facts.title,
         default_steps=steps if Takes.UPSCALE not in _taken(pipelines) else 1,
         default_guidance=facts.guidance if Takes.GUIDANCE in _taken(pipelines) else None,
@@ -243,7 +250,7 @@ def _tiny(sources: "_Sources") -> Iterator[Model]:
         if pipelines[0].module.split(".")[2] not in TINY_LORAS:
             pipelines = tuple(replace(pipeline, loras=False) for pipeline in pipelines)
         steps, guidance = TINY_DEFAULTS.get(name, (4, 3.5))
-        pipelines = _with_inpainting(pipelines)
+        pipelines = _without_options(_with_inpainting(pipelines), {name for _, name in PARTS})
         parameters_b = TINY_PARAMETERS_B.get(name, 0.0004)
         facts = Facts(f"Tiny {TINY_TITLES[name]}: {TINY_TITLE}", parameters_b)
         yield Model(
@@ -309,6 +316,12 @@ def _without(pipeline: Pipeline, fields: frozenset[Takes] | set[Takes]) -> Pipel
     return replace(pipeline, parameters=kept)
 
 
+def _without_options(
+    pipelines: tuple[Pipeline, ...], names: Collection[str]
+) -> tuple[Pipeline, ...]:
+    return tuple(replace(one, options=one.options.difference(names)) for one in pipelines)
+
+
 def _ruled(pipeline: Pipeline, model: str, without: set[Takes]) -> Pipeline:
     """As a model uses it: with its rules, and without fields that it ignores or does not have."""
     rules = rules_of(model, pipeline.name)
@@ -361,6 +374,7 @@ class _Sources(MfluxSource):
             needs=frozenset({t for t in Takes if t in needed} - {Takes.PROMPT, Takes.STEPS})
             | frozenset(exceptions.needs),
             loras="lora_paths" in constructor,
+            options=frozenset(BuildOptions._fields) & constructor,
             one_image=exceptions.one_image,
             right_half=exceptions.right_half,
             styles=name == "Flux1InContextDev",

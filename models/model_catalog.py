@@ -11,9 +11,12 @@ from functools import cached_property
 from typing import NamedTuple
 
 from fields import Takes
+from models.build_options import NO_OPTIONS, BuildOptions, Part, parts_of
 from models.model_rules import Rules
 
 MOST_ALIKE = 3
+QUANTIZED_EXTRA_BITS = 0.5
+"""Of a quantized value, for the scale and bias (16 bits each) of each group of 64."""
 
 
 REFERENCE_PIXELS = 1024 * 1024
@@ -85,6 +88,8 @@ class Pipeline:
     instead: frozenset[Takes] = frozenset()
     """Fields that replace all that it needs."""
     rules: Rules = field(default_factory=Rules)
+    options: frozenset[str] = frozenset()
+    """The build options that its constructor has (models/build_options.py)."""
 
     @property
     def upscales(self) -> bool:
@@ -156,11 +161,26 @@ class Model:
     """Names of its files, where the repository also has those of others."""
     url: str = ""
     """Where mflux downloads its only file from, if not from Hugging Face."""
+    options: BuildOptions = NO_OPTIONS
+    """How it is built."""
+    loaded_shares: Mapping[int | None, float] = field(default_factory=dict)
+    """Bits to quantize to (None: as stored) -> bytes in memory / bytes of its files. Empty: the
+    files are not on this machine."""
+
+    @property
+    def own_bytes(self) -> float:
+        """Approximate size of its weights; if unknown, two bytes per parameter."""
+        return (self.weights_gb or 2 * self.parameters_b) * 1e9
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What its options load in place of parts of it."""
+        return parts_of(self.family, self.options)
 
     @property
     def download_bytes(self) -> float:
-        """Approximate size of its weights; if unknown, two bytes per parameter."""
-        return (self.weights_gb or 2 * self.parameters_b) * 1e9
+        """Approximate size of what is downloaded of it and for it."""
+        return self.own_bytes + sum(p.download_gb - p.replaced_gb for p in self.parts) * 1e9
 
     @property
     def tiny(self) -> bool:
@@ -235,11 +255,23 @@ class LoadSpec:
     @property
     def expected_bytes(self) -> float:
         """Approximate memory of its weights, before they were loaded once: the size of the files
-        or of the download, in 16 bits, scaled to the requested bits unless they are stored so.
-        Quantized weights take half a bit more, for the scale and bias of each group of 64."""
-        bits = None if self.model.stored_bits else self.quantize
-        share = (bits + 0.5) / 16 if bits else 1.0
-        return self.model.download_bytes * share
+        or of the download, scaled to the requested bits unless they are stored so. Without the
+        files, as if all of it were quantized from 16 bits."""
+        model, bits = self.model, self.quantize
+        all_quantized = (bits + QUANTIZED_EXTRA_BITS) / 16 if bits else 1.0
+        share = model.loaded_shares.get(bits, all_quantized) if not model.stored_bits else 1.0
+        parts_gb = sum(
+            part.dense_gb
+            + part.quantized_gb * all_quantized
+            - part.replaced_gb * (all_quantized if part.replaced_is_quantized else 1.0)
+            for part in model.parts
+        )
+        return model.own_bytes * share + parts_gb * 1e9
+
+    @property
+    def options(self) -> BuildOptions:
+        """How it is built: the options that its class has."""
+        return self.model.options.of(self.pipeline.options)
 
     def __post_init__(self) -> None:
         if self.model.stored_bits:
@@ -247,6 +279,7 @@ class LoadSpec:
         key = self.model.name
         if self.quantize:
             key += f"/q{self.quantize}"
+        key += self.options.suffix
         loaded_as = self.pipeline.loaded_as or self.pipeline.name
         if loaded_as != self.model.pipelines[0].name:
             key += f"/{loaded_as}"

@@ -102,7 +102,7 @@ def _slim_z_image(model: Any) -> None:
     attention = encoder.layers[0].self_attn
     attention.num_heads = attention.num_kv_heads = attention.num_kv_groups = 1
     attention.head_dim, attention.scale = WIDTH, WIDTH**-0.5
-    encoder.rotary_emb.inv_freq = encoder.rotary_emb.inv_freq[::2]  # of heads half as wide
+    encoder.rotary_emb.inv_freq = _half_as_wide(encoder.rotary_emb.inv_freq)
 
 
 def _slim_qwen(model: Any) -> None:
@@ -114,7 +114,7 @@ def _slim_qwen(model: Any) -> None:
     transformer.norm_out.embedding_dim = WIDTH
     rope = transformer.pos_embed
     rope.axes_dim = _halved(rope.axes_dim)
-    rope.pos_freqs, rope.neg_freqs = rope.pos_freqs[:, ::2], rope.neg_freqs[:, ::2]
+    rope.pos_freqs, rope.neg_freqs = map(_half_as_wide, (rope.pos_freqs, rope.neg_freqs))
 
     text = model.text_encoder.encoder
     text.layers = text.layers[:1]
@@ -122,7 +122,7 @@ def _slim_qwen(model: Any) -> None:
     attention.num_attention_heads = attention.num_key_value_heads = 1
     attention.hidden_size = attention.head_dim = WIDTH
     attention.scaling = WIDTH**-0.5
-    text.rotary_emb.inv_freq = text.rotary_emb.inv_freq[::2]
+    text.rotary_emb.inv_freq = _half_as_wide(text.rotary_emb.inv_freq)
 
 
 def slim_qwen_vae(vae: Any) -> None:
@@ -161,6 +161,12 @@ def _normalize_as_one_group(vae: Any) -> None:
 def _halved(axes: list[int]) -> list[int]:
     """The widths of rotary embeddings for heads of 64 instead of 128."""
     return [width // 2 for width in axes]
+
+
+def _half_as_wide(table: Any) -> Any:
+    """The angles of rotary embeddings for heads of WIDTH instead of 128. Those of a saved copy are
+    so already."""
+    return table[..., ::2] if table.shape[-1] > WIDTH // 2 else table
 
 
 def _zero(_: Any) -> int:

@@ -21,6 +21,10 @@ ITEM_BYTES: Mapping[str, int] = {
     **dict.fromkeys(("U64", "I64", "C64"), 8),
 }
 """Bytes per value of the types that MLX can read."""
+FLOATS = ("F16", "BF16", "F32")
+BITS = (3, 4, 5, 6, 8)
+GROUP = 64
+"""So many quantized values share a scale and a bias."""
 OTHER_KINDS = (
     (b"<", "it is a web page (HTML)"),
     (b"version https://git-lfs", "it is a Git LFS pointer, not the file itself"),
@@ -88,6 +92,44 @@ def stored_bits(paths: Iterable[Path]) -> int | None:
         except (OSError, BadWeightFile, ValueError, KeyError, TypeError, AttributeError):
             continue  # "None", or not mflux's; what is broken is reported when it is loaded
     return None
+
+
+def loaded_shares(paths: Iterable[Path], dense: Iterable[str]) -> dict[int | None, float]:
+    """Returns the memory that these weights take, divided by the size of their arrays, by the bits
+    that mflux quantizes them to when it loads them; None: it does not.
+
+    mflux quantizes matrices whose rows are a multiple of GROUP long. It gives weights 16 bits,
+    unless it has saved them itself. A file that cannot be read counts as 16 bits, not quantized.
+
+    Args:
+        dense: parts of the names of folders and arrays that are never quantized.
+    """
+    dense = tuple(dense)
+    total = 0
+    loaded = dict.fromkeys((None, *BITS), 0.0)
+    for path in paths:
+        try:
+            arrays, saved = read_header(path), "quantization_level" in _metadata(path)
+        except (OSError, BadWeightFile):
+            continue  # who loads it reports it
+        for name, array in arrays.items():
+            values = prod(array.shape)
+            size = ITEM_BYTES[array.dtype]
+            total += values * size
+            kept = size if saved or array.dtype not in FLOATS else min(size, 2)
+            where = f"{path.parent.name}/{name}"
+            can_be = len(array.shape) == 2 and array.shape[1] % GROUP == 0
+            can_be = can_be and array.dtype in FLOATS and not any(one in where for one in dense)
+            loaded[None] += values * kept
+            for bits in BITS:
+                in_bits = bits / 8 + 2 * kept / GROUP
+                loaded[bits] += values * (in_bits if can_be else kept)
+    return {bits: size / total for bits, size in loaded.items()} if total else {}
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    metadata = json.loads(_read(path)[0]).get("__metadata__")
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def first_bad_file(paths: Iterable[Path]) -> tuple[Path, str] | None:

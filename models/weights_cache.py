@@ -63,10 +63,11 @@ class WeightsCache:
 
     def takes(self, spec: LoadSpec) -> bool:
         """Whether a copy of these weights makes loading faster: they are quantized when they are
-        loaded, and nothing else is merged into them."""
+        loaded, and nothing else is merged into them. mflux does not save what was built with
+        options."""
         model = spec.model
         builds_itself = model.tiny and model.path is None
-        merged = spec.control_strength is not None
+        merged = spec.control_strength is not None or bool(spec.options.in_use)
         return bool(
             self._most_bytes
             and spec.quantize

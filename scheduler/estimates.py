@@ -68,7 +68,8 @@ class Estimates:
 
     def _key(self, spec: LoadSpec) -> str:
         bits = self.bits(spec)
-        return f"{spec.model.name}/q{bits}" if bits else spec.model.name
+        name = f"{spec.model.name}/q{bits}" if bits else spec.model.name
+        return name + spec.options.suffix
 
     def timing_key(self, stage: Stage) -> str:
         """Returns the key of the timing law: the model, its quantization, and what changes a step's

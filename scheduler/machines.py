@@ -45,11 +45,11 @@ class Sizes:
 class Resident(NamedTuple):
     """The weights in a machine's memory."""
 
+    sizes: Sizes
     keys: tuple[str, ...] = ()
     """Of their load specs, the latest used first."""
     most: int = 1
     """Load specs that the memory holds at a time, if they fit."""
-    sizes: Sizes = Sizes()
 
     def after(self, spec: LoadSpec) -> "Resident":
         """What is there when these weights were used: those used last."""
@@ -65,7 +65,7 @@ class Resident(NamedTuple):
             if count and filled > self.sizes.room_bytes:
                 break
             count += 1
-        return Resident(tuple(keys[:count]), self.most, self.sizes)
+        return self._replace(keys=tuple(keys[:count]))
 
     def loads(self, stages: Iterable[Stage]) -> tuple[list[LoadSpec], "Resident"]:
         """What has to be loaded for these stages, and what is there then."""
@@ -219,7 +219,7 @@ class Machine:
         self.last_error: str | None = None  # of its worker, in words
         self.offered: Task | None = None
         """A waiting task that was sent to it, and that it has not started yet."""
-        self.resident = Resident(most=models_in_memory, sizes=Sizes(measured=loaded_bytes))
+        self.resident = Resident(Sizes(measured=loaded_bytes), most=models_in_memory)
         self.speed = speed
         """Work that it does in a second, in seconds of the timing model."""
         self.runs: dict[str, Run] = {}

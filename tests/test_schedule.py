@@ -402,7 +402,7 @@ def free_memory(bench: Bench) -> None:
 
 def two_in_memory(bench: Bench) -> None:
     for machine in bench.machines:
-        machine.resident = Resident(machine.resident.keys, 2)
+        machine.resident = machine.resident._replace(most=2)
 
 
 @pytest.mark.parametrize("change", [relearn, store_quantized, free_memory, two_in_memory])

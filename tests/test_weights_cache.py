@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -72,8 +73,14 @@ def loads_from(generating: OnItsThread, spec: LoadSpec) -> list[str]:
     return built
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("model", ["tiny-flux2", "tiny", "tiny-anima", "tiny-krea2"])
+@pytest.mark.parametrize(
+    ("model", "bits"),
+    [
+        *product(["tiny-flux2", "tiny", "tiny-anima", "tiny-krea2"], [4, 8]),
+        ("tiny-z-image", 4),
+        ("tiny-qwen", 8),
+    ],
+)
 def test_a_copy_draws_the_same_bytes_and_is_loaded_by_the_next_start(
     model: str, bits: int, generating: OnItsThread, data_dir: Path, tmp_path: Path
 ) -> None:
