@@ -316,13 +316,19 @@ USES = {
     "api/request_rate.py",
     "api/webhooks.py",
     "client/mflux_client.py",
+    "cluster/source.py",
     "compat/install.py",
     "compat/openai_answers.py",
+    "log_output.py",
     "models/hub_cache.py",
+    "models/weights_cache.py",
     "scheduler/events.py",
+    "scheduler/health.py",
+    "scheduler/running_clock.py",
     "scheduler/scheduler.py",
 }
-"""They tell times to clients or to other programs, or pass the clock on to who does."""
+"""They say times to clients or to other programs, compare them with the times of files, notice that
+the computer slept, or pass the clock on to what does."""
 
 
 def test_the_wall_clock_is_used_only_for_times_in_answers() -> None:
