@@ -3,7 +3,8 @@
 Seconds of a phase = scale * law(features) * exp(correction(place)). timing/linear.py has the law,
 timing/corrections.py the correction near a place, timing/drift.py the scale of all phases. A new
 sample is first compared with what was predicted, which moves the scale; then laws and corrections
-are fitted again to the latest SAMPLES_KEPT samples, each divided by the scale at its time.
+are fitted again to the latest SAMPLES_KEPT samples, each divided by the scale at its time, unless
+its like was drawn before and it was predicted right (linear.RIGHT).
 
 A fit takes milliseconds. The owner of a model therefore lets a copy learn, and fit itself, while
 others read the law: copy(), learn(), prepare().
@@ -20,7 +21,7 @@ import numpy as np
 
 from timing.corrections import Corrections, Floats, Ints
 from timing.drift import SAMPLES_KEPT, Scale
-from timing.linear import LEAST_S, LinearLaw
+from timing.linear import LEAST_S, RIGHT, STALE, LinearLaw
 from timing.work import REFERENCE_TOKENS, Phases, Place
 
 SAMPLES_TO_TRUST = 3
@@ -34,9 +35,6 @@ STEP_TEXT_TOKENS = 128
 """FLUX.1 has 256 and 512, Anima none: its prompt is only attended to."""
 PHASE_S = 0.05
 Coefficients = tuple[float, float, float]
-STALE = 0.2
-"""Part of the samples that may be missing in the fit that a new sample is compared with, where many
-are learned at once."""
 GAP_STEPS = 10.0
 LENT_SAMPLES = 30
 """So many samples of another machine are learned from at first; each own one replaces two."""
@@ -66,6 +64,8 @@ class GpuLaws:
         self.scale = Scale()
         self._samples: deque[_Sample] = deque(maxlen=SAMPLES_KEPT)
         self._count = self._lent = self._repeats = self._unfitted = 0
+        self._must_fit = False
+        """Before the next forecast, because of a sample that was predicted wrong."""
         self._numbers: dict[object, int] = {}
         self._corrections: tuple[Corrections, Corrections] | None = None
         self._seen = (float("inf"), 0.0)
@@ -85,7 +85,7 @@ class GpuLaws:
     def prepare(self, before: "GpuLaws") -> None:
         """Fit, and predict what the law before this one was asked for: then phases() is quick."""
         places = list(before._asked)
-        if self._unfitted:
+        if self._must_fit:
             self._fit()
         if places:
             self._known |= zip(places, self._predicted(places), strict=True)
@@ -128,7 +128,7 @@ class GpuLaws:
             self._known, self._asked = {}, {}
         self._asked |= dict.fromkeys(places)
         new = [place for place in dict.fromkeys(places) if place not in self._known]
-        if self._unfitted:
+        if self._must_fit:
             self._fit()
         if new:
             self._known |= zip(new, self._predicted(new), strict=True)
@@ -158,12 +158,15 @@ class GpuLaws:
         """Take in the seconds of a picture; a phase that did not run is NaN."""
         if self._unfitted > STALE * len(self._samples):
             self._fit()
+        is_right = False
         if self._corrections:
             (predicted,) = self._predicted([place])
             where, (number,) = _pictures([place], self._numbers)
+            seen = self._corrections[1].knows(int(number))
+            is_right = seen and _is_right(measured, predicted)
             self.scale.follow(
                 log(_whole(measured, place.steps, predicted) / _whole(predicted, place.steps)),
-                seen=self._corrections[1].knows(int(number)),
+                seen=seen,
                 near=float(self._corrections[1].near(where)[0]),
             )
         else:
@@ -175,6 +178,7 @@ class GpuLaws:
             self._lent -= 1
         self._count += 1
         self._unfitted += 1
+        self._must_fit = self._must_fit or not is_right
         self._known.clear()
         self._seen = (min(self._seen[0], place.x), max(self._seen[1], place.x))
 
@@ -219,7 +223,7 @@ class GpuLaws:
             Corrections(*_texts(places, self._numbers), residuals[:1]),
             Corrections(*_pictures(places, self._numbers), residuals[1:]),
         )
-        self._unfitted = 0
+        self._unfitted, self._must_fit = 0, False
 
 
 def prior_coefficients(parameters_b: float, flop_per_s: float) -> tuple[Coefficients, ...]:
@@ -279,6 +283,12 @@ def _texts(places: Sequence[Place], numbers: dict[object, int]) -> tuple[Floats,
 def _pictures(places: Sequence[Place], numbers: dict[object, int]) -> tuple[Floats, Ints]:
     where = [(log(p.x), log(max(p.steps, 1)), p.aspect) for p in places]
     return np.array(where), np.array([numbers.get(_picture(p), -1) for p in places], np.intp)
+
+
+def _is_right(measured: Phases, predicted: Phases) -> bool:
+    """Whether all phases that ran took about as long as predicted."""
+    both = zip(measured, predicted, strict=True)
+    return all(isnan(own) or abs(log(max(own, LEAST_S) / p)) <= RIGHT for own, p in both)
 
 
 def _whole(phases: Phases, steps: int, instead: Phases | None = None) -> float:

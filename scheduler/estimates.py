@@ -38,6 +38,8 @@ class Estimates:
         self._bits: dict[str, int | None] = {}  # by load spec, once it was loaded
         self._version = 0
         self._works: dict[int, tuple[Stage, Work]] = {}  # by id(): a stage has no cheap hash
+        self._durations: dict[int, tuple[Stage, Durations]] = {}
+        self._durations_as_of = self.version
         self._prompts: OrderedDict[tuple[str, str], int] = OrderedDict()  # id() of its first params
 
     @property
@@ -149,13 +151,12 @@ class Estimates:
         for prompt in gone:
             del self._prompts[prompt]
 
-    def durations(self, *stages: Stage, machine: str = LOCAL) -> Durations:
-        """Predicted seconds of these stages on a machine, one after the other."""
-        timing = self._timing.of(machine)
-        last = timing.durations(self.work(stages[-1]))
+    def durations(self, *stages: Stage) -> Durations:
+        """Predicted seconds of these stages, one after the other."""
+        last = self._durations_of(stages[-1])
         if len(stages) == 1:
             return last
-        each = [*(timing.durations(self.work(stage)) for stage in stages[:-1]), last]
+        each = [*map(self._durations_of, stages[:-1]), last]
         order = list(Confidence)
         return replace(
             last,
@@ -164,30 +165,39 @@ class Estimates:
             confidence=min((durations.confidence for durations in each), key=order.index),
         )
 
-    def gpu_s(self, works: Sequence[Work], machine: str = LOCAL) -> list[float]:
-        """Seconds of the GPU of a machine for many works of one timing key."""
-        return self._timing.of(machine).gpu_s(works)
+    def _durations_of(self, stage: Stage) -> Durations:
+        if self._durations_as_of != self.version or len(self._durations) >= WORKS_KEPT:
+            self._durations, self._durations_as_of = {}, self.version
+        known, durations = self._durations.get(id(stage), (None, None))
+        if known is not stage or durations is None:
+            durations = self._timing.durations(self.work(stage))
+            self._durations[id(stage)] = stage, durations
+        return durations
+
+    def gpu_s(self, works: Sequence[Work]) -> list[float]:
+        """Seconds of the GPU for many works of one timing key."""
+        return self._timing.gpu_s(works)
 
     def image_encoding_s(self, work: Work) -> float:
         return self._timing.image_encoding_s(work)
 
-    def version_of(self, timing_key: str, machine: str = LOCAL) -> int:
-        """Changes with whatever changes the seconds of this key on a machine."""
-        return self._timing.of(machine).version_of(timing_key)
+    def version_of(self, timing_key: str) -> int:
+        """Changes with whatever changes the seconds of this key."""
+        return self._timing.version_of(timing_key)
 
-    def load_s(self, spec: LoadSpec, machine: str = LOCAL) -> float:
+    def load_s(self, spec: LoadSpec) -> float:
         read_b = spec.model.parameters_b
         if self._has_copy(spec.key):
             read_b *= (self.bits(spec) or 16) / 16
-        return self._timing.of(machine).load_s(self.load_key(spec), read_b)
+        return self._timing.load_s(self.load_key(spec), read_b)
 
-    def load_sigma(self, spec: LoadSpec, machine: str = LOCAL) -> float:
+    def load_sigma(self, spec: LoadSpec) -> float:
         """Spread of log(truth / forecast) of a load."""
-        return self._timing.of(machine).load_sigma(self.load_key(spec))
+        return self._timing.load_sigma(self.load_key(spec))
 
-    def loads_s(self, specs: Iterable[LoadSpec], machine: str = LOCAL) -> float:
+    def loads_s(self, specs: Iterable[LoadSpec]) -> float:
         """Seconds to load all of these."""
-        return sum(self.load_s(spec, machine) for spec in specs)
+        return sum(self.load_s(spec) for spec in specs)
 
     def learn_load(self, spec: LoadSpec, seconds: float, machine: str = LOCAL) -> None:
         self._timing.of(machine).learn_load(self.load_key(spec), seconds)

@@ -245,9 +245,13 @@ class Forecaster:
 
     # -- running tasks --------------------------------------------------------------------------
 
-    def lanes(self) -> list[Lane]:
-        """The future of each machine."""
-        at = self._monotonic()
+    def lanes(self, at: float | None = None) -> list[Lane]:
+        """The future of each machine.
+
+        Args:
+            at: a reading of the clock, of this moment; None: it is read.
+        """
+        at = self._monotonic() if at is None else at
         return [self._lane(machine, at) for machine in self._machines]
 
     def _lane(self, machine: Machine, at: float) -> Lane:

@@ -53,6 +53,8 @@ class Resident(NamedTuple):
 
     def after(self, spec: LoadSpec) -> "Resident":
         """What is there when these weights were used: those used last."""
+        if self.keys[:1] == (spec.key,):
+            return self
         self.sizes.of(spec)
         return self.of((spec.key, *(other for other in self.keys if other != spec.key)))
 
@@ -384,8 +386,7 @@ class Machine:
         since = max(self._started_at, now - HOUR_S)
         while self._done and self._done[0] < since:
             self._done.popleft()
-        busy_share = self.busy_s(since, now) / max(now - since, 1e-9)
-        return len(self._done), min(busy_share, 1.0)
+        return len(self._done), min(self.busy_s(since, now) / max(now - since, 1e-9), 1.0)
 
     def busy_s(self, since: float, now: float) -> float:
         """Seconds since this moment, at most an hour ago, in which the GPU had a task."""

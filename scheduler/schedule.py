@@ -227,8 +227,9 @@ class Schedule:
 
     def set_turns(self, turns: Floats, tags: Floats) -> None:
         """Give the tasks these turns, and the tags that they come from; then sort them."""
-        for position in np.flatnonzero(turns != self._columns["turn"]).tolist():
-            self._tasks[position].turn = float(turns[position])
+        changed = np.flatnonzero(turns != self._columns["turn"])
+        for position, turn in zip(changed.tolist(), turns[changed].tolist(), strict=True):
+            self._tasks[position].turn = turn
         self._columns["turn"][:] = turns
         self._columns["tag"][:] = tags
         self.sort()
@@ -247,8 +248,7 @@ class Schedule:
         begins = self._ends()[:-1]
         self._tasks = [self._tasks[position] for position in order.tolist()]
         self._columns.take(order)
-        stages = self._stages()
-        firsts = np.repeat(begins[order] - self._ends()[:-1], stages)
+        firsts = np.repeat(begins[order] - self._ends()[:-1], self._stages())
         self._rows = self._rows[firsts + np.arange(len(self._rows))]
         self.version += 1
 

@@ -214,7 +214,7 @@ class WorkerApi:
             at = scheduler.monotonic()
             self.machine.report(run, progress, at)
             if run.on_gpu:  # else the GPU waits for this call, and it says nothing new
-                lanes = scheduler.forecaster.lanes()
+                lanes = scheduler.forecaster.lanes(at)
                 scheduler.reported(run, lanes)
                 scheduler.improve_baselines(lanes)
             scheduler.events.publish(EventKind.STEP, task_id)

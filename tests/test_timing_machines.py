@@ -8,7 +8,6 @@ import pytest
 from conftest import PlayedQueue, allow, params_for
 from store_bench import MEASURED, WORK
 
-from scheduler.estimates import Estimates
 from scheduler.machines import Machine
 from scheduler.worker_api import WorkerApi
 from storage.task_store import TaskStore
@@ -158,14 +157,14 @@ def test_samples_loads_and_speeds_are_kept_by_machine(tmp_path: Path) -> None:
     assert (timings.speed(), timings.speed("studio")) == (None, 3e12)
 
 
-def test_estimates_are_those_of_the_named_machine() -> None:
+def test_each_machine_has_laws_of_its_own() -> None:
     timing = TimingModel()
-    estimates = Estimates(timing)
+    mini = timing.of("mini")
     teach(timing, "m", 1.0)
-    teach(timing.of("mini"), "m", 3.0)
-    (here,), (there,) = estimates.gpu_s([work()]), estimates.gpu_s([work()], "mini")
+    teach(mini, "m", 3.0)
+    (here,), (there,) = timing.gpu_s([work()]), mini.gpu_s([work()])
     assert there == pytest.approx(3 * here, rel=0.1)
-    assert estimates.version_of("m") == estimates.version_of("m", "mini") == 40
+    assert timing.version_of("m") == mini.version_of("m") == 40
 
 
 def test_what_a_worker_elsewhere_draws_and_loads_is_learned_for_its_machine_and_its_speed(

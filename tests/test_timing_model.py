@@ -400,6 +400,33 @@ def test_what_is_learned_beside_the_model_changes_it_only_when_it_is_taken() -> 
     assert [one.durations(seen) for seen in asked] != before
 
 
+def test_laws_are_fitted_again_only_when_a_picture_was_not_predicted_right(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    timing, fits, fit = TimingModel(), list[int](), GpuLaws._fit
+
+    def counted(law: GpuLaws) -> None:
+        fits.append(law.samples)
+        fit(law)
+
+    monkeypatch.setattr(GpuLaws, "_fit", counted)
+
+    def draw(speed: float, times: int) -> float:
+        """Returns the forecast."""
+        for _ in range(times):
+            timing.take(timing.learned([(work(), law(work(), speed=speed))]))
+        return timing.durations(work()).total_s
+
+    draw(1.0, 20)
+    fits.clear()
+    assert draw(1.0, 20) == pytest.approx(total(law(work())), rel=0.01)
+    assert 2 <= len(fits) <= 6, "now and then, for samples that the fit does not know"
+    fits.clear()
+    draw(1.5, 3)
+    assert len(fits) >= 3
+    assert draw(1.5, 20) == pytest.approx(total(law(work(), speed=1.5)), rel=0.03)
+
+
 def test_what_was_asked_before_is_not_computed_again_after_a_lesson_is_taken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

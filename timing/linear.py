@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from itertools import combinations, pairwise
+from math import log
 
 import numpy as np
 
@@ -33,6 +34,10 @@ JUMP_SAMPLES = 4
 """Of fewer samples any law explains three. Of more, a single one on a side is no jump: it may be an
 outlier."""
 JUMPS_TRIED = 12
+RIGHT = 0.02
+"""A sample that is predicted this well, as a logarithm, alone is no reason to fit again."""
+STALE = 0.2
+"""Part of the samples that may be missing in a fit."""
 LEAST_S = 1e-6
 """Seconds; less counts as this, because logarithms are taken."""
 
@@ -161,6 +166,7 @@ class OneLaw:
     def __init__(self, prior: tuple[float, ...]) -> None:
         self._law = LinearLaw(prior)
         self._samples: deque[tuple[tuple[float, ...], float]] = deque(maxlen=SAMPLES_KEPT)
+        self._unfitted = 0
 
     def predict(self, features: Sequence[float]) -> float:
         return self._law.predict(features)
@@ -168,10 +174,14 @@ class OneLaw:
     def learned(self, features: tuple[float, ...], y: float) -> "OneLaw":
         """This law and one sample more."""
         other = copy(self)
-        other._law, other._samples = copy(self._law), self._samples.copy()
+        other._samples = self._samples.copy()
         other._samples.append((features, y))
-        rows, values = zip(*other._samples, strict=True)
-        other._law.fit(np.array(rows), np.array(values))
+        other._unfitted += 1
+        is_right = abs(log(max(y, LEAST_S) / max(self.predict(features), LEAST_S))) <= RIGHT
+        if not is_right or other._unfitted > STALE * len(other._samples):
+            other._law, other._unfitted = copy(self._law), 0
+            rows, values = zip(*other._samples, strict=True)
+            other._law.fit(np.array(rows), np.array(values))
         return other
 
 
