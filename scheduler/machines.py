@@ -270,9 +270,8 @@ class Machine:
     @property
     def planned_by(self) -> tuple[object, ...]:
         """What a plan depends on, besides the schedule and what is in memory."""
-        offered = self.offered.task_id if self.offered else None
-        own = (self.name, self.takes_tasks, self.missing, offered, len(self.declined))
-        return *own, list(self.runs), self.loading, self.stopping
+        own = (self.name, self.takes_tasks, self.missing, len(self.declined), list(self.runs))
+        return *own, self.loading, self.stopping, self.offered and self.offered.task_id
 
     def can_run(self, task: Task) -> bool:
         """Whether it takes tasks, and may load all that this one needs."""
