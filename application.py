@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -33,6 +33,7 @@ from api.security_headers import install_security_headers
 from api.server_api import ServerRoutes
 from api.session_api import SESSION_SCHEMAS, SessionRoutes
 from api.submission import Submission
+from api.trusted_proxies import Network, trusting
 from api.waiting_places import WaitingPlaces
 from api.web_page import page_routes
 from compat.install import ForeignOptions, foreign_error, install_foreign_apis
@@ -59,16 +60,18 @@ def create_app(
     identity: Identity | None = None,
     foreign: ForeignOptions | None = None,
     cors: Cors | None = None,
+    trusted_proxies: Sequence[Network] = (),
 ) -> Flask:
     """Builds the WSGI application: routes at the root and under /api, foreign APIs beside them.
 
     Args:
         places: budget for requests that hold a thread for long.
         allowed_hosts: host names under which clients may address the server; None: any.
+        trusted_proxies: whose X-Forwarded-* headers are read.
         identity, cors: None: everyone is trusted, no other origin is allowed.
     """
     cors, identity = cors or Cors(), identity or Identity(None, trusted=True)
-    app, requests = _empty_app(max_body_bytes), RequestLog()
+    app, requests = _empty_app(max_body_bytes, trusted_proxies), RequestLog()
     requests.install(app)
     _install_checks(app, allowed_hosts or AllowedHosts("", "*"), identity, cors)
     own_queue, catalog, options = own_queue_of(queue), read_catalog(), foreign or ForeignOptions()
@@ -133,12 +136,13 @@ class _App(Flask):
         return func
 
 
-def _empty_app(max_body_bytes: int) -> Flask:
+def _empty_app(max_body_bytes: int, proxies: Sequence[Network]) -> Flask:
     app = _App(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
     app.url_map.strict_slashes = False
     app.register_error_handler(Exception, _answer_error)
-    app.wsgi_app = _without_double_slashes(app.wsgi_app)  # type: ignore[method-assign,assignment]
+    inner = trusting(app.wsgi_app, proxies)
+    app.wsgi_app = _without_double_slashes(inner)  # type: ignore[method-assign,assignment]
     app.json.sort_keys = False  # type: ignore[attr-defined]  # the specification, as written
     return app
 

@@ -1,8 +1,8 @@
 """Reads options from a file, the environment and the command line, as settings.py declares them."""
 
 import argparse
-from collections.abc import Mapping, Sequence
-from dataclasses import Field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, field
 from typing import Any, NoReturn
 
 from config_file import BadConfig, arguments_of, did_you_mean
@@ -13,6 +13,23 @@ from version import described
 ENVIRONMENT_PREFIX = "MFLUX_SERVER_"
 OTHER_VARIABLES = ("MFLUX_SERVER_EXPAND_KEY", "MFLUX_SERVER_URL", "MFLUX_SERVER_KEY")
 """Read elsewhere; the last two are of the client."""
+
+
+def option(
+    default: Any,
+    help: str,  # the name that argparse uses
+    *,
+    parse: Callable[[str], Any] = str,
+    choices: Sequence[Any] | None = None,
+    metavar: str | None = None,
+) -> Any:
+    """Declares an option: the default of a field of Settings.
+
+    Args:
+        parse: from text to the value; raises argparse.ArgumentTypeError.
+    """
+    described = {"help": help, "type": parse, "choices": choices, "metavar": metavar}
+    return field(default=default, metadata=described)
 
 
 def values_of(

@@ -7,7 +7,10 @@ import argparse
 import re
 from base64 import b64decode
 from collections.abc import Callable
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
+
+Network = IPv4Network | IPv6Network
 
 QUANTIZE = (3, 4, 5, 6, 8)
 """Bits that mflux can quantize to."""
@@ -109,6 +112,15 @@ def broker_url(text: str) -> str:
             "must be like redis://:PASSWORD@HOST:6379, or rediss:// for TLS"
         )
     return text
+
+
+def networks(text: str) -> tuple[Network, ...]:
+    try:
+        return tuple(ip_network(name) for name in names(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"must be addresses like 127.0.0.1 or networks like 10.0.0.0/8: {error}"
+        ) from error
 
 
 def origins(text: str) -> tuple[str, ...]:

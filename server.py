@@ -60,6 +60,7 @@ from scheduler.running_clock import RunningClock
 from scheduler.scheduler import Scheduler
 from scheduler.worker_api import WorkerApi
 from settings import Settings
+from storage.backup import copy_data
 from storage.task_store import TaskStore
 from supervision import end_process
 from timing_model import TimingModel
@@ -219,6 +220,7 @@ class Server:
                 model_switch=settings.sdapi_model_switch,
             ),
             cors=cors,
+            trusted_proxies=settings.trusted_proxies,
         )
         return HttpServer(
             app,
@@ -322,6 +324,8 @@ def main(argv: list[str]) -> int:
             return write_key(settings)
         if settings.check:
             return doctor.report(settings)
+        if settings.backup or settings.restore:
+            return copy_data(settings.data_dir, to=settings.backup, source=settings.restore)
         has_gpu = prepare_mlx(quiet=settings.download is None)
         if settings.download is not None:
             return download(settings)

@@ -4,23 +4,25 @@ Options are declared only here. `Settings.read` merges, in rising order of prece
 the file of --config, the environment (`MFLUX_SERVER_<NAME>`), the command line.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import platformdirs
 
 from option_parser import flag_of, is_switch, negative_flag_of, values_of, variable_of
+from option_parser import option as _option
 from option_values import (
     COMPUTE_PRECISIONS,
     QUANTIZE,
+    Network,
     bits,
     broker_url,
     bytes_or_off,
     directory,
     hosts,
     names,
+    networks,
     origins,
     switch,
     tile_size,
@@ -31,18 +33,6 @@ from option_values import (
 
 __all__ = ["Settings", "flag_of", "is_switch", "negative_flag_of", "variable_of"]
 DEFAULT_DATA_DIR = Path(platformdirs.user_data_dir("mflux-server", appauthor=False))
-
-
-def _option(
-    default: Any,
-    help: str,  # the name that argparse uses
-    *,
-    parse: Callable[[str], Any] = str,
-    choices: Sequence[Any] | None = None,
-    metavar: str | None = None,
-) -> Any:
-    described = {"help": help, "type": parse, "choices": choices, "metavar": metavar}
-    return field(default=default, metadata=described)
 
 
 @dataclass(frozen=True)
@@ -149,6 +139,12 @@ class Settings:
         "add a client of this name to the file of --keys, print its key once, and end",
         metavar="NAME",
     )
+    backup: Path | None = _option(
+        None, "copy tasks and images into this new file, and end", parse=Path, metavar="FILE"
+    )
+    restore: Path | None = _option(
+        None, "fill a new --data-dir from this backup, and end", parse=Path, metavar="FILE"
+    )
     operator_key: str = _option(
         "",
         "key that makes a client the operator, as Authorization: Bearer KEY (default: none; then "
@@ -254,6 +250,13 @@ class Settings:
         "http:// and the Host of the request)",
         parse=url,
         metavar="URL",
+    )
+    trusted_proxies: tuple[Network, ...] = _option(
+        (),
+        "addresses or networks (10.0.0.0/8), separated by commas, of proxies whose headers "
+        "X-Forwarded-For, -Proto, -Host and -Prefix count (docs/proxy.md; default: none)",
+        parse=networks,
+        metavar="ADDRESSES",
     )
     sdapi_model_switch: bool = _option(
         False,

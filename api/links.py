@@ -21,7 +21,7 @@ class Links:
     """Args:
     sign: the signature of a text (Identity.sign); None: links need none, because everyone is
         trusted.
-    public_url: under which clients reach this server; empty: the Host of each request.
+    public_url: under which clients reach this server; empty: the address of each request.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Links:
         Args:
             name: id of the task, index and extension, as in 1fc9cc4f9d3b27a1_0.jpg.
         """
-        base = (self._public_url or request.host_url).rstrip("/")
+        base = (self._public_url or request.url_root).rstrip("/")
         url = f"{base}/v1/images/img-{name}"
         if self._sign is None:
             return url, None

@@ -342,8 +342,14 @@ def _connect(name: str, *, uri: bool = False) -> sqlite3.Connection:
     return connection
 
 
+def write_snapshot(path: Path, target: Path) -> None:
+    """Copies a database that may be in use, as it is at one moment. Raises StorageUnavailable."""
+    with _refusals(), closing(_copy_of(path)) as copy, closing(_connect(str(target))) as written:
+        copy.backup(written)
+
+
 def _copy_of(path: Path) -> sqlite3.Connection:
-    """A copy in memory of a database that cannot be written to. Raises sqlite3.Error."""
+    """A copy in memory of a database that is not written to. Raises sqlite3.Error."""
     if not path.is_file() or not path.stat().st_size:
         raise sqlite3.OperationalError("there is no database")
     wal = path.with_name(f"{path.name}-wal")
