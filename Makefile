@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 TEST_PROCESSES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help serve worker test lint format bench chaos cluster-chaos pages pins clean
+.PHONY: help serve worker service service-remove test lint format bench chaos cluster-chaos pages pins clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 	@echo '  options go in as: make serve ARGS="--model tiny --port 4031"'
 
 serve: $(VENV)/.serves $(if $(findstring --broker,$(ARGS)),$(VENV)/.cluster) ## install what is missing, then serve on http://127.0.0.1:4030
@@ -17,6 +17,12 @@ serve: $(VENV)/.serves $(if $(findstring --broker,$(ARGS)),$(VENV)/.cluster) ## 
 
 worker: $(VENV)/.cluster ## draw for a server on another machine: make worker ARGS="--broker redis://..."
 	@exec $(BIN)/python remote_worker.py $(ARGS)
+
+service: $(VENV)/.serves ## start the server now and at each login: make service ARGS="--model ..."
+	@$(BIN)/python deploy/service.py install $(ARGS)
+
+service-remove: $(VENV)/.serves ## stop that and remove it; tasks and images stay
+	@$(BIN)/python deploy/service.py remove
 
 test: $(VENV)/.tests ## run the tests; some of them: make test ARGS="tests/test_worker.py"
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)

@@ -59,6 +59,7 @@ from scheduler.expansion_api import ExpansionApi
 from scheduler.running_clock import RunningClock
 from scheduler.scheduler import Scheduler
 from scheduler.worker_api import WorkerApi
+from service_manager import READY, STOPPING, notify
 from settings import Settings
 from storage.backup import copy_data
 from storage.task_store import TaskStore
@@ -357,9 +358,11 @@ def main(argv: list[str]) -> int:
         host = "localhost"
     log.info("serving %s on http://%s:%d", allowed.default.name, host, server.port)
     log.info("documentation: http://%s:%d%s", host, server.port, PAGE_ROUTE)
+    notify(READY, os.environ)
     exit_code = server.wait()
     for number in ENDING_SIGNALS:  # the server is already stopping
         signal.signal(number, signal.SIG_IGN)
+    notify(STOPPING, os.environ)
     log.info("stopping")
     if not server.stop():
         log.info("the running step did not end in time: leaving it")

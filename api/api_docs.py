@@ -248,7 +248,6 @@ def install_docs(app: Flask, limits: Limits, foreign: ForeignSchemas = ()) -> No
         "ui_params_text": PAGE_SCRIPT,
         **{name: f"{STATIC_ROUTE[1:]}/{file}" for name, file in STATIC_FILES.items()},
         "headers": [],
-        "ui_params_text": "BELOW_A_PATH",  # templates/flasgger/body_scripts.html
         "specs": [
             {
                 "endpoint": "openapi",

@@ -356,6 +356,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "workers",
     },
     "console": set(),
+    "service_manager": set(),
     "version": set(),
     "server": PARTS,
     "remote_worker": PARTS,
