@@ -353,9 +353,8 @@ def main(argv: list[str]) -> int:
         signal.signal(number, lambda *_: None)
     log_output.capture_prints()
     server.start()
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    if host in ("", "*"):
-        host = "localhost"
+    host = "localhost" if settings.host in ("", "*") else settings.host
+    host = f"[{host}]" if ":" in host else host
     log.info("serving %s on http://%s:%d", allowed.default.name, host, server.port)
     log.info("documentation: http://%s:%d%s", host, server.port, PAGE_ROUTE)
     notify(READY, os.environ)
