@@ -139,12 +139,8 @@ class Settings:
         "add a client of this name to the file of --keys, print its key once, and end",
         metavar="NAME",
     )
-    backup: Path | None = _option(
-        None, "copy tasks and images into this new file, and end", parse=Path, metavar="FILE"
-    )
-    restore: Path | None = _option(
-        None, "fill a new --data-dir from this backup, and end", parse=Path, metavar="FILE"
-    )
+    backup: Path | None = _option(None, "copy tasks and images to a new file, and end", parse=Path)
+    restore: Path | None = _option(None, "fill a new --data-dir from a backup, and end", parse=Path)
     operator_key: str = _option(
         "",
         "key that makes a client the operator, as Authorization: Bearer KEY (default: none; then "
