@@ -41,7 +41,7 @@ class PlayedApp:
         allowed, self.store = allow("tiny"), TaskStore(self.folder / "data")
         self.queue = PlayedQueue(
             allowed,
-            TimingModel(),
+            TimingModel(1e10),  # slow, so that forecasts differ visibly
             self.store,
             QueueLimits(max_delay_s=60.0),
             monotonic=self.clock,

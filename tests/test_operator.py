@@ -118,7 +118,7 @@ def test_the_only_task_can_be_moved_and_survives_a_restart(bench: PlayedApp) -> 
 
 
 def test_a_task_that_is_overtaken_by_a_moved_one_has_the_reason(bench: PlayedApp) -> None:
-    large = {"width": 1024, "height": 1024}
+    large = {"width": 1024, "height": 1024, "steps": 50}
     first, second = bench.submit("alice", "a", **large), bench.submit("bob", "b", **large)
     bench.json("root", "POST", f"/tasks/{second}/front")
     assert bench.status("alice", first)["reason"] == "overtaken"
