@@ -10,9 +10,10 @@ from functools import cache
 from typing import Any, Literal, TypeVar
 
 from flasgger import Swagger, swag_from
-from flask import Flask
+from flask import Flask, redirect, request
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
+from werkzeug.wrappers import Response as BaseResponse
 
 from api.answers import ErrorAnswer
 from api.generate_request import Limits, request_schema
@@ -261,6 +262,11 @@ def install_docs(app: Flask, limits: Limits, foreign: ForeignSchemas = ()) -> No
         "components": {"schemas": _schemas(limits, foreign)},
     }
     Swagger(app, config=page, template=template)
+
+    @app.before_request
+    def one_address_of_the_page() -> BaseResponse | None:
+        """The addresses of its files are relative, because a proxy may serve it below a path."""
+        return redirect(f"..{PAGE_ROUTE}") if request.path == f"{PAGE_ROUTE}/" else None
 
 
 class _AnswerSchemas(GenerateJsonSchema):
