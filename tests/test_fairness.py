@@ -1,6 +1,7 @@
 """Whose task runs next, in the real queue and in virtual time; a restart keeps the order."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import PlayedQueue, allow, forecast_of, params_for
@@ -190,8 +191,8 @@ def test_a_claim_takes_its_task_though_another_one_is_first_meanwhile(
         bench.queue.report(task.task_id, Phase.IMAGE_ENCODING, 4, 4)
         return task
 
-    def claim_while_the_encoder_finishes(task: Task, *, started_at: float) -> bool:
-        claimed = claim_on_disk(task, started_at=started_at)
+    def claim_while_the_encoder_finishes(task: Task, **fields: Any) -> bool:
+        claimed = claim_on_disk(task, **fields)
         if running:
             bench.queue.finish(running.pop().task_id, [b"image"])
         return claimed

@@ -33,6 +33,7 @@ NOTHING_TO_HIDE = {
     "POST /tasks/{task_id}/front": "for the operator: test_operator.py",
     "GET /clients": "for the operator: test_operator.py",
     "GET /machines": "for the operator: test_operator.py",
+    "GET /metrics": "for the operator: test_operator.py",
     "POST /machines/{name}/drain": "for the operator: test_operator.py",
     "POST /machines/{name}/resume": "for the operator: test_operator.py",
     "GET /session": "the caller itself",
