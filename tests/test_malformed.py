@@ -83,11 +83,13 @@ OPERATIONS = {
     ("/cancel", "DELETE"),
     ("/image/link", "POST"),
     ("/machines", "GET"),
+    ("/metrics", "GET"),
     ("/machines/{name}/drain", "POST"),
     ("/machines/{name}/resume", "POST"),
 }
 WITHOUT_INPUT = {
     ("/machines", "GET"),
+    ("/metrics", "GET"),
     ("/tasks", "GET"),
     ("/health", "GET"),
     ("/stats", "GET"),
