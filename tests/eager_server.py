@@ -10,5 +10,5 @@ import supervision
 from scheduler import policy
 
 if __name__ == "__main__":
-    policy.LEAST_LEFT_S = 0.0
+    policy.LEAST_LEFT_S = policy.PAYS = 0.0
     supervision.end_process(server.main(sys.argv[1:]))

@@ -190,7 +190,7 @@ def test_each_thread_is_in_the_table_of_the_documentation_and_among_those_that_d
     dying: DyingServer,
 ) -> None:
     line = dying.order("", "threads: ")
-    names = {re.sub(r"\d+$", "", name) for name in line.split()[1:]} - {
+    names = {re.sub(r"\d+$", "", name) for name in line.partition("threads: ")[2].split()} - {
         "MainThread",
         "tqdm_monitor",
     }
