@@ -68,7 +68,8 @@ class Visitor:
         self.url = url + "/"
         self.wrong: list[str] = []
         self.unreachable_is_expected = False
-        self.refusals_are_expected = False
+        self.expected_statuses: set[int] = set()
+        """Error statuses that the browser reports when the test is right."""
         self.page.on("console", self._heard)
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
         self.page.on("request", self._asked)
@@ -78,7 +79,7 @@ class Visitor:
             return
         if self.unreachable_is_expected and "Failed to load resource: net::ERR" in message.text:
             return
-        if self.refusals_are_expected and "status of 401" in message.text:
+        if any(f"status of {status}" in message.text for status in self.expected_statuses):
             return
         if "/preview?" in message.location["url"] and "status of 410" in message.text:
             return  # the task was cancelled or failed before the request arrived

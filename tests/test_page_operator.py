@@ -217,7 +217,7 @@ def test_the_view_asks_for_the_key_of_an_operator_where_there_is_one(
     server = ServerProcess(tmp_path / "data", "--model", "tiny", "--operator-key", KEY)
     try:
         me = visit(server).open()
-        me.refusals_are_expected = True
+        me.expected_statuses.add(401)
         expect(me["#operator"]).to_be_hidden()
         me.page.goto(me.url + "operator")
         me["#sign-in-key"].fill("a wrong key")

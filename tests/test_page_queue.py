@@ -223,11 +223,10 @@ def test_a_picture_that_the_server_has_removed_can_be_generated_again(
     me.draw("soon gone")
     expect(me.shown("soon gone")).to_have_count(1)
     requests.delete(served.url + "/delete", params={"task_id": me.task_ids()[0]}, timeout=60)
-    me.wrong, wrong = [], me.wrong
+    me.expected_statuses.add(410)  # of the picture
     me.page.reload()
     card = me.card("soon gone")
     expect(card).to_contain_text("No longer on the server.")
-    me.wrong = wrong  # the browser reports the 410 of the picture
     card.get_by_role("button", name="Again").click()
     me["#generate"].click()
     expect(me.shown("soon gone")).to_have_count(1)
@@ -245,7 +244,7 @@ def test_signing_in_with_a_key_shows_the_page_and_of_others_no_prompts(
     headers = {"Authorization": f"Bearer {keys['bob']}"}
     requests.post(f"{server.url}/generate", json=body, headers=headers, timeout=60)
     me = visit(server)
-    me.refusals_are_expected = True
+    me.expected_statuses.add(401)
     me.page.goto(me.url)
     expect(me["#sign-in"]).to_be_visible()
     me.page.keyboard.press("Escape")
@@ -253,7 +252,7 @@ def test_signing_in_with_a_key_shows_the_page_and_of_others_no_prompts(
     me["#sign-in-key"].fill("no key of anybody")
     me.page.keyboard.press("Enter")
     expect(me["#key-error"]).to_have_text("This key is not known here.")
-    me.refusals_are_expected = False
+    me.expected_statuses.discard(401)
     me["#sign-in-key"].fill(keys["alice"])
     me.page.keyboard.press("Enter")
     expect(me["#sign-in"]).to_be_hidden()
@@ -262,7 +261,7 @@ def test_signing_in_with_a_key_shows_the_page_and_of_others_no_prompts(
     me.open()  # the cookie stays
     expect(me["#sign-in"]).to_be_hidden()
     expect(me["#queue .who"]).to_have_text([SOMEONE])
-    me.refusals_are_expected = True
+    me.expected_statuses.add(401)
     me.context.clear_cookies()  # as when the operator removes the key: the page asks for one again
     expect(me["#sign-in"]).to_be_visible()
     me["#sign-in-key"].fill(keys["alice"])
