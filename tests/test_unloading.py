@@ -81,5 +81,6 @@ def memory_of_rounds(data_dir: Path) -> list[int]:
 def test_the_memory_of_the_process_returns_after_unloading(
     process: ProcessPoolExecutor, data_dir: Path
 ) -> None:
-    first, *later = process.submit(memory_of_rounds, data_dir).result()
+    _, first, *later = process.submit(memory_of_rounds, data_dir).result()  # one to warm up
+    assert len(later) >= 2
     assert max(later) < 1.1 * first
