@@ -197,8 +197,7 @@ class Film:
 def film(page: Page, url: str, path: Path) -> None:
     for _ in range(4):  # the colours of previews are learned from finished pictures
         someone_draws(url, steps=20)
-    expect(page.locator("#state-words")).to_have_text("4 tasks in the queue")
-    expect(page.locator("#state-words")).to_have_text("Ready")
+    page.wait_for_function("fetch('queue').then(a => a.json()).then(queue => queue.length === 0)")
     page.fill("#steps", "200")  # slow enough to be recorded
     page.mouse.move(5, 5)
     reel = Film(page)
