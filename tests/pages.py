@@ -7,6 +7,7 @@ import io
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ from playwright.sync_api import (
     sync_playwright,
 )
 
+AXE = files("axe_playwright_python") / "axe.min.js"
 SCREENSHOTS = ROOT / "screenshots"
 WAIT_MS = 120_000
 NO_EVENTS = """
@@ -142,6 +144,16 @@ class Visitor:
         """Write a screenshot to `screenshots/`, which a build may keep."""
         SCREENSHOTS.mkdir(exist_ok=True)
         self.page.screenshot(path=SCREENSHOTS / f"{name}.png", animations="disabled")
+
+    def assert_accessible(self) -> None:
+        """axe finds no serious problem in the page as it is now."""
+        self.page.evaluate(AXE.read_text())
+        found = self.page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+        assert [
+            (violation["id"], [node["html"] for node in violation["nodes"]])
+            for violation in found["violations"]
+            if violation["impact"] in ("serious", "critical")
+        ] == []
 
 
 @pytest.fixture(scope="session")

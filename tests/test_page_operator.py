@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from playwright.sync_api import Locator, expect
 
 pytestmark = needs_chromium
 
-AXE = files("axe_playwright_python") / "axe.min.js"
 PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
 KEY = "key-of-the-operator"
 LEAST_TASKS = 10
@@ -173,13 +171,7 @@ def test_the_view_fits_on_a_phone_and_axe_finds_nothing_serious(
     )
     assert small == []
     me.picture(f"operator-phone-{scheme}")
-    me.page.evaluate(AXE.read_text())
-    found = me.page.evaluate("axe.run(document, {resultTypes: ['violations']})")
-    assert [
-        (violation["id"], [node["html"] for node in violation["nodes"]])
-        for violation in found["violations"]
-        if violation["impact"] in ("serious", "critical")
-    ] == []
+    me.assert_accessible()
 
 
 def test_points_and_bars_are_seen_with_forced_colours(visit: Visit, operator: Operator) -> None:
