@@ -205,7 +205,7 @@ class UsualContext:
     def __init__(self, browser: Browser, url: str) -> None:
         self._url, self.context = url, new_context(browser)
         page = self.context.new_page()  # keeps the process
-        page.goto(url + "/web/style.css")
+        page.goto(url + "/web/base.css")
         self._devtools = self.context.new_cdp_session(page)
 
     def clear(self) -> None:

@@ -1,4 +1,4 @@
-"""Files, functions and nesting stay small: every file of code but the tests."""
+"""Files, functions and nesting stay small: every file of code but the tests, and styles."""
 
 import ast
 from pathlib import Path
@@ -45,6 +45,13 @@ def excesses(name: str) -> list[str]:
 @pytest.mark.parametrize("name", CODE)
 def test_files_and_functions_are_small_and_hardly_nested(name: str) -> None:
     assert excesses(name) == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "web").glob("*.css")), ids=lambda path: path.name)
+def test_each_style_sheet_is_small_and_loaded_by_a_page(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_FILE_LINES
+    pages = [page.read_text(encoding="utf-8") for page in path.parent.glob("*.html")]
+    assert any(f'href="web/{path.name}"' in page for page in pages)
 
 
 def test_the_check_sees_each_kind_of_excess(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ WEB = ROOT / "web"
 def test_the_page_is_served_with_strict_headers_and_kept_by_the_browser_until_it_changes(
     served: ServerProcess,
 ) -> None:
-    for path in ("/", "/web/app.js", "/web/style.css"):
+    for path in ("/", "/web/app.js", "/web/base.css"):
         answer = served.get(path)
         assert answer.status_code == 200
         policy = answer.headers["Content-Security-Policy"]

@@ -196,7 +196,7 @@ def test_the_main_page_has_a_link_to_the_view_and_loads_nothing_of_it(visit: Vis
     me.open()
     expect(me["#operator"]).to_be_visible()
     files_loaded = {name: size for name, size in loaded.items() if name in ("",) or "web/" in name}
-    assert {"", "web/app.js", "web/style.css"} <= set(files_loaded)
+    assert {"", "web/app.js", "web/base.css"} <= set(files_loaded)
     assert not [name for name in files_loaded if "operator" in name or "charts" in name]
     assert sum(files_loaded.values()) < FIRST_PAINT_BYTES
     me["#operator"].click()
