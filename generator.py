@@ -42,6 +42,7 @@ from generation.previews import Previews
 from generation.process_memory import PeakMeter
 from generation.prompt_cache import PromptCache
 from generation.step_hook import StepHook, harmless
+from generation.token_counts import TokenCounts
 from generation.weights_copy import WeightsCopies
 from models.mlx_setup import give_back_memory
 from models.model_catalog import LoadSpec, LoraFit
@@ -97,6 +98,7 @@ class MfluxGenerator:
         """Number of pictures that were begun."""
         self._last_size: tuple[int, int] | None = None
         self._adapters = AdapterChecks(lora_path)
+        self.token_counts = TokenCounts()
 
     @property
     def memory(self) -> Memory:
@@ -156,6 +158,7 @@ class MfluxGenerator:
         self._loaded[weights.key] = loaded
         self.guard.learn_weights(weights, loaded.weights_bytes)
         self._adapters.learn(weights.model, loaded.layer_sizes)
+        self.token_counts.keep(weights.model.name, pipeline)
         self._note_resident()
         return bits
 

@@ -336,13 +336,11 @@ def main(argv: list[str]) -> int:
         generator = generator_of(settings, allowed, previews, weights_cache)
         server = Server(settings, allowed, generator, previews, weights_cache)
         server.measure_speed = machine_speed.measure
+        server.scheduler.estimates.count_tokens = generator.token_counts.count
         generator.guard.restore(server.scheduler.store.state)
-    except (MlxMissing, errors.StoreError, errors.ModelLoadError) as error:
+    except (MlxMissing, errors.StoreError, errors.ModelLoadError, errors.BadOption) as error:
         print(f"server.py: {error}", file=sys.stderr)
-        return 1
-    except errors.BadOption as error:
-        print(f"server.py: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, errors.BadOption) else 1
     except OSError as error:
         print(f"server.py: {_cannot_listen(settings, error)}", file=sys.stderr)
         return 1

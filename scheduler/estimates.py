@@ -7,20 +7,22 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from models.model_catalog import LoadSpec
+from models.model_catalog import LoadSpec, Model
 from models.model_rules import SIDE_STEP
+from models.prompt_tokens import tokens
 from task import Stage, Task
 from timing_model import LOCAL, Confidence, Durations, TimingModel, Work
 
 HELPER_TOKENS = 4096
 """Of a helper model, which takes the same time for every size of the image."""
-PROMPTS_KEPT = 32
-"""About as many prompts as generator.py keeps the embeddings of."""
-CHARACTERS_PER_TOKEN = 4
+PROMPT_TOKENS_KEPT = 32 * 512
+"""About as many tokens of prompts as generator.py keeps the embeddings of: 16 KB each."""
+Prompt = tuple[str, str, str]
+"""Key of the weights, prompt, negative prompt: with another one, a part is encoded again."""
 COPY = "/copy"
 """End of the key under which the time of loading a copy is learned."""
 TOKENS_STEP = 16
-"""Lengths of prompts are rounded to this, so that many tasks have the same work."""
+"""Lengths of prompts are rounded up to a multiple of this."""
 WORKS_KEPT = 1_000
 """Size of the cache of stages; each holds its params in memory."""
 
@@ -35,12 +37,15 @@ class Estimates:
     ) -> None:
         self._timing = timing
         self._has_copy = has_copy
+        self.count_tokens: Callable[[str, str], int | None] = lambda model, prompt: None
+        """Tokens of a prompt, by name of the model; None: its tokenizer was not loaded."""
         self._bits: dict[str, int | None] = {}  # by load spec, once it was loaded
         self._version = 0
         self._works: dict[int, tuple[Stage, Work]] = {}  # by id(): a stage has no cheap hash
         self._durations: dict[int, tuple[Stage, Durations]] = {}
         self._durations_as_of = self.version
-        self._prompts: OrderedDict[tuple[str, str], int] = OrderedDict()  # id() of its first params
+        self._prompts: OrderedDict[Prompt, tuple[int, int]] = OrderedDict()
+        """id() of the first params with this prompt, and its tokens."""
 
     @property
     def version(self) -> tuple[int, int]:
@@ -53,9 +58,12 @@ class Estimates:
 
     def learn_bits(self, spec: LoadSpec, bits: int | None) -> bool:
         """Weights were loaded, quantized to this many bits. Returns whether that is new."""
-        if bits == self.bits(spec):
-            return False
+        is_new, known = bits != self.bits(spec), spec.key in self._bits
         self._bits[spec.key] = bits
+        if not known:
+            self._works.clear()  # tokens are counted from now on
+        if not is_new:
+            return False
         self._version += 1
         self._works.clear()
         return True
@@ -129,17 +137,25 @@ class Estimates:
             text_each=bool(params.inputs) or model.upscaler,
             prompt_each=bool(params.prompts),
             width=params.width,
-            prompt_tokens=_prompt_tokens(params.prompt),
+            prompt_tokens=self._prompt_tokens(params.prompt, model),
             prompt_cached=not params.prompts
-            and self._prompts.get(_prompt(stage), id(params)) != id(params),
+            and self._prompts.get(_prompt(stage), (id(params), 0))[0] != id(params),
         )
+
+    def _prompt_tokens(self, prompt: str, model: Model) -> int:
+        """Rounded up, so that many tasks have the same work."""
+
+        def count(text: str) -> int | None:
+            return self.count_tokens(model.name, text)
+
+        return -(-tokens(prompt, model, count) // TOKENS_STEP) * TOKENS_STEP
 
     def joined(self, stage: Stage) -> None:
         """A stage waits: from its turn on, the embeddings of its prompt are in memory."""
         prompt = _prompt(stage)
-        self._prompts.setdefault(prompt, id(stage.params))
+        self._prompts.setdefault(prompt, (id(stage.params), self.work(stage).prompt_tokens))
         self._prompts.move_to_end(prompt)
-        if len(self._prompts) > PROMPTS_KEPT:
+        while len(self._prompts) > 1 and _tokens_of(self._prompts) > PROMPT_TOKENS_KEPT:
             self._prompts.popitem(last=False)
 
     def now_resident(self, keys: Sequence[str], waiting: Iterable[Task]) -> None:
@@ -203,10 +219,10 @@ class Estimates:
         self._timing.of(machine).learn_load(self.load_key(spec), seconds)
 
 
-def _prompt(stage: Stage) -> tuple[str, str]:
-    return stage.load_spec.key, stage.params.prompt
+def _prompt(stage: Stage) -> Prompt:
+    params = stage.params
+    return stage.load_spec.key, params.prompt, params.negative_prompt or ""
 
 
-def _prompt_tokens(prompt: str) -> int:
-    """Tokens of a prompt, about: the tokenizer is not asked before the model is loaded."""
-    return (len(prompt) // CHARACTERS_PER_TOKEN // TOKENS_STEP + 1) * TOKENS_STEP
+def _tokens_of(prompts: OrderedDict[Prompt, tuple[int, int]]) -> int:
+    return sum(tokens for _, tokens in prompts.values())
