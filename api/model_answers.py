@@ -35,6 +35,11 @@ class ModelAnswer(Answer):
     mask_of: list[Takes] = Field(
         description="Fields whose picture `mask` can belong to.", examples=[["init_image"]]
     )
+    pictures_together: list[list[Takes]] = Field(
+        description="Fields with pictures that a request may have together: one list for each of "
+        "its classes, without those that are part of another.",
+        examples=[[["init_image", "mask"]]],
+    )
     schedulers: list[str] = Field(
         description="Names that `scheduler` may have; its own one first.",
         examples=[["linear", "flow_match_euler_discrete"]],

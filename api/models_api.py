@@ -10,6 +10,7 @@ from allowed import Allowed
 from api.answers import json_response
 from api.api_docs import documented, json_answer
 from api.audit import audit
+from api.generate_request import PICTURES
 from api.identity import check_operator
 from api.model_answers import (
     DownloadAnswer,
@@ -168,6 +169,7 @@ def model_answer(model: Model, allowed: Allowed, health: QueueHealth) -> ModelAn
         takes=[name for name in Takes if name in model.takes or _always(name, allowed)],
         needs=[name for name in Takes if name in model.needs],
         mask_of=[name for name in Takes if name in model.mask_of],
+        pictures_together=pictures_together(model),
         schedulers=list(model.schedulers),
         control_types=control_types(model, allowed),
         presets=[name for rules in all_rules for name in rules.presets],
@@ -186,6 +188,14 @@ def model_answer(model: Model, allowed: Allowed, health: QueueHealth) -> ModelAn
         present=is_present(model),
         bytes_on_disk=bytes_on_disk(model),
     )
+
+
+def pictures_together(model: Model) -> list[list[Takes]]:
+    """The fields with pictures that each class takes, without lists that are part of another."""
+    sets = dict.fromkeys(pipeline.takes.intersection(PICTURES) for pipeline in model.pipelines)
+    return [
+        [name for name in Takes if name in one] for one in sets if not any(one < o for o in sets)
+    ]
 
 
 def control_types(model: Model, allowed: Allowed) -> list[str]:

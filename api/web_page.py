@@ -7,6 +7,7 @@ from pathlib import Path
 from flask import Blueprint, Response, abort, request
 
 from api.identity import public
+from api.page_languages import COOKIE, Languages
 
 FOLDER = Path(__file__).parent.parent / "web"
 CONTENT_TYPES = {
@@ -31,31 +32,56 @@ HEADERS = {
 
 
 def page_routes() -> Blueprint:
-    """PAGES, and each file of web/ by its name: read once, so that no path leads elsewhere."""
+    """PAGES in each language, and each file of web/ by its name: read once, so that no path leads
+    elsewhere."""
     routes = Blueprint("page", __name__)
+    languages = Languages(FOLDER / "languages")
     files = {
-        path.name: path.read_bytes()
+        path.name: _File(path.read_bytes(), path.suffix)
         for path in FOLDER.iterdir()
-        if path.suffix in CONTENT_TYPES and path.is_file()
+        if path.suffix in CONTENT_TYPES and path.suffix != ".html" and path.is_file()
     }
-    tags = {name: hashlib.sha256(data).hexdigest()[:16] for name, data in files.items()}
-    compressed = {name: gzip.compress(data, mtime=0) for name, data in files.items()}
+    pages = {
+        (name, language): _File(languages.filled(text, language).encode(), ".html")
+        for name in PAGES.values()
+        for text in [(FOLDER / name).read_text(encoding="utf-8")]
+        for language in languages
+    }
 
     @routes.get("/", endpoint="home", defaults={"name": PAGES["/"]})
     @routes.get("/operator", endpoint="operator", defaults={"name": PAGES["/operator"]})
+    @public
+    def page(name: str) -> Response:
+        chosen = languages.chosen(request.cookies.get(COOKIE), request.accept_languages)
+        answer = pages[name, chosen].answer()
+        answer.content_language.add(chosen)
+        answer.vary.update(["Cookie", "Accept-Language"])
+        return answer
+
     @routes.get("/web/<name>", endpoint="file")
     @public
     def file(name: str) -> Response:
         if name not in files:
             abort(404)
-        answer = Response(files[name], headers=HEADERS)
-        if request.accept_encodings["gzip"]:
-            answer.data = compressed[name]
-            answer.headers["Content-Encoding"] = "gzip"
-        answer.vary.add("Accept-Encoding")
-        answer.content_type = CONTENT_TYPES[Path(name).suffix]
-        answer.set_etag(f"{tags[name]}{answer.headers.get('Content-Encoding', '')}")
-        answer.make_conditional(request.environ)
-        return answer
+        return files[name].answer()
 
     return routes
+
+
+class _File:
+    def __init__(self, data: bytes, suffix: str) -> None:
+        self._data, self._type = data, CONTENT_TYPES[suffix]
+        self._compressed = gzip.compress(data, mtime=0)
+        self._tag = hashlib.sha256(data).hexdigest()[:16]
+
+    def answer(self) -> Response:
+        """Returns the answer to the present request."""
+        answer = Response(self._data, headers=HEADERS)
+        if request.accept_encodings["gzip"]:
+            answer.data = self._compressed
+            answer.headers["Content-Encoding"] = "gzip"
+        answer.vary.add("Accept-Encoding")
+        answer.content_type = self._type
+        answer.set_etag(f"{self._tag}{answer.headers.get('Content-Encoding', '')}")
+        answer.make_conditional(request.environ)
+        return answer

@@ -303,6 +303,8 @@ def test_all_models_are_listed_those_first_that_are_allowed(studio: ServerProces
     assert by_name["tiny-fill"].needs == ["init_image", "mask"]
     assert by_name["tiny-flux2"].needs == []
     assert "images" in by_name["tiny-flux2"].takes
+    assert by_name["tiny-fill"].pictures_together == [["init_image", "mask"]]
+    assert ["images", "init_image"] not in by_name["tiny-flux2"].pictures_together
 
 
 def test_one_model_is_described_by_its_name_or_alias(studio: ServerProcess) -> None:

@@ -97,7 +97,13 @@ def test_the_wheel_contains_every_module_and_the_page_under_one_package(wheel: P
     with ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     sources = [path for part in PARTS for path in sources_of(part)]
-    files = [*sources, *ROOT.glob("client/*.py"), *ROOT.glob("web/*"), *ROOT.glob("templates/*/*")]
+    files = [
+        *sources,
+        *ROOT.glob("client/*.py"),
+        *ROOT.glob("web/*.*"),
+        *ROOT.glob("web/*/*"),
+        *ROOT.glob("templates/*/*"),
+    ]
     assert len(files) > 100
     own = {f"mflux_server/{path.relative_to(ROOT).as_posix()}" for path in files}
     assert names == own | {"mflux_server/client/py.typed"}

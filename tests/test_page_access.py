@@ -87,7 +87,7 @@ def test_keys_have_the_names_of_the_users_platform(visit: Visit, platform: str, 
     me.page.add_init_script(
         f"Object.defineProperty(Navigator.prototype, 'platform', {{get: () => '{platform}'}})"
     )
-    expect(me.open()[".keys"]).to_have_text(f"{keys} generates")
+    expect(me.open()[".keys"]).to_have_text(f"Generate with {keys}")
     me["#prompt"].fill("by the Mac's own keys")
     me.choose("scale", "Small")
     me.page.keyboard.press("Meta+Enter" if platform == "MacIntel" else "Control+Enter")

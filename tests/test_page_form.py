@@ -188,6 +188,50 @@ def test_a_mask_can_be_added_to_the_input_image_of_any_model_that_takes_one(
     expect(me.shown("from noise")).to_have_count(1)
 
 
+def test_after_a_change_of_the_model_only_pictures_that_go_together_are_sent(
+    visit: Visit, served: ServerProcess
+) -> None:
+    def changed(route: Route) -> None:
+        answer = route.fetch().json()
+        for model in answer["models"]:
+            if model["name"] == "tiny":  # as if one of its classes took reference images
+                model["takes"].append("images")
+                model["pictures_together"].append(["images"])
+        route.fulfill(json=answer)
+
+    me = visit()
+    me.page.route("**/models", changed)
+    me.open()
+    me["#model"].select_option("tiny-flux2")
+    me["#images"].set_input_files(picture_file(64, 64, "red"))
+    expect(me["[data-field=images] .picks img"]).to_be_visible()
+    me["#model"].select_option("tiny")
+    me["#init_image"].set_input_files(picture_file(64, 64, "teal"))
+    not_used = "Not used: this model cannot combine it with the other picture."
+    expect(me["[data-field=images]"]).to_contain_text(not_used)
+    expect(me["[data-field=init_image]"]).not_to_contain_text(not_used)
+    me.draw("only one of them")
+    expect(me.shown("only one of them")).to_have_count(1)
+    params = served.get("/status", task_id=me.task_ids()[0]).json()["params"]
+    assert params["init_image"]["width"] == 64
+    assert not params.get("images")
+
+
+def test_the_size_shows_what_upscaling_makes_of_it(visit: Visit) -> None:
+    def changed(route: Route) -> None:
+        answer = route.fetch().json()
+        for model in answer["models"]:
+            model["takes"].append("upscale")
+        route.fulfill(json=answer)
+
+    me = visit()
+    me.page.route("**/models", changed)
+    me.open()
+    me.expected_statuses.add(422)  # this server has no upscaler
+    me["#upscale"].select_option("2")
+    expect(me["#size-words"]).to_have_text(re.compile("1024 . 1024 → 2048 . 2048"))
+
+
 GIVE = """(kind) => new Promise((resolve) => {
   const canvas = document.createElement("canvas");
   canvas.width = 48;

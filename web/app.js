@@ -4,6 +4,7 @@ import * as api from "./api.js";
 import { find, setText } from "./dom.js";
 import { Form } from "./form.js";
 import { Gallery, seedOf } from "./gallery.js";
+import { languageField, t } from "./language.js";
 import { Live } from "./live.js";
 import { Queue } from "./queue.js";
 import { Notice } from "./notice.js";
@@ -14,7 +15,7 @@ import { Tasks, isLive, stored } from "./tasks.js";
 import { themeButton } from "./theme_button.js";
 import { announce, toast } from "./toasts.js";
 import { Viewer } from "./viewer.js";
-import { downloadWords, failure, place, plain, some } from "./words.js";
+import { downloadWords, failure, place, plain } from "./words.js";
 
 const TICK_MS = 500;
 const DOUBLE_CLICK_MS = 500;
@@ -43,13 +44,13 @@ async function generate(request, what = JSON.stringify(request)) {
   try {
     const answer = await pending.submit(request);
     tasks.add(answer, request);
-    announce(`Your picture is in the queue: ${place(answer.pos)}.`);
+    announce(t("app.in_queue", { place: place(answer.pos) }));
     if (matchMedia("(max-width: 60rem)").matches) find("yours").scrollIntoView({ block: "start" });
     live.now();
   } catch (error) {
     if (error instanceof api.Unreachable) {
       live.now();
-      announce("The server cannot be reached. The request will be sent later.");
+      announce(t("app.sent_later"));
     } else if (error.name !== "AbortError") form.fail(error);
   } finally {
     form.sending = false;
@@ -75,7 +76,7 @@ function settings({ task, index }) {
 function again(item) {
   const undo = form.load(...settings(item));
   form.focus();
-  toast("The settings are in the form, with the seed of this picture.", { action: { words: "Undo", run: undo } });
+  toast(t("app.settings_loaded"), { action: { words: t("app.undo"), run: undo } });
 }
 
 function vary({ task }) {
@@ -86,8 +87,8 @@ function vary({ task }) {
 function use({ task, index }) {
   if (form.addPicture({ task_id: task.id, index })) {
     form.focus();
-    toast("The picture is in the form.");
-  } else toast("This model takes no images. Choose another model first.", { bad: true });
+    toast(t("app.picture_loaded"));
+  } else toast(t("app.takes_no_images"), { bad: true });
 }
 
 function cancel({ task }) {
@@ -109,7 +110,7 @@ async function tryToEnd(ask) {
   try {
     await ask();
   } catch (error) {
-    if (error instanceof api.Unreachable) toast("The server cannot be reached. The task was not cancelled.", { bad: true });
+    if (error instanceof api.Unreachable) toast(t("app.not_cancelled"), { bad: true });
     else if (error.status !== 404 && error.status !== 410) toast(plain(error), { bad: true });
   }
   live.now();
@@ -125,9 +126,9 @@ function remove({ task, index }) {
   if (whole) tasks.set(task.id, { removed: true });
   else tasks.set(task.id, { hidden: [...before, index] });
   find("yours").focus({ preventScroll: true });
-  toast("Removed.", {
+  toast(t("app.removed"), {
     action: {
-      words: "Undo",
+      words: t("app.undo"),
       run: () => tasks.set(task.id, { removed: false, hidden: tasks.get(task.id).hidden?.filter((one) => one !== index) }),
     },
     onGone: () => (whole ? removeForGood(task) : api.removeOne(task.id, index).catch(() => {})),
@@ -139,8 +140,8 @@ function clear(ended) {
   const show = (removed) => ended.forEach(({ id }) => tasks.set(id, { removed }));
   show(true);
   find("yours").focus({ preventScroll: true });
-  toast(`${some(ended.length, "task", "tasks")} removed.`, {
-    action: { words: "Undo", run: () => show(false) },
+  toast(t("app.tasks_removed", { n: ended.length }), {
+    action: { words: t("app.undo"), run: () => show(false) },
     onGone: () => ended.forEach(removeForGood),
   });
 }
@@ -169,9 +170,9 @@ async function lost({ task }) {
 tasks.addEventListener("change", () => gallery.show());
 tasks.addEventListener("ended", ({ detail: task }) => {
   notice.ended(task);
-  if (task.status === "done") announce("Your picture is ready.");
-  if (task.status === "cancelled" && stored(task)) announce(`Cancelled. ${some(stored(task), "picture is", "pictures are")} ready.`);
-  if (task.status === "failed") toast(`Failed: ${failure(task)}`, { bad: true });
+  if (task.status === "done") announce(t("app.ready"));
+  if (task.status === "cancelled" && stored(task)) announce(t("app.cancelled_ready", { n: stored(task) }));
+  if (task.status === "failed") toast(t("app.failed", { error: failure(task) }), { bad: true });
 });
 
 let length = null;
@@ -203,11 +204,11 @@ live.addEventListener("health", ({ detail: health }) => {
   const version = [health.version, health.commit].filter(Boolean).join(" ");
   setText(find("version"), version && `mflux-server ${version}`);
   const words = {
-    ready: health.download ? downloadWords(health.download) : "Ready",
-    busy: `${some(length, "task", "tasks")} in the queue`,
+    ready: health.download ? downloadWords(health.download) : t("state.ready"),
+    busy: t("form.tasks_in_queue", { n: length }),
     loading: loadingWords(health),
-    draining: "The server is stopping",
-    failed: `The server has a problem: ${health.last_error ?? "see its log"}`,
+    draining: t("state.draining"),
+    failed: t("state.failed", { error: health.last_error ?? t("state.see_log") }),
   };
   const works = ["ready", "busy"].includes(health.status);
   const state = works ? (length ? "busy" : "ready") : health.status;
@@ -215,7 +216,7 @@ live.addEventListener("health", ({ detail: health }) => {
 });
 
 function loadingWords({ loading_model: model, download }) {
-  return download ? downloadWords(download) : `Loading ${model ?? "the model"}`;
+  return download ? downloadWords(download) : t("state.loading", { model: model ?? t("state.the_model") });
 }
 
 function showState(state, words) {
@@ -224,15 +225,15 @@ function showState(state, words) {
 }
 
 live.addEventListener("unreachable", () => {
-  showState("unreachable", "Server unreachable");
-  setText(find("unreachable"), "The server cannot be reached. Nothing is lost. This page tries again every few seconds.");
+  showState("unreachable", t("state.unreachable"));
+  setText(find("unreachable"), t("app.unreachable"));
   find("unreachable").hidden = false;
 });
 
 live.addEventListener("reachable", () => {
   find("unreachable").hidden = true;
   setText(find("unreachable"), "");
-  toast("The server can be reached again.");
+  toast(t("app.reachable"));
   if (!form.model) begin();
   pending.sendAll();
   gallery.loadAgain();
@@ -259,9 +260,9 @@ function showDropArea(shown) {
 
 function takeFiles(list) {
   const slot = form.mainSlot();
-  if (!list.length) toast("This is not an image file.", { bad: true });
+  if (!list.length) toast(t("app.not_an_image"), { bad: true });
   else if (slot) slot.addFiles(list);
-  else toast("This model takes no images. Choose another model first.", { bad: true });
+  else toast(t("app.takes_no_images"), { bad: true });
 }
 
 addEventListener("dragenter", (event) => {
@@ -309,6 +310,7 @@ async function begin() {
 }
 
 themeButton();
+languageField(find("language"));
 gallery.show();
 api.onSignedOut(async () => {
   await askForKey();

@@ -2,6 +2,7 @@
 // field, each {key, width, height} (in the store) or {task_id, index}.
 
 import * as api from "./api.js";
+import { t } from "./language.js";
 import { keepPicture, picture } from "./store.js";
 
 const MAX_SIDE = 2560; // photos of phones are larger than any model can use
@@ -27,12 +28,8 @@ export async function inputOfFile(file) {
 }
 
 function unreadable(file) {
-  const name = file.name || "This file";
-  if (!/\.hei[cf]$/i.test(name) && !/^image\/hei[cf]/.test(file.type)) {
-    return `${name} is not an image that this browser can read.`;
-  }
-  return `${name} is a HEIC photo, which this browser cannot read. Save it as JPEG first (on an iPhone: Settings, ` +
-    "Camera, Formats, Most Compatible), or open this page in Safari.";
+  const heic = /\.hei[cf]$/i.test(file.name) || /^image\/hei[cf]/.test(file.type);
+  return t(heic ? "slot.heic" : "slot.unreadable", { name: file.name || t("slot.this_file") });
 }
 
 const scaledSides = ({ width, height }, by) => [width, height].map((side) => Math.max(Math.round(side * by), 1));
@@ -68,13 +65,13 @@ async function sent(input, name, size, blank) {
   if (input.task_id) return { task_id: input.task_id, index: input.index };
   if (blank) return blankOf(input.width, input.height);
   let blob = await picture(input.key);
-  if (!blob) throw new Error("An image of this form is no longer in this browser: add it again.");
+  if (!blob) throw new Error(t("slot.lost"));
   const least = LISTS.includes(name) ? LEAST_REFERENCE_PIXELS : LEAST_PIXELS;
   if (size.width && size.height) blob = await fitted(blob, size, least);
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result.slice(reader.result.indexOf(",") + 1));
-    reader.onerror = () => reject(new Error("An image of this form cannot be read."));
+    reader.onerror = () => reject(new Error(t("slot.lost")));
     reader.readAsDataURL(blob);
   });
 }

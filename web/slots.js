@@ -2,14 +2,15 @@
 
 import { thumbnailUrl, imageUrl } from "./api.js";
 import { el, icon, iconButton, setText } from "./dom.js";
+import { t } from "./language.js";
 import { inputOfFile } from "./request.js";
 import { picture } from "./store.js";
 
 export const SLOTS = [
-  { name: "init_image", label: "Input image", short: "an input image" },
-  { name: "images", label: "Reference images", short: "reference images", most: 8 },
-  { name: "mask", label: "Mask (white is redrawn)", short: "a mask" },
-  { name: "control_image", label: "Control image", short: "a control image" },
+  { name: "init_image" },
+  { name: "images", most: 8 },
+  { name: "mask" },
+  { name: "control_image" },
 ];
 
 /** One image field. Calls onChange() when its list of inputs changes. */
@@ -17,13 +18,13 @@ export class Slot {
   inputs = [];
   #picks = el("ul", { class: "picks" });
   #hint = el("span", { class: "hint" });
+  #unused = el("p", { class: "hint" });
   #wrong;
   #choose;
   #zone;
 
-  constructor({ name, label, most = 1 }, onChange) {
+  constructor({ name, most = 1 }, onChange) {
     this.name = name;
-    this.label = label;
     this.most = most;
     this.onChange = onChange;
     this.#wrong = el("p", { class: "wrong", id: `${name}-error` });
@@ -41,7 +42,7 @@ export class Slot {
         },
       },
     });
-    const words = el("span", { class: "zone-words" }, label);
+    const words = el("span", { class: "zone-words" }, t(`slot.${name}`));
     this.#zone = el("label", { class: "zone" }, this.#choose, icon("picture"), words, this.#hint);
     this.extra = el("div", { class: "extra" });
     this.node = el(
@@ -49,6 +50,7 @@ export class Slot {
       { class: "field slot" },
       this.#zone,
       this.#picks,
+      this.#unused,
       this.extra,
       this.#wrong,
     );
@@ -94,8 +96,14 @@ export class Slot {
 
   /** needed: whether the model requires this field. */
   need(needed) {
-    setText(this.#hint, needed ? "required" : "drop, paste or choose");
+    setText(this.#hint, t(needed ? "slot.required" : "slot.how"));
     this.#hint.classList.toggle("needed", needed);
+  }
+
+  /** unused: whether the model cannot use these pictures together with others. */
+  unused(unused) {
+    this.node.classList.toggle("unused", unused);
+    setText(this.#unused, unused ? t("slot.unused") : "");
   }
 
   fail(words) {
@@ -108,7 +116,7 @@ export class Slot {
   }
 
   #pick(input, index) {
-    const image = el("img", { alt: `${this.label}, ${index + 1}`, width: 64, height: 64 });
+    const image = el("img", { alt: `${t(`slot.${this.name}`)}, ${index + 1}`, width: 64, height: 64 });
     if (input.task_id) {
       image.onerror = () => {
         image.onerror = null;
@@ -117,12 +125,12 @@ export class Slot {
       image.src = thumbnailUrl(input.task_id, input.index, 256);
     } else {
       picture(input.key).then((blob) => {
-        if (!blob) return this.fail("This picture is no longer in this browser: add it again.");
+        if (!blob) return this.fail(t("slot.lost"));
         image.src = URL.createObjectURL(blob);
         image.onload = () => URL.revokeObjectURL(image.src);
       });
     }
-    const remove = iconButton("close", "Remove this image", () => {
+    const remove = iconButton("close", t("slot.remove"), () => {
       this.set(this.inputs.filter((_, other) => other !== index));
       this.focus();
       this.onChange();

@@ -1,37 +1,34 @@
 // Numbers, states and errors as text.
 
+import { decimal, t } from "./language.js";
+
 /** 0.4 -> "1 s", 75 -> "75 s", 200 -> "3 min" */
 export function duration(seconds) {
   const whole = Math.max(Math.ceil(seconds), 1);
-  if (whole < 100) return `${whole} s`;
+  if (whole < 100) return t("words.duration_s", { n: whole });
   const minutes = Math.round(whole / 60);
-  if (minutes < 100) return `${minutes} min`;
-  return `${(whole / 3600).toFixed(1)} h`;
+  if (minutes < 100) return t("words.duration_min", { n: minutes });
+  return t("words.duration_h", { n: decimal(whole / 3600) });
 }
 
 export function countdown(seconds) {
-  return seconds < 0.5 ? "soon" : duration(seconds);
+  return seconds < 0.5 ? t("words.soon") : duration(seconds);
 }
 
 export function some(number, one, many) {
   return number === 1 ? `1 ${one}` : `${number} ${many}`;
 }
 
-/** ["a", "b", "c"], "or" -> "a, b or c" */
-export function listed(names, last) {
-  const most = names.slice(0, -1).join(", ");
-  return most ? `${most} ${last} ${names.at(-1)}` : (names[0] ?? "");
-}
-
 /** The number of tasks ahead as text: 0 -> "next in the queue". */
 export function place(pos) {
-  return pos === 0 ? "next in the queue" : `number ${pos + 1} in the queue`;
+  return pos === 0 ? t("words.next_in_queue") : t("words.place_in_queue", { n: pos + 1 });
 }
 
 /** Progress of a download of weights. */
 export function downloadWords({ model, bytes_done: done, bytes_total: total }) {
-  const gb = (bytes) => (bytes / 1e9).toFixed(1);
-  return `Downloading ${model}: ${gb(done)}${total ? ` of ${gb(total)}` : ""} GB`;
+  const gb = (bytes) => decimal(bytes / 1e9);
+  const name = total ? "words.downloading_of" : "words.downloading";
+  return t(name, { model, done: gb(done), total: gb(total ?? 0) });
 }
 
 /** The size of the picture, after upscaling: even sides, as the upscaler makes them. */
@@ -47,7 +44,7 @@ const EXTENSIONS = { JPEG: "jpg", PNG: "png", WEBP: "webp" };
 /** The name of a file that is downloaded: "a lighthouse in the fog 42.png". */
 export function fileName(title, seed, format) {
   const words = title.normalize("NFC").replace(/[^\p{L}\p{M}\p{N}]+/gu, " ").trim();
-  const short = [...words].slice(0, 60).join("").trim() || "picture";
+  const short = [...words].slice(0, 60).join("").trim() || t("words.file_name");
   return `${short} ${seed}.${EXTENSIONS[format] ?? "png"}`;
 }
 
@@ -59,20 +56,16 @@ export function modelName(model) {
 }
 
 export const REASONS = {
-  overtaken: "A task with higher priority runs first.",
-  model_switch: "Another model has to be loaded first.",
-  slower_than_expected: "Slower than expected.",
+  overtaken: t("words.reason_overtaken"),
+  model_switch: t("words.reason_model_switch"),
+  slower_than_expected: t("words.reason_slower"),
 };
 
-export const PHASES = {
-  prompt_expansion: "writing the prompt",
-  loading: "loading the model",
-  text_encoding: "encoding the prompt",
-  denoising: "generating",
-  paused: "paused while another task is generated",
-  decoding: "decoding the image",
-  image_encoding: "encoding the file",
-};
+export const PHASES = Object.fromEntries(
+  ["prompt_expansion", "loading", "text_encoding", "denoising", "paused", "decoding", "image_encoding"].map(
+    (phase) => [phase, t(`words.phase_${phase}`)],
+  ),
+);
 
 /** An error without the details for the operator in brackets: "(ConnectionError: ...)". */
 export const short = (error) => plain(error).replace(/ \(\w+: .*\)(?=[:.])/, "");
@@ -80,23 +73,17 @@ export const short = (error) => plain(error).replace(/ \(\w+: .*\)(?=[:.])/, "")
 /** Why a task failed, with the LoRAs it used: one of them is often the reason. */
 export function failure({ error, params }) {
   const names = params.loras?.map(({ name }) => name) ?? [];
-  return names.length ? `${short(error)} LoRAs of the task: ${names.join(", ")}.` : short(error);
+  return names.length ? t("words.failed_loras", { error: short(error), names: names.join(", ") }) : short(error);
 }
 
-const FIELDS = {
-  init_image: "input image",
-  control_image: "control image",
-  negative_prompt: "negative prompt",
-  image_strength: "image strength",
-  control_strength: "control strength",
-  control_type: "control type",
-  loras: "LoRAs",
-};
+const FIELDS = [
+  "init_image", "control_image", "negative_prompt", "image_strength", "control_strength", "control_type", "loras",
+];
 
 /** Names of the API's fields as the form names them. */
 const asInForm = (words) =>
-  words.replace(/\b[a-z]+_[a-z]+\b|\bloras\b/g, (word) => FIELDS[word] ?? word);
+  words.replace(/\b[a-z]+_[a-z]+\b|\bloras\b/g, (word) => (FIELDS.includes(word) ? t(`field.${word}`) : word));
 
 export function plain(error) {
-  return asInForm(error?.message || "Something went wrong on the server.");
+  return asInForm(error?.message || t("words.wrong"));
 }
