@@ -8,7 +8,10 @@ from dataclasses import Field
 from typing import Any
 
 GROUPS = {
-    "server": "config check host port data_dir drain_s log_level log_format log_prompts public_url",
+    "server": (
+        "config check host port data_dir drain_s log_level log_format log_prompts public_url "
+        "keep_awake"
+    ),
     "models": (
         "model quantize quantize_choices path models models_in_memory unload_after_s lora_dir "
         "allow_lora_repos wildcards_dir expand_url expand_model download"

@@ -372,13 +372,14 @@ class QueueManager:
 
 
 def _log_submitted(task: Task, others: int) -> None:
-    who, forecast = task.owner.name or "everyone", task.forecast
+    who, forecast = task.owner.name, task.forecast
+    unfinished = "1 other task is" if others == 1 else f"{others} other tasks are"
     log.info(
-        "task %s is submitted by %s behind %d others: done in about %.1f s",
+        "task %s is submitted%s: done in about %.1f s%s",
         task.task_id,
-        who,
-        others,
+        f" by {who}" if who else "",
         forecast.end_s if forecast else 0.0,
+        f"; {unfinished} unfinished" if others else "",
         extra={"task_id": task.task_id, "client": who, "priority": task.priority},
     )
     prompt_log.info("the prompt of task %s: %s", task.task_id, task.params.prompt)

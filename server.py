@@ -1,15 +1,12 @@
 """The entry point: main() builds the parts, starts and stops them."""
 
-import errno
 import logging
 import os
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if find_spec("flask") is None:
@@ -22,19 +19,20 @@ import doctor
 import errors
 import log_output
 from allowed import Allowed
-from api.api_docs import PAGE_ROUTE
+from announcements import announce, cannot_listen, warn
 from api.client_queue import own_queue_of
 from api.cors import Cors
 from api.generate_request import Limits
 from api.http_server import HttpServer, most_connections, most_waiting
 from api.image_size import MOST_OUTPUT_PIXELS_FACTOR
-from api.origin_check import LOOPBACK, AllowedHosts
+from api.origin_check import AllowedHosts
 from api.submission import Submission
 from api.waiting_places import WaitingPlaces
 from api.webhooks import Webhooks
 from api.wildcards import Wildcards
 from application import create_app
 from checks import Checks
+from commands import download, download_command, write_key
 from compat.install import ForeignOptions, foreign_error
 from configuration import (
     allow,
@@ -46,12 +44,10 @@ from configuration import (
 )
 from decoding.decoder import PictureDecoder
 from generation import machine_speed
-from generation.pipelines import fetch
 from generation.previews import Previews
-from key_file import add_key
-from models.hub_cache import marked_as_incomplete, needs_download, source_of
+from keep_awake import KeepAwake
+from models.hub_cache import needs_download
 from models.mlx_setup import MlxMissing, prepare_mlx
-from models.model_catalog import LoadSpec
 from models.weights_cache import WeightsCache
 from queue_manager import QueueManager
 from scheduler.download_api import DownloadApi
@@ -76,7 +72,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("mflux-server")
 
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-QUIET = ("--log-level", "error")
 LOAD_FAILED = b"\xff"
 STOP_S = 2.0
 """Seconds that a running step may still take when the server stops."""
@@ -133,12 +128,11 @@ class Server:
         self._downloads = Downloads(
             DownloadApi(self.scheduler), partial(download_command, settings.data_dir)
         )
-        self._expander = Expander(
-            ExpansionApi(self.scheduler),
-            chat_endpoint(settings, os.environ),
-            limits.max_prompt_chars,
-        )
-        self._checks = Checks(self.scheduler.check_storage, self.queue.control.cancel_overdue)
+        endpoint = chat_endpoint(settings, os.environ)
+        self._expander = Expander(ExpansionApi(self.scheduler), endpoint, limits.max_prompt_chars)
+        self._awake = KeepAwake(lambda: self.queue.health().has_work, on=settings.keep_awake)
+        checks = self.scheduler.check_storage, self.queue.control.cancel_overdue
+        self._checks = Checks(*checks, self._awake.check)
         self._webhooks = Webhooks(self.queue, self._store.callbacks, limits, settings.callback_key)
         self._head = self._head_of(settings, previews)
         self._decoder = PictureDecoder(
@@ -262,6 +256,7 @@ class Server:
         """
         self.scheduler.stop(self._drain_s)
         self._checks.stop(0.5)
+        self._awake.release()
         self._downloads.stop(0.5)
         self._expander.stop(0.5)
         if self._head:
@@ -282,39 +277,6 @@ class Server:
     def _load_failed(self, error: errors.ModelLoadError) -> None:
         log.error("%s", error)
         os.write(self.end_fd, LOAD_FAILED)
-
-
-def download_command(data_dir: Path, weights: LoadSpec) -> list[str]:
-    """Returns the command that downloads weights in a separate process."""
-    model = weights.model
-    command = [sys.executable, __file__, "--download", model.name, "--data-dir", str(data_dir)]
-    source = source_of(model)
-    if model.base:
-        command += ["--models", f"{model.name}={source}@{model.base}"]
-    else:
-        command += ["--models", "", "--path", source]
-    return [*command, *model.options.flags, *QUIET]
-
-
-def download(settings: Settings) -> int:
-    """Downloads the weights of --download, with progress bars; returns the exit code."""
-    asked = replace(settings, model=settings.download)
-    allowed = allow(asked, has_gpu=False, default_option="--download")
-    with marked_as_incomplete(settings.data_dir, allowed.default):
-        for pipeline in allowed.default.pipelines:
-            if not pipeline.inpaints:  # it has the weights of another one
-                fetch(LoadSpec(allowed.default, pipeline, None), settings.data_dir)
-    print(f"The weights of {allowed.default.name} are on this machine.")
-    return 0
-
-
-def write_key(settings: Settings) -> int:
-    """Write the key of --new-key; returns the exit code. Raises: BadOption."""
-    if settings.keys is None or settings.new_key is None:
-        raise errors.BadOption("--new-key NAME needs --keys FILE, which it is added to.")
-    key = add_key(settings.keys, settings.new_key)
-    print(f"The key of {settings.new_key}, which is shown only now: {key}")
-    return 0
 
 
 def main(argv: list[str]) -> int:
@@ -342,19 +304,16 @@ def main(argv: list[str]) -> int:
         print(f"server.py: {error}", file=sys.stderr)
         return 2 if isinstance(error, errors.BadOption) else 1
     except OSError as error:
-        print(f"server.py: {_cannot_listen(settings, error)}", file=sys.stderr)
+        print(f"server.py: {cannot_listen(settings, error)}", file=sys.stderr)
         return 1
-    _warn(settings, allowed)
+    warn(settings, allowed)
     # A byte in a pipe needs no lock: signals may arrive at any time, several at once.
     signal.set_wakeup_fd(server.end_fd, warn_on_full_buffer=False)
     for number in ENDING_SIGNALS:
         signal.signal(number, lambda *_: None)
     log_output.capture_prints()
     server.start()
-    host = "localhost" if settings.host in ("", "*") else settings.host
-    host = f"[{host}]" if ":" in host else host
-    log.info("serving %s on http://%s:%d", allowed.default.name, host, server.port)
-    log.info("documentation: http://%s:%d%s", host, server.port, PAGE_ROUTE)
+    announce(settings, allowed, server.port)
     notify(READY, os.environ)
     exit_code = server.wait()
     for number in ENDING_SIGNALS:  # the server is already stopping
@@ -366,30 +325,6 @@ def main(argv: list[str]) -> int:
     if unfinished := server.queue.length:
         log.info("tasks that wait for the next start: %d", unfinished)
     return exit_code
-
-
-def _warn(settings: Settings, allowed: Allowed) -> None:
-    """Log what the operator should know about these settings."""
-    if not (settings.model or settings.models) and allowed.default.tiny:
-        log.warning(
-            "MLX has no GPU here: serving the built-in %s model, which draws abstract noise. "
-            "Name a model with --model to load it all the same.",
-            allowed.default.name,
-        )
-    if settings.host not in LOOPBACK and settings.keys is None:
-        log.warning(
-            "listening on %s without --keys: everyone who reaches this address may submit tasks, "
-            "and sees only their own",
-            settings.host or "every address",
-        )
-
-
-def _cannot_listen(settings: Settings, error: OSError) -> str:
-    why = error.strerror or str(error)
-    why = why.partition(" (while")[0]  # Python adds the address, which the message already has
-    if error.errno == errno.EADDRINUSE:
-        why = "it is in use. Choose another one with --port, or stop what listens there"
-    return f"cannot listen on {settings.host}, port {settings.port}: {why}."
 
 
 if __name__ == "__main__":

@@ -10,26 +10,9 @@ from pathlib import Path
 
 import platformdirs
 
+import option_values as values
 from option_parser import flag_of, is_switch, negative_flag_of, values_of, variable_of
 from option_parser import option as _option
-from option_values import (
-    COMPUTE_PRECISIONS,
-    QUANTIZE,
-    Network,
-    bits,
-    broker_url,
-    bytes_or_off,
-    directory,
-    hosts,
-    names,
-    networks,
-    origins,
-    switch,
-    tile_size,
-    url,
-    webhook_secret,
-    whole_number,
-)
 
 __all__ = ["Settings", "flag_of", "is_switch", "negative_flag_of", "variable_of"]
 DEFAULT_DATA_DIR = Path(platformdirs.user_data_dir("mflux-server", appauthor=False))
@@ -41,7 +24,9 @@ class Settings:
         None, "file with options by name (TOML, like port = 4031)", parse=Path, metavar="FILE"
     )
     check: bool = _option(
-        False, "say whether a server with these options could start and draw, and end", parse=switch
+        False,
+        "say whether a server with these options could start and draw, and end",
+        parse=values.switch,
     )
     model: str | None = _option(
         None,
@@ -54,12 +39,12 @@ class Settings:
         "quantize the weights to this many bits when loading (default: the precision they are "
         "stored in)",
         parse=int,
-        choices=QUANTIZE,
+        choices=values.QUANTIZE,
     )
     quantize_choices: tuple[int, ...] = _option(
         (),
         "other bits that tasks may request, separated by commas (default: none)",
-        parse=bits,
+        parse=values.bits,
         metavar="BITS",
     )
     path: str | None = _option(
@@ -75,39 +60,39 @@ class Settings:
         "[NAME=]FOLDER[@BASE] or [NAME=]ORG/REPOSITORY[:COMMIT]@BASE, where BASE is the model "
         "they are of (default: --model alone). Missing weights are downloaded when a task first "
         "needs them, while other tasks are drawn",
-        parse=names,
+        parse=values.names,
         metavar="NAMES",
     )
     models_in_memory: int = _option(
-        1, "largest number of models kept in memory, if they fit", parse=whole_number(1, 100)
+        1, "largest number of models kept in memory, if they fit", parse=values.whole_number(1, 100)
     )
     unload_after_s: int = _option(
         0,
         "seconds without a task after which the models are freed from memory; 0: never",
-        parse=whole_number(0, 10**9),
+        parse=values.whole_number(0, 10**9),
     )
     affinity_s: int = _option(
         60,
         "seconds by which a task may be delayed in all by tasks of the same priority that reuse a "
         "loaded model; 0: strictly first come, first served",
-        parse=whole_number(0, 10**9),
+        parse=values.whole_number(0, 10**9),
     )
     lora_dir: Path | None = _option(
         None,
         "folder with LoRAs (.safetensors) that tasks may name (default: none)",
-        parse=directory,
+        parse=values.directory,
         metavar="DIR",
     )
     allow_lora_repos: bool = _option(
         False,
         "let tasks name LoRAs on Hugging Face (org/name), which are then downloaded",
-        parse=switch,
+        parse=values.switch,
     )
     wildcards_dir: Path | None = _option(
         None,
         "folder with the wildcards of prompts, a text file NAME.txt each, one value on each line "
         "(default: none)",
-        parse=directory,
+        parse=values.directory,
         metavar="DIR",
     )
     expand_url: str = _option(
@@ -115,7 +100,7 @@ class Settings:
         "base URL of an OpenAI-compatible API (like http://127.0.0.1:8080/v1) whose chat model "
         "writes prompts for tasks that ask for it (expand); its key, if it needs one, is read from "
         "the environment variable MFLUX_SERVER_EXPAND_KEY alone (default: none)",
-        parse=url,
+        parse=values.url,
         metavar="URL",
     )
     expand_model: str = _option(
@@ -151,17 +136,17 @@ class Settings:
         0,
         "tasks that one client may have waiting, unless the file of --keys says otherwise; 0: no "
         "limit. Operators have none, and there is none where everyone is trusted",
-        parse=whole_number(0, 1_000_000),
+        parse=values.whole_number(0, 1_000_000),
     )
     client_max_wait_s: int = _option(
         0,
         "the same in forecast seconds of work; 0: no limit",
-        parse=whole_number(0, 10**9),
+        parse=values.whole_number(0, 10**9),
     )
     client_max_requests_per_s: int = _option(
         0,
         "requests per second that one client may send, those of ten seconds at once; 0: no limit",
-        parse=whole_number(0, 1_000_000),
+        parse=values.whole_number(0, 1_000_000),
     )
     host: str = _option(
         "127.0.0.1", "address to listen on; 0.0.0.0 opens the server to the network"
@@ -173,11 +158,13 @@ class Settings:
         "names that end in .local and this machine's own names)",
         metavar="NAMES",
     )
-    port: int = _option(4030, "port to listen on; 0 picks a free one", parse=whole_number(0, 65535))
+    port: int = _option(
+        4030, "port to listen on; 0 picks a free one", parse=values.whole_number(0, 65535)
+    )
     data_dir: Path = _option(
         DEFAULT_DATA_DIR,
         "folder for everything the server keeps",
-        parse=directory,
+        parse=values.directory,
         metavar="DIR",
     )
     log_level: str = _option(
@@ -189,148 +176,155 @@ class Settings:
     log_format: str = _option(
         "text", "form of the log's lines", parse=str.lower, choices=("text", "json")
     )
-    log_prompts: bool = _option(False, "write the prompts of tasks into the log", parse=switch)
+    log_prompts: bool = _option(
+        False, "write the prompts of tasks into the log", parse=values.switch
+    )
     threads: int = _option(
         512,
         "threads that answer requests; all but 32 of them (half of fewer than 64) may wait: for a "
         "picture to be decoded, an event, the end of a task",
-        parse=whole_number(2, 1024),
+        parse=values.whole_number(2, 1024),
     )
     max_queue: int = _option(
-        1000, "most tasks that may wait at a time", parse=whole_number(1, 1_000_000)
+        1000, "most tasks that may wait at a time", parse=values.whole_number(1, 1_000_000)
     )
     max_pixels: int = _option(
-        2048 * 2048, "most pixels (width x height) of one image", parse=whole_number(256, 2**28)
+        2048 * 2048,
+        "most pixels (width x height) of one image",
+        parse=values.whole_number(256, 2**28),
     )
-    max_steps: int = _option(100, "most steps of one task", parse=whole_number(1, 1000))
+    max_steps: int = _option(100, "most steps of one task", parse=values.whole_number(1, 1000))
     max_prompt_chars: int = _option(
-        10_000, "longest prompt, in characters", parse=whole_number(1, 1_000_000)
+        10_000, "longest prompt, in characters", parse=values.whole_number(1, 1_000_000)
     )
-    max_count: int = _option(10, "most images of one task", parse=whole_number(1, 100))
+    max_count: int = _option(10, "most images of one task", parse=values.whole_number(1, 100))
     max_input_pixels: int = _option(
         50_000_000,
         "most pixels (width x height) of a picture that a client sends",
-        parse=whole_number(256, 178_000_000),
+        parse=values.whole_number(256, 178_000_000),
     )
     max_overtaken_s: int = _option(
         3600,
         "seconds for which urgent tasks may overtake a normal one; then it counts as urgent, too",
-        parse=whole_number(0, 10**9),
+        parse=values.whole_number(0, 10**9),
     )
     preempt: bool = _option(
         True,
         "pause a long picture between two steps while an urgent task, or one of a client that has "
         "had little, is drawn with the same weights",
-        parse=switch,
+        parse=values.switch,
     )
     max_wait_s: int = _option(
         0,
         "longest forecast wait with which a task is still accepted, in seconds; 0: no limit",
-        parse=whole_number(0, 10**9),
+        parse=values.whole_number(0, 10**9),
     )
     sync_max_wait_s: int = _option(
         280,
         "longest forecast wait, in seconds, with which a call of the OpenAI and AUTOMATIC1111 APIs "
         "is accepted, because their callers disconnect after some minutes; above: 429; 0: no limit",
-        parse=whole_number(0, 10**9),
+        parse=values.whole_number(0, 10**9),
     )
     clamp: bool = _option(
         True,
         "limit the steps and the CFG that callers of these two APIs request to what suits the "
         "model: at most twice its default steps",
-        parse=switch,
+        parse=values.switch,
     )
     public_url: str = _option(
         "",
         "URL under which clients reach this server, for the image URLs of the OpenAI API (default: "
         "http:// and the Host of the request)",
-        parse=url,
+        parse=values.url,
         metavar="URL",
     )
-    trusted_proxies: tuple[Network, ...] = _option(
+    trusted_proxies: tuple[values.Network, ...] = _option(
         (),
         "addresses or networks (10.0.0.0/8), separated by commas, of proxies whose headers "
         "X-Forwarded-For, -Proto, -Host and -Prefix count (docs/proxy.md; default: none)",
-        parse=networks,
+        parse=values.networks,
         metavar="ADDRESSES",
     )
     sdapi_model_switch: bool = _option(
         False,
         "let clients of the AUTOMATIC1111 API switch the model of all its requests that name none",
-        parse=switch,
+        parse=values.switch,
     )
     cors_origins: tuple[str, ...] = _option(
         (),
         "origins (https://app.example), separated by commas, whose pages may use this server; *: "
         "any (default: none)",
-        parse=origins,
+        parse=values.origins,
         metavar="ORIGINS",
     )
     max_body_bytes: int = _option(
-        50_000_000, "largest request body, in bytes", parse=whole_number(1_000, 2**30)
+        50_000_000, "largest request body, in bytes", parse=values.whole_number(1_000, 2**30)
     )
     keep_s: int = _option(
         24 * 3600,
         "seconds for which finished images and the records of finished tasks are kept",
-        parse=whole_number(1, 10**9),
+        parse=values.whole_number(1, 10**9),
     )
     keep_bytes: int = _option(
         5_000_000_000,
         "most bytes of finished images kept on disk; the oldest are removed first",
-        parse=whole_number(0, 2**50),
+        parse=values.whole_number(0, 2**50),
     )
     input_bytes: int = _option(
         2_000_000_000,
         "most bytes of pictures that clients have sent and that waiting or running tasks use, kept "
         "on disk",
-        parse=whole_number(1_000, 2**50),
+        parse=values.whole_number(1_000, 2**50),
     )
     refetch_s: int = _option(
         300,
         "seconds for which an image can be fetched again after it was fetched and removed, in "
         "case the connection broke; 0: it is removed at once",
-        parse=whole_number(0, 10**9),
+        parse=values.whole_number(0, 10**9),
     )
     metadata: bool = _option(
         True,
         "write the parameters into image files, unless a task decides otherwise",
-        parse=switch,
+        parse=values.switch,
     )
     mark_generated: bool = _option(
         True,
         "mark image files as made by a trained model: IPTC DigitalSourceType "
         "trainedAlgorithmicMedia, in XMP",
-        parse=switch,
+        parse=values.switch,
     )
     callback_hosts: tuple[str, ...] = _option(
         (),
         "names of hosts, separated by commas, that may be called when a task has ended "
         "(callback_url; default: none)",
-        parse=hosts,
+        parse=values.hosts,
         metavar="NAMES",
     )
     callback_key: str = _option(
         "",
         "secret with which these calls are signed as Standard Webhooks: whsec_ and 24 to 64 bytes "
         "in base64 (default: they are not signed)",
-        parse=webhook_secret,
+        parse=values.webhook_secret,
         metavar="KEY",
     )
     previews: bool = _option(
         True,
         "let clients see previews of a running task; made only while a client requests them",
-        parse=switch,
+        parse=values.switch,
     )
     drain_s: int = _option(
         0,
         "seconds that the running task gets to finish when the server stops; if it needs more, it "
         "stops at its next step and runs again after the next start",
-        parse=whole_number(0, 24 * 3600),
+        parse=values.whole_number(0, 24 * 3600),
+    )
+    keep_awake: bool = _option(
+        True, "keep a Mac awake while tasks wait or run (macOS only)", parse=values.switch
     )
     cache_limit: int | None = _option(
         None,
         "most bytes of freed memory that MLX keeps for reuse (default: MLX's own limit)",
-        parse=whole_number(0, 2**50),
+        parse=values.whole_number(0, 2**50),
         metavar="BYTES",
     )
     weights_cache: int = _option(
@@ -338,41 +332,43 @@ class Settings:
         "most bytes of quantized weights that are saved in the data dir, so that the next load "
         "does not quantize them again; or off. They are saved when the server is idle and while "
         "20 GB of the disk stay free; those used longest ago are removed first",
-        parse=bytes_or_off,
+        parse=values.bytes_or_off,
         metavar="BYTES|off",
     )
     memory_check: bool = _option(
-        True, "refuse pictures that would not fit into memory", parse=switch
+        True, "refuse pictures that would not fit into memory", parse=values.switch
     )
     memory_limit: int | None = _option(
         None,
         "bytes that the server may use in all (default: nine tenths of the machine's; on a Mac "
         "what its GPU may use)",
-        parse=whole_number(10**8, 2**50),
+        parse=values.whole_number(10**8, 2**50),
         metavar="BYTES",
     )
     vae_tiling: str | int = _option(
         "auto",
         "decode in tiles of SIZE pixels; auto: pictures that would not fit into memory otherwise",
-        parse=tile_size,
+        parse=values.tile_size,
         metavar="auto|SIZE|off",
     )
     compute_precision: str | None = _option(
-        None, "compute layers in this precision (default: the model's)", choices=COMPUTE_PRECISIONS
+        None,
+        "compute layers in this precision (default: the model's)",
+        choices=values.COMPUTE_PRECISIONS,
     )
-    small_text_encoder: bool = _option(False, "load a smaller text encoder", parse=switch)
-    small_decoder: bool = _option(False, "load a smaller decoder", parse=switch)
-    low_ram: bool = _option(False, "free Ming-Image's text encoder after use", parse=switch)
+    small_text_encoder: bool = _option(False, "load a smaller text encoder", parse=values.switch)
+    small_decoder: bool = _option(False, "load a smaller decoder", parse=values.switch)
+    low_ram: bool = _option(False, "free Ming-Image's text encoder after use", parse=values.switch)
     broker: str = _option(
         "",
         "Redis or Valkey that carries tasks to workers on other machines (docs/cluster.md): "
         "redis://:PASSWORD@HOST:6379, or rediss:// for TLS. A worker names that of its head "
         "(default: none)",
-        parse=broker_url,
+        parse=values.broker_url,
         metavar="URL",
     )
     local_worker: bool = _option(
-        True, "draw on this machine, too; off: only other machines draw", parse=switch
+        True, "draw on this machine, too; off: only other machines draw", parse=values.switch
     )
     worker_name: str = _option(
         "", "name of a worker in lists and forecasts (default: that of the machine)", metavar="NAME"
@@ -381,7 +377,7 @@ class Settings:
         20,
         "seconds of silence after which a worker on another machine is given up, and what it ran "
         "is drawn elsewhere",
-        parse=whole_number(2, 3600),
+        parse=values.whole_number(2, 3600),
     )
 
     @staticmethod

@@ -11,4 +11,5 @@ log = logging.getLogger("mflux-server.audit")
 
 def audit(action: str) -> None:
     """Log who does this, and from which address."""
-    log.info("operator %s (%s) %s", client().name or "everyone", request.remote_addr, action)
+    name, address = client().name, request.remote_addr
+    log.info("%s %s", f"operator {name} ({address})" if name else f"somebody at {address}", action)

@@ -21,6 +21,7 @@ from flask import Flask, Response, current_app, g, request
 
 import errors
 from api.request_rate import RequestRates
+from api.sign_in_attempts import SignInAttempts
 from key_file import EVERYBODY, NOBODY, Client, KeyFile
 
 View = TypeVar("View", bound=Callable[..., Any])
@@ -86,6 +87,7 @@ class Identity:
         self._everybody = EVERYBODY.model_copy(update={"operator": not operator_key})
         self._limits = {name: limit for name in LIMITS if (limit := getattr(limits, name))}
         self.requests = RequestRates()
+        self.attempts = SignInAttempts()
         self.session_cookie = f"mflux_session_{port}"
         self.id_cookie = f"mflux_client_{port}"
 
@@ -123,6 +125,7 @@ class Identity:
 
         Raises:
             Unauthorized: a key was sent and is wrong.
+            TooManyRequests: this address has sent too many wrong ones.
         """
         if self._trusted and self._keys is None and not self._operator_key:
             return self._everybody
@@ -146,8 +149,15 @@ class Identity:
         return self._keys.clients if self._keys else []
 
     def client_of(self, key: str) -> Client:
-        """Raises: Unauthorized: the key is wrong."""
+        """The client with a key that the present request has sent.
+
+        Raises:
+            Unauthorized: the key is wrong.
+            TooManyRequests: this address has sent too many wrong ones.
+        """
+        self.attempts.check(request.remote_addr, key)
         found = self._keys.client(key) if self._keys else None
+        self.attempts.note(request.remote_addr, key, right=found is not None)
         if found is None:
             raise errors.Unauthorized
         return found
@@ -181,7 +191,15 @@ class Identity:
         return client.model_copy(update=absent)
 
     def _is_operator(self, key: str) -> bool:
-        return bool(self._operator_key) and hmac.compare_digest(_raw(key), self._operator_key)
+        """Where there is no file of keys, clients may send any key: none is refused, but after too
+        many wrong ones this key is none, either."""
+        address = request.remote_addr
+        if not self._operator_key or self.attempts.wait_s(address, key):
+            return False
+        right = hmac.compare_digest(_raw(key), self._operator_key)
+        if right or self._keys is None:
+            self.attempts.note(address, key, right=right)
+        return right
 
     def _of_key(self, keys: KeyFile, key: str | None) -> Client | None:
         if key is not None:

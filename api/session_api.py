@@ -70,6 +70,7 @@ class SessionRoutes:
             errors.BodyTooLarge,
             errors.UnsupportedMediaType,
             errors.Unauthorized,
+            errors.TooManyRequests,
         ),
     )
     def sign_in(self) -> Response:

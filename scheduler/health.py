@@ -139,3 +139,8 @@ class QueueHealth:
     last_error: LastError | None
     paused: bool = False
     """Whether the operator has paused the queue."""
+
+    @property
+    def has_work(self) -> bool:
+        """Whether something is drawn or downloaded, or will be without anybody doing anything."""
+        return bool(self.running or self.download or (self.waiting and not self.paused))

@@ -382,7 +382,7 @@ class Scheduler:
             for task, forecast in entries:
                 self.baselines.set(task, forecast(), self._sequence)
         if self._tasks:
-            log.info("%d tasks from before the start wait", len(self._tasks))
+            log.info("tasks from before the start: %d", len(self._tasks))
         with suppress(StorageUnavailable):  # the server starts all the same
             self.check_storage()
 

@@ -12,7 +12,7 @@ from conftest import PlayedQueue, allow, params_for
 from test_applied_loras import loaded_of, write_lora
 from test_pipelines import OnItsThread
 
-import server
+import commands
 from allowed import Allowed
 from api.models_api import model_answer
 from cluster.messages import PROTOCOL, Heartbeat, Registration
@@ -273,7 +273,7 @@ def test_small_parts_are_downloaded_with_their_model(tmp_path: Path) -> None:
         assert is_present(plain)
     assert plain.download_bytes == 15e9
     assert small.download_bytes == pytest.approx(10.05e9)
-    command = server.download_command(tmp_path, LoadSpec(small, small.pipelines[0], 4))
+    command = commands.download_command(tmp_path, LoadSpec(small, small.pipelines[0], 4))
     assert {"--small-text-encoder", "--small-decoder"} < set(command)
 
 

@@ -12,8 +12,8 @@ import pytest
 from conftest import FakeGenerator, PlayedQueue, params_for
 from test_pipelines import OnItsThread
 
+import commands
 import configuration
-import server
 from allowed import Allowed
 from declared import Recognize, nothing_fits, read_allowed
 from errors import BadOption, ModelLoadError, StoredOtherwise
@@ -208,7 +208,7 @@ def test_the_download_of_a_declared_repository_knows_its_source(hub: Path, tmp_p
     entry = f"fast=org/turbo:{COMMIT}@z-image-turbo"
     fast = declared("--models", f"tiny,{entry}").model("fast")
     spec = LoadSpec(fast, fast.pipelines[0], None)
-    command = server.download_command(tmp_path, spec)
+    command = commands.download_command(tmp_path, spec)
     settings = Settings.read(command[2:], {})
     again = configuration.allow(
         replace(settings, model=settings.download), False, "--download"
@@ -216,7 +216,7 @@ def test_the_download_of_a_declared_repository_knows_its_source(hub: Path, tmp_p
     assert (again.name, again.key, again.path) == ("fast", "z-image-turbo", "org/turbo")
     assert settings.models == (entry,)
     at_path = declared("--model", "schnell", "--path", f"org/turbo:{COMMIT}").default
-    command = server.download_command(tmp_path, LoadSpec(at_path, at_path.pipelines[0], None))
+    command = commands.download_command(tmp_path, LoadSpec(at_path, at_path.pipelines[0], None))
     assert Settings.read(command[2:], {}).path == f"org/turbo:{COMMIT}"
 
 

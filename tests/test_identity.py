@@ -9,6 +9,7 @@ from flask.testing import FlaskClient
 
 import errors
 from api.identity import Identity, client, public
+from api.sign_in_attempts import EVERY_S, MOST_AT_ONCE
 from key_file import KeyFile
 
 KEYS = {"alice": "alice-0123456789", "bob": "bob-0123456789-ö", "root": "root-0123456789abc"}
@@ -240,9 +241,79 @@ def test_who_loses_its_key_or_its_rights_is_noticed_later(
     path = tmp_path / "keys.toml"
     path.write_text('[root]\nkey = "root-0123456789abc"\noperator = true\n')
     at = 0.0
-    identity = Identity(KeyFile(path, clock=lambda: at), trusted=True)
-    root = identity.client_of("root-0123456789abc")
+    keys = KeyFile(path, clock=lambda: at)
+    identity, root = Identity(keys, trusted=True), keys.client("root-0123456789abc")
+    assert root
     assert not identity.has_revoked(root)
     path.write_text(table)
     at = 10.0
     assert identity.has_revoked(root) == revoked
+
+
+# -- guessing --------------------------------------------------------------------------------------
+
+
+class Guessing:
+    """An application, its clock, and requests with keys from any address."""
+
+    def __init__(self, identity: Identity) -> None:
+        self.at = 0.0
+        identity.attempts._monotonic = lambda: self.at
+        self.http = app_of(identity)
+
+    def ask(self, key: str, address: str = "192.168.1.5") -> int:
+        headers = {"Authorization": f"Bearer {key}"}
+        return self.http.get(
+            "/", headers=headers, environ_base={"REMOTE_ADDR": address}
+        ).status_code
+
+    def guess(self, times: int, address: str = "192.168.1.5") -> list[int]:
+        return [self.ask(f"guess {address} {self.at} {number}", address) for number in range(times)]
+
+
+def test_an_address_may_try_so_many_wrong_keys_and_then_one_in_a_while(keys: KeyFile) -> None:
+    guessing = Guessing(Identity(keys, trusted=False))
+    assert guessing.guess(MOST_AT_ONCE + 2) == [401] * MOST_AT_ONCE + [429] * 2
+    assert guessing.ask(KEYS["alice"]) == 429, "else the answer would say which guess is right"
+    assert guessing.ask(KEYS["alice"], "192.168.1.6") == 200, "another address is not concerned"
+    guessing.at += EVERY_S
+    assert guessing.guess(2) == [401, 429]
+    guessing.at += EVERY_S
+    assert guessing.ask(KEYS["alice"]) == 200
+    guessing.at += 1000 * EVERY_S
+    assert guessing.guess(MOST_AT_ONCE + 1)[-2:] == [401, 429]
+
+
+def test_who_guesses_does_not_shut_out_a_key_that_was_right_there(keys: KeyFile) -> None:
+    guessing = Guessing(Identity(keys, trusted=False))
+    assert guessing.ask(KEYS["bob"]) == 401, "its bytes are not UTF-8"
+    assert guessing.ask(KEYS["alice"]) == 200
+    guessing.guess(MOST_AT_ONCE)
+    assert guessing.ask(KEYS["alice"]) == 200
+    assert guessing.ask(KEYS["root"]) == 429
+
+
+def test_a_program_with_a_wrong_key_takes_one_attempt(keys: KeyFile) -> None:
+    guessing = Guessing(Identity(keys, trusted=False))
+    assert {guessing.ask("the same wrong key") for _ in range(3 * MOST_AT_ONCE)} == {401}
+    assert guessing.ask(KEYS["alice"]) == 200
+
+
+def test_a_home_with_ipv6_is_one_address(keys: KeyFile) -> None:
+    guessing = Guessing(Identity(keys, trusted=False))
+    for number in range(MOST_AT_ONCE):
+        guessing.ask(f"guess {number}", f"2001:db8::{number:x}")
+    assert guessing.ask("one more", "2001:db8::ffff") == 429
+    assert guessing.ask("one more", "2001:db8:0:1::1") == 401
+
+
+def test_the_operator_key_cannot_be_guessed_either_and_nobody_is_refused_for_it() -> None:
+    identity = Identity(None, trusted=False, operator_key="the operator's")
+    guessing = Guessing(identity)
+    assert set(guessing.guess(MOST_AT_ONCE + 5)) == {200}
+    headers = {"Authorization": "Bearer the operator's"}
+    from_there = guessing.http.get(
+        "/", headers=headers, environ_base={"REMOTE_ADDR": "192.168.1.5"}
+    )
+    elsewhere = guessing.http.get("/", headers=headers)
+    assert [from_there.get_json()["operator"], elsewhere.get_json()["operator"]] == [False, True]

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
@@ -10,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ServerProcess
+from conftest import PlayedQueue, ServerProcess, allow, params_for
 from played_app import PlayedApp
 
 from log_output import JsonFormatter, PrintedLines
 from scheduler.health import ERROR_KEPT_S, Cause, Health
+from storage.task_store import TaskStore
+from timing_model import TimingModel
 from version import VERSION, commit
 
 
@@ -31,17 +34,33 @@ def test_each_event_of_a_task_is_a_line_at_info(
     caplog.set_level(logging.INFO)
     done = bench.submit("alice")
     bench.run()
-    failed = bench.submit("bob")
+    failed, third = bench.submit("bob"), bench.submit("alice")
+    fourth = bench.submit("alice")
     bench.fail()
     lines = [(record.levelname, record.getMessage()) for record in caplog.records]
     for expected in (
-        f"task {done} is submitted by alice behind 0 others: done in about ",
+        f"task {done} is submitted by alice: done in about ",
         f"task {done} is running: ",
         f"task {done} is done 8.0 s after its submit (forecast: ",
-        f"task {failed} is submitted by bob behind 0 others",
+        f"task {failed} is submitted by bob: done in about ",
         f"task {failed} failed: It broke.",
     ):
         assert [line for level, line in lines if level != "DEBUG" and line.startswith(expected)]
+    ends = {line.partition(" s; ")[2] for _, line in lines if "is submitted by" in line}
+    assert ends == {"", "1 other task is unfinished", "2 other tasks are unfinished"}
+    assert not {done, failed} & {third, fourth}
+
+
+def test_where_there_are_no_clients_the_line_names_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    store = TaskStore(tmp_path)
+    queue = PlayedQueue(allow("tiny"), TimingModel(), store)
+    queue.submit(params_for())
+    line = next(line for line in caplog.messages if "is submitted" in line)
+    assert re.fullmatch(r"task \w+ is submitted: done in about [\d.]+ s", line)
+    store.close()
 
 
 def test_each_request_is_a_line_at_debug_without_its_query(
