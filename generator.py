@@ -99,6 +99,7 @@ class MfluxGenerator:
         self._last_size: tuple[int, int] | None = None
         self._adapters = AdapterChecks(lora_path)
         self.token_counts = TokenCounts()
+        self.guard.count_tokens = self.token_counts.count
 
     @property
     def memory(self) -> Memory:
@@ -209,7 +210,7 @@ class MfluxGenerator:
         """
         params, weights = stage.params, stage.load_spec
         loaded = self._use(weights)
-        plan = self.guard.plan_now(stage, self._give_back(weights.key))
+        plan = self.guard.plan_now(stage, self._give_back(weights.key), loaded.missing_bytes)
         if plan.refusal:
             raise DoesNotFit(plan.refusal)
         set_tiling(loaded.face(weights.pipeline), plan.tile)
@@ -368,7 +369,7 @@ class MfluxGenerator:
         """The report of a picture, that measures the memory of its phases."""
 
         def measuring(phase: Phase, steps_done: int, steps_total: int) -> None:
-            if phase is Phase.DECODING:
+            if phase is Phase.DECODING or (phase is Phase.DENOISING and steps_done == 0):
                 self._peak.next_phase()
             report(phase, steps_done, steps_total)
 
@@ -377,11 +378,10 @@ class MfluxGenerator:
     def _learn_memory(self, stage: Stage, tile: Tiling) -> None:
         self._note_memory()
         params, phases = stage.params, self._peak.phases()
-        if params.images or params.control_image or len(phases) != 2:
+        if params.inputs or len(phases) != len(PictureMemory._fields):
             return  # their share says nothing about other pictures
         weights = self.memory.weights_bytes
-        denoising, decoding = (max(peak - weights, 0) for peak in phases)
-        self.guard.learn(stage, tile, PictureMemory(denoising, decoding))
+        self.guard.learn(stage, tile, PictureMemory(*(max(p - weights, 0) for p in phases)))
 
     def _note_memory(self) -> None:
         import mlx.core as mx

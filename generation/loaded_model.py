@@ -45,6 +45,12 @@ class LoadedModel:
         """Memory of its weights and of the LoRAs on it."""
         return self._base_bytes + self._loras.bytes
 
+    @property
+    def missing_bytes(self) -> int:
+        """Of its weights, that mflux has released until the next text (low_ram)."""
+        low_ram = self.spec.options.low_ram
+        return max(self._base_bytes - bytes_of(self.pipeline), 0) if low_ram else 0
+
     def face(self, wanted: Pipeline) -> Any:
         """The model as the class that is wanted."""
         if wanted.name not in self._faces:

@@ -6,13 +6,22 @@ Within the band nothing changes: a request gets the same answer before and after
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from errors import StorageUnavailable
-from generation.picture_memory import TILES, PictureMemory, can_tile, picture_memory, size
+from generation.picture_memory import (
+    RELEASED,
+    TEXT_TOKENS,
+    TILES,
+    PictureMemory,
+    can_tile,
+    picture_memory,
+    size,
+    tokens_of_text,
+)
 from generation.process_memory import PROCESS_BYTES, available_bytes, machine_bytes, used_bytes
 from models.model_catalog import LoadSpec
 from task import Stage
@@ -67,6 +76,8 @@ class MemoryGuard:
     ) -> None:
         self.limit_bytes = limit_bytes or machine_bytes(gpu)
         self.on = on
+        self.count_tokens: Callable[[str, str], int | None] = lambda model, text: None
+        """Tokens of a text, by name of the model; None: its tokenizer was not loaded."""
         self._gpu = gpu
         self._tiling = tiling
         self._learned: dict[str, float] = {}
@@ -85,41 +96,38 @@ class MemoryGuard:
         plan = self._plan(stage, room)
         if not self.on or plan.picture_bytes <= room:
             return plan
-        width, height = size(stage)
-        needed = plan.picture_bytes + weights + PROCESS_BYTES
-        tiled = ", decoded in tiles" if plan.tile else ""
-        return Plan(
-            plan.tile,
-            plan.picture_bytes,
-            f"A picture of {width} x {height} needs about {needed / 1e9:.1f} GB of memory{tiled} "
+        needed = (plan.picture_bytes + weights + PROCESS_BYTES) / 1e9
+        reason = (
+            f"{self._subject(stage, plan)} needs about {needed:.1f} GB of memory "
             f"({weights / 1e9:.1f} GB for the weights of {stage.load_spec.model.name}), this "
-            f"machine has {self.limit_bytes / 1e9:.1f} GB for it.",
+            f"machine has {self.limit_bytes / 1e9:.1f} GB for it: {self._advice(stage, plan)}."
         )
+        return replace(plan, refusal=reason)
 
-    def plan_now(self, stage: Stage, give_back: Iterator[bool]) -> Plan:
+    def plan_now(self, stage: Stage, give_back: Iterator[bool], missing_bytes: float = 0.0) -> Plan:
         """How a picture is drawn now, with its weights in memory.
 
         Args:
             give_back: gives some memory back at each step.
+            missing_bytes: of its weights, that mflux has released until the next text.
         """
         plan = self.plan(stage)
         if not self.on or plan.refusal:
             return plan
-        room = self._free_bytes()
+        room = self._free_bytes() - missing_bytes
         while plan.picture_bytes > room and next(give_back, False):
-            room = self._free_bytes()
+            room = self._free_bytes() - missing_bytes
         if plan.picture_bytes <= room:
             return plan
         smaller = self._plan(stage, room)
         if smaller.picture_bytes <= room:
             return smaller
-        width, height = size(stage)
-        refusal = (
-            f"A picture of {width} x {height} needs about {smaller.picture_bytes / 1e9:.1f} GB of "
+        reason = (
+            f"{self._subject(stage, smaller)} needs about {smaller.picture_bytes / 1e9:.1f} GB of "
             f"memory beside the weights, and {max(room, 0) / 1e9:.1f} GB are free: other programs "
-            "use the rest."
+            f"use the rest. End some of them, or {self._advice(stage, smaller)}."
         )
-        return Plan(smaller.tile, smaller.picture_bytes, refusal)
+        return replace(smaller, refusal=reason)
 
     def load_refusal(self, spec: LoadSpec, new_bytes: int, loaded_bytes: int) -> str | None:
         """Why weights do not fit even if all others are dropped for them; None: they fit.
@@ -150,14 +158,14 @@ class MemoryGuard:
 
     def learn(self, stage: Stage, tile: Tiling, measured: PictureMemory) -> None:
         """A picture has taken this much beside the weights."""
-        figures = picture_memory(stage, tile, gpu=self._gpu)
-        estimated = self._estimate(stage, tile)
-        for phase, taken, figure, estimate in zip(
-            _phases(stage, tile), measured, figures, estimated, strict=True
-        ):
-            if taken > LEAST_LEARNED and not 1 / BAND < taken / estimate < BAND:
-                log.info("%s takes %.2f of the estimated memory", phase, taken / estimate)
-                self._learn(phase, taken / figure)
+        released = self._released(stage.load_spec)
+        figures = self._figures(stage, tile)
+        phases = zip(_phases(stage, tile), measured, figures, released, strict=True)
+        for phase, taken, figure, less in phases:
+            estimate = figure * self._learned.get(phase, 1.0)
+            if figure and taken > LEAST_LEARNED and not 1 / BAND < (taken + less) / estimate < BAND:
+                log.info("%s takes %.2f of the estimated memory", phase, (taken + less) / estimate)
+                self._learn(phase, (taken + less) / figure)
 
     def _plan(self, stage: Stage, room: float) -> Plan:
         """The first choice that fits, else the smallest."""
@@ -175,12 +183,44 @@ class MemoryGuard:
         return next((plan for plan in plans if plan.picture_bytes <= room), plans[-1])
 
     def _estimate(self, stage: Stage, tile: Tiling) -> PictureMemory:
-        figures = picture_memory(stage, tile, gpu=self._gpu)
-        denoising, decoding = _phases(stage, tile)
-        return PictureMemory(
-            figures.denoising * self._learned.get(denoising, 1.0),
-            figures.decoding * self._learned.get(decoding, 1.0),
+        """Beside all weights, less those that mflux has released by then."""
+        figures, phases = self._figures(stage, tile), _phases(stage, tile)
+        taken = (
+            f * self._learned.get(phase, 1.0) for f, phase in zip(figures, phases, strict=True)
         )
+        released = self._released(stage.load_spec)
+        return PictureMemory(*(max(t - less, 0.0) for t, less in zip(taken, released, strict=True)))
+
+    def _figures(self, stage: Stage, tile: Tiling) -> PictureMemory:
+        return picture_memory(stage, tile, gpu=self._gpu, text_tokens=self._text_tokens(stage))
+
+    def _text_tokens(self, stage: Stage) -> int:
+        model = stage.load_spec.model.name
+        return tokens_of_text(stage, lambda text: self.count_tokens(model, text))
+
+    def _released(self, spec: LoadSpec) -> PictureMemory:
+        """Bytes of weights that mflux has released before each phase."""
+        share = RELEASED if spec.options.low_ram else 0.0
+        released = share * self.weights_bytes(spec)
+        return PictureMemory(0.0, released, released)
+
+    def _subject(self, stage: Stage, plan: Plan) -> str:
+        """What needs the memory."""
+        if self._is_long_text(stage, plan):
+            return f"The text encoder with a prompt of {self._text_tokens(stage)} tokens"
+        width, height = size(stage)
+        tiled = f", decoded in tiles of {plan.tile}," if plan.tile else ""
+        return f"A picture of {width} x {height}{tiled}"
+
+    def _advice(self, stage: Stage, plan: Plan) -> str:
+        """What the client can do."""
+        smaller = "a shorter prompt" if self._is_long_text(stage, plan) else "a smaller picture"
+        bits = stage.load_spec.quantize
+        return f"ask for {smaller}" + ("" if bits else ", or for fewer bits (quantize)")
+
+    def _is_long_text(self, stage: Stage, plan: Plan) -> bool:
+        estimate = self._estimate(stage, plan.tile)
+        return self._text_tokens(stage) > TEXT_TOKENS and estimate.text == max(estimate)
 
     def _free_bytes(self) -> float:
         """Memory that this process may still take."""
@@ -200,7 +240,8 @@ def _weights(spec: LoadSpec) -> str:
     return f"weights of {spec.key.partition('+')[0]}"  # LoRAs are small, and there are many
 
 
-def _phases(stage: Stage, tile: Tiling) -> tuple[str, str]:
+def _phases(stage: Stage, tile: Tiling) -> tuple[str, str, str]:
     """Names of what is learned about a picture."""
     name = stage.load_spec.model.name + stage.load_spec.options.suffix
-    return f"denoising with {name}", f"decoding with {name}" + (" in tiles" if tile else "")
+    in_tiles = " in tiles" if tile else ""
+    return f"encoding with {name}", f"denoising with {name}", f"decoding with {name}{in_tiles}"

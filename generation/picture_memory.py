@@ -2,9 +2,11 @@
 
 A picture is encoded, denoised and decoded one after the other, so it takes the most of the three:
 
-    text encoding   TEXT_BYTES
-    denoising       tokens x width x ACTIVATION_BYTES  (and attention scores without a GPU)
+    text encoding   tokens x width x (TEXT_VALUES + kept layers), and the mask of its attention
+    denoising       tokens x width x ACTIVATION_BYTES
     decoding        pixels x decoder_bytes, of the picture or of one tile; and the finished picture
+
+Without a GPU, attention scores are added to the first two.
 
 Sources, all of mflux 0.24's READMEs, measured on Apple Silicon (peak beside the weights):
 
@@ -16,6 +18,12 @@ Sources, all of mflux 0.24's READMEs, measured on Apple Silicon (peak beside the
 - Ming: 9.8 GB at 512 x 512, 14.5 GB at 1024 x 1024.
 - Denoising: Anima 1.1 GB for 4096 tokens of the picture and 512 of the text, width 2048; FLUX.2
   klein 9B, width 4096, 3.2 GB more at 2048 x 2048 than at 1024 x 1024.
+- FLUX.2's small decoder takes 1.2 GB for 1.6 GB, 4.3 GB for 5.6 GB.
+- Ming with low_ram: 72 of 100 bytes of its weights are of the text encoder (2 bytes for each of the
+  6.4 billion parameters of the others, of 46 GB without the unused vision model).
+
+Text encoding: Anima's encoder (Qwen3-0.6B in 32 bits) with 100 to 4096 tokens on a CPU, in
+benchmarks/results/real_size.md. Widths and kept layers of the others are those in mflux's source.
 
 No README says what the decoders of FIBO, Qwen-Image 2.1 and SeedVR2 take: these figures are
 those of the Qwen VAE, times the ratio of the two that MLX counted when both decoded 128 x 128
@@ -27,19 +35,28 @@ see Cpu.
 Previews take nothing that counts: 20 bytes for each of the 64 pixels of a latent.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+from models.prompt_tokens import not_counted, tokens
 from task import Stage
 
-TEXT_BYTES = 0.2e9
-"""Activations of a text encoder: 512 tokens, width 4096."""
 TEXT_TOKENS = 512
+"""The least that a transformer gets: most families fill the prompt up to it."""
+TEXT_VALUES = 45.0
+"""Activations of a text encoder, of a token and for each unit of its width."""
+MASK_BYTES = 8.0
+"""Of a pair of tokens of the text."""
 ACTIVATION_BYTES = 90.0
 """Of a token, for each unit of the transformer's width."""
 FINISHED_BYTES = 30.0
 """Of a pixel: the decoded picture in 32 bits, its sum and weights while tiles are put together,
 8-bit copies."""
 HEAD_WIDTH = 128
+SMALL_DECODER = 0.76
+"""Memory of FLUX.2's small decoder / of its own one."""
+RELEASED = 0.72
+"""Share of a model's weights that mflux releases with low_ram when the text is encoded."""
 TILES = (512, 256)
 """Sides of tiles in pixels, the first choice first. 512 is mflux's own."""
 
@@ -56,9 +73,23 @@ class Cpu(NamedTuple):
     denoising: float = 1.5
     score_bytes: float = 2.0
     """Of a pair of tokens, for each head."""
+    text_score_bytes: float = 4.0
+    """Of a pair of tokens of the text, for each head: text encoders compute them in 32 bits."""
 
 
 CPU = Cpu()
+
+
+class TextEncoder(NamedTuple):
+    """Figures of a text encoder."""
+
+    width: int
+    heads: int
+    kept_layers: int = 0
+    """Layers whose results are kept until the last one."""
+    value_bytes: int = 2
+    most_tokens: int | None = None
+    """Fewer than with the family's own encoder; None: as many."""
 
 
 class Architecture(NamedTuple):
@@ -72,76 +103,131 @@ class Architecture(NamedTuple):
     """Whether mflux's TilingConfig makes its decoder work in tiles."""
     always_tiled: bool = False
     """Whether mflux does that by itself."""
+    text: TextEncoder | None = None
+    """None: it encodes no text."""
+    joint: bool = True
+    """Whether tokens of the text go through the transformer with those of the picture."""
 
 
 STRIPS = 1350.0
 QWEN_VAE = 8300.0
 FLUX1_VAE = 6800.0
-UNKNOWN = Architecture(4096, QWEN_VAE)
+QWEN3_4B = TextEncoder(2560, 32, 36)
+UNKNOWN = Architecture(4096, QWEN_VAE, text=TextEncoder(4096, 32, 36))
 """Of families that a new release of mflux brings."""
 ARCHITECTURES = {
-    "anima": Architecture(2048, QWEN_VAE, tiles=True),
-    "boogu": Architecture(3360, FLUX1_VAE, tiles=True),
-    "ernie_image": Architecture(4096, STRIPS),
-    "fibo": Architecture(3072, 7400.0, tiles=True),
-    "fibo2": Architecture(3584, STRIPS),
-    "flux": Architecture(3072, FLUX1_VAE, tiles=True),
-    "flux2": Architecture(4096, STRIPS),
-    "flux3": Architecture(3072, STRIPS),
-    "ideogram4": Architecture(4608, STRIPS),
-    "iris": Architecture(2560, 1000.0),
-    "krea2": Architecture(6144, QWEN_VAE, tiles=True),
-    "lens": Architecture(1536, STRIPS),
-    "ming_image": Architecture(3840, 6000.0, tiles=True),
-    "moss_image": Architecture(3072, 10000.0, tiles=True),
-    "qwen": Architecture(3072, QWEN_VAE, tiles=True),
-    "qwen21": Architecture(4096, 8600.0, tiles=True),
-    "seedvr2": Architecture(2560, 16500.0, tiles=True, always_tiled=True),
-    "z_image": Architecture(3840, STRIPS),
+    "anima": Architecture(
+        2048, QWEN_VAE, True, text=TextEncoder(1024, 16, value_bytes=4), joint=False
+    ),
+    "boogu": Architecture(3360, FLUX1_VAE, True, text=TextEncoder(4096, 32)),
+    "ernie_image": Architecture(4096, STRIPS, text=TextEncoder(3072, 32)),
+    "fibo": Architecture(3072, 7400.0, True, text=TextEncoder(2048, 16, 36)),
+    "fibo2": Architecture(3584, STRIPS, text=TextEncoder(2560, 32, 35)),
+    "flux": Architecture(3072, FLUX1_VAE, True, text=TextEncoder(4096, 64)),
+    "flux2": Architecture(4096, STRIPS, text=TextEncoder(4096, 32, 36)),
+    "flux3": Architecture(3072, STRIPS, text=TextEncoder(2560, 32, 32)),
+    "ideogram4": Architecture(4608, STRIPS, text=TextEncoder(4096, 32, 13)),
+    "iris": Architecture(2560, 1000.0, text=QWEN3_4B),
+    "krea2": Architecture(6144, QWEN_VAE, True, text=QWEN3_4B),
+    "lens": Architecture(1536, STRIPS, text=TextEncoder(2880, 64, 4)),
+    "ming_image": Architecture(3840, 6000.0, True, text=TextEncoder(2048, 16, 4)),
+    "moss_image": Architecture(3072, 10000.0, True, text=TextEncoder(4096, 16)),
+    "qwen": Architecture(3072, QWEN_VAE, True, text=TextEncoder(3584, 28)),
+    "qwen21": Architecture(4096, 8600.0, True, text=TextEncoder(4096, 32)),
+    "seedvr2": Architecture(2560, 16500.0, True, always_tiled=True),
+    "z_image": Architecture(3840, STRIPS, text=QWEN3_4B),
 }
-TINY = Architecture(64, 300.0, tiles=True)
+TINY = Architecture(64, 300.0, True, text=TextEncoder(64, 1, value_bytes=4))
 """Of the tiny models."""
+SMALL_TEXT_ENCODERS = {
+    "flux2": TextEncoder(1024, 16, 28, most_tokens=256),
+    "qwen21": TextEncoder(2048, 8, 24),
+}
+"""Of the option small_text_encoder, by family."""
 
 
 class PictureMemory(NamedTuple):
     """Bytes that a picture takes beside the weights, by phase."""
 
+    text: float
     denoising: float
-    """And encoding the text."""
     decoding: float
 
 
 def architecture(stage: Stage) -> Architecture:
-    model = stage.load_spec.model
-    return TINY if model.tiny else ARCHITECTURES.get(model.family, UNKNOWN)
+    spec = stage.load_spec
+    figures = TINY if spec.model.tiny else ARCHITECTURES.get(spec.model.family, UNKNOWN)
+    if spec.options.small_text_encoder:
+        small = SMALL_TEXT_ENCODERS.get(spec.model.family, figures.text)
+        figures = figures._replace(text=small)
+    return figures
 
 
 def can_tile(stage: Stage) -> bool:
     return architecture(stage).tiles
 
 
-def picture_memory(stage: Stage, tile: int | None, *, gpu: bool) -> PictureMemory:
+def picture_memory(
+    stage: Stage, tile: int | None, *, gpu: bool, text_tokens: int | None = None
+) -> PictureMemory:
     """Returns what one picture of a stage takes.
 
     Args:
         tile: side of the decoder's tiles in pixels; None: it decodes the whole picture.
         gpu: whether MLX has a GPU.
+        text_tokens: text_tokens(); None: by the number of characters.
     """
     figures = architecture(stage)
+    if text_tokens is None:
+        text_tokens = tokens_of_text(stage)
+    return PictureMemory(
+        _encoding(figures.text, text_tokens, gpu) if figures.text else 0.0,
+        _denoising(figures, _tokens(stage), text_tokens, gpu),
+        _decoding(figures, stage, tile, gpu),
+    )
+
+
+def tokens_of_text(stage: Stage, count: Callable[[str], int | None] = not_counted) -> int:
+    """Tokens of the longest text that a stage encodes.
+
+    Args: count: as that of tokens().
+    """
+    params, model = stage.params, stage.load_spec.model
+    encoder = architecture(stage).text
+    if encoder is None:
+        return 0
+    texts = {params.prompt, *params.prompts, params.negative_prompt or ""}
+    most = max(tokens(text, model, count) for text in texts)
+    return min(most, encoder.most_tokens or most)
+
+
+def _encoding(encoder: TextEncoder, text_tokens: int, gpu: bool) -> float:
+    values = text_tokens * encoder.width * (TEXT_VALUES + encoder.kept_layers)
+    scores = 0.0 if gpu else encoder.heads * CPU.text_score_bytes
+    return values * encoder.value_bytes + text_tokens**2 * (MASK_BYTES + scores)
+
+
+def _denoising(figures: Architecture, picture: float, text_tokens: int, gpu: bool) -> float:
+    together = picture + (max(text_tokens, TEXT_TOKENS) if figures.joint else TEXT_TOKENS)
+    values = together * figures.width * ACTIVATION_BYTES
+    if gpu:
+        return values
+    heads = max(figures.width / HEAD_WIDTH, 1.0)
+    pairs = together * max(together, text_tokens)
+    return values * CPU.denoising + heads * pairs * CPU.score_bytes
+
+
+def _decoding(figures: Architecture, stage: Stage, tile: int | None, gpu: bool) -> float:
     width, height = size(stage)
     if figures.always_tiled:
         tile = tile or TILES[0]
     decoded = min(width, tile or width) * min(height, tile or height)
-    decoding = decoded * figures.decoder_bytes
-    tokens = _tokens(stage) + TEXT_TOKENS
-    denoising = tokens * figures.width * ACTIVATION_BYTES
+    share = SMALL_DECODER if stage.load_spec.options.small_decoder else 1.0
+    decoding = decoded * figures.decoder_bytes * share
     if not gpu:
-        heads = max(figures.width / HEAD_WIDTH, 1.0)
-        strip = width * CPU.strip_bytes if figures.decoder_bytes == STRIPS else 0.0
+        strip = width * CPU.strip_bytes * share if figures.decoder_bytes == STRIPS else 0.0
         decoding = decoding * CPU.decoding + CPU.decoding_bytes + strip
-        denoising = denoising * CPU.denoising + heads * tokens**2 * CPU.score_bytes
-    finished = width * height * FINISHED_BYTES
-    return PictureMemory(max(denoising, TEXT_BYTES), decoding + finished)
+    return decoding + width * height * FINISHED_BYTES
 
 
 def size(stage: Stage) -> tuple[int, int]:

@@ -26,6 +26,7 @@ from generation.process_memory import (
     used_bytes,
 )
 from generator import MfluxGenerator
+from models.build_options import BuildOptions
 from models.mflux_registry import find_model, read_catalog
 from models.mlx_setup import prepare_mlx
 from models.model_catalog import LoadSpec
@@ -89,6 +90,89 @@ def test_reference_pictures_take_memory_while_denoising() -> None:
     assert with_reference.decoding == alone.decoding
 
 
+@pytest.mark.parametrize(("tokens", "megabytes"), [(512, 110), (1024, 258), (2500, 868)])
+def test_encoding_a_text_takes_what_was_measured_at_real_size(
+    tokens: int, megabytes: float
+) -> None:
+    """Anima's encoder, in 32 bits without a GPU (benchmarks/results/real_size.md)."""
+    text = picture_memory(stage_of("anima-turbo"), None, gpu=False, text_tokens=tokens).text
+    assert text / 1e6 == pytest.approx(megabytes, rel=0.25)
+
+
+def test_the_memory_of_a_text_depends_on_its_tokens_and_the_family() -> None:
+    def of(name: str, prompt: str, **params: Any) -> float:
+        stage = stage_of(name, prompt=prompt, **params)
+        return picture_memory(stage, None, gpu=True).text
+
+    long = 10_000 * "a"
+    assert of("anima-turbo", long) > 20 * of("anima-turbo", "a lake")
+    assert of("anima-turbo", "a lake", negative_prompt=long) == of("anima-turbo", long)
+    assert of("z-image-turbo", long) == of("z-image-turbo", "a lake"), "it is filled up"
+    kept, dropped = of("krea-2", long), of("ernie-image", long)
+    assert kept / 1024 > dropped / 2048, "all layers of one are kept, of the other none"
+
+
+def with_options(stage: Stage, **options: Any) -> Stage:
+    model = replace(stage.load_spec.model, options=BuildOptions(**options))
+    return replace(stage, load_spec=replace(stage.load_spec, model=model))
+
+
+@pytest.mark.parametrize(("side", "peak"), [(1024, 1.2), (2048, 4.3)])
+def test_the_small_decoder_takes_what_mflux_publishes(side: int, peak: float) -> None:
+    stage = with_options(stage_of("flux2-klein-4b", side), small_decoder=True)
+    decoding = picture_memory(stage, None, gpu=True).decoding
+    assert 0.12 + decoding / GB == pytest.approx(peak, rel=0.25)
+
+
+def test_the_small_text_encoder_takes_less_than_the_models_own() -> None:
+    stage = stage_of("flux2-klein-4b")
+    small = picture_memory(with_options(stage, small_text_encoder=True), None, gpu=True)
+    assert small.text < picture_memory(stage, None, gpu=True).text / 4
+
+
+def test_with_low_ram_ming_draws_without_its_text_encoder_in_memory() -> None:
+    """mflux has measured 14.5 GB, for weights of about 19.3 GB."""
+    stage = stage_of("ming-image-design")
+    low = with_options(stage, low_ram=True)
+    guard = MemoryGuard(int(22 * GB), gpu=True)
+    for one in (stage, low):
+        guard.learn_weights(one.load_spec, int(19.3 * GB))
+    assert guard.plan(stage).tile == 512
+    plan = guard.plan(low)
+    assert (plan.tile, plan.refusal) == (None, None)
+    assert 19.3 + plan.picture_bytes / GB < 22
+
+    before = guard.plan(low)
+    figures = picture_memory(low, None, gpu=True)
+    released = 0.72 * 19.3 * GB
+    measured = PictureMemory(figures.text, 0.0, max(figures.decoding - released, 0.0))
+    guard.learn(low, None, measured)
+    assert guard.plan(low) == before
+
+
+def test_weights_that_were_released_need_their_room_again_for_the_next_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    low = with_options(stage_of("ming-image-design"), low_ram=True)
+    guard = MemoryGuard(int(22 * GB), gpu=True)
+    guard.learn_weights(low.load_spec, int(19.3 * GB))
+    monkeypatch.setattr(memory_guard, "used_bytes", lambda: int(6 * GB))
+    monkeypatch.setattr(memory_guard, "available_bytes", lambda: int(10 * GB))
+    assert guard.plan_now(low, iter(())).refusal is None
+    assert guard.plan_now(low, iter(()), 13.9 * GB).refusal
+
+
+def test_a_prompt_that_is_too_long_for_the_memory_is_named_with_its_tokens() -> None:
+    guard = MemoryGuard(int(6.7 * GB), gpu=False)
+    stage = stage_of("anima-turbo", 64, prompt=20_000 * "a", steps=1)
+    guard.learn_weights(stage.load_spec, int(5.6 * GB))
+    refusal = guard.plan(stage).refusal or ""
+    assert refusal.startswith("The text encoder with a prompt of 4096 tokens needs about 8.")
+    assert "ask for a shorter prompt" in refusal
+    guard.count_tokens = lambda model, text: 20
+    assert guard.plan(stage).refusal is None
+
+
 def test_two_pictures_beside_each_other_take_the_memory_of_both() -> None:
     dev = find_model("dev")
     assert dev
@@ -142,8 +226,8 @@ def test_what_does_not_fit_whole_is_decoded_in_tiles(
 
 def test_what_does_not_fit_in_tiles_either_is_refused_with_the_figure() -> None:
     refusal = guard_of(7).plan(stage_of("anima-turbo")).refusal or ""
-    assert refusal.startswith("A picture of 1024 x 1024 needs about 7.")
-    assert "in tiles" in refusal
+    assert refusal.startswith("A picture of 1024 x 1024, decoded in tiles of 256, needs about 7.")
+    assert refusal.endswith("ask for a smaller picture, or for fewer bits (quantize).")
     assert "5.6 GB for the weights of anima-turbo" in refusal
     assert "7.0 GB" in refusal
 
@@ -177,7 +261,7 @@ def test_weights_count_before_they_were_loaded_once() -> None:
 
 def _measured(stage: Stage, factor: float) -> PictureMemory:
     figures = picture_memory(stage, None, gpu=True)
-    return PictureMemory(figures.denoising * factor, figures.decoding * factor)
+    return PictureMemory(*(factor * figure for figure in figures))
 
 
 def test_a_request_gets_the_same_answer_before_and_after_other_pictures() -> None:
@@ -203,7 +287,7 @@ def test_what_was_measured_replaces_a_wrong_figure_for_all_sizes(factor: float) 
 def test_small_pictures_teach_nothing_about_large_ones() -> None:
     guard = guard_of(100)
     before = guard.plan(stage_of("anima-turbo"))
-    guard.learn(stage_of("anima-turbo", 64), None, PictureMemory(2e8, 2.5e8))
+    guard.learn(stage_of("anima-turbo", 64), None, PictureMemory(1e8, 2e8, 2.5e8))
     assert guard.plan(stage_of("anima-turbo")) == before
 
 
@@ -318,7 +402,7 @@ def test_every_size_up_to_the_limit_is_drawn_or_refused_with_the_figure(
     guard.learn_weights(sizes[256].load_spec, made.generator.memory.weights_bytes)
     assert made.draw(sizes[256]).metadata == made.draw(sizes[256]).metadata
     assert (made.draw(sizes[512]).metadata or {})["vae_tiling"] == 256
-    with pytest.raises(DoesNotFit, match="2048 x 2048 needs about"):
+    with pytest.raises(DoesNotFit, match="2048 x 2048, decoded in tiles of 256, needs about"):
         made.draw(sizes[2048])
     assert made.generator.refusal(sizes[2048])
     assert made.draw(sizes[256]).picture.size == (256, 256)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -53,7 +54,18 @@ def test_the_written_checkpoint_is_one_that_mflux_loads_and_draws(
         assert thread.submit(draw).result() == (bits, (64, 64))
 
 
-def test_the_benchmark_measures_a_server() -> None:
-    out = run("real_size.py", "--quick")
-    for line in ("the model was loaded", "| 128 x 128 |", "GET /queue while", "Stopped in a step"):
+@pytest.mark.parametrize(
+    ("script", "lines"),
+    [
+        (
+            "real_size.py",
+            ("the model was loaded", "| 128 x 128 |", "GET /queue while", "Stopped in a step"),
+        ),
+        ("real_limits.py", ("128 x 128 |", " drawn ", " refused: 1.3 GB ")),
+        ("real_loras.py", ("Loading takes", "| one, in place of two |")),
+    ],
+)
+def test_the_benchmarks_measure_the_server(script: str, lines: Sequence[str]) -> None:
+    out = run(script, "--quick")
+    for line in lines:
         assert line in out
