@@ -276,6 +276,7 @@ class QueueManager:
                     machine.loaded[0] if machine.loaded else scheduler.allowed.first_spec
                 ),
                 last_error=scheduler.health.last_error,
+                broker_away_since=scheduler.health.broker_away_since,
             )
 
     def state(self) -> ServerState:

@@ -31,7 +31,7 @@ from cluster.source import RemoteSource
 from configuration import allow, generator_of
 from generation import machine_speed
 from generation.previews import Previews
-from models.hub_cache import needs_download
+from models.hub_cache import bytes_on_disk, is_present, needs_download
 from models.mlx_setup import MlxMissing, prepare_mlx
 from models.weights_cache import WeightsCache
 from settings import Settings
@@ -68,6 +68,7 @@ class WorkerProcess:
             allowed,
             registration=self._registration,
             resident=lambda: self._generator.resident,
+            downloaded=lambda model: None if is_present(model) else bytes_on_disk(model),
             folder=Path(mkdtemp(prefix="mflux-worker-")),
             refused=self._end_with,
             watched=previews.look,

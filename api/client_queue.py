@@ -26,6 +26,7 @@ class ClientQueue:
         self.events = queue.events
         self.state = queue.state
         self.health = queue.health
+        self.download_for = queue.machines.download_for
         self.allowed = queue.allowed
         self._queue = queue
 

@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from api.answers import Answer, Seconds
+from api.model_answers import DownloadAnswer
 from scheduler.machine_control import MachineState, MachineStatus
 
 
@@ -17,6 +18,9 @@ class MachineAnswer(Answer):
         description="In its memory, the latest used first.", examples=[["schnell/q8"]]
     )
     loading_model: str | None = Field(None, description="What it loads.")
+    download: DownloadAnswer | None = Field(
+        None, description="While it downloads the weights that it loads."
+    )
     missing_models: list[str] = Field(
         description="Allowed models that it would have to download first.", examples=[["dev"]]
     )
@@ -61,6 +65,9 @@ class MachineAnswer(Answer):
 
 class MachinesAnswer(Answer):
     machines: list[MachineAnswer] = Field(description="The server's own first, lost ones last.")
+    broker_away_since: Seconds | None = Field(
+        None, description="As in /health.", examples=[1725311496.5]
+    )
 
 
 def machine_answer(machine: MachineStatus) -> MachineAnswer:
@@ -71,6 +78,7 @@ def machine_answer(machine: MachineStatus) -> MachineAnswer:
         drained=machine.drained,
         loaded_models=list(machine.resident),
         loading_model=machine.loading,
+        download=DownloadAnswer.of(*machine.download) if machine.download else None,
         missing_models=list(machine.missing),
         running=list(machine.running),
         next_task=machine.next_task,

@@ -39,7 +39,8 @@ class MachineRoutes:
     def machines(self) -> Response:
         check_operator()
         machines = [machine_answer(machine) for machine in self._queue.machines.machines()]
-        return json_response(MachinesAnswer(machines=machines))
+        away_since = self._queue.health().broker_away_since
+        return json_response(MachinesAnswer(machines=machines, broker_away_since=away_since))
 
     @route("POST", "/machines/<name>/drain")
     @documented(

@@ -4,6 +4,7 @@ from pydantic import Field
 
 from api.answers import Answer
 from fields import Takes
+from models.model_catalog import Model
 
 
 class DownloadAnswer(Answer):
@@ -14,6 +15,12 @@ class DownloadAnswer(Answer):
     bytes_total: int | None = Field(
         None, description="About so many in all. Absent: unknown.", examples=[34_000_000_000]
     )
+
+    @staticmethod
+    def of(model: Model, bytes_done: int) -> "DownloadAnswer":
+        known = model.weights_gb is not None
+        total = round(model.download_bytes) if known else None
+        return DownloadAnswer(model=model.name, bytes_done=bytes_done, bytes_total=total)
 
 
 class ModelAnswer(Answer):

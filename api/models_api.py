@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from flask import Response
+from flask import Response, request
 
 import errors
 from allowed import Allowed
 from api.answers import json_response
-from api.api_docs import documented, json_answer
+from api.api_docs import documented, json_answer, query
 from api.audit import audit
 from api.generate_request import PICTURES
 from api.identity import check_operator
@@ -31,6 +31,7 @@ from models.model_catalog import Catalog, LoadSpec, LoraFit, Model
 from models.model_rules import MOST_SIDE, SIDE_STEP
 from queue_manager import QueueManager
 from scheduler.health import QueueHealth
+from timing_model import LOCAL
 
 MODEL_NAME = {
     "name": "name",
@@ -39,6 +40,12 @@ MODEL_NAME = {
     "required": True,
     "schema": {"type": "string", "minLength": 1, "maxLength": 200},
 }
+
+MACHINE = query(
+    "machine",
+    "Of a worker, as GET /machines names it; absent: the server's own.",
+    {"type": "string", "minLength": 1, "maxLength": 200},
+)
 
 
 class ModelRoutes:
@@ -110,10 +117,11 @@ class ModelRoutes:
         tag="models",
         description="For the operator: the model is loaded after the task that runs, so that the "
         "first task that names it does not wait for that. GET /health shows when it is ready.",
-        parameters=[MODEL_NAME],
+        parameters=[MODEL_NAME, MACHINE],
         answers={200: json_answer(LoadAnswer, "It will be loaded, or is already.")},
         errors=(
             errors.OperatorOnly,
+            errors.UnknownMachine,
             errors.UnknownModel,
             errors.ModelNotAllowed,
             errors.NoWorker,
@@ -123,10 +131,13 @@ class ModelRoutes:
         check_operator()
         model = self._allowed.model(self._find(name).name)
         weights = LoadSpec(model, model.pipelines[0], self._allowed.quantize)
-        loaded = any(weights.key == other.key for other in self._queue.health().loaded)
-        if not loaded:
+        machine = request.args.get("machine", LOCAL)
+        if machine != LOCAL:
+            loaded = self._queue.machines.order_load(machine, weights)
+        elif not (loaded := weights.key in [one.key for one in self._queue.health().loaded]):
             self._queue.order_load(weights)
-            audit(f"ordered model {model.name} to be loaded")
+        if not loaded:
+            audit(f"ordered model {model.name} to be loaded on {machine[:100]!r}")
         return json_response(LoadAnswer(model=model.name, loaded=loaded))
 
     def _lora_answer(self, name: str, path: Path) -> LoraAnswer:
@@ -232,9 +243,4 @@ def download_answer(health: QueueHealth) -> DownloadAnswer | None:
         weights, bytes_done = health.loading, bytes_on_disk(health.loading.model)
     else:
         return None
-    model = weights.model
-    return DownloadAnswer(
-        model=model.name,
-        bytes_done=bytes_done,
-        bytes_total=None if model.weights_gb is None else round(model.download_bytes),
-    )
+    return DownloadAnswer.of(weights.model, bytes_done)

@@ -10,6 +10,7 @@ from api.api_docs import IDEMPOTENCY_KEY, TASK_ID, WAIT, documented, json_answer
 from api.client_queue import ClientQueue, OwnQueue
 from api.generate_request import GenerateRequest, Limits, parse_form, parse_request
 from api.long_poll import watch
+from api.model_answers import DownloadAnswer
 from api.models_api import download_answer
 from api.query_values import MAX_ID, MOST_WAIT_S, gone_check, number_value, task_id_value
 from api.request_body import form_body, whole_body
@@ -161,6 +162,8 @@ class TaskRoutes:
         state = queue.state()
         may_wait_for_it = view.waits_for_download or state is ServerState.LOADING
         download = download_answer(queue.health()) if may_wait_for_it else None
+        if remote := queue.download_for(task_id):
+            download = DownloadAnswer.of(*remote)
         answer = status_answer(
             view, state, time.time(), download, version=version, paused=queue.paused
         )

@@ -54,6 +54,12 @@ class HealthAnswer(Answer):
     last_error_at: Seconds | None = Field(
         None, description="Unix seconds at which it happened.", examples=[1725311496.5]
     )
+    broker_away_since: Seconds | None = Field(
+        None,
+        description="Unix seconds since which the broker cannot be reached, so that other machines "
+        "get no tasks. Absent: it can, or there is none.",
+        examples=[1725311496.5],
+    )
     memory: MemoryAnswer = Field(description="Of MLX.")
     disk_free_bytes: int = Field(description="In the data dir.", examples=[100_000_000_000])
     paused: bool = Field(description="Whether the operator has paused the queue.")

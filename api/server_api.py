@@ -75,6 +75,7 @@ class ServerRoutes:
             commit=None if client() is NOBODY else commit() or None,
             last_error=error.message if error else None,
             last_error_at=error.at if error else None,
+            broker_away_since=health.broker_away_since,
             memory=MemoryAnswer(
                 active_bytes=memory.active_bytes,
                 peak_bytes=memory.peak_bytes,

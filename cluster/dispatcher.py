@@ -11,9 +11,10 @@ from functools import partial
 from typing import Any
 
 from cluster.carrier import Carrier, CarrierUnavailable, new_key
-from cluster.messages import PROTOCOL, Message, Offer, Presence, Stop, Watch
+from cluster.messages import PROTOCOL, Load, Message, Offer, Presence, Spec, Stop, Watch
 from cluster.registry import Registry
 from cluster.remote_machine import RemoteMachine
+from cluster.stalls import stalled_s
 from errors import StorageUnavailable
 from scheduler.scheduler import Scheduler
 from supervision import SupervisedThread
@@ -42,10 +43,6 @@ class Dispatcher:
         self._watched: set[str] = set()
         self._stopping = False
         self._thread = SupervisedThread("dispatcher", self._run)
-
-    @property
-    def broker_is_away(self) -> bool:
-        return self._away_since is not None
 
     def start(self) -> None:
         self._thread.start()
@@ -100,7 +97,7 @@ class Dispatcher:
         if self._away_since is not None:
             log.info("the broker can be reached again")
             with self._scheduler.lock:
-                self._away_since = None
+                self._away_since = self._scheduler.health.broker_away_since = None
                 self._registry.heard_none()
 
     def _broker_is_away(self, error: CarrierUnavailable) -> None:
@@ -108,6 +105,7 @@ class Dispatcher:
             log.error("the broker cannot be reached: %s", error)
             with self._scheduler.lock:
                 self._away_since = self._scheduler.monotonic()
+                self._scheduler.health.broker_away_since = self._scheduler.now()
 
     # -- what is due (locked) ---------------------------------------------------------------------
 
@@ -122,12 +120,16 @@ class Dispatcher:
                 yield partial(self._registry.lose, remote, reason, interrupted=away is None)
         if away is not None or self._scheduler.stopping:
             return
+        for remote in machines:
+            if silent_s := stalled_s(remote, self._scheduler, at, self._registry.least_stall_s):
+                yield partial(self._registry.stall, remote, silent_s)
         next_tasks = self._scheduler.next_tasks() if machines else {}
         for remote in machines:
             if not remote.lost:
                 yield from self._stops(remote)
                 yield from self._offers(remote, next_tasks.get(remote.name), at)
                 yield from self._lost_runs(remote)
+                yield from self._load_orders(remote, at)
         for task_id in self._watched:
             run = self._scheduler.machines.run(task_id)
             watching = (r for r in machines if run and r.machine is run.machine)
@@ -166,6 +168,18 @@ class Dispatcher:
             if task.task_id not in remote.held and self._is_old(remote, run.claimed_at):
                 log.warning("machine %s has lost task %s", remote.name, task.task_id)
                 yield partial(_release, remote, task.task_id, task.attempt)
+
+    def _load_orders(self, remote: RemoteMachine, at: float) -> Iterator[Callable[[], None]]:
+        """What the operator wants loaded, until it is."""
+        machine = remote.machine
+        spec, loading = machine.ordered, machine.loading
+        if spec is None or at - remote.ordered_at < LOST_LEASES * self._registry.lease_s:
+            return
+        if spec.key in machine.resident.keys or (loading and loading.key == spec.key):
+            machine.ordered = None
+            return
+        remote.ordered_at = at
+        yield self._sending(remote, Load, spec=Spec.of(spec))
 
     def _is_old(self, remote: RemoteMachine, at: float) -> bool:
         """Whether its latest heartbeat is so much later that it must have been heard."""

@@ -44,10 +44,6 @@ class Head:
         self._thread = SupervisedThread("cluster", self._receive)
         self._stopping = False
 
-    @property
-    def broker_is_away(self) -> bool:
-        return self._dispatcher.broker_is_away
-
     def start(self) -> None:
         with suppress(CarrierUnavailable):  # what is left there is of earlier sessions
             self._carrier.forget()

@@ -29,14 +29,12 @@ from cluster.messages import (
     Refused,
     Reported,
     Residents,
-    Spec,
     Stop,
 )
 from cluster.registry import Registry
 from cluster.remote_machine import RemoteMachine
 from errors import StorageUnavailable
 from images import format_of
-from models.model_catalog import Catalog, LoadSpec
 from scheduler.scheduler import Scheduler
 from supervision import SupervisedQueue
 from task import Encoded, Progress, Verdict
@@ -184,7 +182,8 @@ class Inbox:
         return stored
 
     def _loading(self, remote: RemoteMachine, message: Loading) -> None:
-        spec = self._spec(message.spec)
+        remote.weights_changed = True
+        spec = message.spec.among(self._scheduler.allowed)
         if spec is None:  # a model that only the worker allows
             return
         if not message.done:
@@ -198,25 +197,15 @@ class Inbox:
         )
 
     def _resident(self, remote: RemoteMachine, message: Residents) -> None:
+        remote.weights_changed = True
         if message.error is None:
             remote.api.now_resident(message.resident)
             return
         with self._scheduler.lock:
-            remote.machine.last_error = message.error[:500]
+            remote.machine.last_error, remote.machine.ordered = message.error[:500], None
         remote.api.load_failed(
             f"{remote.name}: {message.error[:500]}", message.resident, fatal=False
         )
-
-    def _spec(self, spec: Spec) -> LoadSpec | None:
-        allowed = self._scheduler.allowed
-        model = Catalog([*allowed.models, *allowed.helpers]).find(spec.model)
-        if model is None:
-            return None
-        named = (pipeline for pipeline in model.pipelines if pipeline.name == spec.pipeline)
-        pipeline = next(named, None)
-        if pipeline is None:
-            return None
-        return LoadSpec(model, pipeline, spec.quantize, spec.adapters, spec.control_strength)
 
     def _preview(self, remote: RemoteMachine, message: Preview) -> None:
         jpeg = b64decode(message.jpeg, validate=True)

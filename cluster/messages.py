@@ -8,11 +8,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from models.model_catalog import LoadSpec, Lora
+from allowed import Allowed
+from models.model_catalog import Catalog, LoadSpec, Lora
 from task import Memory, Phase, Progress
 from timing_model import Measured
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Both sides must have the same. It changes with every change of a message."""
 MOST_IMAGE_BYTES = 256_000_000
 """Of a picture that travels, in either direction."""
@@ -28,6 +29,35 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Spec(Message):
+    """Which weights."""
+
+    model: Name
+    pipeline: Name
+    quantize: int | None
+    loras: list[tuple[str, float]]
+    control_strength: float | None
+
+    @staticmethod
+    def of(spec: LoadSpec) -> "Spec":
+        return Spec(
+            model=spec.model.name,
+            pipeline=spec.pipeline.name,
+            quantize=spec.quantize,
+            loras=[(lora.name, lora.scale) for lora in spec.loras],
+            control_strength=spec.control_strength,
+        )
+
+    def among(self, allowed: Allowed) -> LoadSpec | None:
+        """The weights; None: they are not allowed here."""
+        model = Catalog([*allowed.models, *allowed.helpers]).find(self.model)
+        for pipeline in model.pipelines if model else ():
+            if model and pipeline.name == self.pipeline:
+                loras = tuple(Lora(name, scale) for name, scale in self.loras)
+                return LoadSpec(model, pipeline, self.quantize, loras, self.control_strength)
+        return None
 
 
 # -- from the head ---------------------------------------------------------------------------------
@@ -82,6 +112,14 @@ class Watch(Message):
     task_id: TaskId
 
 
+class Load(Message):
+    """The operator wants these weights loaded after the present task. Repeated until it begins."""
+
+    kind: Literal["load"] = "load"
+    session: Name
+    spec: Spec
+
+
 class Refused(Message):
     """The head does not take this worker. The sentence says why."""
 
@@ -90,7 +128,7 @@ class Refused(Message):
     sentence: str
 
 
-FromHead = Offer | Stop | Answer | Watch | Refused
+FromHead = Offer | Stop | Answer | Watch | Load | Refused
 
 
 # -- from a worker ---------------------------------------------------------------------------------
@@ -141,6 +179,10 @@ class Heartbeat(FromWorker):
     resident: list[Name]
     held: list[Held]
     """The tasks that it has, begun or not."""
+    waiting: bool = False
+    """Whether its worker thread waits for a task."""
+    downloaded_bytes: Annotated[int, Field(ge=0)] | None = None
+    """On its disk of the weights that it loads, while they are downloaded."""
     stopping: bool = False
     """Whether it begins no more tasks."""
 
@@ -207,30 +249,6 @@ class Ended(FromWorker):
     """Of the error; None: it is released."""
     message: str = ""
     interrupted: bool = False
-
-
-class Spec(Message):
-    """Which weights."""
-
-    model: Name
-    pipeline: Name
-    quantize: int | None
-    loras: list[tuple[str, float]]
-    control_strength: float | None
-
-    @staticmethod
-    def of(spec: LoadSpec) -> "Spec":
-        return Spec(
-            model=spec.model.name,
-            pipeline=spec.pipeline.name,
-            quantize=spec.quantize,
-            loras=[(lora.name, lora.scale) for lora in spec.loras],
-            control_strength=spec.control_strength,
-        )
-
-    @property
-    def adapters(self) -> tuple[Lora, ...]:
-        return tuple(Lora(name, scale) for name, scale in self.loras)
 
 
 class Loading(FromWorker):

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 RESEND_S = 10.0
 HEARTBEATS_IN_LEASE = 5
-NO_HEAD_S = 2.0
+NO_HEAD_S = 1.0
 """Pause before it is checked again whether there is a head."""
 MOST_WAITING = 1_000
 """Messages without an answer that may wait; the oldest are dropped."""

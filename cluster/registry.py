@@ -8,7 +8,9 @@ import logging
 
 from cluster.messages import Heartbeat
 from cluster.remote_machine import RemoteMachine
+from cluster.stalls import LEAST_S
 from scheduler.scheduler import Scheduler
+from task import Task
 from timing_model import LOCAL
 
 log = logging.getLogger(__name__)
@@ -17,12 +19,17 @@ log = logging.getLogger(__name__)
 class Registry:
     """Args:
     lease_s: seconds of silence after which a worker is lost.
+    least_stall_s: as in stalls.py.
     """
 
-    def __init__(self, scheduler: Scheduler, lease_s: float) -> None:
-        self.lease_s = lease_s
+    def __init__(
+        self, scheduler: Scheduler, lease_s: float, least_stall_s: float = LEAST_S
+    ) -> None:
+        self.lease_s, self.least_stall_s = lease_s, least_stall_s
         self._scheduler = scheduler
         self._by_worker: dict[str, RemoteMachine] = {}
+        self._silent: dict[str, tuple[str, list[Task]]] = {}
+        """By worker that was lost while it was silent: its session, and what it ran."""
 
     @property
     def machines(self) -> list[RemoteMachine]:
@@ -40,7 +47,7 @@ class Registry:
             remote = self._by_worker.get(worker)
             if remote is None or remote.session != session or remote.lost:
                 return None
-            remote.heard_at = self._scheduler.monotonic()
+            remote.heard_at = remote.progress_at = self._scheduler.monotonic()
             return remote
 
     def heard(self, heartbeat: Heartbeat) -> str | None:
@@ -61,6 +68,7 @@ class Registry:
             return None
         if known:
             self.lose(known, "it was started again", interrupted=True)
+        self._forgive(heartbeat)
         name = heartbeat.registration.name
         drained = scheduler.store.state.is_drained(name)
         with scheduler.lock:
@@ -115,6 +123,8 @@ class Registry:
         for task in reversed(running):
             remote.api.release(task.task_id, task.attempt, interrupted=interrupted)
         with scheduler.lock:
+            if interrupted:
+                self._silent[remote.worker] = remote.session, running
             if self._by_worker.get(remote.worker) is remote:
                 del self._by_worker[remote.worker]
             scheduler.machines.leave(remote.machine)
@@ -122,11 +132,42 @@ class Registry:
             scheduler.wake_worker.notify_all()
         log.warning("machine %s is lost: %s", remote.name, reason)
 
+    def _forgive(self, heartbeat: Heartbeat) -> None:
+        """A worker that was lost has not died: its network was cut, or it was frozen. So what it
+        ran is not the cause of its death."""
+        session, tasks = self._silent.pop(heartbeat.worker, ("", []))
+        for task in tasks if session == heartbeat.session else ():
+            with self._scheduler.changes, self._scheduler.health.noting_storage():
+                if task.interruptions and self._scheduler.store.forgive(task):
+                    task.interruptions -= 1
+
+    def stall(self, remote: RemoteMachine, silent_s: float) -> None:
+        """A worker makes no progress: what it runs waits again, and it gets no task before it waits
+        for one.
+
+        Raises:
+            StorageUnavailable: nothing has changed; call it again.
+        """
+        scheduler = self._scheduler
+        with scheduler.lock:
+            run = remote.machine.last_on_gpu
+        if run:
+            remote.api.release(run.task.task_id, run.task.attempt, interrupted=True)
+        with scheduler.lock:
+            remote.stalled = True
+            remote.machine.available = False
+            remote.machine.last_error = f"It made no progress for {silent_s:.0f} s."
+            remote.offer(None, 0.0)
+            scheduler.improve_baselines()
+            scheduler.wake_worker.notify_all()
+        log.warning("machine %s made no progress for %.0f s", remote.name, silent_s)
+
     def is_expired(self, remote: RemoteMachine) -> bool:
         """Whether it was silent for too long (locked)."""
         return self._scheduler.monotonic() - remote.heard_at > self.lease_s
 
     def heard_none(self) -> None:
-        """The broker was away, so that nobody could be heard: all leases begin again (locked)."""
+        """The broker was away, so that nobody could be heard: all leases begin again, and workers
+        have another one to find the broker (locked)."""
         for remote in self.machines:
-            remote.heard_at = self._scheduler.monotonic()
+            remote.heard_at = remote.progress_at = self._scheduler.monotonic() + self.lease_s

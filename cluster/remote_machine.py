@@ -4,6 +4,7 @@ Not thread-safe: its fields belong to the scheduler's lock.
 """
 
 from dataclasses import dataclass, field
+from math import inf
 
 from cluster.messages import Heartbeat, Registration
 from scheduler.machines import About, Machine
@@ -43,6 +44,14 @@ class RemoteMachine:
     """By task, the attempt that it has, as its latest heartbeat said."""
     stopped: set[tuple[str, int]] = field(default_factory=set)
     """Attempts that it was sent a Stop for since its latest heartbeat."""
+    progress_at: float = 0.0
+    """Monotonic seconds of its latest message but heartbeats, or of a part of a download."""
+    ordered_at: float = -inf
+    """Monotonic seconds at which it was last sent what the operator wants loaded."""
+    weights_changed: bool = False
+    """Whether it has said since its latest heartbeat that it loads or frees weights."""
+    stalled: bool = False
+    """Whether it has lost its task because it made no progress, and does not wait for one yet."""
     calibrated: bool = False
     """Whether the speed that it has measured is known."""
     lost: bool = False
@@ -83,11 +92,12 @@ class RemoteMachine:
         """
         self.heard_at = self.beat_at = at
         self.registration = heartbeat.registration
+        self.stalled = self.stalled and not heartbeat.waiting
         self.held = {held.task_id: held.attempt for held in heartbeat.held}
         self.stopped.clear()
         missing = (model.name for model in heartbeat.registration.models if model.missing)
         self.machine.missing = frozenset(missing)
-        self.machine.available = not (self.lost or heartbeat.stopping)
+        self.machine.available = not (self.lost or self.stalled or heartbeat.stopping)
         self.machine.about = About(
             self.registration.hardware,
             self.registration.system,
@@ -96,6 +106,17 @@ class RemoteMachine:
             tuple(model.name for model in self.registration.models),
             heard_at=now,
         )
+        self._weights_are(heartbeat)
+        if heartbeat.downloaded_bytes != self.machine.downloaded_bytes:
+            self.machine.downloaded_bytes, self.progress_at = heartbeat.downloaded_bytes, at
+
+    def _weights_are(self, heartbeat: Heartbeat) -> None:
+        """What is in its memory, if a message that said so was lost."""
+        loading = self.machine.loading
+        is_over = loading is None or heartbeat.waiting or loading.key in heartbeat.resident
+        if is_over and not self.weights_changed:
+            self.machine.now_resident(heartbeat.resident)
+        self.weights_changed = False
 
     def allows(self, task: Task) -> bool:
         """Whether it may load all that a task needs, as far as its registration says."""

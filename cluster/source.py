@@ -29,6 +29,7 @@ from cluster.messages import (
     Heartbeat,
     Held,
     Image,
+    Load,
     Loading,
     MeasuredStage,
     Offer,
@@ -43,7 +44,7 @@ from cluster.messages import (
 )
 from cluster.outbox import Outbox
 from errors import InvalidInput, ServerError
-from models.model_catalog import LoadSpec
+from models.model_catalog import LoadSpec, Model
 from task import Encoded, GenerationParams, Memory, Phase, Progress, Task, TaskStatus, Verdict
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class RemoteSource:
         allowed: what this worker may load. What the head sends is looked up in it.
         registration: what this worker says about itself.
         resident: keys of the weights in memory now.
+        downloaded: bytes of these weights on disk; None: all of them are there.
         folder: for input pictures.
         refused: called with a sentence when the head does not take this worker.
         watched: called with the id of a task whose preview somebody looks at.
@@ -73,6 +75,7 @@ class RemoteSource:
         *,
         registration: Callable[[], Registration],
         resident: Callable[[], Sequence[str]],
+        downloaded: Callable[[Model], int | None] = lambda model: None,
         folder: Path,
         refused: Callable[[str], None],
         watched: Callable[[str], object] = lambda task_id: None,
@@ -81,13 +84,16 @@ class RemoteSource:
         self._carrier = carrier
         self._allowed = allowed
         self._registration = registration
-        self._resident = resident
+        self._resident, self._downloaded = resident, downloaded
         self._folder = folder
         self._refused = refused
         self._watched = watched
         self._changed = Condition()
         self._offers: list[Task] = []
-        self._loading: Spec | None = None
+        self._loading: LoadSpec | None = None
+        self._ordered: LoadSpec | None = None
+        self._waiting = False
+        """Whether the worker thread waits for a task."""
         self._held: dict[str, int] = {}
         """By task, the attempt that this worker has: offered, or begun and not ended yet."""
         self._stops: dict[tuple[str, int], None] = {}
@@ -118,6 +124,10 @@ class RemoteSource:
                 self.outbox.answered(message)
             case Watch():
                 self._watched(message.task_id)
+            case Load():
+                with self._changed:
+                    self._ordered = message.spec.among(self._allowed)
+                    self._changed.notify_all()
             case Refused():
                 self._refused(message.sentence)
 
@@ -191,18 +201,19 @@ class RemoteSource:
 
     @property
     def has_work(self) -> bool:
-        return self.stopping or bool(self._offers)
+        return self.stopping or bool(self._offers or self._ordered)
 
     def copies_saved(self) -> None:
         pass
 
     def load_started(self, spec: LoadSpec) -> None:
-        self._loading = Spec.of(spec)
-        self._send(Loading, spec=self._loading, done=False)
+        self._loading = spec
+        self._send(Loading, spec=Spec.of(spec), done=False)
 
     def load_reported(self, share: float) -> bool:
         if self._loading and share > 0.0:
-            self._send(Loading, spec=self._loading, done=False, share=min(share, 1.0))
+            spec = Spec.of(self._loading)
+            self._send(Loading, spec=spec, done=False, share=min(share, 1.0))
         if self._stop_at is not None:
             return time.monotonic() < self._stop_at
         held = list(self._held.items())
@@ -217,7 +228,7 @@ class RemoteSource:
         learn: bool = True,
         memory: Memory | None = None,
     ) -> None:
-        memory = memory or Memory()
+        self._loading, memory = None, memory or Memory()
         self._send(
             Loading,
             spec=Spec.of(spec),
@@ -230,17 +241,22 @@ class RemoteSource:
         )
 
     def load_failed(self, message: str, resident: Sequence[str], *, fatal: bool) -> None:
+        self._loading = None
         self._send(Residents, resident=list(resident), error=message)
 
     def now_resident(self, resident: Sequence[str]) -> None:
+        self._loading = None
         self._send(Residents, resident=list(resident))
 
     def next_load_order(self) -> LoadSpec | None:
-        return None
+        ordered, self._ordered = self._ordered, None
+        return ordered
 
     def claim(self, timeout_s: float | None = None) -> Task | None:
         with self._changed:
-            self._changed.wait_for(lambda: self.stopping or self._offers, timeout_s)
+            self._waiting = True
+            self._changed.wait_for(lambda: self.has_work, timeout_s)
+            self._waiting = False
             if self.stopping or not self._offers:
                 return None
             task = self._offers.pop(0)
@@ -373,6 +389,7 @@ class RemoteSource:
     def _heartbeat(self) -> Heartbeat:
         with self._changed:
             held = [Held(task_id=task_id, attempt=n) for task_id, n in self._held.items()]
+        loading = self._loading
         return Heartbeat(
             worker=self._worker,
             session=self._session,
@@ -380,6 +397,8 @@ class RemoteSource:
             registration=self._registration(),
             resident=list(self._resident()),
             held=held,
+            waiting=self._waiting,
+            downloaded_bytes=self._downloaded(loading.model) if loading else None,
             stopping=self.stopping,
         )
 

@@ -51,6 +51,9 @@ class Health:
         """The server's own model cannot be loaded: the server ends."""
         self.storage_error: str | None = None
         """The last error of the disk; None: it works."""
+        self.broker_away_since: float | None = None
+        """Unix seconds since which workers on other machines cannot be reached; None: they can, or
+        there is no broker."""
         self._last_error: LastError | None = None
         self._refusals = 0
         self._refusals_at_probe = 0
@@ -139,6 +142,8 @@ class QueueHealth:
     last_error: LastError | None
     paused: bool = False
     """Whether the operator has paused the queue."""
+    broker_away_since: float | None = None
+    """As in Health."""
 
     @property
     def has_work(self) -> bool:

@@ -4,10 +4,12 @@ import logging
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from errors import UnknownMachine
+from errors import ModelNotAllowed, UnknownMachine
+from models.model_catalog import LoadSpec, Model
 from models.model_rules import SIDE_STEP
 from scheduler.machines import About, Machine
 from scheduler.scheduler import Scheduler
+from task import Phase
 from timing_model import Work
 
 log = logging.getLogger(__name__)
@@ -31,6 +33,8 @@ class MachineStatus:
     drained: bool
     resident: tuple[str, ...]
     loading: str | None
+    download: tuple[Model, int] | None
+    """Whose weights it downloads, and how many bytes of them it has."""
     missing: tuple[str, ...]
     running: tuple[str, ...]
     """Ids of its tasks."""
@@ -84,6 +88,35 @@ class MachineControl:
                 scheduler.wake_worker.notify_all()
                 return self._status(machine, lost=machine not in scheduler.machines)
 
+    def order_load(self, name: str, spec: LoadSpec) -> bool:
+        """Load these weights on a machine of a worker, after the task that it draws. Returns
+        whether they are there already.
+
+        Raises:
+            UnknownMachine: there is none.
+            ModelNotAllowed: its worker may not load them.
+        """
+        scheduler = self._scheduler
+        with scheduler.lock:
+            machine = next((m for m in scheduler.machines if m.name == name and m.about), None)
+            if machine is None or machine.about is None:
+                raise UnknownMachine
+            if spec.model.name not in machine.about.models:
+                raise ModelNotAllowed(f"The worker of {name!r} may not load {spec.model.name!r}.")
+            if spec.key in machine.resident.keys:
+                return True
+            machine.ordered = spec
+            scheduler.wake_worker.notify_all()
+            return False
+
+    def download_for(self, task_id: str) -> tuple[Model, int] | None:
+        """Whose weights the machine of a running task downloads for it, and how many bytes of them
+        it has; None: it does not."""
+        with self._scheduler.lock:
+            run = self._scheduler.machines.run(task_id)
+            loads = run is not None and run.progress.phase is Phase.LOADING
+            return _download(run.machine) if run and loads else None
+
     def _named(self, name: str) -> Machine:
         machines = self._scheduler.machines
         known = {machine.name: machine for machine in machines} | machines.lost
@@ -99,6 +132,7 @@ class MachineControl:
             drained=machine.drained,
             resident=machine.resident.keys,
             loading=machine.loading.key if machine.loading else None,
+            download=_download(machine),
             missing=tuple(sorted(machine.missing)),
             running=tuple(machine.runs),
             next_task=machine.offered.task_id if machine.offered else None,
@@ -118,6 +152,12 @@ class MachineControl:
                 work = Work(key, model.parameters_b, tokens, model.default_steps, "JPEG")
                 found[key] = timing.durations(work).gpu_s
         return found
+
+
+def _download(machine: Machine) -> tuple[Model, int] | None:
+    if machine.loading is None or machine.downloaded_bytes is None:
+        return None
+    return machine.loading.model, machine.downloaded_bytes
 
 
 def _state(machine: Machine) -> MachineState:

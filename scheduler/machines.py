@@ -215,12 +215,12 @@ class Machine:
         self.about: About | None = None
         """What a worker on another machine says of itself; None: it is this machine."""
         self.available = True  # its worker is there, and begins tasks
-        self.drained = False
-        """Whether the operator gives it no more tasks."""
+        self.drained = False  # the operator gives it no more tasks
         self.declined: dict[str, str] = {}  # by task, why its worker will not draw it
         self.last_error: str | None = None  # of its worker, in words
-        self.offered: Task | None = None
-        """A waiting task that was sent to it, and that it has not started yet."""
+        self.offered: Task | None = None  # a waiting task that was sent to it
+        self.ordered: LoadSpec | None = None  # what the operator wants loaded on it
+        self.downloaded_bytes: int | None = None  # of what it loads, while it downloads that
         self.resident = Resident(Sizes(measured=loaded_bytes), most=models_in_memory)
         self.speed = speed
         """Work that it does in a second, in seconds of the timing model."""

@@ -16,7 +16,8 @@ from task import Phase, Task
 
 
 class Preemption:
-    """Only with one machine: with several, a waiting task would take the next free one."""
+    """Only on the server's own machine, while it is the only one: with several, a waiting task
+    takes the next free one, and a worker elsewhere does not wait for an answer to its reports."""
 
     def __init__(
         self,
@@ -66,7 +67,7 @@ class Preemption:
 
     def _is_possible(self, run: Run, new: Task | None = None, place: Place | None = None) -> bool:
         """Whether the first waiting task may preempt this one at all."""
-        if not self._policy.limits.preempt or len(self._machines) > 1:
+        if not self._policy.limits.preempt or len(self._machines) > 1 or run.machine.about:
             return False
         first = next(self._first(run, new, place), None)
         return first is not None and self._policy.preempts_after_s(first[0], run, *first[1:]) < inf

@@ -107,10 +107,14 @@ class QueueMetrics(Collector):
                 busy.add_metric([machine.name], _busy_s(machine, now))
                 takes.add_metric([machine.name], machine.takes_tasks)
             lost = len(scheduler.machines.lost)
+            away = scheduler.health.broker_away_since is not None
         yield busy
         yield takes
         yield GaugeMetricFamily(
             "mflux_machines_lost", "Machines that have left or are silent.", lost
+        )
+        yield GaugeMetricFamily(
+            "mflux_broker_away", "Whether the broker cannot be reached: 1 or 0.", away
         )
 
     def _downloads(self) -> Iterator[Metric]:

@@ -198,6 +198,8 @@ class WorkerApi:
                     return None
                 if task not in scheduler.schedule or scheduler.paused:
                     return None
+                if not self.machine.takes_tasks:
+                    return None
             return self._claim(task)
 
     def inputs_of(self, task_id: str) -> Path:

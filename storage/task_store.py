@@ -230,6 +230,10 @@ class TaskStore:
                 self.usage.add(task.owner.name, run.gpu_s, run.ended_at, run.machine)
         return released
 
+    def forgive(self, task: Task) -> bool:
+        """An interruption was no death. Returns whether the task has not ended since."""
+        return self._move(task, task.status, "interruptions = MAX(interruptions - 1, 0)")
+
     def retry(self, task: Task) -> bool:
         """A failed task waits again; its images are kept."""
         return self._move(

@@ -1,0 +1,342 @@
+"""The head, with workers that are messages: leases, offers, load orders, the broker's absence."""
+
+import io
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from played_app import PlayedApp
+from played_head import LEASE_S, NO_SPEC, STALL_S, PlayedHead
+
+from models.model_catalog import LoadSpec
+from task import TaskStatus
+
+MINUTE_S = 60.0
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Iterator[PlayedHead]:
+    with closing(PlayedHead(tmp_path)) as head:
+        yield head
+
+
+def png(color: str = "teal") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), color).save(file, "PNG")
+    return file.getvalue()
+
+
+def drawing(head: PlayedHead, name: str, **fields: object) -> str:
+    """A task that this worker draws, after a step."""
+    head.beat(name)
+    task_id = head.submit(format="PNG", **fields)
+    assert (name, task_id) in head.offers()
+    head.beat(name, (task_id, 1))
+    head.report(name, task_id, 0)
+    head.report(name, task_id, 1)
+    return task_id
+
+
+def spend(head: PlayedHead, seconds: float, *beating: str) -> None:
+    """Time passes, in which these workers beat."""
+    for _ in range(int(seconds / 10)):
+        head.step(10.0, *beating)
+
+
+# -- progress --------------------------------------------------------------------------------------
+
+
+def test_a_hung_gpu_loses_its_task_and_its_late_picture_is_refused(head: PlayedHead) -> None:
+    task_id = drawing(head, "hung")
+    spend(head, STALL_S - 30, "hung")
+    assert head.queue.status(task_id).status is TaskStatus.RUNNING
+    spend(head, 60, "hung")
+    assert head.queue.status(task_id).status is TaskStatus.WAITING
+    head.beat("other")
+    assert head.offers() == [("other", task_id)]
+    head.report("other", task_id, 1, attempt=2)
+    assert not head.image("hung", task_id, png())["accepted"]
+    assert head.image("other", task_id, png("red"), attempt=2)["accepted"]
+    assert head.queue.status(task_id).status is TaskStatus.DONE
+
+
+def test_a_machine_whose_gpu_hangs_gets_no_task_before_it_waits_for_one(head: PlayedHead) -> None:
+    task_id = drawing(head, "hung")
+    spend(head, STALL_S + 30, "hung")
+    head.beat("hung", (task_id, 1))
+    sent = head.step()
+    assert not [m for _, m in sent if m["kind"] == "offer"]
+    status = next(m for m in head.queue.machines.machines() if m.name == "hung")
+    assert status.last_error
+    assert "no progress" in status.last_error
+    head.beat("hung", waiting=True)
+    assert head.offers() == [("hung", task_id)]
+
+
+def test_a_task_during_which_two_gpus_hung_is_failed(head: PlayedHead) -> None:
+    task_id = drawing(head, "first")
+    spend(head, STALL_S + 30, "first")
+    head.beat("second")
+    assert head.offers() == [("second", task_id)]
+    head.beat("second", (task_id, 2))
+    head.report("second", task_id, 1, attempt=2)
+    spend(head, STALL_S + 30, "first", "second")
+    assert head.queue.status(task_id).error_code == "ended_too_often"
+
+
+def test_each_step_extends_the_lease(head: PlayedHead) -> None:
+    task_id = drawing(head, "slow")
+    for step in (2, 3):
+        spend(head, STALL_S - 30, "slow")
+        head.report("slow", task_id, step)
+    assert head.queue.status(task_id).status is TaskStatus.RUNNING
+
+
+def test_a_step_that_is_forecast_to_take_minutes_has_twenty_times_as_long(
+    head: PlayedHead, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task_id = drawing(head, "slow")
+    remaining = head.scheduler.forecaster.remaining
+    monkeypatch.setattr(remaining, "phase_s", lambda run, at: 2 * MINUTE_S)
+    spend(head, 39 * MINUTE_S, "slow")
+    assert head.queue.status(task_id).status is TaskStatus.RUNNING
+    spend(head, 2 * MINUTE_S, "slow")
+    assert head.queue.status(task_id).status is TaskStatus.WAITING
+
+
+def test_a_download_that_goes_on_is_progress(head: PlayedHead) -> None:
+    task_id = drawing(head, "far")
+    spec = {"model": "tiny", "pipeline": "Flux1", **NO_SPEC}
+    head.report("far", task_id, 0, phase="loading")
+    head.say("far", "loading", spec=spec, done=False)
+    for second in range(0, int(3 * STALL_S), 10):
+        head.at += 10.0
+        head.beat("far", (task_id, 1), resident=[], downloaded_bytes=second)
+        head.step()
+    assert head.queue.status(task_id).status is TaskStatus.RUNNING
+    spend(head, STALL_S + 3600, "far")
+    assert head.queue.status(task_id).status is TaskStatus.WAITING
+
+
+def test_a_task_that_was_sent_ahead_and_never_begins_goes_elsewhere(head: PlayedHead) -> None:
+    head.beat("hung")
+    task_id = head.submit()
+    assert head.offers() == [("hung", task_id)]
+    head.beat("hung", (task_id, 1))
+    spend(head, STALL_S + 30, "hung")
+    head.beat("other")
+    assert head.offers() == [("other", task_id)]
+
+
+def test_a_task_is_sent_ahead_for_as_long_as_the_one_before_it_takes(head: PlayedHead) -> None:
+    running = drawing(head, "slow")
+    waits = head.submit()
+    assert head.offers() == [("slow", waits)]
+    head.beat("slow", (running, 1), (waits, 1))
+    for step in (2, 3, 4):
+        spend(head, STALL_S - 30, "slow")
+        head.report("slow", running, step)
+    head.report("slow", running, 4, phase="image_encoding")
+    assert head.offers(60.0, "slow") == []
+    assert head.registry.named("slow")
+    head.report("slow", waits, 0)
+    assert head.queue.status(waits).status is TaskStatus.RUNNING
+
+
+# -- silence ---------------------------------------------------------------------------------------
+
+
+def test_a_task_is_not_blamed_for_a_network_that_was_cut_twice(head: PlayedHead) -> None:
+    task_id = drawing(head, "laptop")
+    for attempt in (2, 3, 4):
+        head.step(LEASE_S + 1)
+        assert head.queue.status(task_id).status is TaskStatus.WAITING
+        head.beat("laptop")
+        assert head.offers() == [("laptop", task_id)]
+        head.beat("laptop", (task_id, attempt))
+        head.report("laptop", task_id, 1, attempt=attempt)
+    assert head.queue.status(task_id).status is TaskStatus.RUNNING
+
+
+def test_a_task_during_which_a_worker_died_twice_is_failed(head: PlayedHead) -> None:
+    task_id = drawing(head, "laptop")
+    head.restarted("laptop")
+    head.beat("laptop")
+    assert head.offers() == [("laptop", task_id)]
+    head.report("laptop", task_id, 1, attempt=2)
+    head.step(LEASE_S + 1)
+    assert head.queue.status(task_id).error_code == "ended_too_often"
+
+
+def test_workers_have_two_leases_to_find_a_broker_that_is_back(head: PlayedHead) -> None:
+    task_id = drawing(head, "laptop")
+    head.broker_leaves()
+    head.step(LEASE_S - 1)
+    head.step(LEASE_S - 1)
+    head.broker_returns()
+    head.step(1.0)
+    head.step(2 * LEASE_S - 1)
+    assert head.queue.status(task_id).status is TaskStatus.RUNNING
+    head.step(2.0)
+    assert head.queue.status(task_id).status is TaskStatus.WAITING
+
+
+def test_health_machines_and_metrics_say_that_the_broker_is_away(tmp_path: Path) -> None:
+    app = PlayedApp(tmp_path)
+    with closing(PlayedHead(tmp_path, scheduler=app.queue.scheduler)) as head:
+        head.broker_leaves()
+        head.step()
+        for path in ("/health", "/machines"):
+            assert app.json("root", "GET", path)["broker_away_since"] == app.at
+        assert "mflux_broker_away 1.0" in app.ask("root", "GET", "/metrics").text
+        head.broker_returns()
+        app.at += 2.0
+        head.step()
+        for path in ("/health", "/machines"):
+            assert "broker_away_since" not in app.json("root", "GET", path)
+        assert "mflux_broker_away 0.0" in app.ask("root", "GET", "/metrics").text
+
+
+# -- one task ahead --------------------------------------------------------------------------------
+
+
+def test_one_task_is_sent_ahead_and_no_more(head: PlayedHead) -> None:
+    running = drawing(head, "cellar")
+    waiting = [head.submit(str(number)) for number in range(3)]
+    assert head.offers() == [("cellar", waiting[0])]
+    assert head.offers() == []
+    head.report("cellar", running, 4, phase="image_encoding")
+    head.report("cellar", waiting[0], 0)
+    assert head.offers() == [("cellar", waiting[1])]
+
+
+def test_what_was_sent_ahead_is_taken_back_when_it_must_not_begin(head: PlayedHead) -> None:
+    control = head.queue.control
+    drawing(head, "cellar")
+    ahead = head.submit("ahead")
+    assert head.offers() == [("cellar", ahead)]
+    for stop, go in (
+        (lambda: control.pause(True), lambda: control.pause(False)),
+        (
+            lambda: head.queue.machines.drain("cellar", True),
+            lambda: head.queue.machines.drain("cellar", False),
+        ),
+    ):
+        stop()
+        assert [(m["kind"], m["task_id"]) for _, m in head.step()] == [("stop", ahead)]
+        head.report("cellar", ahead, 0)
+        assert head.queue.status(ahead).status is TaskStatus.WAITING, "it has begun too late"
+        go()
+        assert ("cellar", ahead) in head.offers()
+
+
+def test_what_was_sent_ahead_gives_way_to_an_urgent_task(head: PlayedHead) -> None:
+    drawing(head, "cellar")
+    ahead = head.submit("ahead")
+    head.step()
+    urgent = head.submit("urgent", priority=1)
+    kinds = [(m["kind"], m["task_id"]) for _, m in head.step()]
+    assert kinds == [("stop", ahead), ("offer", urgent)]
+    head.report("cellar", ahead, 0)
+    assert head.queue.status(ahead).status is TaskStatus.WAITING
+    assert head.all_sent()[-1][1]["kind"] == "stop", "the worker leaves it"
+
+
+def test_a_cancelled_task_that_was_sent_ahead_is_stopped_and_the_next_one_sent(
+    head: PlayedHead,
+) -> None:
+    drawing(head, "cellar")
+    ahead, following = head.submit("ahead"), head.submit("following")
+    assert head.offers() == [("cellar", ahead)]
+    head.queue.delete(ahead)
+    kinds = [(m["kind"], m["task_id"]) for _, m in head.step()]
+    assert kinds == [("stop", ahead), ("offer", following)]
+
+
+def test_a_task_does_not_begin_on_a_machine_that_is_drained_this_moment(head: PlayedHead) -> None:
+    head.beat("cellar")
+    task_id = head.submit()
+    assert head.offers() == [("cellar", task_id)]
+    head.queue.machines.drain("cellar", True)
+    head.report("cellar", task_id, 0)
+    assert head.queue.status(task_id).status is TaskStatus.WAITING
+
+
+def test_a_task_on_another_machine_is_not_forecast_to_be_preempted(tmp_path: Path) -> None:
+    with closing(PlayedHead(tmp_path, preempt=True)) as head:
+        running = drawing(head, "cellar", width=1024, height=1024)
+        head.at += 1.0
+        urgent = head.submit("urgent", priority=1)
+        forecast = head.queue.status(running).forecast
+        assert forecast
+        assert not forecast.preempted
+        starts = head.queue.status(urgent).forecast
+        assert starts
+        assert starts.start_s >= forecast.end_s - 1.0
+
+
+# -- load orders and downloads ---------------------------------------------------------------------
+
+
+def test_the_operator_loads_a_model_on_a_machine(tmp_path: Path) -> None:
+    with closing(PlayedHead(tmp_path, "tiny", "tiny-z-image")) as head:
+        head.beat("cellar")
+        model = head.scheduler.allowed.models[1]
+        spec = LoadSpec(model, model.pipelines[0], None)
+        assert not head.queue.machines.order_load("cellar", spec)
+        sent = head.step()
+        assert [(to, m["kind"], m["spec"]["model"]) for to, m in sent] == [
+            ("cellar", "load", "tiny-z-image")
+        ]
+        assert head.step() == []
+        assert [m["kind"] for _, m in head.step(LEASE_S, "cellar")] == ["load"], "it may be lost"
+        head.say("cellar", "loading", spec=sent[0][1]["spec"], done=False)
+        assert head.step(LEASE_S, "cellar") == []
+        head.beat("cellar", resident=[spec.key])
+        head.beat("cellar", resident=[spec.key])
+        assert head.queue.machines.order_load("cellar", spec), "it is there"
+
+
+def test_the_operator_loads_a_model_on_a_named_machine_over_http(tmp_path: Path) -> None:
+    app = PlayedApp(tmp_path)
+    with closing(PlayedHead(tmp_path, scheduler=app.queue.scheduler)) as head:
+        head.beat("cellar", resident=[])
+        answer = app.json("root", "POST", "/models/tiny/load?machine=cellar")
+        assert not answer["loaded"]
+        assert [(to, m["kind"]) for to, m in head.step()] == [("cellar", "load")]
+        unknown = app.ask("root", "POST", "/models/tiny/load?machine=attic")
+        assert unknown.get_json()["error"]["code"] == "unknown_machine"
+        assert app.ask("alice", "POST", "/models/tiny/load?machine=cellar").status_code == 403
+
+
+def test_a_download_on_a_worker_is_shown_like_one_of_the_server(tmp_path: Path) -> None:
+    app = PlayedApp(tmp_path)
+    with closing(PlayedHead(tmp_path, scheduler=app.queue.scheduler)) as head:
+        app.queue.machines.drain("local", True)
+        head.at = app.at
+        task_id = drawing_on(app, head, "cellar")
+        head.report("cellar", task_id, 0, phase="loading")
+        spec = {"model": "tiny", "pipeline": "Flux1", **NO_SPEC}
+        head.say("cellar", "loading", spec=spec, done=False)
+        head.beat("cellar", (task_id, 1), resident=[], downloaded_bytes=12_345)
+        download = {"model": "tiny", "bytes_done": 12_345}
+        machines = app.json("root", "GET", "/machines")["machines"]
+        assert next(m for m in machines if m["name"] == "cellar")["download"].items() >= (
+            download.items()
+        )
+        status = app.status("alice", task_id)
+        assert status["phase"] == "loading"
+        assert status["download"].items() >= download.items()
+        head.beat("cellar", (task_id, 1), resident=[])
+        assert "download" not in app.status("alice", task_id)
+
+
+def drawing_on(app: PlayedApp, head: PlayedHead, name: str) -> str:
+    """A task of alice that this worker has begun."""
+    head.beat(name)
+    task_id = app.submit("alice")
+    assert head.offers() == [(name, task_id)]
+    head.report(name, task_id, 0)
+    return task_id
