@@ -220,10 +220,13 @@ class MeasuredStage(Message):
     decoding_s: Seconds
     image_encoding_s: Seconds
 
+    @staticmethod
+    def of(stage: int, measured: Measured) -> "MeasuredStage":
+        return MeasuredStage(stage=stage, **vars(measured))
+
     @property
     def measured(self) -> Measured:
-        seconds = (self.text_encoding_s, self.step_s, self.decoding_s, self.image_encoding_s)
-        return Measured(*seconds)
+        return Measured(**self.model_dump(exclude={"stage"}))
 
 
 class Image(FromWorker):

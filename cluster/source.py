@@ -13,6 +13,7 @@ from base64 import b64encode
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Condition
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -288,10 +289,12 @@ class RemoteSource:
         return Verdict.CONTINUE
 
     def store_image(self, task_id: str, attempt: int, encoded: Encoded) -> bool:
-        return self._image(task_id, attempt, encoded)
+        measured = [MeasuredStage.of(*one) for one in encoded.measured]
+        picture: dict[str, Any] = {"index": encoded.index, "image": new_key(), "measured": measured}
+        return self._ask(Image, task_id, attempt, encoded.image, **picture)
 
     def finish(self, task_id: str, attempt: int, encoded: Encoded) -> bool:
-        stored = self._image(task_id, attempt, encoded)
+        stored = self.store_image(task_id, attempt, encoded)
         self._drop(task_id, attempt)
         return stored
 
@@ -329,51 +332,22 @@ class RemoteSource:
 
     # -- private ----------------------------------------------------------------------------------
 
-    def _image(self, task_id: str, attempt: int, encoded: Encoded) -> bool:
-        measured = [
-            MeasuredStage(
-                stage=stage,
-                text_encoding_s=one.text_encoding_s,
-                step_s=list(one.step_s),
-                decoding_s=one.decoding_s,
-                image_encoding_s=one.image_encoding_s,
-            )
-            for stage, one in encoded.measured
-        ]
-        message = Image(
-            worker=self._worker,
-            session=self._session,
-            request=new_key(),
-            task_id=task_id,
-            attempt=attempt,
-            index=encoded.index,
-            image=new_key(),
-            measured=measured,
-        )
-        return self.outbox.ask(message, encoded.image)
-
-    def _end(
-        self,
-        task_id: str,
-        attempt: int,
-        *,
-        code: str | None = None,
-        message: str = "",
-        interrupted: bool = False,
-    ) -> bool:
-        request = Ended(
-            worker=self._worker,
-            session=self._session,
-            request=new_key(),
-            task_id=task_id,
-            attempt=attempt,
-            code=code,
-            message=message,
-            interrupted=interrupted,
-        )
-        ended = self.outbox.ask(request)
+    def _end(self, task_id: str, attempt: int, **how: Any) -> bool:
+        ended = self._ask(Ended, task_id, attempt, **how)
         self._drop(task_id, attempt)
         return ended
+
+    def _ask(
+        self,
+        kind: Callable[..., Image | Ended],
+        task_id: str,
+        attempt: int,
+        picture: bytes | None = None,
+        **content: object,
+    ) -> bool:
+        ids = {"worker": self._worker, "session": self._session, "request": new_key()}
+        message = kind(**ids, task_id=task_id, attempt=attempt, **content)
+        return self.outbox.ask(message, picture)
 
     def _drop(self, task_id: str, attempt: int) -> None:
         """A task is not held any more."""

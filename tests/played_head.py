@@ -18,7 +18,7 @@ from timing_model import TimingModel
 
 LEASE_S = 20.0
 STALL_S = 600.0
-NO_SPEC = {"quantize": None, "loras": [], "control_strength": None}
+NO_SPEC: dict[str, Any] = {"quantize": None, "loras": [], "control_strength": None}
 
 
 class PlayedHead:
@@ -43,8 +43,8 @@ class PlayedHead:
         self.scheduler = scheduler
         self.carrier = create_autospec(Carrier, instance=True)
         self.carrier.put.side_effect = self._put
-        self.carrier.get.side_effect = lambda key: self.blobs.get(key)
         self.blobs: dict[str, bytes] = {}
+        self.carrier.get.side_effect = self.blobs.get
         self.registry = Registry(scheduler, LEASE_S, STALL_S)
         self.inbox = Inbox(scheduler, self.registry, self.carrier, lambda task_id, jpeg: None)
         self.dispatcher = Dispatcher(scheduler, self.registry, self.carrier)

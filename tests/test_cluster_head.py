@@ -4,6 +4,7 @@ import io
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -28,7 +29,7 @@ def png(color: str = "teal") -> bytes:
     return file.getvalue()
 
 
-def drawing(head: PlayedHead, name: str, **fields: object) -> str:
+def drawing(head: PlayedHead, name: str, **fields: Any) -> str:
     """A task that this worker draws, after a step."""
     head.beat(name)
     task_id = head.submit(format="PNG", **fields)
