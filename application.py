@@ -17,6 +17,7 @@ from api.client_queue import own_queue_of
 from api.cors import Cors
 from api.identity import Identity
 from api.image_api import ImageRoutes
+from api.keep_api import KEEP_SCHEMAS, KeepRoutes
 from api.links import Links
 from api.live_api import LiveRoutes
 from api.machines_api import MachineRoutes
@@ -72,8 +73,7 @@ def create_app(
     """
     cors, identity = cors or Cors(), identity or Identity(None, trusted=True)
     app, requests = _empty_app(max_body_bytes, trusted_proxies), RequestLog()
-    requests.install(app)
-    _install_checks(app, allowed_hosts or AllowedHosts("", "*"), identity, cors)
+    _install_checks(app, requests, allowed_hosts or AllowedHosts("", "*"), identity, cors)
     own_queue, catalog, options = own_queue_of(queue), read_catalog(), foreign or ForeignOptions()
     links = _links(queue, identity, options)
     _register(
@@ -81,6 +81,7 @@ def create_app(
         {
             "tasks": TaskRoutes(own_queue, submission, places),
             "images": ImageRoutes(own_queue, places, links),
+            "keep": KeepRoutes(own_queue, places, data_dir),
             "queue": QueueRoutes(own_queue, places),
             "operator": OperatorRoutes(queue, own_queue, identity, places),
             "machines": MachineRoutes(queue, places),
@@ -103,13 +104,16 @@ def create_app(
         preview=previews.look,
     )
     app.register_blueprint(page_routes())
-    install_docs(app, submission.limits, (*SESSION_SCHEMAS, *schemas))
+    install_docs(app, submission.limits, (*SESSION_SCHEMAS, *KEEP_SCHEMAS, *schemas))
     identity.publish(app, "flasgger.", "openapi")
     return app
 
 
-def _install_checks(app: Flask, hosts: AllowedHosts, identity: Identity, cors: Cors) -> None:
+def _install_checks(
+    app: Flask, requests: RequestLog, hosts: AllowedHosts, identity: Identity, cors: Cors
+) -> None:
     """What happens before and after each view."""
+    requests.install(app)
     install_origin_check(app, hosts, cors.allows)
     install_security_headers(app)
     app.before_request(check_query)

@@ -68,6 +68,7 @@ def queue_limits(settings: Settings) -> QueueLimits:
         max_wait_s=settings.max_wait_s,
         keep_s=settings.keep_s,
         keep_bytes=settings.keep_bytes,
+        max_kept_pictures=settings.max_kept_pictures,
         input_bytes=settings.input_bytes,
         refetch_s=settings.refetch_s,
         max_delay_s=settings.affinity_s,

@@ -178,6 +178,15 @@ class TooManyRequests(TryLater):
     default_message = "You send more requests than the operator allows: try again later."
 
 
+class KeepLimit(ServerError):
+    code = "keep_limit"
+    http_status = 409
+    default_message = (
+        "You keep as many pictures as the operator allows (--max-kept-pictures): download some "
+        "and release them first."
+    )
+
+
 class InputsFull(TryLater):
     code = "inputs_full"
     http_status = 429

@@ -131,11 +131,16 @@ def zip_of(files: Sequence[tuple[str, bytes]]) -> bytes:
     buffer = BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, content in files:
-            entry = zipfile.ZipInfo(name)
-            entry.create_system = 3  # Unix, on every system
-            entry.external_attr = 0o644 << 16
-            archive.writestr(entry, content)
+            archive.writestr(zip_entry(name), content)
     return buffer.getvalue()
+
+
+def zip_entry(name: str) -> zipfile.ZipInfo:
+    """A file of a zip: not compressed, and without a time."""
+    entry = zipfile.ZipInfo(name)
+    entry.create_system = 3  # Unix, on every system
+    entry.external_attr = 0o644 << 16
+    return entry
 
 
 def to_base64(image: bytes) -> str:

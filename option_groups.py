@@ -27,7 +27,10 @@ GROUPS = {
         "allowed_hosts cors_origins trusted_proxies lan callback_hosts callback_key broker "
         "local_worker worker_name lease_s"
     ),
-    "storage": "keep_s keep_bytes input_bytes refetch_s weights_cache metadata mark_generated",
+    "storage": (
+        "keep_s keep_bytes max_kept_pictures input_bytes refetch_s weights_cache metadata "
+        "mark_generated"
+    ),
 }
 LAST = "advanced"
 

@@ -190,6 +190,12 @@ class QueueManager:
         with self._scheduler.changes, self._scheduler.health.noting_storage():
             self._scheduler.retention.mark_fetched(task_id, index)
 
+    def keep(self, task_id: str, kept: bool) -> Task:
+        """Pins an ended task, or releases it; returns it. Raises what Retention.keep raises."""
+        with self._scheduler.changes, self._scheduler.health.noting_storage():
+            self._scheduler.retention.keep(self.status(task_id), kept)
+        return self.status(task_id)
+
     def delete(self, task_id: str, *, after_current: bool = False) -> TaskStatus:
         """Cancels a waiting or running task; removes an ended one.
 
@@ -289,6 +295,10 @@ class QueueManager:
     def images(self) -> tuple[int, int]:
         """Returns the number of finished tasks with images, and the bytes of these images."""
         return self._scheduler.retention.images
+
+    def kept_by(self, owner: str) -> tuple[int, int]:
+        """Returns how many pictures a client has pinned, and how many it may."""
+        return self._scheduler.retention.kept_by(owner)
 
     # -- private -----------------------------------------------------------------------------------
 

@@ -107,9 +107,7 @@ class Settings:
         "default", "name of the model that --expand-url is asked for", metavar="NAME"
     )
     download: str | None = _option(
-        None,
-        "download the weights of a model, with a progress bar, and end",
-        metavar="NAME",
+        None, "download the weights of a model, with a progress bar, and end", metavar="NAME"
     )
     keys: Path | None = _option(
         None,
@@ -139,9 +137,7 @@ class Settings:
         parse=values.whole_number(0, 1_000_000),
     )
     client_max_wait_s: int = _option(
-        0,
-        "the same in forecast seconds of work; 0: no limit",
-        parse=values.whole_number(0, 10**9),
+        0, "the same in forecast seconds of work; 0: no limit", parse=values.whole_number(0, 10**9)
     )
     client_max_requests_per_s: int = _option(
         0,
@@ -270,6 +266,12 @@ class Settings:
         "most bytes of finished images kept on disk; the oldest are removed first",
         parse=values.whole_number(0, 2**50),
     )
+    max_kept_pictures: int = _option(
+        200,
+        "pictures that one client may pin with POST /keep, so that they do not expire; together "
+        "those of all clients take at most half of --keep-bytes",
+        parse=values.whole_number(0, 10**6),
+    )
     input_bytes: int = _option(
         2_000_000_000,
         "most bytes of pictures that clients have sent and that waiting or running tasks use, kept "
@@ -308,9 +310,7 @@ class Settings:
         metavar="KEY",
     )
     previews: bool = _option(
-        True,
-        "let clients see previews of a running task; made only while a client requests them",
-        parse=values.switch,
+        True, "let clients see previews of running tasks, made on request", parse=values.switch
     )
     drain_s: int = _option(
         0,

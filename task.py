@@ -313,6 +313,9 @@ class Task:
     """Index of the image after which the task is to be cancelled; None: generate all images."""
     fetched_at: float | None = None
     """When all of its images had been fetched and were marked for deletion."""
+    kept: bool = False  # pinned by its client: it does not expire
+    kept_since: float | None = None  # when it ended or was released, in seconds of the KeepClock
+    expires_in_s: float | None = None  # until it is removed; in copies of ended tasks only
     image_sizes: tuple[int, ...] = ()
     """Size of each stored image in bytes."""
     measured: tuple[Measured, ...] = ()
@@ -334,16 +337,13 @@ class Task:
     """Whether it counts as urgent, because it was overtaken for too long."""
     waits_for_download: bool = False
     waits_for_prompt: bool = False
-    start_by: float | None = None
-    """When it is cancelled if it has not started (max_age_s), in seconds of the KeepClock."""
+    start_by: float | None = None  # when it must have started (max_age_s), as kept_since
     asked_at: float = 0.0
     """When its client asked for it last, in seconds of the KeepClock. Kept in memory only."""
     progress: Progress | None = None  # None unless it is running
-    share_done: float = 0.0
-    """Share of its running time that is over, 0 to 1. Set in copies only."""
+    share_done: float = 0.0  # of its running time, 0 to 1; in copies only
     load_share: float | None = None  # 0 to 1 of its weights, in the phase LOADING; in copies only
-    forecast: Forecast | None = None
-    """None once it has ended. Set in copies only."""
+    forecast: Forecast | None = None  # None once it has ended; in copies only
 
     def __copy__(self) -> "Task":
         """Faster than the default of copy(), because lists copy 1,000 tasks at a time."""

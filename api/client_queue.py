@@ -122,6 +122,13 @@ class ClientQueue:
     def all_images(self, task_id: str) -> tuple[list[bytes], GenerationParams]:
         return self._queue.all_images_of(self._own(task_id))
 
+    def keep(self, task_id: str, kept: bool) -> tuple[Task, int, int]:
+        """Pin a task, or release it; returns it, how many pictures its client has pinned, and how
+        many it may."""
+        self.status(task_id)
+        task = self._queue.keep(task_id, kept)
+        return task, *self._queue.kept_by(task.owner.name)
+
     def fetched(self, task_id: str, index: int | None = None) -> None:
         if not self.sees_all:
             self.status(task_id)

@@ -28,6 +28,7 @@ EVENT_FIELDS = {
     "steps_total",
     "images_done",
     "last_image",
+    "expires_at",
     "version",
     "error",
 }

@@ -220,6 +220,13 @@ class StatusAnswer(Answer):
     ended_at: float | None = Field(
         None, description="Unix seconds, UTC. Absent until the end.", examples=[1725311515.5]
     )
+    expires_at: float | None = Field(
+        None,
+        description="Unix seconds, UTC, at which the ended task and its images are removed; "
+        "earlier if newer images need the room. Absent while it is kept.",
+        examples=[1725397915.5],
+    )
+    kept: bool | None = Field(None, description="true: POST /keep has pinned it; else absent.")
     params: Params = Field(description="What is done for it.")
     warnings: list[str] | None = Field(None, description=WARNINGS)
     timings: Timings | None = Field(None, description="Of a task that is done.")
@@ -348,6 +355,8 @@ def status_answer(
         created_at=view.created_at,
         started_at=view.started_at,
         ended_at=view.ended_at,
+        expires_at=None if view.expires_in_s is None else now + view.expires_in_s,
+        kept=view.kept or None,
         params=params_answer(view.params, view.priority),
         warnings=list(view.params.warnings) or None,
         timings=_timings(view.measured) if view.measured else None,

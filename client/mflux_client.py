@@ -282,6 +282,10 @@ class Status:
     created_at: float | None = None
     started_at: float | None = None
     ended_at: float | None = None
+    expires_at: float | None = None
+    """Unix seconds at which it is removed. None: it has not ended, or is kept."""
+    kept: bool | None = None
+    """True: it is pinned, and does not expire."""
     error: ErrorBody | None = None
     version: int | None = None
     """Grows with each change. None: the server cannot wait for changes."""
@@ -571,6 +575,24 @@ class Client:
         """Returns all pictures of an ended task as a zip file."""
         query = {"task_id": task_id, "all": "true", "delete": "false"}
         return self._call("GET", "/image", params=query).content
+
+    def keep(self, task_id: str) -> int:
+        """Pin the pictures of an ended task, so that they do not expire. Returns how many pictures
+        the server keeps for this client.
+
+        Raises:
+            MfluxError: `keep_limit` when the operator allows no more.
+        """
+        return int(self._json("POST", "/keep", params={"task_id": task_id})["kept_pictures"])
+
+    def release(self, task_id: str) -> int:
+        """Let the pictures of a task expire again, from now. Returns how many are still kept."""
+        return int(self._json("DELETE", "/keep", params={"task_id": task_id})["kept_pictures"])
+
+    def zip(self, *task_ids: str) -> bytes:
+        """Returns the stored pictures of these tasks as one zip file; "ID:INDEX" is a single
+        one."""
+        return self._call("GET", "/zip", params={"task_id": list(task_ids)}).content
 
     def cancel(self, task_id: str, *, after_current: bool = False) -> str:
         """Take a waiting task out of the queue, stop a running one, remove an ended one with its

@@ -21,6 +21,8 @@ class QueueLimits:
     """Seconds for which finished tasks are kept."""
     keep_bytes: int = 5_000_000_000
     """Of the stored images."""
+    max_kept_pictures: int = 200
+    """Images that one client may pin."""
     input_bytes: int = 2_000_000_000
     """Of the input images of all tasks that wait or run."""
     refetch_s: float = 300.0

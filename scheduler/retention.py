@@ -1,14 +1,14 @@
 """Tasks that have ended: kept for a time, fetched, removed. They are on disk alone.
 
-The changes (mark_fetched, drop, prune) are made under the scheduler's `changes` lock; reading needs
-no lock.
+The changes (keep, mark_fetched, drop, prune) are made under the scheduler's `changes` lock; reading
+needs no lock.
 """
 
 import logging
 from collections.abc import Callable
 from threading import Lock
 
-from errors import Gone, InvalidInput, UnknownTask
+from errors import Gone, InvalidInput, KeepLimit, UnknownTask, WrongStatus
 from scheduler.events import EventKind, EventLog
 from scheduler.limits import QueueLimits
 from storage.ended_tasks import TOMBSTONE_S
@@ -66,10 +66,29 @@ class Retention:
             raise UnknownTask
         if isinstance(found, Tombstone):
             raise Gone(found, owner=found.owner)
+        found.expires_in_s = self._left_s(found)
         kept_until = (found.fetched_at or 0.0) + self._limits.refetch_s
         if found.fetched_at is not None and kept_until <= self._now():
             raise Gone(FETCHED, owner=found.owner.name)
         return found
+
+    def keep(self, task: Task, kept: bool) -> None:
+        """Pin an ended task, or release it: then its time begins again.
+
+        Raises:
+            WrongStatus: it has not ended, or has no images.
+            KeepLimit: its client, or all clients together, may pin no more.
+        """
+        if not task.ended or not task.images_done:
+            raise WrongStatus("Only a task that has ended with pictures can be kept.")
+        if kept and not task.kept:
+            self._check_room_for(task)
+        if kept != task.kept:
+            self._store.ended.keep(task.task_id, None if kept else self._now())
+
+    def kept_by(self, owner: str) -> tuple[int, int]:
+        """Returns how many pictures a client has pinned, and how many it may."""
+        return self._store.ended.kept(owner)[0], self._limits.max_kept_pictures
 
     def image(self, task: Task, index: int) -> bytes:
         """One stored image.
@@ -133,6 +152,29 @@ class Retention:
             for task_id in self._store.ended.oldest_images_over(limits.keep_bytes):
                 self.drop(task_id, NO_ROOM)
         self._store.ended.remove_tombstones(now - TOMBSTONE_S)
+
+    def _left_s(self, task: Task) -> float | None:
+        """Seconds until an ended task is removed; None: it does not expire."""
+        if task.kept or task.kept_since is None:
+            return None
+        until = task.kept_since + self._limits.keep_s
+        if task.fetched_at is not None:
+            until = min(until, task.fetched_at + self._limits.refetch_s)
+        return until - self._now()
+
+    def _check_room_for(self, task: Task) -> None:
+        """Raises: KeepLimit."""
+        pictures, most = self.kept_by(task.owner.name)
+        if pictures + task.images_done > most:
+            raise KeepLimit(
+                f"{pictures} pictures are kept for you, and {most} are allowed "
+                "(--max-kept-pictures): download some and release them first."
+            )
+        if self._store.ended.kept()[1] + sum(task.image_sizes) > self._limits.keep_bytes // 2:
+            raise KeepLimit(
+                "The kept pictures of all clients take half of the space for pictures "
+                "(--keep-bytes): download yours instead."
+            )
 
 
 def _why_without(task: Task) -> str:

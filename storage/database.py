@@ -161,6 +161,10 @@ MIGRATIONS = (
     """
     ALTER TABLE tasks ADD COLUMN machine TEXT NOT NULL DEFAULT 'local'; -- of its latest claim
     """,
+    """
+    ALTER TABLE tasks ADD COLUMN kept INTEGER NOT NULL DEFAULT 0;   -- pinned by its client
+    CREATE INDEX kept_tasks ON tasks (owner) WHERE kept;
+    """,
 )
 """Script n brings schema version n to n + 1 (PRAGMA user_version)."""
 

@@ -84,8 +84,8 @@ class EndedTasks:
         return sum(sizes)
 
     def mark_fetched(self, task_id: str, fetched_at: float, index: int | None = None) -> bool:
-        """An image was sent and is removed (None: all of them); the first time counts. What the
-        database refuses is written later.
+        """An image was sent and is removed (None: all of them); the first time counts. Kept tasks
+        stay. What the database refuses is written later.
 
         Returns:
             Whether the task has ended and all of its images were fetched now.
@@ -93,7 +93,7 @@ class EndedTasks:
         with self._database.reading() as connection:
             row = connection.execute(
                 "SELECT status, image_sizes, fetched FROM tasks"
-                " WHERE task_id = ? AND image_sizes IS NOT NULL AND gone IS NULL",
+                " WHERE task_id = ? AND image_sizes IS NOT NULL AND gone IS NULL AND NOT kept",
                 (task_id,),
             ).fetchone()
         if row is None:
@@ -111,6 +111,32 @@ class EndedTasks:
             log.warning("that task %s was fetched is written later: %s", task_id, error)
             self.unwritten.fetch(task_id, fetched, done_at)
         return all_fetched
+
+    def keep(self, task_id: str, kept_since: float | None) -> None:
+        """Pin a task, as if it had not been fetched; or release it, so that its time begins now.
+
+        Args:
+            kept_since: when it is released; None: it is pinned.
+        """
+        with self._database.transaction() as connection:
+            connection.execute(
+                "UPDATE tasks SET kept = ?, kept_since = coalesce(?, kept_since),"
+                " fetched = NULL, fetched_at = NULL WHERE task_id = ? AND gone IS NULL",
+                (kept_since is None, kept_since, task_id),
+            )
+        self.unwritten.fetched.pop(task_id, None)
+
+    def kept(self, owner: str | None = None) -> tuple[int, int]:
+        """Returns the number of images that this client keeps (None: all clients), and their
+        bytes."""
+        with self._database.reading() as connection:
+            row = connection.execute(
+                "SELECT coalesce(sum(json_array_length(image_sizes)), 0),"
+                " coalesce(sum(image_bytes), 0) FROM tasks"
+                " WHERE kept AND owner = coalesce(?, owner)",
+                (owner,),
+            ).fetchone()
+        return int(row[0]), int(row[1])
 
     def settle(self) -> None:
         """Writes the changes that the database has refused before."""
@@ -131,8 +157,8 @@ class EndedTasks:
         return int(row[0]), int(row[1])
 
     def ended_before(self, kept_since: float) -> list[str]:
-        """Ended tasks that are older than this."""
-        return self._ids("kept_since < ?", kept_since)
+        """Ended tasks that are older than this and not pinned."""
+        return self._ids("NOT kept AND kept_since < ?", kept_since)
 
     def fetched_before(self, fetched_at: float) -> list[str]:
         """Tasks of which all images were fetched before this."""
@@ -140,13 +166,13 @@ class EndedTasks:
         return written + self.unwritten.fetched_before(fetched_at)
 
     def oldest_images_over(self, keep_bytes: int) -> list[str]:
-        """The oldest images that have to go so that the rest fits into keep_bytes; the newest one
-        stays in any case."""
+        """The oldest images that have to go so that the rest fits into keep_bytes; those that are
+        pinned and the newest one stay in any case."""
         with self._database.reading() as connection:
             rows = connection.execute(
-                "SELECT task_id FROM (SELECT task_id, sum(image_bytes) OVER"
-                " (ORDER BY kept_since DESC, number DESC) AS size FROM tasks"
-                f" WHERE {ENDED_WITH_IMAGES}) WHERE size > ?"
+                "SELECT task_id FROM (SELECT task_id, kept, sum(image_bytes) OVER"
+                " (ORDER BY kept DESC, kept_since DESC, number DESC) AS size FROM tasks"
+                f" WHERE {ENDED_WITH_IMAGES}) WHERE size > ? AND NOT kept"
                 f" AND task_id != (SELECT task_id FROM tasks WHERE {ENDED_WITH_IMAGES}"
                 " ORDER BY kept_since DESC, number DESC LIMIT 1)",
                 (keep_bytes,),
@@ -193,7 +219,7 @@ class EndedTasks:
         with self._database.transaction() as connection:
             connection.execute(
                 "UPDATE tasks SET gone = ?, gone_at = ?, params = NULL, measured = NULL,"
-                " image_bytes = NULL, image_sizes = NULL WHERE task_id = ?",
+                " image_bytes = NULL, image_sizes = NULL, kept = 0 WHERE task_id = ?",
                 (reason, gone_at, task_id),
             )
             self._callbacks.end(task_id)

@@ -42,6 +42,8 @@ def task_of(row: Row) -> Task:
         started_at=row["started_at"],
         ended_at=row["ended_at"],
         fetched_at=row["fetched_at"],
+        kept=bool(row["kept"]),
+        kept_since=row["kept_since"],
         last_image=row["last_image"],
         image_sizes=image_sizes(row),
         measured=_measured(row["measured"]) if row["measured"] else (),

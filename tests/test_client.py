@@ -88,6 +88,12 @@ def test_several_pictures_one_by_one_and_as_an_archive(client: Client) -> None:
     assert len({image.data for image in images}) == 3
     with zipfile.ZipFile(io.BytesIO(client.archive(task.task_id))) as archive:
         assert [archive.read(name) for name in archive.namelist()] == [i.data for i in images]
+    assert client.keep(task.task_id) == len(images)
+    assert client.status(task.task_id).kept
+    assert client.release(task.task_id) == 0
+    assert client.status(task.task_id).expires_at
+    with zipfile.ZipFile(io.BytesIO(client.zip(f"{task.task_id}:1"))) as archive:
+        assert [archive.read(name) for name in archive.namelist()] == [images[1].data]
 
 
 def test_the_pictures_of_a_batch_come_one_by_one_until_it_is_ended_after_one_of_them(

@@ -312,6 +312,7 @@ def test_ids_from_before_are_answered_with_the_present_state(
 
 USES = {
     "api/event_texts.py",
+    "api/keep_api.py",
     "api/native_api.py",
     "api/request_rate.py",
     "api/webhooks.py",

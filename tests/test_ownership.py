@@ -140,6 +140,9 @@ ATTEMPTS: dict[str, dict[str, dict[str, str]]] = {
     "POST /cancel": {"params": {}},
     "DELETE /cancel": {"params": {}},
     "POST /image/link": {"params": {}},
+    "POST /keep": {"params": {}},
+    "DELETE /keep": {"params": {}},
+    "GET /zip": {"params": {}},
 }
 """Operations that name a task in the query."""
 OTHERS = {
