@@ -1,6 +1,9 @@
 """The page at /: pictures are drawn, shown, used and removed; strict headers, no other host."""
 
+import io
+import json
 import re
+from urllib.parse import urljoin
 
 import pytest
 import requests
@@ -202,6 +205,8 @@ def test_the_page_works_below_a_path_prefix(visit: Visit) -> None:
 def test_the_page_refers_to_no_other_host() -> None:
     assert (WEB / "app.js").exists()
     for path in (*WEB.glob("*.*"), *WEB.glob("*/*")):
+        if path.suffix == ".png":
+            continue
         named = set(re.findall(r"https?://[^\s\"')]+", path.read_text()))
         assert named <= {"http://www.w3.org/2000/svg"}, path
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|eval\(", path.read_text())
@@ -217,7 +222,7 @@ def loaded(name: str, kinds: str = AT_ONCE) -> set[str]:
     while names:
         if (name := names.pop()) not in found:
             found.add(name)
-            text = (WEB / name).read_text(encoding="utf-8")
+            text = (WEB / name).read_bytes().decode("utf-8", "ignore")
             names += re.findall(rf'(?:{kinds})([\w.]+)"', text)
     return found
 
@@ -239,6 +244,29 @@ def bytes_on_the_wire(served: ServerProcess, name: str) -> int:
 def test_the_files_of_the_page_are_small_on_the_wire(served: ServerProcess) -> None:
     page, view = loaded("index.html"), loaded("operator.html")
     later = loaded("index.html", LATER)
-    assert {path.name for path in WEB.glob("*.*")} == page | view | later
+    icons = {
+        icon["src"] for icon in json.loads((WEB / "manifest.webmanifest").read_text())["icons"]
+    }
+    assert {path.name for path in WEB.glob("*.*")} == page | view | later | icons
     assert sum(bytes_on_the_wire(served, name) for name in page) < 80_000
     assert sum(bytes_on_the_wire(served, name) for name in view) < 60_000
+
+
+def test_the_page_can_be_installed(visit: Visit) -> None:
+    """Chromium itself finds nothing that is missing."""
+    me = visit().open()
+    devtools = me.context.new_cdp_session(me.page)
+    found = devtools.send("Page.getAppManifest")
+    assert found["errors"] == []
+    assert found["url"] == me.url + "web/manifest.webmanifest"
+    manifest = json.loads(found["data"])
+    base = me.url + "web/"
+    assert urljoin(base, manifest["start_url"]) == urljoin(base, manifest["scope"]) == me.url
+    for icon in manifest["icons"]:
+        answer = me.page.request.get(base + icon["src"])
+        assert answer.headers["content-type"] == icon["type"]
+        if icon["sizes"] != "any":
+            with Image.open(io.BytesIO(answer.body())) as image:
+                assert f"{image.width}x{image.height}" == icon["sizes"]
+    errors = devtools.send("Page.getInstallabilityErrors")["installabilityErrors"]
+    assert [error["errorId"] for error in errors] in ([], ["in-incognito"])

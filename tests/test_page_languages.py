@@ -18,10 +18,12 @@ TEXTS: dict[str, dict[str, Any]] = {
     path.stem: json.loads(path.read_text(encoding="utf-8")) for path in FILES
 }
 ENGLISH = TEXTS["en"]
+WITH_TEXTS = (
+    "app cards form gallery keeping key_dialog language notice pending queue request selection "
+    "sign_in slots unfinished viewer"
+)
 SCRIPTS = sorted(
-    path
-    for path in WEB.glob("*.js")
-    if path.stem.startswith(("app", "form", "language", "request", "slots"))
+    path for path in WEB.glob("*.js") if path.stem.startswith(tuple(WITH_TEXTS.split()))
 )
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 SAME_EVERYWHERE = {"mflux", "PNG", "JPEG", "WebP", "Enter", "Esc"}

@@ -10,7 +10,7 @@ import requests
 from conftest import ServerProcess, StallingHub, StartServer, needs_chromium
 from holding import Hold
 from pages import MODELS, NO_EVENTS, Visit, picture_file
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 pytestmark = needs_chromium
 
@@ -225,6 +225,7 @@ def test_a_picture_that_the_server_has_removed_can_be_generated_again(
     requests.delete(served.url + "/delete", params={"task_id": me.task_ids()[0]}, timeout=60)
     me.expected_statuses.add(410)  # of the picture
     me.page.reload()
+    me["#expired"].click()
     card = me.card("soon gone")
     expect(card).to_contain_text("No longer on the server.")
     card.get_by_role("button", name="Again").click()
@@ -268,3 +269,43 @@ def test_signing_in_with_a_key_shows_the_page_and_of_others_no_prompts(
     me.page.keyboard.press("Enter")
     expect(me["#sign-in"]).to_be_hidden()
     expect(me["#queue .who"]).to_have_text([SOMEONE])
+
+
+def test_the_button_counts_down_with_the_queue(visit: Visit) -> None:
+    """Its wait is that of the last row, plus the time of the picture itself."""
+    me = visit()
+    me.page.clock.install()
+    row = {
+        "mine": False,
+        "status": "running",
+        "pos": 0,
+        "wait_remaining": 80,
+        "created_at": 0.0,
+        "params": {"model": "tiny", "width": 64, "height": 64, "steps": 2, "count": 1},
+    }
+    queue = {"length": 1, "paused": False, "tasks": [row]}
+    me.page.route("**/queue?*", lambda route: route.fulfill(json=queue))
+
+    def estimate(route: Route) -> None:
+        answer = route.fetch().json()
+        times = {"expected_start_at": 80.0, "expected_end_at": 90.0, "expected_time_seconds": 90.0}
+        route.fulfill(json={**answer, **times, "task_length": 1})
+
+    me.page.route("**/estimate", estimate)
+    me.page.goto(me.url)
+    me.page.clock.run_for(1_000)
+    expect(me["#forecast"]).to_contain_text("1 task in the queue")
+    expect(me["#queue .left"]).not_to_be_empty()
+    me.page.unroute("**/queue?*")
+    me.page.unroute("**/estimate")
+    for pattern in ("**/queue?*", "**/estimate"):
+        me.page.route(pattern, lambda route: None)  # from now on there is no answer
+    for _ in range(3):
+        me.page.clock.run_for(10_000)
+        row_s, button_s = (
+            int(re.findall(r"\d+", me[name].inner_text())[0])
+            for name in ("#queue .left", "#forecast")
+        )
+        assert row_s < 80
+        assert abs(button_s - row_s - 10) <= 1
+    me.page.unroute_all(behavior="ignoreErrors")

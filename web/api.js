@@ -113,6 +113,12 @@ export const endAfterPicture = (id) =>
 export const removeOne = (id, index) =>
   fetch(`image?${query({ task_id: id, index, delete: true })}`).then((answer) => answer.blob());
 
+/** Pin a task, or release it. */
+export const keep = (id) => ask(`keep?${query({ task_id: id })}`, { method: "POST" });
+export const release = (id) => ask(`keep?${query({ task_id: id })}`, { method: "DELETE" });
+/** A link to a picture: {url, expires_at}. */
+export const linkTo = (id, index) => ask(`image/link?${query({ task_id: id, index })}`, { method: "POST" });
+
 /** The latest preview, or null if there is none yet (204). The server prepares previews only on request. */
 export async function preview(id) {
   const answer = await fetch(`preview?${query({ task_id: id })}`, { cache: "no-store" });
@@ -143,3 +149,6 @@ export const imageUrl = (id, index) => `image?${query({ task_id: id, index, dele
 export const thumbnailUrl = (id, index, size = 512) =>
   `thumbnail?${query({ task_id: id, index, size })}`;
 export const events = () => new EventSource("events");
+/** An archive of pictures: {task, index} each. */
+export const zipUrl = (items) =>
+  `zip?${new URLSearchParams(items.map(({ task, index }) => ["task_id", `${task.id}:${index}`]))}`;

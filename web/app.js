@@ -3,7 +3,9 @@
 import * as api from "./api.js";
 import { find, setText } from "./dom.js";
 import { Form } from "./form.js";
-import { Gallery, seedOf } from "./gallery.js";
+import { seedOf } from "./cards.js";
+import { Gallery } from "./gallery.js";
+import { Keeping } from "./keeping.js";
 import { languageField, t } from "./language.js";
 import { Live } from "./live.js";
 import { Queue } from "./queue.js";
@@ -19,7 +21,8 @@ import { downloadWords, failure, place, plain } from "./words.js";
 
 const TICK_MS = 500;
 const DOUBLE_CLICK_MS = 500;
-const FORECAST_EVERY_MS = 3_000;
+/** The button is forecast again with the queue, but not more often. */
+const FORECAST_EVERY_MS = 1_000;
 /** The page says what still runs this long after a cancel. */
 const LONG_STEP_S = 3;
 
@@ -29,7 +32,15 @@ const form = new Form();
 const queue = new Queue(tasks);
 const pending = new Pending();
 const notice = new Notice(tasks);
-const act = { open: (item) => viewer.open(item), again, vary, use, remove, clear, cancel, endAfter, lost };
+const keeping = new Keeping(tasks);
+const act = {
+  again, vary, use, cancel, endAfter, lost,
+  open: (item) => viewer.open(item),
+  compare: (one, other) => viewer.compare(one, other),
+  star: (item) => keeping.star(item),
+  starAll: (items) => keeping.starAll(items),
+  remove: (items) => keeping.remove([items].flat()),
+};
 const gallery = new Gallery(tasks, act);
 const viewer = new Viewer(() => gallery.pictures(), act);
 
@@ -116,45 +127,6 @@ async function tryToEnd(ask) {
   live.now();
 }
 
-/** Hides the picture at once, and removes it on the server when the undo message is gone. */
-function remove({ task, index }) {
-  const left = Array.from({ length: stored(task) }, (_, one) => one).filter(
-    (one) => one !== index && !task.hidden?.includes(one),
-  );
-  const whole = index === null || (left.length === 0 && !isLive(task));
-  const before = task.hidden ?? [];
-  if (whole) tasks.set(task.id, { removed: true });
-  else tasks.set(task.id, { hidden: [...before, index] });
-  find("yours").focus({ preventScroll: true });
-  toast(t("app.removed"), {
-    action: {
-      words: t("app.undo"),
-      run: () => tasks.set(task.id, { removed: false, hidden: tasks.get(task.id).hidden?.filter((one) => one !== index) }),
-    },
-    onGone: () => (whole ? removeForGood(task) : api.removeOne(task.id, index).catch(() => {})),
-  });
-}
-
-/** Removes tasks that have ended without a picture. */
-function clear(ended) {
-  const show = (removed) => ended.forEach(({ id }) => tasks.set(id, { removed }));
-  show(true);
-  find("yours").focus({ preventScroll: true });
-  toast(t("app.tasks_removed", { n: ended.length }), {
-    action: { words: t("app.undo"), run: () => show(false) },
-    onGone: () => ended.forEach(removeForGood),
-  });
-}
-
-async function removeForGood(task) {
-  try {
-    if (task.status !== "gone") await api.remove(task.id);
-  } catch (error) {
-    if (error instanceof api.Unreachable) return; // tried again when the page is opened next
-  }
-  tasks.forget(task.id);
-}
-
 /** A picture failed to load: asks the server whether it still exists. */
 async function lost({ task }) {
   try {
@@ -167,7 +139,10 @@ async function lost({ task }) {
 
 // Showing changes
 
-tasks.addEventListener("change", () => gallery.show());
+tasks.addEventListener("change", ({ detail: task }) => {
+  gallery.show();
+  if (task) viewer.refresh(task);
+});
 tasks.addEventListener("ended", ({ detail: task }) => {
   notice.ended(task);
   if (task.status === "done") announce(t("app.ready"));
@@ -244,6 +219,7 @@ setInterval(() => {
   notice.tick();
   if (document.hidden) return;
   if (queue.tick() && !live.unreachable) live.refresh();
+  form.forecastTick();
   gallery.tick();
 }, TICK_MS);
 
@@ -319,7 +295,7 @@ api.onSignedOut(async () => {
 });
 const session = await signedIn();
 find("operator").hidden = !session?.operator;
-for (const task of tasks.all()) if (task.removed) removeForGood(task);
+for (const task of tasks.all()) if (task.removed) keeping.removeForGood(task);
 await Promise.all([begin(), live.now()]);
 await pending.sendAll();
 const named = tasks.all().flatMap((task) => Object.values(task.inputs ?? {}).flat().map((one) => one.key));

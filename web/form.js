@@ -287,6 +287,10 @@ export class Form extends EventTarget {
     if (this.model) this.#forecast.soon();
   }
 
+  forecastTick() {
+    this.#forecast.tick();
+  }
+
   /** The request to forecast, or what is shown in place of its forecast. */
   #toForecast() {
     const request = this.request();

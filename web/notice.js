@@ -1,6 +1,7 @@
 // What shows that a picture is ready while the page is not looked at: tab title, notification, sound.
 
 import { find } from "./dom.js";
+import { t } from "./language.js";
 import { read, write } from "./store.js";
 import { remaining, stored } from "./tasks.js";
 import { toast } from "./toasts.js";
@@ -31,7 +32,7 @@ export class Notice {
   tick() {
     const lefts = this.tasks.live().map(remaining);
     const words = lefts.length ? `${countdown(Math.min(...lefts))} · ${TITLE}` : TITLE;
-    const title = this.#ready ? `(${this.#ready} ready) ${words}` : words;
+    const title = this.#ready ? `(${t("notice.ready", { n: this.#ready })}) ${words}` : words;
     if (document.title !== title) document.title = title;
   }
 
@@ -43,7 +44,7 @@ export class Notice {
     if (!this.#on) return;
     this.#play();
     if (globalThis.Notification?.permission !== "granted") return;
-    const words = task.status === "failed" ? "A picture failed" : "Your picture is ready";
+    const words = t(task.status === "failed" ? "notice.failed" : "notice.done");
     const shown = new Notification(words, { body: task.params.prompt, tag: task.id, icon: "web/icon.svg" });
     shown.addEventListener("click", () => {
       focus();
@@ -58,8 +59,7 @@ export class Notice {
     if (!on) return;
     this.#wakeAudio();
     const permission = (await globalThis.Notification?.requestPermission()) ?? "denied";
-    if (permission === "granted") toast("You will get a notification and hear a sound when a picture is ready.");
-    else toast("You will hear a sound when a picture is ready. The browser does not allow notifications here.");
+    toast(t(permission === "granted" ? "notice.on" : "notice.sound_only"));
   }
 
   #show() {

@@ -3,6 +3,7 @@
 import * as api from "./api.js";
 import { bars, scatter } from "./charts.js";
 import { find, setText } from "./dom.js";
+import { keyDialog } from "./key_dialog.js";
 import { verdict } from "./operator_words.js";
 import * as tables from "./operator_tables.js";
 import { themeButton } from "./theme_button.js";
@@ -41,22 +42,13 @@ async function signedIn() {
   for (const key of new Set([sessionStorage.getItem(KEY), null])) {
     if (await isOperator(key).catch(refused)) return;
   }
-  find("sign-in").addEventListener("cancel", (event) => event.preventDefault()); // Escape
-  find("sign-in").showModal();
-  await new Promise((done) => {
-    find("sign-in-form").addEventListener("submit", async (event) => {
-      event.preventDefault();
-      const key = find("sign-in-key").value.trim();
-      try {
-        if (await isOperator(key).catch(refused)) {
-          sessionStorage.setItem(KEY, key);
-          find("sign-in").close();
-          done();
-        } else setText(find("key-error"), "This is not the key of an operator.");
-      } catch (error) {
-        setText(find("key-error"), plain(error));
-      }
-    });
+  await keyDialog({
+    title: "This view needs the key of an operator",
+    hint: "It is kept until this tab is closed.",
+    async check(key) {
+      if (!(await isOperator(key).catch(refused))) throw new Error("This is not the key of an operator.");
+      sessionStorage.setItem(KEY, key);
+    },
   });
 }
 

@@ -3,6 +3,7 @@
 import * as api from "./api.js";
 import { el, find, follow, setText } from "./dom.js";
 import { bodyOf } from "./request.js";
+import { t } from "./language.js";
 import { randomKey, read, write } from "./store.js";
 import { short } from "./words.js";
 
@@ -117,8 +118,8 @@ export class Pending extends EventTarget {
   }
 
   #row({ key, request }) {
-    const prompt = el("span", { class: "who", dir: "auto" }, request.fields.prompt || "Upscaling a picture");
-    const cancel = el("button", { type: "button", class: "quiet", on: { click: () => this.cancel(key) } }, "Cancel");
+    const prompt = el("span", { class: "who", dir: "auto" }, request.fields.prompt || t("queue.upscaling"));
+    const cancel = el("button", { type: "button", class: "quiet", on: { click: () => this.cancel(key) } }, t("gallery.cancel"));
     return el("li", { class: "row" }, el("span", { class: "what" }, prompt, el("span", { class: "hint" })), cancel);
   }
 
@@ -128,9 +129,10 @@ export class Pending extends EventTarget {
 }
 
 function words({ stop, share }) {
-  if (!stop) return "Not sent yet. It will be sent when the server can be reached.";
-  return share < 1 ? `Uploading the picture: ${Math.round(share * 100)} %` : "Uploaded. The server reads the picture.";
+  if (!stop) return t("pending.waits");
+  return share < 1 ? t("pending.uploading", { percent: Math.round(share * 100) }) : t("pending.uploaded");
 }
 
 /** A sentence about a request that was sent later and refused. */
-export const refusal = ({ error, request }) => `“${request.fields.prompt ?? "A picture"}” was refused: ${short(error)}`;
+export const refusal = ({ error, request }) =>
+  t("pending.refused", { prompt: request.fields.prompt ?? t("words.file_name"), error: short(error) });

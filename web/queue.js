@@ -1,7 +1,8 @@
 // The queue: all tasks in the order in which they run. Prompts of other people are not shown.
 
 import { el, find, follow, setText } from "./dom.js";
-import { countdown, drawnSize, some } from "./words.js";
+import { t } from "./language.js";
+import { countdown, drawnSize } from "./words.js";
 
 const MAX_ROWS = 12;
 
@@ -26,7 +27,7 @@ export class Queue {
     const shown = this.#rows.filter((row, index) => index < MAX_ROWS || this.tasks.get(row.task_id));
     follow(this.#list, shown, (row) => row.key, () => this.#row(), (node, row) => this.#fill(node, row));
     const hidden = answer.length - shown.length;
-    this.#list.dataset.more = hidden > 0 ? `and ${hidden} more` : "";
+    this.#list.dataset.more = hidden > 0 ? t("queue.more", { n: hidden }) : "";
     this.tick();
   }
 
@@ -46,7 +47,7 @@ export class Queue {
       if (row.left) setText(row.left, countdown(lefts[index]));
     });
     const empty = this.#length === 0;
-    setText(this.#words, empty ? "Empty. The next task starts at once." : some(this.#length, "task", "tasks"));
+    setText(this.#words, empty ? t("queue.empty") : t("queue.tasks", { n: this.#length }));
     return lefts.some((seconds) => seconds < 0);
   }
 
@@ -66,12 +67,12 @@ export class Queue {
     node.classList.toggle("own", Boolean(own));
     node.classList.toggle("running", running);
     const [number, what, seconds] = node.children;
-    setText(number, running ? "now" : String(row.pos + 1));
-    setText(what.children[0], own ? row.params.prompt || "Upscaling a picture" : "Someone else");
+    setText(number, running ? t("queue.now") : String(row.pos + 1));
+    setText(what.children[0], own ? row.params.prompt || t("queue.upscaling") : t("queue.someone"));
     const { count, model } = row.params;
-    const many = count > 1 ? ` · ${count} pictures` : "";
-    const mine = own ? "yours · " : "";
-    const urgent = row.params.priority ? " · urgent" : "";
+    const many = count > 1 ? ` · ${t("queue.pictures", { n: count })}` : "";
+    const mine = own ? `${t("queue.yours")} · ` : "";
+    const urgent = row.params.priority === true ? ` · ${t("queue.urgent")}` : "";
     setText(what.children[1], `${mine}${drawnSize(row.params)} · ${model}${many}${urgent}`);
     row.left = seconds;
   }

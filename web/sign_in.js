@@ -1,7 +1,8 @@
 // Signing in: a server with keys answers nothing without one.
 
 import * as api from "./api.js";
-import { find, setText } from "./dom.js";
+import { keyDialog } from "./key_dialog.js";
+import { t } from "./language.js";
 
 let asking = null;
 
@@ -13,29 +14,17 @@ export async function signedIn() {
 
 /** Shows the dialog; several calls show one. Returns the session of the key. */
 export function askForKey() {
-  asking ??= new Promise((signed) => {
-    find("sign-in-form").onsubmit = async (event) => {
-      event.preventDefault();
-      const session = await tryKey();
-      if (session) signed(session);
-    };
-    find("sign-in").oncancel = (event) => event.preventDefault(); // Escape
-    find("sign-in").showModal();
-  }).finally(() => {
+  asking ??= keyDialog({ title: t("sign_in.title"), hint: t("sign_in.hint"), check: signIn }).finally(() => {
     asking = null;
-    find("sign-in").close();
   });
   return asking;
 }
 
-async function tryKey() {
-  setText(find("key-error"), "");
+async function signIn(key) {
   try {
-    return await api.signIn(find("sign-in-key").value.trim());
+    return await api.signIn(key);
   } catch (error) {
     const wrong = error instanceof api.Refused && error.status === 401;
-    setText(find("key-error"), wrong ? "This key is not known here." : error.message);
-    find("sign-in-key").focus();
-    return null;
+    throw wrong ? new Error(t("sign_in.wrong")) : error;
   }
 }

@@ -3,7 +3,7 @@
 
 const PREFIX = `mflux:${location.pathname}:`;
 const TASK = `${PREFIX}task:`;
-const MAX_TASKS = 400;
+const MAX_TASKS = 1000;
 const memory = new Map(); // used if the browser stores nothing
 
 export function read(name) {

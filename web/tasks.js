@@ -5,9 +5,10 @@ import { onTaskChanged, storedTasks, writeTask } from "./store.js";
 const LIVE = ["waiting", "running"];
 const STORED = [
   "id", "created", "fields", "inputs", "params", "status", "error", "hidden", "removed", "images_done",
+  "stars", "kept", "expires_at",
 ];
 const FOLLOWED = [
-  "pos", "progress", "phase", "steps_done", "steps_total", "images_done", "last_image", "confidence",
+  "pos", "progress", "phase", "steps_done", "steps_total", "images_done", "last_image", "confidence", "expires_at",
 ];
 
 export const isLive = (task) => LIVE.includes(task.status);
@@ -16,7 +17,7 @@ export const isLive = (task) => LIVE.includes(task.status);
 export const stored = (task) =>
   task.status === "done" ? task.params.count : task.status === "gone" ? 0 : (task.images_done ?? 0);
 
-/** Dispatches "change" (the list or a task changed) and "ended" (detail: the task). */
+/** Dispatches "change" (the list or a task changed; detail: the task, or null) and "ended" (detail: the task). */
 export class Tasks extends EventTarget {
   #tasks = new Map();
 
@@ -108,7 +109,7 @@ export class Tasks extends EventTarget {
     if (!task) return;
     Object.assign(task, change);
     this.#store(id);
-    this.#changed();
+    this.#changed(task);
   }
 
   forget(id) {
@@ -121,8 +122,8 @@ export class Tasks extends EventTarget {
     this.dispatchEvent(new CustomEvent("ended", { detail: task }));
   }
 
-  #changed() {
-    this.dispatchEvent(new Event("change"));
+  #changed(task = null) {
+    this.dispatchEvent(new CustomEvent("change", { detail: task }));
   }
 
   #store(id) {

@@ -1,5 +1,6 @@
 // Sets the theme before the page is painted: the chosen one, or the system's.
 (() => {
+  const PAPER = { light: "#f5f2ec", dark: "#151210" }; // as in variables.css
   const root = document.documentElement;
   const system = matchMedia("(prefers-color-scheme: dark)");
   const key = `mflux:${location.pathname.replace(/operator$/, "")}:theme`; // one theme for both pages
@@ -12,6 +13,7 @@
   };
   const show = () => {
     root.dataset.theme = chosen() ?? (system.matches ? "dark" : "light");
+    document.querySelector("meta[name=theme-color]")?.setAttribute("content", PAPER[root.dataset.theme]);
     root.dispatchEvent(new Event("theme"));
   };
   system.addEventListener("change", show);

@@ -4,6 +4,14 @@ import { el, find } from "./dom.js";
 
 const SHOWN_MS = 7_000;
 
+/** While a dialog is open, everything outside it is covered and cannot be reached: messages move into it. */
+function place() {
+  const home = document.querySelector("dialog[open]") ?? document.body;
+  for (const id of ["toasts", "announcer"]) if (find(id)?.parentElement !== home) home.append(find(id));
+}
+
+document.addEventListener("close", place, true); // of a dialog
+
 /** A message for screen readers only. */
 export function announce(words) {
   find("announcer").textContent = words;
@@ -29,6 +37,7 @@ export function toast(words, { action = null, onGone = null, bad = false } = {})
   };
   for (const kind of ["pointerenter", "focusin"]) node.addEventListener(kind, () => clearTimeout(timer));
   for (const kind of ["pointerleave", "focusout"]) node.addEventListener(kind, wait);
+  place();
   const list = find("toasts");
   while (list.childElementCount >= 3) list.firstElementChild.dispatchEvent(new Event("go"));
   node.addEventListener("go", () => go(false));

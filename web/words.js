@@ -11,6 +11,13 @@ export function duration(seconds) {
   return t("words.duration_h", { n: decimal(whole / 3600) });
 }
 
+/** Seconds of the life of a picture, roughly: "50 min", "23 h", "6 days". */
+export function age(seconds) {
+  if (seconds < 5_400) return t("words.duration_min", { n: Math.max(Math.ceil(seconds / 60), 1) });
+  if (seconds < 172_800) return t("words.duration_h", { n: Math.round(seconds / 3_600) });
+  return t("words.duration_days", { n: Math.round(seconds / 86_400) });
+}
+
 export function countdown(seconds) {
   return seconds < 0.5 ? t("words.soon") : duration(seconds);
 }
