@@ -237,7 +237,7 @@ def _recognized(
 ) -> Model:
     """Returns the model that the weights in a folder are of."""
     fitting, reason = recognize(folder, catalog)
-    how = "with --model" if option == "--path" else f"with {source}@BASE"
+    how = "with --model" if option == "--path" else f"with {option} {source}@BASE"
     if not fitting:
         why = f" ({reason})" if reason else ""
         raise BadOption(

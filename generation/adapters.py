@@ -66,7 +66,7 @@ class AdapterChecks:
                 continue  # a repository
             fit = self.fit(path, weights)
             if fit.reason:
-                raise UnusableAdapter(f"The LoRA {lora.name!r} cannot be used: {fit.reason}.")
+                raise unusable(lora.name, fit.reason)
             if fit.matched < fit.keys:
                 ignored = fit.keys - fit.matched
                 warnings.append(
@@ -112,12 +112,18 @@ def check_values(weights: LoadSpec, lora_path: Callable[[str], str]) -> None:
         try:
             key = _first_not_finite(path, version_of(path))
         except (OSError, RuntimeError, ValueError) as error:
-            raise UnusableAdapter(f"The LoRA {lora.name!r} cannot be read.") from error
+            raise unusable(lora.name, "it cannot be read") from error
         if key:
-            raise UnusableAdapter(
-                f"The LoRA {lora.name!r} cannot be used: {key[:100]} holds values that are not "
-                "numbers (NaN or infinity)."
-            )
+            reason = f"{key[:100]} holds values that are not numbers (NaN or infinity)"
+            raise unusable(lora.name, reason)
+
+
+def unusable(name: str, reason: str) -> UnusableAdapter:
+    """The error about a LoRA that cannot be used, with what client and operator can do."""
+    return UnusableAdapter(
+        f"The LoRA {name!r} cannot be used: {reason}. Leave it out, choose another one (GET "
+        "/models says which fit), or replace its file (--lora-dir)."
+    )
 
 
 def version_of(path: Path) -> tuple[int, int, int]:

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-from errors import UnusableAdapter
-from generation.adapters import version_of
+from generation.adapters import unusable, version_of
 from generation.lora_keys import Keys, keys_of, matches_of
 from models.model_catalog import Lora
 
@@ -167,10 +166,8 @@ def _apply_file(
         )[2]
     if failed or not layers:
         shown = ", ".join(failed[:3])
-        raise UnusableAdapter(
-            f"The LoRA {Path(file).stem!r} cannot be used: {len(failed)} of its {len(layers)} "
-            f"layers cannot be applied to the model ({shown})."
-        )
+        reason = f"{len(failed)} of its {len(layers)} layers cannot be applied to the model"
+        raise unusable(Path(file).stem, f"{reason} ({shown})")
 
 
 def _restoring(layer: Any) -> Callable[[], None]:

@@ -23,18 +23,22 @@ def explain(error: Exception, model: Model) -> str:
     otherwise = _otherwise(model)
     page = f"huggingface.co/{source}"
     if is_out_of_memory(error):
+        fewer = "" if model.stored_bits else "ask for fewer bits (quantize), or "
         return (
-            f"The weights of {model.name} do not fit into memory now ({first_line(error)}): ask "
-            "for fewer bits (quantize), or end other programs."
+            f"The weights of {model.name} do not fit into memory now ({first_line(error)}): "
+            f"{fewer}end other programs."
         )
     if isinstance(error, UnsuitableWeights):
-        return (
-            f"The weights of {model.name} cannot be used: {error}. Copy or download them again: "
-            f"{source}. If they are of another model, name that one: "
-            + (f"--models {model.name}={source}@BASE." if model.base else "--model.")
-        )
+        named = f"--models {model.name}={source}@BASE" if model.base else "--model"
+        again = f"Copy or download them again: {source}."
+        other = f"Name that one: {named}, or give other weights for {model.name}: {source}."
+        advice = again if error.is_incomplete else other
+        return f"The weights of {model.name} cannot be used: {error}. {advice}"
     if model.tiny and model.path is None:
-        return f"The model {model.name} cannot be built in the data dir ({first_line(error)})."
+        return (
+            f"The model {model.name} cannot be built in the data dir ({first_line(error)}): "
+            "make room there, or choose another folder (--data-dir)."
+        )
     refused = isinstance(error, hub.HfHubHTTPError) and error.response.status_code in (401, 403)
     if isinstance(error, hub.GatedRepoError) or (
         refused and not isinstance(error, hub.RepositoryNotFoundError)

@@ -6,8 +6,8 @@ Depends on mflux and mlx.
 from collections.abc import Callable
 from typing import Any
 
-from errors import UnusableAdapter, without_folders
-from generation.adapters import Sizes, layer_sizes, raised_by_adapter
+from errors import without_folders
+from generation.adapters import Sizes, layer_sizes, raised_by_adapter, unusable
 from generation.applied_loras import AppliedLoras, Place
 from generation.compiling import KeptSteps
 from generation.load_errors import first_line
@@ -74,11 +74,9 @@ class LoadedModel:
             self._steps.clear()
             if not raised_by_adapter(error):
                 raise
-            names = ", ".join(repr(lora.name) for lora in weights.loras)
-            reason = without_folders(first_line(error))
-            raise UnusableAdapter(
-                f"The LoRAs {names} cannot be used with {weights.model.name}: {reason}"
-            ) from error
+            names = "', '".join(lora.name for lora in weights.loras)
+            reason = f"with {weights.model.name}, {without_folders(first_line(error))}"
+            raise unusable(names, reason) from error
         if changed:
             self._steps.clear()
             if self.spec.options.compute_precision:  # that of the LoRAs' layers, too

@@ -32,6 +32,7 @@ MARGIN = 1.1
 """Of the picture's estimate."""
 BAND = 1.25
 """Measured pictures that differ from the estimate by less than this factor teach nothing."""
+FEWEST_BITS = 3
 LEAST_LEARNED = 300_000_000
 """Bytes: smaller ones say little about larger ones."""
 Tiling = int | None
@@ -75,6 +76,7 @@ class MemoryGuard:
         tiling: str | int = "auto",
     ) -> None:
         self.limit_bytes = limit_bytes or machine_bytes(gpu)
+        self._limited = " (--memory-limit)" if limit_bytes else ""
         self.on = on
         self.count_tokens: Callable[[str, str], int | None] = lambda model, text: None
         """Tokens of a text, by name of the model; None: its tokenizer was not loaded."""
@@ -100,7 +102,8 @@ class MemoryGuard:
         reason = (
             f"{self._subject(stage, plan)} needs about {needed:.1f} GB of memory "
             f"({weights / 1e9:.1f} GB for the weights of {stage.load_spec.model.name}), this "
-            f"machine has {self.limit_bytes / 1e9:.1f} GB for it: {self._advice(stage, plan)}."
+            f"machine has {self.limit_bytes / 1e9:.1f} GB for it{self._limited}: "
+            f"{self._advice(stage, plan)}."
         )
         return replace(plan, refusal=reason)
 
@@ -142,10 +145,10 @@ class MemoryGuard:
             room = min(room, available + loaded_bytes)
         if not self.on or new_bytes <= room:
             return None
+        fewer = "" if spec.model.stored_bits else "ask for fewer bits (quantize), or "
         return (
             f"The weights of {spec.model.name} take {new_bytes / 1e9:.1f} GB of memory, and "
-            f"{max(room, 0) / 1e9:.1f} GB can be had: ask for fewer bits (quantize), or end other "
-            "programs."
+            f"{max(room, 0) / 1e9:.1f} GB can be had{self._limited}: {fewer}end other programs."
         )
 
     def weights_bytes(self, spec: LoadSpec) -> float:
@@ -215,8 +218,8 @@ class MemoryGuard:
     def _advice(self, stage: Stage, plan: Plan) -> str:
         """What the client can do."""
         smaller = "a shorter prompt" if self._is_long_text(stage, plan) else "a smaller picture"
-        bits = stage.load_spec.quantize
-        return f"ask for {smaller}" + ("" if bits else ", or for fewer bits (quantize)")
+        fixed = stage.load_spec.model.stored_bits or stage.load_spec.quantize == FEWEST_BITS
+        return f"ask for {smaller}" + ("" if fixed else ", or for fewer bits (quantize)")
 
     def _is_long_text(self, stage: Stage, plan: Plan) -> bool:
         estimate = self._estimate(stage, plan.tile)

@@ -346,7 +346,8 @@ def test_a_broken_adapter_is_refused_with_its_name_and_the_reason(
     assert refused.status_code == 422
     assert refused.json()["error"] == {
         "code": "unusable_adapter",
-        "message": "The LoRA 'corrupt' cannot be used: it is a web page (HTML).",
+        "message": "The LoRA 'corrupt' cannot be used: it is a web page (HTML). Leave it out, "
+        "choose another one (GET /models says which fit), or replace its file (--lora-dir).",
         "field": "loras",
     }
     for name in ("gone", "folder"):
