@@ -43,7 +43,7 @@ from task import Stage
 
 TEXT_TOKENS = 512
 """The least that a transformer gets: most families fill the prompt up to it."""
-TEXT_VALUES = 45.0
+TEXT_VALUES = 49.0
 """Activations of a text encoder, of a token and for each unit of its width."""
 MASK_BYTES = 8.0
 """Of a pair of tokens of the text."""
@@ -73,8 +73,9 @@ class Cpu(NamedTuple):
     denoising: float = 1.5
     score_bytes: float = 2.0
     """Of a pair of tokens, for each head."""
-    text_score_bytes: float = 4.0
-    """Of a pair of tokens of the text, for each head: text encoders compute them in 32 bits."""
+    text_score_bytes: float = 3.0
+    """Of a pair of tokens of the text, for each head: in 32 bits, of which MLX holds a part at a
+    time."""
 
 
 CPU = Cpu()

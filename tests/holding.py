@@ -14,6 +14,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 LOOK_S = 0.1
 """Between two looks at the file, and two reports of a held picture, which may be cancelled."""
+DENOISING, DECODING = "denoising", "decoding"
+WITHIN = "within "
+"""Before a phase: held within a step of it, which reports nothing."""
 
 
 class Hold:
@@ -22,11 +25,11 @@ class Hold:
     def __init__(self, file: Path) -> None:
         self.file = file
 
-    def close(self, after: int = 0, step: int = 1, *, decoding: bool = False) -> None:
-        """From now on each picture is held at this step, or when it is decoded, except for the next
-        `after` pictures."""
+    def close(self, after: int = 0, step: int = 1, phase: str = DENOISING) -> None:
+        """From now on each picture is held at this step, or when it is decoded, or within this
+        step, except for the next `after` pictures."""
         new = self.file.with_suffix(".new")
-        new.write_text(f"{after} {step} {'decoding' if decoding else 'denoising'}")
+        new.write_text(f"{after} {step} {phase}")
         new.replace(self.file)
 
     def open(self) -> None:
@@ -37,17 +40,22 @@ class Hold:
         """(server) Whether the picture that begins now is one of those that are not held."""
         after, step, phase = self._read()
         if after:
-            self.close(after - 1, step, decoding=phase == "decoding")
+            self.close(after - 1, step, phase)
         return after > 0
 
     def holds(self, phase: str, steps_done: int) -> bool:
         """(server) Whether a picture that may be held waits in this phase at this step."""
         _, step, held = self._read()
-        return phase == held and steps_done >= step
+        return phase == held.removeprefix(WITHIN) and steps_done >= step
+
+    @property
+    def reports(self) -> bool:
+        """(server) Whether a held picture reports meanwhile; not within a step."""
+        return not self._read()[2].startswith(WITHIN)
 
     def _read(self) -> tuple[int, int, str]:
         with suppress(FileNotFoundError):
-            after, step, phase = self.file.read_text().split()
+            after, step, phase = self.file.read_text().split(maxsplit=2)
             return int(after), int(step), phase
         return 0, 0, ""
 
@@ -65,7 +73,8 @@ class Hold:
                 report(phase, steps_done, steps_total)
                 while not passes and self.holds(phase.value, steps_done):
                     pause.wait(LOOK_S)
-                    report(phase, steps_done, steps_total)
+                    if self.reports:
+                        report(phase, steps_done, steps_total)
 
             return generate(self_, stage, inputs, reported)
 

@@ -33,7 +33,7 @@ from conftest import (
     seen_by_all,
     until,
 )
-from holding import Hold
+from holding import DECODING, DENOISING, WITHIN, Hold
 from PIL import Image
 
 from api.generate_request import Limits
@@ -414,7 +414,7 @@ def test_sigterm_in_any_phase_exits_0_and_the_tasks_are_done_after_the_next_star
         "loading": {},
         "text encoding": {},
         "the first step": {"step": 10},
-        "a later step": {"decoding": True},
+        "a later step": {"phase": DECODING},
     }
     for name, reached in ends.items():
         server.wait_for(first, reached)
@@ -433,6 +433,31 @@ def test_sigterm_in_any_phase_exits_0_and_the_tasks_are_done_after_the_next_star
     for task_id in (first, second):
         assert status_of(server, task_id)["status"] == "done"
         assert server.get("/image", task_id=task_id).status_code == 200
+
+
+def test_a_step_that_takes_longer_is_left_and_its_task_runs_again_after_the_next_start(
+    start_server: StartServer, hold: Hold
+) -> None:
+    """The step never ends, and the process does: not the end of the step is waited for."""
+    hold.close(after=1, phase=WITHIN + DENOISING)
+    server = start_server("--model", "tiny", "--drain-s", "1", hold=hold)
+    first = server.submit(seed=1, count=2)["task_id"]
+    second = server.submit(seed=2)["task_id"]
+    server.wait_for(first, lambda s: s["images_done"] == 1 and s["steps_done"] >= 1)
+    for _ in range(2):  # as often as it takes: a stop is no attempt
+        assert server.stop(signal.SIGTERM) == 0
+        assert "the running step did not end in time" in log_of(server)
+        assert "tasks that wait for the next start: 2" in log_of(server)
+        assert "Traceback" not in log_of(server)
+        hold.close(phase=WITHIN + DENOISING)
+        server = start_server("--model", "tiny", "--drain-s", "1", hold=hold)
+        server.wait_for(first, lambda s: s["steps_done"] >= 1)
+        assert status_of(server, first)["images_done"] == 1, "it is not drawn again"
+    hold.open()
+    for task_id, images in ((first, 2), (second, 1)):
+        assert server.wait_until_ended(task_id)["images_done"] == images
+        for index in range(images):
+            assert server.get("/image", task_id=task_id, index=index).status_code == 200
 
 
 def test_a_drain_finishes_the_running_task_before_the_exit(

@@ -223,7 +223,7 @@ def test_when_other_programs_have_the_memory_the_refusal_says_so(
         generating.load(spec_of("tiny-z-image"))
 
 
-def test_weights_that_are_stored_quantized_are_not_told_to_have_fewer_bits() -> None:
+def test_fewer_bits_are_no_advice_where_the_weights_are_stored_quantized() -> None:
     model = replace(allow("tiny").default, stored_bits=4)
     message = explain(RuntimeError("[malloc] Unable to allocate 9 bytes"), model)
     assert message.endswith("end other programs.")

@@ -90,7 +90,9 @@ def test_reference_pictures_take_memory_while_denoising() -> None:
     assert with_reference.decoding == alone.decoding
 
 
-@pytest.mark.parametrize(("tokens", "megabytes"), [(512, 110), (1024, 258), (2500, 868)])
+@pytest.mark.parametrize(
+    ("tokens", "megabytes"), [(512, 110), (1024, 258), (2500, 868), (4096, 1502)]
+)
 def test_encoding_a_text_takes_what_was_measured_at_real_size(
     tokens: int, megabytes: float
 ) -> None:
