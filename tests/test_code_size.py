@@ -50,8 +50,10 @@ def test_files_and_functions_are_small_and_hardly_nested(name: str) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "web").glob("*.css")), ids=lambda path: path.name)
 def test_each_style_sheet_is_small_and_loaded_by_a_page(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_FILE_LINES
-    pages = [page.read_text(encoding="utf-8") for page in path.parent.glob("*.html")]
-    assert any(f'href="web/{path.name}"' in page for page in pages)
+    files = [*path.parent.glob("*.html"), *path.parent.glob("*.js")]
+    loads = (f'href="web/{path.name}"', f'sheet("web/{path.name}")')
+    texts = [file.read_text(encoding="utf-8") for file in files]
+    assert any(load in text for load in loads for text in texts)
 
 
 def test_the_check_sees_each_kind_of_excess(tmp_path: Path) -> None:

@@ -259,3 +259,12 @@ def test_a_picture_can_be_pasted_or_dropped_anywhere(visit: Visit, kind: str) ->
     expect(me["[data-field=init_image] .picks img"]).to_have_js_property("naturalWidth", 48)
     expect(me["#size-words"]).to_have_text("as the input image")
     expect(me["#image_strength"]).to_be_visible()
+
+
+def test_on_a_phone_in_landscape_the_form_leaves_room_and_shows_its_button(visit: Visit) -> None:
+    me = visit(viewport={"width": 844, "height": 390}, has_touch=True, is_mobile=True).open()
+    box, button = me[".compose"].bounding_box(), me["#generate"].bounding_box()
+    assert box
+    assert button
+    assert box["width"] < 844 / 2
+    assert button["y"] + button["height"] <= 390

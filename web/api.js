@@ -1,16 +1,13 @@
 // Calls of the public API. All URLs are relative, so that the page works below a path prefix.
 
+import { t } from "./language.js";
+
 /** A request fails if nothing moves for this long, however long it takes as a whole. */
 const STALL_MS = 30_000;
 /** The answer to pictures takes longer: the server decodes them. */
 const PICTURES_MS = 120_000;
 
-const OF_A_PROXY = {
-  413: "The request is too large for the proxy in front of the server. Send smaller pictures, or ask the operator " +
-    "to raise the proxy's limit (nginx: client_max_body_size).",
-  429: "The proxy in front of the server refuses this many requests. Try again in a minute.",
-  503: "The proxy in front of the server is overloaded or the server restarts. Try again in a minute.",
-};
+const OF_A_PROXY = { 413: t("api.too_large"), 429: t("api.too_many"), 503: t("api.overloaded") };
 
 let authorization = {};
 
@@ -23,7 +20,7 @@ export function useKey(key) {
 export class Refused extends Error {
   constructor(status, body) {
     const error = body?.error ?? {};
-    super(error.message ?? OF_A_PROXY[status] ?? `The server answered with the HTTP status ${status}.`);
+    super(error.message ?? OF_A_PROXY[status] ?? t("api.status", { status }));
     this.status = status;
     this.code = error.code ?? "unknown";
     this.field = error.field;
@@ -34,7 +31,7 @@ export class Refused extends Error {
 /** The server cannot be reached. arrived: whether it may have received the request nevertheless. */
 export class Unreachable extends Error {
   constructor(arrived = true) {
-    super("The server cannot be reached.");
+    super(t("api.unreachable"));
     this.arrived = arrived;
   }
 }

@@ -2,9 +2,12 @@
 
 import * as api from "./api.js";
 import { find, setText } from "./dom.js";
+import { takeDropped } from "./dropped.js";
 import { Form } from "./form.js";
+import { formTools } from "./form_tools.js";
 import { seedOf } from "./cards.js";
 import { Gallery } from "./gallery.js";
+import { Grids } from "./grids.js";
 import { Keeping } from "./keeping.js";
 import { languageField, t } from "./language.js";
 import { Live } from "./live.js";
@@ -43,21 +46,24 @@ const act = {
 };
 const gallery = new Gallery(tasks, act);
 const viewer = new Viewer(() => gallery.pictures(), act);
+const grids = new Grids(tasks, act.open);
 
 // Submitting
 
 const sending = new Set(); // requests under way: a double click submits once
 
+/** Returns whether the server has accepted it. */
 async function generate(request, what = JSON.stringify(request)) {
-  if (sending.has(what)) return;
+  if (sending.has(what)) return false;
   sending.add(what);
   form.sending = true;
   try {
     const answer = await pending.submit(request);
     tasks.add(answer, request);
-    announce(t("app.in_queue", { place: place(answer.pos) }));
+    if (!request.grid) announce(t("app.in_queue", { place: place(answer.pos) }));
     if (matchMedia("(max-width: 60rem)").matches) find("yours").scrollIntoView({ block: "start" });
     live.now();
+    return true;
   } catch (error) {
     if (error instanceof api.Unreachable) {
       live.now();
@@ -67,9 +73,16 @@ async function generate(request, what = JSON.stringify(request)) {
     form.sending = false;
     setTimeout(() => sending.delete(what), DOUBLE_CLICK_MS);
   }
+  return false;
 }
 
 form.addEventListener("submit", (event) => generate(event.detail));
+form.addEventListener("grid", async ({ detail: cells }) => {
+  for (const [index, cell] of cells.entries()) {
+    if (!(await generate(cell))) break;
+    if (index === 0) grids.view(cell.grid.id);
+  }
+});
 pending.addEventListener("accepted", ({ detail: { answer, request } }) => {
   tasks.add(answer, request);
   live.soon();
@@ -223,47 +236,6 @@ setInterval(() => {
   gallery.tick();
 }, TICK_MS);
 
-// Images from outside: dropped or pasted
-
-const carriesFiles = (event) => event.dataTransfer?.types.includes("Files");
-const files = (list) => [...(list ?? [])].filter((file) => file.type.startsWith("image/"));
-let inside = 0;
-
-function showDropArea(shown) {
-  if (!shown) inside = 0;
-  find("drop").hidden = !shown;
-}
-
-function takeFiles(list) {
-  const slot = form.mainSlot();
-  if (!list.length) toast(t("app.not_an_image"), { bad: true });
-  else if (slot) slot.addFiles(list);
-  else toast(t("app.takes_no_images"), { bad: true });
-}
-
-addEventListener("dragenter", (event) => {
-  if (!carriesFiles(event)) return;
-  inside += 1;
-  showDropArea(true);
-});
-addEventListener("dragleave", (event) => {
-  if (carriesFiles(event) && --inside <= 0) showDropArea(false);
-});
-addEventListener("dragover", (event) => carriesFiles(event) && event.preventDefault());
-addEventListener("drop", (event) => {
-  if (!carriesFiles(event)) return;
-  event.preventDefault();
-  showDropArea(false);
-  takeFiles(files(event.dataTransfer.files));
-});
-document.addEventListener("dropped", () => showDropArea(false));
-document.addEventListener("paste", (event) => {
-  const pasted = files(event.clipboardData?.files);
-  if (!pasted.length) return;
-  event.preventDefault();
-  takeFiles(pasted);
-});
-
 // The keyboard
 
 if (navigator.platform.startsWith("Mac")) {
@@ -286,6 +258,8 @@ async function begin() {
 }
 
 themeButton();
+takeDropped(form);
+formTools(form);
 languageField(find("language"));
 gallery.show();
 api.onSignedOut(async () => {

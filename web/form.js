@@ -4,38 +4,15 @@ import { Refused } from "./api.js";
 import { el, find, setText } from "./dom.js";
 import { ButtonForecast } from "./form_forecast.js";
 import { Loras } from "./form_loras.js";
-import { fillModels, modelInputs, modelNote } from "./form_model.js";
-import { buildStepper, grow, outOfRange, tagsOf } from "./form_parts.js";
+import { fillModels, findModel, modelInputs, modelNote } from "./form_model.js";
+import { buildStepper, grow, outOfRange, showError, tagsOf } from "./form_parts.js";
 import { Pictures } from "./form_pictures.js";
+import { promptFields, remember, showExample, showPromptOptions } from "./form_prompt.js";
 import { buildSizes, shapeOf, showSize, sidesOf } from "./form_sizes.js";
+import { CHECKS, EMPTY, NUMBERS, TEXTS, UPSCALES } from "./form_state.js";
 import { t } from "./language.js";
 import { read, write } from "./store.js";
 import { modelName, plain } from "./words.js";
-
-const UPSCALES = [1.5, 2, 3, 4];
-const EMPTY = {
-  prompt: "",
-  model: null,
-  shape: "1:1",
-  scale: "Large",
-  width: null,
-  height: null,
-  n: 1,
-  steps: null,
-  guidance: null,
-  upscale: "",
-  negative_prompt: "",
-  seed_mode: "random",
-  seed: "",
-  format: "JPEG",
-  image_strength: 0.4,
-  control_strength: null,
-  control_type: "",
-  loras: {},
-  tags: "",
-};
-const NUMBERS = ["n", "steps", "guidance", "width", "height", "image_strength", "control_strength"];
-const TEXTS = ["prompt", "negative_prompt", "seed", "upscale", "format", "control_type", "tags"];
 
 /** Dispatches "submit" (detail: {fields, inputs}). */
 export class Form extends EventTarget {
@@ -47,8 +24,11 @@ export class Form extends EventTarget {
   #limits = { side: 1024, steps: 100, n: 10, prompt: 10_000 };
   #pictures = new Pictures(read("form")?.inputs ?? {}, () => this.#pictureChanged());
   #forecast = new ButtonForecast(() => this.#toForecast(), {
-    answered: () => this.#clearErrors(),
-    failed: (error) => error instanceof Refused && this.#fail(error.field, plain(error)),
+    answered: (answer) => {
+      this.#clearErrors();
+      showExample(answer);
+    },
+    failed: (error) => error instanceof Refused && showError(error.field, plain(error)),
   });
 
   constructor() {
@@ -105,6 +85,11 @@ export class Form extends EventTarget {
     this.show(document.activeElement);
   }
 
+  /** Those that tasks may name. */
+  get models() {
+    return this.#models;
+  }
+
   get model() {
     return this.#models.find((model) => model.name === this.state.model);
   }
@@ -118,16 +103,17 @@ export class Form extends EventTarget {
   request() {
     const { state } = this;
     const fields = { model: state.model };
-    if (this.takes("prompt") && state.prompt.trim()) fields.prompt = state.prompt.trim();
+    if (this.takes("prompt")) Object.assign(fields, promptFields(state));
     const inputs = this.#pictures.chosen(this.model);
-    if (this.#sized && state.shape !== "input") [fields.width, fields.height] = this.#sides();
-    if (state.n > 1) fields.n = state.n;
+    if (this.#sized && state.shape !== "input") [fields.width, fields.height] = this.sides();
+    if (state.n > 1 && !Array.isArray(fields.prompt)) fields.n = state.n;
     if (this.takes("steps") && state.steps !== null) fields.steps = state.steps;
     if (this.takes("guidance") && state.guidance !== null) fields.guidance = state.guidance;
     if (this.#negative && state.negative_prompt.trim()) {
       fields.negative_prompt = state.negative_prompt.trim();
     }
     if (inputs.init_image && this.takes("image_strength")) fields.image_strength = state.image_strength;
+    if (inputs.mask && this.takes("mask_feather")) fields.mask_feather = state.mask_feather;
     if (inputs.control_image) {
       if (this.takes("control_strength") && state.control_strength !== null) {
         fields.control_strength = state.control_strength;
@@ -164,8 +150,15 @@ export class Form extends EventTarget {
     return this.#pictures.givesSize(this.model);
   }
 
-  #sides() {
+  /** [width, height] */
+  sides() {
     return sidesOf(this.state, this.model, this.#limits.side);
+  }
+
+  /** Changes fields as if they were typed. */
+  change(fields) {
+    if (fields.model && fields.model !== this.state.model) Object.assign(this.state, { steps: null, guidance: null });
+    this.#restore({ ...this.state, ...fields, inputs: this.#pictures.all() });
   }
 
   /** Loads the settings of an earlier task. Returns a function that undoes it. */
@@ -174,15 +167,30 @@ export class Form extends EventTarget {
     const model = this.#models.some((one) => one.name === fields.model) ? fields.model : this.state.model;
     const next = { ...EMPTY, ...fields, model, loras: {} };
     for (const lora of fields.loras ?? []) next.loras[lora.name] = lora.scale ?? 1;
+    if (Array.isArray(fields.prompt)) Object.assign(next, { prompt: fields.prompt.join("\n"), lines: true });
     next.upscale = fields.upscale ? String(fields.upscale) : "";
     next.seed = String(params.seed);
-    next.seed_mode = "locked";
+    next.seed_mode = next.seed ? "locked" : "random";
     next.n = fields.n ?? 1;
     next.tags = fields.tags?.join(", ") ?? "";
     const drawnWith = this.#models.find((one) => one.name === model);
     Object.assign(next, shapeOf(fields.width, fields.height, drawnWith, this.#limits.side));
     this.#restore({ ...next, inputs: structuredClone(inputs ?? {}) });
     return () => this.#restore(before);
+  }
+
+  /**
+   * Loads the settings of a picture file. What this server does not have is left as it is.
+   * Returns {missing: names of what it does not have, undo}.
+   */
+  loadSettings({ model: wanted, loras, ...settings }) {
+    const model = wanted && findModel(this.#models, wanted);
+    const known = (loras ?? []).filter(({ name }) => this.#loras.fits(name, model ?? this.model, false));
+    const missing = (loras ?? []).filter((lora) => !known.includes(lora)).map(({ name }) => name);
+    if (wanted && !model) missing.unshift(wanted);
+    const fields = { ...settings, model: model?.name ?? this.state.model, loras: known, format: this.state.format };
+    const undo = this.load({ fields, inputs: this.#pictures.all() }, { seed: settings.seed ?? "" });
+    return { missing, undo };
   }
 
   #restore({ inputs, ...state }) {
@@ -217,18 +225,19 @@ export class Form extends EventTarget {
     const { state } = this;
     if (name === "model") Object.assign(state, { model: value, steps: null, guidance: null });
     else if (["shape", "scale", "seed_mode"].includes(name)) {
-      if (name === "shape" && value === "custom") [state.width, state.height] = this.#sides();
+      if (name === "shape" && value === "custom") [state.width, state.height] = this.sides();
       state[name] = value;
       if (name === "seed_mode" && value === "locked") {
         state.seed ||= String(crypto.getRandomValues(new Uint32Array(1))[0]);
       }
     } else if (name === "lora" || name === "lora_scale") state.loras = this.#loras.read();
+    else if (CHECKS.includes(name)) state[name] = target.checked;
     else if (NUMBERS.includes(name)) {
       state[name] = value === "" || !Number.isFinite(Number(value)) ? null : Number(value);
       if (name === "n") state.n ??= 1;
     } else if (TEXTS.includes(name)) state[name] = name === "seed" ? value.replace(/\D/g, "") : value;
-    this.#fail(target.closest("[data-field]")?.dataset.field, "");
-    this.#fail(null, "");
+    showError(target.closest("[data-field]")?.dataset.field, "");
+    showError(null, "");
     this.#save();
     this.show(target);
     this.forecastSoon();
@@ -254,9 +263,10 @@ export class Form extends EventTarget {
       for (const radio of this.#form.elements[name] ?? []) radio.checked = radio.value === state[name];
     }
     find("seed").hidden = find("fixed-seed").hidden = state.seed_mode !== "locked";
+    showPromptOptions(state);
     grow(find("prompt"));
     grow(find("negative_prompt"));
-    showSize(state, { sized: this.#sized, sides: this.#sides(), hasInput: this.#hasInput });
+    showSize(state, { sized: this.#sized, sides: this.sides(), hasInput: this.#hasInput });
     if (!model) return;
     set("model", model.name);
     set("steps", state.steps ?? model.default_steps);
@@ -304,7 +314,7 @@ export class Form extends EventTarget {
   #clearErrors() {
     const unwritten = this.takes("prompt") && !this.state.prompt.trim();
     for (const { dataset } of this.#form.querySelectorAll("[data-field]")) {
-      if (!(unwritten && dataset.field === "prompt")) this.#fail(dataset.field, "");
+      if (!(unwritten && dataset.field === "prompt")) showError(dataset.field, "");
     }
   }
 
@@ -313,7 +323,7 @@ export class Form extends EventTarget {
     const wrong = outOfRange(this.#form);
     if (wrong) {
       const field = wrong.closest("[data-field]").dataset.field;
-      this.#fail(field, t("form.enter_number", { least: wrong.min, most: wrong.max }));
+      showError(field, t("form.enter_number", { least: wrong.min, most: wrong.max }));
     }
     return wrong;
   }
@@ -321,20 +331,33 @@ export class Form extends EventTarget {
   // Submitting
 
   #submit() {
-    if (!this.model) return;
+    const request = this.checked();
+    if (request) this.dispatchEvent(new CustomEvent("submit", { detail: request }));
+  }
+
+  /** The request, or null: then the first field at fault says why and has the focus. */
+  checked() {
+    if (!this.model) return null;
     const request = this.request();
+    const { prompt } = request.fields;
     const missing = this.#pictures.missing(this.model, request.inputs);
+    const wrong = (field, words, node = find(field)) => {
+      showError(field, words);
+      node.focus();
+      return null;
+    };
     if (missing) {
-      this.#fail(missing, t("form.model_needs", { model: modelName(this.model), what: t(`a.${missing}`) }));
-      this.#pictures.slot(missing).focus();
-    } else if (this.takes("prompt") && !request.fields.prompt) {
-      this.#fail("prompt", t("form.enter_prompt"));
-      find("prompt").focus();
-    } else if (this.#outOfRange()) {
-      this.#outOfRange().focus();
-    } else {
-      this.dispatchEvent(new CustomEvent("submit", { detail: request }));
+      const words = t("form.model_needs", { model: modelName(this.model), what: t(`a.${missing}`) });
+      return wrong(missing, words, this.#pictures.slot(missing));
     }
+    if (this.takes("prompt") && !prompt) return wrong("prompt", t("form.enter_prompt"));
+    if (Array.isArray(prompt) && prompt.length > this.#limits.n) {
+      return wrong("prompt", t("form.too_many_lines", { n: this.#limits.n }));
+    }
+    const outside = this.#outOfRange();
+    if (outside) outside.focus();
+    else remember(this.state.prompt);
+    return outside ? null : request;
   }
 
   /** Whether a request is being sent. */
@@ -344,22 +367,8 @@ export class Form extends EventTarget {
   }
 
   fail(error) {
-    const field = this.#fail(error.field, plain(error));
+    const field = showError(error.field, plain(error));
     if (field) find(field)?.focus();
-  }
-
-  /** Shows an error beside its field, or above the button. Returns the name of the field. */
-  #fail(field, words) {
-    const home = { height: "width", control_strength: "control_image", control_type: "control_image" };
-    const name = { image_strength: "init_image", count: "n", ...home }[field] ?? field;
-    const place = name && find(`${name}-error`);
-    if (place?.closest("[data-field]")?.hidden === false) {
-      setText(place, words);
-      find(name)?.toggleAttribute("aria-invalid", Boolean(words));
-      return name;
-    }
-    setText(find("form-error"), words);
-    return null;
   }
 
   #pictureChanged() {

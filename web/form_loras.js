@@ -24,9 +24,9 @@ export class Loras {
     this.#list.replaceChildren(...loras.map(({ name }) => row(name, chosen[name])));
   }
 
-  /** Whether a LoRA fits a model, as far as its header says. */
-  fits(name, model) {
-    return this.#modelsOf[name]?.includes(model?.name) ?? true;
+  /** Whether a LoRA fits a model, as far as its header says; unknown: of those that the server does not have. */
+  fits(name, model, unknown = true) {
+    return this.#modelsOf[name]?.includes(model?.name) ?? unknown;
   }
 
   /** Shows those that fit and are found. Returns whether any fits. */

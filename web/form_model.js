@@ -28,6 +28,14 @@ export function namesOf(models) {
   );
 }
 
+/** The model with this name, alias or repository, or undefined. */
+export function findModel(models, wanted) {
+  const plain = (name) => name.toLowerCase().split("/").at(-1);
+  return models.find(({ name, aliases, repositories }) =>
+    [name, ...aliases, ...repositories].some((one) => plain(one) === plain(wanted)),
+  );
+}
+
 export function fillModels(models) {
   const names = namesOf(models);
   const groups = TASKS.map((task) => [task, models.filter((model) => taskOf(model) === task)]);

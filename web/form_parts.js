@@ -1,6 +1,6 @@
 // Small parts of the form that know nothing of its state.
 
-import { el, iconButton } from "./dom.js";
+import { el, find, iconButton, setText } from "./dom.js";
 import { t } from "./language.js";
 
 /** "a, b,, c" -> ["a", "b", "c"] */
@@ -47,3 +47,25 @@ export const outOfRange = (form) =>
     const { badInput, rangeUnderflow, rangeOverflow } = node.validity;
     return node.checkVisibility() && (badInput || rangeUnderflow || rangeOverflow);
   });
+
+const HOMES = {
+  count: "n",
+  height: "width",
+  image_strength: "init_image",
+  control_strength: "control_image",
+  control_type: "control_image",
+  mask_feather: "mask",
+};
+
+/** Shows an error beside its field, or above the button. Returns the name of the field. */
+export function showError(field, words) {
+  const name = HOMES[field] ?? field;
+  const place = name && find(`${name}-error`);
+  if (place?.closest("[data-field]")?.hidden === false) {
+    setText(place, words);
+    find(name)?.toggleAttribute("aria-invalid", Boolean(words));
+    return name;
+  }
+  setText(find("form-error"), words);
+  return null;
+}

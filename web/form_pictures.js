@@ -3,10 +3,14 @@
 import { el, find, setText } from "./dom.js";
 import { range } from "./form_parts.js";
 import { t } from "./language.js";
+import { withFiles } from "./panel.js";
+import { blobOf } from "./request.js";
 import { SLOTS, Slot } from "./slots.js";
+import { keepPicture } from "./store.js";
 
 export class Pictures {
   #slots = {};
+  #model = null;
   #latest = []; // names of the fields, the one that changed last first
 
   /** stored: {name: inputs}; onChange() is called when a picture is added or removed. */
@@ -22,6 +26,10 @@ export class Pictures {
     this.#slots.init_image.extra.append(
       range("image_strength", t("form.image_strength"), { min: 0.05, max: 0.95, step: 0.05 }),
     );
+    this.#slots.mask.extra.append(
+      el("button", { type: "button", class: "quiet", id: "paint-mask", on: { click: () => this.#paint() } }, t("mask.paint")),
+      range("mask_feather", t("mask.feather"), { min: 0, max: 64, step: 2 }),
+    );
     this.#slots.control_image.extra.append(
       range("control_strength", t("form.control_strength"), { min: 0, max: 2, step: 0.05 }),
       el(
@@ -31,6 +39,23 @@ export class Pictures {
         el("select", { name: "control_type", id: "control_type" }),
       ),
     );
+  }
+
+  /** The picture that a mask belongs to, or undefined. */
+  #masked() {
+    return this.#model?.mask_of.flatMap((name) => this.#slots[name].inputs)[0];
+  }
+
+  async #paint() {
+    const mask = this.#slots.mask;
+    mask.fail("");
+    const files = [this.#masked(), mask.inputs[0]].map((input) => input && blobOf(input));
+    const blobs = await Promise.all(files).catch((error) => mask.fail(error.message));
+    const painted =
+      blobs && (await withFiles(async () => (await import("./mask_brush.js")).paintMask(...blobs)));
+    if (!painted) return;
+    const { blob, width, height } = painted;
+    mask.add({ key: await keepPicture(blob), width, height });
   }
 
   /** The pictures of all fields, also those that the model does not take: {name: inputs}. */
@@ -93,7 +118,12 @@ export class Pictures {
   }
 
   show(model, state) {
+    this.#model = model;
     const chosen = this.chosen(model);
+    find("paint-mask").hidden = !this.#masked();
+    strength("mask_feather").hidden = !chosen.mask || !model.takes.includes("mask_feather");
+    find("mask_feather").value = state.mask_feather;
+    setText(find("mask_feather-words"), `${state.mask_feather} px`);
     for (const { name } of SLOTS) {
       const slot = this.#slots[name];
       slot.node.hidden = !this.#offers(name, model);

@@ -61,11 +61,17 @@ async function fitted(blob, { width, height }, leastPixels) {
   return small.size < blob.size ? small : blob;
 }
 
+/** The file of an input. Throws an Error with a message for the user if it is gone. */
+export async function blobOf(input) {
+  if (!input.task_id) return (await picture(input.key)) ?? Promise.reject(new Error(t("slot.lost")));
+  const answer = await fetch(api.imageUrl(input.task_id, input.index));
+  return answer.ok ? answer.blob() : Promise.reject(new Error(t("slot.lost")));
+}
+
 async function sent(input, name, size, blank) {
   if (input.task_id) return { task_id: input.task_id, index: input.index };
   if (blank) return blankOf(input.width, input.height);
-  let blob = await picture(input.key);
-  if (!blob) throw new Error(t("slot.lost"));
+  let blob = await blobOf(input);
   const least = LISTS.includes(name) ? LEAST_REFERENCE_PIXELS : LEAST_PIXELS;
   if (size.width && size.height) blob = await fitted(blob, size, least);
   return new Promise((resolve, reject) => {

@@ -5,7 +5,7 @@ import { onTaskChanged, storedTasks, writeTask } from "./store.js";
 const LIVE = ["waiting", "running"];
 const STORED = [
   "id", "created", "fields", "inputs", "params", "status", "error", "hidden", "removed", "images_done",
-  "stars", "kept", "expires_at",
+  "stars", "kept", "expires_at", "grid",
 ];
 const FOLLOWED = [
   "pos", "progress", "phase", "steps_done", "steps_total", "images_done", "last_image", "confidence", "expires_at",
@@ -60,6 +60,7 @@ export class Tasks extends EventTarget {
       inputs: request.inputs,
       params: answer.params,
       status: answer.status,
+      grid: request.grid,
       hidden: [],
     });
     this.#store(answer.task_id);
