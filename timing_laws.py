@@ -13,7 +13,7 @@ others read the law: copy(), learn(), prepare().
 from collections import deque
 from collections.abc import Sequence
 from copy import copy, deepcopy
-from math import exp, isnan, log, nan
+from math import isnan, log, nan
 from statistics import fmean, median
 from typing import NamedTuple
 
@@ -21,12 +21,12 @@ import numpy as np
 
 from timing.corrections import Corrections, Floats, Ints
 from timing.drift import SAMPLES_KEPT, Scale
-from timing.linear import LEAST_S, RIGHT, STALE, LinearLaw
+from timing.linear import LEAST_S, RIGHT, STALE, LinearLaw, SizeLaw
 from timing.work import REFERENCE_TOKENS, Phases, Place
 
 SAMPLES_TO_TRUST = 3
-FIRST_STEP_EXTRA = 0.1
-"""Extra time of the first step, in steps, before it was measured."""
+FIRST_STEP_EXTRA = (0.0, 0.0, 0.1)
+"""Extra time of the first step before it was measured: constant, of x, and in steps."""
 PRIOR_FLOP_PER_S = 10e12
 """Of an Apple M2 Max in bfloat16."""
 DECODING_FLOP, TINY_DECODING_FLOP = 10e12, 4e9
@@ -55,9 +55,8 @@ class GpuLaws:
 
     def __init__(self, parameters_b: float, flop_per_s: float = PRIOR_FLOP_PER_S) -> None:
         step, text, decoding = prior_coefficients(parameters_b, flop_per_s)
-        self.text, self.step = LinearLaw(text), LinearLaw(step)
-        self.first_step = LinearLaw(tuple(FIRST_STEP_EXTRA * c for c in step))
-        self.decoding = LinearLaw(decoding)
+        self.text, self.step, self.decoding = LinearLaw(text), SizeLaw(step), SizeLaw(decoding)
+        self.first_step = LinearLaw(FIRST_STEP_EXTRA)
         self.repeated_text = 1.0
         """Part of text encoding that a prompt takes that was encoded before: 0 where mflux keeps
         the embeddings, 1 where it does not, and before a repeated prompt was measured."""
@@ -76,7 +75,7 @@ class GpuLaws:
         """A law that learns without changing this one. Readers may use this one meanwhile."""
         other = copy(self)
         other.text, other.step = copy(self.text), copy(self.step)
-        other.decoding = copy(self.decoding)
+        other.decoding, other.first_step = copy(self.decoding), copy(self.first_step)
         other.scale = deepcopy(self.scale)
         other._samples = self._samples.copy()
         other._known, other._asked = {}, {}
@@ -139,20 +138,16 @@ class GpuLaws:
         return self._predicted([place])[0].text
 
     def _predicted(self, places: Sequence[Place]) -> list[Phases]:
-        found = self._corrections_at(places)
-        scale = self.scale.value
-        return [
-            Phases(*(scale * s * exp(c) for s, c in zip(self._by_law(p), own, strict=True)))
-            for p, own in zip(places, found, strict=True)
-        ]
+        seconds = self.scale.value * self._by_law(places) * np.exp(self._corrections_at(places))
+        return [Phases(*row) for row in seconds.tolist()]
 
-    def _corrections_at(self, places: Sequence[Place]) -> list[tuple[float, ...]]:
+    def _corrections_at(self, places: Sequence[Place]) -> Floats:
+        """(places, 4)"""
         if self._corrections is None:
-            return [(0.0,) * 4] * len(places)
+            return np.zeros((len(places), 4))
         texts, pictures = self._corrections
         text = texts.at(*_texts(places, self._numbers))
-        others = pictures.at(*_pictures(places, self._numbers))
-        return list(zip(*text.tolist(), *others.tolist(), strict=True))
+        return np.concatenate((text, pictures.at(*_pictures(places, self._numbers)))).T
 
     def learn(self, place: Place, measured: Phases) -> None:
         """Take in the seconds of a picture; a phase that did not run is NaN."""
@@ -188,15 +183,17 @@ class GpuLaws:
         self.repeated_text += gain * (min(part, 1.0) - self.repeated_text)
         self._repeats += 1
 
-    def _by_law(self, place: Place) -> Phases:
-        """Seconds at scale 1, without corrections."""
-        step = self.step.predict(place.size)
-        return Phases(
-            max(self.text.predict(_text_features(place)), LEAST_S),
-            max(step + self.first_step.predict(place.size), LEAST_S),
-            max(step, LEAST_S),
-            max(self.decoding.predict(place.size), LEAST_S),
+    def _by_law(self, places: Sequence[Place]) -> Floats:
+        """(places, 4): seconds at scale 1, without corrections."""
+        sides = np.array([place.sides for place in places])
+        step = self.step.at(sides)
+        phases = (
+            self.text.at(np.array([_text_features(place) for place in places])),
+            step + self.first_step.at(_first_features(sides, step)),
+            step,
+            self.decoding.at(sides),
         )
+        return np.maximum(np.stack(phases, axis=1), LEAST_S)
 
     def _fit(self) -> None:
         """Fit the laws to the samples, and the corrections to what they leave over."""
@@ -205,20 +202,18 @@ class GpuLaws:
         self._numbers = {name: number for number, name in enumerate(names)}
         drift = self.scale.at_samples(len(places))[:, None]
         logs = np.array([sample.logs for sample in self._samples]) - drift
-        sizes = np.array([place.size for place in places])
+        sides = np.array([place.sides for place in places])
         seconds = np.exp(logs)
         self.text.fit(np.array([_text_features(place) for place in places]), seconds[:, 0])
-        self.decoding.fit(sizes, seconds[:, 3], may_jump=True)
+        self.decoding.fit(sides, seconds[:, 3])
         extra = np.maximum(seconds[:, 1] - seconds[:, 2], 0.0)
         if np.isnan(extra).all():
-            self.step.fit(sizes, seconds[:, 1] / (1.0 + FIRST_STEP_EXTRA), may_jump=True)
+            self.step.fit(sides, seconds[:, 1] / (1.0 + FIRST_STEP_EXTRA[2]))
         else:
-            self.step.fit(sizes, seconds[:, 2], may_jump=True)
-        first = tuple(FIRST_STEP_EXTRA * c for c in self.step.coefficients)
-        self.first_step = LinearLaw(first)
-        self.first_step.fit(sizes, extra, unit=sizes @ np.array(self.step.coefficients))
-        by_law = np.log([self._by_law(place) for place in places])
-        residuals = (logs - by_law).T
+            self.step.fit(sides, seconds[:, 2])
+        step = self.step.at(sides)
+        self.first_step.fit(_first_features(sides, step), extra, unit=step)
+        residuals = (logs - np.log(self._by_law(places))).T
         self._corrections = (
             Corrections(*_texts(places, self._numbers), residuals[:1]),
             Corrections(*_pictures(places, self._numbers), residuals[1:]),
@@ -265,6 +260,10 @@ def _text_features(place: Place) -> tuple[float, float, float]:
     return (1.0, place.text, place.input_x)
 
 
+def _first_features(sides: Floats, step_s: Floats) -> Floats:
+    return np.stack((np.ones(len(sides)), sides[:, 0] * sides[:, 1], step_s), axis=1)
+
+
 def _text(place: Place) -> object:
     """Names exactly this text encoding."""
     return place.text, place.input_x, _picture(place)
@@ -272,7 +271,7 @@ def _text(place: Place) -> object:
 
 def _picture(place: Place) -> object:
     """Names exactly this picture."""
-    return place.x, place.steps, place.aspect
+    return place.x, place.steps, place.width
 
 
 def _texts(places: Sequence[Place], numbers: dict[object, int]) -> tuple[Floats, Ints]:

@@ -9,12 +9,13 @@ changes the work of a step):
     law of text encoding     a + b t (+ c x)        once per task; once per image, with the term in
                                                     x, for pipelines that also encode input images
     law of a step            d + e x + f x^2        linear layers cost x, attention x^2
-    law of the first step    in addition g + h x + i x^2  (compilation, allocation)
+    law of the first step    in addition g + h x + i step  (compilation, allocation)
     law of decoding          j + k x + l x^2        convolutions, attention of the middle block
     image encoding           p + q x                by file format, off the GPU; no scale
 
-1. The law is what the architecture says, perhaps with a jump: above a size a step or decoding takes
-   longer by a factor, because memory is swapped or another algorithm is used (timing/linear.py).
+1. The law is what the architecture says. If it is clearly wrong, x is something else than pixels:
+   tiles, columns, rows, other stairs, at least some size; or above a size everything takes longer
+   by a factor, because memory is swapped or another algorithm is used (timing/shapes.py).
    Before the first measurement of a key it is the prior (confidence "none"): one step is about 2
    FLOP per parameter and token, at `flop_per_s`, which the server measures at its first start;
    before that 10 TFLOP/s (an Apple M2 Max in bfloat16). timing_laws.prior_coefficients compares it

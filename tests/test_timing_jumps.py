@@ -6,7 +6,8 @@ from statistics import fmean, median
 import numpy as np
 import pytest
 
-from timing.linear import LinearLaw
+from timing.linear import SizeLaw
+from timing.shapes import SMOOTH, Kind, Shape
 from timing.spread import Outcome, Spread
 from timing_model import Measured, TimingModel, Work
 
@@ -49,12 +50,40 @@ def test_a_jump_is_found_among_outliers() -> None:
 def test_where_there_is_no_jump_none_is_believed() -> None:
     dice = random.Random(1)
     for outliers in (0.0, 0.1):
-        smooth = LinearLaw((1.0, 1.0, 0.1))
+        smooth = SizeLaw((1.0, 1.0, 0.1))
         x = [dice.uniform(0.2, 2.3) for _ in range(40)]
         noise = [dice.lognormvariate(0.0, 0.03) * (3 if dice.random() < outliers else 1) for _ in x]
         y = [(0.3 + 2 * a + 0.7 * a * a) * n for a, n in zip(x, noise, strict=True)]
-        smooth.fit(np.array([(1.0, a, a * a) for a in x]), np.array(y), may_jump=True)
-        assert smooth.jump is None
+        smooth.fit(np.array([(a**0.5, a**0.5) for a in x]), np.array(y))
+        assert smooth.shape == SMOOTH
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        Shape(Kind.TILES, 0.375),
+        Shape(Kind.COLUMNS, 0.5),
+        Shape(Kind.ROWS, 0.3125),
+        Shape(Kind.STAIRS, 0.5),
+        Shape(Kind.FLOOR, 1.1),
+        Shape(Kind.JUMP, 1.1, 2.5),
+    ],
+)
+@pytest.mark.parametrize("outliers", [0.0, 0.08])
+def test_sixty_pictures_show_what_their_seconds_grow_with(shape: Shape, outliers: float) -> None:
+    dice = random.Random(3)
+
+    def seconds(sides: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> np.ndarray:
+        x = shape.sizes(sides)
+        return (0.3 + 2.2 * x + 0.4 * x * x) * shape.factors(sides)
+
+    places = range(512, 1537, 64)
+    sides = np.array([(dice.choice(places), dice.choice(places)) for _ in range(60)]) / 1024
+    noise = [dice.lognormvariate(0.0, 0.03) * (3 if dice.random() < outliers else 1) for _ in sides]
+    law = SizeLaw((1.0, 1.0, 0.1))
+    law.fit(sides, seconds(sides) * np.array(noise))
+    unseen = np.array([(wide, high) for wide in places for high in places]) / 1024
+    assert np.median(np.abs(law.at(unseen) / seconds(unseen) - 1)) < 0.03
 
 
 def test_an_outlier_that_is_the_largest_picture_is_no_jump() -> None:

@@ -30,7 +30,9 @@ LEAST_SEEN = 0.5
 SPREAD_LEAST = 0.02
 REPEAT_SPREAD, REPEAT_WEIGHT = 0.04, 3.0
 """Spread of the runs of one request before it was measured, and as how many runs that counts."""
-SINGLE_WEIGHT = 1.8
+LAW_WEIGHT = 1.2
+"""In each median, what is predicted without it counts as so many samples: a single neighbour may
+have been an outlier."""
 SINGLE_SIGMAS = 2.5
 SINGLE_LEAST = 0.1
 """A place with one run is corrected by this much at the most, in sigmas or absolutely: it may have
@@ -83,7 +85,7 @@ class _Phase:
             spread = None
             if len(self._residuals) > 1:
                 median, seen = _weighted_median(
-                    other[np.ix_(self._known, self._known)], self._residuals
+                    other[np.ix_(self._known, self._known)], self._residuals, without
                 )
                 spread = _spread((self._residuals - median)[seen > LEAST_SEEN])
                 better = without + _shrunk(median - without, seen, spread)
@@ -91,7 +93,7 @@ class _Phase:
                 if self._loss(better, most) < self._loss(without, most):
                     without = better
                     median, seen = _weighted_median(
-                        kernel[np.ix_(self._known, self._known)], self._residuals
+                        kernel[np.ix_(self._known, self._known)], self._residuals, whole
                     )
                     whole = whole + _shrunk(median - whole, seen, spread)
                 else:
@@ -108,7 +110,7 @@ class _Phase:
         total = np.zeros(len(exact))
         for kernel, spread in zip(kernels, self._spreads, strict=True):
             if spread is not None:
-                median, seen = _weighted_median(kernel[:, self._known], self._residuals)
+                median, seen = _weighted_median(kernel[:, self._known], self._residuals, total)
                 total += _shrunk(median - total, seen, spread)
         for place, number in enumerate(exact.tolist()):
             if number in self._exact:
@@ -122,20 +124,22 @@ def _kernel(places: Floats, samples: Floats, width: tuple[float, float, float]) 
     return weights
 
 
-def _weighted_median(weights: Floats, values: Floats) -> tuple[Floats, Floats]:
-    """Of the values, for each row of weights; and the sum of the row, fewer if a few count most
-    (Kish 1965: effective sample size)."""
+def _weighted_median(weights: Floats, values: Floats, without: Floats) -> tuple[Floats, Floats]:
+    """Of the values and, with LAW_WEIGHT, what is predicted without them, for each row of weights;
+    and the sum of the row, fewer if a few count most (Kish 1965: effective sample size)."""
     order = np.argsort(values)
     summed = np.cumsum(weights[:, order], axis=1)
-    middle = (summed >= 0.5 * summed[:, -1:]).argmax(axis=1)
     total = summed[:, -1]
+    ordered = np.concatenate((values[order], [np.inf]))
+    lower = (summed >= 0.5 * (total - LAW_WEIGHT)[:, None]).argmax(axis=1)
+    least = np.where(total > LAW_WEIGHT, ordered[lower], -np.inf)
+    above = summed >= 0.5 * (total + LAW_WEIGHT)[:, None]
+    most = ordered[np.where(above.any(axis=1), above.argmax(axis=1), len(values))]
     effective = total**2 / np.maximum((weights**2).sum(axis=1), 1e-300)
-    return values[order][middle], np.minimum(total, effective)
+    return np.clip(without, least, most), np.minimum(total, effective)
 
 
 def _shrunk(values: Floats, weights: Floats, spread: float) -> Floats:
-    most = np.where(weights < SINGLE_WEIGHT, max(SINGLE_SIGMAS * spread, SINGLE_LEAST), np.inf)
-    values = np.clip(values, -most, most)
     noise = spread**2 / np.maximum(weights * values**2, 1e-12)
     shrunk: Floats = values * np.maximum(1.0 - noise, 0.0)
     return shrunk

@@ -4,36 +4,41 @@ Coefficients are >= 0 and found by weighted least squares. Each sample counts FO
 much as the one after it, and is weighted with 1 / prediction^2, so that relative errors count. A
 ridge keeps the coefficients near a prior shape, whose scale the samples set; more samples outweigh
 it. A deviation of more than HUBER spreads has less weight (Huber 1964, "Robust estimation of a
-location parameter"). A jump is searched for like a change point: each place between two sizes is
-tried, and kept if it explains most of what the smooth law leaves over.
+location parameter"). If a law by pixels is clearly wrong, others are tried (timing/shapes.py), and
+the best is used if it leaves much less over: all of them roughly, the best three as above.
 """
 
 from collections import deque
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
-from itertools import combinations, pairwise
+from itertools import combinations
 from math import log
 
 import numpy as np
 
 from timing.corrections import Floats
 from timing.drift import SAMPLES_KEPT, SIGMA_LEAST
+from timing.shapes import SMOOTH, Kind, Shape, candidates, jumps
 
 FORGETTING = 0.99
-RIDGE = 0.02
+RIDGE = 0.005
 """Weight of the prior shape, in samples."""
-FITS = 2
-"""Rounds of reweighting."""
+FITS, JUMP_FITS = 2, 5
+"""Rounds of reweighting; rounds of fitting the factor of a jump and the rest."""
 HUBER = 2.0
-JUMP_LOSS, JUMP_GAIN = 0.06, 0.5
-"""A jump is looked for if the smooth law is wrong by more than this, and believed if it leaves less
-than this part of it."""
+FEW_LOSS, FEW_GAIN = 0.06, 0.5
+"""Another shape is looked for if the smooth law is wrong by more than this, and believed if it
+leaves less than this part of it. This is for few samples,"""
+MANY_LOSS, MANY_GAIN, GAIN_SAMPLES = 0.03, 0.8, 3.0
+"""and this for many: MANY_GAIN - GAIN_SAMPLES / their number."""
 JUMP_LEAST = 1.2
-JUMP_SAMPLES = 4
+JUMP_SAMPLES, SHAPE_SAMPLES = 4, 8
 """Of fewer samples any law explains three. Of more, a single one on a side is no jump: it may be an
 outlier."""
-JUMPS_TRIED = 12
+FITTED = 3
+"""So many of the shapes are fitted, after all were compared roughly."""
+OUTLIER = 6.0
+"""Times the median deviation: more counts as this."""
 RIGHT = 0.02
 """A sample that is predicted this well, as a logarithm, alone is no reason to fit again."""
 STALE = 0.2
@@ -42,21 +47,8 @@ LEAST_S = 1e-6
 """Seconds; less counts as this, because logarithms are taken."""
 
 
-@dataclass(frozen=True)
-class Jump:
-    """Above a size everything takes longer by this factor: memory that is swapped, another
-    algorithm."""
-
-    above: float
-    """Of the second feature."""
-    factor: float
-
-    def factors(self, sizes: Floats) -> Floats:
-        return np.where(sizes > self.above, self.factor, 1.0)
-
-
 class LinearLaw:
-    """y = sum of coefficient * feature, all coefficients >= 0; perhaps with a jump.
+    """y = sum of coefficient * feature, all coefficients >= 0.
 
     Args:
         prior: coefficients; they tell the shape, the samples the scale.
@@ -64,42 +56,29 @@ class LinearLaw:
 
     def __init__(self, prior: tuple[float, ...]) -> None:
         self.coefficients = prior
-        self.jump: Jump | None = None
-        self._prior = prior
+        self.prior = prior
 
-    def predict(self, features: Sequence[float]) -> float:
-        smooth = sum(c * f for c, f in zip(self.coefficients, features, strict=True))
-        jump = self.jump
-        return smooth * jump.factor if jump and features[1] > jump.above else smooth
+    def at(self, features: Floats) -> Floats:
+        """Of each row of features."""
+        found: Floats = features @ np.array(self.coefficients)
+        return found
 
-    def fit(
-        self,
-        features: Floats,
-        y: Floats,
-        unit: Floats | None = None,
-        *,
-        may_jump: bool = False,
-    ) -> None:
+    def fit(self, features: Floats, y: Floats, unit: Floats | None = None) -> None:
         """Fit to samples, the oldest first; a y that is NaN is none.
 
         Args:
             unit: what errors are relative to, by sample; None: the prediction.
-            may_jump: look for a jump in the second feature.
         """
         known = ~np.isnan(y)
-        if not known.any():
-            return
-        features, y = features[known], y[known]
-        self.jump = None
-        self.coefficients = self._fitted(features, y, None if unit is None else unit[known])
-        if may_jump and len(y) >= JUMP_SAMPLES:
-            self._find_jump(features, y)
+        if known.any():
+            own_unit = None if unit is None else unit[known]
+            self.coefficients = self._fitted(features[known], y[known], own_unit)
 
     def _fitted(self, features: Floats, y: Floats, unit: Floats | None) -> tuple[float, ...]:
         ageing = FORGETTING ** np.arange(len(y) - 1, -1, -1.0)
-        by_prior = np.maximum(features @ np.array(self._prior), LEAST_S)
+        by_prior = np.maximum(features @ np.array(self.prior), LEAST_S)
         ratio = float(np.median(y / by_prior))
-        prior = [c * ratio for c in self._prior]
+        prior = [c * ratio for c in self.prior]
         predicted, coefficients = by_prior * ratio, tuple(prior)
         for _ in range(FITS):
             units = np.maximum(predicted if unit is None else unit, LEAST_S)
@@ -113,51 +92,108 @@ class LinearLaw:
             predicted = features @ np.array(coefficients)
         return coefficients
 
-    def _find_jump(self, features: Floats, y: Floats) -> None:
-        """Keep the jump that explains most of what the smooth law gets wrong, if it is clear."""
-        logs = np.log(np.maximum(y, LEAST_S))
-        best = JUMP_GAIN * self._loss(features, logs)
-        if best < JUMP_GAIN * JUMP_LOSS:
+
+class SizeLaw:
+    """y = (a + b x + c x^2) * factor: x is the size of a picture, by its shape.
+
+    Args:
+        prior: a, b, c.
+    """
+
+    def __init__(self, prior: tuple[float, float, float]) -> None:
+        self.shape = SMOOTH
+        self._law = LinearLaw(prior)
+
+    def at(self, sides: Floats) -> Floats:
+        """Of pictures with these sides: (n, 2), in 1024 pixels."""
+        return self._law.at(_features(self.shape, sides)) * self.shape.factors(sides)
+
+    def fit(self, sides: Floats, y: Floats) -> None:
+        """As LinearLaw.fit()."""
+        known = ~np.isnan(y)
+        if not known.any():
             return
-        found = None
-        for above in _between(features[:, 1], 1 if len(y) == JUMP_SAMPLES else 2):
-            jump, coefficients = self._with_jump(features, logs, above)
-            loss = float(np.abs(_off(features, logs, coefficients, jump)).clip(0.0, 0.5).mean())
-            if loss < best and jump.factor > JUMP_LEAST:
-                best, found = loss, (jump, coefficients)
-        if found:
-            self.jump, self.coefficients = found
+        sides, y = sides[known], y[known]
+        self._fit(SMOOTH, sides, y)
+        count = len(y)
+        if count < JUMP_SAMPLES:
+            return
+        off = self._off(sides, y)
+        if count < SHAPE_SAMPLES:
+            tried = jumps(sides, 1 if count == JUMP_SAMPLES else 2)
+            least, gain = FEW_LOSS, FEW_GAIN
+        else:
+            tried = []
+            least, gain = MANY_LOSS, MANY_GAIN - GAIN_SAMPLES / count
+        most = max(OUTLIER * float(np.median(off)), 0.1)
+        if float(off.clip(0.0, most).mean()) < least:
+            return
+        if count >= SHAPE_SAMPLES:
+            tried = _most_likely([*candidates(sides), *jumps(sides, 2)], sides, y)
+        best, found = np.inf, copy(self)
+        for shape in tried:
+            other = copy(self)
+            other._fit(shape, sides, y)
+            own = other._off(sides, y)
+            limit = max(OUTLIER * float(np.median(own)), 0.1)
+            relative = float(own.clip(0.0, limit).mean() / off.clip(0.0, limit).mean())
+            if relative < best and (shape.kind is not Kind.JUMP or other.shape.factor > JUMP_LEAST):
+                best, found = relative, other
+        if best < gain:
+            self.shape, self._law = found.shape, found._law
 
-    def _loss(self, features: Floats, logs: Floats) -> float:
-        off = _off(features, logs, self.coefficients, Jump(0.0, 1.0))
-        return float(np.abs(off).clip(0.0, 0.5).mean())
+    def _off(self, sides: Floats, y: Floats) -> Floats:
+        """|log(y / law)|."""
+        both = np.maximum(y, LEAST_S) / np.maximum(self.at(sides), LEAST_S)
+        off: Floats = np.abs(np.log(both))
+        return off
 
-    def _with_jump(
-        self, features: Floats, logs: Floats, above: float
-    ) -> tuple[Jump, tuple[float, ...]]:
-        large = features[:, 1] > above
-        jump, coefficients = Jump(above, 1.0), self._prior
-        for _ in range(FITS):
-            off = _off(features, logs, coefficients, jump)
-            by = float(np.median(off[large]) - np.median(off[~large]))
-            jump = Jump(above, jump.factor * float(np.exp(by)))
-            smooth = np.exp(logs) / jump.factors(features[:, 1])
-            coefficients = self._fitted(features, smooth, None)
-        return jump, coefficients
-
-
-def _off(features: Floats, logs: Floats, coefficients: tuple[float, ...], jump: Jump) -> Floats:
-    """log(y / law)."""
-    predicted = features @ np.array(coefficients) * jump.factors(features[:, 1])
-    off: Floats = logs - np.log(np.maximum(predicted, LEAST_S))
-    return off
+    def _fit(self, shape: Shape, sides: Floats, y: Floats) -> None:
+        """Fit with this shape; of a jump, find the factor, too."""
+        self.shape, self._law = shape, copy(self._law)
+        features = _features(shape, sides)
+        if shape.kind is not Kind.JUMP:
+            self._law.fit(features, y)
+            return
+        large = sides[:, 0] * sides[:, 1] > shape.by
+        self._law.coefficients = self._law.prior
+        for _ in range(JUMP_FITS):
+            off = np.log(np.maximum(y, LEAST_S) / np.maximum(self.at(sides), LEAST_S))
+            by = float(np.exp(np.median(off[large]) - np.median(off[~large])))
+            self.shape = self.shape._replace(factor=self.shape.factor * by)
+            self._law.fit(features, y / self.shape.factors(sides))
 
 
-def _between(sizes: Floats, least: int) -> list[float]:
-    """Places between neighbouring sizes, with at least so many samples on each side."""
-    ordered = np.sort(sizes)[least - 1 : len(sizes) - least + 1]
-    places = [float(a * b) ** 0.5 for a, b in pairwise(ordered) if b > 1.02 * a]
-    return places[:: len(places) // JUMPS_TRIED + 1]
+def _features(shape: Shape, sides: Floats) -> Floats:
+    x = shape.sizes(sides)
+    return np.stack((np.ones(len(x)), x, x * x), axis=1)
+
+
+def _most_likely(shapes: list[Shape], sides: Floats, y: Floats) -> list[Shape]:
+    """The best FITTED shapes, by rough fits of all at once: without bounds, and of a jump with two
+    lines."""
+    x, rows = sides[:, 0] * sides[:, 1], []
+    for shape in shapes:
+        if shape.kind is Kind.JUMP:
+            large = x > shape.by
+            rows.append((large, large * x, ~large, ~large * x))
+        else:
+            size = shape.sizes(sides)
+            rows.append((np.ones(len(x)), size, size * size, np.zeros(len(x))))
+    y = np.maximum(y, LEAST_S)
+    features = np.array(rows, float).transpose(0, 2, 1) / y[:, None]
+    ageing = FORGETTING ** np.arange(len(y) - 1, -1, -1.0)
+    weights = np.broadcast_to(ageing, features.shape[:2])
+    for _ in range(FITS):
+        weighted = features * weights[:, :, None]
+        normal = weighted.transpose(0, 2, 1) @ features
+        size = np.trace(normal, axis1=1, axis2=2)[:, None, None]
+        found = np.linalg.solve(normal + 1e-7 * size * np.eye(4), weighted.sum(axis=1)[:, :, None])
+        off = np.abs((features @ found)[:, :, 0] - 1.0)
+        spread = np.maximum(1.4826 * np.median(off, axis=1, keepdims=True), SIGMA_LEAST)
+        weights = ageing * np.minimum(1.0, HUBER * spread / np.maximum(off, 1e-12))
+    losses = np.minimum(off, np.maximum(4 * spread, 0.1)).mean(axis=1)
+    return [shapes[number] for number in np.argsort(losses)[:FITTED]]
 
 
 class OneLaw:
@@ -169,7 +205,7 @@ class OneLaw:
         self._unfitted = 0
 
     def predict(self, features: Sequence[float]) -> float:
-        return self._law.predict(features)
+        return float(self._law.at(np.array([features]))[0])
 
     def learned(self, features: tuple[float, ...], y: float) -> "OneLaw":
         """This law and one sample more."""

@@ -21,12 +21,19 @@ class Place(NamedTuple):
     """Tokens of the prompt / TEXT_TOKENS."""
     input_x: float = 0.0
     """x of the pictures that are encoded with the prompt; 0: none."""
-    aspect: float = 0.0
-    """|log(width / height)|."""
+    width: float = 0.0
+    """In 1024 pixels; 0: unknown, as if it were square."""
 
     @property
-    def size(self) -> tuple[float, float, float]:
-        return (1.0, self.x, self.x * self.x)
+    def sides(self) -> tuple[float, float]:
+        """Width and height in 1024 pixels; x is their product."""
+        width = self.width or self.x**0.5
+        return width, self.x / width
+
+    @property
+    def aspect(self) -> float:
+        """|log(width / height)|."""
+        return abs(log(self.width**2 / self.x)) if self.width else 0.0
 
 
 class Phases(NamedTuple):
@@ -76,8 +83,8 @@ class Work:
     @property
     def place(self) -> Place:
         input_x = self.x if self.text_each else 0.0
-        aspect = abs(log(self.width**2 / (self.tokens * 256))) if self.width else 0.0
-        return Place(self.x, self.steps, self.prompt_tokens / TEXT_TOKENS, input_x, aspect)
+        text = self.prompt_tokens / TEXT_TOKENS
+        return Place(self.x, self.steps, text, input_x, self.width / 1024)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

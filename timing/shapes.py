@@ -1,0 +1,82 @@
+"""What the seconds of a step, or of decoding, grow with: arithmetic only.
+
+The pixels, as a rule. But a machine or an algorithm may work in tiles, columns, rows or other stairs;
+may take no less for a small picture; or may take longer above a size, because memory is swapped or
+another algorithm is used.
+"""
+
+from enum import StrEnum
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from timing.corrections import Floats
+
+TILES = tuple(side / 1024 for side in (128, 192, 256, 320, 384, 448, 512, 640, 768, 1024))
+STAIRS = (0.125, 0.2, 0.25, 0.375, 0.5, 0.75, 1.0)
+FLOORS_TRIED, JUMPS_TRIED = 6, 12
+ALMOST = 1e-6
+
+
+class Kind(StrEnum):
+    PIXELS = "pixels"
+    TILES = "tiles"
+    COLUMNS = "columns"
+    ROWS = "rows"
+    STAIRS = "stairs"
+    FLOOR = "floor"
+    JUMP = "jump"
+
+
+class Shape(NamedTuple):
+    kind: Kind = Kind.PIXELS
+    by: float = 0.0
+    """Side of a tile; x of a stair; least x; x above which everything takes longer by `factor`.
+    Sides are in 1024 pixels, x = width * height."""
+    factor: float = 1.0
+
+    def sizes(self, sides: Floats) -> Floats:
+        """Of pictures with these sides (n, 2): x, rounded up as the shape says."""
+        wide, high = sides[:, 0], sides[:, 1]
+        if self.kind is Kind.TILES:
+            wide, high = _up(wide, self.by), _up(high, self.by)
+        if self.kind is Kind.COLUMNS:
+            wide = _up(wide, self.by)
+        if self.kind is Kind.ROWS:
+            high = _up(high, self.by)
+        size: Floats = wide * high
+        if self.kind is Kind.STAIRS:
+            return _up(size, self.by)
+        return np.maximum(size, self.by) if self.kind is Kind.FLOOR else size
+
+    def factors(self, sides: Floats) -> Floats:
+        if self.kind is not Kind.JUMP:
+            return np.ones(len(sides))
+        return np.where(sides[:, 0] * sides[:, 1] > self.by, self.factor, 1.0)
+
+
+SMOOTH = Shape()
+
+
+def candidates(sides: Floats) -> list[Shape]:
+    """Shapes other than jumps that differ between these pictures."""
+    x = np.unique(sides[:, 0] * sides[:, 1])
+    floors = x[1:-1][:: len(x) // FLOORS_TRIED + 1]
+    return [
+        *(Shape(kind, by) for kind in (Kind.TILES, Kind.COLUMNS, Kind.ROWS) for by in TILES),
+        *(Shape(Kind.STAIRS, by) for by in STAIRS),
+        *(Shape(Kind.FLOOR, float(by)) for by in floors),
+    ]
+
+
+def jumps(sides: Floats, least: int) -> list[Shape]:
+    """Jumps between neighbouring sizes, with at least so many pictures on each side."""
+    ordered = np.sort(sides[:, 0] * sides[:, 1])[least - 1 : len(sides) - least + 1]
+    places = [float(a * b) ** 0.5 for a, b in pairwise(ordered) if b > 1.02 * a]
+    return [Shape(Kind.JUMP, by) for by in places[:: len(places) // JUMPS_TRIED + 1]]
+
+
+def _up(values: Floats, by: float) -> Floats:
+    rounded: Floats = np.ceil(values / by - ALMOST) * by
+    return rounded
