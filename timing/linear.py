@@ -172,16 +172,17 @@ def _features(shape: Shape, sides: Floats) -> Floats:
 def _most_likely(shapes: list[Shape], sides: Floats, y: Floats) -> list[Shape]:
     """The best FITTED shapes, by rough fits of all at once: without bounds, and of a jump with two
     lines."""
-    x, rows = sides[:, 0] * sides[:, 1], []
+    x = sides[:, 0] * sides[:, 1]
+    one, rows = np.ones(len(x)), list[Floats]()
     for shape in shapes:
         if shape.kind is Kind.JUMP:
             large = x > shape.by
-            rows.append((large, large * x, ~large, ~large * x))
+            rows.append(np.array((large, large * x, ~large, ~large * x), float))
         else:
             size = shape.sizes(sides)
-            rows.append((np.ones(len(x)), size, size * size, np.zeros(len(x))))
+            rows.append(np.array((one, size, size * size, 0.0 * one)))
     y = np.maximum(y, LEAST_S)
-    features = np.array(rows, float).transpose(0, 2, 1) / y[:, None]
+    features = np.array(rows).transpose(0, 2, 1) / y[:, None]
     ageing = FORGETTING ** np.arange(len(y) - 1, -1, -1.0)
     weights = np.broadcast_to(ageing, features.shape[:2])
     for _ in range(FITS):

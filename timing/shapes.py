@@ -1,8 +1,8 @@
 """What the seconds of a step, or of decoding, grow with: arithmetic only.
 
-The pixels, as a rule. But a machine or an algorithm may work in tiles, columns, rows or other stairs;
-may take no less for a small picture; or may take longer above a size, because memory is swapped or
-another algorithm is used.
+The pixels, as a rule. But a machine or an algorithm may work in tiles, columns, rows or other
+stairs; may take no less for a small picture; or may take longer above a size, because memory is
+swapped or another algorithm is used.
 """
 
 from enum import StrEnum
