@@ -184,11 +184,21 @@ class Replay:
                 loads_s += self.scenario.load_s[r.model.name]
             model = r.model
         work_s = sum(r.law.total for r in everything)
+        knowable_s = sum(map(self.knowable_s, everything))
         return {
             "ours": ours,
             "original": max(rate * pixels - (self.at - record.submitted_at), 1.0),
             "oracle": self.left_s() + self.pace() * work_s + loads_s,
+            "knowable": self.left_s() + self.pace() * knowable_s + loads_s,
         }
+
+    def knowable_s(self, record: Record) -> float:
+        """Seconds of a task, as far as they follow from the requests that were run before."""
+        params, expected = record.params, self.scenario.expected
+        key = params.width, params.height, params.steps, record.model.name
+        if expected is None or self.runs[key]:
+            return record.law.total
+        return expected(params, record.model, len(self.done) / self.tasks).total
 
     def left_s(self) -> float:
         """What the law says that the running task still needs, at the machine's present pace."""

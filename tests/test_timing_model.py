@@ -453,3 +453,32 @@ def test_nothing_is_lost_if_two_threads_learn_at_once() -> None:
     for sample in second + first:
         other.learn(*sample)
     assert timing.durations(work()) == other.durations(work())
+
+
+@pytest.mark.parametrize("confidence", [Confidence.LOW, Confidence.HIGH])
+@pytest.mark.parametrize("slow", ["text_encoding", "first_step", "steps", "decoding"])
+def test_one_phase_that_takes_ten_times_its_forecast_is_soon_expected_to_last(
+    confidence: Confidence, slow: str
+) -> None:
+    forecast = Durations(5.0, 5.0, 5.0, 8, 20.0, 0.1, 0.05, confidence)
+    text_s, first_s, step_s, decoding_s = (
+        10.0 * usual if name == slow else usual
+        for name, usual in zip(
+            ("text_encoding", "first_step", "steps", "decoding"),
+            (5.0, 10.0, 5.0, 20.0),
+            strict=True,
+        )
+    )
+    steps = (first_s, *[step_s] * 7)
+    ends = [text_s, *(text_s + sum(steps[: n + 1]) for n in range(8))]
+    total_s, low = ends[-1] + decoding_s, 0
+    known_s = ends[-1] if slow == "decoding" else 0.0  # nothing is late before that
+    times = [known_s + 0.5 * tick for tick in range(1, int(2 * (total_s - known_s)))]
+    for at in times:
+        done = sum(at >= end for end in ends)
+        since = at - ends[done - 1] if done else at
+        phase = "text_encoding" if not done else "denoising" if done < 9 else "decoding"
+        known = steps[: max(done - 1, 0)]
+        live = Live(phase, since, len(known), 8, known, since, text_s=text_s if done else 0.0)
+        low += remaining_s(forecast, live) < (total_s - at) / 3
+    assert low < 0.35 * len(times)

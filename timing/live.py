@@ -15,9 +15,9 @@ from timing.work import Confidence, Durations, Live
 STEPS_NOISE = 0.033
 """How far, as a logarithm, the mean of the steps of a task is from the pace of its rest. With a
 learned law (sigma 0.05) they have 70 % of the weight, before the first measurement nearly all."""
-FIRST_STEP_NOISE = 0.1
-"""The same of the first step, which contains compilation. It counts until the model was
-measured."""
+FIRST_STEP_NOISE, LATE_FIRST_STEP_NOISE = 0.1, 0.5
+"""The same of the first step, which contains compilation: until the model was measured, and after
+that if it was late."""
 TEXT_NOISE = 0.45
 """The same of text encoding, which another model does."""
 DECODING_NOISE = 0.4
@@ -39,8 +39,7 @@ class _Pace(NamedTuple):
 def remaining_s(forecast: Durations, live: Live) -> float:
     """The remaining GPU seconds of a running task.
 
-    A phase or step that is late slows the expected pace of those after it. Decoding follows the
-    pace of the steps, unless few tasks were measured: then the pace shows errors of the law.
+    A phase or step that is late slows the expected pace of those after it.
     """
     after_s = (forecast.images - live.images_done - 1) * _image_s(forecast)
     left_s = phase_left_s(forecast, live)
@@ -90,7 +89,12 @@ def _image_s(forecast: Durations) -> float:
 
 
 def _decoding_s(forecast: Durations, pace: float) -> float:
-    return forecast.decoding_s * (1.0 if forecast.confidence is Confidence.LOW else pace)
+    """Follows the pace of the steps. After few tasks this shows errors of the law of a step, unless
+    they are far off: then the machine is slow."""
+    if forecast.confidence is Confidence.LOW:
+        sigma = abs(log(pace)) / 2
+        pace **= _weight(sigma, DECODING_NOISE)
+    return forecast.decoding_s * pace
 
 
 def _pace(forecast: Durations, live: Live) -> _Pace:
@@ -98,10 +102,12 @@ def _pace(forecast: Durations, live: Live) -> _Pace:
         return _Pace(_pace_of_text(forecast, live.text_s), forecast.sigma)
     own, noise, expected_s = live.step_s[1:], STEPS_NOISE, forecast.step_s
     if not own:
+        own, expected_s = live.step_s, expected_s + forecast.first_step_extra_s
+        noise = FIRST_STEP_NOISE
         if forecast.confidence is not Confidence.NONE:
-            return _Pace(1.0, forecast.sigma)
-        own, noise = live.step_s, FIRST_STEP_NOISE
-        expected_s += forecast.first_step_extra_s
+            noise = LATE_FIRST_STEP_NOISE
+            if own[0] <= expected_s:
+                return _Pace(1.0, forecast.sigma)
     deviation = log(max(fmean(own) / expected_s, LEAST_S))
     sigma = max(forecast.sigma, abs(deviation) / 2)  # what deviates far was forecast badly
     weight = _weight(sigma, noise)
