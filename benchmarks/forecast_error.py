@@ -244,7 +244,8 @@ def main() -> None:
         "law", "noise", "which", "tasks", "paused", "mean wait without, s", "mean wait, s",
         "median % at submit", "running: mean %", "inside p90 %, without", "inside p90 %",
     ]  # fmt: skip
-    results.table("With preemption", header, preempting)
+    if preempting:
+        results.table("With preemption", header, preempting)
     header = ["law", "noise", "when", "tasks", "who", "mean %", "median %", "p90 %", "bias %"]
     results.table("Errors, from the 50th task on", header, errors)
     if not results.quick:
