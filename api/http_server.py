@@ -66,8 +66,7 @@ class HttpServer:
             OSError: the port cannot be had.
         """
         listening = _listen(host, port)
-        self._dispatcher = _Dispatcher()
-        self._dispatcher.set_thread_count(threads)
+        self._dispatcher = _Dispatcher(threads)
         adjustments = Adjustments(
             sockets=[listening],
             inbuf_overflow=NO_LIMIT,  # the budget limits what is in memory
@@ -144,7 +143,44 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 class _Dispatcher(ThreadedTaskDispatcher):  # type: ignore[misc]
-    """waitress' threads that answer requests, supervised."""
+    """waitress' threads that answer requests, supervised. A thread is started when a request finds
+    all others busy: hundreds that never have work take a fifth of a second at each start.
+
+    Args:
+        most: threads at a time.
+    """
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def add_task(self, task: object) -> None:
+        with self.lock:
+            self.queue.append(task)
+            idle = len(self.threads) - self.stop_count - self.active_count
+            if len(self.queue) > idle:
+                self._start_another()
+            self.queue_cv.notify()
+
+    def _start_another(self) -> None:
+        """Call it under the lock."""
+        number = len(self.threads)  # none ends before the server does
+        if number >= self._most:
+            return
+        try:
+            self.start_new_thread(self.handler_thread, number)
+        except RuntimeError as error:  # the system has no more: the request waits for a thread
+            if not number:
+                raise
+            log.warning("no further thread can be started: %s", error)
+            return
+        self.threads.add(number)
+        self.active_count += 1
+
+    def shutdown(self, cancel_pending: bool = True, timeout: float = 5.0) -> bool:
+        with self.lock:
+            self._most = 0
+        return bool(super().shutdown(cancel_pending, timeout))
 
     def start_new_thread(self, target: Callable[[int], None], thread_no: int) -> None:
         SupervisedThread(f"waitress-{thread_no}", partial(target, thread_no)).start()

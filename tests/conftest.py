@@ -20,6 +20,7 @@ import pytest
 import requests
 from holding import Hold
 from PIL import Image
+from ram_disk import use_ram_disk
 
 from allowed import Allowed
 from api.client_queue import ClientQueue, OwnQueue
@@ -49,45 +50,31 @@ from timing_model import Measured, TimingModel
 from workers.stopwatch import Stopwatch
 
 pytest_plugins = ("pages",)
+use_ram_disk()
 
 SERVER = ("server.py",)
 ROOT, clean_environment = forking.ROOT, forking.clean_environment
 START_TIMEOUT_S = 120
 GIVE_UP_S = 120
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 needs_chromium = pytest.mark.skipif(
     not CHROMIUM and not os.environ.get("CI"), reason="there is no Chromium here"
 )
 
 
-LONGEST = (
-    "test_page_queue.py",
-    "test_contract.py",
-    "test_crashes.py",
-    "test_page.py",
-    "test_pipelines.py",
-    "test_tiny_models.py",
-    "test_models.py",
-    "test_page_access.py",
-    "test_page_form.py",
-    "test_malformed.py",
-    "test_queue_rules.py",
-    "test_api.py",
-    "test_start_and_stop.py",
-    "test_families.py",
-    "test_disk_faults.py",
-    "test_http_server.py",
-    "test_compat_malformed.py",
-    "test_compat_edges.py",
-)
+LONGEST = """
+    crashes contract page_queue pipelines page_access page_operator tiny_models models malformed
+    applied_loras cluster page families page_form api queue_rules start_and_stop compat_edges
+    build_options disk_faults http_server compat_malformed client_command unloading page_results
+    page_sending page_languages proxies package real_size
+"""
 """Files that take longest: they start first, so that all processes end at about the same time."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    ranks = {name: rank for rank, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: ranks.get(item.path.name, len(LONGEST)))
+    ranks = {name: rank for rank, name in enumerate(LONGEST.split())}
+    items.sort(key=lambda item: ranks.get(item.path.stem.removeprefix("test_"), len(ranks)))
 
 
 def allow(*names: str, **options: Any) -> Allowed:
@@ -237,11 +224,15 @@ class PlayedQueue(QueueManager):
 
 
 def until(condition: Callable[[], object]) -> None:
-    """Polls until it is true, for at most GIVE_UP_S."""
+    """Polls until it is true, for at most GIVE_UP_S. Most of the time is left to what it waits for,
+    also where the condition is a request."""
     pause, deadline = threading.Event(), time.monotonic() + GIVE_UP_S
-    while not condition():
-        assert time.monotonic() < deadline, "it never became true"
-        pause.wait(0.01)
+    while True:
+        asked_at = time.monotonic()
+        if condition():
+            return
+        assert asked_at < deadline, "it never became true"
+        pause.wait(max(0.01, 4 * (time.monotonic() - asked_at)))
 
 
 class ServerProcess:
@@ -304,15 +295,16 @@ class ServerProcess:
         return requests.delete(self.url + "/delete", params={"task_id": task_id}, timeout=60)
 
     def wait_for(self, task_id: str, until: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """Polls /status until the answer is as wanted, for at most GIVE_UP_S."""
+        """Follows /status until the answer is as wanted, for at most GIVE_UP_S."""
         pause, deadline = threading.Event(), time.monotonic() + GIVE_UP_S
-        while True:
-            status: dict[str, Any] = self.get("/status", task_id=task_id).json()
-            if until(status):
-                return status
+        status: dict[str, Any] = self.get("/status", task_id=task_id).json()
+        while not until(status):
             assert self.process.poll() is None, "".join(self.log)
             assert time.monotonic() < deadline, status
             pause.wait(0.01)
+            waiting = {"wait": 1, "since": status.get("version", 0)}
+            status = self.get("/status", task_id=task_id, **waiting).json()
+        return status
 
     def wait_until_ended(self, task_id: str) -> dict[str, Any]:
         return self.wait_for(task_id, lambda s: s["status"] not in ("waiting", "running"))

@@ -34,11 +34,11 @@ class Shares(FairShare):
 
     def claim(self, task_id: str) -> None:
         share, level = self.waiting[task_id]
-        before = self._all_tags()
+        before = self.all_tags()
         share = share._replace(tag=before.pop(task_id))
         del self.waiting[task_id]
         if not self.start(task_id, share, level):
-            assert self._all_tags() == pytest.approx(before, abs=2e-6)
+            assert self.all_tags() == pytest.approx(before, abs=2e-6)
 
     def put_back(self, task_id: str, used_s: float, left_s: float) -> None:
         level = self._levels[task_id]
@@ -46,16 +46,16 @@ class Shares(FairShare):
 
     def cancel(self, task_id: str) -> None:
         share, level = self.waiting[task_id]
-        before = self._all_tags()
+        before = self.all_tags()
         share = share._replace(tag=before.pop(task_id))
         del self.waiting[task_id]
         if not self.leave(share, level):
-            assert self._all_tags() == pytest.approx(before, abs=2e-6)
+            assert self.all_tags() == pytest.approx(before, abs=2e-6)
 
     def tag(self, task_id: str) -> float:
-        return self._all_tags()[task_id]
+        return self.all_tags()[task_id]
 
-    def _all_tags(self) -> dict[str, float]:
+    def all_tags(self) -> dict[str, float]:
         return dict(zip(self.waiting, self.tags(self._rows()).tolist(), strict=True))
 
     def _rows(self) -> Waiting:
@@ -94,12 +94,17 @@ class World:
 
     _seconds: dict[str, float] = field(default_factory=dict)
 
+    def turns(self) -> dict[str, tuple[int, float, int]]:
+        """Of each waiting task what decides when it runs: the least is next."""
+        tags = self.shares.all_tags()
+        return {
+            task_id: (-level, tags[task_id], int(task_id.rpartition("-")[2]))
+            for task_id, (_, _, level) in self.waiting.items()
+        }
+
     def run_one(self) -> str:
-        number = {task_id: int(task_id.rpartition("-")[2]) for task_id in self.waiting}
-        task_id = min(
-            self.waiting,
-            key=lambda i: (-self.waiting[i][2], self.shares.tag(i), number[i]),
-        )
+        turns = self.turns()
+        task_id = min(turns, key=turns.__getitem__)
         client, user, _ = self.waiting.pop(task_id)
         self.shares.claim(task_id)
         took = self._seconds[task_id] * (1 + self.random.uniform(-self.error, self.error))
@@ -280,7 +285,7 @@ def test_nothing_is_remembered_when_nothing_waits(seed: int) -> None:
             task_id = random.choice(sorted(waiting))
             shares.cancel(task_id)
             waiting.remove(task_id)
-        assert all(shares.tag(task_id) >= 0 for task_id in waiting)
+        assert all(tag >= 0 for tag in shares.all_tags().values())
     for task_id in waiting:
         shares.cancel(task_id)
     for task_id in running:
@@ -331,10 +336,7 @@ def test_tasks_run_in_the_order_of_their_tags_when_nothing_new_comes(seed: int) 
     weights = {client: dice.choice([1.0, 2.0, 3.0]) for client in "abcd"}
 
     def order() -> list[str]:
-        number = {task_id: int(task_id.rpartition("-")[2]) for task_id in world.waiting}
-        return sorted(
-            world.waiting, key=lambda i: (-world.waiting[i][2], world.shares.tag(i), number[i])
-        )
+        return sorted(world.waiting, key=world.turns().__getitem__)
 
     for _ in range(40):
         for _ in range(dice.randint(0, 5)):

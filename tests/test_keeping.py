@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
-from conftest import ServerProcess, StartServer
+from conftest import ServerProcess, StartServer, until
 
 LONG: dict[str, Any] = {"width": 2048, "height": 2048, "steps": 100}
 
@@ -185,7 +185,7 @@ def test_a_fetched_picture_goes_at_once_where_the_operator_says_so(
     gone = server.get("/image", task_id=task_id)
     assert gone.status_code == 410
     assert "fetched" in gone.json()["error"]["message"]
-    assert server.get("/health").json()["images_bytes"] == 0
+    until(lambda: server.get("/health").json()["images_bytes"] == 0)
 
 
 def test_a_deleted_picture_is_gone_at_once_with_the_reason(server: ServerProcess) -> None:

@@ -30,6 +30,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from ram_disk import RAM_DISK
 
 from errors import Gone, NotReady, NoWorker, QueueFull, ServerError, StorageUnavailable, UnknownTask
 from scheduler.baselines import STEADY_S, STEADY_SHARE
@@ -48,8 +49,6 @@ from timing_model import Measured, TimingModel, Work
 OFFER = allow("tiny")
 TINY = OFFER.default
 RULES = QueueLimits(max_queue=8, keep_s=300.0, keep_bytes=150, refetch_s=50.0)
-RAM_DISK = "/dev/shm" if Path("/dev/shm").is_dir() else None
-"""Where the folders are, if there is one: thousands of fsyncs say nothing about rules."""
 PAUSES = st.sampled_from([1.0, 9.75, 30.0, 60.0, 400.0, TOMBSTONE_S + 1.0])
 WAITING, RUNNING = TaskStatus.WAITING, TaskStatus.RUNNING
 DONE, FAILED, CANCELLED = TaskStatus.DONE, TaskStatus.FAILED, TaskStatus.CANCELLED

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import GIVE_UP_S, StartServer
+from conftest import GIVE_UP_S, StartServer, until
 from live import Connection, SteppedServer
 from PIL import Image
 
@@ -245,3 +245,18 @@ def test_events_that_come_in_one_go_wake_a_listener_once() -> None:
     thread.join(GIVE_UP_S)
     assert [event.id for event in seen] == list(range(seen[0].id, seen[0].id + 100))
     assert rounds < 50
+
+
+def test_threads_are_started_when_requests_find_the_others_busy(tmp_path: Path) -> None:
+    server = SteppedServer(tmp_path, threads=4)
+    threads = server.server._http._dispatcher.threads
+    assert not threads
+    task_id = server.running()
+    waiting = [Connection(server, f"/status?task_id={task_id}&wait=60") for _ in range(2)]
+    until(lambda: server.get("/health").status_code == 200 and len(threads) >= 3)
+    server.end()
+    for connection in waiting:
+        assert connection.json()["task_id"] == task_id
+        connection.close()
+    assert len(threads) <= 4
+    server.close()
