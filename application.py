@@ -48,6 +48,8 @@ from workers.worker import Worker
 
 log = logging.getLogger("mflux-server")
 
+NATIVE_SCHEMAS = (*SESSION_SCHEMAS, *KEEP_SCHEMAS)
+
 
 def create_app(
     queue: QueueManager,
@@ -106,7 +108,7 @@ def create_app(
         preview=previews.look,
     )
     app.register_blueprint(page_routes())
-    install_docs(app, submission.limits, (*SESSION_SCHEMAS, *KEEP_SCHEMAS, *schemas))
+    install_docs(app, submission.limits, (*NATIVE_SCHEMAS, *schemas))
     identity.publish(app, "flasgger.", "openapi")
     return app
 

@@ -9,7 +9,7 @@ from forking import clean_environment
 os.environ.update(clean_environment())  # Hugging Face's libraries read it when they are imported
 
 from api.api_docs import answer_schemas
-from api.session_api import SESSION_SCHEMAS
+from application import NATIVE_SCHEMAS
 from compat.install import FOREIGN_SCHEMAS
 from models.mflux_registry import read_catalog
 from models.mlx_setup import prepare_mlx
@@ -27,4 +27,4 @@ for name in (
 ):
     importlib.import_module(name)
 read_catalog()  # cached, as are the schemas
-answer_schemas((*SESSION_SCHEMAS, *FOREIGN_SCHEMAS))
+answer_schemas((*NATIVE_SCHEMAS, *FOREIGN_SCHEMAS))
