@@ -236,6 +236,13 @@ def until(condition: Callable[[], object]) -> None:
         pause.wait(max(0.01, 4 * (time.monotonic() - asked_at)))
 
 
+def ask(method: str, url: str, **options: Any) -> requests.Response:
+    """A request that uses no proxy: looking for one takes a third of the time of a request."""
+    with requests.Session() as session:
+        session.trust_env = False
+        return session.request(method, url, timeout=60, **options)
+
+
 class ServerProcess:
     """`python3 server.py` on a free port, with a client for its JSON routes.
 
@@ -281,19 +288,19 @@ class ServerProcess:
         assert self.url, "the server ended:\n" + "".join(self.log)
 
     def get(self, path: str, **params: Any) -> requests.Response:
-        return requests.get(self.url + path, params=params, timeout=60)
+        return ask("GET", self.url + path, params=params)
 
     def submit(self, prompt: str = "a lighthouse", **fields: Any) -> dict[str, Any]:
         """Submits a small picture, which must be accepted."""
         body = {"prompt": prompt, "width": 64, "height": 64, "steps": 2, **fields}
-        answer = requests.post(self.url + "/generate", json=body, timeout=60)
+        answer = ask("POST", self.url + "/generate", json=body)
         assert answer.status_code == 200, answer.text
         accepted: dict[str, Any] = answer.json()
         return accepted
 
     def delete(self, task_id: str) -> requests.Response:
         """Cancels or removes a task."""
-        return requests.delete(self.url + "/delete", params={"task_id": task_id}, timeout=60)
+        return ask("DELETE", self.url + "/delete", params={"task_id": task_id})
 
     def wait_for(self, task_id: str, until: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """Follows /status until the answer is as wanted, for at most GIVE_UP_S."""

@@ -265,5 +265,5 @@ def test_a_picture_that_does_not_fit_into_memory_is_refused_unless_the_check_is_
         if status == 422:
             error = answer.json()["error"]
             assert error["code"] == "does_not_fit"
-            assert "8192 x 8192 needs about" in error["message"]
+            assert "8192 x 8192, decoded in tiles of 256, needs about" in error["message"]
         server.stop()
