@@ -20,12 +20,13 @@ from statistics import median
 from typing import Any
 
 from common import Results
-from playwright.sync_api import Browser, Page, Request, sync_playwright
+from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
 ROOT = Path(__file__).parent.parent
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
 AXE = files("axe_playwright_python") / "axe.min.js"
 PICTURES = 500
+WAIT_MS = 120_000
 CATEGORIES = ("performance", "accessibility", "best-practices")
 OBSERVE = """
 window.longest = [];
@@ -88,7 +89,7 @@ def first_paint(browser: Browser, url: str) -> dict[str, float]:
     page.on("requestfinished", note)
     page.add_init_script(OBSERVE)
     page.goto(url)
-    page.wait_for_function("document.getElementById('forecast').textContent")
+    expect(page.locator("#forecast")).not_to_be_empty()
     figures: dict[str, float] = page.evaluate(f"({{paint: {PAINTED}, shift: window.shift}})")
     blocked = page.evaluate("window.longest.reduce((sum, one) => sum + Math.max(one - 50, 0), 0)")
     page.close()
@@ -98,7 +99,7 @@ def first_paint(browser: Browser, url: str) -> dict[str, float]:
 def with_pictures(page: Page, url: str) -> list[float]:
     """Milliseconds of the frames while a list of PICTURES is scrolled."""
     page.goto(url)
-    page.wait_for_function("document.getElementById('forecast').textContent")
+    expect(page.locator("#forecast")).not_to_be_empty()
     page.fill("#prompt", "A lighthouse in the fog, early morning")
     page.click("#generate")
     page.wait_for_selector(".card.loaded")
@@ -134,12 +135,14 @@ def lighthouse(url: str) -> list[tuple[str, Any]]:
 
 def main() -> None:
     results = Results(__file__, __doc__)
+    expect.set_options(timeout=WAIT_MS)
     with server() as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
         )
         loads = [first_paint(browser, url) for _ in range(1 if results.quick else 5)]
         page = browser.new_page(viewport={"width": 1360, "height": 900})
+        page.set_default_timeout(WAIT_MS)
         frames = with_pictures(page, url)
         passed, failed = accessibility(page)
         cards = page.locator(".card").count()

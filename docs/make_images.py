@@ -1,7 +1,8 @@
 """Makes the screenshots of the page for the README, with a real server and the tiny model.
 
-    python docs/make_images.py [FOLDER]        writes page.png, page.gif and operator.png
-                                           to docs/images
+    python docs/make_images.py [FOLDER] [NAME...]   writes page.png, page.gif, operator.png,
+                                                    gallery.png, compare.png and phone.png, or
+                                                    those that are named, to docs/images
 
 Needs Chromium. If the fonts Inter and Charis SIL are installed, they replace the fonts of macOS,
 which look similar.
@@ -30,9 +31,9 @@ ROOT = Path(__file__).parent.parent
 SIZE: ViewportSize = {"width": 1360, "height": 880}
 GIF_WIDTH = 850
 WAIT_MS = 120_000
-COLOURS = 240
-FRAME_S = 0.12
-LONGEST_FRAME_S = 0.5
+COLOURS = 160
+FRAME_S = 0.24
+LONGEST_FRAME_S = 0.2
 LAST_FRAME_S = 2.5
 PROMPTS = (
     "Sunrise over a quiet harbour, pastel colours",
@@ -141,6 +142,62 @@ def operators_view(page: Page, url: str, path: Path) -> None:
     save(page.screenshot(full_page=True), path)
 
 
+def small_pictures(page: Page) -> None:
+    """A gallery; the tiny model generates soft clouds when pictures are small."""
+    page.locator("label").filter(has=page.locator("[value=custom]")).first.click()
+    for number, prompt in enumerate(PROMPTS):
+        width, height = (64, 64) if number % 3 else (96, 64)
+        page.fill("#width", str(width))
+        page.fill("#height", str(height))
+        draw(page, prompt)
+        expect(page.locator(".card.loaded")).to_have_count(number + 1)
+
+
+def gallery(page: Page, _: str, path: Path) -> None:
+    """Screenshot of selected pictures and a favourite, in the dark theme."""
+    small_pictures(page)
+    page.locator(".card").nth(1).hover()
+    page.locator(".star").nth(1).click()
+    expect(page.locator(".expiry.kept")).to_have_count(1)
+    page.click("#theme")
+    page.click("#select")
+    for number in (0, 1, 4):
+        page.locator(".open").nth(number).click()
+    page.mouse.move(5, 5)
+    page.evaluate("document.activeElement.blur()")
+    page.locator(".compose").evaluate("form => form.scrollTo(0, 0)")
+    save(page.screenshot(animations="disabled"), path)
+
+
+def compare(page: Page, _: str, path: Path) -> None:
+    """Screenshot of the large view that compares two pictures."""
+    small_pictures(page)
+    page.click("#select")
+    for number in (1, 3):
+        page.locator(".open").nth(number).click()
+    page.click("#select-compare")
+    page.locator("#compare-picture").evaluate("image => image.decode()")
+    page.mouse.move(5, 5)
+    save(page.screenshot(animations="disabled"), path)
+
+
+def phone(page: Page, _: str, path: Path) -> None:
+    """Two screenshots of a phone beside each other: the gallery and the large view."""
+    small_pictures(page)
+    page.set_viewport_size({"width": 390, "height": 780})
+    page.evaluate("document.getElementById('yours').scrollIntoView()")
+    first = Image.open(io.BytesIO(page.screenshot(animations="disabled")))
+    page.locator(".open").nth(1).click()
+    page.locator("#viewer-picture").evaluate("image => image.decode()")
+    second = Image.open(io.BytesIO(page.screenshot(animations="disabled")))
+    both = Image.new("RGB", (first.width * 2 + 24, first.height), "white")
+    both.paste(first, (0, 0))
+    both.paste(second, (first.width + 24, 0))
+    data = io.BytesIO()
+    both.save(data, "PNG")
+    save(data.getvalue(), path)
+
+
 class Film:
     """Records a page from now on."""
 
@@ -198,7 +255,8 @@ def film(page: Page, url: str, path: Path) -> None:
     for _ in range(4):  # the colours of previews are learned from finished pictures
         someone_draws(url, steps=20)
     page.wait_for_function("fetch('queue').then(a => a.json()).then(queue => queue.length === 0)")
-    page.fill("#steps", "200")  # slow enough to be recorded
+    page.fill("#steps", "120")  # slow enough to be recorded
+    page.fill("#n", "3")  # a batch, whose pictures come one by one
     page.mouse.move(5, 5)
     reel = Film(page)
     reel.roll(0.5)
@@ -212,13 +270,14 @@ def film(page: Page, url: str, path: Path) -> None:
         reel.roll(0.8)
         if prompt == PROMPTS[0]:
             someone_draws(url, steps=60)
-    expect(page.locator(".card.loaded")).to_have_count(2)
+            page.fill("#n", "1")
+    expect(page.locator(".card.loaded")).to_have_count(4)
     reel.roll(0.8)
     page.locator(".card .open").first.hover()
     reel.roll(0.7)
     page.locator(".card").first.get_by_role("button", name="Vary").click()
     page.mouse.move(5, 5)
-    expect(page.locator(".card.loaded")).to_have_count(3)
+    expect(page.locator(".card.loaded")).to_have_count(5)
     reel.roll(0.8)
     page.click("#theme")
     page.mouse.move(5, 5)
@@ -226,7 +285,7 @@ def film(page: Page, url: str, path: Path) -> None:
     reel.save(path)
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, names: list[str]) -> None:
     expect.set_options(timeout=WAIT_MS)
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
@@ -241,9 +300,14 @@ def main(folder: Path) -> None:
         takes = (
             (still, "page.png", ()),
             (operators_view, "operator.png", ()),
+            (gallery, "gallery.png", ()),
+            (compare, "compare.png", ()),
+            (phone, "phone.png", ()),
             (film, "page.gif", clouds),
         )
         for take, name, limits in takes:
+            if names and name not in names:
+                continue
             with server(*limits) as url:
                 page = browser.new_page(viewport=SIZE)
                 page.set_default_timeout(WAIT_MS)
@@ -256,4 +320,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "images")
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "images", sys.argv[2:])

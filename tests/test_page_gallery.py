@@ -171,7 +171,9 @@ def test_500_pictures_come_as_the_page_is_scrolled_and_only_those_in_view_are_la
     many: Visitor,
 ) -> None:
     assert many[".card"].count() < 100
-    while not many.card("picture 499").count():
+    for _ in range(1_000):
+        if many.card("picture 499").count():
+            break
         many[".card"].last.scroll_into_view_if_needed()
     expect(many["#yours-words"]).to_have_text("501 finished")
     many.card("picture 499").scroll_into_view_if_needed()
@@ -183,9 +185,6 @@ def test_500_pictures_come_as_the_page_is_scrolled_and_only_those_in_view_are_la
     assert 0 < laid_out < 100
     many["#search"].fill("picture 250")
     expect(many[".card"]).to_have_count(1)
-    for node in many.page.evaluate("Object.keys(localStorage)"):
-        if "task:" in node and "0" * 4 not in node:
-            many.page.evaluate("(name) => localStorage.removeItem(name)", node)
 
 
 def test_a_queue_of_1000_tasks_is_shown_as_its_beginning_and_a_number(visit: Visit) -> None:
@@ -212,3 +211,6 @@ def test_a_queue_of_1000_tasks_is_shown_as_its_beginning_and_a_number(visit: Vis
     expect(me["#queue .row"]).to_have_count(12)
     expect(me["#queue"]).to_have_attribute("data-more", "and 988 more")
     expect(me["#queue .who"].first).to_have_text("Someone else")
+    me.page.set_viewport_size({"width": 1440, "height": 900})
+    cut = "rows => rows.filter((one) => one.scrollWidth > one.clientWidth).length"
+    assert me["#queue .who"].evaluate_all(cut) == 0
