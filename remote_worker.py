@@ -59,6 +59,9 @@ class WorkerProcess:
         self._failed = False
         self._flop_per_s = 0.0
         """Of this machine; 0: not measured yet."""
+        self._hardware, self._versions = _hardware(), _versions()
+        self._missing = {model.name for model in (*allowed.models, *allowed.helpers)}
+        """Names of models whose weights were not on this machine when it was last looked."""
         previews = Previews(on=settings.previews)
         weights_cache = WeightsCache(settings.data_dir / "weights", settings.weights_cache)
         self._generator = generator_of(settings, allowed, previews, weights_cache)
@@ -119,17 +122,20 @@ class WorkerProcess:
     def _registration(self) -> Registration:
         settings, allowed = self._settings, self._allowed
         models = [*allowed.models, *allowed.helpers]
+        for model in models:  # those that are there are not looked for again
+            if model.name in self._missing and not needs_download(settings.data_dir, model):
+                self._missing.remove(model.name)
         return Registration(
             name=settings.worker_name or platform.node() or "worker",
-            hardware=_hardware(),
+            hardware=self._hardware,
             system=platform.platform(terse=True),
             memory_bytes=self._generator.memory.total_bytes,
-            versions=_versions(),
+            versions=self._versions,
             flop_per_s=self._flop_per_s,
             models=[
                 Model(
                     name=model.name,
-                    missing=needs_download(settings.data_dir, model),
+                    missing=model.name in self._missing,
                     options=model.options.suffix,
                 )
                 for model in models

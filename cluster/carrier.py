@@ -17,13 +17,15 @@ import json
 import logging
 import secrets
 import ssl
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 import redis
 from celery import Celery
+from celery.worker import state
 from kombu import Connection, Consumer, Exchange, Queue
 from kombu.exceptions import KombuError
 from kombu.mixins import ConsumerMixin
@@ -39,6 +41,8 @@ TASK = f"{PREFIX}message"
 BLOB_S = 3600
 """Seconds after which a picture that nobody has taken is removed."""
 RECONNECT_S = 1.0
+RECONNECT = 75
+"""Why a Celery worker stops that another one follows: EX_TEMPFAIL."""
 CONNECT_S = 3.0
 ANSWER_S = 10.0
 """Longest wait for an answer of the broker."""
@@ -161,22 +165,31 @@ class Carrier:
         def message(content: Any) -> None:
             handle(content)
 
-        celery_worker = self._app.Worker(
-            queues=[queue_of(worker)],
-            pool="solo",
-            concurrency=1,
-            hostname=f"mflux@{worker}",
-            loglevel=logging.WARNING,
-            quiet=True,
-            without_gossip=True,
-            without_mingle=True,
-            without_heartbeat=True,
-        )
-        try:
-            celery_worker.start()
-        except SystemExit as end:
-            return int(end.code or 0)
-        return int(celery_worker.exitcode or 0)
+        logging.getLogger("celery").setLevel(logging.WARNING)
+        logging.getLogger("celery.worker").addFilter(_in_one_line)
+        while True:
+            celery_worker = self._app.Worker(
+                queues=[queue_of(worker)],
+                pool="solo",
+                concurrency=1,
+                hostname=f"mflux@{worker}",
+                loglevel=logging.getLogger().level,
+                quiet=True,
+                without_gossip=True,
+                without_mingle=True,
+                without_heartbeat=True,
+            )
+            with suppress(SystemExit):
+                celery_worker.start()
+            if state.should_terminate is not None or state.should_stop not in (None, RECONNECT):
+                return int(celery_worker.exitcode or 0)
+            state.should_stop = None
+            time.sleep(RECONNECT_S)  # the broker has refused, for example because it is full
+
+    def reconnect(self) -> None:
+        """End the connection of work(), which makes a new one."""
+        if state.should_stop is None:
+            state.should_stop = RECONNECT
 
     # -- pictures ---------------------------------------------------------------------------------
 
@@ -221,6 +234,12 @@ class _Receiver(ConsumerMixin):  # type: ignore[misc]
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         log.warning("a message to the head cannot be read: %s", exc)
+
+
+def _in_one_line(record: logging.LogRecord) -> bool:
+    """Of what Celery could not do, without the traceback."""
+    record.exc_info = None
+    return True
 
 
 def new_key() -> str:

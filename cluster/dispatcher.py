@@ -121,7 +121,7 @@ class Dispatcher:
         if away is not None or self._scheduler.stopping:
             return
         for remote in machines:
-            if silent_s := stalled_s(remote, self._scheduler, at, self._registry.least_stall_s):
+            if silent_s := stalled_s(remote, self._scheduler, at):
                 yield partial(self._registry.stall, remote, silent_s)
         next_tasks = self._scheduler.next_tasks() if machines else {}
         for remote in machines:

@@ -21,6 +21,7 @@ from cluster.messages import (
     Decline,
     Ended,
     Goodbye,
+    Heard,
     Heartbeat,
     Image,
     Loading,
@@ -93,6 +94,8 @@ class Inbox:
         if isinstance(message, Heartbeat):
             if reason := self._registry.heard(message):
                 self._refuse(message.worker, message.session, reason)
+            else:
+                self._carrier.send(message.worker, Heard(session=message.session).model_dump())
             return
         remote = self._registry.find(message.worker, message.session)
         if remote is None:

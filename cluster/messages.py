@@ -120,6 +120,13 @@ class Load(Message):
     spec: Spec
 
 
+class Heard(Message):
+    """The answer to a heartbeat."""
+
+    kind: Literal["heard"] = "heard"
+    session: Name
+
+
 class Refused(Message):
     """The head does not take this worker. The sentence says why."""
 
@@ -128,7 +135,7 @@ class Refused(Message):
     sentence: str
 
 
-FromHead = Offer | Stop | Answer | Watch | Load | Refused
+FromHead = Offer | Stop | Answer | Watch | Load | Heard | Refused
 
 
 # -- from a worker ---------------------------------------------------------------------------------
@@ -183,6 +190,8 @@ class Heartbeat(FromWorker):
     """Whether its worker thread waits for a task."""
     downloaded_bytes: Annotated[int, Field(ge=0)] | None = None
     """On its disk of the weights that it loads, while they are downloaded."""
+    deaf: bool = False
+    """Whether nothing of the head reaches it, not even answers to heartbeats."""
     stopping: bool = False
     """Whether it begins no more tasks."""
 

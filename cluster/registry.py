@@ -8,7 +8,6 @@ import logging
 
 from cluster.messages import Heartbeat
 from cluster.remote_machine import RemoteMachine
-from cluster.stalls import LEAST_S
 from scheduler.scheduler import Scheduler
 from task import Task
 from timing_model import LOCAL
@@ -19,13 +18,10 @@ log = logging.getLogger(__name__)
 class Registry:
     """Args:
     lease_s: seconds of silence after which a worker is lost.
-    least_stall_s: as in stalls.py.
     """
 
-    def __init__(
-        self, scheduler: Scheduler, lease_s: float, least_stall_s: float = LEAST_S
-    ) -> None:
-        self.lease_s, self.least_stall_s = lease_s, least_stall_s
+    def __init__(self, scheduler: Scheduler, lease_s: float) -> None:
+        self.lease_s = lease_s
         self._scheduler = scheduler
         self._by_worker: dict[str, RemoteMachine] = {}
         self._silent: dict[str, tuple[str, list[Task]]] = {}

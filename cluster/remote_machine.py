@@ -97,7 +97,10 @@ class RemoteMachine:
         self.stopped.clear()
         missing = (model.name for model in heartbeat.registration.models if model.missing)
         self.machine.missing = frozenset(missing)
-        self.machine.available = not (self.lost or self.stalled or heartbeat.stopping)
+        may_begin = not (self.lost or self.stalled or heartbeat.deaf or heartbeat.stopping)
+        self.machine.available = may_begin
+        if heartbeat.deaf:
+            self.machine.last_error = "Nothing of the head reached it."
         self.machine.about = About(
             self.registration.hardware,
             self.registration.system,

@@ -51,6 +51,10 @@ from task import Encoded, GenerationParams, Memory, Phase, Progress, Task, TaskS
 log = logging.getLogger(__name__)
 
 STOPS_KEPT = 100
+UNANSWERED = 5
+"""A worker is deaf after so many heartbeats without an answer."""
+DEAF_S = 30.0
+"""So long it is deaf before it connects to the broker again."""
 _FILE = re.compile(r"[0-9a-f]{16}")
 
 
@@ -100,6 +104,8 @@ class RemoteSource:
         self._stops: dict[tuple[str, int], None] = {}
         """Attempts that are not wanted any more, the latest last."""
         self._stop_at: float | None = None
+        self._unanswered: list[float] = []
+        """Monotonic seconds of the heartbeats since it has heard of the head."""
         self.outbox = Outbox(
             carrier, self._heartbeat, head_changed=self._head_changed, refused=refused
         )
@@ -116,6 +122,7 @@ class RemoteSource:
             return
         if message.session != self._session:  # to an earlier process
             return
+        self._unanswered = []
         match message:
             case Offer():
                 self._offered(message)
@@ -363,7 +370,13 @@ class RemoteSource:
     def _heartbeat(self) -> Heartbeat:
         with self._changed:
             held = [Held(task_id=task_id, attempt=n) for task_id, n in self._held.items()]
-        loading = self._loading
+        loading, unanswered = self._loading, [*self._unanswered, time.monotonic()]
+        is_deaf = len(unanswered) > UNANSWERED
+        if is_deaf and unanswered[-1] - unanswered[0] > DEAF_S:
+            log.warning("nothing of the head has come for %.0f s: connecting again", DEAF_S)
+            self._carrier.reconnect()
+            unanswered = unanswered[-1:] * UNANSWERED
+        self._unanswered = unanswered
         return Heartbeat(
             worker=self._worker,
             session=self._session,
@@ -372,6 +385,7 @@ class RemoteSource:
             resident=list(self._resident()),
             held=held,
             waiting=self._waiting,
+            deaf=is_deaf,
             downloaded_bytes=self._downloaded(loading.model) if loading else None,
             stopping=self.stopping,
         )

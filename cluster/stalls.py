@@ -12,15 +12,12 @@ LEAST_S = 600.0
 STALL_FACTOR = 20.0
 
 
-def stalled_s(
-    remote: RemoteMachine, scheduler: Scheduler, at: float, least_s: float = LEAST_S
-) -> float | None:
+def stalled_s(remote: RemoteMachine, scheduler: Scheduler, at: float) -> float | None:
     """For how many seconds a worker that has stalled has made no progress; None: it has not
     stalled, or has nothing to do (locked).
 
     Args:
         at: a reading of the monotonic clock.
-        least_s: what is never too long.
     """
     machine, offered = remote.machine, remote.offered
     run = machine.last_on_gpu
@@ -34,4 +31,4 @@ def stalled_s(
         since = max(since, offered.at)
     if machine.loading is not None:
         expected_s = scheduler.estimates.load_s(machine.loading)
-    return at - since if at - since > max(least_s, STALL_FACTOR * expected_s) else None
+    return at - since if at - since > max(LEAST_S, STALL_FACTOR * expected_s) else None

@@ -1,6 +1,7 @@
 """A head and its workers in processes of their own, over a real Redis, with real mflux."""
 
 import os
+import random
 import re
 import shutil
 import signal
@@ -27,14 +28,21 @@ PASSWORD = "broker-password"
 LEASE_S = 2
 
 
+def free_port() -> int:
+    """A port that nothing gets by chance while its Redis is restarted: connections have theirs
+    above 32,767."""
+    while True:
+        with suppress(OSError), socket.socket() as free:
+            free.bind(("127.0.0.1", random.randrange(20_000, 32_000)))
+            return int(free.getsockname()[1])
+
+
 class Redis:
     """A Redis without persistence: what it held is gone when it was killed."""
 
     def __init__(self, folder: Path, *options: str) -> None:
         self._folder, self._options = folder, options
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.url = f"redis://:{PASSWORD}@127.0.0.1:{self.port}"
         self.start()
 
@@ -90,9 +98,15 @@ class TlsRedis(Redis):
 
 
 class WorkerProcess:
-    """`python3 remote_worker.py`, forked if possible."""
+    """`python3 remote_worker.py`, forked if possible.
 
-    def __init__(self, data_dir: Path, url: str, name: str, *arguments: str) -> None:
+    Args:
+        hold: changes the process before its main(); only where it is forked.
+    """
+
+    def __init__(
+        self, data_dir: Path, url: str, name: str, *arguments: str, hold: Any = None
+    ) -> None:
         self.name = name
         arguments = (
             *("--broker", url, "--worker-name", name, "--data-dir", str(data_dir)),
@@ -100,7 +114,7 @@ class WorkerProcess:
         )
         self.process: subprocess.Popen[str] | forking.ForkedServer
         if forking.CAN_FORK:
-            self.process = forking.ForkedServer(arguments, program="remote_worker")
+            self.process = forking.ForkedServer(arguments, hold, "remote_worker")
         else:
             self.process = subprocess.Popen(
                 [sys.executable, "remote_worker.py", *arguments],
@@ -133,10 +147,13 @@ class WorkerProcess:
 class Cluster:
     """Args:
     options: of the head.
+    hold: changes the process of the head before its main().
     """
 
-    def __init__(self, folder: Path, *options: str, redis: Redis | None = None) -> None:
-        self.folder, self.options = folder, options
+    def __init__(
+        self, folder: Path, *options: str, redis: Redis | None = None, hold: Any = None
+    ) -> None:
+        self.folder, self.options, self._hold = folder, options, hold
         self.redis = redis or Redis(folder)
         self.workers: list[WorkerProcess] = []
         self.start_head()
@@ -144,11 +161,14 @@ class Cluster:
     def start_head(self) -> None:
         usual = ("--model", "tiny", "--no-local-worker", "--lease-s", str(LEASE_S))
         arguments = (*usual, "--broker", self.redis.url, *self.options)
-        self.head = ServerProcess(self.folder / "head", *arguments)
+        self.head = ServerProcess(self.folder / "head", *arguments, hold=self._hold)
 
-    def worker(self, name: str, *arguments: str, wait: bool = True) -> WorkerProcess:
+    def worker(
+        self, name: str, *arguments: str, hold: Any = None, url: str = "", wait: bool = True
+    ) -> WorkerProcess:
         """Starts a worker; waits until the head has it."""
-        worker = WorkerProcess(self.folder / name, self.redis.url, name, *arguments)
+        url = url or self.redis.url
+        worker = WorkerProcess(self.folder / name, url, name, *arguments, hold=hold)
         self.workers.append(worker)
         if wait:
             until(lambda: name in self.machines() or worker.process.poll() is not None)

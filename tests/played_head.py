@@ -17,7 +17,6 @@ from storage.task_store import TaskStore
 from timing_model import TimingModel
 
 LEASE_S = 20.0
-STALL_S = 600.0
 NO_SPEC: dict[str, Any] = {"quantize": None, "loras": [], "control_strength": None}
 
 
@@ -45,7 +44,7 @@ class PlayedHead:
         self.carrier.put.side_effect = self._put
         self.blobs: dict[str, bytes] = {}
         self.carrier.get.side_effect = self.blobs.get
-        self.registry = Registry(scheduler, LEASE_S, STALL_S)
+        self.registry = Registry(scheduler, LEASE_S)
         self.inbox = Inbox(scheduler, self.registry, self.carrier, lambda task_id, jpeg: None)
         self.dispatcher = Dispatcher(scheduler, self.registry, self.carrier)
         self._sessions: dict[str, str] = {}
@@ -119,7 +118,7 @@ class PlayedHead:
         self.dispatcher.step(0.0)
         sent = self.all_sent()[self._seen :]
         self._seen += len(sent)
-        return sent
+        return [one for one in sent if one[1]["kind"] != "heard"]
 
     def all_sent(self) -> list[tuple[str, dict[str, Any]]]:
         calls = [call.args for call in self.carrier.send.call_args_list]

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image
 from played_app import PlayedApp
-from played_head import LEASE_S, NO_SPEC, STALL_S, PlayedHead
+from played_head import LEASE_S, NO_SPEC, PlayedHead
 
+from cluster.stalls import LEAST_S as STALL_S
 from models.model_catalog import LoadSpec
 from task import TaskStatus
 
@@ -144,6 +145,23 @@ def test_a_task_is_sent_ahead_for_as_long_as_the_one_before_it_takes(head: Playe
     assert head.registry.named("slow")
     head.report("slow", waits, 0)
     assert head.queue.status(waits).status is TaskStatus.RUNNING
+
+
+def test_a_machine_that_hears_nothing_gets_no_task(head: PlayedHead) -> None:
+    head.beat("deaf", deaf=True)
+    task_id = head.submit()
+    assert head.offers() == []
+    head.beat("deaf")
+    assert head.offers() == [("deaf", task_id)]
+    head.beat("deaf", deaf=True)
+    head.beat("other")
+    assert head.offers() == [("other", task_id)]
+
+
+def test_each_heartbeat_is_answered(head: PlayedHead) -> None:
+    head.beat("cellar")
+    head.beat("cellar")
+    assert [(to, m["kind"]) for to, m in head.all_sent()] == 2 * [("cellar", "heard")]
 
 
 # -- silence ---------------------------------------------------------------------------------------
