@@ -283,6 +283,7 @@ class QueueManager:
                 ),
                 last_error=scheduler.health.last_error,
                 broker_away_since=scheduler.health.broker_away_since,
+                machines=sum(other.takes_tasks for other in scheduler.machines),
             )
 
     def state(self) -> ServerState:

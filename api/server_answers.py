@@ -54,6 +54,7 @@ class HealthAnswer(Answer):
     last_error_at: Seconds | None = Field(
         None, description="Unix seconds at which it happened.", examples=[1725311496.5]
     )
+    machines: int = Field(description="How many draw, this one included.", examples=[1])
     broker_away_since: Seconds | None = Field(
         None,
         description="Unix seconds since which the broker cannot be reached, so that other machines "

@@ -76,6 +76,7 @@ class ServerRoutes:
             last_error=error.message if error else None,
             last_error_at=error.at if error else None,
             broker_away_since=health.broker_away_since,
+            machines=health.machines,
             memory=MemoryAnswer(
                 active_bytes=memory.active_bytes,
                 peak_bytes=memory.peak_bytes,

@@ -11,7 +11,7 @@ from api.model_answers import DownloadAnswer
 from fields import PassedFields
 from scheduler.health import ServerState
 from task import MAX_SEED, Forecast, GenerationParams, InputImage, Phase, Reason, Task, TaskStatus
-from timing_model import Confidence, Measured
+from timing_model import LOCAL, Confidence, Measured
 
 POLL_AT_MOST_S = 10
 WARNINGS = (
@@ -210,6 +210,9 @@ class StatusAnswer(Answer):
         description="Index of the image after which the task is cancelled (after_current of "
         "DELETE /delete). Absent where that was not asked for.",
     )
+    machine: str | None = Field(
+        None, description="Of the worker that runs it, if one does.", examples=["mac-mini"]
+    )
     download: DownloadAnswer | None = Field(
         None, description="While weights are being downloaded that the task may wait for."
     )
@@ -332,12 +335,10 @@ def status_answer(
     version: int,
     paused: bool = False,
 ) -> StatusAnswer:
-    """Args:
-    now: unix seconds.
-    version: of the task, from before it was looked at.
-    paused: whether the queue is.
-    """
+    """Args: now: unix seconds; version: of the task, from before it was looked at; paused: whether
+    the queue is."""
     error = ErrorBody(code=view.error_code, message=view.error or "") if view.error_code else None
+    far = view.status is TaskStatus.RUNNING and view.machine != LOCAL
     return StatusAnswer(
         task_id=view.task_id,
         status=view.status,
@@ -351,6 +352,7 @@ def status_answer(
         images_done=view.images_done,
         current_image=view.progress.image if view.progress else None,
         last_image=view.last_image,
+        machine=view.machine if far else None,
         download=None if view.ended else download,
         created_at=view.created_at,
         started_at=view.started_at,

@@ -144,6 +144,8 @@ class QueueHealth:
     """Whether the operator has paused the queue."""
     broker_away_since: float | None = None
     """As in Health."""
+    machines: int = 1
+    """How many draw."""
 
     @property
     def has_work(self) -> bool:

@@ -347,6 +347,10 @@ def test_a_download_on_a_worker_is_shown_like_one_of_the_server(tmp_path: Path) 
         )
         status = app.status("alice", task_id)
         assert status["phase"] == "loading"
+        assert status["machine"] == "cellar"
+        assert app.json("alice", "GET", "/health")["machines"] == 1, "the server's own is drained"
+        app.queue.machines.drain("local", False)
+        assert app.json("alice", "GET", "/health")["machines"] == 2
         assert status["download"].items() >= download.items()
         head.beat("cellar", (task_id, 1), resident=[])
         assert "download" not in app.status("alice", task_id)

@@ -200,7 +200,8 @@ live.addEventListener("health", ({ detail: health }) => {
   };
   const works = ["ready", "busy"].includes(health.status);
   const state = works ? (length ? "busy" : "ready") : health.status;
-  showState(state, words[state] ?? state);
+  const machines = works && health.machines > 1 ? ` · ${t("state.machines", { n: health.machines })}` : "";
+  showState(state, (words[state] ?? state) + machines);
 });
 
 function loadingWords({ loading_model: model, download }) {

@@ -46,7 +46,7 @@ export function unfinishedCard({ task }, gallery) {
     bar.setAttribute("aria-valuenow", String(Math.round(share * 100)));
     frame.style.setProperty("--blur", `${((1 - share) * 10).toFixed(1)}px`);
     setText(left, countdown(remaining(now)));
-    setText(status, statusOf(now, gallery.download));
+    setText(status, [statusOf(now, gallery.download), now.machine].filter(Boolean).join(" · "));
     const ending = now.last_image !== undefined;
     setText(why, ending ? t("gallery.stops_after") : (REASONS[now.reason] ?? ""));
     endAfter.hidden = ending || now.status !== "running" || stored(now) + 1 >= now.params.count;
