@@ -1,12 +1,14 @@
 """The head, with workers that are messages: leases, offers, load orders, the broker's absence."""
 
 import io
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import fill_disk
 from PIL import Image
 from played_app import PlayedApp
 from played_head import LEASE_S, NO_SPEC, PlayedHead
@@ -216,6 +218,26 @@ def test_health_machines_and_metrics_say_that_the_broker_is_away(tmp_path: Path)
         for path in ("/health", "/machines"):
             assert "broker_away_since" not in app.json("root", "GET", path)
         assert "mflux_broker_away 0.0" in app.ask("root", "GET", "/metrics").text
+
+
+def test_a_picture_that_does_not_fit_on_the_disk_is_asked_for_again(
+    mount: Callable[[str], Path],
+) -> None:
+    disk = mount("size=8m")
+    large = Image.frombytes("RGB", (640, 640), os.urandom(3 * 640 * 640))
+    file = io.BytesIO()
+    large.save(file, "PNG")
+    with closing(PlayedHead(disk / "data")) as head:
+        task_id = drawing(head, "cellar")
+        filler = fill_disk(disk)
+        answer = head.image("cellar", task_id, file.getvalue())
+        assert answer["retry"]
+        assert not answer["accepted"]
+        assert head.queue.status(task_id).status is TaskStatus.RUNNING
+        filler.unlink()
+        assert head.image("cellar", task_id, file.getvalue())["accepted"]
+        assert head.queue.status(task_id).status is TaskStatus.DONE
+        assert head.queue.image(task_id)[0] == file.getvalue()
 
 
 # -- one task ahead --------------------------------------------------------------------------------
