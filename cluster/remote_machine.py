@@ -12,6 +12,7 @@ from scheduler.scheduler import Scheduler
 from scheduler.worker_api import WorkerApi
 from task import Task
 
+DEAF = "Nothing of the head reaches it."
 DECLINED_KEPT = 1_000
 """Tasks that it has declined."""
 
@@ -99,8 +100,8 @@ class RemoteMachine:
         self.machine.missing = frozenset(missing)
         may_begin = not (self.lost or self.stalled or heartbeat.deaf or heartbeat.stopping)
         self.machine.available = may_begin
-        if heartbeat.deaf:
-            self.machine.last_error = "Nothing of the head reached it."
+        if heartbeat.deaf or self.machine.last_error == DEAF:
+            self.machine.last_error = DEAF if heartbeat.deaf else None
         self.machine.about = About(
             self.registration.hardware,
             self.registration.system,

@@ -13,6 +13,7 @@ from PIL import Image
 from played_app import PlayedApp
 from played_head import LEASE_S, NO_SPEC, PlayedHead
 
+from cluster.remote_machine import DEAF
 from cluster.stalls import LEAST_S as STALL_S
 from models.model_catalog import LoadSpec
 from task import TaskStatus
@@ -153,7 +154,9 @@ def test_a_machine_that_hears_nothing_gets_no_task(head: PlayedHead) -> None:
     head.beat("deaf", deaf=True)
     task_id = head.submit()
     assert head.offers() == []
+    assert head.queue.machines.machines()[0].last_error == DEAF
     head.beat("deaf")
+    assert head.queue.machines.machines()[0].last_error is None
     assert head.offers() == [("deaf", task_id)]
     head.beat("deaf", deaf=True)
     head.beat("other")
