@@ -12,13 +12,16 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 	@echo '  options go in as: make serve ARGS="--model tiny --port 4031"'
 
-serve: $(VENV)/.serves $(if $(findstring --broker,$(ARGS)),$(VENV)/.cluster) ## install what is missing, then serve on http://127.0.0.1:4030
+# The extra packages that the options in ARGS need.
+EXTRAS = $(foreach extra,cluster:--broker lan:--bonjour otel:--traces,$(if $(findstring $(word 2,$(subst :, ,$(extra))),$(ARGS)),$(VENV)/.$(word 1,$(subst :, ,$(extra)))))
+
+serve: $(VENV)/.serves $(EXTRAS) ## install what is missing, then serve on http://127.0.0.1:4030
 	@exec $(BIN)/python server.py $(ARGS)
 
 worker: $(VENV)/.cluster ## draw for a server on another machine: make worker ARGS="--broker redis://..."
 	@exec $(BIN)/python remote_worker.py $(ARGS)
 
-service: $(VENV)/.serves ## start the server now and at each login: make service ARGS="--model ..."
+service: $(VENV)/.serves $(EXTRAS) ## start the server now and at each login: make service ARGS="--model ..."
 	@$(BIN)/python deploy/service.py install $(ARGS)
 
 service-remove: $(VENV)/.serves ## stop that and remove it; tasks and images stay
@@ -58,9 +61,11 @@ pins: $(VENV)/.serves ## resolve requirements*.in into requirements*.txt
 		--override requirements-overrides.in requirements.in -o requirements.txt
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --upgrade --no-annotate \
 		--custom-compile-command "make pins" requirements-dev.in -o requirements-dev.txt
-	$(BIN)/uv pip compile -q --universal --python-version 3.11 --upgrade --no-annotate \
-		--custom-compile-command "make pins" \
-		--override requirements-overrides.in requirements-cluster.in -o requirements-cluster.txt
+	for extra in cluster lan otel; do \
+		$(BIN)/uv pip compile -q --universal --python-version 3.11 --upgrade --no-annotate \
+			--custom-compile-command "make pins" --override requirements-overrides.in \
+			requirements-$$extra.in -o requirements-$$extra.txt || exit 1; \
+	done
 
 clean: ## remove the virtual environment
 	rm -rf $(VENV)
@@ -76,10 +81,10 @@ $(VENV)/.serves: requirements.txt | $(BIN)/python
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -r requirements.txt
 	@touch $@
 
-$(VENV)/.cluster: requirements-cluster.txt $(VENV)/.serves
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -r requirements-cluster.txt
+$(VENV)/.cluster $(VENV)/.lan $(VENV)/.otel: $(VENV)/.%: requirements-%.txt $(VENV)/.serves
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -r $<
 	@touch $@
 
-$(VENV)/.tests: requirements-dev.txt $(VENV)/.cluster
+$(VENV)/.tests: requirements-dev.txt $(VENV)/.cluster $(VENV)/.lan $(VENV)/.otel
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -r requirements-dev.txt
 	@touch $@

@@ -2,10 +2,23 @@
 
 import errno
 import logging
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from typing import TextIO
 
+import errors
 from allowed import Allowed
 from api.api_docs import PAGE_ROUTE
+from api.identity import Identity
 from api.origin_check import LOOPBACK
+from api.pairing import link_to
+from configuration import LAN_OPERATOR, LAN_PHONE
+from lan import Announcement, lan_address, qr_code
+from models.hub_cache import login_command
+from models.mflux_registry import find_model
+from models.model_catalog import DEFAULT_MODEL, Model
 from settings import Settings
 
 log = logging.getLogger("mflux-server")
@@ -19,20 +32,74 @@ def announce(settings: Settings, allowed: Allowed, port: int) -> None:
     log.info("documentation: http://%s:%d%s", host, port, PAGE_ROUTE)
 
 
+def base_url(settings: Settings, port: int) -> str:
+    """Under which others on the network reach the server."""
+    return settings.public_url or f"http://{lan_address()}:{port}"
+
+
+def show_links(
+    settings: Settings, identity: Identity, port: int, terminal: TextIO = sys.stdout
+) -> None:
+    """With --lan: show where the server is, and how browsers sign in. No-op without a terminal: the
+    links are as good as keys, and a log may be read by others."""
+    if not settings.lan:
+        return
+    url, local = base_url(settings, port), f"http://localhost:{port}"
+    if not terminal.isatty():
+        log.info("on the local network: %s; --lan --pair NAME prints a link to sign in", url)
+        return
+    for name, base in ((LAN_OPERATOR, local), (LAN_PHONE, url)):
+        if client := identity.named(name):
+            link = link_to(identity, base, client, time.time())
+            print(f"For an hour, this signs a browser in as {name}: {link}", file=terminal)
+            if name == LAN_PHONE:
+                print(qr_code(link), file=terminal)
+
+
+def bonjour(settings: Settings, port: int) -> Announcement | None:
+    """The announcement of --bonjour. Raises: BadOption."""
+    if not settings.bonjour:
+        return None
+    if settings.host in LOOPBACK:
+        raise errors.BadOption("--bonjour announces a server that others can reach: add --lan.")
+    return Announcement(socket.gethostname().partition(".")[0], [lan_address()], port)
+
+
 def warn(settings: Settings, allowed: Allowed) -> None:
     """Log what the operator should know about these settings."""
     if not (settings.model or settings.models) and allowed.default.tiny:
-        log.warning(
-            "MLX has no GPU here: serving the built-in %s model, which draws abstract noise. "
-            "Name a model with --model to load it all the same.",
-            allowed.default.name,
-        )
+        choices = [model for model in allowed.models if not model.tiny]
+        if choices:
+            log.warning("%s", "\n".join(_first_words(choices)))
+        else:
+            log.warning(
+                "MLX has no GPU here: serving the built-in %s model, which draws abstract noise. "
+                "Name a model with --model to load it all the same.",
+                allowed.default.name,
+            )
     if settings.host not in LOOPBACK and settings.keys is None:
         log.warning(
             "listening on %s without --keys: everyone who reaches this address may submit tasks, "
             "and sees only their own",
             settings.host or "every address",
         )
+
+
+def _first_words(choices: Sequence[Model]) -> list[str]:
+    """What an operator reads who has named no model and has no weights."""
+    usual = find_model(DEFAULT_MODEL)
+    assert usual
+    return [
+        "no weights are on this machine yet: serving the built-in tiny model, which draws abstract "
+        "noise. For pictures, choose a model on the page, which downloads it while the server "
+        "runs, or start with one of these:",
+        *(f"  --model {model.name:16} {_gigabytes(model)}" for model in choices),
+        f"  --model {usual.name:16} {_gigabytes(usual)}, after: {login_command()}",
+    ]
+
+
+def _gigabytes(model: Model) -> str:
+    return f"{model.download_bytes / 1e9:.0f} GB"
 
 
 def cannot_listen(settings: Settings, error: OSError) -> str:

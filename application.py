@@ -28,6 +28,7 @@ from api.models_api import ModelRoutes
 from api.native_api import TaskRoutes
 from api.operator_api import OperatorRoutes
 from api.origin_check import AllowedHosts, install_origin_check
+from api.pairing import pairing_routes
 from api.query_values import check_query
 from api.queue_api import QueueRoutes
 from api.request_log import RequestLog
@@ -107,10 +108,16 @@ def create_app(
         memory=lambda: generator.memory,
         preview=previews.look,
     )
-    app.register_blueprint(page_routes())
+    _register_pages(app, identity)
     install_docs(app, submission.limits, (*NATIVE_SCHEMAS, *schemas))
     identity.publish(app, "flasgger.", "openapi")
     return app
+
+
+def _register_pages(app: Flask, identity: Identity) -> None:
+    """What only browsers open."""
+    app.register_blueprint(page_routes())
+    app.register_blueprint(pairing_routes(identity))
 
 
 def _install_checks(

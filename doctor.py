@@ -17,7 +17,7 @@ import errors
 from allowed import Allowed
 from configuration import allow
 from generation.process_memory import available_bytes, machine_bytes
-from models.hub_cache import bytes_on_disk, has_login, needs_download
+from models.hub_cache import bytes_on_disk, has_login, login_command, needs_download
 from models.mlx_setup import MlxMissing, prepare_mlx
 from models.model_catalog import Model
 from settings import Settings
@@ -102,7 +102,8 @@ def _models(settings: Settings, allowed: Allowed, memory_bytes: int) -> Iterator
         yield _model(model, missing, memory_bytes)
     login = has_login()
     if lacking and not login:
-        words = f"none, and {', '.join(lacking)} can only be downloaded with one: hf auth login"
+        names = ", ".join(lacking)
+        words = f"none, and {names} can only be downloaded with one: {login_command()}"
         state = State.ERROR if allowed.default.name in lacking else State.WARNING
         yield Finding(state, "Hugging Face login", words)
     else:

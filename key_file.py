@@ -132,8 +132,11 @@ class KeyFile:
         self._by_name = {client.name: client for _, client in clients}
 
 
-def add_key(path: Path, name: str) -> str:
+def add_key(path: Path, name: str, *, operator: bool = False, option: str = "--new-key") -> str:
     """Add a client with a new key to the file, which is made if it is missing.
+
+    Args:
+        option: for messages.
 
     Returns:
         The key. Only its hash is written.
@@ -142,11 +145,13 @@ def add_key(path: Path, name: str) -> str:
         BadOption: the name is not usable or taken, or the file cannot be changed.
     """
     if not NAME.fullmatch(name):
-        raise BadOption(f"--new-key {name!r}: a name has 1 to 64 letters, digits, dots, - and _.")
+        raise BadOption(f"{option} {name!r}: a name has 1 to 64 letters, digits, dots, - and _.")
     if path.exists() and any(client.name == name for _, client in _read(path)):
-        raise BadOption(f"--new-key {name}: {path} has a client of this name already.")
+        raise BadOption(f"{option} {name}: {path} has a client of this name already.")
     key = "mflux_" + secrets.token_urlsafe(32)
     table = f'["{name}"]\nkey = "{HASHED}{hashlib.sha256(key.encode()).hexdigest()}"\n'
+    if operator:
+        table += "operator = true\n"
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         with os.fdopen(descriptor, "a") as file:

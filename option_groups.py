@@ -10,7 +10,7 @@ from typing import Any
 GROUPS = {
     "server": (
         "config check host port data_dir drain_s log_level log_format log_prompts public_url "
-        "keep_awake"
+        "keep_awake traces"
     ),
     "models": (
         "model quantize quantize_choices path models models_in_memory unload_after_s lora_dir "
@@ -21,10 +21,11 @@ GROUPS = {
         "sync_max_wait_s max_body_bytes memory_limit"
     ),
     "clients": (
-        "keys new_key operator_key client_max_waiting client_max_wait_s client_max_requests_per_s"
+        "keys new_key pair operator_key client_max_waiting client_max_wait_s "
+        "client_max_requests_per_s"
     ),
     "network": (
-        "allowed_hosts cors_origins trusted_proxies lan callback_hosts callback_key broker "
+        "allowed_hosts cors_origins trusted_proxies lan bonjour callback_hosts callback_key broker "
         "local_worker worker_name lease_s"
     ),
     "storage": (

@@ -32,6 +32,11 @@ def option(
     return field(default=default, metadata=described)
 
 
+def switch_option(default: bool, help: str) -> Any:
+    """Declares an option that is on or off."""
+    return option(default, help, parse=switch)
+
+
 def values_of(
     options: Sequence[Field[Any]],
     argv: Sequence[str],

@@ -15,11 +15,10 @@ if find_spec("flask") is None:
         "'pip install --no-deps -r requirements.txt'."
     )
 
-import doctor
 import errors
 import log_output
 from allowed import Allowed
-from announcements import announce, cannot_listen, warn
+from announcements import announce, bonjour, cannot_listen, show_links, warn
 from api.client_queue import own_queue_of
 from api.cors import Cors
 from api.generate_request import Limits
@@ -32,11 +31,12 @@ from api.webhooks import Webhooks
 from api.wildcards import Wildcards
 from application import create_app
 from checks import Checks
-from commands import download, download_command, write_key
+from commands import download_command, run_command
 from compat.install import ForeignOptions, foreign_error
 from configuration import (
     allow,
     chat_endpoint,
+    for_lan,
     generator_of,
     identity_of,
     queue_limits,
@@ -57,10 +57,10 @@ from scheduler.scheduler import Scheduler
 from scheduler.worker_api import WorkerApi
 from service_manager import READY, STOPPING, notify
 from settings import Settings
-from storage.backup import copy_data
 from storage.task_store import TaskStore
 from supervision import end_process
 from timing_model import TimingModel
+from tracing import Traces, exporting_provider
 from workers.downloads import Downloads
 from workers.expander import Expander
 from workers.protocols import Generator
@@ -82,6 +82,7 @@ class Server:
 
     measure_speed: Callable[[], float] | None = None
     """Returns FLOP/s of this machine; None: it is not measured."""
+    traces: Traces | None = None
 
     def __init__(
         self,
@@ -123,7 +124,7 @@ class Server:
             unload_after_s=settings.unload_after_s,
             turn_to=previews.turn_to,
             mark_generated=settings.mark_generated,
-            before_loading=lambda: self.worker_api.calibrate(self.measure_speed),
+            before_loading=self._before_loading,
         )
         self._downloads = Downloads(
             DownloadApi(self.scheduler), partial(download_command, settings.data_dir)
@@ -142,6 +143,10 @@ class Server:
         )
         self._submission = self._submission_of(settings, allowed, limits, generator)
         self._http = self._http_server(settings, generator, previews, connections)
+
+    def _before_loading(self) -> None:
+        self.worker_api.calibrate(self.measure_speed)
+        self.worker_api.fetch_first()
 
     def _submission_of(
         self, settings: Settings, allowed: Allowed, limits: Limits, generator: Generator
@@ -242,6 +247,8 @@ class Server:
             self._head.start()
         self._expander.start()
         self._checks.start()
+        if self.traces:
+            self.traces.start()
         self._webhooks.start()
 
     def wait(self) -> int:
@@ -267,6 +274,8 @@ class Server:
         except errors.StorageUnavailable as error:
             log.error("%s The running task counts this end as an attempt.", error)
         self.queue.events.close()
+        if self.traces:
+            self.traces.stop()
         self._webhooks.stop(0.5)
         self._http.stop(0.5)
         self._decoder.close()
@@ -280,23 +289,19 @@ class Server:
 
 
 def main(argv: list[str]) -> int:
-    settings = Settings.read(argv, os.environ)
+    settings = for_lan(Settings.read(argv, os.environ))
     log_output.configure(settings.log_level, settings.log_format, prompts=settings.log_prompts)
     try:
-        if settings.new_key is not None:
-            return write_key(settings)
-        if settings.check:
-            return doctor.report(settings)
-        if settings.backup or settings.restore:
-            return copy_data(settings.data_dir, to=settings.backup, source=settings.restore)
-        has_gpu = prepare_mlx(quiet=settings.download is None)
-        if settings.download is not None:
-            return download(settings)
+        if (ended := run_command(settings)) is not None:
+            return ended
+        has_gpu = prepare_mlx()
         allowed = allow(settings, has_gpu)
         previews = Previews(on=settings.previews)
         weights_cache = WeightsCache(settings.data_dir / "weights", settings.weights_cache)
         generator = generator_of(settings, allowed, previews, weights_cache)
         server = Server(settings, allowed, generator, previews, weights_cache)
+        announcement = bonjour(settings, server.port)
+        server.traces = Traces(server.queue, exporting_provider()) if settings.traces else None
         server.measure_speed = machine_speed.measure
         server.scheduler.estimates.count_tokens = generator.token_counts.count
         generator.guard.restore(server.scheduler.store.state)
@@ -311,15 +316,20 @@ def main(argv: list[str]) -> int:
     signal.set_wakeup_fd(server.end_fd, warn_on_full_buffer=False)
     for number in ENDING_SIGNALS:
         signal.signal(number, lambda *_: None)
+    show_links(settings, identity_of(settings), server.port)
     log_output.capture_prints()
     server.start()
     announce(settings, allowed, server.port)
+    if announcement:
+        announcement.start()
     notify(READY, os.environ)
     exit_code = server.wait()
     for number in ENDING_SIGNALS:  # the server is already stopping
         signal.signal(number, signal.SIG_IGN)
     notify(STOPPING, os.environ)
     log.info("stopping")
+    if announcement:
+        announcement.stop()
     if not server.stop():
         log.info("the running step did not end in time: leaving it")
     if unfinished := server.queue.length:

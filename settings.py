@@ -13,6 +13,7 @@ import platformdirs
 import option_values as values
 from option_parser import flag_of, is_switch, negative_flag_of, values_of, variable_of
 from option_parser import option as _option
+from option_parser import switch_option as _switch
 
 __all__ = ["Settings", "flag_of", "is_switch", "negative_flag_of", "variable_of"]
 DEFAULT_DATA_DIR = Path(platformdirs.user_data_dir("mflux-server", appauthor=False))
@@ -23,10 +24,8 @@ class Settings:
     config: Path | None = _option(
         None, "file with options by name (TOML, like port = 4031)", parse=Path, metavar="FILE"
     )
-    check: bool = _option(
-        False,
-        "say whether a server with these options could start and draw, and end",
-        parse=values.switch,
+    check: bool = _switch(
+        False, "say whether a server with these options could start and draw, and end"
     )
     model: str | None = _option(
         None,
@@ -83,10 +82,8 @@ class Settings:
         parse=values.directory,
         metavar="DIR",
     )
-    allow_lora_repos: bool = _option(
-        False,
-        "let tasks name LoRAs on Hugging Face (org/name), which are then downloaded",
-        parse=values.switch,
+    allow_lora_repos: bool = _switch(
+        False, "let tasks name LoRAs on Hugging Face (org/name), which are then downloaded"
     )
     wildcards_dir: Path | None = _option(
         None,
@@ -147,6 +144,15 @@ class Settings:
     host: str = _option(
         "127.0.0.1", "address to listen on; 0.0.0.0 opens the server to the network"
     )
+    lan: bool = _switch(
+        False,
+        "open the server to the local network, with keys (those of --keys, or keys.toml in the "
+        "data dir), and show links and a QR code that sign browsers in",
+    )
+    pair: str | None = _option(
+        None, "print such a link for this client of --keys, valid for an hour, and end"
+    )
+    bonjour: bool = _switch(False, "announce the server on the local network (Bonjour)")
     allowed_hosts: str = _option(
         "",
         "further names, separated by commas, under which clients may address the server; *: any "
@@ -172,8 +178,9 @@ class Settings:
     log_format: str = _option(
         "text", "form of the log's lines", parse=str.lower, choices=("text", "json")
     )
-    log_prompts: bool = _option(
-        False, "write the prompts of tasks into the log", parse=values.switch
+    log_prompts: bool = _switch(False, "write the prompts of tasks into the log")
+    traces: bool = _switch(
+        False, "send a span of each task with OpenTelemetry (the variables OTEL_* say where)"
     )
     threads: int = _option(
         512,
@@ -204,11 +211,10 @@ class Settings:
         "seconds for which urgent tasks may overtake a normal one; then it counts as urgent, too",
         parse=values.whole_number(0, 10**9),
     )
-    preempt: bool = _option(
+    preempt: bool = _switch(
         True,
         "pause a long picture between two steps while an urgent task, or one of a client that has "
         "had little, is drawn with the same weights",
-        parse=values.switch,
     )
     max_wait_s: int = _option(
         0,
@@ -221,11 +227,10 @@ class Settings:
         "is accepted, because their callers disconnect after some minutes; above: 429; 0: no limit",
         parse=values.whole_number(0, 10**9),
     )
-    clamp: bool = _option(
+    clamp: bool = _switch(
         True,
         "limit the steps and the CFG that callers of these two APIs request to what suits the "
         "model: at most twice its default steps",
-        parse=values.switch,
     )
     public_url: str = _option(
         "",
@@ -241,10 +246,9 @@ class Settings:
         parse=values.networks,
         metavar="ADDRESSES",
     )
-    sdapi_model_switch: bool = _option(
+    sdapi_model_switch: bool = _switch(
         False,
         "let clients of the AUTOMATIC1111 API switch the model of all its requests that name none",
-        parse=values.switch,
     )
     cors_origins: tuple[str, ...] = _option(
         (),
@@ -284,16 +288,13 @@ class Settings:
         "case the connection broke; 0: it is removed at once",
         parse=values.whole_number(0, 10**9),
     )
-    metadata: bool = _option(
-        True,
-        "write the parameters into image files, unless a task decides otherwise",
-        parse=values.switch,
+    metadata: bool = _switch(
+        True, "write the parameters into image files, unless a task decides otherwise"
     )
-    mark_generated: bool = _option(
+    mark_generated: bool = _switch(
         True,
         "mark image files as made by a trained model: IPTC DigitalSourceType "
         "trainedAlgorithmicMedia, in XMP",
-        parse=values.switch,
     )
     callback_hosts: tuple[str, ...] = _option(
         (),
@@ -309,18 +310,14 @@ class Settings:
         parse=values.webhook_secret,
         metavar="KEY",
     )
-    previews: bool = _option(
-        True, "let clients see previews of running tasks, made on request", parse=values.switch
-    )
+    previews: bool = _switch(True, "let clients see previews of running tasks, made on request")
     drain_s: int = _option(
         0,
         "seconds that the running task gets to finish when the server stops; if it needs more, it "
         "stops at its next step and runs again after the next start",
         parse=values.whole_number(0, 24 * 3600),
     )
-    keep_awake: bool = _option(
-        True, "keep a Mac awake while tasks wait or run (macOS only)", parse=values.switch
-    )
+    keep_awake: bool = _switch(True, "keep a Mac awake while tasks wait or run (macOS only)")
     cache_limit: int | None = _option(
         None,
         "most bytes of freed memory that MLX keeps for reuse (default: MLX's own limit)",
@@ -335,9 +332,7 @@ class Settings:
         parse=values.bytes_or_off,
         metavar="BYTES|off",
     )
-    memory_check: bool = _option(
-        True, "refuse pictures that would not fit into memory", parse=values.switch
-    )
+    memory_check: bool = _switch(True, "refuse pictures that would not fit into memory")
     memory_limit: int | None = _option(
         None,
         "bytes that the server may use in all (default: nine tenths of the machine's; on a Mac "
@@ -356,9 +351,9 @@ class Settings:
         "compute layers in this precision (default: the model's)",
         choices=values.COMPUTE_PRECISIONS,
     )
-    small_text_encoder: bool = _option(False, "load a smaller text encoder", parse=values.switch)
-    small_decoder: bool = _option(False, "load a smaller decoder", parse=values.switch)
-    low_ram: bool = _option(False, "free Ming-Image's text encoder after use", parse=values.switch)
+    small_text_encoder: bool = _switch(False, "load a smaller text encoder")
+    small_decoder: bool = _switch(False, "load a smaller decoder")
+    low_ram: bool = _switch(False, "free Ming-Image's text encoder after use")
     broker: str = _option(
         "",
         "Redis or Valkey that carries tasks to workers on other machines (docs/cluster.md): "
@@ -367,9 +362,7 @@ class Settings:
         parse=values.broker_url,
         metavar="URL",
     )
-    local_worker: bool = _option(
-        True, "draw on this machine, too; off: only other machines draw", parse=values.switch
-    )
+    local_worker: bool = _switch(True, "draw on this machine, too; off: only other machines draw")
     worker_name: str = _option(
         "", "name of a worker in lists and forecasts (default: that of the machine)", metavar="NAME"
     )

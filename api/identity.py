@@ -162,6 +162,10 @@ class Identity:
             raise errors.Unauthorized
         return found
 
+    def named(self, name: str) -> Client | None:
+        """The client of this name in the file of --keys."""
+        return self._keys.named(name) if self._keys else None
+
     def has_revoked(self, client: Client) -> bool:
         """Whether this client of an earlier request has lost its key, or its rights as operator."""
         if self._keys is None or not client.key_hash:

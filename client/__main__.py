@@ -2,12 +2,14 @@
 
 import sys
 
-try:
-    from client.command import main
-except ModuleNotFoundError as missing:
-    if missing.name != "requests":
-        raise
-    sys.exit("The client needs requests: pip install requests (and tqdm, for the progress bar).")
+from client.command import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except ModuleNotFoundError as missing:
+        if missing.name != "requests":
+            raise
+        sys.exit(
+            "The client needs requests: pip install requests (and tqdm, for the progress bar)."
+        )

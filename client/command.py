@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .mflux_client import Client, MfluxError, Task, Unreachable
+from .mflux_client import Client, MfluxError, Status, Task, Unreachable
 from .options import FIELDS, FIRST_PATIENCE_S, parser
 from .output import FORMATS, BadUsage, Output, check_output
 from .terminal import duration, in_words
@@ -82,20 +82,57 @@ def _run(options: argparse.Namespace) -> int:
         check_output(options)
         if options.task:
             return _wait_and_save(options, client, options.task)
-        try:
-            task = _submit(options, client)
-        except KeyboardInterrupt:
-            raise Left("interrupted while submitting; --queue shows what was accepted") from None
-        return _wait_and_save(options, client, task.task_id)
+        return _estimate(options, client) if options.estimate else _draw(options, client)
 
 
-def _submit(options: argparse.Namespace, client: Client) -> Task:
+def _draw(options: argparse.Namespace, client: Client) -> int:
+    """Submit the task, or one for each of --seeds, then wait for one after the other."""
+    try:
+        seeds = options.seeds or [options.seed]
+        tasks = [_submit(_with_seed(options, seed), client) for seed in seeds]
+    except KeyboardInterrupt:
+        raise Left("interrupted while submitting; --queue shows what was accepted") from None
+    code = OK
+    for number, task in enumerate(tasks):
+        ended = _wait_and_save(_with_seed(options, seeds[number]), client, task.task_id)
+        code = code or ended
+        if ended == INTERRUPTED:
+            for later in tasks[number + 1 :]:
+                client.cancel(later.task_id)
+            break
+    return code
+
+
+def _with_seed(options: argparse.Namespace, seed: int | None) -> argparse.Namespace:
+    """The options of one of several tasks: its seed is a part of the name of its file."""
+    changed = argparse.Namespace(**{**vars(options), "seed": seed})
+    if len(options.seeds or ()) > 1 and options.output:
+        path = Path(options.output)
+        changed.output = str(path.with_name(f"{path.stem}-{seed}{path.suffix}"))
+    return changed
+
+
+def _estimate(options: argparse.Namespace, client: Client) -> int:
+    estimate = client.estimate(options.prompt, **_fields(options))
+    if options.json:
+        print(_as_json(estimate.raw))
+    else:
+        likely, safe = duration(estimate.expected_time_seconds), duration(estimate.wait_p90_s)
+        print(f"about {likely}, in 9 of 10 cases at most {safe}")
+    return OK
+
+
+def _fields(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of the request."""
     fields = {name: getattr(options, name) for name in FIELDS if getattr(options, name) is not None}
     if options.output and (kind := FORMATS.get(Path(options.output).suffix.lower())):
         fields["format"] = kind
-    fields |= dict(options.field or ())
+    return fields | dict(options.field or ())
+
+
+def _submit(options: argparse.Namespace, client: Client) -> Task:
     try:
-        task = client.submit(options.prompt, **fields)
+        task = client.submit(options.prompt, **_fields(options))
     except OSError as error:  # of a picture's file
         raise BadUsage(f"cannot read {error.filename}: {error.strerror}") from error
     for name in task.ignored_fields:
@@ -122,12 +159,23 @@ def _wait_and_save(options: argparse.Namespace, client: Client, task_id: str) ->
     if options.json:
         print(_as_json(status.raw))
     if status.status == "done":
+        if not options.json:
+            print(f"mflux: {_summary(status)}", file=sys.stderr)
         return OK
     why = (status.error or {}).get("message", "")
     interrupted = status.status == "cancelled" and watched.interrupted
     ending = "was cancelled" if status.status == "cancelled" else status.status
     code = INTERRUPTED if interrupted else FAILED
     return _complain(f"task {task_id} {ending}. {why}".rstrip(), code)
+
+
+def _summary(status: Status) -> str:
+    """How to draw it again, and how long it took: "seed 42, 12.5 s"."""
+    seed, images = int(status.params.get("seed", 0)), status.params.get("count", 1)
+    seeds = f"seed {seed}" if images == 1 else f"seeds {seed} to {seed + images - 1}"
+    if status.started_at is None or status.ended_at is None:
+        return seeds
+    return f"{seeds}, {status.ended_at - status.started_at:.1f} s"
 
 
 def _later(options: argparse.Namespace, task_id: str) -> str:

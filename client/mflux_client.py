@@ -6,6 +6,10 @@
     if status.status == "done":
         client.image(task.task_id).save("lighthouse.jpg")
 
+AsyncClient has the same calls for asyncio, with httpx in place of requests. As a command:
+
+    python3 mflux_client.py "a lighthouse" steps=4 -o lighthouse.jpg
+
 Guarantees:
 
 - It never submits twice. Each submit has a key of its own (Idempotency-Key), under which the server
@@ -21,27 +25,41 @@ this version does not know included.
 
 from __future__ import annotations
 
+import argparse
+import asyncio
 import base64
 import json
 import os
 import random
+import sys
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from dataclasses import dataclass, field, fields
 from email.utils import parsedate_to_datetime
+from functools import wraps
 from io import BytesIO
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, TypedDict, TypeVar, Union, cast
-
-import requests
+from typing import TYPE_CHECKING, Any, Callable, Protocol, TypedDict, TypeVar, Union, cast
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
-    from typing_extensions import Unpack
+    from typing_extensions import Concatenate, ParamSpec, Unpack
+
+    _P = ParamSpec("_P")
 
 __all__ = [
+    "AsyncClient",
     "Client",
     "Estimate",
     "Event",
@@ -61,6 +79,7 @@ __all__ = [
     "Unreachable",
 ]
 
+_T = TypeVar("_T")
 DEFAULT_URL = "http://localhost:4030"
 CONNECT_S = 10.0
 LONG_POLL_S = 30
@@ -389,29 +408,22 @@ class Event:
         return self.data.get("task_id")
 
 
-# -- the client ---------------------------------------------------------------------------------
+# -- the calls ----------------------------------------------------------------------------------
 
 
-class Client:
-    """A client of one server. Not thread-safe.
-
-    Args:
-        url: of the server; absent: MFLUX_SERVER_URL, or http://localhost:4030.
-        key: sent as `Authorization: Bearer KEY`.
-        timeout_s: seconds for which one answer may be silent.
-        retry_s: seconds for which a call that failed is tried again; 0: not at all.
-        on_retry: called with the failure and the seconds until the next try.
-    """
+class _Calls:
+    """All calls, written once. AsyncClient awaits them. Client runs them to their end at once: its
+    transport waits inside of a call, so that there is nothing to be awaited."""
 
     def __init__(
         self,
-        url: str | None = None,
+        transport: _Transport,
+        sleep: Callable[[float], Awaitable[object]],
+        url: str | None,
         *,
-        key: str | None = None,
         timeout_s: float = 60.0,
         retry_s: float = 60.0,
         on_retry: Callable[[MfluxError, float], object] | None = None,
-        sleep: Callable[[float], object] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         url = (url or os.environ.get("MFLUX_SERVER_URL") or DEFAULT_URL).strip().rstrip("/")
@@ -421,19 +433,9 @@ class Client:
         self._on_retry = on_retry
         self._sleep = sleep
         self._clock = clock
-        self._session = requests.Session()
-        self._session.auth = _Bearer(key)
+        self._transport = transport
 
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._session.close()
-
-    def submit(
+    async def submit(
         self,
         prompt: str | list[str] | None = None,
         *,
@@ -453,15 +455,17 @@ class Client:
         given: dict[str, Any] = {"prompt": prompt, **fields}
         key = idempotency_key or given.pop("client_task_id", None) or uuid.uuid4().hex
         headers = {"Idempotency-Key": key}
-        answer = self._json("POST", "/generate", headers=headers, **_body(given))
+        answer = await self._json("POST", "/generate", headers=headers, **_body(given))
         return _built(Task, {**answer, "idempotency_key": key})
 
-    def estimate(self, prompt: str | list[str] | None = None, **fields: Unpack[Fields]) -> Estimate:
+    async def estimate(
+        self, prompt: str | list[str] | None = None, **fields: Unpack[Fields]
+    ) -> Estimate:
         """Returns the forecast that `submit` would get, without submitting."""
         given: dict[str, Any] = {"prompt": prompt, **fields}
-        return _built(Estimate, self._json("POST", "/estimate", **_body(given)))
+        return _built(Estimate, await self._json("POST", "/estimate", **_body(given)))
 
-    def status(
+    async def status(
         self, task_id: str, *, wait_s: int | None = None, since: int | None = None
     ) -> Status:
         """Returns the status of a task.
@@ -477,9 +481,9 @@ class Client:
         if since is not None:
             query["since"] = since
         read_s = self.timeout_s + (wait_s or 0)
-        return _built(Status, self._json("GET", "/status", params=query, read_s=read_s))
+        return _built(Status, await self._json("GET", "/status", params=query, read_s=read_s))
 
-    def wait(
+    async def wait(
         self,
         task_id: str,
         *,
@@ -501,7 +505,7 @@ class Client:
         def left(seconds: float) -> float:
             return seconds if ends_at is None else min(seconds, ends_at - self._clock())
 
-        status = self.status(task_id)
+        status = await self.status(task_id)
         while True:
             if on_status:
                 on_status(status)
@@ -512,55 +516,56 @@ class Client:
             version, poll_after_s = status.version, status.poll_after_s or 1
             if version is not None:
                 asked_at, wait_s = self._clock(), max(int(left(LONG_POLL_S)), 0)
-                status = self.status(task_id, wait_s=wait_s, since=version)
+                status = await self.status(task_id, wait_s=wait_s, since=version)
                 waited_s = self._clock() - asked_at
                 if status.ended or status.version != version or waited_s * 2 > wait_s > 0:
                     continue
                 # The server answered at once: too many requests wait there.
-            self._sleep(max(left(poll_after_s), 0))
-            status = self.status(task_id)
+            await self._sleep(max(left(poll_after_s), 0))
+            status = await self.status(task_id)
 
-    def _next_status(self, status: Status) -> Status:
+    async def _next_status(self, status: Status) -> Status:
         """The status once it has changed, or after a while."""
         if status.version is None:  # the server cannot wait for changes
-            self._sleep(status.poll_after_s or 1)
-            return self.status(status.task_id)
+            await self._sleep(status.poll_after_s or 1)
+            return await self.status(status.task_id)
         asked_at = self._clock()
-        later = self.status(status.task_id, wait_s=LONG_POLL_S, since=status.version)
+        later = await self.status(status.task_id, wait_s=LONG_POLL_S, since=status.version)
         if later.version == status.version and self._clock() - asked_at < LONG_POLL_S / 2:
-            self._sleep(1)  # the server answered at once: too many requests wait there
+            await self._sleep(1)  # the server answered at once: too many requests wait there
         return later
 
-    def image(self, task_id: str, index: int = 0) -> Image:
+    async def image(self, task_id: str, index: int = 0) -> Image:
         """Waits for one picture and returns it. It stays on the server (see above)."""
         query = {"task_id": task_id, "index": index, "delete": "false"}
-        answer = self._call("GET", "/image", params=query)
+        answer = await self._call("GET", "/image", params=query)
         content_type = answer.headers.get("Content-Type", "")
         if not content_type.startswith("image/"):
             raise _not_mflux(f"{self.url} answers /image, but not with an image.")
         return Image(answer.content, content_type, task_id, index)
 
-    def images(self, task_id: str) -> list[Image]:
+    async def images(self, task_id: str) -> list[Image]:
         """Fetches all stored pictures of a task, one by one."""
-        return [self.image(task_id, index) for index in range(self.status(task_id).images_done)]
+        stored = (await self.status(task_id)).images_done
+        return [await self.image(task_id, index) for index in range(stored)]
 
-    def images_as_stored(self, task_id: str) -> Iterator[Image]:
+    async def images_as_stored(self, task_id: str) -> AsyncIterator[Image]:
         """The pictures of a task, each as soon as it is stored, until the task has ended.
 
         A task that is cancelled or fails gives those that were stored before; `status` says which.
         """
         index = 0
         while True:
-            status = self.status(task_id)
+            status = await self.status(task_id)
             while index >= status.images_done and not status.ended:
-                status = self._next_status(status)
+                status = await self._next_status(status)
             while index < status.images_done:
-                yield self.image(task_id, index)
+                yield await self.image(task_id, index)
                 index += 1
             if status.ended:
                 return
 
-    def preview(self, task_id: str) -> bytes | None:
+    async def preview(self, task_id: str) -> bytes | None:
         """A small JPEG of the picture so far of a running task; None while there is none.
 
         Asking has the server make them, with the next step and for some seconds. Of a finished
@@ -569,32 +574,34 @@ class Client:
         Raises:
             MfluxError: `not_ready` while the task waits.
         """
-        return self._call("GET", "/preview", params={"task_id": task_id}).content or None
+        return (await self._call("GET", "/preview", params={"task_id": task_id})).content or None
 
-    def archive(self, task_id: str) -> bytes:
+    async def archive(self, task_id: str) -> bytes:
         """Returns all pictures of an ended task as a zip file."""
         query = {"task_id": task_id, "all": "true", "delete": "false"}
-        return self._call("GET", "/image", params=query).content
+        return (await self._call("GET", "/image", params=query)).content
 
-    def keep(self, task_id: str) -> int:
+    async def keep(self, task_id: str) -> int:
         """Pin the pictures of an ended task, so that they do not expire. Returns how many pictures
         the server keeps for this client.
 
         Raises:
             MfluxError: `keep_limit` when the operator allows no more.
         """
-        return int(self._json("POST", "/keep", params={"task_id": task_id})["kept_pictures"])
+        answer = await self._json("POST", "/keep", params={"task_id": task_id})
+        return int(answer["kept_pictures"])
 
-    def release(self, task_id: str) -> int:
+    async def release(self, task_id: str) -> int:
         """Let the pictures of a task expire again, from now. Returns how many are still kept."""
-        return int(self._json("DELETE", "/keep", params={"task_id": task_id})["kept_pictures"])
+        answer = await self._json("DELETE", "/keep", params={"task_id": task_id})
+        return int(answer["kept_pictures"])
 
-    def zip(self, *task_ids: str) -> bytes:
+    async def zip(self, *task_ids: str) -> bytes:
         """Returns the stored pictures of these tasks as one zip file; "ID:INDEX" is a single
         one."""
-        return self._call("GET", "/zip", params={"task_id": list(task_ids)}).content
+        return (await self._call("GET", "/zip", params={"task_id": list(task_ids)})).content
 
-    def cancel(self, task_id: str, *, after_current: bool = False) -> str:
+    async def cancel(self, task_id: str, *, after_current: bool = False) -> str:
         """Take a waiting task out of the queue, stop a running one, remove an ended one with its
         pictures. The pictures that a cancelled task has stored can be fetched.
 
@@ -607,13 +614,13 @@ class Client:
         """
         if after_current:  # safe to repeat: it removes nothing
             query = {"task_id": task_id, "after_current": "true"}
-            return str(self._json("DELETE", "/delete", params=query).get("was"))
-        was = self.status(task_id).status
+            return str((await self._json("DELETE", "/delete", params=query)).get("was"))
+        was = (await self.status(task_id)).status
 
-        def look() -> None:
+        async def look() -> None:
             """Checks whether the last try worked, because another one would remove the record."""
             try:
-                status = self.status(task_id).status
+                status = (await self.status(task_id)).status
             except MfluxError as error:
                 if error.http_status != 410:
                     raise
@@ -622,26 +629,32 @@ class Client:
                 raise _ItWorked
 
         try:
-            answer = self._json("DELETE", "/delete", params={"task_id": task_id}, before_retry=look)
+            answer = await self._json(
+                "DELETE", "/delete", params={"task_id": task_id}, before_retry=look
+            )
         except _ItWorked:
             return was
         return str(answer.get("was", was))
 
-    def queue(self, limit: int = 100, offset: int = 0, tag: str | None = None) -> Queue:
+    async def queue(self, limit: int = 100, offset: int = 0, tag: str | None = None) -> Queue:
         """The tasks that are not finished; with `tag`, those that have it among their tags."""
-        query: dict[str, Any] = {"limit": limit, "offset": offset, "tag": tag}
-        answer = self._json("GET", "/queue", params=query)
+        query: dict[str, Any] = {"limit": limit, "offset": offset}
+        if tag is not None:
+            query["tag"] = tag
+        answer = await self._json("GET", "/queue", params=query)
         tasks = [_built(QueuedTask, task) for task in _list(answer, "tasks")]
         return _built(Queue, {**answer, "tasks": tasks}, answer)
 
-    def models(self) -> Models:
+    async def models(self) -> Models:
         """Returns all models of mflux; those that tasks may name (`allowed`) come first."""
-        answer = self._json("GET", "/models")
+        answer = await self._json("GET", "/models")
         models = [_built(Model, model) for model in _list(answer, "models")]
         loras = [str(lora.get("name")) for lora in _list(answer, "loras")]
         return _built(Models, {**answer, "models": models, "loras": loras}, answer)
 
-    def events(self, *task_ids: str, last_event_id: int | None = None) -> Iterator[Event]:
+    async def events(
+        self, *task_ids: str, last_event_id: int | None = None
+    ) -> AsyncIterator[Event]:
         """Yields events, across broken connections and restarts of the server.
 
         Of some tasks: first each as it stands, then what happens until all of them have ended. Of
@@ -653,46 +666,46 @@ class Client:
         open_tasks = dict.fromkeys(task_ids)
         while True:
             stream = _EventStream(last_event_id)
-            with closing(self._listen(open_tasks, last_event_id)) as answer:
-                if answer.status_code == 204:  # there is nothing to come
+            answer = await self._listen(open_tasks, last_event_id)
+            try:
+                if answer.status == 204:  # there is nothing to come
                     return
-                for event in stream.read(answer):
-                    if event.kind in LAST_KINDS:
-                        open_tasks.pop(event.task_id or "", None)
-                    yield event
-                    if task_ids and not open_tasks:
-                        return
+                async for chunk in answer.chunks:
+                    for event in stream.read(chunk):
+                        if event.kind in LAST_KINDS:
+                            open_tasks.pop(event.task_id or "", None)
+                        yield event
+                        if task_ids and not open_tasks:
+                            return
+            finally:
+                await answer.close()
             last_event_id = stream.last_id
-            self._sleep(stream.retry_s)
+            await self._sleep(stream.retry_s)
 
-    def _listen(self, task_ids: Iterable[str], last_event_id: int | None) -> requests.Response:
+    async def _listen(self, task_ids: Iterable[str], last_event_id: int | None) -> _Answer:
         headers = {"Accept": "text/event-stream"}
         if last_event_id is not None:
             headers["Last-Event-ID"] = str(last_event_id)
         query = [("task_id", task_id) for task_id in task_ids]
-        return self._call(
+        return await self._call(
             "GET", "/events", params=query, headers=headers, read_s=SILENCE_S, stream=True
         )
 
-    def _json(self, method: str, path: str, **request: Any) -> dict[str, Any]:
-        try:
-            body = self._call(method, path, **request).json()
-        except ValueError:
-            body = None
+    async def _json(self, method: str, path: str, **request: Any) -> dict[str, Any]:
+        body = (await self._call(method, path, **request)).json()
         if not isinstance(body, dict):
             raise _not_mflux(f"{self.url} answers {path}, but not as mflux-server does.")
         return body
 
-    def _call(
+    async def _call(
         self,
         method: str,
         path: str,
         *,
-        headers: Mapping[str, str] | None = None,
         read_s: float | None = None,
-        before_retry: Callable[[], None] | None = None,
+        before_retry: Callable[[], Awaitable[None]] | None = None,
         **request: Any,
-    ) -> requests.Response:
+    ) -> _Answer:
         """The answer, once it is 200 or 204.
 
         Args:
@@ -703,26 +716,20 @@ class Client:
         pause_s = FIRST_PAUSE_S
         while True:
             try:
-                answer = self._session.request(
-                    method,
-                    self.url + path,
-                    headers=headers,
-                    timeout=(CONNECT_S, read_s or self.timeout_s),
-                    allow_redirects=False,  # they would make a GET of a POST
-                    **request,
+                answer = await self._transport.ask(
+                    method, self.url + path, read_s or self.timeout_s, **request
                 )
-                if answer.status_code in (200, 204):
+                if answer.status in (200, 204):
                     return answer
                 failure = _refusal(answer)
-                if answer.status_code not in RETRIED:
+                if answer.status not in RETRIED:
                     raise failure
-            except (requests.ConnectionError, requests.Timeout, *_BROKEN) as error:
-                failure = Unreachable(
-                    "unreachable", f"No answer from {self.url}: {_reason_of(error)}."
-                )
-                if isinstance(error, requests.exceptions.SSLError):
-                    raise failure from error
-            except (requests.RequestException, ValueError) as error:
+            except _NoAnswer as error:
+                why = f"No answer from {self.url}: {_reason_of(error.cause)}."
+                failure = Unreachable("unreachable", why)
+                if error.is_final:
+                    raise failure from error.cause
+            except (_CannotAsk, ValueError) as error:
                 raise MfluxError("cannot_ask", f"{self.url} cannot be asked: {error}") from error
             now = self._clock()
             give_up_at = now + self.retry_s if give_up_at is None else give_up_at
@@ -734,30 +741,284 @@ class Client:
                 raise failure
             if self._on_retry:
                 self._on_retry(failure, this_pause_s)
-            self._sleep(this_pause_s)
+            await self._sleep(this_pause_s)
             pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
             if before_retry:
-                before_retry()
+                await before_retry()
 
 
-_BROKEN = (requests.exceptions.ChunkedEncodingError, requests.exceptions.ContentDecodingError)
-"""The answer has begun."""
+class AsyncClient(_Calls):
+    """A client of one server, for asyncio; it needs httpx. The calls and arguments of Client, but
+    to be awaited, or to be iterated with `async for`. Callbacks are plain functions."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        key: str | None = None,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+        **options: Unpack[_Options],
+    ) -> None:
+        super().__init__(_Httpx(key), sleep, url, **options)
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._transport.close()
+
+
+def _now(
+    call: Callable[Concatenate[_Calls, _P], Coroutine[Any, Any, _T]],
+) -> Callable[Concatenate[Client, _P], _T]:
+    """A call of AsyncClient as one of Client."""
+
+    @wraps(call)
+    def at_once(client: Client, /, *args: _P.args, **named: _P.kwargs) -> _T:
+        return _result(call(client._calls, *args, **named))
+
+    return at_once
+
+
+def _one_by_one(
+    call: Callable[Concatenate[_Calls, _P], AsyncIterator[_T]],
+) -> Callable[Concatenate[Client, _P], Iterator[_T]]:
+    """The same for a call that yields."""
+
+    @wraps(call)
+    def iterate(client: Client, /, *args: _P.args, **named: _P.kwargs) -> Iterator[_T]:
+        found = cast("AsyncGenerator[_T, None]", call(client._calls, *args, **named))
+        try:
+            while True:
+                try:
+                    yield _result(found.__anext__())
+                except StopAsyncIteration:
+                    return
+        finally:
+            _result(found.aclose())
+
+    return iterate
+
+
+def _result(awaitable: Awaitable[_T]) -> _T:
+    """What a coroutine returns that awaits nothing from outside."""
+    try:
+        awaitable.__await__().send(None)
+    except StopIteration as ended:
+        return cast("_T", ended.value)
+    raise RuntimeError("a call of Client waits for an event loop")
+
+
+class Client:
+    """A client of one server. Not thread-safe.
+
+    Args:
+        url: of the server; absent: MFLUX_SERVER_URL, or http://localhost:4030.
+        key: sent as `Authorization: Bearer KEY`.
+        options: timeout_s, seconds for which one answer may be silent (60); retry_s, seconds for
+            which a call that failed is tried again (60; 0: not at all); on_retry, called with the
+            failure and the seconds until the next try.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        key: str | None = None,
+        sleep: Callable[[float], object] = time.sleep,
+        **options: Unpack[_Options],
+    ) -> None:
+        async def pause(seconds: float) -> None:
+            sleep(seconds)
+
+        self._calls = _Calls(_Requests(key), pause, url, **options)
+        self.url = self._calls.url
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        _result(self._calls._transport.close())
+
+    submit = _now(_Calls.submit)
+    estimate = _now(_Calls.estimate)
+    status = _now(_Calls.status)
+    wait = _now(_Calls.wait)
+    image = _now(_Calls.image)
+    images = _now(_Calls.images)
+    images_as_stored = _one_by_one(_Calls.images_as_stored)
+    preview = _now(_Calls.preview)
+    archive = _now(_Calls.archive)
+    keep = _now(_Calls.keep)
+    release = _now(_Calls.release)
+    zip = _now(_Calls.zip)
+    cancel = _now(_Calls.cancel)
+    queue = _now(_Calls.queue)
+    models = _now(_Calls.models)
+    events = _one_by_one(_Calls.events)
+
+
+# -- transports ---------------------------------------------------------------------------------
+
+
+class _Options(TypedDict, total=False):
+    timeout_s: float
+    retry_s: float
+    on_retry: Callable[[MfluxError, float], object] | None
+    clock: Callable[[], float]
 
 
 class _ItWorked(Exception):
     """The try whose answer was lost has worked."""
 
 
-class _Bearer(requests.auth.AuthBase):
-    """Set also without a key, because requests else sends what ~/.netrc holds."""
+class _NoAnswer(Exception):
+    """The connection failed or broke; is_final: it would again."""
 
+    def __init__(self, cause: BaseException, *, is_final: bool = False) -> None:
+        super().__init__(str(cause))
+        self.cause, self.is_final = cause, is_final
+
+
+class _CannotAsk(Exception):
+    """The request cannot be sent."""
+
+
+@dataclass
+class _Answer:
+    """Of the server, or of a proxy before it."""
+
+    status: int
+    reason: str
+    url: str
+    headers: Mapping[str, str]
+    content: bytes
+    """Empty if `chunks` are read instead."""
+    chunks: AsyncIterator[bytes]
+    close: Callable[[], Awaitable[None]]
+
+    def json(self) -> Any:
+        """None if it is no JSON."""
+        try:
+            return json.loads(self.content)
+        except ValueError:
+            return None
+
+
+class _Transport(Protocol):
+    async def ask(
+        self, method: str, url: str, read_s: float, *, stream: bool = False, **request: Any
+    ) -> _Answer:
+        """
+        Args:
+            read_s: seconds for which the answer may be silent.
+            stream: leave the body to `chunks`.
+            request: headers, params, json, data and files, as requests and httpx have them.
+
+        Raises:
+            _NoAnswer, _CannotAsk, ValueError.
+        """
+
+    async def close(self) -> None: ...
+
+
+class _Requests:
     def __init__(self, key: str | None) -> None:
-        self.key = key
+        import requests
 
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        if self.key:
-            request.headers["Authorization"] = f"Bearer {self.key}"
-        return request
+        self._library, self._session = requests, requests.Session()
+
+        def bearer(request: requests.PreparedRequest) -> requests.PreparedRequest:
+            if key:
+                request.headers["Authorization"] = f"Bearer {key}"
+            return request
+
+        self._session.auth = bearer  # also without a key: requests else sends what ~/.netrc holds
+
+    async def ask(
+        self, method: str, url: str, read_s: float, *, stream: bool = False, **request: Any
+    ) -> _Answer:
+        library = self._library.exceptions
+        try:
+            answer = self._session.request(
+                method,
+                url,
+                timeout=(CONNECT_S, read_s),
+                allow_redirects=False,  # they would make a GET of a POST
+                stream=stream,
+                **request,
+            )
+            content = b"" if stream and answer.ok else answer.content
+        except (
+            library.ConnectionError,
+            library.Timeout,
+            library.ChunkedEncodingError,  # the answer has begun
+            library.ContentDecodingError,
+        ) as error:
+            raise _NoAnswer(error, is_final=isinstance(error, library.SSLError)) from error
+        except library.RequestException as error:
+            raise _CannotAsk(str(error)) from error
+
+        async def chunks() -> AsyncIterator[bytes]:
+            try:
+                for chunk in answer.iter_content(1):  # more would wait for more
+                    yield chunk
+            except library.RequestException:
+                return
+
+        async def close() -> None:
+            answer.close()
+
+        reason, headers = answer.reason, answer.headers
+        return _Answer(answer.status_code, reason, answer.url, headers, content, chunks(), close)
+
+    async def close(self) -> None:
+        self._session.close()
+
+
+class _Httpx:
+    def __init__(self, key: str | None) -> None:
+        import httpx
+
+        self._library = httpx
+        self._client = httpx.AsyncClient(headers={"Authorization": f"Bearer {key}"} if key else {})
+
+    async def ask(
+        self, method: str, url: str, read_s: float, *, stream: bool = False, **request: Any
+    ) -> _Answer:
+        library, timeout = self._library, self._library.Timeout(read_s, connect=CONNECT_S)
+        urlsplit(url)  # httpx looks up names that cannot be
+        try:
+            ready = self._client.build_request(method, url, timeout=timeout, **request)
+            answer = await self._client.send(ready, stream=True)
+            content = b"" if stream and answer.is_success else await answer.aread()
+        except library.UnsupportedProtocol as error:
+            raise _CannotAsk(str(error)) from error
+        except (library.TransportError, library.DecodingError) as error:
+            raise _NoAnswer(error, is_final="SSL" in str(error)) from error
+        except (library.HTTPError, library.InvalidURL) as error:
+            raise _CannotAsk(str(error)) from error
+
+        async def chunks() -> AsyncIterator[bytes]:
+            try:
+                async for chunk in answer.aiter_bytes():
+                    yield chunk
+            except library.HTTPError:
+                return
+
+        reason, headers = answer.reason_phrase, answer.headers
+        return _Answer(
+            answer.status_code, reason, str(answer.url), headers, content, chunks(), answer.aclose
+        )
+
+    async def close(self) -> None:
+        await self._client.aclose()
 
 
 class _EventStream:
@@ -767,26 +1028,23 @@ class _EventStream:
         self.last_id = last_id
         self.retry_s = 2.0
         """Seconds after which to connect again."""
+        self._line = bytearray()
         self._kind = ""
         self._data: list[str] = []
         self._id: int | None = None
 
-    def read(self, answer: requests.Response) -> Iterator[Event]:
-        """The events until the connection ends."""
-        line = bytearray()
-        try:
-            for byte in answer.iter_content(1):
-                if byte != b"\n":
-                    line += byte
-                    continue
-                text = line.decode("utf-8", "replace").rstrip("\r")
-                line.clear()
-                if text:
-                    self._take(text)
-                elif event := self._dispatch():
-                    yield event
-        except requests.RequestException:
-            return  # the caller connects again
+    def read(self, chunk: bytes) -> Iterator[Event]:
+        """The events that end with these bytes of the stream."""
+        for byte in chunk:
+            if byte != 0x0A:
+                self._line.append(byte)
+                continue
+            text = self._line.decode("utf-8", "replace").rstrip("\r")
+            self._line.clear()
+            if text:
+                self._take(text)
+            elif event := self._dispatch():
+                yield event
 
     def _take(self, line: str) -> None:
         name, _, value = line.partition(":")
@@ -820,7 +1078,6 @@ class _EventStream:
 
 PICTURES = ("init_image", "mask", "control_image")
 PICTURE_LISTS = ("images", "control_images")
-_T = TypeVar("_T")
 
 
 def _body(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -849,12 +1106,15 @@ def _body(given: Mapping[str, Any]) -> dict[str, Any]:
     return {"json": texts}
 
 
-def _form(texts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [
-        (name, one if isinstance(one, str) else json.dumps(one))
+def _form(texts: Mapping[str, Any]) -> dict[str, list[str]]:
+    return {
+        name: [one if isinstance(one, str) else json.dumps(one) for one in _listed(value)]
         for name, value in texts.items()
-        for one in (value if isinstance(value, (list, tuple)) else [value])
-    ]
+    }
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _file(picture: Any) -> Any:
@@ -901,13 +1161,13 @@ def _not_mflux(message: str) -> MfluxError:
     return MfluxError("not_mflux", message)
 
 
-def _refusal(answer: requests.Response) -> MfluxError:
+def _refusal(answer: _Answer) -> MfluxError:
     """Returns the error of an answer other than 200, from the server or a proxy."""
-    status = answer.status_code
+    status = answer.status
     try:
         error = answer.json()["error"]
         code, message, at = str(error["code"]), str(error["message"]), error.get("field")
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError):
         code, message, at = (
             f"http_{status}",
             f"{answer.url} answers {status} {answer.reason}.",
@@ -939,14 +1199,80 @@ def _retry_after_s(headers: Mapping[str, str]) -> float | None:
 
 def _reason_of(error: BaseException) -> str:
     """Returns the message of the system, which requests wraps several times."""
-    if isinstance(error, requests.Timeout):
+    if "Timeout" in type(error).__name__:
         return "it takes too long"
     inner: Any = error
     for _ in range(10):
         if isinstance(inner, OSError) and inner.strerror:
-            return inner.strerror[:1].lower() + inner.strerror[1:]
+            number = inner.errno or 0  # asyncio puts the address into strerror
+            text = os.strerror(number) if number > 0 else inner.strerror
+            return text[:1].lower() + text[1:]
         wrapped = next((one for one in inner.args if isinstance(one, BaseException)), None)
         inner = getattr(inner, "reason", None) or wrapped or inner.__cause__ or inner.__context__
         if not isinstance(inner, BaseException):
             break
     return "the connection broke"
+
+
+# -- the command --------------------------------------------------------------------------------
+
+
+def free_name(path: Path) -> Path:
+    """This name, or with the first number that makes it a new one; an empty file has it now."""
+    for number in count():
+        name = path if number == 0 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+        try:
+            name.touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        return name
+    raise AssertionError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command of this one file; the folder client/ of the repository has one with more."""
+    parser = argparse.ArgumentParser(description="Draws a picture with an mflux-server.")
+    parser.add_argument("prompt", help="what the picture shows; - reads it from the input")
+    parser.add_argument(
+        "fields", nargs="*", metavar="NAME=VALUE", help="as in steps=4 or init_image=photo.jpg"
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="default: named by its id"
+    )
+    parser.add_argument("--url", help=f"of the server; else MFLUX_SERVER_URL, or {DEFAULT_URL}")
+    parser.add_argument("--key", default=os.environ.get("MFLUX_SERVER_KEY"), help="of this client")
+    options = parser.parse_intermixed_args(arguments)
+    fields: dict[str, Any] = {}
+    for text in options.fields:
+        name, equals, value = text.partition("=")
+        if not equals:
+            parser.error(f"{text!r} must be NAME=VALUE")
+        try:
+            fields[name] = json.loads(value)
+        except ValueError:
+            fields[name] = value
+    if options.output:
+        ending = options.output.suffix.lower().lstrip(".")
+        fields.setdefault("format", {"jpg": "JPEG"}.get(ending, ending.upper()))
+    try:
+        with Client(options.url, key=options.key) as client:
+            prompt = sys.stdin.read().strip() if options.prompt == "-" else options.prompt
+            task = client.submit(prompt, **fields)
+            print(f"task {task.task_id}: {task.expected_time_seconds:.0f} s", file=sys.stderr)
+            for image in client.images_as_stored(task.task_id):
+                name = options.output or Path(f"{image.task_id}.{image.extension}")
+                print(image.save(free_name(name)), flush=True)
+            status = client.status(task.task_id)
+    except (MfluxError, OSError, ModuleNotFoundError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    seconds = (status.ended_at or 0.0) - (status.created_at or 0.0)
+    why = (status.error or {}).get("message", "")
+    print(
+        f"{status.status}, seed {status.params.get('seed')}, {seconds:.1f} s {why}", file=sys.stderr
+    )
+    return 0 if status.status == "done" else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

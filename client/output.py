@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .mflux_client import free_name
 from .terminal import picture_escape, picture_protocol
 
 if TYPE_CHECKING:
@@ -34,10 +35,12 @@ def check_output(options: argparse.Namespace) -> None:
             raise BadUsage("-o - and --json both want stdout")
         if sys.stdout.isatty():
             raise BadUsage("stdout is a terminal: -o - is for pipes")
-        if (options.count or 1) > 1:
+        if (options.count or len(options.seeds or ()) or 1) > 1:
             raise BadUsage("several images do not fit into -o -: name a file")
         return
     path = Path(options.output)
+    if options.format and FORMATS.get(path.suffix.lower()) not in (options.format, None):
+        raise BadUsage(f"{path} is no name of a {options.format}: leave out --format")
     if not options.task and path.suffix.lower() not in FORMATS:
         raise BadUsage(f"{path}: the ending must be one of {', '.join(FORMATS)}")
     try:
@@ -79,7 +82,7 @@ class Output:
             sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()
         else:
-            path = _write(Path(name), data)
+            path = _write(Path(name), data, overwrite=options.overwrite)
             print(path, file=sys.stderr if options.json else sys.stdout, flush=True)
             if not self._all_at_once:
                 self._show(data)
@@ -115,13 +118,18 @@ def _stored(status: Status) -> int:
     return int(status.params.get("count", 1)) if status.status == "done" else status.images_done
 
 
-def _write(path: Path, data: bytes) -> Path:
-    """Writes a complete file or none."""
+def _write(path: Path, data: bytes, *, overwrite: bool) -> Path:
+    """Writes a complete file or none; under a name with a number if there is one already."""
     part = path.with_name(f".mflux-{os.getpid()}.part")
+    taken: Path | None = None
     try:
         part.write_bytes(data)
+        if not overwrite:
+            path = taken = free_name(path)
         part.replace(path)
     except OSError:
-        part.unlink(missing_ok=True)
+        for left in (part, taken):
+            if left:
+                left.unlink(missing_ok=True)
         raise
     return path

@@ -9,6 +9,7 @@ from typing import Any
 
 from errors import StoredOtherwise
 from generation.loading import UnsuitableWeights
+from models.hub_cache import login_command
 from models.mlx_setup import give_back_memory
 from models.model_catalog import LoadSpec, Model
 from task import GenerationParams
@@ -45,12 +46,12 @@ def explain(error: Exception, model: Model) -> str:
     ):
         return (
             f"The weights of {model.name} are only for those who log in: accept the licence at "
-            f"{page}, log in with 'hf auth login', and start again; or {otherwise}."
+            f"{page}, log in with '{login_command()}', and start again; or {otherwise}."
         )
     if isinstance(error, hub.RepositoryNotFoundError):
         return (
-            f"There is no repository {source}, or it is private: log in with 'hf auth login' "
-            f"if it is yours, or {otherwise}."
+            f"There is no repository {source}, or it is private: log in with "
+            f"'{login_command()}' if it is yours, or {otherwise}."
         )
     if isinstance(
         error, hub.LocalEntryNotFoundError | hub.HfHubHTTPError | httpx.HTTPError | OSError

@@ -6,6 +6,7 @@ model), `try_to_load_from_cache` needs the names of the files, and neither count
 running download. Names and places come from huggingface_hub, pinned revisions from mflux.
 """
 
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -42,6 +43,16 @@ def has_login() -> bool:
     from huggingface_hub import get_token
 
     return bool(get_token())
+
+
+def login_command() -> str:
+    """The command that logs in at Hugging Face: `hf` is beside this Python, and perhaps not on
+    PATH. Inside of the server's folder its path is relative to that."""
+    program, root = Path(sys.executable).with_name("hf"), Path(__file__).parent.parent
+    if not program.exists():
+        return "hf auth login"
+    shown = program.relative_to(root) if program.is_relative_to(root) else program
+    return f"{shown} auth login"
 
 
 def is_present(model: Model) -> bool:

@@ -35,9 +35,16 @@ class DownloadApi:
 
     def download_progress(self, spec: LoadSpec, bytes_done: int) -> bool:
         """This many bytes of the weights are on disk. Returns whether they are still wanted."""
+        total = spec.model.download_bytes
         with self._scheduler.lock:
+            before = self._downloads.current
+            tenths_before = before.bytes_done * 10 // total if before and total else 0
             self._downloads.progress(bytes_done)
-            return self._downloads.wants(spec.model)
+            wanted = self._downloads.wants(spec.model)
+        if total and bytes_done * 10 // total > tenths_before:
+            done, much = bytes_done / 1e9, total / 1e9
+            log.info("the weights of %s: %.1f of about %.1f GB", spec.model.name, done, much)
+        return wanted
 
     def download_interrupted(self) -> None:
         """The download has ended without a result."""
@@ -56,6 +63,7 @@ class DownloadApi:
                 scheduler.health.failed(Cause.DOWNLOAD, message)
                 scheduler.load_orders = [o for o in scheduler.load_orders if o.model.name != name]
                 self._downloads.fail(spec.model, message)
+                scheduler.wake_worker.notify_all()  # it may wait for the weights of the start
 
     def download_ended(self, spec: LoadSpec) -> None:
         """These weights are on this machine: the tasks that waited for them join the schedule."""

@@ -79,6 +79,19 @@ class WorkerApi:
         with suppress(StorageUnavailable), scheduler.health.noting_storage():
             scheduler.store.timings.keep_speed(flop_per_s, self.machine.name)
 
+    def fetch_first(self) -> None:
+        """Wait until the download thread has the weights that the server starts with, if they are
+        missing, or has given up: then loading them says why."""
+        scheduler, spec = self._scheduler, self.first_spec
+        if not scheduler.downloads.lacks(spec.model):
+            return
+        with scheduler.lock:
+            scheduler.downloads.order(spec)
+            scheduler.wake_downloads.notify_all()
+            scheduler.wake_worker.wait_for(
+                lambda: scheduler.stopping or not scheduler.downloads.wants(spec.model)
+            )
+
     def load_started(self, spec: LoadSpec) -> None:
         with self._scheduler.lock:
             self.machine.load_started(spec, self._scheduler.monotonic())

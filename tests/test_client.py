@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 
 import pytest
 import requests
+from awaited import Awaited
 from conftest import ROOT, ServerProcess, StartServer, clean_environment
 from far_ends import Asked, FakeTask, FarEnd, Time, proxy_of
 from PIL import Image as pillow
@@ -35,8 +36,15 @@ SMALL: dict[str, Any] = {"width": 64, "height": 64, "steps": 2}
 LONG: dict[str, Any] = {"width": 1024, "height": 1024, "steps": 60}
 
 
+@pytest.fixture(autouse=True, params=["requests", "httpx"])
+def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test is one of Client and one of AsyncClient."""
+    if request.param == "httpx":
+        monkeypatch.setattr(sys.modules[__name__], "Client", Awaited)
+
+
 @pytest.fixture
-def client(server: ServerProcess) -> Iterator[Client]:
+def client(transport: None, server: ServerProcess) -> Iterator[Client]:
     with Client(server.url) as client:
         yield client
 
@@ -552,7 +560,7 @@ def test_the_key_is_sent_and_nothing_else_is(
     assert sent == ["Bearer abc", None]
 
 
-def test_the_client_is_one_file_that_needs_requests_alone(tmp_path: Path) -> None:
+def test_the_client_is_one_file_that_imports_no_library_before_it_is_needed(tmp_path: Path) -> None:
     source = (ROOT / "client" / "mflux_client.py").read_text()
     (tmp_path / "mflux_client.py").write_text(source)
     code = "import sys, mflux_client; print(*sys.modules)"
@@ -565,4 +573,4 @@ def test_the_client_is_one_file_that_needs_requests_alone(tmp_path: Path) -> Non
         check=True,
     )
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
-    assert not loaded & {"PIL", "tqdm", "client", "flask", "pydantic"}
+    assert not loaded & {"PIL", "tqdm", "client", "flask", "pydantic", "httpx", "requests"}

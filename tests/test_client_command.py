@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, ServerProcess, clean_environment
+from conftest import GIVE_UP_S, ROOT, ServerProcess, clean_environment
 from far_ends import FakeTask, FarEnd, Terminal, command
 from PIL import Image as pillow
 
 from client.mflux_client import Client, Fields, MfluxError, Status
-from client.options import FIELDS
+from client.options import FIELDS, parser
 from client.terminal import Waiting, duration, in_words, ordinal, picture_escape, picture_protocol
 
 SMALL = ("--width", "64", "--height", "64", "--steps", "2")
@@ -128,6 +128,132 @@ def test_adapters_have_a_scale(tmp_path: Path, fake: tuple[FakeTask, str]) -> No
     }
 
 
+def test_the_options_of_mfluxs_own_commands_mean_the_same(
+    fake: tuple[FakeTask, str], tmp_path: Path
+) -> None:
+    task, url = fake
+    task.set(status="done")
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(png())
+
+    def fields(*options: str) -> dict[str, Any]:
+        done = command(*options, "--format", "png", "--url", url, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        found: dict[str, Any] = json.loads(task.submitted)
+        return found
+
+    options = ["--prompt", "x", "-m", "tiny", "-q", "8", "--lora-paths", "a/b", "c/d.safetensors"]
+    assert fields(*options, "--lora-scales", "0.5", "1") == {
+        "prompt": "x",
+        "model": "tiny",
+        "quantize": 8,
+        "loras": [{"name": "a/b", "scale": 0.5}, {"name": "d", "scale": 1.0}],
+        "format": "PNG",
+    }
+    assert fields("x", "--lora-paths", "a", "--controlnet-strength", "0.5")["loras"] == ["a"]
+    for ours, mfluxs in (
+        ("--init-image", "--image-path"),
+        ("--strength", "--image-strength"),
+        ("--mask", "--masked-image-path"),
+        ("--control-image", "--controlnet-image-path"),
+        ("--control-image", "--depth-image-path"),
+        ("--image", "--image-paths"),
+    ):
+        value = "0.5" if "strength" in ours else "a.png"
+        same = [parser().parse_args(["x", option, value]) for option in (ours, mfluxs)]
+        for options_of in same:
+            options_of.image_paths = None
+        assert same[0] == same[1]
+        assert same[0] != parser().parse_args(["x"])
+    several = parser().parse_args(["x", "--image-paths", "a.png", "b.png"])
+    assert several.images == ["a.png", "b.png"]
+
+
+def test_the_prompt_comes_from_a_file_or_from_stdin(
+    fake: tuple[FakeTask, str], tmp_path: Path
+) -> None:
+    task, url = fake
+    task.set(status="done")
+    (tmp_path / "prompt.txt").write_text("from a file\n")
+    for options, prompt in (
+        (["--prompt-file", "prompt.txt"], "from a file"),
+        (["-"], "from stdin"),
+        (["--prompt-file", "-"], "from stdin"),
+    ):
+        done = command(*options, "--url", url, cwd=tmp_path, input=b"from stdin\n")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(task.submitted)["prompt"] == prompt
+
+
+def test_an_estimate_submits_nothing(server: ServerProcess, tmp_path: Path) -> None:
+    done = command("x", "--estimate", *SMALL, environment=at(server.url), cwd=tmp_path)
+    assert re.fullmatch(rb"about \S+ \w+, in 9 of 10 cases at most \S+ \w+\n", done.stdout)
+    done = command("x", "--estimate", "--json", *SMALL, environment=at(server.url), cwd=tmp_path)
+    forecast = json.loads(done.stdout)
+    assert forecast["params"]["steps"] == 2
+    assert "task_id" not in forecast
+    assert list(tmp_path.iterdir()) == []
+    assert server.get("/queue").json()["length"] == 0
+
+
+def test_each_seed_is_a_picture_of_its_own(server: ServerProcess, tmp_path: Path) -> None:
+    options = ["--seeds", "3", "5", "-o", "a.png"]
+    done = command("x", *options, *SMALL, environment=at(server.url), cwd=tmp_path)
+    assert done.stdout == b"a-3.png\na-5.png\n", done.stderr
+    ends = re.findall(r"^mflux: seed (\d+), \d+\.\d s$", done.stderr.decode(), re.MULTILINE)
+    assert ends == ["3", "5"]
+    assert (tmp_path / "a-3.png").read_bytes() != (tmp_path / "a-5.png").read_bytes()
+
+
+def test_a_file_is_not_overwritten_unless_the_user_wants_it(
+    fake: tuple[FakeTask, str], tmp_path: Path
+) -> None:
+    task, url = fake
+    task.set(status="done")
+    (tmp_path / "o.png").write_bytes(b"mine")
+    for number in (1, 2):
+        done = command("x", "-o", "o.png", "--url", url, cwd=tmp_path)
+        assert done.stdout.decode() == f"o-{number}.png\n"
+    assert (tmp_path / "o.png").read_bytes() == b"mine"
+    done = command("x", "-o", "o.png", "--overwrite", "--url", url, cwd=tmp_path)
+    assert done.stdout == b"o.png\n"
+    assert (tmp_path / "o.png").read_bytes() == task.picture
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+# -- the one file ---------------------------------------------------------------------------------
+
+
+def test_the_one_file_is_a_command_too(server: ServerProcess, tmp_path: Path) -> None:
+    (tmp_path / "mflux_client.py").write_text((ROOT / "client" / "mflux_client.py").read_text())
+    (tmp_path / "in.png").write_bytes(png())
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "mflux_client.py", *arguments, "--url", server.url],
+            cwd=tmp_path,
+            env=clean_environment(),
+            input="from stdin",
+            capture_output=True,
+            text=True,
+            timeout=GIVE_UP_S,
+            check=False,
+        )
+
+    small = ("width=64", "height=64", "steps=2")
+    done = run("a lighthouse", *small, "init_image=in.png", "-o", "in.png", "seed=5")
+    assert (done.returncode, done.stdout) == (0, "in-1.png\n"), done.stderr
+    assert re.search(r"^done, seed 5, \d+\.\d s", done.stderr, re.MULTILINE)
+    with pillow.open(tmp_path / "in-1.png") as picture:
+        assert (picture.format, picture.size) == ("PNG", (64, 64))
+    done = run("-", *small)
+    assert re.fullmatch(r"[0-9a-f]{16}\.jpg\n", done.stdout), done.stderr
+    refused = run("x", "steps=0")
+    assert refused.returncode == 1
+    assert "steps" in refused.stderr
+    assert run("x", "steps").returncode == 2
+
+
 # -- exit codes ---------------------------------------------------------------------------------
 
 
@@ -148,6 +274,12 @@ def test_adapters_have_a_scale(tmp_path: Path, fake: tuple[FakeTask, str]) -> No
         (["x", "-o", "-", "--json"], "both want stdout"),
         (["x", "--init-image", "missing.png"], "cannot read missing.png: No such file"),
         (["x", "--url", "http://["], "cannot be asked"),
+        (["x", "--prompt", "y"], "name one prompt"),
+        (["--prompt-file", "missing.txt"], "the prompt cannot be read from missing.txt"),
+        (["x", "--lora-paths", "a", "b", "--lora-scales", "1"], "as many numbers"),
+        (["x", "--seeds", "1", "2", "--seed", "3"], "--seeds stands in place of --seed"),
+        (["x", "--seeds", "1", "2", "-o", "-"], "several images"),
+        (["x", "-o", "a.png", "--format", "jpg"], "a.png is no name of a JPEG"),
     ],
 )
 def test_bad_usage_is_2(arguments: list[str], says: str, tmp_path: Path) -> None:
@@ -264,7 +396,7 @@ def test_the_real_server_on_a_terminal(server: ServerProcess, tmp_path: Path) ->
 
     with terminal(*SMALL) as drawn:
         assert drawn.exit_code() == 0
-        assert drawn.shown.rstrip().endswith("out.png")
+        assert re.search(r"out\.png\s+mflux: seed \d+, [\d.]+ s\s*$", drawn.shown)
     with terminal(*LONG) as cancelled:
         cancelled.expect(", about ")
         cancelled.expect("step ")
@@ -373,7 +505,7 @@ def test_the_picture_appears_in_terminals_that_can(
 
     def shown(environment: dict[str, str], *arguments: str) -> str:
         place: dict[str, Any] = {"environment": at(url) | environment, "cwd": tmp_path}
-        with Terminal("x", "-o", "o.png", *arguments, **place) as terminal:
+        with Terminal("x", "-o", "o.png", "--overwrite", *arguments, **place) as terminal:
             assert terminal.exit_code() == 0
             return terminal.shown
 
@@ -386,8 +518,8 @@ def test_the_picture_appears_in_terminals_that_can(
     assert unkitty(kitty) == task.picture
     assert ",c=120," in kitty
     assert "\x1b_G" not in shown({"TERM": "xterm-kitty"}, "--no-show")
-    piped = command("x", "-o", "o.png", environment=at(url) | {"TERM": "xterm-kitty"}, cwd=tmp_path)
-    assert piped.stdout == b"o.png\n"
+    piped = command("x", "-o", "p.png", environment=at(url) | {"TERM": "xterm-kitty"}, cwd=tmp_path)
+    assert piped.stdout == b"p.png\n"
 
 
 def unkitty(text: str) -> bytes:

@@ -311,13 +311,16 @@ def test_ids_from_before_are_answered_with_the_present_state(
 
 
 USES = {
+    "announcements.py",
     "api/event_texts.py",
     "api/keep_api.py",
     "api/native_api.py",
+    "api/pairing.py",
     "api/request_rate.py",
     "api/webhooks.py",
     "client/mflux_client.py",
     "cluster/source.py",
+    "commands.py",
     "compat/install.py",
     "compat/openai_answers.py",
     "log_output.py",

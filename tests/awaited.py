@@ -1,0 +1,53 @@
+"""AsyncClient with the methods of Client, each run to its end: so that one test is of both."""
+
+import asyncio
+import inspect
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
+from typing import Any, Self
+
+from client.mflux_client import AsyncClient
+
+
+class Awaited:
+    """Args: those of Client."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        sleep: Callable[[float], object] = time.sleep,
+        **options: Any,
+    ) -> None:
+        wait = sleep
+
+        async def pause(seconds: float) -> None:
+            wait(seconds)
+
+        self._loop = asyncio.new_event_loop()
+        self._client = AsyncClient(url, sleep=pause, **options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.run_until_complete(self._client.close())
+        self._loop.close()
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._client, name)
+        if inspect.isasyncgenfunction(found):
+            return lambda *given, **named: self._one_by_one(found(*given, **named))
+        if inspect.iscoroutinefunction(found):
+            return lambda *given, **named: self._loop.run_until_complete(found(*given, **named))
+        return found
+
+    def _one_by_one(self, found: AsyncGenerator[Any, None]) -> Iterator[Any]:
+        try:
+            while True:
+                try:
+                    yield self._loop.run_until_complete(anext(found))
+                except StopAsyncIteration:
+                    return
+        finally:
+            self._loop.run_until_complete(found.aclose())
