@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from errors import Gone, WrongStatus
@@ -103,16 +104,19 @@ class QueueControl:
             task = scheduler.retention.find(task_id)
             if task.status is not TaskStatus.FAILED:
                 raise WrongStatus("Only a failed task can be tried again.")
-            if task.params.inputs:
-                raise Gone("Its input images were removed when it failed: submit it again.")
             stages = scheduler.allowed.stages(task.params)
             task.stages = tuple(stage.after_images(task.images_done) for stage in stages)
             missing = scheduler.downloads.missing(task)
             with scheduler.lock:
                 self._admission.check(task, missing, limits)
                 place = scheduler.place(task)
-            if not scheduler.store.retry(task):
-                raise WrongStatus("Only a failed task can be tried again.")
+            if task.params.inputs and not scheduler.store.reuse_inputs(task_id):
+                raise Gone("Its input images had to make room for others: submit it again.")
+            with ExitStack() as unless_retried:
+                unless_retried.callback(scheduler.store.spare_inputs, task_id)
+                if not scheduler.store.retry(task):
+                    raise WrongStatus("Only a failed task can be tried again.")
+                unless_retried.pop_all()
             _waits_again(task)
             with scheduler.lock:
                 if missing or task.params.expand:

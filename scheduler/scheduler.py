@@ -291,8 +291,8 @@ class Scheduler:
         """A task ends with an error (under `changes`). Returns whether it had not ended before."""
         if not self.store.fail(task, self.end(task), code=code, message=message):
             return False
-        # Only the client gets the message.
-        self.health.failed(Cause.TASK, f"task {task.task_id}: {code}")
+        self.store.spare_inputs(task.task_id)
+        self.health.failed(Cause.TASK, f"task {task.task_id}: {code}")  # only its client knows why
         self._ended(task, EventKind.FAILED)
         log.warning("task %s failed: %s", task.task_id, message, extra={"task_id": task.task_id})
         return True
@@ -305,7 +305,7 @@ class Scheduler:
                 self.remove(task, stopping=stopping)
                 self.improve_baselines()
         if run is None or not run.on_gpu:  # else a worker may be reading them, and left() follows
-            self.store.discard_inputs(task.task_id)
+            self.store.discard_inputs(task.task_id, spare=False)
         self.events.publish(kind, task.task_id)
 
     def set_baseline(self, task: Task, *, submitted: bool = False) -> Forecast:

@@ -193,7 +193,8 @@ class EndedTasks:
         with self._database.reading() as connection:
             rows = connection.execute(
                 "SELECT task_id, status, image_sizes, measured FROM tasks WHERE gone IS NULL"
-                " AND (image_sizes IS NOT NULL OR status IN ('waiting', 'running'))"
+                " AND (image_sizes IS NOT NULL OR status IN ('waiting', 'running', 'failed'))"
+                " ORDER BY ended_at"
             ).fetchall()
         known = set()
         for row in rows:
@@ -211,7 +212,10 @@ class EndedTasks:
         for name in files - known:
             with suppress(StorageUnavailable):
                 self._files.remove_image(name)
-        self._files.keep_inputs_of(row["task_id"] for row in rows if row["status"] in UNFINISHED)
+        self._files.keep_inputs_of(
+            (row["task_id"] for row in rows if row["status"] in UNFINISHED),
+            (row["task_id"] for row in rows if row["status"] == TaskStatus.FAILED),
+        )
 
     # -- private -----------------------------------------------------------------------------------
 

@@ -33,6 +33,8 @@ class FileStore:
         self._inputs = data_dir / "inputs"
         self._input_bytes: dict[str, int] = {}
         """By task: bytes of its input images, also of those that are about to be written."""
+        self._spare: dict[str, None] = {}
+        """Failed tasks with input images, the one that failed longest ago first."""
         self._input_lock = Lock()
         for folder in (self._images, self._inputs):
             if folder.exists() and not folder.is_dir():
@@ -95,12 +97,33 @@ class FileStore:
 
     def reserve_inputs(self, task_id: str, size_bytes: int, limit_bytes: int) -> bool:
         """Count input pictures that will be written; returns False if those of all tasks would
-        exceed the limit. discard_inputs() frees the space."""
+        exceed the limit. discard_inputs() frees the space. Those of failed tasks make room."""
         with self._input_lock:
-            if sum(self._input_bytes.values()) + size_bytes > limit_bytes:
+            taken = sum(self._input_bytes.values())
+            give_way = []
+            for spare in self._spare:
+                if taken + size_bytes > limit_bytes:
+                    give_way.append(spare)
+                    taken -= self._input_bytes.get(spare, 0)
+            if taken + size_bytes > limit_bytes:
                 return False
+            for spare in give_way:
+                del self._spare[spare]
             self._input_bytes[task_id] = size_bytes
-            return True
+        for spare in give_way:
+            self.discard_inputs(spare)
+        return True
+
+    def spare_inputs(self, task_id: str) -> None:
+        """A task has failed: its input images stay as long as there is room for them."""
+        with self._input_lock:
+            if task_id in self._input_bytes:
+                self._spare[task_id] = None
+
+    def reuse_inputs(self, task_id: str) -> bool:
+        """A failed task needs its input images again. Returns whether they are still there."""
+        with self._input_lock:
+            return self._spare.pop(task_id, 0) is None
 
     def write_inputs(self, task_id: str, inputs: Mapping[str, bytes]) -> None:
         folder = self.inputs_of(task_id)
@@ -115,8 +138,16 @@ class FileStore:
             self._note_refused(sum(map(len, inputs.values())))
             raise StorageUnavailable(f"The pictures cannot be kept: {error.strerror}.") from error
 
-    def discard_inputs(self, task_id: str) -> None:
-        """Remove the input images of a task, now or, if the disk refuses, at the next start."""
+    def discard_inputs(self, task_id: str, *, spare: bool = True) -> None:
+        """Remove the input images of a task, now or, if the disk refuses, at the next start.
+
+        Args:
+            spare: also those of a task that has failed.
+        """
+        with self._input_lock:
+            if not spare and task_id in self._spare:
+                return
+            self._spare.pop(task_id, None)
         with suppress(OSError):
             with suppress(FileNotFoundError):
                 shutil.rmtree(self.inputs_of(task_id))
@@ -127,9 +158,10 @@ class FileStore:
         """Returns the names of all files in the folder of images. Raises OSError."""
         return {path.name for path in _entries(self._images)}
 
-    def keep_inputs_of(self, task_ids: Iterable[str]) -> None:
+    def keep_inputs_of(self, unfinished: Iterable[str], failed: Iterable[str]) -> None:
         """Remove those of all other tasks, as far as the disk allows."""
-        known = set(task_ids)
+        spare = dict.fromkeys(failed)
+        known = {*unfinished, *spare}
         for path in _entries(self._inputs):
             with suppress(OSError):
                 if path.is_symlink() or not path.is_dir():
@@ -139,6 +171,7 @@ class FileStore:
                 else:
                     files = path.iterdir()
                     self._input_bytes[path.name] = sum(file.stat().st_size for file in files)
+        self._spare = {task_id: None for task_id in spare if task_id in self._input_bytes}
 
     def probe(self) -> None:
         """Write PROBE_BYTES more than what was refused, sync it and remove it."""

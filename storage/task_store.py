@@ -145,9 +145,15 @@ class TaskStore:
             self._files.write_inputs(task_id, inputs)
             unless_kept.pop_all()
 
-    def discard_inputs(self, task_id: str) -> None:
-        """Remove the input images of a task, now or, if the disk refuses, at the next start."""
-        self._files.discard_inputs(task_id)
+    def discard_inputs(self, task_id: str, *, spare: bool = True) -> None:
+        """As FileStore.discard_inputs()."""
+        self._files.discard_inputs(task_id, spare=spare)
+
+    def spare_inputs(self, task_id: str) -> None:
+        self._files.spare_inputs(task_id)
+
+    def reuse_inputs(self, task_id: str) -> bool:
+        return self._files.reuse_inputs(task_id)
 
     def find(self, task_id: str) -> Task | Tombstone | None:
         """Returns a task, or why it was removed, or None if it is unknown."""

@@ -16,7 +16,7 @@ import requests
 from conftest import PlayedQueue, ServerProcess, StartServer, allow, params_for
 from PIL import Image, ImageDraw, ImageOps
 
-from errors import QueueFull, StorageUnavailable, StoreError
+from errors import Gone, InputsFull, QueueFull, StorageUnavailable, StoreError
 from images import to_base64, to_png
 from scheduler.limits import QueueLimits
 from storage import file_store
@@ -395,7 +395,7 @@ def test_a_submit_that_is_refused_keeps_no_pictures(tmp_path: Path) -> None:
     store.close()
 
 
-@pytest.mark.parametrize("leave", ["done", "failed", "cancelled"])
+@pytest.mark.parametrize("leave", ["done", "cancelled"])
 def test_pictures_go_when_their_task_has_ended(tmp_path: Path, leave: str) -> None:
     store = TaskStore(tmp_path)
     queue = PlayedQueue(allow("tiny"), TimingModel(), store)
@@ -406,12 +406,75 @@ def test_pictures_go_when_their_task_has_ended(tmp_path: Path, leave: str) -> No
     else:
         assert queue.claim(0)
         assert inputs_in(tmp_path) == {task_id}
-        if leave == "done":
-            assert queue.finish(task_id, [PNG])
-        else:
-            assert queue.fail(task_id, "task_failed", "no")
+        assert queue.finish(task_id, [PNG])
         queue.worker.left(task_id)
     assert inputs_in(tmp_path) == set()
+    store.close()
+
+
+def queue_in(store: TaskStore, **limits: Any) -> PlayedQueue:
+    return PlayedQueue(allow("tiny"), TimingModel(), store, QueueLimits(**limits))
+
+
+def submitted(queue: PlayedQueue, *, fails: bool = False) -> str:
+    """A task with a picture of the size of PNG."""
+    task_id = queue.submit(params_with("a"), priority=0, inputs={"a": PNG})[0].task_id
+    if fails:
+        assert queue.claim(0)
+        assert queue.fail(task_id, "task_failed", "no")
+        queue.worker.left(task_id)
+    return task_id
+
+
+def test_a_failed_task_keeps_its_pictures_and_is_tried_again_with_them(tmp_path: Path) -> None:
+    store = TaskStore(tmp_path)
+    task_id = submitted(queue_in(store), fails=True)
+    store.close()
+    store = TaskStore(tmp_path)
+    queue = queue_in(store)
+    assert inputs_in(tmp_path) == {task_id}
+    queue.control.retry(task_id)
+    assert queue.claim(0)
+    assert (store.inputs_of(task_id) / "a.png").read_bytes() == PNG
+    assert queue.finish(task_id, [PNG])
+    queue.worker.left(task_id)
+    assert inputs_in(tmp_path) == set()
+    removed = submitted(queue, fails=True)
+    queue.delete(removed)
+    assert inputs_in(tmp_path) == set()
+    store.close()
+
+
+def test_the_pictures_of_failed_tasks_make_room_the_oldest_first(tmp_path: Path) -> None:
+    store = TaskStore(tmp_path)
+    queue = queue_in(store, input_bytes=3 * len(PNG))
+    first, second, third = (submitted(queue, fails=True) for _ in range(3))
+    queue.control.retry(second)
+    assert inputs_in(tmp_path) == {first, second, third}
+    waiting = [submitted(queue)]
+    assert inputs_in(tmp_path) == {second, third, *waiting}
+    with pytest.raises(Gone, match="make room for others"):
+        queue.control.retry(first)
+    waiting.append(submitted(queue))
+    assert inputs_in(tmp_path) == {second, *waiting}, "one that is tried again needs its own"
+    with pytest.raises(InputsFull):
+        submitted(queue)
+    assert inputs_in(tmp_path) == {second, *waiting}
+    store.close()
+
+
+def test_a_task_that_cannot_be_tried_again_now_keeps_its_pictures_for_later(
+    tmp_path: Path,
+) -> None:
+    store = TaskStore(tmp_path)
+    queue = queue_in(store, max_queue=1, input_bytes=3 * len(PNG))
+    failed = submitted(queue, fails=True)
+    waiting = submitted(queue)
+    with pytest.raises(QueueFull):
+        queue.control.retry(failed)
+    queue.delete(waiting)
+    queue.control.retry(failed)
+    assert inputs_in(tmp_path) == {failed}
     store.close()
 
 
