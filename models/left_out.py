@@ -28,6 +28,10 @@ PARAMETERS: Mapping[str, str] = {
     "no option for it either",
 }
 """Parameters of generate_image that no class gets."""
+OF_ONE_LORA = (
+    "the checkpoint brings its own schedule. The other one, viggle_turbo, belongs to one LoRA for "
+    "the base model, and draws well only with it and in 6 steps"
+)
 OF_ONE_CLASS: Mapping[tuple[str, str], str] = {
     ("Flux1", "negative_prompt"): "FLUX.1 dev and schnell draw without a negative branch",
     ("Flux1Kontext", "image_strength"): "mflux reads it and does nothing with it",
@@ -40,8 +44,8 @@ OF_ONE_CLASS: Mapping[tuple[str, str], str] = {
     ("Flux1Depth", "image_path"): "the photo whose depth is followed is control_image",
     ("Krea2Controlnet", "image_path"): "the photo whose depth is followed is control_image",
     ("QwenImageEdit", "image_path"): "its pictures are images",
-    ("QwenImage21", "scheduler"): "the checkpoint brings its own schedule",
-    ("QwenImage21Edit", "scheduler"): "the checkpoint brings its own schedule",
+    ("QwenImage21", "scheduler"): OF_ONE_LORA,
+    ("QwenImage21Edit", "scheduler"): OF_ONE_LORA,
 }
 """Parameters of generate_image that other classes get."""
 FROM_NOISE = (
