@@ -176,7 +176,7 @@ def picture_memory(
     Args:
         tile: side of the decoder's tiles in pixels; None: it decodes the whole picture.
         gpu: whether MLX has a GPU.
-        text_tokens: text_tokens(); None: by the number of characters.
+        text_tokens: as tokens_of_text() counts them; None: by the number of characters.
     """
     figures = architecture(stage)
     if text_tokens is None:
@@ -191,7 +191,8 @@ def picture_memory(
 def tokens_of_text(stage: Stage, count: Callable[[str], int | None] = not_counted) -> int:
     """Tokens of the longest text that a stage encodes.
 
-    Args: count: as that of tokens().
+    Args:
+        count: as that of tokens().
     """
     params, model = stage.params, stage.load_spec.model
     encoder = architecture(stage).text
