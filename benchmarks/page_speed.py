@@ -8,6 +8,7 @@ PATH, its scores are added.
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -128,7 +129,9 @@ def lighthouse(url: str) -> list[tuple[str, Any]]:
     flags = "--headless=new --no-sandbox --disable-gpu"
     command = [program, url, "--output=json", "--quiet", f"--chrome-flags={flags}"]
     command += [f"--only-categories={','.join(CATEGORIES)}", "--preset=desktop"]
-    done = subprocess.run(command, capture_output=True, check=True, timeout=300)
+    command += ["--max-wait-for-load=15000"]  # the stream of events never ends
+    environment = {**os.environ, "CHROME_PATH": CHROMIUM or ""}
+    done = subprocess.run(command, capture_output=True, check=True, timeout=300, env=environment)
     found = json.loads(done.stdout)["categories"]
     return [(f"Lighthouse: {name}", round(100 * found[name]["score"])) for name in CATEGORIES]
 
@@ -140,7 +143,7 @@ def main() -> None:
         browser = playwright.chromium.launch(
             executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
         )
-        loads = [first_paint(browser, url) for _ in range(1 if results.quick else 5)]
+        loads = [first_paint(browser, url) for _ in range(1 if results.quick else 3)]
         page = browser.new_page(viewport={"width": 1360, "height": 900})
         page.set_default_timeout(WAIT_MS)
         frames = with_pictures(page, url)
