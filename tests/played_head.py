@@ -122,7 +122,7 @@ class PlayedHead:
 
     def all_sent(self) -> list[tuple[str, dict[str, Any]]]:
         calls = [call.args for call in self.carrier.send.call_args_list]
-        return [(bytes.fromhex(to).rstrip(b"0\0").decode(), message) for to, message in calls]
+        return [(bytes.fromhex(to).rstrip(b"\0").decode(), message) for to, message in calls]
 
     def offers(self, *more: Any) -> list[tuple[str, str]]:
         """What was offered since step() was called last: name of the worker and task."""
