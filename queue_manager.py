@@ -143,13 +143,13 @@ class QueueManager:
         """
         scheduler = self._scheduler
         with scheduler.lock:
-            entries, length = scheduler.forecaster.in_order(offset, limit, wanted)
-            found = [
-                (self._copy(task), forecast, scheduler.baselines.steady(task))
-                for task, forecast in entries
-            ]
-        for snapshot, forecast, steady in found:
-            snapshot.forecast = steady(forecast())
+            lanes = scheduler.forecaster.lanes()
+            entries, length = scheduler.forecaster.in_order(lanes, offset, limit, wanted)
+            baselines = scheduler.baselines
+            steadiness = baselines.steadiness(lanes.at)
+            found = [(self._copy(task), baselines.of(task), make) for task, make in entries]
+        for snapshot, baseline, make in found:
+            snapshot.forecast = steadiness.seen(snapshot, baseline, make())
         return [snapshot for snapshot, _, _ in found], length
 
     @property
@@ -315,8 +315,9 @@ class QueueManager:
     def _snapshot(self, task: Task) -> Task:
         """A copy of an unfinished task, with its forecast (locked)."""
         snapshot, scheduler = self._copy(task), self._scheduler
-        forecast = scheduler.forecaster.of(task)
-        snapshot.forecast = scheduler.baselines.steady(task)(forecast)
+        lanes = scheduler.forecaster.lanes()
+        forecast, baseline = scheduler.forecaster.of(task, lanes), scheduler.baselines.of(task)
+        snapshot.forecast = scheduler.baselines.steadiness(lanes.at).seen(task, baseline, forecast)
         return snapshot
 
     def _state(self) -> ServerState:

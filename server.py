@@ -50,9 +50,8 @@ from models.hub_cache import needs_download
 from models.mlx_setup import MlxMissing, prepare_mlx
 from models.weights_cache import WeightsCache
 from queue_manager import QueueManager
-from scheduler.download_api import DownloadApi
-from scheduler.expansion_api import ExpansionApi
-from scheduler.running_clock import RunningClock
+from scheduler.clocks import RunningClock
+from scheduler.download_api import DownloadApi, ExpansionApi
 from scheduler.scheduler import Scheduler
 from scheduler.worker_api import WorkerApi
 from service_manager import READY, STOPPING, notify

@@ -303,10 +303,11 @@ class Task:
     status: TaskStatus = TaskStatus.WAITING
     attempt: int = 0
     """Number of its latest claim, from 1. Calls of a worker with another number are refused."""
+    retried_after: int = 0
+    """Number of its claims until it was retried last; 0: it never was."""
     interruptions: int = 0
     """Number of claims during which the worker or the server died."""
-    machine: str = LOCAL
-    """Name of the machine that has claimed it last."""
+    machine: str = LOCAL  # name of the one that has claimed it last
     started_at: float | None = None
     ended_at: float | None = None
     last_image: int | None = None
@@ -333,8 +334,7 @@ class Task:
     """Decides when it runs (policy.key): virtual time (fair_share.py), or that of its group."""
     overtaken_s: float = 0.0
     """GPU seconds of urgent tasks that came later and were started before it."""
-    aged: bool = False
-    """Whether it counts as urgent, because it was overtaken for too long."""
+    aged: bool = False  # whether it counts as urgent, because it was overtaken for too long
     waits_for_download: bool = False
     waits_for_prompt: bool = False
     start_by: float | None = None  # when it must have started (max_age_s), as kept_since

@@ -20,10 +20,9 @@ from api.generate_request import Limits, request_schema
 from api.machine_answers import MachineAnswer, MachinesAnswer
 from api.model_answers import LoadAnswer, ModelAnswer, ModelsAnswer, WildcardsAnswer
 from api.operator_answers import ClearedAnswer, ClientsAnswer, PausedAnswer, PlaceAnswer
-from api.queue_answers import OriginalTask, QueueAnswer
+from api.queue_answers import DeleteAnswer, OriginalTask, QueueAnswer
 from api.server_answers import HealthAnswer, StatsAnswer
 from api.task_answers import (
-    DeleteAnswer,
     EstimateAnswer,
     GenerateAnswer,
     LinkAnswer,

@@ -1,11 +1,12 @@
-"""The answer of GET /queue: tasks of all clients, and what each may see of those of others."""
+"""The answers of GET /queue and DELETE /delete: tasks of all clients, and what each client may see
+of those of others."""
 
 from collections.abc import Callable
 from typing import Any
 
 from pydantic import Field
 
-from api.answers import Answer
+from api.answers import Answer, Seconds
 from api.task_answers import Params, params_answer, whole_seconds
 from task import GenerationParams, Reason, Task, TaskStatus
 
@@ -56,6 +57,21 @@ class QueueAnswer(Answer):
         "those of a queue that goes on now."
     )
     tasks: list[QueuedTask] = Field(description="With the first 200 characters of prompts.")
+
+
+class DeleteAnswer(Answer):
+    task_id: str = Field(description="The id that /generate gave.", examples=["1fc9cc4f9d3b27a1"])
+    was: TaskStatus = Field(description="The status that the task had.")
+    message: str = Field(
+        description="What happened.", examples=["The task was taken out of the queue."]
+    )
+    stopping_s: Seconds | None = Field(
+        None,
+        description="Forecast seconds until the GPU is free of a task that was running: its step, "
+        "the encoding of its prompt, its decoding or a part of its load must end first, with "
+        "after_current its image. Absent where nothing must end.",
+        examples=[12.5],
+    )
 
 
 class OriginalTask(Answer):

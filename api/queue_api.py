@@ -8,9 +8,9 @@ from api.api_docs import SCHEMAS, TASK_ID, documented, json_answer, query
 from api.client_queue import OwnQueue
 from api.operator_answers import ClearedAnswer
 from api.query_values import flag_value, number_value, task_id_value, text_value
-from api.queue_answers import QueueAnswer, original_tasks, queue_answer
+from api.queue_answers import DeleteAnswer, QueueAnswer, original_tasks, queue_answer
 from api.routes import route
-from api.task_answers import DeleteAnswer, whole_seconds
+from api.task_answers import whole_seconds
 from api.waiting_places import WaitingPlaces
 from scheduler.stopping import Stopping
 from task import Phase, TaskStatus

@@ -257,21 +257,6 @@ class ImagesAnswer(Answer):
     images: list[ImageAnswer] = Field(description="In the order of their seeds.")
 
 
-class DeleteAnswer(Answer):
-    task_id: str = Field(description="The id that /generate gave.", examples=["1fc9cc4f9d3b27a1"])
-    was: TaskStatus = Field(description="The status that the task had.")
-    message: str = Field(
-        description="What happened.", examples=["The task was taken out of the queue."]
-    )
-    stopping_s: Seconds | None = Field(
-        None,
-        description="Forecast seconds until the GPU is free of a task that was running: its step, "
-        "the encoding of its prompt, its decoding or a part of its load must end first, with "
-        "after_current its image. Absent where nothing must end.",
-        examples=[12.5],
-    )
-
-
 class LinkAnswer(Answer):
     url: str = Field(
         description="Of the image.",
@@ -290,7 +275,20 @@ SAME_PARAMS = (set(Params.model_fields) & set(GenerationParams.model_fields)) - 
 """Params that an answer repeats as they are."""
 
 
+_answers: dict[int, tuple[GenerationParams, int, Params]] = {}  # by id() of the params
+
+
 def params_answer(params: GenerationParams, priority: int) -> Params:
+    """It is kept: clients ask for the same tasks again and again, and params never change."""
+    known = _answers.get(id(params))
+    if known is None or known[0] is not params or known[1] != priority:
+        if len(_answers) >= 1_000:
+            _answers.clear()
+        known = _answers[id(params)] = params, priority, _params_answer(params, priority)
+    return known[2]
+
+
+def _params_answer(params: GenerationParams, priority: int) -> Params:
     def picture(image: InputImage | None) -> Picture | None:
         return image and Picture(id=image.file, width=image.width, height=image.height)
 

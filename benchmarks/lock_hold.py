@@ -1,9 +1,10 @@
 """How long each call holds the lock of the tasks in memory (Scheduler.lock), with 10,000 tasks of
-four models waiting that are grouped by model (affinity).
+four models waiting that are grouped by model (affinity): one machine, and 32 of them.
 
 How to read it: a call may take the lock several times; its longest time counts. `CPU max` leaves
 out what other processes took while the lock was held. `whole call` is everything that the call
-does, the disk included. One thread makes all calls.
+does, the disk included. One thread makes all calls. `dispatch` is what the thread that sends tasks
+to other machines does after each change: which task is next on each, and a part of a new plan.
 """
 
 import time
@@ -20,10 +21,11 @@ from api.queue_answers import queue_answer
 from models.mflux_registry import find_model
 from queue_manager import QueueManager
 from scheduler.limits import QueueLimits
+from scheduler.machines import Machine
 from scheduler.scheduler import Scheduler
 from scheduler.worker_api import WorkerApi
 from storage.task_store import TaskStore
-from task import Encoded, Phase, Progress
+from task import Encoded, Phase, Progress, Task
 from timing_model import Measured, TimingModel
 
 MODELS = [
@@ -41,6 +43,8 @@ GOALS_MS = {
     "status": (0.2, 0.2),
 }
 """Median and maximum."""
+MACHINES = 32
+HEADER = ("call", "calls", "p50", "p99", "max", "CPU max", "goal p50 / max", "whole call p50")
 
 R = TypeVar("R")
 
@@ -73,10 +77,10 @@ class TimedLock:
 
 
 class Bench:
-    """The queue and its one worker, both played by this thread."""
+    """The queue and its workers, all played by this thread."""
 
-    def __init__(self, waiting: int) -> None:
-        scheduler = Scheduler(
+    def __init__(self, waiting: int, machines: int) -> None:
+        scheduler = self._scheduler = Scheduler(
             Allowed(MODELS[0], tuple(MODELS)),
             TimingModel(),
             TaskStore(None),
@@ -87,16 +91,21 @@ class Bench:
         scheduler.wake_worker = Condition(self._lock)  # type: ignore[arg-type]
         scheduler.wake_downloads = Condition(self._lock)  # type: ignore[arg-type]
         self.queue = QueueManager(scheduler)
-        self.worker = WorkerApi(scheduler)
+        self._workers = [WorkerApi(scheduler)]
+        for number in range(1, machines):
+            machine = Machine(f"machine {number}", speed=1.0 + number % 4)
+            scheduler.machines.join(machine)
+            self._workers.append(WorkerApi(scheduler, machine))
         self.held_s: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
         self.calls_s: defaultdict[str, list[float]] = defaultdict(list)
         self.ids: list[str] = []
-        self.worker.load_started(scheduler.allowed.first_spec)
-        self.worker.load_finished(
-            scheduler.allowed.first_spec, None, [scheduler.allowed.first_spec.key]
-        )
+        for worker in self._workers:
+            worker.load_started(worker.first_spec)
+            worker.load_finished(worker.first_spec, None, [worker.first_spec.key])
         for _ in range(waiting):
             self.submit()
+        for worker in self._workers[1:]:
+            self._claim(worker)
         self.held_s.clear()
         self.calls_s.clear()
 
@@ -121,20 +130,35 @@ class Bench:
             ),
         )
 
-    def run(self, *, release: bool) -> None:
-        """The next task runs: it is done, or waits again in the middle."""
-        task = self._timed("claim", lambda: self.worker.claim(0))
-        assert task
+    def run(self, number: int) -> None:
+        """The next task of a machine runs: it is done, or waits again in the middle. With several
+        machines another one is claimed, so that all others run something."""
+        worker = self._workers[number % len(self._workers)]
+        run = next(iter(worker.machine.runs.values()), None)
+        task = run.task if run else self._claim(worker)
         name, attempt = task.task_id, task.attempt
         for step in range(STEPS + 1):
             progress = Progress(Phase.DENOISING, step, STEPS)
-            self._timed("report", partial(self.worker.report, name, attempt, progress))
+            self._timed("report", partial(worker.report, name, attempt, progress))
             self.status(step)
-        if release:
-            self._timed("release", lambda: self.worker.release(name, attempt))
-            return
-        encoded = Encoded(b"image", 0, ((0, MEASURED),))
-        self._timed("finish", lambda: self.worker.finish(name, attempt, encoded))
+        if number % 2 == 0:
+            self._timed("release", lambda: worker.release(name, attempt))
+        else:
+            encoded = Encoded(b"image", 0, ((0, MEASURED),))
+            self._timed("finish", lambda: worker.finish(name, attempt, encoded))
+        if len(self._workers) > 1:
+            self._timed("dispatch", self._dispatch)
+            self._claim(worker)
+
+    def _claim(self, worker: WorkerApi) -> Task:
+        task = self._timed("claim", lambda: worker.claim(0))
+        assert task
+        return task
+
+    def _dispatch(self) -> None:
+        with self._scheduler.lock:
+            self._scheduler.next_tasks()
+            self._scheduler.forecaster.continue_plan()
 
     def _timed(self, name: str, call: Callable[[], R]) -> R:
         self._lock.held_s.clear()
@@ -148,15 +172,23 @@ class Bench:
 def main() -> None:
     results = Results(__file__, __doc__)
     waiting, rounds = (1_000, 20) if results.quick else (10_000, 500)
-    bench = Bench(waiting)
+    for machines in (1, MACHINES):
+        rows = measure(Bench(waiting, machines), rounds)
+        title = f"The lock is held, ms, with {waiting:,} tasks waiting and {machines} machine(s)"
+        results.table(title, HEADER, rows)
+    results.save()
+
+
+def measure(bench: Bench, rounds: int) -> list[tuple[object, ...]]:
+    """A row for each call."""
     for number in range(rounds):
         bench.submit()
         bench.status(number)
-        bench.run(release=number % 2 == 0)
+        bench.run(number)
         bench.status(number)
         if number % 10 == 0:
             bench.list_page(number // 10)
-    rows = []
+    rows: list[tuple[object, ...]] = []
     for name, held_s in sorted(bench.held_s.items()):
         wall_ms = [1e3 * wall for wall, _ in held_s]
         goal = GOALS_MS.get(name)
@@ -172,9 +204,7 @@ def main() -> None:
                 1e3 * median(bench.calls_s[name]),
             )
         )
-    header = ("call", "calls", "p50", "p99", "max", "CPU max", "goal p50 / max", "whole call p50")
-    results.table(f"The lock is held, ms, with {waiting:,} tasks waiting", header, rows)
-    results.save()
+    return rows
 
 
 if __name__ == "__main__":

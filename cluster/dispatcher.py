@@ -68,7 +68,7 @@ class Dispatcher:
         self._announce()
         with self._scheduler.lock:
             due = list(self._due())
-            if not due and not self._stopping:
+            if not due and not self._stopping and not self._scheduler.forecaster.continue_plan():
                 self._scheduler.wake_worker.wait(timeout_s)
         for do in due:
             try:

@@ -86,11 +86,13 @@ class Registry:
         """A worker has weights: tasks that wait for their download need it no more."""
         scheduler = self._scheduler
         for model in remote.registration.models:
-            with scheduler.changes, scheduler.lock:
-                spec = scheduler.downloads.lacking(model.name)
+            with scheduler.changes:
+                with scheduler.lock:
+                    spec = scheduler.downloads.lacking(model.name)
                 if spec and not model.missing:
                     scheduler.downloaded(spec)
-                    scheduler.machine.missing |= {model.name}
+                    with scheduler.lock:
+                        scheduler.machine.missing |= {model.name}
 
     def _calibrate(self, remote: RemoteMachine, flop_per_s: float) -> None:
         """A worker has measured its machine."""

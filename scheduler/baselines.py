@@ -5,13 +5,15 @@ Not thread-safe: the scheduler calls it under its lock.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
-from scheduler.columns import Floats
-from scheduler.forecast import Forecaster, Lane
+from scheduler.forecast import Forecaster, Lane, Lanes
+from scheduler.machines import Machine
 from scheduler.plan import Plan
 from scheduler.schedule import Schedule
+from scheduler.walk import Floats
 from task import Forecast, Reason, Task, TaskStatus
 from timing.spread import Outcome
 from timing_model import Confidence
@@ -38,6 +40,45 @@ class Baseline:
     """Monotonic seconds at which it was to end."""
     overtaken: bool = False
     """Whether a task that joined later was claimed before it."""
+
+
+class Steadiness(NamedTuple):
+    """What readers see of forecasts, compared with earlier ones. It needs no lock."""
+
+    at: float
+    """When the forecasts were made: monotonic seconds."""
+    newest_ahead: Floats
+    """By position, the highest sequence among the waiting tasks before it."""
+    ends_at: Floats
+    """By position, the earliest end that was forecast so far, in monotonic seconds."""
+    newest_claimed: int
+
+    def seen(self, task: Task, baseline: Baseline, forecast: Forecast) -> Forecast:
+        """Small increases over the baseline are not reported: the countdown continues. Larger ones
+        come with the reason."""
+        end_at, in_schedule = baseline.end_at, _in_schedule(task)
+        if in_schedule:
+            end_at = min(end_at, float(self.ends_at[forecast.pos]))
+        late_s = self.at + forecast.end_s - end_at
+        if late_s <= ROUNDING_S:
+            return forecast
+        if late_s <= max(STEADY_S, STEADY_SHARE * forecast.end_s):
+            end_s = max(forecast.end_s - late_s, 0.0)
+            return replace(forecast, end_s=end_s, start_s=min(forecast.start_s, end_s))
+        reason = Reason.SLOWER
+        if self._was_overtaken(in_schedule, baseline, forecast):
+            reason = Reason.OVERTAKEN
+        elif forecast.switches > baseline.forecast.switches:
+            reason = Reason.MODEL_SWITCH
+        return replace(forecast, reason=reason)
+
+    def _was_overtaken(self, in_schedule: bool, baseline: Baseline, forecast: Forecast) -> bool:
+        """Whether a task that joined later runs, or has run, before this one."""
+        if not in_schedule:  # its sequence is not known yet, or it runs
+            later = forecast.preempted or forecast.pos > baseline.forecast.pos
+            return later or baseline.overtaken
+        newest = max(int(self.newest_ahead[forecast.pos]), self.newest_claimed)
+        return newest > baseline.newest
 
 
 class Baselines:
@@ -99,21 +140,26 @@ class Baselines:
         if end_at < baseline.end_at:
             self._latest[task.task_id] = replace(baseline, forecast=forecast, end_at=end_at)
 
-    def improve_waiting(self, lanes: list[Lane]) -> None:
+    def improve_waiting(self, lanes: Lanes, only: Machine | None = None) -> None:
         """The waiting tasks may end earlier than before: then later ends are compared with these.
 
         As long as the plan stays, the ends of all tasks of a machine move together: only its
         earliest lane is kept, and the ends are computed from it when they are needed.
+
+        Args:
+            lanes: as of now.
+            only: the one machine whose tasks have changed; None: it may be any of them.
         """
         plan = self._forecaster.plan(lanes)
         if plan is not self._plan or not self._earliest:
             self.settle()
-            self._plan, self._earliest = plan, lanes
+            self._plan, self._earliest = plan, list(lanes)
             self._image_encoding_s = self._schedule.image_encoding_s()
         else:
-            both = zip(self._earliest, lanes, strict=True)
-            self._earliest = [min(lane, known, key=_free_at) for known, lane in both]
-        if lanes[0].preempting_s:  # these start at moments of their own
+            for number, known in enumerate(self._earliest):
+                if only in (None, known.machine):
+                    self._earliest[number] = min(lanes[number], known, key=_free_at)
+        if len(lanes) == 1 and lanes[0].preempting_s:  # these start at moments of their own
             self.settle()
 
     def settle(self) -> None:
@@ -155,45 +201,13 @@ class Baselines:
         times = forecast.end_s, forecast.p90_s, actual_s
         return Outcome(task.priority, *times, task.params.model, machine, ended_at)
 
-    def steady(self, task: Task) -> Callable[[Forecast], Forecast]:
-        """Returns a function from the forecast of this task as of now to what readers see of it.
-        The function needs no lock.
+    def of(self, task: Task) -> Baseline:
+        return self._latest[task.task_id]
 
-        Small increases over the baseline are not reported: the countdown continues. Larger ones
-        come with the reason.
-        """
-        baseline, at = self._latest[task.task_id], self._monotonic()
-        pending = task.waits_for_download or task.waits_for_prompt
-        in_schedule = task.status is TaskStatus.WAITING and not pending
-        newest_ahead = self._schedule.newest_ahead if in_schedule else None
-        ends_at = self._earliest_ends() if in_schedule else None
-        newest_claimed = self._newest_claimed
-
-        def was_overtaken(forecast: Forecast) -> bool:
-            """Whether a task that joined later runs, or has run, before this one."""
-            if newest_ahead is None:  # its sequence is not known yet, or it runs
-                later = forecast.preempted or forecast.pos > baseline.forecast.pos
-                return later or baseline.overtaken
-            return max(int(newest_ahead[forecast.pos]), newest_claimed) > baseline.newest
-
-        def seen(forecast: Forecast) -> Forecast:
-            end_at = baseline.end_at
-            if ends_at is not None:
-                end_at = min(end_at, float(ends_at[forecast.pos]))
-            late_s = at + forecast.end_s - end_at
-            if late_s <= ROUNDING_S:
-                return forecast
-            if late_s <= max(STEADY_S, STEADY_SHARE * forecast.end_s):
-                end_s = max(forecast.end_s - late_s, 0.0)
-                return replace(forecast, end_s=end_s, start_s=min(forecast.start_s, end_s))
-            reason = Reason.SLOWER
-            if was_overtaken(forecast):
-                reason = Reason.OVERTAKEN
-            elif forecast.switches > baseline.forecast.switches:
-                reason = Reason.MODEL_SWITCH
-            return replace(forecast, reason=reason)
-
-        return seen
+    def steadiness(self, at: float) -> Steadiness:
+        """Makes what readers see of the forecasts of this moment."""
+        newest_ahead, ends_at = self._schedule.newest_ahead, self._earliest_ends()
+        return Steadiness(at, newest_ahead, ends_at, self._newest_claimed)
 
     def _earliest_ends(self) -> Floats:
         """Of each task of the schedule, the earliest end that was forecast by improve_waiting(), a
@@ -203,6 +217,11 @@ class Baselines:
         if self._ends_at[0] != state:
             self._ends_at = state, self._schedule.column("end_at").copy()
         return self._ends_at[1]
+
+
+def _in_schedule(task: Task) -> bool:
+    pending = task.waits_for_download or task.waits_for_prompt
+    return task.status is TaskStatus.WAITING and not pending
 
 
 def _free_at(lane: Lane) -> float:

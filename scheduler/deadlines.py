@@ -45,7 +45,8 @@ class Deadlines:
         now, params = self._now(), task.params
         if task.status is not TaskStatus.WAITING:
             return None
-        if task.start_by is not None and task.attempt == 0 and now >= task.start_by:
+        has_run = task.attempt > task.retried_after
+        if task.start_by is not None and not has_run and now >= task.start_by:
             return EXPIRED, (
                 f"The task was cancelled because it had not started within {params.max_age_s:g} s "
                 "(max_age_s)."

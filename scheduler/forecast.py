@@ -8,16 +8,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import exp
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from models.model_catalog import LoadSpec
 from scheduler.downloads import Downloads, Pending
 from scheduler.estimates import Estimates
-from scheduler.machines import Machine, Resident, Run
+from scheduler.machines import Machine, Run
 from scheduler.plan import Plan, Planner
 from scheduler.policy import Policy
 from scheduler.preemption import Preemption
 from scheduler.remaining import Remaining
+from scheduler.resident import Resident
 from scheduler.schedule import Schedule
 from task import Forecast, Task
 from timing.spread import Spread
@@ -53,6 +54,42 @@ class Lane:
     running: list[Running]
     preempting_s: list[float]
     """Seconds until each of the first waiting tasks starts that preempt the running one."""
+
+    def of(self, run: Run) -> Running:
+        return next(running for running in self.running if running.run is run)
+
+
+class Lanes(Sequence[Lane]):
+    """The future of each machine from one moment on. Each is computed when it is needed first.
+
+    Args:
+        at: the moment, a reading of the monotonic clock.
+        lane_of: the future of a machine.
+    """
+
+    def __init__(
+        self, machines: Sequence[Machine], at: float, lane_of: Callable[[Machine, float], Lane]
+    ) -> None:
+        self.at = at
+        self._machines = machines
+        self._lane_of = lane_of
+        self._lanes: dict[str, Lane] = {}
+
+    def __len__(self) -> int:
+        return len(self._machines)
+
+    def __getitem__(self, number: Any) -> Any:
+        return self.of(self._machines[number])
+
+    def of(self, machine: Machine) -> Lane:
+        lane = self._lanes.get(machine.name)
+        if lane is None:
+            lane = self._lanes[machine.name] = self._lane_of(machine, self.at)
+        return lane
+
+    def free_s(self) -> list[float]:
+        """By machine, seconds until its GPU has no running task any more."""
+        return [lane.gpu_free_s for lane in self]
 
 
 @dataclass(frozen=True)
@@ -97,22 +134,22 @@ class Forecaster:
         self._downloads = downloads
         self._monotonic = monotonic
 
-    def of(self, task: Task, lanes: list[Lane] | None = None) -> Forecast:
+    def of(self, task: Task, lanes: Lanes | None = None) -> Forecast:
         """Returns the forecast of a waiting or running task.
 
         Args:
             lanes: lanes(), as of now; None: they are computed.
         """
         lanes = lanes or self.lanes()
-        for lane in lanes:
-            for running in lane.running:
-                if running.run.task is task:
-                    return running.forecast
+        for machine in self._machines:
+            if (run := machine.runs.get(task.task_id)) is not None:
+                return lanes.of(machine).of(run).forecast
         if task in self._downloads:
             return next(f for pending, f in self._pending(lanes) if pending is task)
         position = self._schedule.position(task)
-        start = self._start(lanes, self.plan(lanes), position)
-        return self._waiting(task, position, start, self._schedule.durations(position))
+        durations = self._schedule.durations(position)
+        factor = self._p90_factor(task, durations)
+        return _forecast_at(lanes, self.plan(lanes), position, durations, factor)
 
     def of_new(self, task: Task, missing: tuple[LoadSpec, ...] = ()) -> Forecast:
         """Returns the forecast of a task as if it were submitted now.
@@ -127,7 +164,7 @@ class Forecaster:
         durations = self._estimates.durations(*task.stages)
         place = self._policy.place(task, durations.gpu_s, self.resident_at_start())
         position = place.index
-        starts_s = self._preemption.starts_s(self._machines[0], lanes[0].at, task, place)
+        starts_s = self._preemption.starts_s(self._machines[0], lanes.at, task, place)
         if len(starts_s) > position:
             start = _Start(lanes[0], starts_s[position], 0.0, 0, 0.0)
             return self._waiting(task, position, start, durations)
@@ -138,26 +175,30 @@ class Forecaster:
             loads, _ = walk.resident_before(index).loads(task.stages)
             start_s = lane.gpu_free_s + float(walk.start_s[index])
             load_s = self._estimates.loads_s(loads)
-            loaded = int(walk.loads[index]) + len(loads)
+            loaded = walk.loads_before(index) + len(loads)
             start = _Start(lane, start_s, load_s, loaded, lane.encoder_free_s)
             starts.append((start_s + load_s + durations.gpu_s / lane.machine.speed, number, start))
         _, _, start = min(starts)
         return self._waiting(task, position, start, durations)
 
     def in_order(
-        self, offset: int, limit: int, wanted: Callable[[Task], bool] | None = None
+        self,
+        lanes: Lanes,
+        offset: int,
+        limit: int,
+        wanted: Callable[[Task], bool] | None = None,
     ) -> tuple[list[tuple[Task, Callable[[], Forecast]]], int]:
         """The tasks in the order in which they run, those that wait for a download last.
 
-        Each comes with a function that computes its forecast as of now. It needs no lock.
+        Each comes with a function that computes its forecast. It needs no lock.
 
         Args:
+            lanes: lanes(), as of now.
             wanted: which tasks count; None: all.
 
         Returns:
             Up to `limit` of them after the first `offset`, and how many there are in all.
         """
-        lanes = self.lanes()
         running = [
             (run.task, partial(_same, forecast))
             for lane in lanes
@@ -183,14 +224,14 @@ class Forecaster:
         return entries, length + len(self._downloads)
 
     def _waiting_at(
-        self, positions: Sequence[int], lanes: list[Lane]
+        self, positions: Sequence[int], lanes: Lanes
     ) -> Iterator[tuple[Task, Callable[[], Forecast]]]:
-        plan = self.plan(lanes)
+        plan, schedule = self.plan(lanes), self._schedule
+        lanes.free_s()  # all are computed: the functions need no lock
         for position in positions:
-            start = self._start(lanes, plan, position)
-            task, durations = self._schedule[position], self._schedule.durations(position)
+            task, durations = schedule[position], schedule.durations(position)
             factor = self._p90_factor(task, durations)
-            yield task, partial(_forecast, position, start, durations, factor)
+            yield task, partial(_forecast_at, lanes, plan, position, durations, factor)
 
     def next_tasks(self) -> dict[str, Task]:
         """By name of the machine, the waiting task that it runs next, as the plan says. Beyond the
@@ -199,9 +240,8 @@ class Forecaster:
         if len(machines) == 1 and machines[0].allows is None:
             first = schedule.first()
             return {machines[0].name: first} if first and machines[0].takes_tasks else {}
-        lanes, found = self.lanes(), dict[str, Task]()
-        residents = [machine.resident_after_runs() for machine in machines]
-        assigned = self._planner.assigned([lane.gpu_free_s for lane in lanes], residents)
+        found: dict[str, Task] = {}
+        assigned = self._planner.assigned(self.lanes().free_s())
         most = MOST_COMPARED // len(machines)
         for position, number in zip(range(min(most, len(schedule))), assigned, strict=False):
             if machines[number].can_run(schedule[position]):
@@ -218,16 +258,23 @@ class Forecaster:
                     break
         return found
 
+    def continue_plan(self) -> bool:
+        """Assign further waiting tasks to machines again. Returns whether more are left
+        (Planner.continue_pass)."""
+        lanes = self.lanes()
+        return self._planner.continue_pass(lanes.free_s, lanes.at)
+
     def next_start_s(self) -> float:
         """Seconds until a GPU is free for the first waiting task."""
-        free_s = min(lane.gpu_free_s for lane in self.lanes())
+        free_s = min(self.lanes().free_s())
         return free_s if len(self._schedule) else max(free_s, self._downloads.first_ready_s())
 
     def resident_at_start(self) -> Resident:
         """What is in memory where the first waiting task starts."""
         machine = self._machines[0]
         if len(self._machines) > 1:
-            machine = min(self.lanes(), key=lambda lane: lane.gpu_free_s).machine
+            free_s = self.lanes().free_s()
+            machine = self._machines[free_s.index(min(free_s))]
         return machine.resident_after_runs()
 
     def load_and_work_s(self, task: Task) -> tuple[float, float]:
@@ -245,14 +292,14 @@ class Forecaster:
 
     # -- running tasks --------------------------------------------------------------------------
 
-    def lanes(self, at: float | None = None) -> list[Lane]:
+    def lanes(self, at: float | None = None) -> Lanes:
         """The future of each machine.
 
         Args:
             at: a reading of the clock, of this moment; None: it is read.
         """
         at = self._monotonic() if at is None else at
-        return [self._lane(machine, at) for machine in self._machines]
+        return Lanes(self._machines, at, self._lane)
 
     def _lane(self, machine: Machine, at: float) -> Lane:
         load_s = gpu_free_s = self.remaining.before_runs_s(machine, at)
@@ -277,29 +324,16 @@ class Forecaster:
             running.append(Running(run, forecast, left_s))
         return Lane(machine, at, gpu_free_s, encoder_free_s, running, preempting_s)
 
-    def plan(self, lanes: list[Lane]) -> Plan:
+    def plan(self, lanes: Lanes) -> Plan:
         """Which of them each waiting task runs on."""
-        return self._planner.plan([lane.gpu_free_s for lane in lanes])
+        return self._planner.plan(lanes.free_s)
 
     # -- waiting tasks --------------------------------------------------------------------------
-
-    def _start(self, lanes: list[Lane], plan: Plan, position: int) -> _Start:
-        number = plan.machine(position)
-        if position < len(lanes[number].preempting_s):
-            return _Start(lanes[number], lanes[number].preempting_s[position], 0.0, 0, 0.0)
-        walk, index = plan.walks[number], plan.index(number, position)
-        return _Start(
-            lanes[number],
-            lanes[number].gpu_free_s + float(walk.start_s[index]),
-            float(walk.load_s[index]),
-            int(walk.loads[index + 1]),
-            lanes[number].encoder_free_s,
-        )
 
     def _waiting(self, task: Task, position: int, start: _Start, durations: Durations) -> Forecast:
         return _forecast(position, start, durations, self._p90_factor(task, durations))
 
-    def _pending(self, lanes: list[Lane], *new: Pending) -> Iterator[tuple[Task, Forecast]]:
+    def _pending(self, lanes: Lanes, *new: Pending) -> Iterator[tuple[Task, Forecast]]:
         """Of the tasks that wait for a download or their prompt, in the order in which they will
         run; among them perhaps a new one."""
         for wait in self._downloads.waits(lambda priority: self._joining_s(priority, lanes), *new):
@@ -309,7 +343,7 @@ class Forecaster:
             _, end = self._schedule.level(wait.task.priority)
             yield wait.task, Forecast(end + wait.pos, wait.start_s, wait.end_s, p90_s, confidence)
 
-    def _joining_s(self, priority: int, lanes: list[Lane]) -> float:
+    def _joining_s(self, priority: int, lanes: Lanes) -> float:
         """Seconds until a task would start that joins its level now, as the last one."""
         _, end = self._schedule.level(priority)
         plan = self.plan(lanes)
@@ -323,6 +357,26 @@ class Forecaster:
         if durations.confidence is Confidence.NONE:
             return PRIOR_P90
         return self._spread.p90_factor(task.priority)
+
+
+def _forecast_at(
+    lanes: Lanes, plan: Plan, position: int, durations: Durations, p90_factor: float
+) -> Forecast:
+    """Of the waiting task at this position."""
+    number = plan.machine(position)
+    lane: Lane = lanes[number]
+    if position < len(lane.preempting_s):
+        start = _Start(lane, lane.preempting_s[position], 0.0, 0, 0.0)
+        return _forecast(position, start, durations, p90_factor)
+    walk, index = plan.walks[number], plan.index(number, position)
+    start = _Start(
+        lane,
+        lane.gpu_free_s + float(walk.start_s[index]),
+        float(walk.load_s[index]),
+        walk.loads_before(index + 1),
+        lane.encoder_free_s,
+    )
+    return _forecast(position, start, durations, p90_factor)
 
 
 def _forecast(position: int, start: _Start, durations: Durations, p90_factor: float) -> Forecast:

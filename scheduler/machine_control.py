@@ -65,7 +65,7 @@ class MachineControl:
         scheduler = self._scheduler
         today = scheduler.store.usage.images_today(scheduler.now())
         with scheduler.lock:
-            here = [m for m in scheduler.machines if m.about or scheduler.machines.draw_here]
+            here = scheduler.machines.drawing
             lost = scheduler.machines.lost.values()
             found = [*map(self._status, here), *(self._status(m, lost=True) for m in lost)]
         return [replace(status, images_today=today.get(status.name, 0)) for status in found]

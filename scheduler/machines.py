@@ -1,82 +1,20 @@
-"""What draws: the tasks that run on a machine, the weights in its memory, and its busy time.
+"""The machines that draw: the tasks that run on each, what it loads, its busy time.
 
 Data and bookkeeping; no forecasts. Not thread-safe: the scheduler calls it under its lock.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import inf
-from typing import NamedTuple
 
-from models.model_catalog import LoadSpec
+from models.model_catalog import LoadSpec, Model
 from scheduler.progress import Share
+from scheduler.resident import Resident, Sizes
 from task import Memory, Phase, Progress, Stage, Task
 from timing_model import LOCAL
 
 HOUR_S = 3600.0
-
-
-class Sizes:
-    """Bytes of load specs in memory.
-
-    Args:
-        room_bytes: memory that several models may fill together; 0: unknown, all fit.
-        measured: of the load specs that were loaded, by key. Others are estimated.
-    """
-
-    def __init__(self, room_bytes: int = 0, measured: Mapping[str, int] | None = None) -> None:
-        self.room_bytes = room_bytes or inf
-        self._measured = dict(measured or {})
-        self._bytes: dict[str, float] = dict(self._measured)
-
-    def now(self, room_bytes: int, measured: Mapping[str, int]) -> "Sizes":
-        """These, after further ones were measured."""
-        return Sizes(room_bytes, {**self._measured, **measured})
-
-    def of(self, spec: LoadSpec) -> float:
-        return self._bytes.setdefault(spec.key, spec.expected_bytes)
-
-    def of_key(self, key: str) -> float:
-        """Of a load spec that was loaded, or that of() was asked for."""
-        return self._bytes.get(key, 0.0)
-
-
-class Resident(NamedTuple):
-    """The weights in a machine's memory."""
-
-    sizes: Sizes
-    keys: tuple[str, ...] = ()
-    """Of their load specs, the latest used first."""
-    most: int = 1
-    """Load specs that the memory holds at a time, if they fit."""
-
-    def after(self, spec: LoadSpec) -> "Resident":
-        """What is there when these weights were used: those used last."""
-        if self.keys[:1] == (spec.key,):
-            return self
-        self.sizes.of(spec)
-        return self.of((spec.key, *(other for other in self.keys if other != spec.key)))
-
-    def of(self, keys: Sequence[str]) -> "Resident":
-        """What stays of these weights, the latest used first: as many as fit together. The first
-        one always stays."""
-        count, filled = 0, 0.0
-        for key in keys[: self.most]:
-            filled += self.sizes.of_key(key)
-            if count and filled > self.sizes.room_bytes:
-                break
-            count += 1
-        return self._replace(keys=tuple(keys[:count]))
-
-    def loads(self, stages: Iterable[Stage]) -> tuple[list[LoadSpec], "Resident"]:
-        """What has to be loaded for these stages, and what is there then."""
-        loads, resident = [], self
-        for stage in stages:
-            if stage.load_spec.key not in resident.keys:
-                loads.append(stage.load_spec)
-            resident = resident.after(stage.load_spec)
-        return loads, resident
+LOST_KEPT = 100  # machines that have left and are still listed
 
 
 @dataclass(eq=False)
@@ -269,9 +207,9 @@ class Machine:
 
     @property
     def planned_by(self) -> tuple[object, ...]:
-        """What a plan depends on, besides the schedule and what is in memory."""
-        own = (self.name, self.takes_tasks, self.missing, len(self.declined), list(self.runs))
-        return *own, self.loading, self.stopping, self.offered and self.offered.task_id
+        """What a plan depends on, besides the schedule."""
+        takes = self.available, self.drained, self.missing, len(self.declined), self.offered
+        return self.name, *takes, self.speed, self.resident, self.loading, self.stopping, *self.runs
 
     def can_run(self, task: Task) -> bool:
         """Whether it takes tasks, and may load all that this one needs."""
@@ -398,3 +336,65 @@ class Machine:
         run.left_gpu_at = run.until(at)
         self._busy.append((at, run.gpu_s(at)))
         self.busy_ended_s += run.gpu_s(at)
+
+
+class Machines(list[Machine]):
+    """All that are forecast with, the server's own one first.
+
+    Args:
+        local: the server's own.
+        needs_download: whether weights are missing on it; may look at the disk.
+        draws: whether it draws; else it is there only while there is no other one.
+    """
+
+    def __init__(
+        self, local: Machine, needs_download: Callable[[Model], bool], draws: bool = True
+    ) -> None:
+        super().__init__([local])
+        self.lost: dict[str, Machine] = {}
+        """By name, those that have left, the latest last."""
+        self.local, self._draws, self._needs_download = local, draws, needs_download
+        if not draws:
+            local.available, local.loading = False, None
+
+    @property
+    def drawing(self) -> list[Machine]:
+        """All but the server's own, if that does not draw."""
+        return [machine for machine in self if self._draws or machine is not self.local]
+
+    def join(self, machine: Machine) -> None:
+        self.append(machine)
+        self.lost.pop(machine.name, None)
+        if not self._draws and self.local in self:
+            self.remove(self.local)
+
+    def leave(self, machine: Machine) -> None:
+        """It runs nothing any more."""
+        if machine in self:
+            self.remove(machine)
+            self.lost[machine.name] = machine
+            while len(self.lost) > LOST_KEPT:
+                del self.lost[next(iter(self.lost))]
+        if not self:
+            self.append(self.local)
+
+    def has_elsewhere(self, name: str) -> bool:
+        """Whether another machine has the weights of a model and may load it."""
+        return any(
+            other.about and name in other.about.models and name not in other.missing
+            for other in list(self)
+        )
+
+    def lack(self, model: Model) -> bool:
+        """Whether weights must be downloaded to the server's machine before a task can run: no
+        machine has them. Any thread may call it, without a lock."""
+        if not self._draws or not self._needs_download(model):
+            return False
+        if not self.has_elsewhere(model.name):
+            return True
+        self.local.missing |= {model.name}
+        return False
+
+    def run(self, task_id: str) -> Run | None:
+        """What a worker runs."""
+        return next((m.runs[task_id] for m in self if task_id in m.runs), None)

@@ -26,7 +26,8 @@ import numpy as np
 
 from scheduler.fair_share import FairShare
 from scheduler.limits import QueueLimits
-from scheduler.machines import Resident, Run
+from scheduler.machines import Run
+from scheduler.resident import Resident
 from scheduler.schedule import Schedule
 from task import Task
 
@@ -47,7 +48,7 @@ def key(task: Task) -> Key:
     sequence, which counts the tasks that joined the schedule. A task's turn is its tag of
     fair_share.py, its group its sequence, or both are those of the task that it joined by affinity.
     """
-    return -level(task), task.attempt == 0, task.turn, task.group, task.sequence
+    return -level(task), task.attempt == task.retried_after, task.turn, task.group, task.sequence
 
 
 def level(task: Task) -> int:

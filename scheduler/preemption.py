@@ -5,6 +5,7 @@ the scheduler calls it under its lock.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from math import inf
 
 from scheduler.estimates import Estimates
@@ -37,10 +38,10 @@ class Preemption:
         """Whether the first waiting task preempts this one, which has reported at this moment."""
         if run.progress.phase is not Phase.DENOISING or run.progress.steps_done == 0:
             return False
-        if run.machine.paused or not self._is_possible(run):
+        if run.machine.paused or not (waiting := self._waiting(run)):
             return False
         left_s = self._remaining.gpu_s(run, at)
-        return self._starts_s(run, at, 0.0, left_s, self._first(run))[:1] == [0.0]
+        return self._starts_s(run, at, 0.0, left_s, waiting)[:1] == [0.0]
 
     def starts_s(
         self, machine: Machine, at: float, new: Task | None = None, place: Place | None = None
@@ -52,7 +53,7 @@ class Preemption:
             new: a task that counts as if it waited at this place.
         """
         run = machine.last_on_gpu
-        if run is None or not self._is_possible(run, new, place):
+        if run is None or not (waiting := self._waiting(run, new, place)):
             return []
         left_s, start_s = self._remaining.gpu_s(run, at), 0.0
         for other in machine.runs.values():
@@ -63,28 +64,31 @@ class Preemption:
             if after_s is None:
                 return []
             start_s, left_s = start_s + left_s - after_s, after_s
-        return self._starts_s(run, at, start_s, left_s, self._first(run, new, place))
+        return self._starts_s(run, at, start_s, left_s, waiting)
 
-    def _is_possible(self, run: Run, new: Task | None = None, place: Place | None = None) -> bool:
-        """Whether the first waiting task may preempt this one at all."""
+    def _waiting(
+        self, run: Run, new: Task | None = None, place: Place | None = None
+    ) -> Iterator[tuple[float, float]] | None:
+        """Of the first waiting tasks, up to the new one: GPU seconds, and those that this one must
+        have had before it is preempted. None: the first may not preempt it at all."""
         if not self._policy.limits.preempt or len(self._machines) > 1 or run.machine.about:
-            return False
-        first = next(self._first(run, new, place), None)
-        return first is not None and self._policy.preempts_after_s(first[0], run, *first[1:]) < inf
+            return None
+        waiting = self._first(run, new, place)
+        first = next(waiting, None)
+        return chain((first,), waiting) if first is not None and first[1] < inf else None
 
     def _first(
-        self, run: Run, new: Task | None = None, place: Place | None = None
-    ) -> Iterator[tuple[Task, float, float]]:
-        """The first waiting tasks, up to the new one: each with its GPU seconds and its tag, or
-        the turn of the new one."""
+        self, run: Run, new: Task | None, place: Place | None
+    ) -> Iterator[tuple[float, float]]:
         for position, task in enumerate(self._schedule):
-            if new and place and position == place.index:
+            if place and position == place.index:
                 break
             work_s = self._schedule.durations(position).gpu_s / run.machine.speed
-            yield task, work_s, self._policy.tag(position)
+            tag = self._policy.tag(position)
+            yield work_s, self._policy.preempts_after_s(task, run, work_s, tag)
         if new and place:
-            work_s = self._estimates.durations(*new.stages).gpu_s
-            yield new, work_s / run.machine.speed, place.turn
+            work_s = self._estimates.durations(*new.stages).gpu_s / run.machine.speed
+            yield work_s, self._policy.preempts_after_s(new, run, work_s, place.turn)
 
     def _starts_s(
         self,
@@ -92,16 +96,17 @@ class Preemption:
         at: float,
         start_s: float,
         left_s: float,
-        waiting: Iterator[tuple[Task, float, float]],
+        waiting: Iterator[tuple[float, float]],
     ) -> list[float]:
         """Args:
         start_s: seconds until the running task is between two steps.
         left_s: GPU seconds that are left of it then.
+        waiting: as of _waiting().
         """
         starts_s: list[float] = []
         used_s = run.gpu_s(at) + (start_s if run.paused_at is None else 0.0)
-        for (task, work_s, tag), _ in zip(waiting, range(run.pauses, MOST_PAUSES), strict=False):
-            wait_s = max(self._policy.preempts_after_s(task, run, work_s, tag) - used_s, 0.0)
+        for _, (work_s, after_s) in zip(range(run.pauses, MOST_PAUSES), waiting, strict=False):
+            wait_s = max(after_s - used_s, 0.0)
             if not preemption_pays(work_s, left_s - wait_s):
                 break
             start_s, left_s, used_s = start_s + wait_s, left_s - wait_s, used_s + wait_s

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from errors import Gone, WrongStatus
 from scheduler.admission import Admission
 from scheduler.events import EventKind
-from scheduler.limits import NO_LIMITS, ClientLimits
+from scheduler.limits import MAX_INTERRUPTIONS, NO_LIMITS, ClientLimits
 from scheduler.scheduler import Scheduler
 from storage.usage_store import Usage
 from task import Task, TaskStatus
@@ -87,7 +87,8 @@ class QueueControl:
         scheduler.events.publish(EventKind.WAITING, task_id)
 
     def retry(self, task_id: str, limits: ClientLimits = NO_LIMITS) -> None:
-        """A failed task waits again, as if it were submitted now. Its stored images are kept.
+        """A failed task waits again, as if it were submitted now. Its stored images are kept. If
+        the server or a worker has died during it before, it fails when that happens once more.
 
         Args:
             limits: of its client.
@@ -110,14 +111,15 @@ class QueueControl:
             with scheduler.lock:
                 self._admission.check(task, missing, limits)
                 place = scheduler.place(task)
+            interruptions = min(task.interruptions, MAX_INTERRUPTIONS - 1)
             if task.params.inputs and not scheduler.store.reuse_inputs(task_id):
                 raise Gone("Its input images had to make room for others: submit it again.")
             with ExitStack() as unless_retried:
                 unless_retried.callback(scheduler.store.spare_inputs, task_id)
-                if not scheduler.store.retry(task):
+                if not scheduler.store.retry(task, interruptions):
                     raise WrongStatus("Only a failed task can be tried again.")
                 unless_retried.pop_all()
-            _waits_again(task)
+            _waits_again(task, interruptions)
             with scheduler.lock:
                 if missing or task.params.expand:
                     scheduler.join_downloads(task, missing)
@@ -174,8 +176,9 @@ class QueueControl:
         return accounts
 
 
-def _waits_again(task: Task) -> None:
+def _waits_again(task: Task, interruptions: int) -> None:
     """What the store has changed."""
-    task.status, task.attempt, task.interruptions = TaskStatus.WAITING, 0, 0
+    task.status, task.retried_after = TaskStatus.WAITING, task.attempt
+    task.interruptions = interruptions
     task.started_at = task.ended_at = task.fetched_at = task.last_image = task.start_by = None
     task.error_code = task.error = None

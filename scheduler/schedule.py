@@ -7,87 +7,86 @@ something asks after a change of the order, of what was learned, or of what is i
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from itertools import count
 from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from models.model_catalog import LoadSpec
-from scheduler.columns import Columns, Floats
 from scheduler.estimates import Estimates
 from scheduler.fair_share import Share, Waiting
-from scheduler.kinds import Kinds
-from scheduler.machines import Resident
+from scheduler.resident import Resident
+from scheduler.walk import Floats, Ints, Kinds, Walk, ends_of
 from task import Task
 from timing_model import Durations
 
-Ints = np.ndarray[Any, np.dtype[np.intp]]
-Bools = np.ndarray[Any, np.dtype[np.bool_]]
-NEVER = np.iinfo(np.intp).min
 NO_SHARE = Share(0, 0, 0, 0.0, 0.0)
 KEYS = ("level", "fresh", "turn", "group", "sequence")
 """The sort key, policy.key."""
-COLUMNS = (*KEYS, *Share._fields, "stages", "delay_budget_s", "end_at")
+COLUMNS = (
+    *KEYS, *Share._fields, "stages", "delay_budget_s", "end_at", "machine", "next_machine",
+)  # fmt: skip
+NOWHERE = -1
+"""No machine: the two last columns are the planner's (plan.py)."""
 KEY, SHARE = slice(0, len(KEYS)), slice(len(KEYS), len(KEYS) + len(Share._fields))
+ROOM = 16
+"""Rows for which there is room at least."""
 KINDS_KEPT = 1_000
 """Kinds that no stage has any more are forgotten once there are this many, and more than stages."""
 
 
-@dataclass(frozen=True)
-class Walk:
-    """Tasks of the schedule as one machine would run them. Never changed: readers need no lock."""
+class Columns:
+    """Numbers beside a list: one row for each of its items.
 
-    start_s: Floats
-    """Seconds of work and loading before each task; one more value: of all of them."""
-    rows_load_s: Floats
-    """Seconds of loading for each stage; 0 if its weights are in memory."""
-    rows_spec: Ints
-    """Index of the load spec of each stage."""
-    rows_loads: Bools
-    """Whether weights are loaded for each stage."""
-    ends: Ints
-    """Stages before each task; one more value: of all of them."""
-    specs: Sequence[LoadSpec]
-    resident: Resident
-    """Before the first task."""
+    Changes in place: removing the first row and appending one cost nothing, others move the rows
+    behind them. Not thread-safe."""
 
-    @cached_property
-    def load_s(self) -> Floats:
-        """Seconds of loading for each task itself."""
-        if len(self.rows_load_s) == len(self.ends) - 1:
-            return self.rows_load_s
-        load_s: Floats = np.add.reduceat(self.rows_load_s, self.ends[:-1])
-        return load_s
+    def __init__(self, names: Sequence[str]) -> None:
+        self._index = {name: number for number, name in enumerate(names)}
+        self._data: Floats = np.zeros((len(names), ROOM))
+        self._begin = self._end = 0
 
-    @cached_property
-    def loads(self) -> Ints:
-        """How often weights are loaded before each task; one more value: for all of them."""
-        loads: Ints = _before_each(self.rows_loads, self.ends)
-        return loads
+    def __len__(self) -> int:
+        return self._end - self._begin
 
-    def without_first(self) -> "Walk":
-        """The walk of the tasks behind the first one."""
-        row = int(self.ends[1])
-        return Walk(
-            start_s=self.start_s[1:] - self.start_s[1],
-            rows_load_s=self.rows_load_s[row:],
-            rows_spec=self.rows_spec[row:],
-            rows_loads=self.rows_loads[row:],
-            ends=self.ends[1:] - row,
-            specs=self.specs,
-            resident=self.resident_before(1),
-        )
+    def __getitem__(self, name: str) -> Floats:
+        """A column. It is valid, and may be written to, until the next change."""
+        return self._data[self._index[name], self._begin : self._end]
 
-    def resident_before(self, index: int) -> Resident:
-        """What is in memory when this one of the tasks starts."""
-        used: list[str] = []
-        rest, most = self.rows_spec[: self.ends[index]], self.resident.most
-        while len(rest) and len(used) < most:
-            used.append(self.specs[rest[-1]].key)
-            rest = rest[rest != rest[-1]]
-        return self.resident.of(tuple(dict.fromkeys((*used, *self.resident.keys))))
+    def values(self, names: slice, position: int) -> list[float]:
+        """Of a row, the values of these columns, by their numbers."""
+        values: list[float] = self._data[names, self._begin + position].tolist()
+        return values
+
+    def update(self, names: slice, position: int, values: Sequence[float]) -> None:
+        """Give a row other values in these columns."""
+        self._data[names, self._begin + position] = values
+
+    def insert(self, position: int, values: Sequence[float]) -> None:
+        """A row of values for all columns comes before this one."""
+        if self._end == self._data.shape[1]:
+            self._make_room()
+        at = self._begin + position
+        self._data[:, at + 1 : self._end + 1] = self._data[:, at : self._end]
+        self._data[:, at] = values
+        self._end += 1
+
+    def delete(self, position: int) -> None:
+        if position == 0:
+            self._begin += 1
+            return
+        at = self._begin + position
+        self._data[:, at : self._end - 1] = self._data[:, at + 1 : self._end]
+        self._end -= 1
+
+    def take(self, order: Any) -> None:
+        """Order the rows: each index is that of the row which comes there."""
+        self._data[:, self._begin : self._end] = self._data[:, self._begin : self._end][:, order]
+
+    def _make_room(self) -> None:
+        data = np.zeros((len(self._data), max(2 * len(self), ROOM)))
+        data[:, : len(self)] = self._data[:, self._begin : self._end]
+        self._begin, self._end, self._data = 0, len(self), data
 
 
 class _State(NamedTuple):
@@ -120,7 +119,8 @@ class Schedule:
         self._rows = np.zeros(0, np.intp)  # kind of each stage of each task
         self._walk: tuple[_State, Walk] | None = None
         self._newest_ahead: tuple[int, Floats] = self.version, np.zeros(1)
-        self._durations: tuple[object, dict[tuple[int, ...], Durations]] = (None, {})
+        self._gpu_s: tuple[object, Floats] = (None, np.zeros(0))
+        self._durations: tuple[object, dict[bytes, Durations]] = (None, {})
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -197,7 +197,9 @@ class Schedule:
         else:
             self._rows = _inserted(self._rows, self._row(position), kinds)
         self._tasks.insert(position, task)
-        self._columns.insert(position, (*key, *share, len(kinds), delay_budget_s, inf))
+        self._columns.insert(
+            position, (*key, *share, len(kinds), delay_budget_s, inf, NOWHERE, NOWHERE)
+        )
         for stage in task.stages:
             self._estimates.joined(stage)
         self.version += 1
@@ -245,11 +247,9 @@ class Schedule:
         if np.array_equal(order, np.arange(len(order))):
             return
         self.before_change()
-        begins = self._ends()[:-1]
+        self._rows = self._rows_of(order, self._stages()[order])
         self._tasks = [self._tasks[position] for position in order.tolist()]
         self._columns.take(order)
-        firsts = np.repeat(begins[order] - self._ends()[:-1], self._stages())
-        self._rows = self._rows[firsts + np.arange(len(self._rows))]
         self.version += 1
 
     def rebuild(self) -> None:
@@ -265,12 +265,11 @@ class Schedule:
         version = self._estimates.version
         if self._durations[0] != version:
             self._durations = version, {}
-        row = self._row(position)
-        kinds = tuple(self._rows[row : row + len(self._tasks[position].stages)].tolist())
+        stages, row = self._tasks[position].stages, self._row(position)
+        kinds = self._rows[row : row + len(stages)].tobytes()
         known = self._durations[1].get(kinds)
         if known is None:
-            known = self._estimates.durations(*self._tasks[position].stages)
-            self._durations[1][kinds] = known
+            known = self._durations[1][kinds] = self._estimates.durations(*stages)
         return known
 
     def walk(self, resident: Resident, speed: float = 1.0) -> Walk:
@@ -281,14 +280,31 @@ class Schedule:
         """
         state = _State(self.version, self._estimates.version, resident, speed)
         if self._walk is None or self._walk[0] != state:
-            self._walk = state, self._computed(self._rows, self._stages(), resident, speed)
+            self._walk = state, self._kinds.walk(self._rows, self._stages(), resident, speed)
         return self._walk[1]
 
-    def walk_of(self, chosen: Bools, resident: Resident, speed: float) -> Walk:
-        """As walk(), of some of the tasks: by position, whether it is one of them."""
-        stages = self._stages()
-        rows = self._rows[np.repeat(chosen, stages)]
-        return self._computed(rows, stages[chosen], resident, speed)
+    def walk_of(self, positions: Ints, resident: Resident, speed: float) -> Walk:
+        """As walk(), of the tasks at these positions."""
+        stages = self._stages()[positions]
+        return self._kinds.walk(self._rows_of(positions, stages), stages, resident, speed)
+
+    def gpu_s(self) -> Floats:
+        """Seconds of the GPU of each task, by itself."""
+        state = self.version, self._estimates.version
+        if self._gpu_s[0] != state:
+            rows_s = self._kinds.seconds()[0][self._rows]
+            if len(rows_s) != len(self):
+                rows_s = np.add.reduceat(rows_s, self._ends()[:-1])
+            self._gpu_s = state, rows_s
+        return self._gpu_s[1]
+
+    def in_turn(self) -> Iterator[tuple[Task, float]]:
+        """The tasks in the order in which they run, with their seconds of the GPU. The schedule may
+        change meanwhile: the next one is that at the next position."""
+        for position in count():
+            if position >= len(self._tasks):
+                return
+            yield self._tasks[position], self.gpu_s()[position]
 
     def image_encoding_s(self) -> Floats:
         """Of each task, seconds of encoding its last image."""
@@ -302,7 +318,7 @@ class Schedule:
         its loading, and theirs as far as it leaves them other weights in memory."""
         rows = _inserted(self._rows, self._row(position), self._kinds_of(task))
         stages = _inserted(self._stages(), position, [len(task.stages)])
-        now, then = self.walk(resident), self._computed(rows, stages, resident, 1.0)
+        now, then = self.walk(resident), self._kinds.walk(rows, stages, resident, 1.0)
         before = now.start_s[position:-1] + now.load_s[position:]
         after = then.start_s[position + 1 : -1] + then.load_s[position + 1 :]
         return np.maximum(after - before, 0.0)
@@ -320,60 +336,17 @@ class Schedule:
         return self._columns["stages"].astype(np.intp)
 
     def _ends(self) -> Ints:
-        return _ends(self._stages())
+        return ends_of(self._stages())
+
+    def _rows_of(self, positions: Ints, stages: Ints) -> Ints:
+        """The kinds of the stages of the tasks at these positions, which have so many stages."""
+        if len(self._rows) == len(self):
+            return self._rows[positions]
+        firsts = np.repeat(self._ends()[:-1][positions] - ends_of(stages)[:-1], stages)
+        return self._rows[firsts + np.arange(len(firsts))]
 
     def _kinds_of(self, task: Task) -> list[int]:
         return [self._kinds.number(stage) for stage in task.stages]
-
-    def _computed(self, rows: Ints, stages: Ints, resident: Resident, speed: float) -> Walk:
-        gpu_s, load_s = self._kinds.seconds()
-        spec = self._kinds.spec[rows]
-        loads = self._loads(spec, resident)
-        rows_load_s = load_s[rows] * loads
-        ends = _ends(stages)
-        return Walk(
-            start_s=_before_each(gpu_s[rows] / speed + rows_load_s, ends),
-            rows_load_s=rows_load_s,
-            rows_spec=spec,
-            rows_loads=loads,
-            ends=ends,
-            specs=self._kinds.specs,
-            resident=resident,
-        )
-
-    def _loads(self, spec: Ints, resident: Resident) -> Any:
-        """Whether weights have to be loaded for each row: memory holds those used last.
-
-        The stack distance of a row is the number of other specs used since its own was used last
-        (Mattson et al. 1970, "Evaluation techniques for storage hierarchies"); they are in memory
-        if it is smaller than what memory holds, and if all these fit together.
-        """
-        numbers = [self._kinds.spec_numbers.get(key) for key in resident.keys]
-        if resident.most == 1:
-            before_first = -1 if not numbers or numbers[0] is None else numbers[0]
-            return spec != np.concatenate(([before_first], spec[:-1]))[: len(spec)]
-        before = np.full(len(self._kinds.specs), NEVER, np.intp)
-        for age, number in enumerate(numbers):
-            if number is not None:
-                before[number] = -1 - age
-        position = np.arange(len(spec))
-        last_use = np.empty((len(before), len(spec)), np.intp)
-        for number, used_before in enumerate(before):
-            uses = np.where(spec == number, position, NEVER)
-            latest = np.maximum.accumulate(np.concatenate(([used_before], uses)))
-            last_use[number] = latest[:-1]
-        own = last_use[spec, position]
-        sizes = resident.sizes
-        bytes_of = np.array([sizes.of(spec) for spec in self._kinds.specs])
-        since = last_use > own
-        others_since, others_bytes = since.sum(axis=0), bytes_of @ since
-        for age, (key, number) in enumerate(zip(resident.keys, numbers, strict=True)):
-            if number is None:
-                foreign_since = own < -1 - age
-                others_since = others_since + foreign_since
-                others_bytes = others_bytes + sizes.of_key(key) * foreign_since
-        too_large = (others_since > 0) & (others_bytes + bytes_of[spec] > sizes.room_bytes)
-        return (own == NEVER) | (others_since >= resident.most) | too_large
 
 
 def _inserted(values: Any, at: int, own: Sequence[float]) -> Any:
@@ -384,17 +357,3 @@ def _deleted(values: Any, begin: int, end: int) -> Any:
     if begin == 0:  # a claim: the GPU waits
         return values[end:]
     return np.concatenate((values[:begin], values[end:]))
-
-
-def _ends(stages: Ints) -> Ints:
-    """Stages before each task, and of all."""
-    ends = np.zeros(len(stages) + 1, np.intp)
-    np.cumsum(stages, out=ends[1:])
-    return ends
-
-
-def _before_each(rows: Any, ends: Ints) -> Any:
-    """The sum of these values before each task, and of all."""
-    sums = np.zeros(len(rows) + 1, np.intp if rows.dtype == bool else rows.dtype)
-    np.cumsum(rows, out=sums[1:])
-    return sums if len(sums) == len(ends) else sums[ends]

@@ -13,7 +13,6 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from copy import copy
 from functools import partial
 from threading import Condition, Lock
 
@@ -21,25 +20,25 @@ from allowed import Allowed
 from errors import InvalidInput, ModelNotAllowed, NotSupported, StorageUnavailable
 from models.model_catalog import LoadSpec, Model
 from scheduler.baselines import Baselines
+from scheduler.clocks import ClockNotes, KeepClock
 from scheduler.deadlines import Deadlines
 from scheduler.downloads import EXPANSION_KEY, Downloads
 from scheduler.estimates import Estimates
 from scheduler.events import EventKind, EventLog
-from scheduler.forecast import Forecaster, Lane
+from scheduler.forecast import Forecaster, Lanes
 from scheduler.health import Cause, Health
-from scheduler.keep_clock import ClockNotes, KeepClock
-from scheduler.limits import ENDED_TOO_OFTEN, MAX_INTERRUPTIONS, QueueLimits
-from scheduler.machine_list import Machines
-from scheduler.machines import Machine, Run
+from scheduler.limits import QueueLimits
+from scheduler.machines import Machine, Machines, Run
 from scheduler.phase_seconds import PhaseSeconds
 from scheduler.policy import Place, Policy, key
+from scheduler.restart import restart
 from scheduler.retention import Retention
 from scheduler.schedule import Schedule
 from storage.ended_tasks import End
 from storage.task_store import TaskStore
 from task import Forecast, Task, TaskStatus
 from timing.spread import Outcome, Spread
-from timing_model import LOCAL, TimingModel
+from timing_model import TimingModel
 
 log = logging.getLogger(__name__)
 
@@ -215,23 +214,36 @@ class Scheduler:
         self.downloads.add(self.downloads.pending(task, missing, *seconds))
         self.wake_downloads.notify_all()
 
-    def downloaded(self, spec: LoadSpec) -> list[Task]:
-        """These weights are on disk (locked). Returns the tasks that joined the schedule."""
-        ready = self.downloads.finish(spec.model)
-        self.machine.missing -= {spec.model.name}
+    def downloaded(self, spec: LoadSpec) -> None:
+        """These weights are on disk (under `changes`): the tasks that waited for them join."""
+        with self.lock:
+            ready = self.downloads.finish(spec.model)
+            self.machine.missing -= {spec.model.name}
+            for task in ready:
+                with suppress(ModelNotAllowed, NotSupported, InvalidInput):  # else it stays
+                    stages = self.allowed.stages(task.params)  # the weights show their own bits now
+                    task.stages = tuple(stage.after_images(task.images_done) for stage in stages)
+                self.join_now(task)
+            self.wake_worker.notify_all()
         for task in ready:
-            with suppress(ModelNotAllowed, NotSupported, InvalidInput):  # then it stays as it was
-                stages = self.allowed.stages(task.params)  # the weights show their own bits now
-                task.stages = tuple(stage.after_images(task.images_done) for stage in stages)
-            self.join(task, self.place(task))
-            self.set_baseline(task)
-        self.wake_worker.notify_all()
-        return ready
+            self.joined_late(task)
+
+    def join_now(self, task: Task) -> None:
+        """A task that was submitted before joins the schedule (locked)."""
+        self.join(task, self.place(task))
+        self.set_baseline(task)
+
+    def joined_late(self, task: Task) -> None:
+        """Keep the order of a task that has joined after its submit, for the next start (under
+        `changes`)."""
+        self.events.publish(EventKind.WAITING, task.task_id)
+        with suppress(StorageUnavailable), self.health.noting_storage():
+            self.store.reorder(task.task_id, sequence=task.sequence, group=task.group)
 
     def start(self, task: Task, machine: Machine) -> None:
         """A waiting task is claimed (locked)."""
         self.baselines.claimed(task)
-        self.policy.start(task, self._gpu_s(task))
+        self.policy.start(task, self.schedule.durations(self.schedule.position(task)).gpu_s)
         machine.start(task, self.monotonic(), self.gaps())
         self.reported(machine.runs[task.task_id])
 
@@ -245,7 +257,7 @@ class Scheduler:
         self.deadlines.add(task)
         self.wake_worker.notify_all()
         lanes = self.forecaster.lanes()
-        self.baselines.improve(task, self.forecaster.of(task, lanes), lanes[0].at)
+        self.baselines.improve(task, self.forecaster.of(task, lanes), lanes.at)
         self.improve_baselines(lanes)
 
     def remove(self, task: Task, *, stopping: bool = False) -> None:
@@ -319,17 +331,17 @@ class Scheduler:
         self.baselines.set(task, forecast, self._sequence, submitted=submitted)
         return forecast
 
-    def reported(self, run: Run, lanes: list[Lane] | None = None) -> None:
+    def reported(self, run: Run, lanes: Lanes | None = None) -> None:
         """A task was claimed, or a report on it came (locked)."""
         lanes = lanes or self.forecaster.lanes()
-        running = next(r for lane in lanes for r in lane.running if r.run is run)
-        run.forecast_is(running.left_s, run.until(lanes[0].at))
-        self.baselines.improve(run.task, running.forecast, lanes[0].at)
+        running = lanes.of(run.machine).of(run)
+        run.forecast_is(running.left_s, run.until(lanes.at))
+        self.baselines.improve(run.task, running.forecast, lanes.at)
 
-    def improve_baselines(self, lanes: list[Lane] | None = None) -> None:
-        """Any task may have become faster (locked)."""
+    def improve_baselines(self, lanes: Lanes | None = None, only: Machine | None = None) -> None:
+        """Any task may have become faster (locked). Args: as of Baselines.improve_waiting()."""
         if len(self.schedule):
-            self.baselines.improve_waiting(lanes or self.forecaster.lanes())
+            self.baselines.improve_waiting(lanes or self.forecaster.lanes(), only)
 
     def end(self, task: Task) -> End:
         """A task ends now."""
@@ -343,57 +355,37 @@ class Scheduler:
         self._tasks[task.task_id] = task
         self.deadlines.add(task)
 
-    # -- the start --------------------------------------------------------------------------------
-
     def _continue(self) -> None:
-        unfinished = self.store.unfinished()  # a damaged record is found before anything is written
+        """The tasks that waited or ran when the store's last process ended wait again."""
+        found = restart(self.store.unfinished(), self.allowed)  # before anything is written
         with suppress(StorageUnavailable):  # the next prune() tries again
             self._clock_notes.write()
             self.store.usage.forget_anonymous(self.now())
         loads = self.store.timings.loads()
         self.downloads.expansion_s = loads.get(EXPANSION_KEY, self.downloads.expansion_s)
         self.store.timings.teach(self.timing)
-        waiting: list[Task] = []
-        for task in unfinished:
-            self._sequence = max(self._sequence, task.sequence)
-            if task.last_image is not None:  # that image is lost, and no other one is wanted
-                self._unsettled.append(partial(self.cancel, task))
-            elif error := self._cannot_continue(task):
-                self._unsettled.append(partial(self.fail, task, *error))
-            else:
-                if task.status is TaskStatus.RUNNING:
-                    died = task.machine == LOCAL  # a worker elsewhere has not died with the server
-                    release = partial(self.store.release, copy(task), interrupted=died)
-                    self._unsettled.append(release)
-                    task.status, task.started_at = TaskStatus.WAITING, None
-                    task.interruptions += died
-                waiting.append(task)
-        missing = {task.task_id: self.downloads.missing(task) for task in waiting}
-        ready = [task for task in waiting if not (missing[task.task_id] or task.params.expand)]
+        self._unsettled += [
+            *(partial(self.cancel, task) for task in found.cancelled),
+            *(partial(self.fail, *failed) for failed in found.failed),
+            *(partial(self.store.release, task, interrupted=died) for task, died in found.released),
+        ]
+        missing = {task.task_id: self.downloads.missing(task) for task in found.waiting}
+        ready = []
         with self.lock:
-            for task in waiting:
+            for task in found.waiting:
+                self._sequence = max(self._sequence, task.sequence)
                 if missing[task.task_id] or task.params.expand:
                     self.join_downloads(task, missing[task.task_id])
-            for task in ready:
-                self._add(task)
+                else:
+                    self._add(task)
+                    ready.append(task)
             ready.sort(key=lambda task: task.sequence)
             self.policy.restore([(task, self._gpu_s(task)) for task in ready])
-            entries, _ = self.forecaster.in_order(0, len(self))
+            lanes = self.forecaster.lanes()
+            entries, _ = self.forecaster.in_order(lanes, 0, len(self))
             for task, forecast in entries:
                 self.baselines.set(task, forecast(), self._sequence)
         if self._tasks:
-            log.info("tasks from before the start: %d", len(self._tasks))
+            log.info("%d tasks from before the start wait", len(self._tasks))
         with suppress(StorageUnavailable):  # the server starts all the same
             self.check_storage()
-
-    def _cannot_continue(self, task: Task) -> tuple[str, str] | None:
-        """Code and message of why a task from before the start fails now. Gives it its stages."""
-        try:
-            stages = self.allowed.stages(task.params)
-        except (ModelNotAllowed, NotSupported, InvalidInput) as error:
-            return error.code, error.message  # the operator allows less than before
-        died = task.status is TaskStatus.RUNNING and task.machine == LOCAL
-        if died and task.interruptions + 1 >= MAX_INTERRUPTIONS:
-            return ENDED_TOO_OFTEN
-        task.stages = tuple(stage.after_images(task.images_done) for stage in stages)
-        return None

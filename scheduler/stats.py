@@ -86,7 +86,7 @@ def stats_of(scheduler: Scheduler) -> Stats:
             Work(key, model.parameters_b, (side // SIDE_STEP) ** 2, model.default_steps, "JPEG")
             for side in SIDES
         ]
-        here = [m for m in scheduler.machines if m.about or scheduler.machines.draw_here]
+        here = scheduler.machines.drawing
         for machine in here:
             runs = [run.gpu_s(monotonic) for run in machine.runs.values() if run.on_gpu]
             _add(busy.setdefault(machine.name, {}), now, runs)

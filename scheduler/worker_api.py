@@ -231,7 +231,7 @@ class WorkerApi:
             if run.on_gpu:  # else the GPU waits for this call, and it says nothing new
                 lanes = scheduler.forecaster.lanes(at)
                 scheduler.reported(run, lanes)
-                scheduler.improve_baselines(lanes)
+                scheduler.improve_baselines(lanes, self.machine)
             scheduler.events.publish(EventKind.STEP, task_id)
             if not may_continue(scheduler, run):
                 return Verdict.STOP

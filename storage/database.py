@@ -165,6 +165,9 @@ MIGRATIONS = (
     ALTER TABLE tasks ADD COLUMN kept INTEGER NOT NULL DEFAULT 0;   -- pinned by its client
     CREATE INDEX kept_tasks ON tasks (owner) WHERE kept;
     """,
+    """
+    ALTER TABLE tasks ADD COLUMN retried_after INTEGER NOT NULL DEFAULT 0; -- claims until then
+    """,
 )
 """Script n brings schema version n to n + 1 (PRAGMA user_version)."""
 

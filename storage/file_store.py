@@ -149,10 +149,9 @@ class FileStore:
                 return
             self._spare.pop(task_id, None)
         with suppress(OSError):
-            with suppress(FileNotFoundError):
-                shutil.rmtree(self.inputs_of(task_id))
-            with self._input_lock:
-                self._input_bytes.pop(task_id, None)
+            shutil.rmtree(self.inputs_of(task_id))
+        with self._input_lock:
+            self._input_bytes.pop(task_id, None)
 
     def names(self) -> set[str]:
         """Returns the names of all files in the folder of images. Raises OSError."""

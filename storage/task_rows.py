@@ -37,6 +37,7 @@ def task_of(row: Row) -> Task:
         owner=Owner(row["owner"], row["end_user"], row["weight"]),
         status=TaskStatus(row["status"]),
         attempt=row["attempt"],
+        retried_after=row["retried_after"],
         interruptions=row["interruptions"],
         machine=row["machine"],
         started_at=row["started_at"],

@@ -240,14 +240,16 @@ class TaskStore:
         """An interruption was no death. Returns whether the task has not ended since."""
         return self._move(task, task.status, "interruptions = MAX(interruptions - 1, 0)")
 
-    def retry(self, task: Task) -> bool:
-        """A failed task waits again; its images are kept."""
+    def retry(self, task: Task, interruptions: int) -> bool:
+        """A failed task waits again, with so many interruptions; its images are kept."""
         return self._move(
             task,
             TaskStatus.WAITING,
             "error_code = NULL, error = NULL, started_at = NULL, ended_at = NULL,"
-            " kept_since = NULL, fetched_at = NULL, last_image = NULL, interruptions = 0,"
-            " attempt = 0, start_by = NULL, sequence = :sequence, group_sequence = :group",
+            " kept_since = NULL, fetched_at = NULL, last_image = NULL, start_by = NULL,"
+            " interruptions = :interruptions, retried_after = attempt, sequence = :sequence,"
+            " group_sequence = :group",
+            interruptions=interruptions,
             sequence=task.sequence,
             group=task.group,
         )
@@ -330,11 +332,8 @@ class TaskStore:
         return stored
 
     def cancel_after(self, task: Task, index: int) -> bool:
-        """Note on disk that a running task is to be cancelled after the image of this index.
-
-        Returns:
-            False, and nothing has changed: the image is stored already, or the task runs no more.
-        """
+        """Note on disk that a running task is to be cancelled after the image of this index. False,
+        and nothing has changed: the image is stored already, or the task runs no more."""
         with self._database.transaction() as connection:
             cursor = connection.execute(
                 "UPDATE tasks SET last_image = :index WHERE task_id = :task_id"

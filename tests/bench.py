@@ -139,7 +139,7 @@ class Bench:
         self, offset: int = 0, limit: int = 1000, wanted: Callable[[Task], bool] | None = None
     ) -> list[tuple[Task, Forecast]]:
         """All tasks, the running ones first, and their forecasts."""
-        found, _ = self.forecaster.in_order(offset, limit, wanted)
+        found, _ = self.forecaster.in_order(self.forecaster.lanes(), offset, limit, wanted)
         return [(task, forecast()) for task, forecast in found]
 
     def end_s(self, task: Task) -> float:

@@ -14,7 +14,8 @@ from conftest import GIVE_UP_S, PlayedQueue, allow, params_for
 from live import EventStream, SteppedServer
 from PIL import Image
 
-from api.task_answers import DeleteAnswer, StatusAnswer
+from api.queue_answers import DeleteAnswer
+from api.task_answers import StatusAnswer
 from scheduler.limits import QueueLimits
 from storage.task_store import TaskStore
 from task import Encoded, InputImage, Phase, Task, TaskStatus

@@ -14,7 +14,7 @@ from live import EventStream, SteppedServer
 from api.generate_request import Limits
 from api.webhooks import RETRY_AFTER_S, Webhooks
 from errors import Gone
-from scheduler.keep_clock import RESERVED_IDS
+from scheduler.clocks import RESERVED_IDS
 from scheduler.limits import QueueLimits
 from scheduler.scheduler import PRUNE_EVERY_S
 from storage.ended_tasks import TOMBSTONE_S
@@ -328,7 +328,7 @@ USES = {
     "models/weights_cache.py",
     "scheduler/events.py",
     "scheduler/health.py",
-    "scheduler/running_clock.py",
+    "scheduler/clocks.py",
     "scheduler/scheduler.py",
 }
 """They say times to clients or to other programs, compare them with the times of files, notice that

@@ -15,7 +15,7 @@ from test_submission import Desk
 
 from images import read_metadata
 from scheduler import downloads
-from scheduler.expansion_api import ExpansionApi
+from scheduler.download_api import ExpansionApi
 from storage.task_store import TaskStore
 from task import Phase, TaskStatus
 from timing_model import TimingModel

@@ -379,7 +379,13 @@ def plain_order(schedule: Schedule, shares: FairShare) -> list[str]:
     def rank(task: Task) -> tuple[int, bool, float, int, int]:
         first = first_of.get(task.group)
         turn = tags[first.task_id] if first else task.turn
-        return -level(task), task.attempt == 0, round(turn, 6), task.group, task.sequence
+        return (
+            -level(task),
+            task.attempt == task.retried_after,
+            round(turn, 6),
+            task.group,
+            task.sequence,
+        )
 
     return [task.task_id for task in sorted((task for task, _ in rows), key=rank)]
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from played_app import PlayedApp
 
+from scheduler.limits import MAX_INTERRUPTIONS
 from task import Encoded, Phase
 
 
@@ -153,6 +154,30 @@ def test_a_failed_task_is_tried_again_with_its_id(bench: PlayedApp, who: str) ->
     bench.reopen()
     assert [bench.run(), bench.run()] == ["earlier", "a"]
     assert bench.status("alice", task_id)["status"] == "done"
+
+
+def test_a_retried_task_during_which_a_worker_died_fails_when_one_dies_again(
+    bench: PlayedApp,
+) -> None:
+    task_id, worker = bench.submit("alice"), bench.queue.worker
+    for _ in range(MAX_INTERRUPTIONS):
+        assert worker.release(task_id, bench.claim().attempt, interrupted=True)
+    assert bench.status("alice", task_id)["error"]["code"] == "ended_too_often"
+    bench.json("alice", "POST", f"/tasks/{task_id}/retry")
+    bench.reopen()
+    assert bench.queue.worker.release(task_id, bench.claim().attempt, interrupted=True)
+    assert bench.status("alice", task_id)["error"]["code"] == "ended_too_often"
+
+
+def test_a_worker_with_an_attempt_from_before_a_retry_is_refused(bench: PlayedApp) -> None:
+    task_id = bench.submit("alice")
+    before = bench.claim()
+    bench.queue.fail(task_id, "task_failed", "It broke.")
+    bench.json("alice", "POST", f"/tasks/{task_id}/retry")
+    again, worker = bench.claim(), bench.queue.worker
+    assert not worker.finish(task_id, before.attempt, Encoded(b"of the old attempt", 0))
+    assert worker.finish(task_id, again.attempt, Encoded(b"of the new one", 0))
+    assert bench.queue.all_images(task_id)[0] == [b"of the new one"]
 
 
 def test_a_task_that_has_not_failed_is_not_tried_again(bench: PlayedApp) -> None:

@@ -1,5 +1,6 @@
 """The rules of the queue, in virtual time."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ from conftest import PlayedQueue, allow, params_for
 
 from api.task_answers import status_answer
 from errors import Gone, NoWorker, QueueFull, UnknownTask
+from models.model_catalog import LoadSpec
 from scheduler.health import ServerState
 from scheduler.limits import QueueLimits
 from storage.task_store import TaskStore
@@ -255,3 +257,41 @@ def test_a_claimed_task_cannot_be_claimed_again() -> None:
     bench.claim()
     assert bench.queue.claim(0) is None
     assert bench.queue.state() is ServerState.BUSY
+
+
+def test_tasks_that_join_after_a_download_have_the_same_order_after_a_restart(
+    tmp_path: Path,
+) -> None:
+    needed = {"schnell"}
+    names: dict[str, str] = {}
+    allowed = allow("tiny", "schnell")
+    schnell = allowed.models[1]
+
+    def start() -> tuple[PlayedQueue, TaskStore]:
+        store = TaskStore(tmp_path)
+        return PlayedQueue(
+            allowed,
+            TimingModel(),
+            store,
+            needs_download=lambda model: model.name in needed,
+        ), store
+
+    def submit(name: str, model: str = "tiny") -> None:
+        names[queue.submit(params_for(model=model))[0].task_id] = name
+
+    def order() -> list[str]:
+        return [names[task.task_id] for task in queue.unfinished(100, 0)[0]]
+
+    queue, store = start()
+    submit("first")
+    submit("schnell", "schnell")
+    submit("second")
+    needed.discard("schnell")
+    queue.downloads.download_ended(LoadSpec(schnell, schnell.pipelines[0], None))
+    submit("third")
+    in_order = ["first", "second", "schnell", "third"]
+    assert order() == in_order
+    store.close()
+    queue, store = start()
+    assert order() == in_order
+    store.close()

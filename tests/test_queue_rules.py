@@ -667,7 +667,8 @@ class QueueRules(RuleBasedStateMachine):
 
     def forecasts(self) -> dict[str, Forecast]:
         """By task, what is expected now, whatever was said before."""
-        in_order, _ = self.queue.scheduler.forecaster.in_order(0, 1000)
+        forecaster = self.queue.scheduler.forecaster
+        in_order, _ = forecaster.in_order(forecaster.lanes(), 0, 1000)
         return {task.task_id: forecast() for task, forecast in in_order}
 
     def listing(self) -> list[Task]:

@@ -11,9 +11,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from models.model_catalog import LoadSpec, Model
-from scheduler.machines import Machine, Resident, Sizes
-from scheduler.plan import Planner
-from scheduler.schedule import Schedule
+from scheduler.machines import Machine
+from scheduler.plan import PASS_EVERY_S, Planner
+from scheduler.resident import Resident, Sizes
+from scheduler.walk import Kinds
 from task import Phase, Progress, Task
 
 
@@ -60,7 +61,7 @@ requests = st.lists(
 
 
 def order(task: Task) -> tuple[int, bool, float, int, int]:
-    return -task.priority, task.attempt == 0, task.turn, task.group, task.sequence
+    return -task.priority, task.attempt == task.retried_after, task.turn, task.group, task.sequence
 
 
 def kept_beside(loaded: LoadSpec, memory: list[str], machine: Machine) -> list[str]:
@@ -170,7 +171,7 @@ def test_the_forecast_of_each_task_equals_a_plain_list_scheduling_simulation(
         return int(task.task_id) % 2 == 0
 
     even = [(task, forecast) for task, forecast in whole if is_even(task)]
-    assert bench.forecaster.in_order(0, 1, is_even)[1] == len(even)
+    assert bench.forecaster.in_order(bench.forecaster.lanes(), 0, 1, is_even)[1] == len(even)
     for offset in range(len(even) + 1):
         assert bench.in_order(offset, 2, is_even) == even[offset : offset + 2]
 
@@ -206,14 +207,14 @@ def test_a_question_walks_through_the_schedule_only_after_a_change(
     for number in range(20):
         bench.join(bench.task(str(number), MODELS[number % 3], steps=10 + number))
     runs = [bench.start(bench.schedule[0], machine) for machine in bench.machines]
-    walker: type[Schedule] | type[Planner] = Schedule if machines == 1 else Planner
-    computed, walks = walker._computed, []
+    walker, name = (Kinds, "walk") if machines == 1 else (Planner, "_computed")
+    computed, walks = getattr(walker, name), []
 
     def count(*arguments: Any) -> Any:
         walks.append(arguments)
         return computed(*arguments)
 
-    monkeypatch.setattr(walker, "_computed", count)
+    monkeypatch.setattr(walker, name, count)
 
     def ask_everything() -> int:
         for task in bench.schedule:
@@ -424,3 +425,54 @@ def test_forecasts_follow_what_was_learned_and_what_is_in_memory(
 
 def ends_of(bench: Bench) -> list[float]:
     return [forecast.end_s for _, forecast in bench.in_order()]
+
+
+@pytest.mark.parametrize("machines", [2, 5])
+def test_a_pass_assigns_the_tasks_behind_the_first_ones_as_list_scheduling_does(
+    machines: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scheduler.plan.AT_ONCE", 4)
+    monkeypatch.setattr("scheduler.plan.PART", 3)
+    bench = Bench(machines=machines)
+    bench.load(SCHNELL)
+    for number in range(40):
+        bench.join(bench.task(str(number), MODELS[number * 7 % 3], steps=3 + number * 11 % 17))
+    bench.in_order()  # the tasks behind the first ones have a machine before the first pass
+    run_a_pass(bench)
+    assert ends_of(bench) == pytest.approx([end for _, end, _ in simulated(bench).values()])
+    assert not bench.forecaster.continue_plan(), "nothing has changed"
+    bench.policy.leave(bench.schedule[30])
+    bench.join(bench.task("urgent", KLEIN, priority=1, steps=50))
+    assert not bench.forecaster.continue_plan(), "the latest pass has just begun"
+    first = [end for _, end, _ in simulated(bench).values()][:4]
+    assert ends_of(bench)[:4] == pytest.approx(first)
+    bench.at += PASS_EVERY_S
+    run_a_pass(bench)
+    assert ends_of(bench) == pytest.approx([end for _, end, _ in simulated(bench).values()])
+
+
+def run_a_pass(bench: Bench) -> None:
+    assert bench.forecaster.continue_plan()
+    for _ in range(len(bench.schedule)):
+        if not bench.forecaster.continue_plan():
+            return
+    raise AssertionError("the pass does not end")
+
+
+def test_tasks_and_machines_may_come_and_go_during_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scheduler.plan.AT_ONCE", 4)
+    monkeypatch.setattr("scheduler.plan.PART", 3)
+    bench = Bench(machines=3)
+    bench.load(SCHNELL)
+    for number in range(30):
+        bench.join(bench.task(str(number), MODELS[number % 3], steps=3 + number % 5))
+    assert bench.forecaster.continue_plan()
+    for number in range(10):
+        bench.policy.leave(bench.schedule[number])
+    bench.join(bench.task("urgent", priority=1))
+    assert bench.forecaster.continue_plan()
+    del bench.machines[1]
+    assert len(ends_of(bench)) == 21
+    bench.at += PASS_EVERY_S
+    run_a_pass(bench)
+    assert ends_of(bench) == pytest.approx([end for _, end, _ in simulated(bench).values()])

@@ -512,3 +512,18 @@ def test_a_probe_reports_that_there_is_no_space_for_an_image_of_the_size_refused
     bench.store.probe()
     assert_nothing_is_done(bench)
     assert_it_can_be_finished_now(bench)
+
+
+def test_input_images_that_cannot_be_removed_leave_room_for_others(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert bench.store.reserve_inputs("old", 100, 100)
+    bench.store.keep_inputs("old", {"0" * 16: b"x" * 100})
+    assert not bench.store.reserve_inputs("new", 100, 100)
+
+    def refuse(folder: Path) -> None:
+        raise OSError(errno.EIO, "input/output error")
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    bench.store.discard_inputs("old")
+    assert bench.store.reserve_inputs("new", 100, 100)

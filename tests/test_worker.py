@@ -9,7 +9,7 @@ from conftest import GIVE_UP_S, FakeGenerator, PlayedQueue, allow, params_for
 from PIL import Image
 
 import images
-from errors import ModelLoadError
+from errors import ModelLoadError, StorageUnavailable
 from generator import MfluxGenerator
 from models.mlx_setup import prepare_mlx
 from models.model_catalog import LoadSpec
@@ -17,7 +17,8 @@ from scheduler.health import ServerState
 from storage.task_store import TaskStore
 from task import Drawn, GenerationParams, Phase, Report, Stage, TaskStatus
 from timing_model import TimingModel
-from workers import encoder
+from workers import encoder, endings
+from workers.endings import Endings
 from workers.worker import Worker
 
 
@@ -169,3 +170,22 @@ def test_a_model_that_cannot_be_loaded_is_reported_once_and_ends_the_thread(
     assert worker.stop(10)
     assert [str(error) for error in received] == ["no weights"]
     assert queue.state() is ServerState.FAILED
+
+
+@pytest.mark.parametrize(("drain_s", "tries"), [(GIVE_UP_S, 3), (0.0, 1)])
+def test_what_the_disk_refuses_is_tried_again_while_the_server_drains(
+    queue: PlayedQueue, monkeypatch: pytest.MonkeyPatch, drain_s: float, tries: int
+) -> None:
+    monkeypatch.setattr(endings, "RETRY_S", 0.001)
+    answers = [StorageUnavailable("full"), StorageUnavailable("full"), None]
+    tried: list[StorageUnavailable | None] = []
+
+    def change() -> None:
+        tried.append(answers[len(tried)])
+        if error := tried[-1]:
+            raise error
+
+    ends = Endings(queue.worker)
+    ends.stop(drain_s)
+    ends.insist(change)
+    assert len(tried) == tries

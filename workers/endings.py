@@ -1,6 +1,7 @@
 """Ends the attempts of tasks: failed or released, as soon as the disk takes it."""
 
 import logging
+import time
 from collections.abc import Callable
 from threading import Event
 
@@ -20,17 +21,24 @@ class Endings:
     def __init__(self, source: TaskSource) -> None:
         self._source = source
         self._stopping = Event()
+        self._until = 0.0
 
-    def stop(self) -> None:
-        """From now on nothing is tried twice."""
+    def stop(self, drain_s: float = 0.0) -> None:
+        """The server stops: after drain_s seconds nothing is tried twice."""
+        self._until = time.monotonic() + drain_s
         self._stopping.set()
 
     def pause(self) -> bool:
-        """Wait for RETRY_S; returns at once, and True, when the server stops."""
-        return self._stopping.wait(RETRY_S)
+        """Wait for RETRY_S, at most until it is too late to try again. Returns whether it is."""
+        if not self._stopping.wait(RETRY_S):
+            return False
+        left_s = self._until - time.monotonic()
+        time.sleep(max(min(RETRY_S, left_s), 0.0))
+        return left_s <= 0.0
 
     def insist(self, change: Callable[[], object]) -> None:
-        """Try until the disk takes the change or the server stops: a full disk loses no work."""
+        """Try until the disk takes the change, or the server stops and its time to drain is over: a
+        full disk loses no work."""
         while True:
             try:
                 change()

@@ -2,7 +2,7 @@
 
 The model is behind an OpenAI-compatible endpoint of the operator: POST URL/chat/completions. What a
 client sends is a text in the body and nothing else of the call. The thread depends on one Protocol:
-a source of prompts to write (scheduler/expansion_api.py).
+a source of prompts to write (scheduler/download_api.py).
 """
 
 import http.client

@@ -96,7 +96,7 @@ class Worker:
         drain_s; returns whether the threads have ended drain_s + timeout_s from now."""
         deadline = time.monotonic() + drain_s + timeout_s
         self._source.stop(drain_s)
-        self._endings.stop()
+        self._endings.stop(drain_s)
         if self._thread.is_alive():
             self._thread.join(drain_s + timeout_s)
         if self._thread.is_alive():
