@@ -33,8 +33,8 @@ from hypothesis.stateful import (
 from ram_disk import RAM_DISK
 
 from errors import Gone, NotReady, NoWorker, QueueFull, ServerError, StorageUnavailable, UnknownTask
+from models.prompt_tokens import tokens
 from scheduler.baselines import STEADY_S, STEADY_SHARE
-from scheduler.estimates import TOKENS_STEP
 from scheduler.health import ServerState
 from scheduler.limits import ENDED_TOO_OFTEN, MAX_INTERRUPTIONS, QueueLimits
 from scheduler.retention import DELETED, EXPIRED, FETCHED, NO_ROOM
@@ -106,7 +106,7 @@ class ModelTask:
             params.steps,
             params.format,
             left,
-            prompt_tokens=TOKENS_STEP,
+            prompt_tokens=tokens(params.prompt, TINY),
             width=params.width,
         )
 
