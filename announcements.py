@@ -23,18 +23,21 @@ from settings import Settings
 
 log = logging.getLogger("mflux-server")
 
+EVERY_ADDRESS = ("", "*", "0.0.0.0", "::")
+"""Hosts of a server that listens on all addresses of its machine."""
+
 
 def announce(settings: Settings, allowed: Allowed, port: int) -> None:
     """Log where the server can be reached."""
-    host = "localhost" if settings.host in ("", "*") else settings.host
-    host = f"[{host}]" if ":" in host else host
+    host = _in_url("localhost" if settings.host in ("", "*") else settings.host)
     log.info("serving %s on http://%s:%d", allowed.default.name, host, port)
     log.info("documentation: http://%s:%d%s", host, port, PAGE_ROUTE)
 
 
 def base_url(settings: Settings, port: int) -> str:
-    """Under which others on the network reach the server."""
-    return settings.public_url or f"http://{lan_address()}:{port}"
+    """Under which browsers reach the server: also those of others, if it listens for them."""
+    host = lan_address() if settings.host in EVERY_ADDRESS else settings.host
+    return settings.public_url or f"http://{_in_url(host)}:{port}"
 
 
 def show_links(
@@ -44,7 +47,8 @@ def show_links(
     links are as good as keys, and a log may be read by others."""
     if not settings.lan:
         return
-    url, local = base_url(settings, port), f"http://localhost:{port}"
+    url = base_url(settings, port)
+    local = f"http://localhost:{port}" if settings.host in EVERY_ADDRESS else url
     if not terminal.isatty():
         log.info("on the local network: %s; --lan --pair NAME prints a link to sign in", url)
         return
@@ -83,6 +87,10 @@ def warn(settings: Settings, allowed: Allowed) -> None:
             "and sees only their own",
             settings.host or "every address",
         )
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _first_words(choices: Sequence[Model]) -> list[str]:

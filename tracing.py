@@ -61,6 +61,8 @@ class Traces:
         self._thread.let_end()
         if self._thread.is_alive():
             self._thread.join(FLUSH_MS / 1000)
+        if not self._thread.is_alive():
+            self.run_once(0.0)  # what has ended in the last moment
         self._provider.force_flush(FLUSH_MS)
 
     def run_once(self, timeout_s: float = LISTEN_S) -> None:

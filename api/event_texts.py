@@ -28,6 +28,7 @@ EVENT_FIELDS = {
     "steps_total",
     "images_done",
     "last_image",
+    "machine",
     "expires_at",
     "version",
     "error",

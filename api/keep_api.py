@@ -213,6 +213,7 @@ def _pictures(queue: ClientQueue, wanted: list[tuple[str, int | None]]) -> list[
         first = index or 0
         if first >= task.images_done:
             queue.image(task_id, first)  # says why there is none
+            task = queue.status(task_id)  # it has come meanwhile
         indexes = range(task.images_done) if index is None else (index,)
         pictures += [(task, one) for one in indexes]
     if sum(task.image_sizes[index] for task, index in pictures) > MOST_ZIP_BYTES:

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Iterator
 from copy import copy
 from functools import partial
+from math import inf
 from typing import Any
 
 from cluster.carrier import Carrier, CarrierUnavailable, new_key
@@ -173,13 +174,13 @@ class Dispatcher:
         """What the operator wants loaded, until it is."""
         machine = remote.machine
         spec, loading = machine.ordered, machine.loading
-        if spec is None or at - remote.ordered_at < LOST_LEASES * self._registry.lease_s:
-            return
-        if spec.key in machine.resident.keys or (loading and loading.key == spec.key):
+        if spec and (spec.key in machine.resident.keys or (loading and loading.key == spec.key)):
             machine.ordered = None
-            return
-        remote.ordered_at = at
-        yield self._sending(remote, Load, spec=Spec.of(spec))
+        if machine.ordered is None:
+            remote.ordered_at = -inf
+        elif at - remote.ordered_at >= LOST_LEASES * self._registry.lease_s:
+            remote.ordered_at = at
+            yield self._sending(remote, Load, spec=Spec.of(machine.ordered))
 
     def _is_old(self, remote: RemoteMachine, at: float) -> bool:
         """Whether its latest heartbeat is so much later that it must have been heard."""

@@ -13,6 +13,7 @@ from PIL import Image
 from played_app import PlayedApp
 from played_head import LEASE_S, NO_SPEC, PlayedHead
 
+from api.event_texts import EventTexts
 from cluster.remote_machine import DEAF
 from cluster.stalls import LEAST_S as STALL_S
 from models.model_catalog import LoadSpec
@@ -341,6 +342,32 @@ def test_the_operator_loads_a_model_on_a_machine(tmp_path: Path) -> None:
         head.beat("cellar", resident=[spec.key])
         head.beat("cellar", resident=[spec.key])
         assert head.queue.machines.order_load("cellar", spec), "it is there"
+
+
+def test_a_model_that_was_loaded_once_is_not_loaded_again_when_another_has_replaced_it(
+    tmp_path: Path,
+) -> None:
+    with closing(PlayedHead(tmp_path, "tiny", "tiny-z-image")) as head:
+        head.beat("cellar")
+        specs = [LoadSpec(m, m.pipelines[0], None) for m in head.scheduler.allowed.models]
+        other, wanted = specs
+        head.queue.machines.order_load("cellar", wanted)
+        assert [m["kind"] for _, m in head.step()] == ["load"]
+        head.beat("cellar", resident=[wanted.key])
+        assert head.step() == []
+        head.beat("cellar", resident=[other.key])
+        assert head.step(LEASE_S, "cellar") == []
+        assert not head.queue.machines.order_load("cellar", wanted)
+        assert [m["kind"] for _, m in head.step()] == ["load"], "a new order is sent at once"
+
+
+def test_the_events_of_a_task_say_which_worker_draws_it(tmp_path: Path) -> None:
+    app = PlayedApp(tmp_path)
+    with closing(PlayedHead(tmp_path, scheduler=app.queue.scheduler)) as head:
+        app.queue.machines.drain("local", True)
+        head.at = app.at
+        task_id = drawing_on(app, head, "cellar")
+        assert b'"machine":"cellar"' in EventTexts(app.queue).of_task(task_id, 1)
 
 
 def test_the_operator_loads_a_model_on_a_named_machine_over_http(tmp_path: Path) -> None:

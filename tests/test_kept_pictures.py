@@ -12,7 +12,7 @@ from played_app import PlayedApp
 from errors import KeepLimit
 from scheduler.limits import QueueLimits
 from storage.task_store import TaskStore
-from task import Encoded, Owner
+from task import Encoded, GenerationParams, Owner, Task
 from timing_model import TimingModel
 
 DAY_S = 24 * 3600.0
@@ -197,3 +197,20 @@ def test_archives_are_limited_in_bytes_and_in_number(
         answer.close()
     monkeypatch.setattr("api.keep_api.MOST_ZIP_BYTES", 4)
     assert code_of(bench, "alice", "GET", "/zip", task_id=task_id) == "invalid_input"
+
+
+def test_a_picture_that_comes_while_an_archive_is_asked_for_is_in_it(
+    bench: PlayedApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task_id, worker, image_of = bench.submit("alice", n=2), bench.queue.worker, bench.queue.image_of
+    attempt = bench.claim().attempt
+    assert worker.store_image(task_id, attempt, Encoded(b"first", 0))
+
+    def late(task: Task, index: int = 0) -> tuple[bytes, GenerationParams]:
+        if task.images_done == 1:
+            assert worker.store_image(task_id, attempt, Encoded(b"second", 1))
+        return image_of(bench.queue.status(task_id), index)
+
+    monkeypatch.setattr(bench.queue, "image_of", late)
+    archive = opened(bench, "alice", f"{task_id}:1")
+    assert [archive.read(name) for name in archive.namelist()] == [b"second"]

@@ -22,7 +22,7 @@ from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
 import commands
 import errors
-from announcements import bonjour, show_links
+from announcements import base_url, bonjour, show_links
 from api.pairing import LINK_S, link_to
 from configuration import LAN_OPERATOR, LAN_PHONE, for_lan, identity_of, make_keys
 from key_file import KeyFile
@@ -145,6 +145,25 @@ def test_a_terminal_shows_links_for_this_machine_and_for_phones(
     assert log.getvalue() == ""
     assert caplog.messages
     assert "/pair" not in "".join(caplog.messages), "others may read the log"
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("192.168.1.5", "http://192.168.1.5:4031"),
+        ("127.0.0.1", "http://127.0.0.1:4031"),
+        ("fd00::5", "http://[fd00::5]:4031"),
+        ("::", f"http://{lan_address()}:4031"),
+    ],
+)
+def test_links_lead_to_where_the_server_listens(settings: Settings, host: str, url: str) -> None:
+    settings = replace(settings, host=host)
+    assert base_url(settings, 4031) == url
+    assert base_url(replace(settings, public_url="https://a.example/m"), 1) == "https://a.example/m"
+    terminal = Terminal()
+    show_links(settings, identity_of(settings), 4031, terminal)
+    local = "http://localhost:4031" if host == "::" else url
+    assert f"as {LAN_OPERATOR}: {local}/pair?" in terminal.getvalue()
 
 
 def test_without_lan_nothing_is_shown() -> None:

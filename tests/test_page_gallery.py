@@ -136,6 +136,25 @@ def test_several_pictures_are_selected_downloaded_made_favourites_and_removed(
     expect(me["#selection"]).to_be_hidden()
 
 
+def test_a_task_whose_favourite_is_removed_is_kept_no_longer(
+    visit: Visit, served: PageServer
+) -> None:
+    me = visit().open()
+    me["#n"].fill("2")
+    me.draw("a pair")
+    expect(me.shown("a pair")).to_have_count(2)
+    task_id = me.task_ids()[0]
+    me.card("a pair").first.hover()
+    me.card("a pair").first.locator(".star").click()
+    expect(me[".expiry.kept"]).to_have_count(2)
+    me.card("a pair").first.get_by_role("button", name="Remove").click()
+    expect(me.card("a pair")).to_have_count(1)
+    assert served.get("/status", task_id=task_id).json()["kept"] is True, "it can be undone"
+    me["#toasts .toast"].last.dispatch_event("go")
+    expect(me[".expiry.kept"]).to_have_count(0)
+    assert "kept" not in served.get("/status", task_id=task_id).json()
+
+
 MANY = """(count) => {
   const names = Object.keys(localStorage);
   const name = names.find((one) => one.includes("task:"));

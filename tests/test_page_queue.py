@@ -41,6 +41,23 @@ def test_the_pictures_of_a_batch_appear_one_by_one_and_it_stops_after_the_curren
     expect(me.shown("a batch")).to_have_count(2)
 
 
+def test_a_card_says_which_worker_draws_its_picture(visit: Visit) -> None:
+    me = visit()
+    me.page.add_init_script(NO_EVENTS)
+
+    def on_a_worker(route: Route) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, json={**answer.json(), "machine": "mac-mini"})
+
+    me.page.route("**/status?*", on_a_worker)
+    me.open()
+    me.hold()
+    me.draw("drawn elsewhere")
+    expect(me.card("drawn elsewhere").locator(".status")).to_contain_text("mac-mini")
+    me.go_on()
+    expect(me.shown("drawn elsewhere")).to_have_count(1)
+
+
 def test_two_people_see_each_others_tasks_but_not_each_others_prompts(visit: Visit) -> None:
     one, other = visit().open(), visit().open()
     one.hold()

@@ -59,6 +59,45 @@ def test_a_request_that_was_given_up_is_never_drawn(visit: Visit) -> None:
     expect(me[".card"]).to_have_count(1)
 
 
+STORED = """async (wanted) => {
+  const opened = (request) =>
+    new Promise((done) => (request.onsuccess = () => done(request.result)));
+  const database = await opened(indexedDB.open("mflux:/:pictures"));
+  const pictures = () => database.transaction("pictures").objectStore("pictures");
+  for (let tries = 0; tries < 6000; tries++) {
+    if ((await opened(pictures().count())) === wanted) break;
+    await new Promise((done) => setTimeout(done, 10));
+  }
+  const count = await opened(pictures().count());
+  database.close();
+  return count;
+}"""
+"""How many input pictures the browser stores, once there are as many as wanted."""
+
+
+def test_a_request_that_waits_for_the_server_keeps_its_picture_when_the_page_is_opened_again(
+    visit: Visit,
+) -> None:
+    me = visit().open()
+    me.unreachable_is_expected = True
+    for count, colour in enumerate(("teal", "orange"), 1):  # nothing uses the first one then
+        me["#init_image"].set_input_files(picture_file(64, 64, colour))
+        expect(me["[data-field=init_image] .picks img"]).to_be_visible()
+        assert me.page.evaluate(STORED, count) == count
+    expect(me["[data-field=init_image] .picks img"]).to_have_count(1)
+    me.page.route("**/generate", lambda route: route.abort())
+    me["#prompt"].fill("from a picture")
+    me["#generate"].click()
+    expect(me["#pending .row"]).to_contain_text(NOT_SENT)
+    me["[data-field=init_image] .picks button"].click()
+    expect(me["[data-field=init_image] .picks img"]).to_have_count(0)
+    me.page.reload()
+    assert me.page.evaluate(STORED, 1) == 1
+    me.page.unroute("**/generate")
+    me.page.reload()
+    expect(me.shown("from a picture")).to_have_count(1)
+
+
 def test_a_request_that_is_cancelled_before_its_answer_arrives_is_cancelled_on_the_server(
     visit: Visit, served: PageServer, gate: Gate
 ) -> None:

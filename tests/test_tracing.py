@@ -82,6 +82,15 @@ def test_a_failed_task_is_an_error_and_a_cancelled_one_has_not_run(bench: Played
     assert spans["task"].status.is_unset
 
 
+def test_a_task_that_ends_as_the_server_stops_has_its_span(bench: PlayedApp) -> None:
+    recorded = Recorded(bench)
+    bench.submit("alice")
+    bench.run()
+    bench.queue.events.close()
+    recorded.traces.stop()
+    assert "task" in [span.name for span in recorded._exporter.get_finished_spans()]
+
+
 def test_the_thread_ends_with_the_events(bench: PlayedApp) -> None:
     recorded = Recorded(bench)
     recorded.traces.start()

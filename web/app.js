@@ -274,4 +274,4 @@ for (const task of tasks.all()) if (task.removed) keeping.removeForGood(task);
 await Promise.all([begin(), live.now()]);
 await pending.sendAll();
 const named = tasks.all().flatMap((task) => Object.values(task.inputs ?? {}).flat().map((one) => one.key));
-await forgetPictures(new Set([...named, ...form.pictureKeys()]));
+await forgetPictures(new Set([...named, ...form.pictureKeys(), ...pending.pictureKeys()]));

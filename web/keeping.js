@@ -60,8 +60,17 @@ export class Keeping {
   #removeAll(items) {
     const whole = new Set(items.map(({ task }) => task.id).filter((id) => this.tasks.get(id)?.removed));
     for (const id of whole) this.removeForGood(this.tasks.get(id));
-    for (const { task, index } of items) {
-      if (!whole.has(task.id)) api.removeOne(task.id, index).catch(() => {});
+    for (const { task, index } of items) if (!whole.has(task.id)) this.#removeOne(task.id, index);
+  }
+
+  /** A favourite that nobody sees any more would keep its task for ever. */
+  async #removeOne(id, index) {
+    const item = { task: this.tasks.get(id), index };
+    try {
+      if (item.task && isStarred(item)) await this.#star(item, false);
+      await api.removeOne(id, index);
+    } catch {
+      // it stays on the server until it expires
     }
   }
 

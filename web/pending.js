@@ -34,6 +34,11 @@ export class Pending extends EventTarget {
     return this.#send(key, request);
   }
 
+  /** Keys of the stored pictures of these requests. */
+  pictureKeys() {
+    return stored().flatMap(({ request }) => Object.values(request.inputs ?? {}).flat().map((one) => one.key));
+  }
+
   /** Sends what has no answer yet. now: also what failed a moment ago. */
   async sendAll(now = true) {
     for (const { key, request, withdrawn } of stored()) {

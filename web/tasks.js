@@ -74,6 +74,7 @@ export class Tasks extends EventTarget {
     if (answer.version !== undefined) {
       if (answer.version < (task.version ?? 0)) return; // an old answer that arrived late
       task.version = answer.version;
+      task.machine = answer.machine; // the list of the queue has neither
     }
     const imagesBefore = task.images_done;
     for (const name of FOLLOWED) if (answer[name] !== undefined) task[name] = answer[name];

@@ -144,7 +144,7 @@ export class Viewer {
   async #beforeAfter(item) {
     if (!find("compare").hidden) return this.#endComparing();
     const url = await inputPicture(item)();
-    if (url && keyOf(this.#item) === keyOf(item)) this.#compare({ url, title: t("viewer.before") });
+    if (url && this.#item && keyOf(this.#item) === keyOf(item)) this.#compare({ url, title: t("viewer.before") });
   }
 
   /** before: {url, title} of what is seen to the left of the line. */
