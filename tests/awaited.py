@@ -3,7 +3,8 @@
 import asyncio
 import inspect
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
 from client.mflux_client import AsyncClient
@@ -25,13 +26,15 @@ class Awaited:
             wait(seconds)
 
         self._loop = asyncio.new_event_loop()
+        self._thread = ThreadPoolExecutor(1)  # the browser tests have an event loop in this one
         self._client = AsyncClient(url, sleep=pause, **options)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._loop.run_until_complete(self._client.close())
+        self._result(self._client.close())
+        self._thread.shutdown()
         self._loop.close()
 
     def __getattr__(self, name: str) -> Any:
@@ -39,15 +42,18 @@ class Awaited:
         if inspect.isasyncgenfunction(found):
             return lambda *given, **named: self._one_by_one(found(*given, **named))
         if inspect.iscoroutinefunction(found):
-            return lambda *given, **named: self._loop.run_until_complete(found(*given, **named))
+            return lambda *given, **named: self._result(found(*given, **named))
         return found
+
+    def _result(self, found: Awaitable[Any]) -> Any:
+        return self._thread.submit(self._loop.run_until_complete, found).result()
 
     def _one_by_one(self, found: AsyncGenerator[Any, None]) -> Iterator[Any]:
         try:
             while True:
                 try:
-                    yield self._loop.run_until_complete(anext(found))
+                    yield self._result(anext(found))
                 except StopAsyncIteration:
                     return
         finally:
-            self._loop.run_until_complete(found.aclose())
+            self._result(found.aclose())
