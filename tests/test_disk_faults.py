@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import stat
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -340,14 +341,21 @@ def immutable(data_dir: Path) -> Iterator[None]:
         subprocess.run([tool, "-i", *map(str, paths)], capture_output=True, check=False)
 
 
+@pytest.fixture
+def on_a_disk() -> Iterator[Path]:
+    """A folder outside the RAM disk, where open files stay writable whatever their flags."""
+    with tempfile.TemporaryDirectory(prefix="mflux-server-") as folder:
+        yield Path(folder)
+
+
 def test_a_data_dir_that_becomes_read_only_is_noticed_and_recovered_from(
-    start: Start, tmp_path: Path
+    start: Start, on_a_disk: Path
 ) -> None:
-    bench = start(tmp_path / "data")
+    bench = start(on_a_disk / "data")
     done = bench.done()
     running, waiting = bench.submit(), bench.submit()
     assert bench.drawing.wait(GIVE_UP_S)
-    with immutable(tmp_path / "data"):
+    with immutable(on_a_disk / "data"):
         bench.draw(1)
         bench.until_failed()
         bench.assert_refuses_tasks()

@@ -71,11 +71,11 @@ def test_the_next_task_starts_when_the_cancelled_one_is_left_at_the_end_of_its_s
     bench.load(SCHNELL)
     bench.machine.speed = speed
     run = running(bench, bench.task("a", side=1024, steps=10))
+    durations = bench.estimates.durations(run.stage)
     bench.report(run, Phase.DENOISING)
-    bench.at += 5.0
+    bench.at += (durations.first_step_extra_s + durations.step_s) / speed
     bench.report(run, Phase.DENOISING, 1)
     bench.at += 0.25
-    durations = bench.estimates.durations(run.stage)
     bench.machine.end(run, bench.at, stopping=True)
     assert bench.forecaster.next_start_s() == pytest.approx(durations.step_s / speed - 0.25)
     bench.at += 100.0
