@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from threading import BoundedSemaphore
+from threading import Lock
 from typing import IO, cast
 
 from flask import Response, request
@@ -37,6 +37,8 @@ MOST_ZIP_TASKS = 300
 MOST_ZIP_BYTES = 1_000_000_000
 ZIPS_AT_A_TIME = 4
 """Each is a file on disk until its client has read it."""
+ZIPS_OF_A_CLIENT = 2
+"""One that reads slowly leaves places to others."""
 NAME_CHARS = 60
 PICTURE = re.compile(r"([^:]{1,64})(?::(\d{1,3}))?")
 
@@ -73,7 +75,8 @@ class KeepRoutes:
         self._own_queue = own_queue
         self._places = places
         self._spool = spool
-        self._zips = BoundedSemaphore(ZIPS_AT_A_TIME)
+        self._lock = Lock()  # the archives that are being sent
+        self._zips: Counter[str] = Counter()
 
     @route("POST", "/keep")
     @documented(
@@ -132,10 +135,8 @@ class KeepRoutes:
     def zip(self) -> Response:
         queue = self._own_queue()
         pictures = _pictures(queue, _wanted())
-        if not self._zips.acquire(blocking=False):
-            raise errors.TooManyWaiting(retry_after_s=RETRY_AFTER_S)
         with ExitStack() as unless_sent, self._places.place():
-            unless_sent.callback(self._zips.release)
+            unless_sent.callback(self._begin_zip(queue.client.name))
             file = unless_sent.enter_context(self._spooled(queue, pictures))
             size = file.tell()
             file.seek(0)
@@ -145,6 +146,20 @@ class KeepRoutes:
         answer.headers["Content-Disposition"] = 'attachment; filename="pictures.zip"'
         answer.headers["Cache-Control"] = "no-store"
         return answer
+
+    def _begin_zip(self, client: str) -> Callable[[], None]:
+        """Returns what is to be called when the archive is sent. Raises: TooManyWaiting."""
+
+        def end() -> None:
+            with self._lock:
+                self._zips -= Counter([client])  # which keeps no zeros
+
+        with self._lock:
+            most = ZIPS_OF_A_CLIENT if client else ZIPS_AT_A_TIME
+            if self._zips.total() >= ZIPS_AT_A_TIME or self._zips[client] >= most:
+                raise errors.TooManyWaiting(retry_after_s=RETRY_AFTER_S)
+            self._zips[client] += 1
+        return end
 
     def _keep(self, kept: bool) -> Response:
         task_id = task_id_value()
@@ -228,6 +243,7 @@ def _new_name(params: GenerationParams, index: int, names: Counter[str]) -> str:
     """A name made of prompt and seed that is not in `names` yet: "a lighthouse 42.png"."""
     words = re.sub(r"[\W_]+", " ", unicodedata.normalize("NFC", params.prompt_of(index))).strip()
     name = f"{words[:NAME_CHARS].strip() or 'picture'} {params.seed_of(index)}"
-    names[name] += 1
-    number = f" ({names[name]})" if names[name] > 1 else ""
+    same = name.casefold()  # a file system may not tell them apart
+    names[same] += 1
+    number = f" ({names[same]})" if names[same] > 1 else ""
     return f"{name}{number}.{EXTENSIONS[params.format]}"

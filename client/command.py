@@ -17,7 +17,7 @@ from typing import Any
 from .mflux_client import Client, MfluxError, Status, Task, Unreachable
 from .options import FIELDS, FIRST_PATIENCE_S, parser
 from .output import FORMATS, BadUsage, Output, check_output
-from .terminal import duration, in_words
+from .terminal import duration, harmless, in_words
 from .watching import Watched
 
 OK, FAILED, BAD_USAGE, UNREACHABLE, REFUSED, INTERRUPTED = 0, 1, 2, 3, 4, 130
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _complain(message: str, exit_code: int) -> int:
     line_before = "\n" if exit_code == INTERRUPTED and sys.stderr.isatty() else ""  # ends at ^C
-    print(f"{line_before}mflux: {message}", file=sys.stderr)
+    print(f"{line_before}mflux: {harmless(message)}", file=sys.stderr)
     return exit_code
 
 
@@ -191,7 +191,8 @@ def _list_queue(client: Client, as_json: bool) -> int:
     for task in queue.tasks:
         prompt = " ".join(str(task.params.get("prompt", "")).split())
         task_id = task.task_id or "another client's"
-        print(f"{task_id:16}  {task.status:7}  about {duration(task.wait_remaining):7}  {prompt}")
+        line = f"{task_id:16}  {task.status:7}  about {duration(task.wait_remaining):7}  {prompt}"
+        print(harmless(line))
     if queue.length > len(queue.tasks):
         print(f"and {queue.length - len(queue.tasks)} more")
     if not queue.tasks:

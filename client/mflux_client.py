@@ -31,6 +31,7 @@ import base64
 import json
 import os
 import random
+import re
 import sys
 import time
 import uuid
@@ -327,6 +328,11 @@ class Image:
     def extension(self) -> str:
         """jpg, png or webp."""
         return {"image/jpeg": "jpg"}.get(self.content_type, self.content_type.rpartition("/")[2])
+
+    @property
+    def file_name(self) -> str:
+        """A name made of the id. It leads into no other folder, whatever the server says."""
+        return re.sub(r"[^\w.-]", "_", f"{self.task_id}.{self.extension}").lstrip(".")
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes the bytes to a file."""
@@ -1260,7 +1266,7 @@ def main(arguments: list[str] | None = None) -> int:
             task = client.submit(prompt, **fields)
             print(f"task {task.task_id}: {task.expected_time_seconds:.0f} s", file=sys.stderr)
             for image in client.images_as_stored(task.task_id):
-                name = options.output or Path(f"{image.task_id}.{image.extension}")
+                name = options.output or Path(image.file_name)
                 print(image.save(free_name(name)), flush=True)
             status = client.status(task.task_id)
     except (MfluxError, OSError, ModuleNotFoundError) as error:

@@ -100,7 +100,7 @@ class Output:
 
     def _image(self, client: Client, index: int, status: Status) -> tuple[str, bytes]:
         image = client.image(self._task_id, index)
-        path = Path(self._name or f"{self._task_id}.{image.extension}")
+        path = Path(self._name or image.file_name)
         if status.params.get("count", 1) > 1:
             path = path.with_name(f"{path.stem}-{index}{path.suffix}")
         return str(path), image.data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import time
 from io import BytesIO
 from typing import IO, TYPE_CHECKING, Any, Callable
@@ -20,6 +21,7 @@ PHASES = {
     "decoding": "decoding",
     "image_encoding": "writing the file",
 }
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 KITTY_CHUNK = 4096
 PIXELS_OF_A_COLUMN = 8
 """About."""
@@ -119,6 +121,11 @@ def in_words(status: Status, remaining_s: float | None = None) -> str:
     image = f"image {min(status.images_done + 1, count)} of {count}, " if count > 1 else ""
     step = f"step {min(status.steps_done + 1, status.steps_total)} of {status.steps_total}"
     return f"{image}{PHASES.get(status.phase or '', step)}{about}"
+
+
+def harmless(text: str) -> str:
+    """A text of the server or of other people without what changes a terminal."""
+    return CONTROLS.sub("\ufffd", text)
 
 
 def ordinal(number: int) -> str:

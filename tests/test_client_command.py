@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 from conftest import GIVE_UP_S, ROOT, ServerProcess, clean_environment
-from far_ends import FakeTask, FarEnd, Terminal, command
+from far_ends import Asked, FakeTask, FarEnd, Terminal, command
 from PIL import Image as pillow
 
-from client.mflux_client import Client, Fields, MfluxError, Status
+from client.mflux_client import Client, Fields, Image, MfluxError, Status
 from client.options import FIELDS, parser
 from client.terminal import Waiting, duration, in_words, ordinal, picture_escape, picture_protocol
 
@@ -252,6 +252,34 @@ def test_the_one_file_is_a_command_too(server: ServerProcess, tmp_path: Path) ->
     assert refused.returncode == 1
     assert "steps" in refused.stderr
     assert run("x", "steps").returncode == 2
+
+
+def test_a_server_cannot_choose_the_folder_of_a_picture(tmp_path: Path) -> None:
+    inner = tmp_path / "one" / "two"
+    inner.mkdir(parents=True)
+    hostile = FakeTask(task_id="../../named by the server", status="done", images_done=1)
+    hostile.picture = png()
+    with FarEnd(hostile.answer) as far_end:
+        done = command("x", "--no-show", environment=at(far_end.url), cwd=inner)
+    assert done.returncode == 0, done.stderr
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path.parent for path in files] == [inner], files
+    for task_id in ("../x", "/x", "..", "a\\b", ".bashrc", "a\0b"):
+        name = Image(b"", "image/png", task_id, 0).file_name
+        assert re.fullmatch(r"[\w-][\w.-]*\.png|png", name), task_id
+
+
+def test_prompts_of_others_do_not_change_the_terminal() -> None:
+    params = {"prompt": "a \x1b]52;c;eA==\x07 fox \x9b2J"}
+    task = {"status": "waiting", "pos": 0, "wait_remaining": 1, "created_at": 0, "params": params}
+
+    def answer(asked: Asked) -> None:
+        asked.answer(200, {"length": 1, "tasks": [task]})
+
+    with FarEnd(answer) as far_end:
+        done = command("--queue", environment=at(far_end.url))
+    shown = done.stdout.decode().strip()
+    assert shown.endswith("a \ufffd]52;c;eA==\ufffd fox \ufffd2J")
 
 
 # -- exit codes ---------------------------------------------------------------------------------

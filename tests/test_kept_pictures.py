@@ -142,7 +142,8 @@ def test_kept_pictures_take_half_of_the_space_and_make_no_room(tmp_path: Path) -
 
 
 def opened(bench: PlayedApp, name: str, *task_ids: str) -> zipfile.ZipFile:
-    answer = bench.ask(name, "GET", "/zip", query_string=[("task_id", one) for one in task_ids])
+    query = [("task_id", one) for one in task_ids]
+    answer = bench.ask(name, "GET", "/zip", query_string=query, buffered=True)
     assert answer.status_code == 200, answer.text
     assert answer.content_length == len(answer.data)
     return zipfile.ZipFile(io.BytesIO(answer.data))
@@ -168,6 +169,15 @@ def test_an_archive_has_the_pictures_of_several_tasks_by_prompt_and_seed(bench: 
     assert bench.status("alice", first)["images_done"] == 1
 
 
+def test_names_in_an_archive_differ_in_more_than_capitals(bench: PlayedApp) -> None:
+    tasks = [done(bench, "alice", prompt, seed=1) for prompt in ("a fox", "A Fox", "a foX")]
+    assert opened(bench, "alice", *tasks).namelist() == [
+        "a fox 1.jpg",
+        "A Fox 1 (2).jpg",
+        "a foX 1 (3).jpg",
+    ]
+
+
 def test_an_archive_has_own_pictures_only_and_refuses_what_is_not_there(bench: PlayedApp) -> None:
     mine, theirs = done(bench, "alice"), done(bench, "bob")
     waiting = bench.submit("alice")
@@ -186,12 +196,22 @@ def test_archives_are_limited_in_bytes_and_in_number(
     bench: PlayedApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task_id = done(bench, "alice")
+    of_bob = done(bench, "bob")
+    query = {"task_id": task_id}
     unread = [
-        bench.ask("alice", "GET", "/zip", query_string={"task_id": task_id}, buffered=False)
-        for _ in range(4)
+        bench.ask("alice", "GET", "/zip", query_string=query, buffered=False) for _ in range(2)
     ]
     assert code_of(bench, "alice", "GET", "/zip", task_id=task_id) == "too_many_waiting"
+    for _ in range(3):  # one who does not read leaves places to others
+        assert len(opened(bench, "bob", of_bob).namelist()) == 1
+    unread += [
+        bench.ask("bob", "GET", "/zip", query_string={"task_id": of_bob}, buffered=False)
+        for _ in range(2)
+    ]
+    assert code_of(bench, "root", "GET", "/zip", task_id=task_id) == "too_many_waiting"
     unread.pop().close()
+    assert len(opened(bench, "root", task_id).namelist()) == 1
+    unread.pop(0).close()
     assert len(opened(bench, "alice", task_id).namelist()) == 1
     for answer in unread:
         answer.close()

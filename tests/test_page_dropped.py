@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import struct
 import zlib
 from typing import Any
@@ -107,6 +108,7 @@ def chunk(name: bytes, payload: bytes, length: int | None = None) -> bytes:
 
 START = b"\x89PNG\r\n\x1a\n"
 BOMB = b"parameters\0\1\0\0\0" + zlib.compress(b"a" * 100_000_000, 9)
+BOMB_Z = b"parameters\0\0" + zlib.compress(b"a" * 1_000_000, 9)
 LOOP = b"MM\0*\0\0\0\x08" + b"\xff\xff" + b"\0" * 12 * 3
 HOSTILE = {
     "a chunk longer than the file": START + chunk(b"tEXt", b"parameters\0x", 2**32 - 1),
@@ -119,6 +121,12 @@ HOSTILE = {
     "deep JSON": START + chunk(b"tEXt", b"parameters\0" + b'{"prompt":' * 100_000),
     "many steps": START + chunk(b"tEXt", b"parameters\0" + b"\nSteps: 1, " * 90_000),
     "many loras": START + chunk(b"tEXt", b"parameters\0" + b"<lora:" * 100_000 + b"\nSteps: 1, "),
+    "many texts that grow": START + chunk(b"zTXt", BOMB_Z) * 1_000,
+    "many texts of others that grow": START + chunk(b"zTXt", b"x" + BOMB_Z) * 1_000,
+    "many loras of mflux": START
+    + chunk(
+        b"tEXt", b"parameters\0" + json.dumps({**MFLUX, "lora_paths": ["a"] * 200_000}).encode()
+    ),
     "a JPEG of nothing but markers": b"\xff\xd8" + b"\xff\xe1\0\2" * 1_000_000,
     "an empty file": b"",
     "a WebP that ends early": b"RIFF\0\0\0\0WEBPEXIF\x40\0\0\0Exif",
@@ -129,7 +137,28 @@ def test_hostile_files_neither_stop_the_page_nor_set_anything(visit: Visit) -> N
     me = visit().open()
     for name, data in HOSTILE.items():
         found = settings_of(me, data)
-        assert found is None or set(found) <= {"prompt", "steps"}, name
+        if name == "many loras of mflux":
+            assert len(found.pop("loras")) == 100
+            assert found.items() <= OF_MFLUX.items()
+        else:
+            assert found is None or set(found) <= {"prompt", "steps"}, name
+    me["#prompt"].fill("still here")
+
+
+def test_hostile_settings_can_be_loaded_and_leave_the_page_usable(visit: Visit) -> None:
+    me = visit().open()
+    me.expected_statuses = {400}  # the prompt is too long for a forecast
+    prompt = "{" + "|" * 900_000
+    names = ["constructor", "__proto__", "toString", "<b onclick=x>"]
+    settings = json.dumps({"prompt": prompt, "lora_paths": names, "steps": 3}).encode()
+    data = START + chunk(b"tEXt", b"parameters\0" + settings)
+    me.page.evaluate(DROP, base64.b64encode(data).decode())
+    me.page.get_by_role("button", name="Load its settings").click()
+    expect(me["#toasts"]).to_contain_text("constructor, __proto__, toString and <b onclick=x>.")
+    expect(me["#steps"]).to_have_value("3")
+    me.page.reload()
+    expect(me["#steps"]).to_have_value("3")
+    assert len(me["#prompt"].input_value()) == 100_000
     me["#prompt"].fill("still here")
 
 

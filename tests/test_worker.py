@@ -1,5 +1,6 @@
 """The worker's step, with the real queue; the generator is a fake where failing is the subject."""
 
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -12,7 +13,7 @@ import images
 from errors import ModelLoadError, StorageUnavailable
 from generator import MfluxGenerator
 from models.mlx_setup import prepare_mlx
-from models.model_catalog import LoadSpec
+from models.model_catalog import LoadSpec, Lora
 from scheduler.health import ServerState
 from storage.task_store import TaskStore
 from task import Drawn, GenerationParams, Phase, Report, Stage, TaskStatus
@@ -29,6 +30,25 @@ def queue() -> PlayedQueue:
 
 def submit(queue: PlayedQueue, prompt: str = "x") -> str:
     return queue.submit(params_for(prompt, format="JPEG"), priority=0)[0].task_id
+
+
+def test_an_order_that_the_options_do_not_allow_does_not_end_the_worker(
+    queue: PlayedQueue, data_dir: Path
+) -> None:
+    prepare_mlx()
+    generator = MfluxGenerator(data_dir, lora_path=allow("tiny").lora)
+    worker = Worker(queue.worker, generator, fail_to_load)
+    worker.load()
+    queue.order_load(replace(queue.allowed.first_spec, loras=(Lora("../elsewhere", 1.0),)))
+    assert worker.run_once(0)
+    generator.unload()
+    queue.order_load(replace(queue.allowed.first_spec, loras=(Lora("../elsewhere", 1.0),)))
+    assert worker.run_once(0)
+    assert queue.health().loading is None
+    task_id = submit(queue)
+    assert worker.run_once(0)
+    assert worker.stop(10)
+    assert queue.status(task_id).status is TaskStatus.DONE
 
 
 def fail_to_load(error: ModelLoadError) -> None:

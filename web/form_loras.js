@@ -9,7 +9,7 @@ const SEARCHED = 6;
 export class Loras {
   #list = find("lora-list");
   #search = find("lora-search");
-  #modelsOf = {};
+  #modelsOf = new Map();
 
   constructor() {
     this.#search.addEventListener("input", (event) => {
@@ -20,13 +20,13 @@ export class Loras {
 
   /** loras: of GET /models; chosen: {name: scale}. */
   build(loras, chosen) {
-    this.#modelsOf = Object.fromEntries(loras.map(({ name, models }) => [name, models.map((model) => model.name)]));
-    this.#list.replaceChildren(...loras.map(({ name }) => row(name, chosen[name])));
+    this.#modelsOf = new Map(loras.map(({ name, models }) => [name, models.map((model) => model.name)]));
+    this.#list.replaceChildren(...loras.map(({ name }) => row(name, Object.hasOwn(chosen, name) ? chosen[name] : undefined)));
   }
 
   /** Whether a LoRA fits a model, as far as its header says; unknown: of those that the server does not have. */
   fits(name, model, unknown = true) {
-    return this.#modelsOf[name]?.includes(model?.name) ?? unknown;
+    return this.#modelsOf.get(name)?.includes(model?.name) ?? unknown;
   }
 
   /** Shows those that fit and are found. Returns whether any fits. */
@@ -49,7 +49,7 @@ export class Loras {
   set(chosen) {
     for (const node of this.#list.children) {
       const [check, scale] = node.querySelectorAll("input");
-      check.checked = nameOf(node) in chosen;
+      check.checked = Object.hasOwn(chosen, nameOf(node));
       if (check.checked && document.activeElement !== scale) scale.value = chosen[nameOf(node)];
     }
   }

@@ -5,7 +5,7 @@ import { linesOf } from "./form_parts.js";
 import { t } from "./language.js";
 import { read, write } from "./store.js";
 
-const WILDCARDS = /\{[^{}]*\|[^{}]*\}|__[A-Za-z0-9-]+(?:_[A-Za-z0-9-]+)*__/;
+const WILDCARDS = /\{[^{}|]*\|[^{}]*\}|__[A-Za-z0-9-]+(?:_[A-Za-z0-9-]+)*__/;
 const MOST_REMEMBERED = 100;
 
 /** The fields of a request that come from the prompt. */

@@ -4,6 +4,11 @@
 const MOST_FILE_BYTES = 64 * 2 ** 20;
 const MOST_TEXT_BYTES = 2 ** 20;
 const MOST_PARTS = 10_000;
+const MOST_TEXTS = 20; // that may be settings
+const MOST_PROMPT_CHARS = 100_000;
+const MOST_NAME_CHARS = 200;
+const MOST_LORAS = 100;
+const KEYWORD = "parameters\0"; // of a text in a PNG
 const [UINT16, UINT32] = ["getUint16", "getUint32"];
 const EXIF_DIRECTORY = 0x8769;
 const USER_COMMENT = 0x9286;
@@ -34,17 +39,18 @@ async function* textsOf(bytes) {
       : start.startsWith("\xff\xd8")
         ? segments(view)
         : [];
-  let count = 0;
+  let [count, texts] = [0, 0];
   for (const [name, from, to] of parts) {
-    if (++count > MOST_PARTS) return;
+    if (++count > MOST_PARTS || texts >= MOST_TEXTS) return;
     const part = bytes.subarray(from, to);
-    if (["eXIf", "EXIF", "APP1"].includes(name)) {
-      const text = userComment(part);
-      if (text) yield text;
-    } else if (["tEXt", "iTXt", "zTXt"].includes(name)) {
-      const [keyword, text] = await pngText(name, part);
-      if (keyword === "parameters") yield text;
+    let text = null;
+    if (["eXIf", "EXIF", "APP1"].includes(name)) text = userComment(part);
+    else if (["tEXt", "iTXt", "zTXt"].includes(name) && latin(part.subarray(0, KEYWORD.length)) === KEYWORD) {
+      text = await pngText(name, part.subarray(KEYWORD.length));
     }
+    if (text === null) continue;
+    texts += 1;
+    yield text;
   }
 }
 
@@ -75,17 +81,14 @@ function* segments(view) {
 const latin = (bytes) => new TextDecoder("latin1").decode(bytes.subarray(0, MOST_TEXT_BYTES));
 const utf8 = (bytes) => new TextDecoder().decode(bytes.subarray(0, MOST_TEXT_BYTES));
 
-/** [keyword, text] of a text chunk. */
+/** The text of a chunk. part: what follows its keyword. */
 async function pngText(kind, part) {
-  const end = part.indexOf(0);
-  if (end < 0) return ["", ""];
-  const keyword = latin(part.subarray(0, end));
-  if (kind === "tEXt") return [keyword, latin(part.subarray(end + 1))];
-  if (kind === "zTXt") return [keyword, latin(await inflated(part.subarray(end + 2)))];
-  const language = part.indexOf(0, end + 3);
+  if (kind === "tEXt") return latin(part);
+  if (kind === "zTXt") return latin(await inflated(part.subarray(1)));
+  const language = part.indexOf(0, 2);
   const translated = part.indexOf(0, language + 1);
   const text = part.subarray(translated + 1);
-  return [keyword, utf8(part[end + 1] ? await inflated(text) : text)];
+  return utf8(part[0] ? await inflated(text) : text);
 }
 
 /** Decompressed bytes, at most MOST_TEXT_BYTES of them. */
@@ -144,17 +147,17 @@ function ofMflux(text) {
     return null;
   }
   if (typeof found?.prompt !== "string" || !isNumber(found.steps ?? 1)) return null;
-  const settings = { prompt: found.prompt };
+  const settings = { prompt: shortened(found.prompt) };
   for (const name of ["steps", "guidance", "width", "height", "image_strength"]) {
     if (isNumber(found[name])) settings[name] = found[name];
   }
   for (const name of ["negative_prompt", "model"]) {
-    if (typeof found[name] === "string") settings[name] = found[name];
+    if (typeof found[name] === "string") settings[name] = shortened(found[name]);
   }
   const seed = text.match(/"seed": ?(\d{1,20})\b/); // as text: a number loses digits
   if (seed) settings.seed = seed[1];
   if (Array.isArray(found.lora_paths)) {
-    settings.loras = found.lora_paths.map((path, index) => ({
+    settings.loras = found.lora_paths.slice(0, MOST_LORAS).map((path, index) => ({
       name: loraName(path),
       scale: isNumber(found.lora_scales?.[index]) ? found.lora_scales[index] : 1,
     }));
@@ -162,7 +165,9 @@ function ofMflux(text) {
   return settings;
 }
 
-const loraName = (path) => String(path).split(/[\\/]/).at(-1).replace(/\.safetensors$/, "");
+const shortened = (text) => text.slice(0, MOST_PROMPT_CHARS);
+const loraName = (path) =>
+  String(path).split(/[\\/]/).at(-1).replace(/\.safetensors$/, "").slice(0, MOST_NAME_CHARS);
 
 /** "a fox\nNegative prompt: fog\nSteps: 20, CFG scale: 7, Seed: 1, Size: 512x512" */
 function ofA1111(text) {
@@ -176,16 +181,16 @@ function ofA1111(text) {
   const loras = [];
   const settings = {
     prompt: prompt.replace(/<lora:([^:<>]{1,200}):(-?[\d.]{1,10})[^<>]{0,100}>/g, (_, name, scale) => {
-      loras.push({ name: loraName(name), scale: Number(scale) || 1 });
+      if (loras.length < MOST_LORAS) loras.push({ name: loraName(name), scale: Number(scale) || 1 });
       return "";
-    }).trim(),
+    }).trim().slice(0, MOST_PROMPT_CHARS),
     steps: Number(values.Steps),
   };
-  if (negative?.trim()) settings.negative_prompt = negative.trim();
+  if (negative?.trim()) settings.negative_prompt = shortened(negative.trim());
   if (loras.length) settings.loras = loras;
   if (/^[\d.]+$/.test(values["CFG scale"])) settings.guidance = Number(values["CFG scale"]);
   if (/^\d{1,20}$/.test(values.Seed)) settings.seed = values.Seed;
-  if (values.Model) settings.model = values.Model;
+  if (values.Model) settings.model = values.Model.slice(0, MOST_NAME_CHARS);
   const size = values.Size?.match(/^(\d{1,5})x(\d{1,5})$/);
   if (size) [settings.width, settings.height] = [Number(size[1]), Number(size[2])];
   return settings;

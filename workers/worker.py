@@ -23,7 +23,6 @@ from errors import (
     ServerError,
     StorageUnavailable,
     StoredOtherwise,
-    UnusableAdapter,
 )
 from images import on_white, to_png
 from models.hub_cache import is_present
@@ -122,13 +121,19 @@ class Worker:
         whether there was one."""
         if spec := self._source.next_load_order():
             with suppress(ModelLoadError, _StopTask):
-                self._make_ready(spec)
+                self._follow(spec)
         elif task := self._source.claim(timeout_s):
             self._run_task(task)
         else:
             return False
         self._idle_since = time.monotonic()
         return True
+
+    def _follow(self, ordered: LoadSpec) -> None:
+        try:
+            self._make_ready(ordered)
+        except ServerError as error:  # an order of the head that its options do not allow
+            log.warning("%s was ordered and is not loaded: %s", ordered.key, error)
 
     def save_copies(self) -> None:
         """Save copies of quantized weights, until there is something else to do."""
@@ -288,7 +293,7 @@ class Worker:
             log.info("%s is not needed any more: loading it is stopped", spec.key)
             self._source.now_resident(self._generator.resident)
             raise _StopTask from None
-        except UnusableAdapter:  # only the task's client gets it
+        except ServerError:  # only the task's client gets it
             self._source.now_resident(self._generator.resident)
             raise
         except StoredOtherwise:
