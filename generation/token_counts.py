@@ -6,6 +6,7 @@ tokenizer is copied when it is loaded. The copies stay when the weights go.
 """
 
 from collections import OrderedDict
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 KEPT = 4
 """Copies; each is some 10 MB."""
+COUNTS_KEPT = 64
 
 
 class TokenCounts:
@@ -39,7 +41,14 @@ class TokenCounts:
     def count(self, model: str, prompt: str) -> int | None:
         """Tokens of a prompt; None: this model was not loaded, or keeps its tokenizer elsewhere."""
         tokenizer = self._tokenizers.get(model)
-        return len(tokenizer.encode(prompt)) if tokenizer else None
+        return _counted(tokenizer, prompt) if tokenizer else None
+
+
+@lru_cache(COUNTS_KEPT)
+def _counted(tokenizer: "Tokenizer", prompt: str) -> int:
+    """A long prompt takes milliseconds, and is asked for several times: first before the queue's
+    lock is taken."""
+    return len(tokenizer.encode(prompt))
 
 
 def _tokenizer_of(pipeline: Any) -> "Tokenizer | None":

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import allow, params_for
 
+from generation.token_counts import _counted
 from generator import MfluxGenerator
 from models.mflux_registry import find_model
 from models.mlx_setup import prepare_mlx
@@ -72,15 +73,18 @@ def test_a_loaded_model_counts_its_prompts_from_any_thread_while_it_draws(data_d
     weights, counts = LoadSpec(model, model.pipelines[0], None), generator.token_counts
     assert counts.count(model.name, "abcdefgh") is None
     generator.load(weights)
-    prompt = "abcdefgh" * 500
+    prompts = ["abcdefgh" * 499 + f"{number:08}" for number in range(200)]
     with ThreadPoolExecutor(1) as others:
-        counted = others.submit(lambda: [counts.count(model.name, prompt) for _ in range(200)])
+        counted = others.submit(lambda: [counts.count(model.name, prompt) for prompt in prompts])
         for seed in range(3):
             stage = Stage(weights, params_for(prompt=f"{seed} a cat", steps=2, model=model.name))
             assert generator.generate(stage, data_dir, lambda *event: None).picture
         assert set(counted.result(60)) == {4000}
     generator.unload()
     assert counts.count(model.name, "abcdefgh") == 8
+    known = _counted.cache_info().hits
+    assert counts.count(model.name, "abcdefgh") == 8
+    assert _counted.cache_info().hits == known + 1, "a prompt is encoded once"
 
 
 def test_a_forecast_counts_the_tokens_once_the_model_is_loaded() -> None:
