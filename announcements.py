@@ -74,7 +74,8 @@ def warn(settings: Settings, allowed: Allowed) -> None:
     if not (settings.model or settings.models) and allowed.default.tiny:
         choices = [model for model in allowed.models if not model.tiny]
         if choices:
-            log.warning("%s", "\n".join(_first_words(choices)))
+            for line in _first_words(choices):
+                log.warning("%s", line)
         else:
             log.warning(
                 "MLX has no GPU here: serving the built-in %s model, which draws abstract noise. "

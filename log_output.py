@@ -14,6 +14,7 @@ from typing import Any
 TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 """Attributes that each record has; others are fields of the event."""
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 LONGEST_LINE = 10_000
 """Characters of what a library prints without an end of line."""
 
@@ -29,7 +30,7 @@ def configure(level: str, form: str, *, prompts: bool) -> None:
         prompts: whether prompts may be logged.
     """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if form == "json" else logging.Formatter(TEXT))
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter(TEXT))
     logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     logging.getLogger("mflux-server.prompts").setLevel(logging.INFO if prompts else logging.ERROR)
@@ -41,6 +42,15 @@ def capture_prints() -> None:
     """From now on, what is printed becomes lines of the log."""
     sys.stdout = PrintedLines()
     sys.stderr = PrintedLines()
+
+
+class TextFormatter(logging.Formatter):
+    """A line with time, level, logger and message. Control characters of the message, which may
+    quote a client, are escaped: they make no line of their own and do nothing to a terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = CONTROL.sub(lambda found: repr(found[0])[1:-1], record.message)
+        return super().formatMessage(record)
 
 
 class JsonFormatter(logging.Formatter):

@@ -14,7 +14,7 @@ import pytest
 from conftest import PlayedQueue, ServerProcess, allow, params_for
 from played_app import PlayedApp
 
-from log_output import JsonFormatter, PrintedLines
+from log_output import TEXT, JsonFormatter, PrintedLines, TextFormatter
 from scheduler.health import ERROR_KEPT_S, Cause, Health
 from storage.task_store import TaskStore
 from timing_model import TimingModel
@@ -103,6 +103,15 @@ def test_an_exception_is_part_of_its_json_line() -> None:
         text = JsonFormatter().format(record_of(error=sys.exc_info()))
     assert "\n" not in text
     assert "ValueError: two\nlines" in json.loads(text)["exception"]
+
+
+def test_a_message_cannot_make_lines_of_its_own_or_change_a_terminal() -> None:
+    record = logging.makeLogRecord(
+        {"name": "x", "msg": "prompt: %s", "args": ("a\n2026-01-01 forged\x1b[2Jé\u2028",)}
+    )
+    line = TextFormatter(TEXT).format(record)
+    assert line.endswith(r"x: prompt: a\n2026-01-01 forged\x1b[2Jé\u2028")
+    assert line.isprintable()
 
 
 def test_what_is_printed_becomes_lines_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
