@@ -18,6 +18,13 @@ def draw_all(me: Visitor, *prompts: str) -> None:
         expect(me.shown(prompt)).to_have_count(1)
 
 
+def draw_a_pair(me: Visitor) -> None:
+    """One task with two pictures."""
+    me["#n"].fill("2")
+    me.draw("a pair")
+    expect(me.shown("a pair")).to_have_count(2)
+
+
 def expires_at(served: ServerProcess, task_id: str) -> float | None:
     found: float | None = served.get("/status", task_id=task_id).json().get("expires_at")
     return found
@@ -98,9 +105,7 @@ def test_several_pictures_are_selected_downloaded_made_favourites_and_removed(
     visit: Visit, served: PageServer
 ) -> None:
     me = visit().open()
-    me["#n"].fill("2")
-    me.draw("a pair")
-    expect(me.shown("a pair")).to_have_count(2)
+    draw_a_pair(me)
     me["#n"].fill("1")
     draw_all(me, "a single one")
     task_ids = me.task_ids()
@@ -140,9 +145,7 @@ def test_a_task_whose_favourite_is_removed_is_kept_no_longer(
     visit: Visit, served: PageServer
 ) -> None:
     me = visit().open()
-    me["#n"].fill("2")
-    me.draw("a pair")
-    expect(me.shown("a pair")).to_have_count(2)
+    draw_a_pair(me)
     task_id = me.task_ids()[0]
     me.card("a pair").first.hover()
     me.card("a pair").first.locator(".star").click()

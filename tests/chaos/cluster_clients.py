@@ -3,16 +3,13 @@ pictures, which never change."""
 
 import io
 import random
-import re
-import sqlite3
 import threading
 from collections import Counter
-from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
 import requests
-from lives import Life, pause, until
+from lives import Life, check_drawn_once, pause, until
 from PIL import Image
 from report import Report
 from sleeping import signature_of
@@ -162,17 +159,8 @@ class Clients:
 
     def check_records(self) -> None:
         """After the last head has ended: no task exists twice, and none was finished twice."""
-        report, life = self._report, self._life
-        ids = Counter(story.task_id for story in self.stories)
-        for task_id in (task_id for task_id, number in ids.items() if number > 1):
-            report.violation("drawn twice", f"two requests got the task {task_id}")
-        done = Counter(re.findall(r"task (\w+) is done", "".join(life.log)))
-        for task_id in (task_id for task_id, number in done.items() if number > 1):
-            report.violation("drawn twice", f"task {task_id} was finished {done[task_id]} times")
-        with closing(sqlite3.connect(life.data_dir / "tasks.sqlite3")) as database:
-            kept = {row[0] for row in database.execute("SELECT task_id FROM tasks")}
+        task_ids = [story.task_id for story in self.stories]
+        kept = check_drawn_once(self._report, self._life, task_ids)
         for story in self.stories:
             if story.task_id not in kept and not story.cancelled:
-                report.violation("lost", f"{story.task_id} is not in the database")
-        if strays := kept - set(ids):
-            report.violation("drawn twice", f"tasks that nobody knows of: {strays}")
+                self._report.violation("lost", f"{story.task_id} is not in the database")

@@ -1,17 +1,13 @@
 """Kills the server repeatedly while clients submit, poll, fetch and delete."""
 
 import random
-import re
-import sqlite3
 import threading
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lives import Life, pause, until
+from lives import Life, check_drawn_once, pause, until
 from report import Report
 
 CLIENTS = 4
@@ -124,17 +120,7 @@ def _check(report: Report, life: Life, story: Story) -> None:
 
 def _check_records(report: Report, life: Life, stories: list[Story]) -> None:
     """Checks that no task exists twice, and that none was finished twice."""
-    ids = Counter(story.task_id for story in stories)
-    for task_id in (task_id for task_id, number in ids.items() if number > 1):
-        report.violation("drawn twice", f"two requests got the task {task_id}")
-    done = Counter(re.findall(r"task (\w+) is done", "".join(life.log)))
-    for task_id in (task_id for task_id, number in done.items() if number > 1):
-        report.violation("drawn twice", f"task {task_id} was finished {done[task_id]} times")
-    with closing(sqlite3.connect(life.data_dir / "tasks.sqlite3")) as database:
-        rows = database.execute("SELECT task_id FROM tasks").fetchall()
-    kept = {row[0] for row in rows}
+    kept = check_drawn_once(report, life, [story.task_id for story in stories])
     for story in stories:
         if story.task_id not in kept:
             report.violation("lost", f"{story} is not in the database")
-    if strays := kept - set(ids):
-        report.violation("drawn twice", f"tasks that nobody knows of: {strays}")

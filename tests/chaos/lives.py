@@ -4,11 +4,13 @@ import atexit
 import os
 import re
 import signal
+import sqlite3
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -145,6 +147,22 @@ class Watch:
     ) -> None:
         self._over.set()
         self._thread.join(3 * DEAF_AFTER_S)
+
+
+def check_drawn_once(report: Report, life: Life, task_ids: list[str]) -> set[str]:
+    """After the last server has ended: no two requests got the same task, none was finished
+    twice, and there are no others. Returns the tasks in the database."""
+    for task_id, number in Counter(task_ids).items():
+        if number > 1:
+            report.violation("drawn twice", f"two requests got the task {task_id}")
+    for task_id, number in Counter(re.findall(r"task (\w+) is done", "".join(life.log))).items():
+        if number > 1:
+            report.violation("drawn twice", f"task {task_id} was finished {number} times")
+    with closing(sqlite3.connect(life.data_dir / "tasks.sqlite3")) as database:
+        kept = {row[0] for row in database.execute("SELECT task_id FROM tasks")}
+    if strays := kept - set(task_ids):
+        report.violation("drawn twice", f"tasks that nobody knows of: {strays}")
+    return kept
 
 
 def pause(seconds: float) -> None:

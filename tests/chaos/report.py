@@ -1,11 +1,14 @@
 """Counters of a run, and their table."""
 
 import json
+import platform
+import sys
 import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 
 from malformed import Answer
@@ -74,6 +77,33 @@ class Report:
             rows.append(f"| malformed requests by status | {statuses} |")
         rows += [f"| {name} (must be 0) | {self.counts[name]:,} |" for name in self.must_be_zero]
         return "\n".join(["| what | number |", "|---|---|", *rows])
+
+    def show(self) -> None:
+        print("\n" + self.table())
+        for detail in self.details:
+            print("VIOLATION", detail, file=sys.stderr)
+
+    def part(self, script: str, usage: str, note: str = "") -> str:
+        """Markdown: a part of the page.
+
+        Args:
+            script: docstring of the script that has run.
+            usage: how it is run.
+            note: what is added to date and machine.
+        """
+        place = f"2 cores, {platform.machine()}, {platform.system()}"
+        lines = [
+            script.strip().partition("\n\n")[2].replace("\n", " "),
+            "",
+            usage,
+            "",
+            f"Last run: {date.today().isoformat()}, {place}{note}.",
+            "",
+            self.table(),
+            "",
+            *(f"- Found: {detail.splitlines()[0][:150]}" for detail in self.details),
+        ]
+        return "\n".join(lines)
 
 
 def write_part(text: str, *, several_machines: bool) -> None:

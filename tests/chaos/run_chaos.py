@@ -6,11 +6,9 @@ code 1 if anything was lost, drawn twice, unresponsive, or answered with an inte
 """
 
 import argparse
-import platform
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -23,6 +21,11 @@ from storms import abort_streams, send_malformed
 
 SEED = 20240917
 PARTS = ("streams", "malformed", "kills", "faults")
+USAGE = (
+    "`make chaos` runs it (minutes; the full disks only as root on Linux), "
+    "`make chaos ARGS=--quick` a smoke run, `make chaos ARGS=--write` writes this page. "
+    "Everything random has a seed."
+)
 
 
 def main(argv: list[str]) -> int:
@@ -49,32 +52,11 @@ def main(argv: list[str]) -> int:
             print(f"{part} ...", flush=True)
             report.attempt(part, parts[part])
     report.add("seconds", round(time.monotonic() - began))
-    print("\n" + report.table())
-    for detail in report.details:
-        print("VIOLATION", detail, file=sys.stderr)
+    report.show()
     if options.write:
-        write_part(_page(report), several_machines=False)
+        part = report.part(__doc__ or "", USAGE)
+        write_part(f"# Chaos\n\n{part}", several_machines=False)
     return int(report.failed)
-
-
-def _page(report: Report) -> str:
-    cores = f"{platform.machine()}, {platform.system()}"
-    lines = [
-        "# Chaos",
-        "",
-        (__doc__ or "").strip().partition("\n\n")[2].replace("\n", " "),
-        "",
-        "`make chaos` runs it (minutes; the full disks only as root on Linux), "
-        "`make chaos ARGS=--quick` a smoke run, `make chaos ARGS=--write` writes this page. "
-        "Everything random has a seed.",
-        "",
-        f"Last run: {date.today().isoformat()}, 2 cores, {cores}.",
-        "",
-        report.table(),
-        "",
-        *(f"- Found: {detail.splitlines()[0][:150]}" for detail in report.details),
-    ]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,10 @@ if a task was lost, a picture changed after it was seen, or belonged to another 
 """
 
 import argparse
-import platform
 import signal
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -25,6 +23,11 @@ from lives import until
 from report import MUST_BE_ZERO, Report, write_part
 
 SEED = 20240917
+USAGE = (
+    "`make cluster-chaos` runs it, `make cluster-chaos ARGS=--quick` a smoke run; with "
+    "`--write` it writes this part. Packets are dropped in a network namespace, which needs "
+    "root on Linux; delay and loss are those of a proxy."
+)
 
 
 def main(argv: list[str]) -> int:
@@ -50,11 +53,10 @@ def main(argv: list[str]) -> int:
                 cluster.write_logs(options.logs)
         clients.check_records()
     report.add("seconds", round(time.monotonic() - began))
-    print("\n" + report.table())
-    for detail in report.details:
-        print("VIOLATION", detail, file=sys.stderr)
+    report.show()
     if options.write:
-        write_part(_page(report, options.seed), several_machines=True)
+        part = report.part(__doc__ or "", USAGE, f", seed {options.seed}")
+        write_part(part, several_machines=True)
     return int(report.failed)
 
 
@@ -75,24 +77,6 @@ def _run(report: Report, cluster: BrokenCluster, clients: Clients, faults: int) 
 
 def _leave(number: int, frame: object) -> None:
     sys.exit(1)
-
-
-def _page(report: Report, seed: int) -> str:
-    place = f"2 cores, {platform.machine()}, {platform.system()}"
-    lines = [
-        (__doc__ or "").strip().partition("\n\n")[2].replace("\n", " "),
-        "",
-        "`make cluster-chaos` runs it, `make cluster-chaos ARGS=--quick` a smoke run; with "
-        "`--write` it writes this part. Packets are dropped in a network namespace, which needs "
-        "root on Linux; delay and loss are those of a proxy.",
-        "",
-        f"Last run: {date.today().isoformat()}, {place}, seed {seed}.",
-        "",
-        report.table(),
-        "",
-        *(f"- Found: {detail.splitlines()[0][:150]}" for detail in report.details),
-    ]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":
