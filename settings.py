@@ -272,8 +272,8 @@ class Settings:
     )
     max_kept_pictures: int = _option(
         200,
-        "pictures that one client may pin with POST /keep, so that they do not expire; together "
-        "those of all clients take at most half of --keep-bytes",
+        "pictures that one client may pin with POST /keep, so that they do not expire (without a "
+        "key: for 90 days); those of all clients take at most half of --keep-bytes",
         parse=values.whole_number(0, 10**6),
     )
     input_bytes: int = _option(

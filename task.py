@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MAX_SEED = 2**64 - 1
+ANONYMOUS = BY_ID, BY_ADDRESS = "id:", "address:"
+"""With which the names of clients without a key begin."""
 
 
 class TaskStatus(StrEnum):
@@ -278,7 +280,7 @@ class Owner(NamedTuple):
     """The client of a task, and its share of the GPU time."""
 
     name: str = ""
-    """Of the client that submitted it (key_file.Client); empty: everybody."""
+    """Of the client that submitted it (key_file.Client, or identity.py); empty: everybody."""
     end_user: str = ""
     """Which user of that client, as the client says; matters for the order only."""
     weight: float = 1.0
@@ -303,10 +305,8 @@ class Task:
     status: TaskStatus = TaskStatus.WAITING
     attempt: int = 0
     """Number of its latest claim, from 1. Calls of a worker with another number are refused."""
-    retried_after: int = 0
-    """Number of its claims until it was retried last; 0: it never was."""
-    interruptions: int = 0
-    """Number of claims during which the worker or the server died."""
+    retried_after: int = 0  # number of its claims until it was retried last; 0: it never was
+    interruptions: int = 0  # number of claims during which the worker or the server died
     machine: str = LOCAL  # name of the one that has claimed it last
     started_at: float | None = None
     ended_at: float | None = None
@@ -314,8 +314,8 @@ class Task:
     """Index of the image after which the task is to be cancelled; None: generate all images."""
     fetched_at: float | None = None
     """When all of its images had been fetched and were marked for deletion."""
-    kept: bool = False  # pinned by its client: it does not expire
-    kept_since: float | None = None  # when it ended or was released, in seconds of the KeepClock
+    kept: bool = False  # pinned by its client
+    kept_since: float | None = None  # when it ended, was pinned or released (KeepClock)
     expires_in_s: float | None = None  # until it is removed; in copies of ended tasks only
     image_sizes: tuple[int, ...] = ()
     """Size of each stored image in bytes."""

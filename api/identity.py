@@ -23,6 +23,7 @@ import errors
 from api.request_rate import RequestRates
 from api.sign_in_attempts import SignInAttempts
 from key_file import EVERYBODY, NOBODY, Client, KeyFile
+from task import BY_ADDRESS, BY_ID
 
 View = TypeVar("View", bound=Callable[..., Any])
 
@@ -229,8 +230,8 @@ class Identity:
             )
         own_id = sent or request.cookies.get(self.id_cookie)
         if own_id and SHORTEST_ID <= len(own_id) <= LONGEST_ID:
-            return "id:" + hashlib.sha256(_raw(own_id)).hexdigest()[:16]
-        return f"address:{request.remote_addr}"
+            return BY_ID + hashlib.sha256(_raw(own_id)).hexdigest()[:16]
+        return f"{BY_ADDRESS}{request.remote_addr}"
 
     def _gives_id(self) -> bool:
         """A browser that opens a page gets an id; programs send X-Client-Id or get none."""

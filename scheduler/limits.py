@@ -9,6 +9,8 @@ ENDED_TOO_OFTEN = (
     "The usual cause is too little memory: ask for a smaller picture, a smaller model or fewer "
     "bits (quantize).",
 )
+ANONYMOUS_PIN_S = 90 * 24 * 3600.0
+"""Seconds for which a client without a key pins a task: ids cost nothing."""
 
 
 @dataclass(frozen=True)

@@ -87,8 +87,9 @@ class QueueControl:
         scheduler.events.publish(EventKind.WAITING, task_id)
 
     def retry(self, task_id: str, limits: ClientLimits = NO_LIMITS) -> None:
-        """A failed task waits again, as if it were submitted now. Its stored images are kept. If
-        the server or a worker has died during it before, it fails when that happens once more.
+        """A failed task waits again, as if it were submitted now. It has its stored images, and is
+        not pinned any more. If the server or a worker has died during it before, it fails when that
+        happens once more.
 
         Args:
             limits: of its client.
@@ -182,3 +183,4 @@ def _waits_again(task: Task, interruptions: int) -> None:
     task.interruptions = interruptions
     task.started_at = task.ended_at = task.fetched_at = task.last_image = task.start_by = None
     task.error_code = task.error = None
+    task.kept = False

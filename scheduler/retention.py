@@ -10,11 +10,11 @@ from threading import Lock
 
 from errors import Gone, InvalidInput, KeepLimit, UnknownTask, WrongStatus
 from scheduler.events import EventKind, EventLog
-from scheduler.limits import QueueLimits
+from scheduler.limits import ANONYMOUS_PIN_S, QueueLimits
 from storage.ended_tasks import TOMBSTONE_S
 from storage.task_rows import Tombstone
 from storage.task_store import TaskStore
-from task import Task, TaskStatus
+from task import ANONYMOUS, Task, TaskStatus
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class Retention:
         return found
 
     def keep(self, task: Task, kept: bool) -> None:
-        """Pin an ended task, or release it: then its time begins again.
+        """Pin an ended task, or release it: its time begins again.
 
         Raises:
             WrongStatus: it has not ended, or has no images.
@@ -83,8 +83,8 @@ class Retention:
             raise WrongStatus("Only a task that has ended with pictures can be kept.")
         if kept and not task.kept:
             self._check_room_for(task)
-        if kept != task.kept:
-            self._store.ended.keep(task.task_id, None if kept else self._now())
+        if kept or task.kept:
+            self._store.ended.keep(task.task_id, kept, self._now())
 
     def kept_by(self, owner: str) -> tuple[int, int]:
         """Returns how many pictures a client has pinned, and how many it may."""
@@ -148,6 +148,8 @@ class Retention:
             self.drop(task_id, FETCHED)
         for task_id in self._store.ended.ended_before(now - limits.keep_s):
             self.drop(task_id, EXPIRED)
+        for task_id in self._store.ended.anonymous_pins_before(now - ANONYMOUS_PIN_S):
+            self.drop(task_id, EXPIRED)
         if self.too_many:
             for task_id in self._store.ended.oldest_images_over(limits.keep_bytes):
                 self.drop(task_id, NO_ROOM)
@@ -155,9 +157,10 @@ class Retention:
 
     def _left_s(self, task: Task) -> float | None:
         """Seconds until an ended task is removed; None: it does not expire."""
-        if task.kept or task.kept_since is None:
+        anonymous = task.owner.name.startswith(ANONYMOUS)
+        if task.kept_since is None or (task.kept and not anonymous):
             return None
-        until = task.kept_since + self._limits.keep_s
+        until = task.kept_since + (ANONYMOUS_PIN_S if task.kept else self._limits.keep_s)
         if task.fetched_at is not None:
             until = min(until, task.fetched_at + self._limits.refetch_s)
         return until - self._now()

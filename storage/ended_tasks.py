@@ -16,7 +16,7 @@ from errors import StorageUnavailable
 from storage.callback_store import CallbackStore
 from storage.database import Database, Row
 from storage.file_store import FileStore, image_name
-from storage.task_rows import UNFINISHED, image_sizes
+from storage.task_rows import UNFINISHED, image_sizes, is_anonymous
 from storage.unwritten import Unwritten
 from task import TaskStatus
 from timing_model import LOCAL
@@ -112,17 +112,13 @@ class EndedTasks:
             self.unwritten.fetch(task_id, fetched, done_at)
         return all_fetched
 
-    def keep(self, task_id: str, kept_since: float | None) -> None:
-        """Pin a task, as if it had not been fetched; or release it, so that its time begins now.
-
-        Args:
-            kept_since: when it is released; None: it is pinned.
-        """
+    def keep(self, task_id: str, kept: bool, at: float) -> None:
+        """Pin a task, or release it, as if it had just ended and had not been fetched."""
         with self._database.transaction() as connection:
             connection.execute(
-                "UPDATE tasks SET kept = ?, kept_since = coalesce(?, kept_since),"
-                " fetched = NULL, fetched_at = NULL WHERE task_id = ? AND gone IS NULL",
-                (kept_since is None, kept_since, task_id),
+                "UPDATE tasks SET kept = ?, kept_since = ?, fetched = NULL, fetched_at = NULL"
+                " WHERE task_id = ? AND gone IS NULL",
+                (kept, at, task_id),
             )
         self.unwritten.fetched.pop(task_id, None)
 
@@ -160,6 +156,10 @@ class EndedTasks:
         """Ended tasks that are older than this and not pinned."""
         return self._ids("NOT kept AND kept_since < ?", kept_since)
 
+    def anonymous_pins_before(self, pinned_at: float) -> list[str]:
+        """Tasks that clients without a key have pinned before this."""
+        return self._ids(f"kept AND {is_anonymous('owner')} AND kept_since < ?", pinned_at)
+
     def fetched_before(self, fetched_at: float) -> list[str]:
         """Tasks of which all images were fetched before this."""
         written = self._ids("fetched_at < ?", fetched_at)
@@ -173,7 +173,7 @@ class EndedTasks:
                 "SELECT task_id FROM (SELECT task_id, kept, sum(image_bytes) OVER"
                 " (ORDER BY kept DESC, kept_since DESC, number DESC) AS size FROM tasks"
                 f" WHERE {ENDED_WITH_IMAGES}) WHERE size > ? AND NOT kept"
-                f" AND task_id != (SELECT task_id FROM tasks WHERE {ENDED_WITH_IMAGES}"
+                f" AND task_id != (SELECT task_id FROM tasks WHERE {ENDED_WITH_IMAGES} AND NOT kept"
                 " ORDER BY kept_since DESC, number DESC LIMIT 1)",
                 (keep_bytes,),
             ).fetchall()

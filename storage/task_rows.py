@@ -3,7 +3,7 @@
 import json
 
 from storage.database import Row
-from task import GenerationParams, Owner, Task, TaskStatus
+from task import ANONYMOUS, GenerationParams, Owner, Task, TaskStatus
 from timing_model import Measured
 
 END = "ended_at = :ended_at, kept_since = :kept_since"
@@ -14,6 +14,11 @@ FETCHED_AT_END = (
 """A task that ends early was fetched if all images that it has were."""
 
 UNFINISHED = (TaskStatus.WAITING, TaskStatus.RUNNING)
+
+
+def is_anonymous(column: str) -> str:
+    """The condition that the client named in a column has no key."""
+    return "(" + " OR ".join(f"{column} LIKE '{begin}%'" for begin in ANONYMOUS) + ")"
 
 
 class Tombstone(str):

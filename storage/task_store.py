@@ -241,12 +241,12 @@ class TaskStore:
         return self._move(task, task.status, "interruptions = MAX(interruptions - 1, 0)")
 
     def retry(self, task: Task, interruptions: int) -> bool:
-        """A failed task waits again, with so many interruptions; its images are kept."""
+        """A failed task waits again, with so many interruptions; it has its images, and no pin."""
         return self._move(
             task,
             TaskStatus.WAITING,
             "error_code = NULL, error = NULL, started_at = NULL, ended_at = NULL,"
-            " kept_since = NULL, fetched_at = NULL, last_image = NULL, start_by = NULL,"
+            " kept = 0, kept_since = NULL, fetched_at = NULL, last_image = NULL, start_by = NULL,"
             " interruptions = :interruptions, retried_after = attempt, sequence = :sequence,"
             " group_sequence = :group",
             interruptions=interruptions,

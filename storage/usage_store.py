@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from storage.database import Database
+from storage.task_rows import is_anonymous
 from timing_model import LOCAL
 
 HOUR_S = 3600
@@ -90,8 +91,7 @@ class UsageStore:
         """Forget clients without a key that have not used the GPU for ANONYMOUS_KEPT_DAYS."""
         with self._database.transaction() as connection:
             connection.execute(
-                "DELETE FROM usage WHERE day < ?"
-                " AND (client LIKE 'id:%' OR client LIKE 'address:%')",
+                f"DELETE FROM usage WHERE day < ? AND {is_anonymous('client')}",
                 (int(at // DAY_S) - ANONYMOUS_KEPT_DAYS,),
             )
 

@@ -9,8 +9,8 @@ import pytest
 from conftest import PlayedQueue, allow, params_for
 from played_app import PlayedApp
 
-from errors import KeepLimit
-from scheduler.limits import QueueLimits
+from errors import Gone, KeepLimit
+from scheduler.limits import ANONYMOUS_PIN_S, QueueLimits
 from storage.task_store import TaskStore
 from task import Encoded, GenerationParams, Owner, Task
 from timing_model import TimingModel
@@ -126,6 +126,40 @@ def test_each_client_may_keep_so_many_pictures(tmp_path: Path) -> None:
     assert queue.keep(third, True).kept
     assert queue.kept_by("alice") == (2, 2)
     queue.scheduler.store.close()
+
+
+def test_a_pin_of_a_client_without_a_key_ends_after_a_time_that_another_one_begins_again(
+    bench: PlayedApp,
+) -> None:
+    queue = bench.queue
+    pinned, renewed, of_key = drawn(queue, "id:1"), drawn(queue, "address:::1"), drawn(queue, "x")
+    for task_id in (pinned, renewed, of_key):
+        queue.keep(task_id, True)
+    assert queue.status(of_key).expires_in_s is None
+    bench.at += ANONYMOUS_PIN_S - DAY_S
+    assert queue.status(pinned).expires_in_s == pytest.approx(DAY_S)
+    queue.keep(renewed, True)
+    bench.at += DAY_S + 1.0
+    queue.scheduler.prune()
+    with pytest.raises(Gone):
+        queue.status(pinned)
+    assert queue.status(renewed).kept
+    assert queue.status(of_key).kept
+    assert queue.kept_by("id:1")[0] == 0
+
+
+def test_a_failed_task_that_is_tried_again_is_not_pinned_any_more(bench: PlayedApp) -> None:
+    queue = bench.queue
+    task, _ = queue.submit(params_for("tiny", count=2), owner=Owner("alice"))
+    claimed = bench.claim()
+    assert queue.worker.store_image(task.task_id, claimed.attempt, Encoded(b"first", 0))
+    assert queue.worker.fail(task.task_id, claimed.attempt, "generation_failed", "x")
+    assert queue.keep(task.task_id, True).kept
+    queue.control.retry(task.task_id)
+    assert not queue.status(task.task_id).kept
+    assert queue.kept_by("alice")[0] == 0
+    bench.reopen()
+    assert bench.queue.kept_by("alice")[0] == 0
 
 
 def test_kept_pictures_take_half_of_the_space_and_make_no_room(tmp_path: Path) -> None:

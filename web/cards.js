@@ -69,7 +69,7 @@ export function starButton(item, act) {
 
 /** When a picture will expire: [words on the card, sentence]. */
 export function expiry(task) {
-  if (task.kept) return [t("gallery.kept"), t("gallery.kept_hint")];
+  if (task.kept && !task.expires_at) return [t("gallery.kept"), t("gallery.kept_hint")];
   if (!task.expires_at) return ["", ""];
   const left = Math.max(task.expires_at - Date.now() / 1000, 0);
   return [age(left), t("gallery.expires_in", { time: age(left) })];

@@ -112,7 +112,7 @@ export class Viewer {
       [t("form.loras"), params.loras?.map((lora) => `${lora.name} ${lora.scale}`).join(", ")],
       [t("form.format"), params.format],
       [t("form.tags"), params.tags?.join(", ")],
-      [t(task.kept ? "viewer.kept" : "viewer.expires"), task.kept ? t("viewer.kept_value") : expiry(task)[0]],
+      [t(task.kept ? "viewer.kept" : "viewer.expires"), task.kept && !task.expires_at ? t("viewer.kept_value") : expiry(task)[0]],
     ].filter(([, value]) => value !== undefined && value !== null && value !== "");
     find("viewer-params").replaceChildren(
       ...facts.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, String(value)))),
