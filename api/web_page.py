@@ -45,9 +45,8 @@ def page_routes() -> Blueprint:
         if path.suffix in CONTENT_TYPES and path.suffix != ".html" and path.is_file()
     }
     pages = {
-        (name, language): _File(languages.filled(text, language).encode(), ".html")
+        (name, language): _File(languages.filled(FOLDER / name, language).encode(), ".html")
         for name in PAGES.values()
-        for text in [(FOLDER / name).read_text(encoding="utf-8")]
         for language in languages
     }
 

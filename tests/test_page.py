@@ -236,7 +236,7 @@ def bytes_on_the_wire(served: ServerProcess, name: str) -> int:
     path = "/" if name == "index.html" else f"/{name.removesuffix('.html')}"
     answers = [
         requests.get(served.url + path, headers={"Accept-Language": texts.stem}, timeout=60)
-        for texts in (WEB / "languages").iterdir()
+        for texts in (WEB / "languages").glob("*.json")
     ]
     return max(int(answer.headers["Content-Length"]) for answer in answers)
 

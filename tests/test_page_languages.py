@@ -13,17 +13,25 @@ from pages import Visit
 from playwright.sync_api import expect
 
 WEB = ROOT / "web"
-FILES = sorted((WEB / "languages").glob("*.json"))
-TEXTS: dict[str, dict[str, Any]] = {
-    path.stem: json.loads(path.read_text(encoding="utf-8")) for path in FILES
-}
+
+
+def texts_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """The texts of a page by language."""
+    return {
+        path.stem: json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(folder.glob("*.json"))
+    }
+
+
+PAGE = texts_of(WEB / "languages")
+OPERATOR = texts_of(WEB / "languages" / "operator")
+TEXTS = {language: PAGE[language] | OPERATOR[language] for language in PAGE}
 ENGLISH = TEXTS["en"]
-SCRIPTS = sorted(
-    path for path in WEB.glob("*.js") if not path.stem.startswith(("operator", "charts"))
-)
-"""The operator's view is in English."""
+SCRIPTS = sorted(WEB.glob("*.js"))
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 SAME_EVERYWHERE = {"mflux", "PNG", "JPEG", "WebP", "Enter", "Esc"}
+NAME_OF_A_TEXT = re.compile(r"\b(?:app|form|operator|queue|slot|state|words)\.\w")
+"""Shown where a text is missing."""
 SHOWN = ("alt", "aria-label", "content", "placeholder", "title")
 """Attributes whose values people see or hear."""
 
@@ -36,7 +44,8 @@ def forms(text: Any) -> list[str]:
 @pytest.mark.parametrize("language", TEXTS)
 def test_each_language_has_all_texts_with_the_same_placeholders(language: str) -> None:
     texts = TEXTS[language]
-    assert list(texts) == sorted(ENGLISH)
+    assert list(PAGE[language]) == sorted(PAGE["en"])
+    assert list(OPERATOR[language]) == sorted(OPERATOR["en"])
     for name, text in texts.items():
         assert isinstance(text, dict) == isinstance(ENGLISH[name], dict), name
         wanted = {key for form in forms(ENGLISH[name]) for key in PLACEHOLDER.findall(form)}
@@ -89,7 +98,15 @@ class Shown(HTMLParser):
             self.found.append(data)
 
 
-@pytest.mark.parametrize("name", ["index.html"])
+def test_files_of_texts_are_small_and_the_page_carries_none_of_the_operators() -> None:
+    files = [*(WEB / "languages").glob("**/*.json")]
+    assert len(files) == 2 * len(TEXTS)
+    assert max(len(path.read_text(encoding="utf-8").splitlines()) for path in files) <= 400
+    assert all(name.startswith("operator.") for name in OPERATOR["en"])
+    assert not any(name.startswith("operator.") for name in PAGE["en"])
+
+
+@pytest.mark.parametrize("name", ["index.html", "operator.html"])
 def test_no_text_is_written_into_the_html(name: str) -> None:
     found = Shown((WEB / name).read_text(encoding="utf-8")).found
     left = [re.sub(r"\{\{[\w.]+\}\}", "", text).strip() for text in found]
@@ -166,8 +183,14 @@ def test_the_browser_chooses_the_language(
 @needs_chromium
 @pytest.mark.parametrize("language", TEXTS)
 def test_the_page_works_in_each_language(visit: Visit, language: str) -> None:
-    me = visit(locale=language).open()
-    texts = TEXTS[language]
+    me, texts = visit(locale=language), TEXTS[language]
+    me.page.goto(me.url + "operator")
+    expect(me["#queue-words"]).to_have_text(texts["operator.queue_empty"])
+    expect(me["#pause"]).to_have_text(texts["operator.pause"])
+    expect(me["#machines tr"]).to_contain_text(texts["operator.drain"])
+    expect(me["#status"]).to_contain_text(texts["operator.is_ready"])
+    assert not NAME_OF_A_TEXT.search(me["body"].inner_text())
+    me.open()
     expect(me["html"]).to_have_attribute("lang", language)
     expect(me["#generate > span"].first).to_have_text(texts["form.generate"])
     me["#generate"].click()
@@ -175,7 +198,7 @@ def test_the_page_works_in_each_language(visit: Visit, language: str) -> None:
     me.draw("ein Bild")
     expect(me.shown("ein Bild")).to_have_count(1)
     me.assert_accessible()
-    assert not re.search(r"\b(?:form|slot|words|app|state)\.\w", me["body"].inner_text())
+    assert not NAME_OF_A_TEXT.search(me["body"].inner_text())
 
 
 @needs_chromium
@@ -190,3 +213,6 @@ def test_a_chosen_language_stays_and_the_form_keeps_its_words(visit: Visit) -> N
     expect(me["#language"]).to_have_value("de")
     me.page.goto(me.url + "operator")
     assert {"name": "language", "value": "de"}.items() <= me.context.cookies()[0].items()
+    expect(me["h1"]).to_have_text(TEXTS["de"]["page.operator"])
+    me["#language"].select_option("fr")
+    expect(me["h1"]).to_have_text(TEXTS["fr"]["page.operator"])

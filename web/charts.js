@@ -1,5 +1,7 @@
 // Charts of the operator's view, as SVG: forecast against truth, and busy hours.
 
+import { LOCALE, rounded, t } from "./language.js";
+
 const NS = "http://www.w3.org/2000/svg";
 const EDGE = { left: 52, right: 10, top: 8, bottom: 34 };
 const LEAST_RATIO = 4;
@@ -17,11 +19,11 @@ const titled = (words) => svg("title", {}, words);
 
 /** 0.0025 -> "2.5 ms", 0.25 -> "0.25 s", 90 -> "90 s", 7200 -> "2 h" */
 export function exact(seconds) {
-  if (seconds > 0 && seconds < 0.1) return `${Number((seconds * 1000).toPrecision(2))} ms`;
-  if (seconds < 10) return `${Number(seconds.toPrecision(2))} s`;
-  if (seconds < 600) return `${Math.round(seconds)} s`;
-  if (seconds < 7200) return `${Math.round(seconds / 60)} min`;
-  return `${Number((seconds / 3600).toPrecision(2))} h`;
+  if (seconds > 0 && seconds < 0.1) return t("operator.ms", { n: rounded(seconds * 1000) });
+  if (seconds < 10) return t("words.duration_s", { n: rounded(seconds) });
+  if (seconds < 600) return t("words.duration_s", { n: Math.round(seconds) });
+  if (seconds < 7200) return t("words.duration_min", { n: Math.round(seconds / 60) });
+  return t("words.duration_h", { n: rounded(seconds / 3600) });
 }
 
 export const isLate = (task) => task.actual_s > task.p90_s;
@@ -70,8 +72,8 @@ export function scatter(tasks, width) {
       svg("text", { x: x(value), y: height - EDGE.bottom + 15, "text-anchor": "middle" }, exact(value)),
       svg("text", { x: EDGE.left - 6, y: y(value) + 4, "text-anchor": "end" }, exact(value)),
     ]),
-    svg("text", { x: width - EDGE.right, y: height - 4, "text-anchor": "end" }, "forecast"),
-    svg("text", { x: EDGE.left + 6, y: EDGE.top + 12 }, "truth"),
+    svg("text", { x: width - EDGE.right, y: height - 4, "text-anchor": "end" }, t("operator.forecast_axis")),
+    svg("text", { x: EDGE.left + 6, y: EDGE.top + 12 }, t("operator.truth_axis")),
     line("exact", 1),
     line("p90", Math.max(median(tasks.map((task) => task.p90_s / task.forecast_s)), 1)),
     ...tasks.map((task) => point(task, x(task.forecast_s), y(task.actual_s))),
@@ -79,7 +81,8 @@ export function scatter(tasks, width) {
 }
 
 function point(task, x, y) {
-  const words = titled(`${task.model ?? "A task"}: forecast ${exact(task.forecast_s)}, took ${exact(task.actual_s)}`);
+  const times = { forecast: exact(task.forecast_s), time: exact(task.actual_s) };
+  const words = titled(t("operator.point", { model: task.model ?? t("operator.legend_task"), ...times }));
   if (!isLate(task)) return svg("circle", { class: "point", cx: x, cy: y, r: 3.5 }, words);
   return svg("path", { class: "point late", d: `M${x - 4} ${y - 4}l8 8m0-8l-8 8` }, words);
 }
@@ -88,7 +91,7 @@ function point(task, x, y) {
 export const percent = (share) => `${Math.round(share * 100)}\u00a0%`;
 
 export const hourWords = (unix) =>
-  new Date(unix * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+  new Date(unix * 1000).toLocaleTimeString(LOCALE, { hour: "2-digit", minute: "2-digit" });
 
 /** One of busy_hours of GET /stats. */
 export function bars({ machine, starts_at: start, shares }, width) {
@@ -102,7 +105,7 @@ export function bars({ machine, starts_at: start, shares }, width) {
       height: BARS.height,
       viewBox: `0 0 ${width} ${BARS.height}`,
       role: "img",
-      "aria-label": `${machine}: busy for ${percent(mean)} of the last ${shares.length} hours.`,
+      "aria-label": t("operator.busy_of", { machine, share: percent(mean), n: shares.length }),
     },
     ...shares.map((share, index) => {
       const high = share > 0 ? Math.max(share * full, 2) : 0;
@@ -112,6 +115,6 @@ export function bars({ machine, starts_at: start, shares }, width) {
     svg("line", { class: "rule", x1: 0, x2: width, y1: 0.5, y2: 0.5 }),
     svg("line", { class: "rule", x1: 0, x2: width, y1: full + 0.5, y2: full + 0.5 }),
     svg("text", { x: 0, y: BARS.height - 3 }, hourWords(start)),
-    svg("text", { x: width, y: BARS.height - 3, "text-anchor": "end" }, "now"),
+    svg("text", { x: width, y: BARS.height - 3, "text-anchor": "end" }, t("queue.now")),
   );
 }

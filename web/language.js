@@ -3,7 +3,7 @@
 const { language, texts } = JSON.parse(document.getElementById("texts").textContent);
 
 /** British, because American lists have a comma before "and". */
-const LOCALE = language === "en" ? "en-GB" : language;
+export const LOCALE = language === "en" ? "en-GB" : language;
 const plurals = new Intl.PluralRules(LOCALE);
 const lists = new Intl.ListFormat(LOCALE, { type: "conjunction" });
 const YEAR_S = 365 * 24 * 3600;
@@ -21,6 +21,9 @@ export const listed = (names) => lists.format(names);
 /** 1.25 -> "1.3", in German "1,3" */
 export const decimal = (number, digits = 1) =>
   number.toLocaleString(LOCALE, { minimumFractionDigits: digits, maximumFractionDigits: digits });
+
+/** 0.0256 -> "0.026", in German "0,026" */
+export const rounded = (number, digits = 2) => number.toLocaleString(LOCALE, { maximumSignificantDigits: digits });
 
 /** Makes the field change the language of this and the other pages. Nothing is lost: the page keeps its state. */
 export function languageField(select) {

@@ -4,7 +4,8 @@ import * as api from "./api.js";
 import { bars, scatter } from "./charts.js";
 import { find, setText } from "./dom.js";
 import { keyDialog } from "./key_dialog.js";
-import { verdict } from "./operator_words.js";
+import { languageField, t } from "./language.js";
+import { stateName, verdict } from "./operator_words.js";
 import * as tables from "./operator_tables.js";
 import { themeButton } from "./theme_button.js";
 import { toast } from "./toasts.js";
@@ -43,10 +44,10 @@ async function signedIn() {
     if (await isOperator(key).catch(refused)) return;
   }
   await keyDialog({
-    title: "This view needs the key of an operator",
-    hint: "It is kept until this tab is closed.",
+    title: t("operator.key_title"),
+    hint: t("operator.key_hint"),
     async check(key) {
-      if (!(await isOperator(key).catch(refused))) throw new Error("This is not the key of an operator.");
+      if (!(await isOperator(key).catch(refused))) throw new Error(t("operator.key_wrong"));
       sessionStorage.setItem(KEY, key);
     },
   });
@@ -97,7 +98,8 @@ async function show() {
   showCharts(stats);
   const state = queue.length && health.status === "ready" ? "busy" : health.status;
   document.body.dataset.state = state;
-  setText(find("state-words"), queue.paused ? `${state}, paused` : state);
+  const words = stateName(state);
+  setText(find("state-words"), queue.paused ? t("operator.state_paused", { state: words }) : words);
 }
 
 let timer = null;
@@ -111,8 +113,8 @@ async function refresh() {
   try {
     await show();
   } catch (error) {
-    if (error instanceof api.Refused) problem = `${plain(error)} Load the page again.`;
-    else if (error instanceof api.Unreachable) problem = "The server cannot be reached. This page tries again every few seconds.";
+    if (error instanceof api.Refused) problem = t("operator.load_again", { error: plain(error) });
+    else if (error instanceof api.Unreachable) problem = t("operator.unreachable");
     else throw error;
   }
   setText(find("unreachable"), problem);
@@ -121,6 +123,7 @@ async function refresh() {
 }
 
 themeButton();
+languageField(find("language"));
 await signedIn().catch((error) => toast(plain(error), { bad: true }));
 find("content").hidden = false;
 document.addEventListener("visibilitychange", () => !document.hidden && refresh());

@@ -2,8 +2,9 @@
 
 import { exact, hourWords, isLate, percent } from "./charts.js";
 import { el, find, follow, setText } from "./dom.js";
-import { bytes, clientName, pace } from "./operator_words.js";
-import { countdown, downloadWords, duration, size, some } from "./words.js";
+import { LOCALE, t } from "./language.js";
+import { bytes, clientName, pace, stateName } from "./operator_words.js";
+import { countdown, downloadWords, duration, size } from "./words.js";
 
 /** Shows rows in the body of a table. Rows that stay keep their elements, and the focus.
  * columns: functions from a row to a text; buttons: a function to [{words, label, run}]. */
@@ -35,39 +36,42 @@ function showButtons(cell, buttons) {
   );
 }
 
+/** what: the row that it belongs to, for screen readers. */
+const button = (words, what, run) => ({ words, label: t("operator.button_of", { action: words, what }), run });
+
 function taskWords({ params }) {
-  return params.prompt || "Upscaling a picture";
+  return params.prompt || t("queue.upscaling");
 }
 
 export function showQueue({ tasks, length, paused }, act) {
   setText(find("queue-words"), queueWords(length, tasks.length, paused));
-  setText(find("pause"), paused ? "Resume the queue" : "Pause the queue");
+  setText(find("pause"), t(paused ? "operator.resume_queue" : "operator.pause"));
   find("pause").onclick = () => act.pause(!paused);
   fill(
     "tasks",
     tasks,
     (task) => task.task_id,
     [
-      (task) => (task.status === "running" ? "now" : task.pos + 1),
+      (task) => (task.status === "running" ? t("queue.now") : task.pos + 1),
       (task) => clientName(task.client),
       taskWords,
       (task) => task.params.model,
-      ({ params }) => `${size(params.width, params.height)}${params.count > 1 ? ` · ${params.count} pictures` : ""}`,
+      ({ params }) => `${size(params.width, params.height)}${params.count > 1 ? ` · ${t("queue.pictures", { n: params.count })}` : ""}`,
       (task) => countdown(task.wait_remaining),
     ],
     (task) => {
       const which = `${taskWords(task)}, ${clientName(task.client)}`;
-      const front = { words: "To the front", label: `To the front: ${which}`, run: () => act.front(task.task_id) };
-      const cancel = { words: "Cancel", label: `Cancel: ${which}`, run: () => act.cancel(task.task_id) };
+      const front = button(t("operator.front"), which, () => act.front(task.task_id));
+      const cancel = button(t("gallery.cancel"), which, () => act.cancel(task.task_id));
       return task.status === "waiting" ? [front, cancel] : [cancel];
     },
   );
 }
 
 function queueWords(length, shown, paused) {
-  const state = paused ? "Paused: no task is started. " : "";
-  if (!length) return `${state}Empty.`;
-  return `${state}${some(length, "task", "tasks")}${length > shown ? `, the first ${shown} are shown` : ""}.`;
+  const tasks = t("queue.tasks", { n: length });
+  const all = length > shown ? t("operator.queue_shown", { tasks, n: shown }) : tasks;
+  return [paused && t("operator.paused"), length ? all : t("operator.queue_empty")].filter(Boolean).join(" ");
 }
 
 export function showMachines({ machines }, { drift }, act) {
@@ -77,16 +81,15 @@ export function showMachines({ machines }, { drift }, act) {
     (machine) => machine.name,
     [
       (machine) => machine.name,
-      (machine) => (machine.drained ? `${machine.state}, drained` : machine.state),
-      (machine) => machine.loading_model ?? (machine.loaded_models.join(", ") || "nothing"),
+      ({ state, drained }) => (drained ? t("operator.drained", { state: stateName(state) }) : stateName(state)),
+      (machine) => machine.loading_model ?? (machine.loaded_models.join(", ") || t("operator.none")),
       (machine) => machine.tasks_last_hour,
       (machine) => percent(machine.busy_share),
       (machine) => pace(drift[machine.name]),
     ],
-    ({ name, drained }) => {
-      const words = drained ? "Resume" : "Drain";
-      return [{ words, label: `${words} ${name}`, run: () => act.drain(name, !drained) }];
-    },
+    ({ name, drained }) => [
+      button(t(drained ? "operator.resume" : "operator.drain"), name, () => act.drain(name, !drained)),
+    ],
   );
 }
 
@@ -104,7 +107,7 @@ export function showClients({ clients }) {
 export function showSteps(rows) {
   const several = new Set(rows.map((row) => row.machine)).size > 1;
   fill("steps", rows, (row) => `${row.machine} ${row.model} ${row.width} ${row.height}`, [
-    (row) => (several ? `${row.model} on ${row.machine}` : row.model),
+    (row) => (several ? t("operator.model_on", { model: row.model, machine: row.machine }) : row.model),
     (row) => size(row.width, row.height),
     (row) => exact(row.step_s),
     (row) => row.pictures,
@@ -112,7 +115,7 @@ export function showSteps(rows) {
 }
 
 const when = (unix) =>
-  unix ? new Date(unix * 1000).toLocaleString([], { dateStyle: "short", timeStyle: "short" }) : "";
+  unix ? new Date(unix * 1000).toLocaleString(LOCALE, { dateStyle: "short", timeStyle: "short" }) : "";
 
 /** The points of the plot as a table, newest first. */
 export function showLastTasks(tasks) {
@@ -123,7 +126,7 @@ export function showLastTasks(tasks) {
     (task) => task.machine ?? "",
     (task) => exact(task.forecast_s),
     (task) => exact(task.p90_s),
-    (task) => exact(task.actual_s) + (isLate(task) ? " (late)" : ""),
+    (task) => (isLate(task) ? t("operator.late", { time: exact(task.actual_s) }) : exact(task.actual_s)),
   ]);
 }
 
@@ -141,17 +144,20 @@ export function showHours(machines) {
 
 export function showHealth(health, machines) {
   const { memory } = health;
-  setText(find("status"), `${health.status}, since ${duration(health.uptime_s)}`);
-  setText(find("models"), health.loading_model ?? (health.loaded_models.join(", ") || "none"));
-  setText(
-    find("memory"),
-    `${bytes(memory.active_bytes)} in use, ${bytes(memory.cache_bytes)} kept for reuse, ${bytes(memory.peak_bytes)} during the latest picture`,
-  );
-  const pictures = `${some(health.done, "task has", "tasks have")} pictures: ${bytes(health.images_bytes)}`;
-  setText(find("disk"), `${bytes(health.disk_free_bytes)} free; ${pictures}`);
-  setText(find("download"), health.download ? downloadWords(health.download) : "none");
+  const none = t("operator.none");
+  const state = stateName(health.status);
+  setText(find("status"), t("operator.since", { state, time: duration(health.uptime_s) }));
+  setText(find("models"), health.loading_model ?? (health.loaded_models.join(", ") || none));
+  const used = { active: memory.active_bytes, cache: memory.cache_bytes, peak: memory.peak_bytes };
+  const sizes = Object.fromEntries(Object.entries(used).map(([name, count]) => [name, bytes(count)]));
+  setText(find("memory"), t("operator.memory_of", sizes));
+  const [free, pictures] = [bytes(health.disk_free_bytes), bytes(health.images_bytes)];
+  setText(find("disk"), t("operator.disk_of", { n: health.done, free, used: pictures }));
+  setText(find("download"), health.download ? downloadWords(health.download) : none);
   const error = health.last_error && `${when(health.last_error_at)} ${health.last_error}`.trim();
-  const own = [error, health.worker_restarts && `worker restarts: ${health.worker_restarts}`];
-  const theirs = machines.map(({ name, last_error: last }) => last && `${name}: ${last}`);
-  setText(find("errors"), [...own, ...theirs].filter(Boolean).join("; ") || "none");
+  const own = [error, health.worker_restarts && t("operator.restarts", { n: health.worker_restarts })];
+  const theirs = machines.map(
+    ({ name, last_error: last }) => last && t("operator.error_of", { machine: name, error: last }),
+  );
+  setText(find("errors"), [...own, ...theirs].filter(Boolean).join("; ") || none);
 }

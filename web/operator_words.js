@@ -1,7 +1,7 @@
 // What the operator's view says about forecasts and machines.
 
 import { percent } from "./charts.js";
-import { some } from "./words.js";
+import { decimal, rounded, t } from "./language.js";
 
 /** Fewer forecasts say nothing about the next ones. */
 const LEAST_TASKS = 10;
@@ -10,33 +10,34 @@ const ROUGH = { error: 0.4, inside: 0.6 };
 
 /** Whether the forecast can be believed. stats: of GET /stats. */
 export function verdict({ forecasts_compared: count, median_error: error, share_inside_p90: inside }) {
-  if (count < LEAST_TASKS) {
-    return `Too early to say whether the forecast can be believed: ${some(count, "task has", "tasks have")} ended, ${LEAST_TASKS} are needed.`;
-  }
+  if (count < LEAST_TASKS) return t("operator.verdict_early", { n: count, least: LEAST_TASKS });
   const within = (most) => error <= most.error && inside >= most.inside;
-  const head = within(GOOD)
-    ? "The forecast can be believed"
-    : within(ROUGH)
-      ? "The forecast is rough"
-      : "The forecast cannot be believed now";
-  const most = percent(Math.max(error, 0.01));
-  return `${head}: for half of the last ${count} tasks it was within ${most} of the truth, and ${percent(inside)} ended within their p90 (it should be ${percent(0.9)}).`;
+  const head = within(GOOD) ? "operator.verdict_good" : within(ROUGH) ? "operator.verdict_rough" : "operator.verdict_bad";
+  return t("operator.verdict", {
+    head: t(head),
+    n: count,
+    error: percent(Math.max(error, 0.01)),
+    inside: percent(inside),
+    wanted: percent(0.9),
+  });
 }
 
 /** 1.5 -> "1.5 times slower", 0.5 -> "2 times faster" */
 export function pace(drift) {
-  if (drift === undefined) return "not known";
-  const times = (factor) => `${Number(factor.toFixed(factor < 10 ? 2 : 0))} times`;
-  if (drift > 1.05) return `${times(drift)} slower`;
-  if (drift < 1 / 1.05) return `${times(1 / drift)} faster`;
-  return "as before";
+  if (drift === undefined) return t("operator.pace_unknown");
+  if (drift > 1.05) return t("operator.pace_slower", { n: rounded(drift, 3) });
+  if (drift < 1 / 1.05) return t("operator.pace_faster", { n: rounded(1 / drift, 3) });
+  return t("operator.pace_same");
 }
 
 export function bytes(count) {
-  if (count < 1e6) return `${Math.round(count / 1e3)} KB`;
-  if (count < 1e9) return `${Math.round(count / 1e6)} MB`;
-  return `${(count / 1e9).toFixed(1)} GB`;
+  if (count < 1e6) return t("operator.kb", { n: Math.round(count / 1e3) });
+  if (count < 1e9) return t("operator.mb", { n: Math.round(count / 1e6) });
+  return t("operator.gb", { n: decimal(count / 1e9) });
 }
 
+/** The state of the server or of a machine. */
+export const stateName = (state) => t(`operator.is_${state}`);
+
 /** The name of a client; tasks from before there were keys, or of everybody, have none. */
-export const clientName = (name) => name || "everybody";
+export const clientName = (name) => name || t("operator.everybody");

@@ -22,10 +22,6 @@ export function countdown(seconds) {
   return seconds < 0.5 ? t("words.soon") : duration(seconds);
 }
 
-export function some(number, one, many) {
-  return number === 1 ? `1 ${one}` : `${number} ${many}`;
-}
-
 /** The number of tasks ahead as text: 0 -> "next in the queue". */
 export function place(pos) {
   return pos === 0 ? t("words.next_in_queue") : t("words.place_in_queue", { n: pos + 1 });
