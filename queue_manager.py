@@ -16,20 +16,20 @@ from errors import (
     InputsFull,
     InputsTooLarge,
     NotReady,
-    NoWorker,
     UnknownTask,
 )
-from models.model_catalog import LoadSpec
+from models.model_catalog import Model
+from monitoring.accounts import Account, accounts_of
+from monitoring.machine_status import MachineStatus, download_of, machines_of
+from monitoring.queue_metrics import QueueMetrics
+from monitoring.stats import Stats, stats_of
 from scheduler.admission import Admission
 from scheduler.events import EventKind, EventLog
 from scheduler.health import QueueHealth, ServerState
 from scheduler.limits import NO_LIMITS, ClientLimits
-from scheduler.machine_control import MachineControl
 from scheduler.queue_control import QueueControl
-from scheduler.queue_metrics import QueueMetrics
 from scheduler.retention import DELETED
 from scheduler.scheduler import Scheduler
-from scheduler.stats import Stats, stats_of
 from scheduler.stopping import Stopping, stopping
 from task import ANYBODY, Forecast, GenerationParams, Owner, Phase, Task, TaskStatus
 
@@ -47,7 +47,6 @@ class QueueManager:
         self.allowed: Allowed = scheduler.allowed
         self.keep_clock = scheduler.keep_clock
         self.control = QueueControl(scheduler)
-        self.machines = MachineControl(scheduler)
         self.metrics = QueueMetrics(scheduler)
         self._admission = Admission(scheduler)
 
@@ -158,29 +157,20 @@ class QueueManager:
         with self._scheduler.lock:
             return len(self._scheduler)
 
-    def image(self, task_id: str, index: int = 0) -> tuple[bytes, GenerationParams]:
-        """Returns one stored image, also of a running or cancelled task.
+    def image_of(self, task: Task, index: int = 0) -> tuple[bytes, GenerationParams]:
+        """One stored image, also of a running or cancelled task.
 
         Raises:
-            UnknownTask.
             NotReady: it is not generated yet.
             InvalidInput: the task has no image of this index.
             Gone: the image was removed, or the task ended without it.
         """
-        return self.image_of(self.status(task_id), index)
-
-    def image_of(self, task: Task, index: int = 0) -> tuple[bytes, GenerationParams]:
-        """As image(), of a task that the caller has just looked up."""
         if not task.ended and task.images_done <= index < task.params.count:
             raise NotReady
         return self._scheduler.retention.image(task, index), task.params
 
-    def all_images(self, task_id: str) -> tuple[list[bytes], GenerationParams]:
-        """Returns all images of an ended task. Raises what image() raises."""
-        return self.all_images_of(self.status(task_id))
-
     def all_images_of(self, task: Task) -> tuple[list[bytes], GenerationParams]:
-        """As all_images(), of a task that the caller has just looked up."""
+        """All images of an ended task. Raises what image_of() raises."""
         if not task.ended:
             raise NotReady
         return self._scheduler.retention.all_images(task), task.params
@@ -248,24 +238,6 @@ class QueueManager:
             self._scheduler.wake_downloads.notify_all()
             return None
 
-    def order_load(self, spec: LoadSpec) -> None:
-        """Loads these weights after the running task. Missing weights are downloaded first.
-
-        Raises:
-            NoWorker: the server is stopping.
-        """
-        scheduler = self._scheduler
-        missing = scheduler.downloads.is_missing(spec)
-        with scheduler.lock:
-            if scheduler.stopping or scheduler.health.load_failed:
-                raise NoWorker
-            if all(spec.key != ordered.key for ordered in scheduler.load_orders):
-                scheduler.load_orders.append(spec)
-            if missing:
-                scheduler.downloads.order(spec)
-            scheduler.wake_worker.notify_all()
-            scheduler.wake_downloads.notify_all()
-
     def health(self) -> QueueHealth:
         scheduler = self._scheduler
         with scheduler.lock:
@@ -292,6 +264,22 @@ class QueueManager:
 
     def stats(self) -> Stats:
         return stats_of(self._scheduler)
+
+    def machines(self) -> list[MachineStatus]:
+        """All that draw, and those that have left lately."""
+        return machines_of(self._scheduler)
+
+    def accounts(self) -> dict[str, Account]:
+        """By name, the clients that have tasks or have used the GPU."""
+        return accounts_of(self._scheduler)
+
+    def download_for(self, task_id: str) -> tuple[Model, int] | None:
+        """Whose weights the machine of a running task downloads for it, and how many bytes of them
+        it has; None: it does not."""
+        with self._scheduler.lock:
+            run = self._scheduler.machines.run(task_id)
+            loads = run is not None and run.progress.phase is Phase.LOADING
+            return download_of(run.machine) if run and loads else None
 
     def images(self) -> tuple[int, int]:
         """Returns the number of finished tasks with images, and the bytes of these images."""

@@ -31,6 +31,7 @@ from api.webhooks import Webhooks
 from api.wildcards import Wildcards
 from application import create_app
 from checks import Checks
+from clocks import RunningClock
 from commands import download_command, run_command
 from compat.install import ForeignOptions, foreign_error
 from configuration import (
@@ -50,7 +51,6 @@ from models.hub_cache import needs_download
 from models.mlx_setup import MlxMissing, prepare_mlx
 from models.weights_cache import WeightsCache
 from queue_manager import QueueManager
-from scheduler.clocks import RunningClock
 from scheduler.download_api import DownloadApi, ExpansionApi
 from scheduler.scheduler import Scheduler
 from scheduler.worker_api import WorkerApi

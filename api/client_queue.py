@@ -26,7 +26,7 @@ class ClientQueue:
         self.events = queue.events
         self.state = queue.state
         self.health = queue.health
-        self.download_for = queue.machines.download_for
+        self.download_for = queue.download_for
         self.allowed = queue.allowed
         self._queue = queue
 

@@ -4,7 +4,7 @@ from pydantic import Field
 
 from api.answers import Answer, Seconds
 from api.model_answers import DownloadAnswer
-from scheduler.machine_control import MachineState, MachineStatus
+from monitoring.machine_status import MachineState, MachineStatus
 
 
 class MachineAnswer(Answer):

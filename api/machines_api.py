@@ -38,7 +38,7 @@ class MachineRoutes:
     )
     def machines(self) -> Response:
         check_operator()
-        machines = [machine_answer(machine) for machine in self._queue.machines.machines()]
+        machines = [machine_answer(machine) for machine in self._queue.machines()]
         away_since = self._queue.health().broker_away_since
         return json_response(MachinesAnswer(machines=machines, broker_away_since=away_since))
 
@@ -68,6 +68,7 @@ class MachineRoutes:
     def _drain(self, name: str, drained: bool) -> Response:
         check_operator()
         with self._places.place_for_change():
-            machine = self._queue.machines.drain(name, drained)
+            self._queue.control.drain(name, drained)
+        machine = next(one for one in self._queue.machines() if one.name == name)
         audit(f"{'drained' if drained else 'resumed'} the machine {name[:100]!r}")
         return json_response(machine_answer(machine))

@@ -132,10 +132,7 @@ class ModelRoutes:
         model = self._allowed.model(self._find(name).name)
         weights = LoadSpec(model, model.pipelines[0], self._allowed.quantize)
         machine = request.args.get("machine", LOCAL)
-        if machine != LOCAL:
-            loaded = self._queue.machines.order_load(machine, weights)
-        elif not (loaded := weights.key in [one.key for one in self._queue.health().loaded]):
-            self._queue.order_load(weights)
+        loaded = self._queue.control.order_load(weights, machine)
         if not loaded:
             audit(f"ordered model {model.name} to be loaded on {machine[:100]!r}")
         return json_response(LoadAnswer(model=model.name, loaded=loaded))

@@ -19,8 +19,8 @@ from api.operator_answers import (
 from api.query_values import number_value, text_value
 from api.routes import route
 from api.waiting_places import WaitingPlaces
+from monitoring.accounts import Account
 from queue_manager import QueueManager
-from scheduler.queue_control import Account
 
 CHANGE_ERRORS = (errors.OperatorOnly, errors.TooManyWaiting, errors.StorageUnavailable)
 TASK_ID_IN_PATH = {
@@ -143,7 +143,7 @@ class OperatorRoutes:
     def clients(self) -> Response:
         check_operator()
         limit = number_value("limit", 100, 1, 10_000)
-        accounts = self._queue.control.accounts()
+        accounts = self._queue.accounts()
         weights = {known.name: known.weight for known in self._identity.known_clients}
         today_s = sum(account.today_s for account in accounts.values())
         clients = []

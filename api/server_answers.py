@@ -4,8 +4,8 @@ from pydantic import Field
 
 from api.answers import Answer, Seconds
 from api.model_answers import DownloadAnswer
+from monitoring.stats import BusyHours, Stats, StepSeconds
 from scheduler.health import ServerState
-from scheduler.stats import BusyHours, Stats, StepSeconds
 from timing_model import Confidence
 
 

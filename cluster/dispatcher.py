@@ -173,14 +173,16 @@ class Dispatcher:
     def _load_orders(self, remote: RemoteMachine, at: float) -> Iterator[Callable[[], None]]:
         """What the operator wants loaded, until it is."""
         machine = remote.machine
-        spec, loading = machine.ordered, machine.loading
-        if spec and (spec.key in machine.resident.keys or (loading and loading.key == spec.key)):
-            machine.ordered = None
-        if machine.ordered is None:
+        orders, loading = machine.load_orders, machine.loading
+        there = machine.resident.keys if loading is None else (*machine.resident.keys, loading.key)
+        if orders and orders[0].key in there:
+            del orders[0]
+            remote.ordered_at = -inf
+        if not orders:
             remote.ordered_at = -inf
         elif at - remote.ordered_at >= LOST_LEASES * self._registry.lease_s:
             remote.ordered_at = at
-            yield self._sending(remote, Load, spec=Spec.of(machine.ordered))
+            yield self._sending(remote, Load, spec=Spec.of(orders[0]))
 
     def _is_old(self, remote: RemoteMachine, at: float) -> bool:
         """Whether its latest heartbeat is so much later that it must have been heard."""

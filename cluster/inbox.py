@@ -205,7 +205,8 @@ class Inbox:
             remote.api.now_resident(message.resident)
             return
         with self._scheduler.lock:
-            remote.machine.last_error, remote.machine.ordered = message.error[:500], None
+            remote.machine.last_error = message.error[:500]
+            del remote.machine.load_orders[:1]
         remote.api.load_failed(
             f"{remote.name}: {message.error[:500]}", message.resident, fatal=False
         )

@@ -65,7 +65,8 @@ class DownloadApi:
                 scheduler.fail(task, ModelLoadError.code, message)
             with scheduler.lock:
                 scheduler.health.failed(Cause.DOWNLOAD, message)
-                scheduler.load_orders = [o for o in scheduler.load_orders if o.model.name != name]
+                orders = scheduler.machine.load_orders
+                orders[:] = [spec for spec in orders if spec.model.name != name]
                 self._downloads.fail(spec.model, message)
                 scheduler.wake_worker.notify_all()  # it may wait for the weights of the start
 

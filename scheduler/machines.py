@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from errors import UnknownMachine
 from models.model_catalog import LoadSpec, Model
 from scheduler.progress import Share
 from scheduler.resident import Resident, Sizes
@@ -157,7 +158,7 @@ class Machine:
         self.declined: dict[str, str] = {}  # by task, why its worker will not draw it
         self.last_error: str | None = None  # of its worker, in words
         self.offered: Task | None = None  # a waiting task that was sent to it
-        self.ordered: LoadSpec | None = None  # what the operator wants loaded on it
+        self.load_orders: list[LoadSpec] = []  # what the operator wants loaded on it
         self.downloaded_bytes: int | None = None  # of what it loads, while it downloads that
         self.resident = Resident(Sizes(measured=loaded_bytes), most=models_in_memory)
         self.speed = speed
@@ -250,13 +251,15 @@ class Machine:
         if new_stage:
             self.use(run.stage.load_spec)
 
-    def end(self, run: Run, at: float, *, stopping: bool = False) -> None:
+    def end(self, run: Run, at: float, *, done: bool = False, stopping: bool = False) -> None:
         """A task runs no more.
 
         Args:
             stopping: the worker is still at a step of it.
         """
         del self.runs[run.task.task_id]
+        if done:
+            self._done.append(at)
         if run.on_gpu:
             self._book(run, at)
             if stopping and run.paused_at is None:
@@ -312,10 +315,6 @@ class Machine:
             if run.on_gpu:
                 _, resident = resident.loads(run.task.stages[run.progress.stage :])
         return resident
-
-    def done(self, at: float) -> None:
-        """A task of it is done."""
-        self._done.append(at)
 
     def last_hour(self, now: float) -> tuple[int, float]:
         """Tasks done in the last hour (or since the start), and the share of it in which the GPU
@@ -378,19 +377,20 @@ class Machines(list[Machine]):
         if not self:
             self.append(self.local)
 
-    def has_elsewhere(self, name: str) -> bool:
-        """Whether another machine has the weights of a model and may load it."""
-        return any(
-            other.about and name in other.about.models and name not in other.missing
-            for other in list(self)
-        )
+    def named(self, name: str) -> Machine:
+        """One of them, or one that has left. Raises: UnknownMachine."""
+        known: dict[str, Machine] = {**self.lost, **{m.name: m for m in (*self, self.local)}}
+        if name not in known:
+            raise UnknownMachine
+        return known[name]
 
     def lack(self, model: Model) -> bool:
         """Whether weights must be downloaded to the server's machine before a task can run: no
         machine has them. Any thread may call it, without a lock."""
         if not self._draws or not self._needs_download(model):
             return False
-        if not self.has_elsewhere(model.name):
+        others = (o for o in list(self) if o.about and model.name in o.about.models)
+        if all(model.name in other.missing for other in others):
             return True
         self.local.missing |= {model.name}
         return False

@@ -1,32 +1,18 @@
-"""Changes that are made to tasks and to the queue on request: pause, clear, move, retry."""
+"""Changes on request, to tasks, the queue and its machines."""
 
 import logging
-from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass
 
-from errors import Gone, WrongStatus
+from errors import Gone, ModelNotAllowed, NoWorker, WrongStatus
+from models.model_catalog import LoadSpec
 from scheduler.admission import Admission
 from scheduler.events import EventKind
 from scheduler.limits import MAX_INTERRUPTIONS, NO_LIMITS, ClientLimits
 from scheduler.scheduler import Scheduler
-from storage.usage_store import Usage
 from task import Task, TaskStatus
+from timing_model import LOCAL
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Account:
-    """What a client has in the queue, and what it has had."""
-
-    name: str
-    waiting: int = 0
-    running: int = 0
-    gpu_s: float = 0.0
-    """GPU seconds of its ended tasks, in all."""
-    today_s: float = 0.0
-    """The same since midnight, UTC."""
 
 
 class QueueControl:
@@ -50,6 +36,49 @@ class QueueControl:
             with scheduler.lock:
                 scheduler.paused = paused
                 scheduler.wake_worker.notify_all()
+
+    def drain(self, name: str, drained: bool) -> None:
+        """Give a machine no more tasks, or again (False). What it draws goes on. Survives a
+        restart.
+
+        Raises:
+            UnknownMachine: there is none.
+        """
+        scheduler = self._scheduler
+        with scheduler.changes, scheduler.health.noting_storage():
+            with scheduler.lock:
+                machine = scheduler.machines.named(name)
+            scheduler.store.state.set_drained(name, drained)
+            with scheduler.lock:
+                machine.drained = drained
+                scheduler.wake_worker.notify_all()
+
+    def order_load(self, spec: LoadSpec, name: str = LOCAL) -> bool:
+        """Load these weights on a machine, after the task that it draws. Missing weights are
+        downloaded first. Returns whether they are in its memory already.
+
+        Raises:
+            NoWorker: the server is stopping.
+            UnknownMachine: there is none.
+            ModelNotAllowed: its worker may not load them.
+        """
+        scheduler = self._scheduler
+        missing = name == LOCAL and scheduler.downloads.is_missing(spec)
+        with scheduler.lock:
+            if scheduler.stopping or scheduler.health.load_failed:
+                raise NoWorker
+            machine = scheduler.machines.named(name)
+            if machine.about and spec.model.name not in machine.about.models:
+                raise ModelNotAllowed(f"The worker of {name!r} may not load {spec.model.name!r}.")
+            if spec.key in machine.resident.keys:
+                return True
+            if all(spec.key != ordered.key for ordered in machine.load_orders):
+                machine.load_orders.append(spec)
+            if missing:
+                scheduler.downloads.order(spec)
+            scheduler.wake_worker.notify_all()
+            scheduler.wake_downloads.notify_all()
+            return False
 
     def clear(self, owner: str | None = None) -> int:
         """Cancel all waiting tasks (owner: of this client); returns how many there were."""
@@ -161,20 +190,6 @@ class QueueControl:
                 scheduler.reported(run)
             has_ended = task.ended or scheduler.get(task.task_id) is None
             return has_ended or task.images_done <= index
-
-    def accounts(self) -> dict[str, Account]:
-        """By name, the clients that have tasks or have used the GPU."""
-        scheduler = self._scheduler
-        usage = scheduler.store.usage.by_client(scheduler.now())
-        with scheduler.lock:
-            tasks = [(task.owner.name, task.status) for task in scheduler.unfinished]
-        waiting = Counter(name for name, status in tasks if status is TaskStatus.WAITING)
-        running = Counter(name for name, status in tasks if status is TaskStatus.RUNNING)
-        accounts = {}
-        for name in {*usage, *waiting, *running}:
-            used = usage.get(name, Usage())
-            accounts[name] = Account(name, waiting[name], running[name], used.gpu_s, used.today_s)
-        return accounts
 
 
 def _waits_again(task: Task, interruptions: int) -> None:

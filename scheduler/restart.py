@@ -1,14 +1,23 @@
-"""What becomes of the tasks that waited or ran when the last process ended."""
+"""What becomes of the tasks that waited or ran when the last process ended, and what it has noted
+for the clocks and events of this one."""
 
 from collections.abc import Iterable
 from copy import copy
 from dataclasses import dataclass, field
 
 from allowed import Allowed
+from clocks import KeepClock
 from errors import InvalidInput, ModelNotAllowed, NotSupported
+from scheduler.events import EventLog
 from scheduler.limits import ENDED_TOO_OFTEN, MAX_INTERRUPTIONS
+from storage.state_store import StateStore
 from task import Task, TaskStatus
 from timing_model import LOCAL
+
+RESERVED_IDS = 1_000_000
+"""Event ids reserved on disk in advance. Half of them last longer than PRUNE_EVERY_S."""
+CLOCK_CHANGE_S = 1.0
+"""Smaller differences between two clocks are not stored."""
 
 
 @dataclass(frozen=True)
@@ -47,3 +56,25 @@ def restart(unfinished: Iterable[Task], allowed: Allowed) -> Restarted:
             task.interruptions += died
         found.waiting.append(task)
     return found
+
+
+class ClockNotes:
+    """Notes on disk where the KeepClock and the event ids of the next start have to begin."""
+
+    def __init__(self, store: StateStore, keep_clock: KeepClock, events: EventLog) -> None:
+        self._store = store
+        self._keep_clock = keep_clock
+        self._events = events
+        self._offset_s = store.keep_offset_s()
+        self._reserved_id = store.reserved_event_id()
+
+    def write(self) -> None:
+        """Write what has changed (under `changes`). StorageUnavailable: the disk refuses."""
+        offset_s = self._keep_clock.offset_s()
+        if abs(offset_s - self._offset_s) >= CLOCK_CHANGE_S:
+            self._store.set_keep_offset_s(offset_s)
+            self._offset_s = offset_s
+        if self._events.last_id + RESERVED_IDS // 2 > self._reserved_id:
+            up_to = self._events.last_id + RESERVED_IDS
+            self._store.reserve_event_ids(up_to)
+            self._reserved_id = up_to

@@ -17,10 +17,11 @@ from functools import partial
 from threading import Condition, Lock
 
 from allowed import Allowed
+from clocks import KeepClock
 from errors import InvalidInput, ModelNotAllowed, NotSupported, StorageUnavailable
 from models.model_catalog import LoadSpec, Model
+from monitoring.phase_seconds import PhaseSeconds
 from scheduler.baselines import Baselines
-from scheduler.clocks import ClockNotes, KeepClock
 from scheduler.deadlines import Deadlines
 from scheduler.downloads import EXPANSION_KEY, Downloads
 from scheduler.estimates import Estimates
@@ -29,9 +30,8 @@ from scheduler.forecast import Forecaster, Lanes
 from scheduler.health import Cause, Health
 from scheduler.limits import QueueLimits
 from scheduler.machines import Machine, Machines, Run
-from scheduler.phase_seconds import PhaseSeconds
 from scheduler.policy import Place, Policy, key
-from scheduler.restart import restart
+from scheduler.restart import ClockNotes, restart
 from scheduler.retention import Retention
 from scheduler.schedule import Schedule
 from storage.ended_tasks import End
@@ -88,6 +88,7 @@ class Scheduler:
             started_at=monotonic(),
             loaded_bytes=store.state.loaded_bytes(),
         )
+        self.machine.drained = store.state.is_drained(self.machine.name)
         self.machines = Machines(self.machine, needs_download, self.limits.local_worker)
         self.estimates = Estimates(timing, has_copy)
         self.schedule = Schedule(self.estimates, key)
@@ -104,7 +105,6 @@ class Scheduler:
             monotonic=monotonic,
         )
         self.deadlines = Deadlines(self.keep_clock)
-        self.load_orders: list[LoadSpec] = []
         self.paused = store.state.paused()
         self.drain_until: float | None = None
         """Monotonic seconds; None: the server is not stopping."""
@@ -260,14 +260,14 @@ class Scheduler:
         self.baselines.improve(task, self.forecaster.of(task, lanes), lanes.at)
         self.improve_baselines(lanes)
 
-    def remove(self, task: Task, *, stopping: bool = False) -> None:
+    def remove(self, task: Task, *, done: bool = False, stopping: bool = False) -> None:
         """A task has ended (locked). Args: stopping: a worker is still at a step of it."""
         del self._tasks[task.task_id]
         self.wake_worker.notify_all()  # whoever draws it on another machine must be stopped
         self.deadlines.remove(task)
         self.baselines.forget(task)
         if run := self.machines.run(task.task_id):
-            run.machine.end(run, self.monotonic(), stopping=stopping)
+            run.machine.end(run, self.monotonic(), done=done, stopping=stopping)
             self.policy.end(task, run.gpu_s(self.monotonic()))
         elif task in self.downloads:
             self.downloads.remove(task)
@@ -276,9 +276,8 @@ class Scheduler:
 
     def finish(self, run: Run) -> Outcome | None:
         """A task is done (locked). Returns how its forecast at submit compares with the truth."""
-        run.machine.done(self.monotonic())
         outcome = self.baselines.outcome(run.task, run.machine.name, self.now())
-        self.remove(run.task)
+        self.remove(run.task, done=True)
         if outcome is not None:
             self.spread.learn(outcome)
         return outcome

@@ -169,7 +169,7 @@ class WorkerApi:
         with self._scheduler.lock:
             ordered = self._next_load_order()
             if ordered:
-                self._scheduler.load_orders.remove(ordered)
+                self.machine.load_orders.remove(ordered)
             return ordered
 
     # -- tasks ------------------------------------------------------------------------------------
@@ -392,7 +392,5 @@ class WorkerApi:
         return scheduler.cancel(run.task)
 
     def _next_load_order(self) -> LoadSpec | None:
-        scheduler = self._scheduler
-        return next(
-            (spec for spec in scheduler.load_orders if scheduler.downloads.is_on_disk(spec)), None
-        )
+        on_disk = self._scheduler.downloads.is_on_disk
+        return next((spec for spec in self.machine.load_orders if on_disk(spec)), None)

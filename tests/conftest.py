@@ -162,6 +162,12 @@ class PlayedQueue(QueueManager):
             self._drawn[task.task_id] = []
         return task
 
+    def image(self, task_id: str, index: int = 0) -> tuple[bytes, GenerationParams]:
+        return self.image_of(self.status(task_id), index)
+
+    def all_images(self, task_id: str) -> tuple[list[bytes], GenerationParams]:
+        return self.all_images_of(self.status(task_id))
+
     def attempt(self, task_id: str) -> int:
         """The number of the latest claim; 1 for a task that was not claimed here."""
         return self._claimed[task_id].attempt if task_id in self._claimed else 1

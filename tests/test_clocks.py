@@ -14,8 +14,8 @@ from live import EventStream, SteppedServer
 from api.generate_request import Limits
 from api.webhooks import RETRY_AFTER_S, Webhooks
 from errors import Gone
-from scheduler.clocks import RESERVED_IDS
 from scheduler.limits import QueueLimits
+from scheduler.restart import RESERVED_IDS
 from scheduler.scheduler import PRUNE_EVERY_S
 from storage.ended_tasks import TOMBSTONE_S
 from storage.task_store import TaskStore
@@ -328,7 +328,7 @@ USES = {
     "models/weights_cache.py",
     "scheduler/events.py",
     "scheduler/health.py",
-    "scheduler/clocks.py",
+    "clocks.py",
     "scheduler/scheduler.py",
 }
 """They say times to clients or to other programs, compare them with the times of files, notice that

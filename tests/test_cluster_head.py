@@ -4,6 +4,7 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def test_a_machine_whose_gpu_hangs_gets_no_task_before_it_waits_for_one(head: Pl
     head.beat("hung", (task_id, 1))
     sent = head.step()
     assert not [m for _, m in sent if m["kind"] == "offer"]
-    status = next(m for m in head.queue.machines.machines() if m.name == "hung")
+    status = next(m for m in head.queue.machines() if m.name == "hung")
     assert status.last_error
     assert "no progress" in status.last_error
     head.beat("hung", waiting=True)
@@ -155,9 +156,9 @@ def test_a_machine_that_hears_nothing_gets_no_task(head: PlayedHead) -> None:
     head.beat("deaf", deaf=True)
     task_id = head.submit()
     assert head.offers() == []
-    assert head.queue.machines.machines()[0].last_error == DEAF
+    assert head.queue.machines()[0].last_error == DEAF
     head.beat("deaf")
-    assert head.queue.machines.machines()[0].last_error is None
+    assert head.queue.machines()[0].last_error is None
     assert head.offers() == [("deaf", task_id)]
     head.beat("deaf", deaf=True)
     head.beat("other")
@@ -262,18 +263,12 @@ def test_what_was_sent_ahead_is_taken_back_when_it_must_not_begin(head: PlayedHe
     drawing(head, "cellar")
     ahead = head.submit("ahead")
     assert head.offers() == [("cellar", ahead)]
-    for stop, go in (
-        (lambda: control.pause(True), lambda: control.pause(False)),
-        (
-            lambda: head.queue.machines.drain("cellar", True),
-            lambda: head.queue.machines.drain("cellar", False),
-        ),
-    ):
-        stop()
+    for stop in (control.pause, partial(control.drain, "cellar")):
+        stop(True)
         assert [(m["kind"], m["task_id"]) for _, m in head.step()] == [("stop", ahead)]
         head.report("cellar", ahead, 0)
         assert head.queue.status(ahead).status is TaskStatus.WAITING, "it has begun too late"
-        go()
+        stop(False)
         assert ("cellar", ahead) in head.offers()
 
 
@@ -304,7 +299,7 @@ def test_a_task_does_not_begin_on_a_machine_that_is_drained_this_moment(head: Pl
     head.beat("cellar")
     task_id = head.submit()
     assert head.offers() == [("cellar", task_id)]
-    head.queue.machines.drain("cellar", True)
+    head.queue.control.drain("cellar", True)
     head.report("cellar", task_id, 0)
     assert head.queue.status(task_id).status is TaskStatus.WAITING
 
@@ -330,7 +325,7 @@ def test_the_operator_loads_a_model_on_a_machine(tmp_path: Path) -> None:
         head.beat("cellar")
         model = head.scheduler.allowed.models[1]
         spec = LoadSpec(model, model.pipelines[0], None)
-        assert not head.queue.machines.order_load("cellar", spec)
+        assert not head.queue.control.order_load(spec, "cellar")
         sent = head.step()
         assert [(to, m["kind"], m["spec"]["model"]) for to, m in sent] == [
             ("cellar", "load", "tiny-z-image")
@@ -341,7 +336,7 @@ def test_the_operator_loads_a_model_on_a_machine(tmp_path: Path) -> None:
         assert head.step(LEASE_S, "cellar") == []
         head.beat("cellar", resident=[spec.key])
         head.beat("cellar", resident=[spec.key])
-        assert head.queue.machines.order_load("cellar", spec), "it is there"
+        assert head.queue.control.order_load(spec, "cellar"), "it is there"
 
 
 def test_a_model_that_was_loaded_once_is_not_loaded_again_when_another_has_replaced_it(
@@ -351,20 +346,20 @@ def test_a_model_that_was_loaded_once_is_not_loaded_again_when_another_has_repla
         head.beat("cellar")
         specs = [LoadSpec(m, m.pipelines[0], None) for m in head.scheduler.allowed.models]
         other, wanted = specs
-        head.queue.machines.order_load("cellar", wanted)
+        head.queue.control.order_load(wanted, "cellar")
         assert [m["kind"] for _, m in head.step()] == ["load"]
         head.beat("cellar", resident=[wanted.key])
         assert head.step() == []
         head.beat("cellar", resident=[other.key])
         assert head.step(LEASE_S, "cellar") == []
-        assert not head.queue.machines.order_load("cellar", wanted)
+        assert not head.queue.control.order_load(wanted, "cellar")
         assert [m["kind"] for _, m in head.step()] == ["load"], "a new order is sent at once"
 
 
 def test_the_events_of_a_task_say_which_worker_draws_it(tmp_path: Path) -> None:
     app = PlayedApp(tmp_path)
     with closing(PlayedHead(tmp_path, scheduler=app.queue.scheduler)) as head:
-        app.queue.machines.drain("local", True)
+        app.queue.control.drain("local", True)
         head.at = app.at
         task_id = drawing_on(app, head, "cellar")
         assert b'"machine":"cellar"' in EventTexts(app.queue).of_task(task_id, 1)
@@ -385,7 +380,7 @@ def test_the_operator_loads_a_model_on_a_named_machine_over_http(tmp_path: Path)
 def test_a_download_on_a_worker_is_shown_like_one_of_the_server(tmp_path: Path) -> None:
     app = PlayedApp(tmp_path)
     with closing(PlayedHead(tmp_path, scheduler=app.queue.scheduler)) as head:
-        app.queue.machines.drain("local", True)
+        app.queue.control.drain("local", True)
         head.at = app.at
         task_id = drawing_on(app, head, "cellar")
         head.report("cellar", task_id, 0, phase="loading")
@@ -401,7 +396,7 @@ def test_a_download_on_a_worker_is_shown_like_one_of_the_server(tmp_path: Path) 
         assert status["phase"] == "loading"
         assert status["machine"] == "cellar"
         assert app.json("alice", "GET", "/health")["machines"] == 1, "the server's own is drained"
-        app.queue.machines.drain("local", False)
+        app.queue.control.drain("local", False)
         assert app.json("alice", "GET", "/health")["machines"] == 2
         assert status["download"].items() >= download.items()
         head.beat("cellar", (task_id, 1), resident=[])

@@ -689,7 +689,7 @@ def test_wherever_bytes_are_overwritten_the_start_is_refused_or_every_task_is_an
             with suppress(ServerError):
                 server.queue.status(task_id)
             with suppress(ServerError):
-                server.queue.image(task_id)
+                server.queue.image_of(server.queue.status(task_id))
         server.queue.health()
         server.stop()
     assert refused > 20

@@ -326,13 +326,13 @@ def test_a_task_that_lacks_the_weights_of_two_stages_waits_for_both(desk: Desk) 
 
 
 def test_a_load_ordered_by_the_operator_downloads_first(desk: Desk) -> None:
-    desk.queue.order_load(weights_of("schnell"))
+    desk.queue.control.order_load(weights_of("schnell"))
     assert desk.run_all() == []
     desk.gate("schnell")
     assert desk.downloads.run_once()
     assert desk.worker.run_once(0)
     assert [weights.model.name for weights in desk.queue.health().loaded] == ["schnell"]
-    desk.queue.order_load(weights_of("dev"))
+    desk.queue.control.order_load(weights_of("dev"))
     desk.gate("dev", "No such thing.")
     assert desk.downloads.run_once()
     assert not desk.worker.run_once(0)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from conftest import PlayedQueue, ServerProcess, allow, forecast_of, params_for
 
+from clocks import GAP_S, RunningClock
 from models.model_catalog import LoadSpec
-from scheduler.clocks import GAP_S, RunningClock
 from storage.task_store import TaskStore
 from task import Phase
 from timing_model import TimingModel
@@ -139,7 +139,7 @@ def test_a_process_that_computes_so_hard_that_no_thread_reads_the_clock_is_not_s
 def test_the_clock_is_read_by_a_thread_of_its_own_so_an_idle_process_has_no_gaps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("scheduler.clocks.TICK_S", 0.001)
+    monkeypatch.setattr("clocks.TICK_S", 0.001)
     read = threading.Event()
     clock = RunningClock(lambda: 0.0, lambda: 0.0)
 
@@ -208,7 +208,7 @@ def test_loading_that_was_interrupted_is_not_learned(machine: Machine) -> None:
 
 
 SHORT_GAPS = """
-import scheduler.clocks as clock, server, sys
+import clocks as clock, server, sys
 clock.GAP_S, clock.TICK_S = 1.0, 0.2
 sys.exit(server.main(sys.argv[1:]))
 """

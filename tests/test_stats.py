@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from played_app import PlayedApp
 
-from scheduler.stats import LAST_TASKS, STEP_SAMPLES
+from monitoring.stats import LAST_TASKS, STEP_SAMPLES
 from storage.usage_store import HOUR_S, HOURS_KEPT, by_hour
 from task import Phase
 from timing.spread import Outcome, Spread

@@ -353,7 +353,7 @@ def test_a_load_ordered_by_the_operator_runs_once_between_two_tasks(
     studio.submit("tiny", "second")
     assert studio.run_one()
     for _ in range(3):
-        studio.queue.order_load(weights)
+        studio.queue.control.order_load(weights)
     assert studio.queue.claim(0) is None, "loading comes first"
     assert studio.run_one()
     assert (studio.gpu.loads, studio.order) == (["tiny", "tiny-qwen"], ["first"])
@@ -361,7 +361,7 @@ def test_a_load_ordered_by_the_operator_runs_once_between_two_tasks(
     assert studio.order == ["first", "second"]
     studio.gpu.broken.add("tiny-flux2")
     flux2 = OFFER.model("tiny-flux2")
-    studio.queue.order_load(LoadSpec(flux2, flux2.pipelines[0], None))
+    studio.queue.control.order_load(LoadSpec(flux2, flux2.pipelines[0], None))
     assert studio.run_one()
     error = studio.queue.health().last_error
     assert error
@@ -369,7 +369,7 @@ def test_a_load_ordered_by_the_operator_runs_once_between_two_tasks(
     assert studio.queue.state() is ServerState.READY
     studio.queue.scheduler.stop()
     with pytest.raises(NoWorker):
-        studio.queue.order_load(weights)
+        studio.queue.control.order_load(weights)
 
 
 def test_a_task_of_two_stages_generates_all_images_and_then_upscales_them(

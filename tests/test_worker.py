@@ -39,10 +39,11 @@ def test_an_order_that_the_options_do_not_allow_does_not_end_the_worker(
     generator = MfluxGenerator(data_dir, lora_path=allow("tiny").lora)
     worker = Worker(queue.worker, generator, fail_to_load)
     worker.load()
-    queue.order_load(replace(queue.allowed.first_spec, loras=(Lora("../elsewhere", 1.0),)))
+    elsewhere = replace(queue.allowed.first_spec, quantize=8, loras=(Lora("../elsewhere", 1.0),))
+    queue.control.order_load(elsewhere)
     assert worker.run_once(0)
     generator.unload()
-    queue.order_load(replace(queue.allowed.first_spec, loras=(Lora("../elsewhere", 1.0),)))
+    queue.control.order_load(elsewhere)
     assert worker.run_once(0)
     assert queue.health().loading is None
     task_id = submit(queue)

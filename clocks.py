@@ -4,8 +4,6 @@ import time
 from collections.abc import Callable
 from threading import Event, Lock
 
-from scheduler.events import EventLog
-from storage.state_store import StateStore
 from supervision import SupervisedThread
 
 TICK_S = 1.0
@@ -16,10 +14,6 @@ CPU_EVERY_S = 0.1
 """The CPU time is read no more often: reading it takes twenty times as long as the other two."""
 BUSY_SHARE = 0.5
 """A process that has used this part of a gap on the CPU was busy, not stopped."""
-RESERVED_IDS = 1_000_000
-"""Event ids reserved on disk in advance. Half of them last longer than PRUNE_EVERY_S."""
-CLOCK_CHANGE_S = 1.0
-"""Smaller differences between two clocks are not stored."""
 
 
 class RunningClock:
@@ -99,25 +93,3 @@ class KeepClock:
 
     def offset_s(self) -> float:
         return self() - self._now()
-
-
-class ClockNotes:
-    """Notes on disk where the KeepClock and the event ids of the next start have to begin."""
-
-    def __init__(self, store: StateStore, keep_clock: KeepClock, events: EventLog) -> None:
-        self._store = store
-        self._keep_clock = keep_clock
-        self._events = events
-        self._offset_s = store.keep_offset_s()
-        self._reserved_id = store.reserved_event_id()
-
-    def write(self) -> None:
-        """Write what has changed (under `changes`). StorageUnavailable: the disk refuses."""
-        offset_s = self._keep_clock.offset_s()
-        if abs(offset_s - self._offset_s) >= CLOCK_CHANGE_S:
-            self._store.set_keep_offset_s(offset_s)
-            self._offset_s = offset_s
-        if self._events.last_id + RESERVED_IDS // 2 > self._reserved_id:
-            up_to = self._events.last_id + RESERVED_IDS
-            self._store.reserve_event_ids(up_to)
-            self._reserved_id = up_to
