@@ -23,7 +23,7 @@ from monitoring.accounts import Account, accounts_of
 from monitoring.machine_status import MachineStatus, download_of, machines_of
 from monitoring.queue_metrics import QueueMetrics
 from monitoring.stats import Stats, stats_of
-from scheduler.admission import Admission
+from scheduler.admission import check_admission
 from scheduler.events import EventKind, EventLog
 from scheduler.health import QueueHealth, ServerState
 from scheduler.limits import NO_LIMITS, ClientLimits
@@ -48,7 +48,6 @@ class QueueManager:
         self.keep_clock = scheduler.keep_clock
         self.control = QueueControl(scheduler)
         self.metrics = QueueMetrics(scheduler)
-        self._admission = Admission(scheduler)
 
     def submit(
         self,
@@ -294,6 +293,10 @@ class QueueManager:
     def _copy(self, task: Task) -> Task:
         """(locked)"""
         snapshot = task.__copy__()  # called for up to 1,000 tasks: copy() takes twice as long
+        downloads = self._scheduler.downloads
+        if task in downloads:
+            snapshot.waits_for_download = downloads.lacks_weights(task.task_id)
+            snapshot.waits_for_prompt = downloads.lacks_prompt(task.task_id)
         if run := self._scheduler.machines.run(task.task_id):
             if run.progress.phase is Phase.LOADING:
                 snapshot.load_share = run.machine.load_share
@@ -305,7 +308,8 @@ class QueueManager:
         snapshot, scheduler = self._copy(task), self._scheduler
         lanes = scheduler.forecaster.lanes()
         forecast, baseline = scheduler.forecaster.of(task, lanes), scheduler.baselines.of(task)
-        snapshot.forecast = scheduler.baselines.steadiness(lanes.at).seen(task, baseline, forecast)
+        steadiness = scheduler.baselines.steadiness(lanes.at)
+        snapshot.forecast = steadiness.seen(snapshot, baseline, forecast)
         return snapshot
 
     def _state(self) -> ServerState:
@@ -350,7 +354,7 @@ class QueueManager:
                 return known
             missing = scheduler.downloads.missing(task)
             with scheduler.lock:
-                self._admission.check(task, missing, limits)
+                check_admission(scheduler, task, missing, limits)
                 place = scheduler.place(task)
             with scheduler.health.accepting():
                 if client_key:
@@ -358,13 +362,7 @@ class QueueManager:
                 scheduler.store.insert(task, client_key=client_key, callback_url=callback_url)
             with scheduler.lock:
                 others = len(scheduler)
-                if missing or task.params.expand:
-                    scheduler.join_downloads(task, missing)
-                else:
-                    scheduler.join(task, place)
-                # The error of these forecasts depends mostly on the network.
-                networked = bool(missing) or task.params.expand
-                forecast = scheduler.set_baseline(task, submitted=not networked)
+                forecast = scheduler.enter(task, missing, place, submitted=True)
                 snapshot = self._copy(task)
                 snapshot.forecast = forecast
             self.events.publish(EventKind.WAITING, task.task_id)

@@ -335,7 +335,7 @@ class Task:
     overtaken_s: float = 0.0
     """GPU seconds of urgent tasks that came later and were started before it."""
     aged: bool = False  # whether it counts as urgent, because it was overtaken for too long
-    waits_for_download: bool = False
+    waits_for_download: bool = False  # in copies only, as the next one
     waits_for_prompt: bool = False
     start_by: float | None = None  # when it must have started (max_age_s), as kept_since
     asked_at: float = 0.0

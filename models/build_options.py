@@ -36,7 +36,7 @@ class BuildOptions(NamedTuple):
         return [f"--{name.replace('_', '-')}" for name, value in self._values() if value is True]
 
     def _values(self) -> list[tuple[str, Any]]:
-        return [(name, value) for name, value in self._asdict().items() if value]
+        return [(name, value) for name, value in zip(self._fields, self, strict=True) if value]
 
 
 NO_OPTIONS = BuildOptions()

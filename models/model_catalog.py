@@ -268,7 +268,7 @@ class LoadSpec:
         )
         return model.own_bytes * share + parts_gb * 1e9
 
-    @property
+    @cached_property
     def options(self) -> BuildOptions:
         """How it is built: the options that its class has."""
         return self.model.options.of(self.pipeline.options)

@@ -9,68 +9,65 @@ from scheduler.scheduler import Scheduler
 from task import Task
 
 
-class Admission:
-    """Called under the scheduler's lock."""
+def check_admission(
+    scheduler: Scheduler, task: Task, missing: tuple[LoadSpec, ...], client: ClientLimits
+) -> None:
+    """Check that a task may join (locked).
 
-    def __init__(self, scheduler: Scheduler) -> None:
-        self._scheduler = scheduler
+    Args:
+        missing: the weights that it would have to wait for.
+        client: limits of its client.
 
-    def check(self, task: Task, missing: tuple[LoadSpec, ...], client: ClientLimits) -> None:
-        """Check that a task may join.
-
-        Args:
-            missing: the weights that it would have to wait for.
-            client: limits of its client.
-
-        Raises:
-            NoWorker: the server is stopping.
-            QueueFull: too many tasks wait, or the wait would be too long.
-            ClientLimit: too many of this client wait.
-        """
-        scheduler, limits = self._scheduler, self._scheduler.limits
-        if scheduler.stopping or scheduler.health.load_failed:
-            raise NoWorker
-        if scheduler.waiting >= limits.max_queue:
-            retry_after_s = max(ceil(scheduler.forecaster.next_start_s()), 1)
-            raise QueueFull(
-                f"{limits.max_queue} tasks wait already: try again in {retry_after_s} s.",
-                retry_after_s=retry_after_s,
-            )
-        if limits.max_wait_s > 0:
-            wait_s = scheduler.forecaster.of_new(task, missing).end_s
-            if wait_s > limits.max_wait_s:
-                retry_after_s = max(ceil(wait_s - limits.max_wait_s), 1)
-                raise QueueFull(
-                    f"This task would wait {wait_s:.0f} s, the server accepts up to "
-                    f"{limits.max_wait_s:.0f} s: try again in {retry_after_s} s.",
-                    retry_after_s=retry_after_s,
-                )
-        if client != NO_LIMITS:
-            self._check_client(task, client)
-
-    def _check_client(self, task: Task, client: ClientLimits) -> None:
-        scheduler, name = self._scheduler, task.owner.name
-        own = [*scheduler.policy.waiting_of(name), *scheduler.downloads.waiting_of(name)]
-        own_s = sum(seconds for _, seconds in own)
-        have_to_start = 0
-        if client.max_waiting is not None:
-            have_to_start = max(len(own) + 1 - client.max_waiting, 0)
-        if client.max_wait_seconds is not None:
-            left_s = own_s + scheduler.estimates.durations(*task.stages).gpu_s
-            left_s -= sum(seconds for _, seconds in own[:have_to_start])
-            while have_to_start < len(own) and left_s > client.max_wait_seconds:
-                left_s -= own[have_to_start][1]
-                have_to_start += 1
-        if have_to_start == 0:
-            return
-        last = scheduler.get(own[have_to_start - 1][0])
-        start_s = scheduler.forecaster.of(last).start_s if last else 0.0
-        retry_after_s = max(ceil(start_s), 1)
-        raise ClientLimit(
-            f"{len(own)} of your tasks wait, with {own_s:.0f} s of work; the operator allows "
-            f"{_in_words(client)}: try again in {retry_after_s} s.",
+    Raises:
+        NoWorker: the server is stopping.
+        QueueFull: too many tasks wait, or the wait would be too long.
+        ClientLimit: too many of this client wait.
+    """
+    limits = scheduler.limits
+    if scheduler.stopping or scheduler.health.load_failed:
+        raise NoWorker
+    if scheduler.waiting >= limits.max_queue:
+        retry_after_s = max(ceil(scheduler.forecaster.next_start_s()), 1)
+        raise QueueFull(
+            f"{limits.max_queue} tasks wait already: try again in {retry_after_s} s.",
             retry_after_s=retry_after_s,
         )
+    if limits.max_wait_s > 0:
+        wait_s = scheduler.forecaster.of_new(task, missing).end_s
+        if wait_s > limits.max_wait_s:
+            retry_after_s = max(ceil(wait_s - limits.max_wait_s), 1)
+            raise QueueFull(
+                f"This task would wait {wait_s:.0f} s, the server accepts up to "
+                f"{limits.max_wait_s:.0f} s: try again in {retry_after_s} s.",
+                retry_after_s=retry_after_s,
+            )
+    if client != NO_LIMITS:
+        _check_client(scheduler, task, client)
+
+
+def _check_client(scheduler: Scheduler, task: Task, client: ClientLimits) -> None:
+    name = task.owner.name
+    own = [*scheduler.policy.waiting_of(name), *scheduler.downloads.waiting_of(name)]
+    own_s = sum(seconds for _, seconds in own)
+    have_to_start = 0
+    if client.max_waiting is not None:
+        have_to_start = max(len(own) + 1 - client.max_waiting, 0)
+    if client.max_wait_seconds is not None:
+        left_s = own_s + scheduler.estimates.durations(*task.stages).gpu_s
+        left_s -= sum(seconds for _, seconds in own[:have_to_start])
+        while have_to_start < len(own) and left_s > client.max_wait_seconds:
+            left_s -= own[have_to_start][1]
+            have_to_start += 1
+    if have_to_start == 0:
+        return
+    last = scheduler.get(own[have_to_start - 1][0])
+    start_s = scheduler.forecaster.of(last).start_s if last else 0.0
+    retry_after_s = max(ceil(start_s), 1)
+    raise ClientLimit(
+        f"{len(own)} of your tasks wait, with {own_s:.0f} s of work; the operator allows "
+        f"{_in_words(client)}: try again in {retry_after_s} s.",
+        retry_after_s=retry_after_s,
+    )
 
 
 def _in_words(client: ClientLimits) -> str:

@@ -25,8 +25,8 @@ class Deadlines:
 
     def add(self, task: Task) -> None:
         """A task waits."""
-        task.asked_at = self._now()
         if task.start_by is not None or task.params.keep_alive_s is not None:
+            task.asked_at = self._now()
             self._tasks[task.task_id] = task
 
     def remove(self, task: Task) -> None:

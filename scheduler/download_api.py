@@ -115,7 +115,7 @@ class ExpansionApi:
         with scheduler.changes, scheduler.health.noting_storage():
             with scheduler.lock:
                 task = scheduler.get(task_id)
-                if task is None or not task.waits_for_prompt:
+                if task is None or not self._downloads.lacks_prompt(task_id):
                     return
                 params = task.params
             update: dict[str, object] = {"expand": False, "prompt": prompts[0]}
@@ -134,10 +134,9 @@ class ExpansionApi:
                 return
             with scheduler.lock:
                 task.params, task.stages = params, stages
-                task.waits_for_prompt = False
                 self._downloads.expansion_s = seconds or self._downloads.expansion_s
                 if self._downloads.written(task):
-                    scheduler.join_now(task)
+                    scheduler.enter(task)
             scheduler.joined_late(task)
         if seconds is not None:
             with suppress(StorageUnavailable), scheduler.health.noting_storage():

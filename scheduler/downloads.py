@@ -136,6 +136,14 @@ class Downloads:
     def remove(self, task: Task) -> None:
         self._pending.pop(task.task_id, None)
 
+    def lacks_weights(self, task_id: str) -> bool:
+        """Whether a task waits for weights."""
+        return task_id in self._pending and bool(self._pending[task_id].missing)
+
+    def lacks_prompt(self, task_id: str) -> bool:
+        """Whether a task waits for its prompt."""
+        return task_id in self._pending and self._pending[task_id].prompts > 0
+
     def waiting_of(self, owner: str) -> list[tuple[str, float]]:
         """The tasks of a client that wait here, with forecast seconds of work."""
         return [

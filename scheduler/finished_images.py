@@ -8,7 +8,7 @@ from dataclasses import replace
 from errors import StorageUnavailable
 from scheduler.events import EventKind
 from scheduler.health import Cause
-from scheduler.machines import Machine, Run
+from scheduler.machines import Machine
 from scheduler.scheduler import Scheduler
 from task import Encoded, Task
 from timing.spread import Outcome
@@ -35,7 +35,7 @@ class FinishedImages:
         # with its next claim. The store's own guard decides against a cancel at the same moment.
         scheduler = self._scheduler
         with scheduler.lock:
-            run = self._run(task_id, attempt)
+            run = self._machine.run(task_id, attempt)
             if run is None or encoded.index != run.task.images_done:
                 return False  # refused, or stored already
             task = copy(run.task)  # as it runs; it may be released meanwhile
@@ -83,7 +83,7 @@ class FinishedImages:
         """An image is stored: cancel the task if it was the last one that its client wants."""
         scheduler = self._scheduler
         with scheduler.lock:
-            run = self._run(task_id, attempt)
+            run = self._machine.run(task_id, attempt)
             last = run.task.last_image if run else None
             if run is None or last is None or run.task.images_done <= last:
                 return
@@ -118,8 +118,3 @@ class FinishedImages:
 
     def _sample(self, task: Task, stage: int, measured: Measured) -> tuple[Work, Measured]:
         return replace(self._scheduler.estimates.work(task.stages[stage]), images=1), measured
-
-    def _run(self, task_id: str, attempt: int) -> Run | None:
-        """(locked) None: the task runs no more, or not this attempt, or not here."""
-        run = self._machine.runs.get(task_id)
-        return run if run is not None and run.task.attempt == attempt else None

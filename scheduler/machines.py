@@ -198,11 +198,6 @@ class Machine:
         return next((run for run in reversed(self.in_order) if run.on_gpu), None)
 
     @property
-    def paused(self) -> Run | None:
-        """The task that another one has preempted."""
-        return next((run for run in self.runs.values() if run.paused_at is not None), None)
-
-    @property
     def takes_tasks(self) -> bool:
         return self.available and not self.drained
 
@@ -264,6 +259,11 @@ class Machine:
             self._book(run, at)
             if stopping and run.paused_at is None:
                 self.stopping = run
+
+    def run(self, task_id: str, attempt: int) -> Run | None:
+        """None: the task runs no more, or not this attempt, or not here."""
+        run = self.runs.get(task_id)
+        return run if run is not None and run.task.attempt == attempt else None
 
     def use(self, spec: LoadSpec) -> None:
         """These weights are used, if they are in memory."""

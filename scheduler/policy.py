@@ -189,6 +189,15 @@ class Policy:
         """The tag of a waiting task."""
         return float(self._schedule.column("tag")[position])
 
+    def may_preempt(self, task: Task, run: Run) -> bool:
+        """Whether a waiting task may preempt a running one, at some time."""
+        running, spec = run.task, run.stage.load_spec
+        if not self.limits.preempt or level(task) < level(running) or spec.model.makes:
+            return False
+        if task.owner.name == running.owner.name and not level(task) >= URGENT > level(running):
+            return False
+        return all(stage.load_spec.same_as(spec) for stage in task.stages)
+
     def preempts_after_s(self, task: Task, run: Run, work_s: float, tag: float) -> float:
         """GPU seconds that a running task must have had before this waiting one may preempt it, if
         that pays (preemption_pays); inf: it may not.
@@ -197,14 +206,11 @@ class Policy:
             work_s: forecast GPU seconds of the waiting task.
             tag: its tag; its turn, if it has not joined yet.
         """
-        running, spec = run.task, run.stage.load_spec
-        alike = all(stage.load_spec.same_as(spec) for stage in task.stages)
-        if not (self.limits.preempt and alike) or spec.model.makes:
+        running = run.task
+        if not self.may_preempt(task, run):
             return inf
         if level(task) >= URGENT > level(running):
             return 0.0
-        if level(task) < level(running) or task.owner.name == running.owner.name:
-            return inf
         had = max(tag, self._shares.had(task.owner))  # tags may be older than the latest measured
         ahead = PAYS * work_s / task.owner.weight
         return self._shares.had_after_s(running.task_id, had + ahead)

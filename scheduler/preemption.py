@@ -5,8 +5,6 @@ the scheduler calls it under its lock.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
-from math import inf
 
 from scheduler.estimates import Estimates
 from scheduler.machines import Machine, Run
@@ -38,7 +36,9 @@ class Preemption:
         """Whether the first waiting task preempts this one, which has reported at this moment."""
         if run.progress.phase is not Phase.DENOISING or run.progress.steps_done == 0:
             return False
-        if run.machine.paused or not (waiting := self._waiting(run)):
+        if any(other.paused_at is not None for other in run.machine.runs.values()):
+            return False
+        if not (waiting := self._waiting(run)):
             return False
         left_s = self._remaining.gpu_s(run, at)
         return self._starts_s(run, at, 0.0, left_s, waiting)[:1] == [0.0]
@@ -73,9 +73,10 @@ class Preemption:
         have had before it is preempted. None: the first may not preempt it at all."""
         if not self._policy.limits.preempt or len(self._machines) > 1 or run.machine.about:
             return None
-        waiting = self._first(run, new, place)
-        first = next(waiting, None)
-        return chain((first,), waiting) if first is not None and first[1] < inf else None
+        first = new if place and place.index == 0 else self._schedule.first()
+        if first is None or not self._policy.may_preempt(first, run):
+            return None
+        return self._first(run, new, place)
 
     def _first(
         self, run: Run, new: Task | None, place: Place | None

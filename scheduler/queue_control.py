@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 from errors import Gone, ModelNotAllowed, NoWorker, WrongStatus
 from models.model_catalog import LoadSpec
-from scheduler.admission import Admission
+from scheduler.admission import check_admission
 from scheduler.events import EventKind
 from scheduler.limits import MAX_INTERRUPTIONS, NO_LIMITS, ClientLimits
 from scheduler.scheduler import Scheduler
@@ -20,7 +20,6 @@ class QueueControl:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        self._admission = Admission(scheduler)
 
     @property
     def paused(self) -> bool:
@@ -139,7 +138,7 @@ class QueueControl:
             task.stages = tuple(stage.after_images(task.images_done) for stage in stages)
             missing = scheduler.downloads.missing(task)
             with scheduler.lock:
-                self._admission.check(task, missing, limits)
+                check_admission(scheduler, task, missing, limits)
                 place = scheduler.place(task)
             interruptions = min(task.interruptions, MAX_INTERRUPTIONS - 1)
             if task.params.inputs and not scheduler.store.reuse_inputs(task_id):
@@ -151,11 +150,7 @@ class QueueControl:
                 unless_retried.pop_all()
             _waits_again(task, interruptions)
             with scheduler.lock:
-                if missing or task.params.expand:
-                    scheduler.join_downloads(task, missing)
-                else:
-                    scheduler.join(task, place)
-                scheduler.set_baseline(task)
+                scheduler.enter(task, missing, place)
         scheduler.events.publish(EventKind.WAITING, task_id)
         log.info("task %s is tried again", task_id)
 

@@ -218,9 +218,9 @@ class Schedule:
         del self._tasks[position]
         self.version += 1
         if position == 0 and self._walk and self._walk[0].version == self.version - 1:
-            state, walk = self._walk
-            after = state._replace(version=self.version, resident=walk.resident_before(1))
-            self._walk = after, walk.without_first()
+            walk = self._walk[1].without_first()
+            state = self._walk[0]._replace(version=self.version, resident=walk.resident)
+            self._walk = state, walk
         return share
 
     def share(self, position: int) -> Share:

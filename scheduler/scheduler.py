@@ -199,20 +199,30 @@ class Scheduler:
         self._sequence += 1
         return self._sequence
 
-    def join(self, task: Task, place: Place) -> None:
-        """A task joins the schedule (locked)."""
-        self._add(task)
-        task.waits_for_download = task.waits_for_prompt = False
-        self.policy.join(task, place)
-        self.wake_worker.notify_all()
+    def enter(
+        self,
+        task: Task,
+        missing: tuple[LoadSpec, ...] = (),
+        place: Place | None = None,
+        *,
+        submitted: bool = False,
+    ) -> Forecast:
+        """A task begins to wait (locked): in the schedule, or before that until these weights are
+        on disk and its prompt is written. Returns the forecast that later ones are compared with.
 
-    def join_downloads(self, task: Task, missing: tuple[LoadSpec, ...]) -> None:
-        """A task waits until these weights are on disk and its prompt is written (locked)."""
-        self._add(task)
-        task.waits_for_download, task.waits_for_prompt = bool(missing), task.params.expand
-        seconds = self.forecaster.load_and_work_s(task)
-        self.downloads.add(self.downloads.pending(task, missing, *seconds))
-        self.wake_downloads.notify_all()
+        Args:
+            place: in the schedule; None: the task gets one.
+            submitted: the quality of the forecast is learned when the task is done.
+        """
+        if missing or task.params.expand:
+            self._wait_for(task, missing)
+            submitted = False  # the error depends mostly on the network
+        else:
+            place = place or self.place(task)
+            self._add(task)
+            self.policy.join(task, place)
+            self.wake_worker.notify_all()
+        return self.set_baseline(task, submitted=submitted)
 
     def downloaded(self, spec: LoadSpec) -> None:
         """These weights are on disk (under `changes`): the tasks that waited for them join."""
@@ -223,15 +233,10 @@ class Scheduler:
                 with suppress(ModelNotAllowed, NotSupported, InvalidInput):  # else it stays
                     stages = self.allowed.stages(task.params)  # the weights show their own bits now
                     task.stages = tuple(stage.after_images(task.images_done) for stage in stages)
-                self.join_now(task)
+                self.enter(task)
             self.wake_worker.notify_all()
         for task in ready:
             self.joined_late(task)
-
-    def join_now(self, task: Task) -> None:
-        """A task that was submitted before joins the schedule (locked)."""
-        self.join(task, self.place(task))
-        self.set_baseline(task)
 
     def joined_late(self, task: Task) -> None:
         """Keep the order of a task that has joined after its submit, for the next start (under
@@ -320,12 +325,7 @@ class Scheduler:
         self.events.publish(kind, task.task_id)
 
     def set_baseline(self, task: Task, *, submitted: bool = False) -> Forecast:
-        """A task begins to wait for the GPU (locked): forecasts from now on are compared with this
-        one, which is returned.
-
-        Args:
-            submitted: the forecast's quality is learned when the task is done.
-        """
+        """As enter(), of a waiting task that has got another place (locked)."""
         forecast = self.forecaster.of(task)
         self.baselines.set(task, forecast, self._sequence, submitted=submitted)
         return forecast
@@ -348,6 +348,13 @@ class Scheduler:
             run = self.machines.run(task.task_id)
             used = (run.gpu_s(self.monotonic()), run.machine.name) if run else ()
         return End(self.now(), self.keep_clock(), *used)
+
+    def _wait_for(self, task: Task, missing: tuple[LoadSpec, ...]) -> None:
+        """A task waits for weights and for its prompt (locked)."""
+        self._add(task)
+        seconds = self.forecaster.load_and_work_s(task)
+        self.downloads.add(self.downloads.pending(task, missing, *seconds))
+        self.wake_downloads.notify_all()
 
     def _add(self, task: Task) -> None:
         """A task that waits is in memory (locked)."""
@@ -374,7 +381,7 @@ class Scheduler:
             for task in found.waiting:
                 self._sequence = max(self._sequence, task.sequence)
                 if missing[task.task_id] or task.params.expand:
-                    self.join_downloads(task, missing[task.task_id])
+                    self._wait_for(task, missing[task.task_id])
                 else:
                     self._add(task)
                     ready.append(task)

@@ -315,18 +315,13 @@ class WorkerApi:
     # -- private -----------------------------------------------------------------------------------
 
     def _run(self, task_id: str, attempt: int) -> Run | None:
-        """(locked) As _own_run(). The worker has stopped the task that was cancelled before."""
-        run = self._own_run(task_id, attempt)
+        """(locked) As Machine.run(). The worker has stopped the task that was cancelled before."""
+        run = self.machine.run(task_id, attempt)
         stopping = self.machine.stopping
         if run is None and stopping is not None and stopping.task.task_id == task_id:
             self.machine.stopping = None
             self._scheduler.improve_baselines()
         return run
-
-    def _own_run(self, task_id: str, attempt: int) -> Run | None:
-        """(locked) None: the task runs no more, or not this attempt, or not here."""
-        run = self.machine.runs.get(task_id)
-        return run if run is not None and run.task.attempt == attempt else None
 
     def _forget_prompts(self, resident: Sequence[str]) -> None:
         """(locked) Of several machines, this one alone is known to have encoded prompts."""

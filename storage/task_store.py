@@ -13,7 +13,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -320,7 +319,7 @@ class TaskStore:
                     TaskStatus.DONE if end else TaskStatus.RUNNING,
                     "measured = :measured, image_bytes = :image_bytes, image_sizes = :image_sizes",
                     end,
-                    measured=json.dumps([json.loads(each.to_json()) for each in all_measured]),
+                    measured=json.dumps([vars(each) for each in all_measured]),
                     image_bytes=sum(sizes),
                     image_sizes=json.dumps(sizes),
                 )
@@ -373,7 +372,7 @@ class TaskStore:
         self, task: Task, to: TaskStatus, assignments: str, end: End | None, **values: Any
     ) -> bool:
         """A task ends (end None: it goes on): its client has used the GPU."""
-        times = asdict(end) if end else {"ended_at": None, "kept_since": None}
+        times = vars(end) if end else {"ended_at": None, "kept_since": None}
         with self._database.transaction():
             moved = self._move(task, to, f"{END}, {assignments}", **times, **values)
             if moved and end:

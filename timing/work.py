@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from math import log
 from typing import NamedTuple
@@ -87,7 +87,7 @@ class Work:
         return Place(self.x, self.steps, text, input_x, self.width / 1024)
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        return json.dumps(vars(self))
 
     @staticmethod
     def from_json(text: str) -> "Work":
@@ -149,7 +149,7 @@ class Measured:
         return self.text_encoding_s + sum(self.step_s) + self.decoding_s
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        return json.dumps(vars(self))
 
     @staticmethod
     def from_json(text: str) -> "Measured":
