@@ -32,7 +32,6 @@ from compat.bodies import read_body
 from compat.sync_calls import DRAWING_ERRORS, Call, Finished, SyncCalls
 from decoding.protocol import Meaning
 from images import decode_base64, to_base64
-from task import GenerationParams
 
 TAG = "AUTOMATIC1111"
 SCHEMAS_OF_A1111: ForeignSchemas = (
@@ -90,7 +89,7 @@ class A1111Routes:
             asked = read_body(TextToImage, json_body())
             model = self._named_model(asked) or self._checkpoint.model.name
             started = self._start(asked, {"model": model})
-        return self._drawn(asked, *started)
+        return self._drawn(asked, started)
 
     @route("POST", "/img2img")
     @documented(
@@ -111,7 +110,7 @@ class A1111Routes:
             started = self._start(asked, placed_pictures(asked, named, calls))
         # The pictures are freed while the caller waits.
         asked = asked.model_copy(update={"init_images": [], "mask": None})
-        return self._drawn(asked, *started)
+        return self._drawn(asked, started)
 
     @route("GET", "/progress")
     @documented(
@@ -178,7 +177,7 @@ class A1111Routes:
         """Returns the model that this request names, if it exists."""
         return self._checkpoint.named(asked.override_settings.get("sd_model_checkpoint"))
 
-    def _start(self, asked: TextToImage, placed: dict[str, Any]) -> tuple[Call, GenerationParams]:
+    def _start(self, asked: TextToImage, placed: dict[str, Any]) -> Call:
         """
         Args:
             placed: fields of /generate: `model`, and the pictures.
@@ -193,9 +192,9 @@ class A1111Routes:
             invert_mask=is_inverted(asked),
             empty_prompt=True,
         )
-        return calls.start(prepared, hung_up=gone_check()), prepared.params
+        return calls.start(prepared, hung_up=gone_check())
 
-    def _drawn(self, asked: TextToImage, started: Call, params: GenerationParams) -> Response:
+    def _drawn(self, asked: TextToImage, started: Call) -> Response:
         callers = self._callers
         with started as call, callers.waiting(_caller(), call.task_id):
             try:
@@ -203,7 +202,7 @@ class A1111Routes:
             except errors.Gone:
                 if not callers.was_interrupted(call.task_id):
                     raise
-                finished = Finished([], params)
+                finished = Finished([], call.params)
         drawn = (finished.params.width, finished.params.height)
         hires = hires_of(asked, drawn, self._calls)
         answer = json_response(images_answer(asked, finished, hires))

@@ -6,7 +6,7 @@ IF_USED: a value that cannot be used is an error only in a request that uses it.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, WrapValidator, model_validator
 from pydantic.functional_validators import ModelWrapValidatorHandler
@@ -16,6 +16,9 @@ from errors import InvalidInput
 
 class Body(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
+
+    of_any_length: ClassVar[frozenset[str]] = frozenset()
+    """Lists that may have more than MAX_ITEMS, because their items are not validated."""
 
     @model_validator(mode="before")
     @classmethod
@@ -77,7 +80,7 @@ def read_body(shape: type[Asked], body: Mapping[str, Any]) -> Asked:
     """
     fields = {name: body.get(name) for name in shape.model_fields}
     for name, value in fields.items():  # pydantic would validate each item before it counts them
-        if isinstance(value, list) and len(value) > MAX_ITEMS:
+        if isinstance(value, list) and len(value) > MAX_ITEMS and name not in shape.of_any_length:
             raise InvalidInput(f"{name} may have at most {MAX_ITEMS} items.", field=name)
     try:
         return shape.model_validate(fields)

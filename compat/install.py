@@ -16,8 +16,10 @@ from compat.a1111 import SCHEMAS_OF_A1111, A1111Routes, a1111_error
 from compat.a1111_callers import Callers
 from compat.a1111_checkpoint import Checkpoint
 from compat.a1111_lists import A1111Lists, without_effect
+from compat.openai_chat import SCHEMAS_OF_CHAT, ChatRoutes
 from compat.openai_errors import openai_error
 from compat.openai_images import SCHEMAS_OF_OPENAI, OpenAIRoutes
+from compat.openai_responses import SCHEMAS_OF_RESPONSES, ResponsesRoutes
 from compat.sync_calls import SyncCalls
 from errors import Problem
 from models.model_catalog import Catalog
@@ -25,7 +27,12 @@ from task import Memory
 
 OPENAI_PREFIX = "/v1"
 A1111_PREFIX = "/sdapi/v1"
-FOREIGN_SCHEMAS: ForeignSchemas = (*SCHEMAS_OF_OPENAI, *SCHEMAS_OF_A1111)
+FOREIGN_SCHEMAS: ForeignSchemas = (
+    *SCHEMAS_OF_OPENAI,
+    *SCHEMAS_OF_RESPONSES,
+    *SCHEMAS_OF_CHAT,
+    *SCHEMAS_OF_A1111,
+)
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,10 @@ def install_foreign_apis(
     a1111 = A1111Routes(calls, checkpoint, Callers(own_queue), preview)
     lists = A1111Lists(calls, checkpoint, memory)
     app.register_blueprint(blueprint_of(openai, "openai", OPENAI_PREFIX))
+    app.register_blueprint(
+        blueprint_of(ResponsesRoutes(calls, preview), "openai_responses", OPENAI_PREFIX)
+    )
+    app.register_blueprint(blueprint_of(ChatRoutes(calls, preview), "openai_chat", OPENAI_PREFIX))
     app.register_blueprint(blueprint_of(a1111, "a1111", A1111_PREFIX))
     app.register_blueprint(blueprint_of(lists, "a1111_lists", A1111_PREFIX))
     app.register_blueprint(without_effect("a1111_without_effect", A1111_PREFIX))

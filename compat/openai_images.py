@@ -1,7 +1,6 @@
 """The OpenAI Images API under /v1. Its requests become tasks."""
 
 import re
-from hashlib import sha256
 from typing import Any
 
 from flask import Response, request
@@ -18,13 +17,12 @@ from api.api_docs import (
 )
 from api.identity import public
 from api.links import EXPIRES, SIGNATURE, Links
-from api.query_values import gone_check
 from api.request_body import json_body
 from api.routes import route
 from compat.bodies import read_body, used
-from compat.openai_answers import Preview, UrlOf, images_response, streamed
+from compat.openai_answers import ImagesStream, UrlOf, images_response
 from compat.openai_errors import OPENAI_ERRORS
-from compat.openai_fields import edit_of, fields_of, prepared_of
+from compat.openai_fields import edit_of, fields_of, start, variation_of
 from compat.openai_shapes import (
     ImageEvent,
     ImagesResponse,
@@ -33,6 +31,7 @@ from compat.openai_shapes import (
     OpenAIModel,
     OpenAIModels,
 )
+from compat.streams import Preview, streamed
 from compat.sync_calls import DRAWING_ERRORS, Call, SyncCalls
 from images import CONTENT_TYPES, EXTENSIONS
 from models.model_catalog import Catalog
@@ -61,7 +60,7 @@ DRAWN = {
         },
     },
 }
-EDIT_FORM = {
+EDIT_FORM: dict[str, Any] = {
     "type": "object",
     "description": "The fields of a generation, and files.",
     "required": ["image"],
@@ -77,6 +76,32 @@ EDIT_FORM = {
             "format": "binary",
             "description": "Transparent where to repaint; without transparency, white there.",
         },
+    },
+}
+PICTURE_IN_JSON = {
+    "oneOf": [
+        {"type": "string", "description": "A data URL, or base64."},
+        {"type": "object", "properties": {"image_url": {"type": "string"}}},
+    ]
+}
+EDIT_JSON = {
+    "type": "object",
+    "description": "The fields of a generation, and pictures.",
+    "properties": {
+        "prompt": EDIT_FORM["properties"]["prompt"],
+        "images": {"type": "array", "minItems": 1, "items": PICTURE_IN_JSON},
+        "mask": PICTURE_IN_JSON,
+    },
+    "required": ["images"],
+}
+VARIATION_FORM = {
+    "type": "object",
+    "required": ["image"],
+    "properties": {
+        "image": {"type": "string", "format": "binary", "description": "The picture."},
+        "n": {"type": "integer", "minimum": 1, "maximum": 10, "description": "How many images."},
+        "size": {"type": "string", "description": "WIDTHxHEIGHT; absent: as the picture."},
+        "response_format": {"type": "string", "description": "url or b64_json."},
     },
 }
 NAME_IN_PATH = {
@@ -121,7 +146,8 @@ class OpenAIRoutes:
         calls = self._calls
         with calls.room_for_the_body(request.content_length):
             asked = read_body(OpenAIGeneration, json_body())
-            fields = fields_of(asked, calls) | {"model": calls.known_name(asked.model)}
+            fields = fields_of(asked, calls, asked.prompt, asked.n)
+            fields["model"] = calls.known_name(asked.model)
             call = self._start(asked, fields)
         return self._drawn(asked, call, "image_generation")
 
@@ -132,7 +158,10 @@ class OpenAIRoutes:
         description="An edit model draws where the operator allows one; else drawing starts from "
         "the picture.",
         parameters=[IDEMPOTENCY_KEY],
-        content={"multipart/form-data": {"schema": EDIT_FORM}},
+        content={
+            "multipart/form-data": {"schema": EDIT_FORM},
+            "application/json": {"schema": EDIT_JSON},
+        },
         answers={200: DRAWN},
         errors=DRAWING_ERRORS,
         shape=OPENAI_ERRORS,
@@ -140,6 +169,24 @@ class OpenAIRoutes:
     def edits(self) -> Response:
         with self._calls.room_for_the_body(request.content_length):
             asked, fields = edit_of(self._calls)
+            call = self._start(asked, fields)
+        return self._drawn(asked, call, "image_edit")
+
+    @route("POST", "/images/variations")
+    @documented(
+        "Draw variations of an image, and wait for them",
+        tag=TAG,
+        description="Drawing starts from the picture, without a prompt. Nothing is streamed.",
+        parameters=[IDEMPOTENCY_KEY],
+        content={"multipart/form-data": {"schema": VARIATION_FORM}},
+        answers={200: json_answer(ImagesResponse, "The images.")},
+        errors=DRAWING_ERRORS,
+        shape=OPENAI_ERRORS,
+    )
+    def variations(self) -> Response:
+        with self._calls.room_for_the_body(request.content_length):
+            asked, fields = variation_of(self._calls)
+            asked = asked.model_copy(update={"stream": False})
             call = self._start(asked, fields)
         return self._drawn(asked, call, "image_edit")
 
@@ -214,7 +261,7 @@ class OpenAIRoutes:
     def _drawn(self, asked: OpenAIGeneration, call: Call, kind: str) -> Response:
         """Returns the answer when the images are finished, or a stream."""
         if asked.stream:
-            return streamed(call, asked.partial_images, kind, self._preview)
+            return streamed(call, ImagesStream(kind), asked.partial_images, self._preview)
         with call:
             finished = call.result()
         as_url = (asked.response_format or _usual_form(asked.model)) == "url"
@@ -228,19 +275,7 @@ class OpenAIRoutes:
             used(asked.partial_images, "partial_images")
         else:
             used(asked.response_format, "response_format")
-        calls = self._calls
-        model = calls.allowed.model(fields["model"])
-        fields["steps"] = calls.steps(model, asked.steps)
-        prepared = prepared_of(asked, fields, calls)
-        call = calls.start(
-            prepared,
-            priority=int(asked.priority),
-            end_user=asked.user if isinstance(asked.user, str) else "",
-            client_key=_client_key(),
-            hung_up=gone_check(),
-        )
-        fields.clear()  # the pictures are freed while the caller waits
-        return call
+        return start(self._calls, asked, fields, end_user=asked.user)
 
     def _url_of(self, call: Call) -> UrlOf:
         return lambda index, extension: self._links.to(f"{call.task_id}_{index}.{extension}")[0]
@@ -252,9 +287,3 @@ class OpenAIRoutes:
 
 def _usual_form(model: str | None) -> str:
     return "url" if (model or "").lower().startswith("dall-e") else "b64_json"
-
-
-def _client_key() -> str | None:
-    """Returns an idempotency key that is separate from keys of other APIs."""
-    key = request.headers.get("Idempotency-Key", "").strip()
-    return f"openai:{sha256(key.encode()).hexdigest()}" if key else None

@@ -25,30 +25,23 @@ def _random_if_minus_1(value: object) -> object:
 OutputFormat = Annotated[Literal["png", "jpeg", "webp"], BeforeValidator(_lower)]
 
 
-class OpenAIGeneration(Body):
-    """The body of POST /v1/images/generations. Other fields are ignored, and so is what is null or
-    empty."""
+ModelName = Annotated[str | None, BeforeValidator(_text_only)]
 
-    prompt: str = Field(min_length=1, description="What the image shows.")
-    model: Annotated[str | None, BeforeValidator(_text_only)] = Field(
+
+class Drawing(Body):
+    """How the images of every call of this API are drawn."""
+
+    model: ModelName = Field(
         None,
         description="One of GET /v1/models. Any other name (dall-e-3, gpt-image-1, ...) means the "
         "server's own model.",
         examples=["gpt-image-1"],
     )
-    n: int = Field(1, ge=1, le=10, description="How many images.")
     size: str | None = Field(
         None,
         description="WIDTHxHEIGHT in pixels, rounded down to multiples of 16; auto or absent: the "
         "server's default.",
         examples=["1024x1024"],
-    )
-    response_format: Annotated[
-        Literal["url", "b64_json"] | None, BeforeValidator(_lower), IF_USED
-    ] = Field(
-        None,
-        description="url or b64_json. Absent: url for models named dall-e..., else b64_json. "
-        "Ignored with stream.",
     )
     output_format: OutputFormat = Field("png", description="png, jpeg or webp.")
     output_compression: Annotated[int, Field(ge=0, le=100), IF_USED] = Field(
@@ -60,8 +53,6 @@ class OpenAIGeneration(Body):
         description="transparent (with png and webp, if the model can), opaque, or auto. Other "
         "values are ignored.",
     )
-    user: Any = Field(None, description="Users of one client share its GPU time equally.")
-    stream: bool = Field(False, description="Answer server-sent events.")
     partial_images: Annotated[int, Field(ge=0, le=3), IF_USED] = Field(
         0, description="With stream: most pictures on the way, where there are some."
     )
@@ -79,12 +70,29 @@ class OpenAIGeneration(Body):
     priority: bool = Field(False, description="Extension: runs before all normal tasks.")
 
 
+class OpenAIGeneration(Drawing):
+    """The body of POST /v1/images/generations. Other fields are ignored, and so is what is null or
+    empty."""
+
+    prompt: str = Field(min_length=1, description="What the image shows.")
+    n: int = Field(1, ge=1, le=10, description="How many images.")
+    response_format: Annotated[
+        Literal["url", "b64_json"] | None, BeforeValidator(_lower), IF_USED
+    ] = Field(
+        None,
+        description="url or b64_json. Absent: url for models named dall-e..., else b64_json. "
+        "Ignored with stream.",
+    )
+    user: Any = Field(None, description="Users of one client share its GPU time equally.")
+    stream: bool = Field(False, description="Answer server-sent events.")
+
+
 NULLS = ("null", "undefined")
 """The texts of null and undefined in forms of JavaScript clients."""
 
 
 class OpenAIEdit(OpenAIGeneration):
-    """The form of POST /v1/images/edits, beside its files."""
+    """The body of POST /v1/images/edits, beside its pictures."""
 
     prompt: str = Field("", description="What the image shows; may be empty.")
 

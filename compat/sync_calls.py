@@ -186,6 +186,7 @@ class SyncCalls:
                 queue,
                 self.places,
                 task_id,
+                prepared.params,
                 after,
                 hung_up=hung_up,
                 until_closed=until_closed.pop_all(),
@@ -260,12 +261,14 @@ class Call:
         queue: ClientQueue,
         places: WaitingPlaces,
         task_id: str,
+        params: GenerationParams,
         after: int,
         *,
         hung_up: Callable[[], bool],
         until_closed: ExitStack,
     ) -> None:
         self.task_id = task_id
+        self.params = params
         self._queue = queue
         self._places = places
         self._after = after

@@ -323,6 +323,8 @@ USES = {
     "commands.py",
     "compat/install.py",
     "compat/openai_answers.py",
+    "compat/openai_chat.py",
+    "compat/openai_responses.py",
     "log_output.py",
     "models/hub_cache.py",
     "models/weights_cache.py",

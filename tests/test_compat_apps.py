@@ -12,6 +12,8 @@ from conftest import GIVE_UP_S, ROOT, ServerProcess
 from PIL import Image
 
 from compat.a1111_shapes import ImageToImage
+from compat.openai_chat import ChatRequest
+from compat.openai_responses_shapes import ResponsesRequest, ResponsesTool
 from compat.openai_shapes import OpenAIGeneration
 
 APPS: list[dict[str, Any]] = json.loads((ROOT / "tests/data/apps.json").read_text())
@@ -30,12 +32,18 @@ def png() -> bytes:
     return buffer.getvalue()
 
 
+def with_picture(body: Any) -> Any:
+    """The body with a data URL where it says PICTURE."""
+    text = "data:image/png;base64," + base64.b64encode(png()).decode()
+    return json.loads(json.dumps(body).replace("PICTURE", text))
+
+
 def send(url: str, call: dict[str, Any]) -> requests.Response:
     files = [(name, ("upload.png", png(), "image/png")) for name in call.get("files", ())]
     return requests.request(
         call["method"],
         url + call["path"],
-        json=call.get("json"),
+        json=with_picture(call.get("json")),
         data=call.get("form"),
         files=files or None,
         headers=call.get("headers"),
@@ -49,7 +57,8 @@ def test_every_call_of_an_app_is_answered_with_what_it_reads(url: str, app: dict
     for call in app["calls"]:
         answer = send(url, call)
         assert answer.status_code == 200, (call, answer.text)
-        asked, body = call.get("json") or call.get("form") or {}, answer.json()
+        asked = call.get("json") or call.get("form") or {}
+        body = {} if asked.get("stream") else answer.json()
         if call["path"].startswith(("/v1/images/", "/v1//images/")):
             assert len(body["data"]) == int(asked.get("n") or 1)
             for image in body["data"]:
@@ -62,6 +71,21 @@ def test_every_call_of_an_app_is_answered_with_what_it_reads(url: str, app: dict
                 assert shown.format == asked.get("output_format", "png").upper()
                 if "x" in asked.get("size", ""):
                     assert "{}x{}".format(*shown.size) == asked["size"]
+        elif call["path"].endswith("/responses"):
+            [item] = [
+                event["item"]
+                for event in events_of(answer.text)
+                if event["type"] == "response.output_item.done"
+            ]
+            assert item["type"] == "image_generation_call"
+            shown = Image.open(BytesIO(base64.b64decode(item["result"], validate=True)))
+            assert shown.format == item["output_format"].upper()
+            assert "{}x{}".format(*shown.size) == item["size"]
+            assert item["action"] == ("edit" if "PICTURE" in json.dumps(asked) else "generate")
+        elif call["path"].endswith("/chat/completions"):
+            [image] = body["choices"][0]["message"]["images"]
+            data = image["image_url"]["url"].partition(",")[2]
+            assert Image.open(BytesIO(base64.b64decode(data, validate=True))).format == "PNG"
         elif call["path"].endswith("txt2img"):
             [image] = body["images"]
             shown = Image.open(BytesIO(base64.b64decode(image, validate=True)))
@@ -76,6 +100,12 @@ def test_every_call_of_an_app_is_answered_with_what_it_reads(url: str, app: dict
             assert [model["title"] for model in body] == ["tiny", "tiny-flux2"]
         elif call["path"].endswith("progress"):
             assert (body["progress"], body["state"]["job_count"]) == (0, 0)
+
+
+def events_of(text: str) -> list[dict[str, Any]]:
+    """The data of the events of a stream."""
+    lines = [line for line in text.split("\n") if line.startswith("data: ")]
+    return [json.loads(line.removeprefix("data: ")) for line in lines]
 
 
 def bytes_of(image: dict[str, Any]) -> bytes:
@@ -94,6 +124,7 @@ def test_the_document_lists_the_settings_of_every_app() -> None:
         "n8n",
         "LobeChat",
         "KoboldAI Lite",
+        "AnythingLLM",
     ):
         assert f"### {app}" in answer
     assert "### Home Assistant" in answer
@@ -101,7 +132,8 @@ def test_the_document_lists_the_settings_of_every_app() -> None:
 
 def test_the_document_lists_every_field_and_every_route(url: str) -> None:
     answer = (ROOT / "docs/compat.md").read_text()
-    for name in (*OpenAIGeneration.model_fields, *ImageToImage.model_fields):
+    shapes = (OpenAIGeneration, ResponsesRequest, ResponsesTool, ChatRequest, ImageToImage)
+    for name in {name for shape in shapes for name in shape.model_fields} - {"type"}:
         assert f"`{name}`" in answer or f"`{name}." in answer, name
     for path in requests.get(url + "/openapi.json", timeout=GIVE_UP_S).json()["paths"]:
         if path.startswith("/sdapi/v1/"):

@@ -19,6 +19,9 @@ from compat.openai_shapes import OpenAIGeneration
 POSTS = {
     ("/v1/images/generations", "POST"),
     ("/v1/images/edits", "POST"),
+    ("/v1/images/variations", "POST"),
+    ("/v1/responses", "POST"),
+    ("/v1/chat/completions", "POST"),
     ("/sdapi/v1/txt2img", "POST"),
     ("/sdapi/v1/img2img", "POST"),
     ("/sdapi/v1/options", "POST"),

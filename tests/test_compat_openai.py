@@ -221,7 +221,7 @@ def test_bad_json_unknown_paths_and_methods_have_openais_form(server: ServerProc
     url = server.url + "/v1/images/generations"
     for answer, status in (
         (requests.post(url, data="{", timeout=60), 400),
-        (requests.get(server.url + "/v1/chat/completions", timeout=60), 404),
+        (requests.get(server.url + "/v1/embeddings", timeout=60), 404),
         (requests.get(url + "/x", timeout=60), 404),
         (requests.get(url, timeout=60), 405),
         (requests.put(url, timeout=60), 405),

@@ -664,7 +664,7 @@ def test_disconnecting_from_a_synchronous_stream_cancels_it(
     connection = opened(server)
     connection.sendall(post("/v1/images/generations", body))
     assert connection.recv(100).startswith(b"HTTP/1.1 200")
-    monkeypatch.setattr("compat.openai_answers.SIGN_OF_LIFE_AFTER", 10**9)
+    monkeypatch.setattr("compat.streams.SIGN_OF_LIFE_AFTER", 10**9)
     connection.close()
     until(lambda: server.server.places.taken == 0)
     server.step(9)
