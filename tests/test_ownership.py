@@ -41,6 +41,7 @@ NOTHING_TO_HIDE = {
     "DELETE /session": "the caller itself",
     "POST /v1/images/generations": "answers the caller's own picture",
     "POST /v1/images/edits": "answers the caller's own picture",
+    "POST /v1/images/variations": "answers the caller's own picture",
     "GET /v1/models": "what the operator allows",
     "GET /v1/models/{name}": "what the operator allows",
     "POST /sdapi/v1/txt2img": "answers the caller's own picture",
@@ -152,6 +153,8 @@ OTHERS = {
     "POST /clear": "test_a_stranger_lists_and_clears_only_its_own_tasks",
     "DELETE /clear": "test_a_stranger_lists_and_clears_only_its_own_tasks",
     "GET /queue": "test_a_stranger_sees_of_others_what_the_wait_depends_on",
+    "POST /v1/responses": "test_a_stranger_cannot_edit_the_picture_of_a_response",
+    "POST /v1/chat/completions": "test_a_stranger_cannot_edit_the_picture_of_a_response",
     "GET /v1/images/img-{name}": "test_a_stranger_cannot_fetch_by_the_openai_url",
     "GET /sdapi/v1/progress": "test_a_stranger_sees_no_progress_and_interrupts_nothing",
     "POST /sdapi/v1/interrupt": "test_a_stranger_sees_no_progress_and_interrupts_nothing",
@@ -351,6 +354,23 @@ def test_a_stranger_cannot_fetch_by_the_openai_url(owned: Owned) -> None:
     path = f"/v1/images/img-{owned.done}_0.jpg"
     assert owned.ask(ALICE, "GET", path).status_code == 200
     assert owned.ask(BOB, "GET", path).status_code == 404
+
+
+def test_a_stranger_cannot_edit_the_picture_of_a_response(owned: Owned) -> None:
+    items = [
+        {"type": "image_generation_call", "id": f"ig_{owned.done}"},
+        {"role": "user", "content": "at night"},
+    ]
+    tools = [{"type": "image_generation"}]
+    for path, body in (
+        ("/v1/responses", {"input": items, "tools": tools}),
+        (
+            "/v1/responses",
+            {"input": "x", "tools": tools, "previous_response_id": f"resp_{owned.done}"},
+        ),
+        ("/v1/chat/completions", {"messages": items, "modalities": ["image"]}),
+    ):
+        assert owned.ask(BOB, "POST", path, json=body).status_code == 404
 
 
 def test_a_stranger_sees_no_progress_and_interrupts_nothing(owned: Owned) -> None:
