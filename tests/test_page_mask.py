@@ -62,6 +62,36 @@ def paint(
         action()
 
 
+LIFT_SECOND = """(canvas, box) => {
+  const at = (kind, pointerId, x, y) => canvas.dispatchEvent(new PointerEvent(kind, {
+    bubbles: true, buttons: 1, pointerId, pointerType: "touch",
+    clientX: box.x + x * box.width, clientY: box.y + y * box.height,
+  }));
+  canvas.setPointerCapture = () => {};
+  at("pointerdown", 1, 0.2, 0.5);
+  at("pointerdown", 2, 0.5, 0.1);
+  at("pointermove", 2, 0.8, 0.1);
+  at("pointerup", 2, 0.8, 0.1);
+  at("pointermove", 1, 0.8, 0.5);
+  at("pointerup", 1, 0.8, 0.5);
+}"""
+"""A second finger comes and goes while the first one paints."""
+
+
+def test_a_second_finger_ends_no_stroke_and_an_error_of_the_brush_says_its_reason(
+    visit: Visit,
+) -> None:
+    me = visit()
+    canvas = open_brush(me)
+    canvas.evaluate(LIFT_SECOND, canvas.bounding_box())
+    mask = mask_of(me)
+    assert mask[HEIGHT // 2, 100] == mask[HEIGHT // 2, 30] == 255
+    assert mask[10].max() == 0
+    me.page.evaluate("window.createImageBitmap = async () => { throw new Error('no memory') }; 0")
+    me["#paint-mask"].click()
+    expect(me["#toasts"]).to_have_text("That did not work: no memory")
+
+
 def test_only_what_is_painted_over_changes_in_the_picture(
     visit: Visit, served: ServerProcess
 ) -> None:

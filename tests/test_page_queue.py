@@ -1,5 +1,6 @@
 """The queue on the page: tasks that run, wait, fail and are cancelled, and those of others."""
 
+import json
 import re
 import signal
 from pathlib import Path
@@ -288,41 +289,55 @@ def test_signing_in_with_a_key_shows_the_page_and_of_others_no_prompts(
     expect(me["#queue .who"]).to_have_text([SOMEONE])
 
 
-def test_the_button_counts_down_with_the_queue(visit: Visit) -> None:
-    """Its wait is that of the last row, plus the time of the picture itself."""
-    me = visit()
+def test_the_button_and_the_queue_count_down_together_and_move_together(visit: Visit) -> None:
+    """The wait of the button is that of the last row, plus the time of the picture itself."""
+    me = visit(locale="en")  # a browser context of its own: its clock is stopped
     me.page.clock.install()
-    row = {
-        "mine": False,
-        "status": "running",
-        "pos": 0,
-        "wait_remaining": 80,
-        "created_at": 0.0,
-        "params": {"model": "tiny", "width": 64, "height": 64, "steps": 2, "count": 1},
-    }
-    queue = {"length": 1, "paused": False, "tasks": [row]}
-    me.page.route("**/queue?*", lambda route: route.fulfill(json=queue))
+    params = {"model": "tiny", "width": 64, "height": 64, "steps": 2, "count": 1}
+    row = {"task_id": "a task", "mine": True, "status": "running", "pos": 0, "params": params}
+    tasks = [{**row, "wait_remaining": 80, "created_at": 0.0}]
+    times = {"expected_start_at": 80.0, "expected_end_at": 90.0, "expected_time_seconds": 90.0}
+    silent: list[Route] = []
+    streams: list[Route] = []
+
+    def answer(route: Route, body: dict[str, Any]) -> None:
+        if silent:
+            silent.append(route)
+        else:
+            route.fulfill(json=body)
 
     def estimate(route: Route) -> None:
-        answer = route.fetch().json()
-        times = {"expected_start_at": 80.0, "expected_end_at": 90.0, "expected_time_seconds": 90.0}
-        route.fulfill(json={**answer, **times, "task_length": 1})
+        answer(route, {**route.fetch().json(), **times, "task_length": 1})
 
+    def seconds() -> list[int]:
+        texts = me.page.evaluate(
+            "['#queue .left', '#forecast'].map((one) => document.querySelector(one).textContent)"
+        )
+        return [int(re.findall(r"\d+", text)[0]) for text in texts]
+
+    queue = {"length": 1, "paused": False, "tasks": tasks}
+    me.page.route("**/queue?*", lambda route: answer(route, queue))
     me.page.route("**/estimate", estimate)
-    me.page.goto(me.url)
+    me.page.route("**/events", lambda route: streams.append(route))  # noqa: PLW0108
+    with me.page.expect_request("**/events"):
+        me.page.goto(me.url)
     me.page.clock.run_for(1_000)
     expect(me["#forecast"]).to_contain_text("1 task in the queue")
     expect(me["#queue .left"]).not_to_be_empty()
-    me.page.unroute("**/queue?*")
-    me.page.unroute("**/estimate")
-    for pattern in ("**/queue?*", "**/estimate"):
-        me.page.route(pattern, lambda route: None)  # from now on there is no answer
-    for _ in range(3):
-        me.page.clock.run_for(10_000)
-        row_s, button_s = (
-            int(re.findall(r"\d+", me[name].inner_text())[0])
-            for name in ("#queue .left", "#forecast")
+    silent.append(streams[0])  # from now on there is no answer
+    me.page.clock.pause_at(me.page.evaluate("Date.now()") / 1000 + 1)
+    me.page.clock.run_for(1_000)
+    row_s, button_s = seconds()
+    assert row_s < 80
+    assert abs(button_s - row_s - 10) <= 1
+    step = json.dumps({"task_id": "a task", "status": "running", "wait_remaining": row_s + 6})
+    with me.page.expect_request("**/events"):  # again: the step has arrived
+        streams[0].fulfill(
+            content_type="text/event-stream", body=f"retry: 1\nevent: step\ndata: {step}\n\n"
         )
-        assert row_s < 80
-        assert abs(button_s - row_s - 10) <= 1
+    for passed_s in (1, 11, 21):
+        me.page.clock.run_for(1_000 if passed_s == 1 else 10_000)
+        later_s, button_s = seconds()
+        assert abs(later_s - (row_s + 6 - passed_s)) <= 1
+        assert abs(button_s - later_s - 10) <= 1
     me.page.unroute_all(behavior="ignoreErrors")

@@ -117,6 +117,7 @@ def test_a_grid_of_two_settings_is_drawn_and_shown_as_a_table(
     form.get_by_label("Values: Across").fill("1, 2, 3")
     form.get_by_label("Values: Down").fill("2, 4")
     expect(form).to_contain_text("6 pictures")
+    expect(form).to_contain_text(re.compile(r"All are ready in roughly \d+ (s|min)\."))
     me.assert_accessible()
     me.picture("grid-form")
     form.get_by_role("button", name="Generate").click()
@@ -136,6 +137,42 @@ def test_a_grid_of_two_settings_is_drawn_and_shown_as_a_table(
     me["#grids button"].click()
     table.locator("td button").last.click()
     expect(me["#viewer-params"]).to_contain_text("3")
+
+
+def test_the_pictures_of_a_grid_that_cannot_be_sent_are_sent_when_the_server_is_back(
+    visit: Visit,
+) -> None:
+    me = visit().open()
+    me.unreachable_is_expected = True
+    sent: list[str] = []
+
+    def once(route: Route) -> None:
+        sent.append(route.request.headers["idempotency-key"])
+        if len(sent) == 1:
+            route.continue_()
+        else:
+            route.abort()
+
+    me.page.route("**/generate", once)
+    me.choose("shape", "custom")
+    me["#width"].fill("64")
+    me["#height"].fill("64")
+    me["#prompt"].fill("in a grid")
+    me["#xy-grid"].click()
+    form = me[".panel.xy"]
+    form.get_by_label("Across", exact=True).select_option("steps")
+    form.get_by_label("Values: Across").fill("1, 2")
+    form.get_by_label("Down", exact=True).select_option("seed")
+    form.get_by_label("Values: Down").fill("1, 2")
+    form.get_by_role("button", name="Generate").click()
+    table = me[".grid-table table"]
+    expect(table.locator("td").filter(has_text="not sent")).to_have_count(3)
+    expect(me["#pending .row"]).to_have_count(1)
+    expect(me["#pending .row"]).to_contain_text("Grid: 3 pictures · Not sent yet.")
+    me.page.unroute("**/generate")
+    expect(table.locator("img")).to_have_count(4)
+    expect(me["#pending .row"]).to_have_count(0)
+    assert len(me.task_ids()) == 4
 
 
 def test_a_long_list_of_loras_can_be_searched(visit: Visit) -> None:

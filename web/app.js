@@ -24,14 +24,12 @@ import { downloadWords, failure, place, plain } from "./words.js";
 
 const TICK_MS = 500;
 const DOUBLE_CLICK_MS = 500;
-/** The button is forecast again with the queue, but not more often. */
-const FORECAST_EVERY_MS = 1_000;
 /** The page says what still runs this long after a cancel. */
 const LONG_STEP_S = 3;
 
 const tasks = new Tasks();
-const live = new Live(tasks);
 const form = new Form();
+const live = new Live(tasks, () => form.askForecast());
 const queue = new Queue(tasks);
 const pending = new Pending();
 const notice = new Notice(tasks);
@@ -52,9 +50,9 @@ const grids = new Grids(tasks, act.open);
 
 const sending = new Set(); // requests under way: a double click submits once
 
-/** Returns whether the server has accepted it. */
+/** Returns "accepted"; "later": the server cannot be reached; "refused", or "dropped": not sent. */
 async function generate(request, what = JSON.stringify(request)) {
-  if (sending.has(what)) return false;
+  if (sending.has(what)) return "dropped";
   sending.add(what);
   form.sending = true;
   try {
@@ -63,23 +61,29 @@ async function generate(request, what = JSON.stringify(request)) {
     if (!request.grid) announce(t("app.in_queue", { place: place(answer.pos) }));
     if (matchMedia("(max-width: 60rem)").matches) find("yours").scrollIntoView({ block: "start" });
     live.now();
-    return true;
+    return "accepted";
   } catch (error) {
     if (error instanceof api.Unreachable) {
       live.now();
       announce(t("app.sent_later"));
-    } else if (error.name !== "AbortError") form.fail(error);
+      return "later";
+    }
+    if (error.name === "AbortError") return "dropped";
+    form.fail(error);
+    return "refused";
   } finally {
     form.sending = false;
     setTimeout(() => sending.delete(what), DOUBLE_CLICK_MS);
   }
-  return false;
 }
 
 form.addEventListener("submit", (event) => generate(event.detail));
 form.addEventListener("grid", async ({ detail: cells }) => {
   for (const [index, cell] of cells.entries()) {
-    if (!(await generate(cell))) break;
+    const outcome = await generate(cell);
+    if (outcome === "later") pending.later(cells.slice(index + 1));
+    if (outcome === "refused") toast(t("xy.not_all", { n: cells.length - index }), { bad: true });
+    if (outcome !== "accepted") break;
     if (index === 0) grids.view(cell.grid.id);
   }
 });
@@ -164,20 +168,20 @@ tasks.addEventListener("ended", ({ detail: task }) => {
 });
 
 let length = null;
-let forecastAt = 0;
 
-live.addEventListener("queue", ({ detail }) => {
-  queue.show(detail);
+live.addEventListener("queue", ({ detail: { queue: answer, forecast } }) => {
+  length = answer.length;
+  queue.show(answer);
+  if (forecast) form.forecast.show(forecast);
   pending.sendAll(false);
-  if (detail.length !== length || (length && performance.now() - forecastAt > FORECAST_EVERY_MS)) {
-    length = detail.length;
-    forecastAt = performance.now();
-    form.forecastSoon();
-  }
 });
+form.addEventListener("changed", () => live.now());
 
+/** What is behind a running task moves with it. Where that is much, the server is asked. */
 live.addEventListener("step", ({ detail }) => {
-  if (queue.step(detail)) live.refresh();
+  const late = queue.lateness(detail);
+  if (Math.abs(late) > 1 + detail.wait_remaining / 10) live.refresh();
+  else for (const shown of [queue, form.forecast, tasks]) shown.postpone(late);
 });
 
 let loaded = null;
@@ -226,14 +230,13 @@ live.addEventListener("reachable", () => {
   if (!form.model) begin();
   pending.sendAll();
   gallery.loadAgain();
-  form.forecastSoon();
 });
 
 setInterval(() => {
   notice.tick();
   if (document.hidden) return;
   if (queue.tick() && !live.unreachable) live.refresh();
-  form.forecastTick();
+  form.forecast.tick();
   gallery.tick();
 }, TICK_MS);
 

@@ -2,7 +2,7 @@
 
 import { el, find } from "./dom.js";
 import { listed, t } from "./language.js";
-import { openPanel, withFiles } from "./panel.js";
+import { openPanel, withModule } from "./panel.js";
 import { toast } from "./toasts.js";
 
 const WITH_SETTINGS = ["image/png", "image/jpeg", "image/webp"];
@@ -44,7 +44,7 @@ export function takeDropped(form) {
 async function take(form, files) {
   const [file] = files;
   const mayHave = files.length === 1 && WITH_SETTINGS.includes(file.type);
-  const settings = mayHave && (await withFiles(async () => (await import("./picture_settings.js")).settingsOf(file)));
+  const settings = mayHave && (await withModule(() => import("./picture_settings.js"), ({ settingsOf }) => settingsOf(file)));
   if (settings) ask(form, file, settings);
   else asInput(form, files);
 }

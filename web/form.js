@@ -14,7 +14,9 @@ import { t } from "./language.js";
 import { read, write } from "./store.js";
 import { modelName, plain } from "./words.js";
 
-/** Dispatches "submit" (detail: {fields, inputs}). */
+const FORECAST_MS = 350;
+
+/** Dispatches "submit" (detail: {fields, inputs}), and "changed" when its forecast has to be asked for. */
 export class Form extends EventTarget {
   state = { ...EMPTY, ...read("form") };
   #form = find("form");
@@ -23,9 +25,12 @@ export class Form extends EventTarget {
   #loras = new Loras();
   #limits = { side: 1024, steps: 100, n: 10, prompt: 10_000 };
   #pictures = new Pictures(read("form")?.inputs ?? {}, () => this.#pictureChanged());
-  #forecast = new ButtonForecast(() => this.#toForecast(), {
+  #forecastTimer = null;
+  #edited = true; // since the latest forecast
+  forecast = new ButtonForecast(() => this.#toForecast(), {
     answered: (answer) => {
-      this.#clearErrors();
+      if (this.#edited) this.#clearErrors();
+      this.#edited = false;
       showExample(answer);
     },
     failed: (error) => error instanceof Refused && showError(error.field, plain(error)),
@@ -294,11 +299,15 @@ export class Form extends EventTarget {
   // The forecast
 
   forecastSoon() {
-    if (this.model) this.#forecast.soon();
+    this.#edited = true;
+    this.forecast.forget();
+    clearTimeout(this.#forecastTimer);
+    this.#forecastTimer = setTimeout(() => this.dispatchEvent(new Event("changed")), FORECAST_MS);
   }
 
-  forecastTick() {
-    this.#forecast.tick();
+  /** The forecast of the form as it is now: of POST /estimate, for the button. Null: there is none. */
+  async askForecast() {
+    return this.model ? this.forecast.ask() : null;
   }
 
   /** The request to forecast, or what is shown in place of its forecast. */

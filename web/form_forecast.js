@@ -5,26 +5,49 @@ import { t } from "./language.js";
 import { estimate } from "./request.js";
 import { duration } from "./words.js";
 
-const PAUSE_MS = 350;
-
 export class ButtonForecast {
-  #timer = null;
   #request = null;
   #answer = null;
   #answeredAt = 0;
 
   /**
-   * ask(): the request of the form as it is now, or a text that is shown instead; on.answered(answer)
-   * and on.failed(error) are called with what the server says.
+   * request(): of the form as it is now, or a text that is shown instead; on.answered(answer) and
+   * on.failed(error) are called with what the server says.
    */
-  constructor(ask, on) {
-    this.ask = ask;
+  constructor(request, on) {
+    this.request = request;
     this.on = on;
   }
 
-  soon() {
-    clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => this.#now(), PAUSE_MS);
+  /** Asks the server. Returns its answer, which show() shows; null: there is none, or the form has changed. */
+  async ask() {
+    this.forget();
+    const { signal } = (this.#request = new AbortController());
+    const request = this.request();
+    if (typeof request === "string") return this.#say(request);
+    try {
+      return await estimate(request, signal);
+    } catch (error) {
+      if (signal.aborted) return null;
+      this.on.failed(error);
+      return this.#say("");
+    }
+  }
+
+  /** The answer that is on its way is of a form that has changed. */
+  forget() {
+    this.#request?.abort();
+  }
+
+  show(answer) {
+    this.on.answered(answer);
+    [this.#answer, this.#answeredAt] = [answer, performance.now()];
+    this.tick();
+  }
+
+  /** What is ahead ends so many seconds later than the answer said. */
+  postpone(seconds) {
+    this.#answeredAt += seconds * 1000;
   }
 
   /** The wait counts down like that of the tasks in the queue; then the picture itself takes its time. */
@@ -35,24 +58,6 @@ export class ButtonForecast {
     this.#showTime(Math.max(time - own - (performance.now() - this.#answeredAt) / 1000, 0) + own);
   }
 
-  async #now() {
-    this.#request?.abort();
-    const aborter = (this.#request = new AbortController());
-    const request = this.ask();
-    if (typeof request === "string") return this.#show(request);
-    try {
-      const answer = await estimate(request, aborter.signal);
-      if (aborter.signal.aborted) return;
-      this.on.answered(answer);
-      [this.#answer, this.#answeredAt] = [answer, performance.now()];
-      this.tick();
-    } catch (error) {
-      if (aborter.signal.aborted) return;
-      this.#show("");
-      this.on.failed(error);
-    }
-  }
-
   #showTime(seconds) {
     const { confidence, task_length: others, wait_p90_s: p90 } = this.#answer;
     const ready = t(confidence === "none" ? "form.ready_roughly" : "form.ready_about", { time: duration(seconds) });
@@ -61,9 +66,10 @@ export class ButtonForecast {
     find("generate").title = t("form.within_p90", { time: duration(p90) });
   }
 
-  #show(words, title = "") {
+  #say(words) {
     this.#answer = null;
     setText(find("forecast"), words);
-    find("generate").title = title;
+    find("generate").title = "";
+    return null;
   }
 }

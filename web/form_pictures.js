@@ -3,7 +3,7 @@
 import { el, find, setText } from "./dom.js";
 import { range } from "./form_parts.js";
 import { t } from "./language.js";
-import { withFiles } from "./panel.js";
+import { withModule } from "./panel.js";
 import { blobOf } from "./request.js";
 import { SLOTS, Slot } from "./slots.js";
 import { keepPicture } from "./store.js";
@@ -52,7 +52,7 @@ export class Pictures {
     const files = [this.#masked(), mask.inputs[0]].map((input) => input && blobOf(input));
     const blobs = await Promise.all(files).catch((error) => mask.fail(error.message));
     const painted =
-      blobs && (await withFiles(async () => (await import("./mask_brush.js")).paintMask(...blobs)));
+      blobs && (await withModule(() => import("./mask_brush.js"), ({ paintMask }) => paintMask(...blobs)));
     if (!painted) return;
     const { blob, width, height } = painted;
     mask.add({ key: await keepPicture(blob), width, height });

@@ -6,6 +6,9 @@ import { t } from "./language.js";
 import { openPanel, sheet } from "./panel.js";
 import { stored } from "./tasks.js";
 
+/** Without a picture; other states wait for one. */
+const STATES = { failed: "xy.failed", cancelled: "gallery.cancelled", gone: "gallery.gone" };
+
 export const gridTitle = ({ across, down }) => t("xy.of", { across: t(`xy.${across.name}`), down: t(`xy.${down.name}`) });
 
 /** Shows the grid with this id while its pictures are drawn. tasks: Tasks; open(item): the large view. */
@@ -21,7 +24,7 @@ export async function openGrid(id, tasks, open) {
       {},
       el("th", { scope: "row" }, value),
       ...grid.across.values.map((_, column) => {
-        const node = el("td");
+        const node = el("td", {}, el("span", {}, t("xy.not_sent")));
         cells.set(`${column} ${row}`, node);
         return node;
       }),
@@ -50,7 +53,7 @@ export async function openGrid(id, tasks, open) {
 }
 
 function content(task, open) {
-  if (!stored(task)) return el("span", {}, t(`xy.${task.status === "failed" ? "failed" : "waiting"}`));
+  if (!stored(task)) return el("span", {}, t(STATES[task.status] ?? "xy.waiting"));
   const image = el("img", { src: thumbnailUrl(task.id, 0, 256), alt: task.params.prompt });
   const item = { key: `${task.id} 0`, task, index: 0 };
   return el("button", { type: "button", on: { click: () => open(item) } }, image);

@@ -2,7 +2,7 @@
 
 import { el, find, follow } from "./dom.js";
 import { t } from "./language.js";
-import { withFiles } from "./panel.js";
+import { withModule } from "./panel.js";
 
 const MOST = 8;
 
@@ -26,7 +26,7 @@ export class Grids {
   }
 
   view(id) {
-    return withFiles(async () => (await import("./grid_view.js")).openGrid(id, this.tasks, this.open));
+    return withModule(() => import("./grid_view.js"), ({ openGrid }) => openGrid(id, this.tasks, this.open));
   }
 
   #button({ id, across, down }) {

@@ -12,9 +12,10 @@ const REFRESH_MS = 1_000;
 const KINDS = ["waiting", "running", "step", "image", "done", "failed", "cancelled"];
 const MAX_STATUS_CALLS = 20;
 
-/** Dispatches "queue" (detail: QueueAnswer), "health" (HealthAnswer), "step", "unreachable", "reachable". */
+/** Dispatches "queue" (detail: {queue: QueueAnswer, forecast}), "health" (HealthAnswer), "step", "unreachable", "reachable". */
 export class Live extends EventTarget {
   #tasks;
+  #askForecast;
   #timer = null;
   #asking = false;
   #again = false;
@@ -30,9 +31,11 @@ export class Live extends EventTarget {
   #askedAt = 0;
   unreachable = false;
 
-  constructor(tasks) {
+  /** askForecast(): of the button. It is asked for together with the queue, so that both agree. */
+  constructor(tasks, askForecast) {
     super();
     this.#tasks = tasks;
+    this.#askForecast = askForecast;
     document.addEventListener("visibilitychange", () => {
       if (document.hidden) this.#close();
       else this.now();
@@ -102,9 +105,10 @@ export class Live extends EventTarget {
   async #ask() {
     const age = performance.now() - this.#healthAt;
     const due = age > (this.#healthChanged ? REFRESH_MS : HEALTH_EVERY_MS);
-    const [queue, health] = await Promise.all([
+    const [queue, health, forecast] = await Promise.all([
       api.queue(),
       due || this.#changesOften() || this.#health?.status === "failed" ? api.health() : this.#health,
+      this.#askForecast(),
     ]);
     if (health !== this.#health) {
       this.#health = health;
@@ -121,7 +125,7 @@ export class Live extends EventTarget {
       if (found && !older) this.#tasks.follow(task.id, found);
       if (!found || older || (found.status === "running" && !this.#streaming)) unknown.push(task.id);
     }
-    this.#dispatch("queue", queue);
+    this.#dispatch("queue", { queue, forecast });
     this.#dispatch("health", health);
     await Promise.all(unknown.slice(0, MAX_STATUS_CALLS).map((id) => this.#askFor(id)));
   }

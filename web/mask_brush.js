@@ -62,7 +62,7 @@ class Brush {
     this.tools = this.#buildTools();
     canvas.addEventListener("pointerdown", (event) => this.#down(event));
     canvas.addEventListener("pointermove", (event) => this.#move(event));
-    for (const kind of ["pointerup", "pointercancel"]) canvas.addEventListener(kind, () => (this.#pressed = null));
+    for (const kind of ["pointerup", "pointercancel"]) canvas.addEventListener(kind, (event) => this.#up(event));
     canvas.addEventListener("pointerleave", () => this.#pressed === null && (this.#ring.hidden = true));
     canvas.addEventListener("keydown", (event) => this.#key(event));
     canvas.addEventListener("blur", () => this.#lift());
@@ -133,6 +133,7 @@ class Brush {
   }
 
   #move(event) {
+    if (this.#pressed !== null && event.pointerId !== this.#pressed) return;
     this.#at = this.#place(event);
     if (event.pointerId === this.#pressed) {
       const events = event.getCoalescedEvents?.() ?? [];
@@ -140,6 +141,11 @@ class Brush {
       this.#show();
     }
     this.#showRing();
+  }
+
+  /** A second finger paints nothing, and ends no stroke. */
+  #up({ pointerId }) {
+    if (pointerId === this.#pressed) this.#pressed = null;
   }
 
   // The keyboard

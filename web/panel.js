@@ -4,21 +4,34 @@ import { el, iconButton } from "./dom.js";
 import { t } from "./language.js";
 import { toast } from "./toasts.js";
 
-/** Loads a style sheet, once. Resolves when it is there. */
+class NotLoaded extends Error {}
+
+/** Loads a style sheet, once. Resolves when it is there. Throws NotLoaded. */
 export function sheet(path) {
   if (document.querySelector(`link[href="${path}"]`)) return Promise.resolve();
   return new Promise((resolve, reject) => {
-    document.head.append(el("link", { rel: "stylesheet", href: path, on: { load: resolve, error: reject } }));
+    const link = el("link", { rel: "stylesheet", href: path, on: { load: resolve } });
+    link.addEventListener("error", () => {
+      link.remove();
+      reject(new NotLoaded());
+    });
+    document.head.append(link);
   });
 }
 
-/** Runs what needs files that are not loaded yet, and says so if they cannot be loaded. */
-export async function withFiles(run) {
+/**
+ * Runs what needs a module that is not loaded yet. load(): imports it; run(module). If one of them
+ * fails, the page says which, and the result is null.
+ */
+export async function withModule(load, run) {
   try {
-    return await run();
+    const module = await load().catch((error) => {
+      console.info(error);
+      throw new NotLoaded();
+    });
+    return await run(module);
   } catch (error) {
-    console.info(error);
-    toast(t("panel.not_loaded"), { bad: true });
+    toast(error instanceof NotLoaded ? t("panel.not_loaded") : t("panel.failed", { error: error.message }), { bad: true });
     return null;
   }
 }

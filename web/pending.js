@@ -12,6 +12,7 @@ const MOST_PAUSE_MS = 80_000;
 
 const stored = () => read("sending") ?? [];
 const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
+const rowOf = ({ key, request }) => request.grid?.id ?? key;
 const hasUpload = ({ inputs }) => Object.values(inputs ?? {}).some((list) => list.some((input) => input.key));
 
 /**
@@ -34,6 +35,15 @@ export class Pending extends EventTarget {
     return this.#send(key, request);
   }
 
+  /** Keeps requests for later, after one of their kind that could not be sent. */
+  later(requests) {
+    for (const request of requests) {
+      const key = randomKey();
+      this.#write(key, { key, request, arrived: false });
+    }
+    this.#allWait();
+  }
+
   /** Keys of the stored pictures of these requests. */
   pictureKeys() {
     return stored().flatMap(({ request }) => Object.values(request.inputs ?? {}).flat().map((one) => one.key));
@@ -49,10 +59,19 @@ export class Pending extends EventTarget {
         if (withdrawn) await api.remove(answer.task_id);
         else this.#dispatch("accepted", { answer, request });
       } catch (error) {
-        if (error instanceof api.Unreachable) return;
+        if (error instanceof api.Unreachable) return this.#allWait();
         if (!withdrawn && error.name !== "AbortError") this.#dispatch("refused", { error, request });
       }
     }
+  }
+
+  /** What has not been tried waits as long as what has failed. */
+  #allWait() {
+    const retryAt = performance.now() + PAUSE_MS;
+    for (const { key } of stored()) {
+      if (!this.#states.has(key)) this.#states.set(key, { stop: null, share: 0, failed: 1, retryAt });
+    }
+    this.show();
   }
 
   /** If the server may have received the request, it is cancelled there when the server answers. */
@@ -111,20 +130,25 @@ export class Pending extends EventTarget {
     this.#states.delete(key);
   }
 
-  /** Shows the requests that wait for the server, and uploads. Others are answered at once. */
+  /** Shows the requests that wait for the server, and uploads; those of a grid as one. Others are answered at once. */
   show() {
     const shown = stored().filter(({ key, request, withdrawn }) => {
       const state = this.#states.get(key);
       return !withdrawn && state && (state.failed || hasUpload(request));
     });
-    follow(this.#list, shown, ({ key }) => key, (entry) => this.#row(entry), (node, { key }) => {
-      setText(node.querySelector(".hint"), words(this.#states.get(key)));
+    const rows = new Map();
+    for (const entry of shown) rows.set(rowOf(entry), [...(rows.get(rowOf(entry)) ?? []), entry]);
+    follow(this.#list, [...rows], ([id]) => id, ([id, [entry]]) => this.#row(id, entry), (node, [, entries]) => {
+      const states = entries.map(({ key }) => this.#states.get(key));
+      const many = entries[0].request.grid ? `${t("xy.open")}: ${t("xy.count", { n: entries.length })} · ` : "";
+      setText(node.querySelector(".hint"), many + words(states.find((state) => state.stop) ?? states[0]));
     });
   }
 
-  #row({ key, request }) {
+  #row(id, { request }) {
     const prompt = el("span", { class: "who", dir: "auto" }, request.fields.prompt || t("queue.upscaling"));
-    const cancel = el("button", { type: "button", class: "quiet", on: { click: () => this.cancel(key) } }, t("gallery.cancel"));
+    const click = () => stored().filter((entry) => rowOf(entry) === id).forEach(({ key }) => this.cancel(key));
+    const cancel = el("button", { type: "button", class: "quiet", on: { click } }, t("gallery.cancel"));
     return el("li", { class: "row" }, el("span", { class: "what" }, prompt, el("span", { class: "hint" })), cancel);
   }
 

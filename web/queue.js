@@ -6,14 +6,12 @@ import { countdown, drawnSize } from "./words.js";
 
 const MAX_ROWS = 12;
 
-/** Forecast seconds that remain of a row. */
-const left = (row) => row.wait_remaining - (performance.now() - row.now) / 1000;
-
 export class Queue {
   #list = find("queue");
   #words = find("queue-words");
   #rows = [];
   #length = 0;
+  #answeredAt = 0;
 
   constructor(tasks) {
     this.tasks = tasks;
@@ -21,9 +19,9 @@ export class Queue {
 
   /** answer: of GET /queue. */
   show(answer) {
-    const now = performance.now();
+    this.#answeredAt = performance.now();
     this.#length = answer.length;
-    this.#rows = answer.tasks.map((task, index) => ({ ...task, now, key: task.task_id ?? `other ${index}` }));
+    this.#rows = answer.tasks.map((task, index) => ({ ...task, key: task.task_id ?? `other ${index}` }));
     const shown = this.#rows.filter((row, index) => index < MAX_ROWS || this.tasks.get(row.task_id));
     follow(this.#list, shown, (row) => row.key, () => this.#row(), (node, row) => this.#fill(node, row));
     const hidden = answer.length - shown.length;
@@ -31,18 +29,25 @@ export class Queue {
     this.tick();
   }
 
-  /** event: a step of a running task. Returns whether the forecast differs much from the one shown. */
-  step(event) {
-    const row = this.#rows.find((one) => one.mine && one.task_id === event.task_id);
-    if (!row || event.wait_remaining === undefined) return false;
-    const wrong = Math.abs(left(row) - event.wait_remaining) > 1 + event.wait_remaining / 10;
-    Object.assign(row, { wait_remaining: event.wait_remaining, now: performance.now() });
-    return wrong;
+  /** By how many seconds a task ends later than its row says, if it is the only one that runs. event: of one of its steps. */
+  lateness({ task_id: id, wait_remaining: seconds }) {
+    const running = this.#rows.filter((row) => row.status === "running");
+    const known = running.length === 1 && running[0].task_id === id && seconds !== undefined;
+    return known ? seconds - this.#left(running[0]) : 0;
+  }
+
+  postpone(seconds) {
+    this.#answeredAt += seconds * 1000;
+  }
+
+  /** Forecast seconds that remain of a row. */
+  #left(row) {
+    return row.wait_remaining - (performance.now() - this.#answeredAt) / 1000;
   }
 
   /** Updates the countdowns. Returns whether one has ended. */
   tick() {
-    const lefts = this.#rows.map(left);
+    const lefts = this.#rows.map((row) => this.#left(row));
     this.#rows.forEach((row, index) => {
       if (row.left) setText(row.left, countdown(lefts[index]));
     });

@@ -93,6 +93,11 @@ export class Tasks extends EventTarget {
     if (!isLive(task)) this.#ended(task);
   }
 
+  /** What is ahead of the waiting tasks ends so many seconds later than their answers said. */
+  postpone(seconds) {
+    for (const task of this.live()) if (task.status === "waiting") task.answeredAt += seconds * 1000;
+  }
+
   /** There is a newer preview. */
   previewed(id, version) {
     const task = this.#tasks.get(id);

@@ -3,9 +3,13 @@
 import { el, setText } from "./dom.js";
 import { t } from "./language.js";
 import { openPanel, sheet } from "./panel.js";
+import { estimate } from "./request.js";
 import { randomKey } from "./store.js";
+import { duration } from "./words.js";
 
 const MOST_CELLS = 100;
+const MOST_FORECASTS = 25;
+const PAUSE_MS = 350;
 const MOST_SEED = 2 ** 32;
 const NUMBERS = ["steps", "guidance", "image_strength", "control_strength"];
 
@@ -47,12 +51,56 @@ export function cellsOf({ fields, inputs }, across, down) {
   );
 }
 
+/**
+ * Forecast seconds until all cells are drawn. Cells that differ in seed or words take as long as each
+ * other: one of them is forecast. Of many cells some are.
+ */
+async function secondsOf(cells, signal) {
+  const kinds = new Map();
+  for (const cell of cells) {
+    const { seed, prompt, ...fields } = cell.fields;
+    const kind = JSON.stringify(fields);
+    kinds.set(kind, { cell, count: (kinds.get(kind)?.count ?? 0) + 1 });
+  }
+  const every = Math.ceil(kinds.size / MOST_FORECASTS);
+  const some = [...kinds.values()].filter((_, index) => index % every === 0);
+  const answers = await Promise.all(some.map(({ cell }) => estimate(cell, signal)));
+  const [waits, owns, counts] = [[], [], []];
+  answers.forEach(({ expected_time_seconds: time, expected_start_at: start, expected_end_at: end }, index) => {
+    waits.push(time - (end - start));
+    owns.push((end - start) * some[index].count);
+    counts.push(some[index].count);
+  });
+  const sum = (numbers) => numbers.reduce((one, other) => one + other, 0);
+  return Math.max(Math.min(...waits), 0) + (sum(owns) / sum(counts)) * cells.length;
+}
+
+/** Shows when the cells that show() is called with are ready; an empty list shows nothing. */
+function forecastLine() {
+  const node = el("p", { class: "hint", role: "status" });
+  let [timer, aborter] = [null, null];
+  const ask = async (cells) => {
+    aborter = new AbortController();
+    const { signal } = aborter;
+    const seconds = await secondsOf(cells, signal).catch(() => null); // what is refused is said after Generate
+    if (!signal.aborted) setText(node, seconds === null ? "" : t("xy.ready", { time: duration(seconds) }));
+  };
+  const show = (cells) => {
+    clearTimeout(timer);
+    aborter?.abort();
+    setText(node, "");
+    if (cells.length) timer = setTimeout(() => ask(cells), PAUSE_MS);
+  };
+  return { node, show };
+}
+
 /** Resolves to the requests of a grid, or null. */
 export async function askForGrid(request, model, models) {
   await sheet("web/xy_grid.css");
   const names = fieldsFor(model, request);
   const usual = { steps: "2, 4, 8", guidance: "2, 3.5, 5", seed: "1, 2, 3", model: models.slice(0, 3).map(({ name }) => name).join(", ") };
   let cells = null;
+  const forecast = forecastLine();
   const words = el("p", { class: "hint", role: "status" });
   const wordsHint = el("p", { class: "hint" }, t("xy.words_hint"));
   const start = el("button", { type: "button", class: "generate", on: { click: (event) => finish(event) } }, t("form.generate"));
@@ -76,6 +124,7 @@ export async function askForGrid(request, model, models) {
     const problem = x.name === y.name ? t("xy.same") : !x.values || !y.values ? t("xy.invalid") : n > MOST_CELLS ? t("xy.too_many", { n: MOST_CELLS }) : "";
     start.disabled = problem !== "";
     setText(words, problem || t("xy.count", { n }));
+    forecast.show(problem ? [] : cellsOf(request, x, y));
     wordsHint.hidden = ![x.name, y.name].includes("words");
   }
   function finish(event) {
@@ -88,7 +137,9 @@ export async function askForGrid(request, model, models) {
     across.node,
     down.node,
     wordsHint,
+    forecast.node,
     el("div", { class: "actions" }, words, start),
   ]);
+  forecast.show([]);
   return cells;
 }
