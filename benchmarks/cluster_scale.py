@@ -45,7 +45,7 @@ from common import (
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from cluster_bench import Cluster, Redis
-from forking import ForkedServer
+from forking import Command, ForkedServer
 from PIL import Image
 from sleeping import Sleeping, signature_of
 
@@ -130,7 +130,8 @@ def measure(machines: int, tasks: int) -> tuple[object, ...]:
 def worker(folder: Path, broker: Redis, name: str) -> ForkedServer:
     options = ("--broker", broker.url, "--worker-name", name, "--data-dir", str(folder / name))
     sleeping: Any = Sleeping(STEP_S)
-    return ForkedServer((*options, "--model", "tiny"), sleeping, "remote_worker")
+    command = Command((*options, "--model", "tiny"), hold=sleeping, program="remote_worker")
+    return ForkedServer(command)
 
 
 def submit(cluster: Cluster, steps: int) -> str:

@@ -114,7 +114,9 @@ class WorkerProcess:
         )
         self.process: subprocess.Popen[str] | forking.ForkedServer
         if forking.CAN_FORK:
-            self.process = forking.ForkedServer(arguments, hold, "remote_worker")
+            self.process = forking.ForkedServer(
+                forking.Command(arguments, hold=hold, program="remote_worker")
+            )
         else:
             self.process = subprocess.Popen(
                 [sys.executable, "remote_worker.py", *arguments],

@@ -1,5 +1,6 @@
 """Fixtures: real servers in separate processes, with real mflux and the tiny models."""
 
+import gc
 import os
 import re
 import shutil
@@ -76,6 +77,10 @@ LONGEST = """
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ranks = {name: rank for rank, name in enumerate(LONGEST.split())}
     items.sort(key=lambda item: ranks.get(item.path.stem.removeprefix("test_"), len(ranks)))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # collections, which tests of memory ask for, do not look at all tests again
 
 
 def allow(*names: str, **options: Any) -> Allowed:
@@ -252,7 +257,7 @@ def ask(method: str, url: str, **options: Any) -> requests.Response:
 class ServerProcess:
     """`python3 server.py` on a free port, with a client for its JSON routes.
 
-    It is forked if possible, unless the test sets an environment or a program. `hold` stops its
+    It is forked if possible, unless the test sets a program (see also can_fork()). `hold` stops its
     pictures when the test wants.
     """
 
@@ -267,8 +272,8 @@ class ServerProcess:
     ) -> None:
         arguments = ("--port", "0", "--data-dir", str(data_dir), *arguments)
         self.process: subprocess.Popen[str] | forking.ForkedServer
-        if forking.CAN_FORK and environment is None and program == SERVER:
-            self.process = forking.ForkedServer(arguments, hold)
+        if program == SERVER and forking.can_fork(environment):
+            self.process = forking.ForkedServer(forking.Command(arguments, environment, hold))
         else:
             if hold:
                 program = ("tests/holding.py",)
@@ -476,12 +481,24 @@ def fill_disk(disk: Path, spare_bytes: int = 0) -> Path:
 
 
 StartServer = Callable[..., ServerProcess]
+RunServer = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
 def hold(tmp_path: Path) -> Hold:
     """For start_server(..., hold=hold): open at first."""
     return Hold(tmp_path / "hold")
+
+
+@pytest.fixture
+def run_server(tmp_path: Path) -> RunServer:
+    """Runs `python3 server.py` with these arguments and this environment to its end."""
+    usual = {"MFLUX_SERVER_DATA_DIR": str(tmp_path / "data")}
+
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return forking.run_server(tmp_path, *arguments, **(usual | environment))
+
+    return run
 
 
 @pytest.fixture

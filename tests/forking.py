@@ -10,7 +10,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
@@ -22,6 +23,16 @@ from holding import Hold
 
 ROOT = Path(__file__).parent.parent
 CAN_FORK = sys.platform == "linux"
+LONGEST_RUN_S = 120
+NEW_PROCESS = {"PYTHONUNBUFFERED": "1"}
+"""An environment for a server that is not forked: one that is has loaded a tiny model at once."""
+READ_AT_IMPORT = ("HF_", "PYTHON", "TMPDIR")
+"""Variables that only a new process takes into account."""
+
+
+def can_fork(environment: Mapping[str, str] | None) -> bool:
+    """Whether a forked process can have these variables."""
+    return CAN_FORK and not any(name.startswith(READ_AT_IMPORT) for name in environment or {})
 
 
 def clean_environment() -> dict[str, str]:
@@ -43,27 +54,39 @@ def clean_environment() -> dict[str, str]:
     }
 
 
-class ForkedServer:
-    """server.main() in a process of its own, with the methods of a Popen that the tests use.
-
-    Its standard error is `stderr`; its standard input is empty.
+@dataclass(frozen=True)
+class Command:
+    """What a forked process does.
 
     Args:
+        environment: see can_fork().
+        hold: changes the process before main().
         program: name of the module whose main() it runs.
+        stdout: the file that its standard output is written to, if not that of this process.
+    """
+
+    arguments: Sequence[str]
+    environment: Mapping[str, str] | None = None
+    hold: Hold | None = None
+    program: str = "server"
+    stdout: Path | None = None
+
+
+class ForkedServer:
+    """A command in a process of its own, with the methods of a Popen that the tests use.
+
+    Its standard error is `stderr`; its standard input is empty.
     """
 
     stdin = None
 
-    def __init__(
-        self, arguments: Sequence[str], hold: Hold | None = None, program: str = "server"
-    ) -> None:
+    def __init__(self, command: Command) -> None:
         context = multiprocessing.get_context("forkserver")
         _start_forking()
         reader, writer = context.Pipe(duplex=False)
+        environment = {**clean_environment(), **(command.environment or {})}
         self._process = context.Process(
-            target=_serve,
-            args=(program, list(arguments), clean_environment(), writer, hold),
-            daemon=True,
+            target=_serve, args=(command, environment, writer), daemon=True
         )
         self._process.start()
         writer.close()
@@ -95,6 +118,32 @@ class ForkedServer:
         self.send_signal(signal.SIGKILL)
 
 
+def run_server(
+    folder: Path, *arguments: str, **environment: str
+) -> "subprocess.CompletedProcess[str]":
+    """Runs `python3 server.py` to its end, forked if possible.
+
+    Args:
+        folder: for the standard output of a forked process.
+    """
+    if not can_fork(environment):
+        return subprocess.run(
+            [sys.executable, "server.py", *arguments],
+            cwd=ROOT,
+            env={**clean_environment(), **environment},
+            capture_output=True,
+            text=True,
+            timeout=LONGEST_RUN_S,
+            check=False,
+        )
+    stdout = folder / "stdout"
+    forked = ForkedServer(Command(arguments, environment, stdout=stdout))
+    with forked.stderr:
+        stderr = forked.stderr.read()
+    code = forked.wait(LONGEST_RUN_S)
+    return subprocess.CompletedProcess(arguments, code, stdout.read_text(), stderr)
+
+
 _one_at_a_time = Lock()
 
 
@@ -119,22 +168,18 @@ def _ensure_forking() -> None:
             os.environ["PYTHONPATH"] = before
 
 
-def _serve(
-    program: str,
-    arguments: list[str],
-    environment: dict[str, str],
-    stderr: Connection,
-    hold: Hold | None,
-) -> None:
+def _serve(command: Command, environment: dict[str, str], stderr: Connection) -> None:
     """What the new process does; the same as `python3 server.py`."""
     os.dup2(stderr.fileno(), 2)
     stderr.close()
     sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+    if command.stdout:
+        sys.stdout = command.stdout.open("w", encoding="utf-8")
     os.chdir(ROOT)
     os.environ.clear()
     os.environ.update(environment)
     from supervision import end_process
 
-    if hold:
-        hold.hold_pictures()
-    end_process(importlib.import_module(program).main(arguments))
+    if command.hold:
+        command.hold.hold_pictures()
+    end_process(importlib.import_module(command.program).main(list(command.arguments)))

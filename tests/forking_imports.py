@@ -1,5 +1,6 @@
 """Imported by the process from which servers are forked (forking.py), and by no other."""
 
+import gc
 import importlib
 import importlib.util
 import os
@@ -28,3 +29,4 @@ for name in (
     importlib.import_module(name)
 read_catalog()  # cached, as are the schemas
 answer_schemas((*NATIVE_SCHEMAS, *FOREIGN_SCHEMAS))
+gc.freeze()  # a collection, at each unload, does not look at the modules again

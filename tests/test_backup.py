@@ -2,16 +2,13 @@
 
 import base64
 import io
-import subprocess
-import sys
 import tarfile
 import threading
 from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import GIVE_UP_S, ROOT, ServerProcess, StartServer, until
-from forking import clean_environment
+from conftest import GIVE_UP_S, RunServer, ServerProcess, StartServer, until
 from holding import Hold
 from PIL import Image
 
@@ -29,18 +26,6 @@ def picture() -> str:
 
 def more_than(found: list[str], number: int) -> bool:
     return len(found) > number
-
-
-def command(*options: object) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "server.py", *map(str, options)],
-        cwd=ROOT,
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        timeout=GIVE_UP_S,
-        check=False,
-    )
 
 
 def test_a_backup_under_load_restores_to_a_server_that_continues(
@@ -90,17 +75,18 @@ def test_a_backup_under_load_restores_to_a_server_that_continues(
 
 
 def test_waiting_tasks_with_input_pictures_are_in_the_backup(
-    start_server: StartServer, hold: Hold, tmp_path: Path
+    start_server: StartServer, run_server: RunServer, hold: Hold, tmp_path: Path
 ) -> None:
     hold.close()
     server = start_server("--model", "tiny", hold=hold)
     tasks = [server.submit(init_image=picture(), image_strength=0.5)["task_id"] for _ in range(3)]
-    made = command("--data-dir", tmp_path / "server", "--backup", tmp_path / "backup.tar")
+    server_dir, new_dir, file = (str(tmp_path / name) for name in ("server", "new", "backup.tar"))
+    made = run_server("--data-dir", server_dir, "--backup", file)
     assert made.returncode == 0, made.stderr
     hold.open()
     server.stop()
     assert (tmp_path / "backup.tar").stat().st_mode & 0o777 == 0o600
-    done = command("--data-dir", tmp_path / "new", "--restore", tmp_path / "backup.tar")
+    done = run_server("--data-dir", new_dir, "--restore", file)
     assert done.returncode == 0, done.stderr
     moved = ServerProcess(tmp_path / "new", "--model", "tiny")
     try:

@@ -19,6 +19,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import forking
 import pytest
 import requests
 from conftest import (
@@ -396,7 +397,7 @@ def test_sigterm_in_any_phase_exits_0_and_the_tasks_are_done_after_the_next_star
     start_server: StartServer, hold: Hold
 ) -> None:
     """A task is interrupted repeatedly. A graceful stop does not count as an attempt."""
-    server = start_server("--model", "tiny", environment={})  # a forked one has loaded at once
+    server = start_server("--model", "tiny", environment=forking.NEW_PROCESS)
     assert server.get("/health").json()["status"] == "loading"
     first = server.submit(width=512, height=512, steps=20, seed=1)["task_id"]
     second = server.submit(seed=2)["task_id"]

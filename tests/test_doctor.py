@@ -1,13 +1,12 @@
 """server.py --check: a line for each part, and an exit code."""
 
 import socket
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, clean_environment
+from conftest import RunServer
 
 from doctor import Finding, State, findings, report
 from settings import Settings
@@ -41,17 +40,8 @@ def test_a_server_that_can_start_has_no_error_and_nothing_is_changed(
     assert not settings.data_dir.exists()
 
 
-def test_the_command_prints_the_lines_and_ends_with_their_code(tmp_path: Path) -> None:
-    command = [sys.executable, "server.py", "--check", "--port", "0", "--model", "tiny"]
-    ended = subprocess.run(
-        [*command, "--data-dir", str(tmp_path / "data")],
-        cwd=ROOT,
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+def test_the_command_prints_the_lines_and_ends_with_their_code(run_server: RunServer) -> None:
+    ended = run_server("--check", "--port", "0", "--model", "tiny")
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.startswith(f"ok       Python: {sys.version.split()[0]}")
 

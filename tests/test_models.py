@@ -1,7 +1,5 @@
 """Every tiny model through the whole server: what it draws, what it says of itself, loading."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -9,7 +7,7 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import ROOT, ServerProcess, StartServer, clean_environment
+from conftest import RunServer, ServerProcess, StartServer
 from PIL import Image, ImageDraw
 
 from api.model_answers import ModelAnswer, ModelsAnswer
@@ -410,19 +408,9 @@ def test_a_model_that_two_clients_do_not_share_is_switched_to_and_back(
     assert "".join(server.log).count("makes room") >= 5
 
 
-def run_server(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "server.py", *arguments],
-        cwd=ROOT,
-        env={**clean_environment(), **environment},
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
-def test_a_download_without_a_network_ends_with_one_sentence(tmp_path: Path) -> None:
+def test_a_download_without_a_network_ends_with_one_sentence(
+    run_server: RunServer, tmp_path: Path
+) -> None:
     ended = run_server(
         "--download", "dev", "--data-dir", str(tmp_path), HF_HUB_CACHE=str(tmp_path / "cache")
     )
@@ -433,7 +421,7 @@ def test_a_download_without_a_network_ends_with_one_sentence(tmp_path: Path) -> 
 
 
 def test_a_download_of_what_is_there_ends_well_and_of_what_is_not_known_is_refused(
-    tmp_path: Path, start_server: StartServer
+    tmp_path: Path, run_server: RunServer, start_server: StartServer
 ) -> None:
     ended = run_server("--download", "tiny", "--data-dir", str(tmp_path))
     assert (ended.returncode, ended.stdout) == (0, "The weights of tiny are on this machine.\n")

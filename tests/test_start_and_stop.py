@@ -4,36 +4,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import forking
 import pytest
-from conftest import ROOT, ServerProcess, StartServer, clean_environment
-
-RunServer = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture
-def run_server(tmp_path: Path) -> RunServer:
-    """Runs a start that ends by itself."""
-
-    def run(
-        *arguments: str, environment: dict[str, str] | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        own = {"MFLUX_SERVER_DATA_DIR": str(tmp_path / "data"), **(environment or {})}
-        return subprocess.run(
-            [sys.executable, "server.py", *arguments],
-            cwd=ROOT,
-            env={**clean_environment(), **own},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-
-    return run
+from conftest import RunServer, ServerProcess, StartServer
 
 
 def test_the_documented_command_serves_the_tiny_model_where_there_is_no_gpu(
@@ -51,8 +29,8 @@ def test_the_documented_command_serves_the_tiny_model_where_there_is_no_gpu(
 def test_http_answers_before_the_model_is_loaded_and_says_loading(
     start_server: StartServer,
 ) -> None:
-    # A forked server has loaded at once.
-    server = start_server("--model", "tiny-flux2", "--quantize", "4", environment={})
+    options = ("--model", "tiny-flux2", "--quantize", "4")
+    server = start_server(*options, environment=forking.NEW_PROCESS)
     health = server.get("/health").json()
     accepted = server.submit()
     assert (health["status"], accepted["server"]) == ("loading", "loading")
@@ -99,12 +77,12 @@ def test_options_come_from_the_environment_and_the_command_line_wins(
     run_server: RunServer,
 ) -> None:
     environment = {"MFLUX_SERVER_MODEL": "no-such-model", "MFLUX_SERVER_PORT": "0"}
-    ended = run_server(environment=environment)
+    ended = run_server(**environment)
     assert ended.returncode == 2
     assert "there is no model 'no-such-model'" in ended.stderr
-    ended = run_server("--model", "another", environment=environment)
+    ended = run_server("--model", "another", **environment)
     assert "there is no model 'another'" in ended.stderr
-    ended = run_server(environment={"MFLUX_SERVER_PORT": "http"})
+    ended = run_server(MFLUX_SERVER_PORT="http")
     assert ended.returncode == 2
     assert "MFLUX_SERVER_PORT: " in ended.stderr
 
@@ -199,11 +177,9 @@ def start_with_hub(run_server: RunServer) -> Iterator[RunServer]:
         refusal.update(status=status, code=code)
         return run_server(
             *("--model", "schnell", "--port", "0"),
-            environment={
-                "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
-                "HF_HUB_OFFLINE": "0",
-                "HF_HOME": "/nonexistent",
-            },
+            HF_ENDPOINT=f"http://127.0.0.1:{hub.server_port}",
+            HF_HUB_OFFLINE="0",
+            HF_HOME="/nonexistent",
         )
 
     yield start
@@ -249,7 +225,7 @@ def test_without_mlx_one_sentence_says_what_to_install(
     """A module that fails to import stands in for a machine without mlx."""
     (tmp_path / "mlx").mkdir()
     (tmp_path / "mlx" / "__init__.py").write_text("raise ImportError('no mlx here')")
-    ended = run_server(environment={"PYTHONPATH": str(tmp_path)})
+    ended = run_server(PYTHONPATH=str(tmp_path))
     assert ended.returncode == 1
     assert "pip install --no-deps -r requirements.txt" in ended.stderr
     assert "Traceback" not in ended.stderr

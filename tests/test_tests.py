@@ -2,12 +2,9 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
-TREES = {
-    path.name: ast.parse(path.read_text(encoding="utf-8"))
-    for path in sorted(Path(__file__).parent.glob("*.py"))
-}
 FAILS = ("fail", "raises", "warns")
 """Functions of pytest that can fail a test."""
 CHECKS = ("expect", "run_state_machine_as_test")
@@ -15,6 +12,15 @@ CHECKS = ("expect", "run_state_machine_as_test")
 WRAPS = ("enumerate", "sorted", "list", "tuple", "set", "reversed", "zip")
 """Functions whose result has elements if their first argument has."""
 Defined = dict[str, ast.FunctionDef]
+
+
+@cache
+def trees() -> dict[str, ast.Module]:
+    """By file name."""
+    return {
+        path.name: ast.parse(path.read_text(encoding="utf-8"))
+        for path in sorted(Path(__file__).parent.glob("*.py"))
+    }
 
 
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef]:
@@ -164,15 +170,15 @@ def sleeps(trees: dict[str, ast.Module]) -> list[str]:
 
 
 def test_every_test_asserts_something() -> None:
-    assert without_assertion(TREES) == []
+    assert without_assertion(trees()) == []
 
 
 def test_no_test_hides_another_one_of_its_name() -> None:
-    assert defined_twice(TREES) == []
+    assert defined_twice(trees()) == []
 
 
 def test_no_test_sleeps() -> None:
-    assert sleeps(TREES) == []
+    assert sleeps(trees()) == []
 
 
 def test_a_test_without_an_assertion_and_a_sleep_are_found() -> None:

@@ -74,7 +74,9 @@ class Worker:
         arguments = (*self._arguments, "--model", "tiny", "--log-level", "info")
         namespace = self.namespace.file if self.namespace else None
         sleeping: Any = Sleeping(STEP_S, namespace, self.clock)
-        self.process = forking.ForkedServer(arguments, sleeping, "remote_worker")
+        self.process = forking.ForkedServer(
+            forking.Command(arguments, hold=sleeping, program="remote_worker")
+        )
         threading.Thread(target=self._read, args=(self.process.stderr,), daemon=True).start()
 
     def _read(self, stderr: Iterable[str]) -> None:
