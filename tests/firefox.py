@@ -8,9 +8,10 @@ import json
 import shutil
 import socket
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
+
+from conftest import until
 
 BINARY = shutil.which("firefox-esr") or shutil.which("firefox")
 WAIT_S = 120
@@ -62,13 +63,12 @@ class Firefox:
             raise
 
     def _connected(self, port: Path) -> socket.socket:
-        until = time.monotonic() + WAIT_S
-        while time.monotonic() < until:
+        def written() -> bool:
             assert self._process.poll() is None, "Firefox has ended"
-            if port.exists() and (text := port.read_text()):
-                return socket.create_connection(("127.0.0.1", int(text)), WAIT_S)
-            time.sleep(0.1)
-        raise AssertionError("Firefox does not start")
+            return port.exists() and port.read_text() != ""
+
+        until(written)
+        return socket.create_connection(("127.0.0.1", int(port.read_text())), WAIT_S)
 
     def _message(self) -> Any:
         """A message: its length in digits, a colon, JSON."""
@@ -101,10 +101,12 @@ class Firefox:
         Raises:
             AssertionError: it is not true within WAIT_S.
         """
-        until = time.monotonic() + WAIT_S
-        while not self.run(f"return Boolean({condition})"):
-            assert time.monotonic() < until, condition
-            time.sleep(0.05)
+        self.run(
+            f"""return new Promise((done) => {{
+              const look = () => (({condition}) ? done() : setTimeout(look, 30));
+              look();
+            }})"""
+        )
 
     def _element(self, selector: str) -> str:
         found = self.do("WebDriver:FindElement", using="css selector", value=selector)
