@@ -82,7 +82,7 @@ class MfluxGenerator:
         previews: Previews | None = None,
         weights_cache: WeightsCache | None = None,
     ) -> None:
-        self.memory = Memory()
+        self._memory = Memory()
         self.resident: tuple[str, ...] = ()
         """Keys of the weights in memory, the latest used first; any thread may read it."""
         self._data_dir = data_dir
@@ -105,10 +105,6 @@ class MfluxGenerator:
     def memory(self) -> Memory:
         """Memory of MLX now, also during a load or a step. Any thread may read it."""
         return counted_now(self._memory)
-
-    @memory.setter
-    def memory(self, memory: Memory) -> None:
-        self._memory = memory
 
     def load(self, weights: LoadSpec, report: LoadReport = not_reported) -> int | None:
         """Load weights, after making room for them; their LoRAs are checked, but not applied. Calls
@@ -210,9 +206,11 @@ class MfluxGenerator:
         """
         params, weights = stage.params, stage.load_spec
         loaded = self._use(weights)
+        if refusal := self.token_counts.refusal(params, weights.model):
+            raise refusal  # its tokenizer was not on this machine before
         plan = self.guard.plan_now(stage, self._give_back(weights.key), loaded.missing_bytes)
         if plan.refusal:
-            raise DoesNotFit(plan.refusal)
+            raise DoesNotFit(plan.refusal, field=plan.field)
         set_tiling(loaded.face(weights.pipeline), plan.tile)
         self._prepare_memory(params)
         self._begun = number = self._begun + 1
@@ -299,9 +297,20 @@ class MfluxGenerator:
         """How the LoRA in a file fits the model of a load spec; any thread may call."""
         return self._adapters.fit(path, weights)
 
-    def refusal(self, stage: Stage) -> str | None:
-        """Why a picture of this stage would not fit into memory, or None. Any thread may call."""
-        return None if stage.load_spec.model.makes else self.guard.plan(stage).refusal
+    def refusal(self, stage: Stage, *, memory: bool = True) -> ServerError | None:
+        """Why a picture of this stage would not be drawn, with the field at fault; None: it would.
+        Any thread may call.
+
+        Args:
+            memory: whether it must fit into this machine's memory.
+        """
+        model = stage.load_spec.model
+        if model.makes:
+            return None
+        if refusal := self.token_counts.refusal(stage.params, model):
+            return refusal
+        plan = self.guard.plan(stage)
+        return DoesNotFit(plan.refusal, field=plan.field) if memory and plan.refusal else None
 
     def _make_room(self, new_bytes: float, *, save: bool = False) -> None:
         """Drop models until there is room for one of this size; others stay only where memory
@@ -346,10 +355,10 @@ class MfluxGenerator:
         self.resident = tuple(reversed(self._loaded))
         sizes = {key: loaded.weights_bytes for key, loaded in self._loaded.items()}
         total = self.guard.limit_bytes
-        self.memory = replace(
-            self.memory,
+        self._memory = replace(
+            self._memory,
             weights_bytes=sum(sizes.values()),
-            loaded_bytes={**self.memory.loaded_bytes, **sizes},
+            loaded_bytes={**self._memory.loaded_bytes, **sizes},
             total_bytes=total,
             room_bytes=int(SHARE_FOR_WEIGHTS * total),
         )
@@ -384,11 +393,4 @@ class MfluxGenerator:
         self.guard.learn(stage, tile, PictureMemory(*(max(p - weights, 0) for p in phases)))
 
     def _note_memory(self) -> None:
-        import mlx.core as mx
-
-        self.memory = replace(
-            self.memory,
-            active_bytes=mx.get_active_memory(),
-            peak_bytes=self._peak.counted_bytes(),
-            cache_bytes=mx.get_cache_memory(),
-        )
+        self._memory = replace(self._memory, peak_bytes=self._peak.counted_bytes())

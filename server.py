@@ -154,7 +154,7 @@ class Server:
             own_queue_of(self.queue),
             allowed,
             limits,
-            (lambda stage: None) if settings.broker else generator.refusal,  # others may have room
+            partial(generator.refusal, memory=not settings.broker),  # others may have room
             places=self.places,
             decoder=self._decoder,
             check_adapters=generator.check_adapters,

@@ -49,7 +49,7 @@ class Prepared:
 
 class Submission:
     """Args:
-    fits: why a picture of this stage does not fit into memory, or None.
+    refusal: why a picture of this stage would not be drawn, or None.
     places: for requests that wait.
     decoder: reads the pictures; default: one of its own.
     check_adapters: answers a warning for each adapter that fits the model in part, and raises
@@ -65,7 +65,7 @@ class Submission:
         own_queue: OwnQueue,
         allowed: Allowed,
         limits: Limits,
-        fits: Callable[[Stage], str | None],
+        refusal: Callable[[Stage], errors.ServerError | None],
         *,
         places: WaitingPlaces,
         decoder: PictureDecoder | None = None,
@@ -82,7 +82,7 @@ class Submission:
         self.allowed = allowed
         self.limits = limits
         self._own_queue = own_queue
-        self._fits = fits
+        self._refusal = refusal
         self._places = places
         self._metadata = metadata
         self.decoder = decoder or PictureDecoder(limits.max_input_pixels, places.place)
@@ -159,8 +159,8 @@ class Submission:
         if params.loras:
             warnings = self._check_adapters(drawing.load_spec)
             params = params.model_copy(update={"warnings": warnings})
-        if why := self._fits(drawing):
-            raise errors.DoesNotFit(why, field="width")
+        if refusal := self._refusal(drawing):
+            raise refusal
         prepared.params = params
         prepared.ignored_fields = ignored_fields(request, params)
         return prepared

@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from PIL import Image
 
 from allowed import Allowed
+from errors import ServerError
 from models.mflux_registry import find_model
 from models.model_catalog import LoadSpec, LoraFit
 from queue_manager import QueueManager
@@ -89,7 +90,7 @@ class FakeGenerator:
     def prepare(self, stage: Stage, inputs: Path, report: Report) -> str | Image.Image:
         raise NotImplementedError
 
-    def refusal(self, stage: Stage) -> str | None:
+    def refusal(self, stage: Stage, *, memory: bool = True) -> ServerError | None:
         return None
 
     def check_adapters(self, weights: LoadSpec) -> tuple[str, ...]:

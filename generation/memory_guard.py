@@ -55,6 +55,8 @@ class Plan:
     """That it takes beside the weights."""
     refusal: str | None = None
     """Why it does not fit, with the figure."""
+    field: str = "width"
+    """That is at fault then."""
 
 
 class MemoryGuard:
@@ -100,12 +102,12 @@ class MemoryGuard:
             return plan
         needed = (plan.picture_bytes + weights + PROCESS_BYTES) / 1e9
         reason = (
-            f"{self._subject(stage, plan)} needs about {needed:.1f} GB of memory "
+            f"needs about {needed:.1f} GB of memory "
             f"({weights / 1e9:.1f} GB for the weights of {stage.load_spec.model.name}), this "
             f"machine has {self.limit_bytes / 1e9:.1f} GB for it{self._limited}: "
             f"{self._advice(stage, plan)}."
         )
-        return replace(plan, refusal=reason)
+        return self._refused(stage, plan, reason)
 
     def plan_now(self, stage: Stage, give_back: Iterator[bool], missing_bytes: float = 0.0) -> Plan:
         """How a picture is drawn now, with its weights in memory.
@@ -126,11 +128,11 @@ class MemoryGuard:
         if smaller.picture_bytes <= room:
             return smaller
         reason = (
-            f"{self._subject(stage, smaller)} needs about {smaller.picture_bytes / 1e9:.1f} GB of "
-            f"memory beside the weights, and {max(room, 0) / 1e9:.1f} GB are free: other programs "
-            f"use the rest. End some of them, or {self._advice(stage, smaller)}."
+            f"needs about {smaller.picture_bytes / 1e9:.1f} GB of memory beside the weights, and "
+            f"{max(room, 0) / 1e9:.1f} GB are free: other programs use the rest. End some of them, "
+            f"or {self._advice(stage, smaller)}."
         )
-        return replace(smaller, refusal=reason)
+        return self._refused(stage, smaller, reason)
 
     def load_refusal(self, spec: LoadSpec, new_bytes: int, loaded_bytes: int) -> str | None:
         """Why weights do not fit even if all others are dropped for them; None: they fit.
@@ -207,13 +209,14 @@ class MemoryGuard:
         released = share * self.weights_bytes(spec)
         return PictureMemory(0.0, released, released)
 
-    def _subject(self, stage: Stage, plan: Plan) -> str:
-        """What needs the memory."""
+    def _refused(self, stage: Stage, plan: Plan, reason: str) -> Plan:
+        """Args: reason: the sentence without its subject, which is what needs the memory."""
         if self._is_long_text(stage, plan):
-            return f"The text encoder with a prompt of {self._text_tokens(stage)} tokens"
+            text = f"The text encoder with a prompt of {self._text_tokens(stage)} tokens {reason}"
+            return replace(plan, refusal=text, field="prompt")
         width, height = size(stage)
         tiled = f", decoded in tiles of {plan.tile}," if plan.tile else ""
-        return f"A picture of {width} x {height}{tiled}"
+        return replace(plan, refusal=f"A picture of {width} x {height}{tiled} {reason}")
 
     def _advice(self, stage: Stage, plan: Plan) -> str:
         """What the client can do."""

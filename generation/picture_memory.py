@@ -199,7 +199,8 @@ def tokens_of_text(stage: Stage, count: Callable[[str], int | None] = not_counte
     if encoder is None:
         return 0
     texts = {params.prompt, *params.prompts, params.negative_prompt or ""}
-    most = max(tokens(text, model, count) for text in texts)
+    pictures = bool(params.images)
+    most = max(tokens(text, model, count, pictures=pictures) for text in texts)
     return min(most, encoder.most_tokens or most)
 
 

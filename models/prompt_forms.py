@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from enum import StrEnum
 from typing import Any
 
@@ -35,6 +36,18 @@ class PromptForm(StrEnum):
 
 WRITTEN = frozenset({PromptForm.JSON, PromptForm.JSON_EDIT, PromptForm.JSON_EDIT_OR_NONE})
 """Forms that a helper model writes from plain text (models/helpers.py)."""
+
+
+def compact_caption(prompt: str) -> str:
+    """What Ideogram 4 reads of a prompt: a JSON object is written without spaces."""
+    stripped = prompt.strip()
+    if not stripped.startswith("{"):
+        return prompt
+    with suppress(ValueError, RecursionError):  # also of lone surrogates, which no tokenizer reads
+        value = json.loads(stripped)
+        compact = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        return compact.encode().decode() if isinstance(value, dict) else prompt
+    return prompt
 
 
 def strings(*names: str) -> dict[str, Any]:

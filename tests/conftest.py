@@ -25,6 +25,7 @@ from ram_disk import use_ram_disk
 
 from allowed import Allowed
 from api.client_queue import ClientQueue, OwnQueue
+from errors import ServerError
 from key_file import EVERYBODY
 from models.mflux_registry import find_model
 from models.model_catalog import LoadSpec, LoraFit
@@ -382,7 +383,7 @@ class FakeGenerator:
     def prepare(self, stage: Stage, inputs: Path, report: Report) -> str | Image.Image:
         raise NotImplementedError
 
-    def refusal(self, stage: Stage) -> str | None:
+    def refusal(self, stage: Stage, *, memory: bool = True) -> ServerError | None:
         return None
 
     def check_adapters(self, weights: LoadSpec) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from api.generate_request import Limits
 from api.submission import Submission
 from api.waiting_places import WaitingPlaces
 from application import create_app
+from errors import ServerError
 from generation.previews import Previews
 from storage.task_store import TaskStore
 from task import GenerationParams, Phase, Report, Stage
@@ -31,7 +32,7 @@ class PreviewGenerator(FakeGenerator):
         self.go_on = [Event() for _ in range(5)]
         self.latest: bytes | None = None
 
-    def why_not(self, stage: Stage) -> str | None:
+    def why_not(self, stage: Stage) -> ServerError | None:
         return self.refusal(stage)
 
     def preview(self, task_id: str) -> bytes | None:
@@ -154,7 +155,7 @@ def test_progress_shows_the_picture_so_far_when_asked(
 def test_an_unexpected_error_is_a_500_in_the_form_of_the_api_and_not_retried(
     client: FlaskClient, generator: PreviewGenerator, path: str
 ) -> None:
-    def refusal(stage: Stage) -> str | None:
+    def refusal(stage: Stage, *, memory: bool = True) -> ServerError | None:
         raise RuntimeError("nobody expected this")
 
     generator.refusal = refusal  # type: ignore[method-assign]

@@ -168,7 +168,9 @@ def test_a_prompt_that_is_too_long_for_the_memory_is_named_with_its_tokens() -> 
     guard = MemoryGuard(int(6.7 * GB), gpu=False)
     stage = stage_of("anima-turbo", 64, prompt=20_000 * "a", steps=1)
     guard.learn_weights(stage.load_spec, int(5.6 * GB))
-    refusal = guard.plan(stage).refusal or ""
+    plan = guard.plan(stage)
+    refusal = plan.refusal or ""
+    assert plan.field == "prompt"
     assert refusal.startswith("The text encoder with a prompt of 4096 tokens needs about 8.")
     assert "ask for a shorter prompt" in refusal
     guard.count_tokens = lambda model, text: 20
@@ -227,7 +229,9 @@ def test_what_does_not_fit_whole_is_decoded_in_tiles(
 
 
 def test_what_does_not_fit_in_tiles_either_is_refused_with_the_figure() -> None:
-    refusal = guard_of(7).plan(stage_of("anima-turbo")).refusal or ""
+    plan = guard_of(7).plan(stage_of("anima-turbo"))
+    assert plan.field == "width"
+    refusal = plan.refusal or ""
     assert refusal.startswith("A picture of 1024 x 1024, decoded in tiles of 256, needs about 7.")
     assert refusal.endswith("ask for a smaller picture, or for fewer bits (quantize).")
     assert "5.6 GB for the weights of anima-turbo" in refusal

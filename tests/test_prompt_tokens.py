@@ -1,20 +1,39 @@
 """Tokens of prompts: what mflux cuts off or fills up, and counting with a model's own tokenizer."""
 
 import importlib
+import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import allow, params_for
+from conftest import PlayedQueue, allow, params_for, seen_by_all
 
-from generation.token_counts import _counted
+from allowed import Allowed
+from api.generate_request import Limits, parse_request
+from api.submission import Submission
+from api.waiting_places import WaitingPlaces
+from errors import InvalidInput
+from generation.picture_memory import tokens_of_text
+from generation.token_counts import TokenCounts, _counted
 from generator import MfluxGenerator
 from models.mflux_registry import find_model
 from models.mlx_setup import prepare_mlx
 from models.model_catalog import LoadSpec, Model
-from models.prompt_tokens import MOST_TOKENS, PADDED, most_tokens, tokens
+from models.prompt_tokens import (
+    CHAT_TOKENS,
+    MOST_TOKENS,
+    PADDED,
+    REFUSED_ABOVE,
+    UNCUT_WITH_PICTURES,
+    most_tokens,
+    tokens,
+)
+from models.tiny_weights import QWEN_VOCABULARY, byte_pairs, write_tokenizer
 from scheduler.estimates import Estimates
-from task import Stage
+from storage.task_store import TaskStore
+from task import InputImage, Stage
 from timing_model import TimingModel
 
 DEFINITIONS = {
@@ -126,3 +145,99 @@ def test_long_prompts_push_the_embeddings_of_earlier_ones_out_sooner() -> None:
     assert [join("a cat"), join("a cat")] == [False, True]
     assert not any(join(f"{n} ".ljust(20_000, "x")) for n in range(5))
     assert not join("a cat")
+
+
+# -- prompts that mflux refuses --------------------------------------------------------------------
+
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content[0].text }}"
+    "<|im_end|>\n{% endfor %}{{ '<|im_start|>assistant\n' }}"
+)
+"""Qwen's chat template."""
+MOST = REFUSED_ABOVE["ideogram4"]
+CAPTION = json.dumps({"high_level_description": "x" * (MOST - 29)}, indent=1)
+"""As long as it may be, without its spaces."""
+
+
+@pytest.fixture
+def ideogram(tmp_path: Path) -> Model:
+    """Ideogram 4 in a folder with a tokenizer of single bytes and no weights."""
+    words = ("<|im_start|>", "<|im_end|>", "user", "assistant", "\n")
+    special = {word: 1000 + number for number, word in enumerate(words)}
+    config = {"tokenizer_class": "Qwen2Tokenizer", "chat_template": CHAT}
+    write_tokenizer(tmp_path / "tokenizer", byte_pairs(QWEN_VOCABULARY), config, special)
+    return replace(model_of("ideogram-4-fp8"), path=str(tmp_path))
+
+
+def refused_by_mflux(model: Model, prompt: str) -> bool:
+    from mflux.models.ideogram4.model.ideogram4_text_encoder.caption import Ideogram4Caption
+    from mflux.models.ideogram4.model.ideogram4_text_encoder.tokenizer import Ideogram4Tokenizer
+    from transformers import AutoTokenizer
+
+    own = AutoTokenizer.from_pretrained(f"{model.path}/tokenizer")
+    try:
+        read = Ideogram4Tokenizer(own, MOST_TOKENS["ideogram4"]).tokenize_one(
+            Ideogram4Caption.prepare(prompt).prompt
+        )
+    except ValueError:
+        return True
+    assert len(read) <= MOST + CHAT_TOKENS
+    return False
+
+
+@pytest.mark.parametrize(
+    ("prompt", "refused"),
+    [
+        ("x" * MOST, False),
+        ("x" * (MOST + 1), True),
+        (CAPTION, False),
+        (CAPTION.replace("x", "xx", 1), True),
+        ('{"not": JSON' + "x" * MOST, True),
+    ],
+)
+def test_a_prompt_that_ideogram_refuses_for_its_length_is_refused_before_the_queue(
+    ideogram: Model, prompt: str, refused: bool
+) -> None:
+    assert refused_by_mflux(ideogram, prompt) is refused
+    allowed = Allowed(ideogram, (ideogram,))
+    queue = PlayedQueue(allowed, TimingModel(), TaskStore(None))
+    submission = Submission(
+        seen_by_all(queue),
+        allowed,
+        Limits(),
+        partial(MfluxGenerator(Path(ideogram.path or "")).refusal, memory=False),
+        places=WaitingPlaces(1),
+    )
+    request = parse_request(json.dumps({"prompt": prompt}).encode(), Limits())
+    if not refused:
+        assert submission.prepare(request).params.prompt == prompt
+        return
+    with pytest.raises(
+        InvalidInput, match=rf"^prompt has \d+ tokens, and .* reads {MOST}"
+    ) as caught:
+        submission.prepare(request)
+    assert caught.value.field == "prompt"
+
+
+def test_each_of_several_prompts_is_counted(ideogram: Model) -> None:
+    params = params_for(prompt="a", prompts=("a", "x" * 3000), count=2)
+    assert TokenCounts().refusal(params, ideogram)
+    assert TokenCounts().refusal(params, model_of("anima-base")) is None
+
+
+def test_without_its_tokenizer_on_this_machine_a_prompt_is_accepted(ideogram: Model) -> None:
+    params = params_for(prompt="x" * 3000)
+    (Path(ideogram.path or "") / "tokenizer" / "tokenizer.json").write_text("{broken")
+    assert TokenCounts().refusal(params, ideogram) is None
+    assert TokenCounts().refusal(params, replace(ideogram, path="/nowhere/at/all")) is None
+
+
+def test_an_edit_of_qwen_image_reads_the_whole_prompt() -> None:
+    model = model_of("qwen-image-edit")
+    spec = LoadSpec(model, model.pipelines[0], None)
+    picture = (InputImage("a", 64, 64),)
+    assert model.family in UNCUT_WITH_PICTURES
+    long = params_for(prompt="x" * 9000, model=model.name, images=picture)
+    assert tokens_of_text(Stage(spec, long), count=len) == 9000
+    alone = long.model_copy(update={"images": ()})
+    assert tokens_of_text(Stage(spec, alone), count=len) == MOST_TOKENS["qwen"]

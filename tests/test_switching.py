@@ -15,7 +15,7 @@ from PIL import Image
 
 from allowed import Allowed
 from api.models_api import download_answer, model_answer
-from errors import ModelLoadError, NoWorker
+from errors import ModelLoadError, NoWorker, ServerError
 from models.hub_cache import bytes_on_disk, cache_dir, is_present, weight_files
 from models.model_catalog import LoadSpec, LoraFit, Model
 from scheduler.health import QueueHealth, ServerState
@@ -111,7 +111,7 @@ class Gpu:
             return '{"short_description": "written"}'
         return Image.new("RGB", (32, 32), "white")
 
-    def refusal(self, stage: Stage) -> str | None:
+    def refusal(self, stage: Stage, *, memory: bool = True) -> ServerError | None:
         return None
 
     def check_adapters(self, weights: LoadSpec) -> tuple[str, ...]:

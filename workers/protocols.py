@@ -6,6 +6,7 @@ from typing import Protocol
 
 from PIL.Image import Image
 
+from errors import ServerError
 from models.model_catalog import LoadSpec, LoraFit
 from task import Drawn, Encoded, Memory, Progress, Report, Stage, Task, Verdict
 
@@ -59,8 +60,12 @@ class Generator(Protocol):
     def memory(self) -> Memory:
         """After the latest step; any thread may ask."""
 
-    def refusal(self, stage: Stage) -> str | None:
-        """Why this picture cannot be made on this machine, or None; any thread may ask."""
+    def refusal(self, stage: Stage, *, memory: bool = True) -> ServerError | None:
+        """Why this picture cannot be made, with the field at fault, or None; any thread may ask.
+
+        Args:
+            memory: whether it must fit into this machine's memory.
+        """
 
     def fit_of_adapter(self, path: Path, weights: LoadSpec) -> LoraFit:
         """How the adapter in a file fits the model of a load spec; any thread may ask."""
