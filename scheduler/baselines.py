@@ -38,6 +38,8 @@ class Baseline:
     """How often the process had been stopped until then."""
     end_at: float
     """Monotonic seconds at which it was to end."""
+    submitted: Forecast | None = None
+    """The forecast at submit, whose quality is learned when the task is done; None: it is not."""
     overtaken: bool = False
     """Whether a task that joined later was claimed before it."""
 
@@ -100,7 +102,6 @@ class Baselines:
         self._monotonic = monotonic
         self._gaps = gaps
         self._latest: dict[str, Baseline] = {}
-        self._submitted: dict[str, Baseline] = {}
         self._newest_claimed = 0
         self._plan: Plan | None = None
         self._earliest: list[Lane] = []
@@ -117,11 +118,10 @@ class Baselines:
             newest: highest sequence of all tasks so far.
             submitted: outcome() compares it with the truth.
         """
-        at = self._monotonic()
-        baseline = Baseline(at, forecast, newest, self._gaps(), at + forecast.end_s)
+        at, learned = self._monotonic(), forecast if submitted else None
+        end_at = at + forecast.end_s
+        baseline = Baseline(at, forecast, newest, self._gaps(), end_at, learned)
         self._latest[task.task_id] = baseline
-        if submitted:
-            self._submitted[task.task_id] = baseline
 
     def claimed(self, task: Task) -> None:
         """A task is about to leave the schedule for a machine."""
@@ -183,7 +183,6 @@ class Baselines:
     def forget(self, task: Task) -> None:
         """A task has ended."""
         self._latest.pop(task.task_id, None)
-        self._submitted.pop(task.task_id, None)
 
     def outcome(self, task: Task, machine: str, ended_at: float) -> Outcome | None:
         """Compares the forecast at submit with the true duration of a finished task. None: it
@@ -192,13 +191,13 @@ class Baselines:
         Args:
             ended_at: unix seconds.
         """
-        submitted = self._submitted.get(task.task_id)
-        if submitted is None or self._gaps() != submitted.gaps:
+        baseline = self._latest[task.task_id]
+        forecast = baseline.submitted
+        if forecast is None or self._gaps() != baseline.gaps:
             return None
-        if submitted.forecast.confidence is Confidence.NONE:
+        if forecast.confidence is Confidence.NONE:
             return None
-        forecast, actual_s = submitted.forecast, self._monotonic() - submitted.at
-        times = forecast.end_s, forecast.p90_s, actual_s
+        times = forecast.end_s, forecast.p90_s, self._monotonic() - baseline.at
         return Outcome(task.priority, *times, task.params.model, machine, ended_at)
 
     def of(self, task: Task) -> Baseline:
