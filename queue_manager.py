@@ -294,10 +294,10 @@ class QueueManager:
         """(locked)"""
         snapshot = task.__copy__()  # called for up to 1,000 tasks: copy() takes twice as long
         downloads = self._scheduler.downloads
-        if task in downloads:
+        if task.status is TaskStatus.WAITING:
             snapshot.waits_for_download = downloads.lacks_weights(task.task_id)
             snapshot.waits_for_prompt = downloads.lacks_prompt(task.task_id)
-        if run := self._scheduler.machines.run(task.task_id):
+        elif run := self._scheduler.machines.run(task.task_id):
             if run.progress.phase is Phase.LOADING:
                 snapshot.load_share = run.machine.load_share
             snapshot.share_done = self._scheduler.forecaster.share_done(run)
