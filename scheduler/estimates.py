@@ -3,22 +3,18 @@
 Not thread-safe: its owner holds a lock.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from models.model_catalog import LoadSpec, Model
 from models.model_rules import SIDE_STEP
 from models.prompt_tokens import tokens
-from task import Stage, Task
+from scheduler.prompts import Prompts
+from task import Stage
 from timing_model import LOCAL, Confidence, Durations, TimingModel, Work
 
 HELPER_TOKENS = 4096
 """Of a helper model, which takes the same time for every size of the image."""
-PROMPT_TOKENS_KEPT = 32 * 512
-"""About as many tokens of prompts as generator.py keeps the embeddings of: 16 KB each."""
-Prompt = tuple[str, str, str]
-"""Key of the weights, prompt, negative prompt: with another one, a part is encoded again."""
 COPY = "/copy"
 """End of the key under which the time of loading a copy is learned."""
 TOKENS_STEP = 16
@@ -42,10 +38,10 @@ class Estimates:
         self._bits: dict[str, int | None] = {}  # by load spec, once it was loaded
         self._version = 0
         self._works: dict[int, tuple[Stage, Work]] = {}  # by id(): a stage has no cheap hash
-        self._durations: dict[int, tuple[Stage, Durations]] = {}
+        self._durations: dict[tuple[int, bool], tuple[Stage, Durations]] = {}
         self._durations_as_of = self.version
-        self._prompts: OrderedDict[Prompt, tuple[int, int]] = OrderedDict()
-        """id() of the first params with this prompt, and its tokens."""
+        self._counts: dict[tuple[str, str], int] = {}
+        self.prompts = Prompts()
 
     @property
     def version(self) -> tuple[int, int]:
@@ -55,6 +51,15 @@ class Estimates:
     def bits(self, spec: LoadSpec) -> int | None:
         """Bits that weights are quantized to: as requested, until they are loaded."""
         return self._bits.get(spec.key, spec.quantize)
+
+    def was_loaded(self, spec: LoadSpec) -> bool:
+        return spec.key in self._bits
+
+    def take_counts(self, model: Model, counts: Mapping[str, int]) -> None:
+        """The prompt_tokens() of these prompts: those of waiting stages are forecast by them."""
+        self._counts = {(model.name, prompt): found for prompt, found in counts.items()}
+        if counts:
+            self._works.clear()
 
     def learn_bits(self, spec: LoadSpec, bits: int | None) -> bool:
         """Weights were loaded, quantized to this many bits. Returns whether that is new."""
@@ -110,7 +115,7 @@ class Estimates:
         return not model.makes and (params.guidance or 0) > 1 and model.family != "flux"
 
     def work(self, stage: Stage) -> Work:
-        """The work of all images of a stage."""
+        """The work of all images of a stage, as if its prompt were new."""
         known, work = self._works.get(id(stage), (None, None))
         if known is not stage or work is None:
             work = self._work(stage)
@@ -137,57 +142,49 @@ class Estimates:
             text_each=bool(params.inputs) or model.upscaler,
             prompt_each=bool(params.prompts),
             width=params.width,
-            prompt_tokens=self._prompt_tokens(params.prompt, model),
-            prompt_cached=not params.prompts
-            and self._prompts.get(_prompt(stage), (id(params), 0))[0] != id(params),
+            prompt_tokens=self._counts.get((model.name, params.prompt))
+            or self.prompt_tokens(params.prompt, model),
         )
 
-    def _prompt_tokens(self, prompt: str, model: Model) -> int:
-        """Rounded up, so that many tasks have the same work."""
+    def prompt_tokens(self, prompt: str, model: Model) -> int:
+        """Rounded up, so that many tasks have the same work. Takes milliseconds for a long prompt;
+        any thread may call it, without a lock."""
 
         def count(text: str) -> int | None:
             return self.count_tokens(model.name, text)
 
         return -(-tokens(prompt, model, count) // TOKENS_STEP) * TOKENS_STEP
 
-    def joined(self, stage: Stage) -> None:
-        """A stage waits: from its turn on, the embeddings of its prompt are in memory."""
-        prompt = _prompt(stage)
-        self._prompts.setdefault(prompt, (id(stage.params), self.work(stage).prompt_tokens))
-        self._prompts.move_to_end(prompt)
-        while len(self._prompts) > 1 and _tokens_of(self._prompts) > PROMPT_TOKENS_KEPT:
-            self._prompts.popitem(last=False)
+    def actual_work(self, stage: Stage) -> Work:
+        """The work of a stage that runs, or would run now."""
+        return replace(self.work(stage), prompt_cached=self.prompts.is_encoded(stage))
 
-    def now_resident(self, keys: Sequence[str], waiting: Iterable[Task]) -> None:
-        """Only these weights are in memory: the embeddings that were made with others are gone, and
-        a prompt that no waiting task has is encoded again."""
-        gone = {prompt for prompt in self._prompts if prompt[0] not in keys}
-        if gone:
-            gone.difference_update(_prompt(stage) for task in waiting for stage in task.stages)
-        for prompt in gone:
-            del self._prompts[prompt]
+    def durations(self, *stages: Stage, repeated: Sequence[bool] | None = None) -> Durations:
+        """Predicted seconds of these stages, one after the other.
 
-    def durations(self, *stages: Stage) -> Durations:
-        """Predicted seconds of these stages, one after the other."""
-        last = self._durations_of(stages[-1])
-        if len(stages) == 1:
-            return last
-        each = [*map(self._durations_of, stages[:-1]), last]
+        Args:
+            repeated: of each, whether its prompt is in memory when it starts; None: as it is now.
+        """
+        if repeated is None:
+            repeated = [self.prompts.is_encoded(stage) for stage in stages]
+        each = [*map(self._durations_of, stages, repeated)]
+        if len(each) == 1:
+            return each[0]
         order = list(Confidence)
         return replace(
-            last,
+            each[-1],
             before_s=sum(durations.gpu_s for durations in each[:-1]),
             sigma=max(durations.sigma for durations in each),
             confidence=min((durations.confidence for durations in each), key=order.index),
         )
 
-    def _durations_of(self, stage: Stage) -> Durations:
+    def _durations_of(self, stage: Stage, repeated: bool) -> Durations:
         if self._durations_as_of != self.version or len(self._durations) >= WORKS_KEPT:
             self._durations, self._durations_as_of = {}, self.version
-        known, durations = self._durations.get(id(stage), (None, None))
+        known, durations = self._durations.get((id(stage), repeated), (None, None))
         if known is not stage or durations is None:
-            durations = self._timing.durations(self.work(stage))
-            self._durations[id(stage)] = stage, durations
+            durations = self._timing.durations(replace(self.work(stage), prompt_cached=repeated))
+            self._durations[id(stage), repeated] = stage, durations
         return durations
 
     def gpu_s(self, works: Sequence[Work]) -> list[float]:
@@ -217,12 +214,3 @@ class Estimates:
 
     def learn_load(self, spec: LoadSpec, seconds: float, machine: str = LOCAL) -> None:
         self._timing.of(machine).learn_load(self.load_key(spec), seconds)
-
-
-def _prompt(stage: Stage) -> Prompt:
-    params = stage.params
-    return stage.load_spec.key, params.prompt, params.negative_prompt or ""
-
-
-def _tokens_of(prompts: OrderedDict[Prompt, tuple[int, int]]) -> int:
-    return sum(tokens for _, tokens in prompts.values())

@@ -117,4 +117,5 @@ class FinishedImages:
                 other.speed = speed
 
     def _sample(self, task: Task, stage: int, measured: Measured) -> tuple[Work, Measured]:
-        return replace(self._scheduler.estimates.work(task.stages[stage]), images=1), measured
+        work = self._scheduler.estimates.actual_work(task.stages[stage])
+        return replace(work, images=1), measured

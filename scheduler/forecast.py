@@ -164,6 +164,7 @@ class Forecaster:
         durations = self._estimates.durations(*task.stages)
         place = self._policy.place(task, durations.gpu_s, self.resident_at_start())
         position = place.index
+        durations = self._schedule.durations_of(task, position)
         starts_s = self._preemption.starts_s(self._machines[0], lanes.at, task, place)
         if len(starts_s) > position:
             start = _Start(lanes[0], starts_s[position], 0.0, 0, 0.0)

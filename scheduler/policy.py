@@ -137,7 +137,7 @@ class Policy:
 
     def start(self, task: Task, seconds: float) -> None:
         """A waiting task is claimed."""
-        share = self._schedule.remove(task)
+        share = self._schedule.remove(task, claimed=True)
         self._tags_changed(self._shares.start(task.task_id, share, level(task)))
         if level(task) >= URGENT:
             self._age(task, seconds)

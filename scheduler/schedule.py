@@ -6,17 +6,18 @@ something asks after a change of the order, of what was learned, or of what is i
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from scheduler.columns import Columns
 from scheduler.estimates import Estimates
 from scheduler.fair_share import Share, Waiting
 from scheduler.resident import Resident
-from scheduler.walk import Floats, Ints, Kinds, Walk, ends_of
+from scheduler.walk import Floats, Ints, Kinds, Walk, ends_of, is_repeated
 from task import Task
 from timing_model import Durations
 
@@ -29,64 +30,8 @@ COLUMNS = (
 NOWHERE = -1
 """No machine: the two last columns are the planner's (plan.py)."""
 KEY, SHARE = slice(0, len(KEYS)), slice(len(KEYS), len(KEYS) + len(Share._fields))
-ROOM = 16
-"""Rows for which there is room at least."""
 KINDS_KEPT = 1_000
 """Kinds that no stage has any more are forgotten once there are this many, and more than stages."""
-
-
-class Columns:
-    """Numbers beside a list: one row for each of its items.
-
-    Changes in place: removing the first row and appending one cost nothing, others move the rows
-    behind them. Not thread-safe."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self._index = {name: number for number, name in enumerate(names)}
-        self._data: Floats = np.zeros((len(names), ROOM))
-        self._begin = self._end = 0
-
-    def __len__(self) -> int:
-        return self._end - self._begin
-
-    def __getitem__(self, name: str) -> Floats:
-        """A column. It is valid, and may be written to, until the next change."""
-        return self._data[self._index[name], self._begin : self._end]
-
-    def values(self, names: slice, position: int) -> list[float]:
-        """Of a row, the values of these columns, by their numbers."""
-        values: list[float] = self._data[names, self._begin + position].tolist()
-        return values
-
-    def update(self, names: slice, position: int, values: Sequence[float]) -> None:
-        """Give a row other values in these columns."""
-        self._data[names, self._begin + position] = values
-
-    def insert(self, position: int, values: Sequence[float]) -> None:
-        """A row of values for all columns comes before this one."""
-        if self._end == self._data.shape[1]:
-            self._make_room()
-        at = self._begin + position
-        self._data[:, at + 1 : self._end + 1] = self._data[:, at : self._end]
-        self._data[:, at] = values
-        self._end += 1
-
-    def delete(self, position: int) -> None:
-        if position == 0:
-            self._begin += 1
-            return
-        at = self._begin + position
-        self._data[:, at : self._end - 1] = self._data[:, at + 1 : self._end]
-        self._end -= 1
-
-    def take(self, order: Any) -> None:
-        """Order the rows: each index is that of the row which comes there."""
-        self._data[:, self._begin : self._end] = self._data[:, self._begin : self._end][:, order]
-
-    def _make_room(self) -> None:
-        data = np.zeros((len(self._data), max(2 * len(self), ROOM)))
-        data[:, : len(self)] = self._data[:, self._begin : self._end]
-        self._begin, self._end, self._data = 0, len(self), data
 
 
 class _State(NamedTuple):
@@ -116,7 +61,10 @@ class Schedule:
         self._tasks: list[Task] = []
         self._columns = Columns(COLUMNS)
         self._kinds = Kinds(estimates)
-        self._rows = np.zeros(0, np.intp)  # kind of each stage of each task
+        self._rows = np.zeros(0, np.intp)
+        """Kind of each stage of each task."""
+        self._prompts = np.zeros(0, np.intp)
+        """Number of its prompt."""
         self._walk: tuple[_State, Walk] | None = None
         self._newest_ahead: tuple[int, Floats] = self.version, np.zeros(1)
         self._gpu_s: tuple[object, Floats] = (None, np.zeros(0))
@@ -191,29 +139,32 @@ class Schedule:
         self.before_change()
         key = self._key(task)
         position = self.position_of(key)
-        kinds = self._kinds_of(task)
-        if position == len(self):
-            self._rows = np.append(self._rows, kinds)
-        else:
-            self._rows = _inserted(self._rows, self._row(position), kinds)
+        kinds, prompts = self._kinds_of(task), self._estimates.prompts
+        row, numbers = self._row(position), [prompts.joins(stage) for stage in task.stages]
+        self._rows = _inserted(self._rows, row, kinds)
+        self._prompts = _inserted(self._prompts, row, numbers)
         self._tasks.insert(position, task)
         self._columns.insert(
             position, (*key, *share, len(kinds), delay_budget_s, inf, NOWHERE, NOWHERE)
         )
-        for stage in task.stages:
-            self._estimates.joined(stage)
         self.version += 1
+        if any(map(prompts.is_repeated, numbers)):
+            self._find_repeated()
         if len(self._kinds) > max(len(self._rows), KINDS_KEPT):
             self.rebuild()
 
-    def remove(self, task: Task) -> Share:
-        """Raises: ValueError: the task is not in the schedule; nothing has changed."""
+    def remove(self, task: Task, *, claimed: bool = False) -> Share:
+        """Args: claimed: it runs now, and its prompts are encoded.
+
+        Raises: ValueError: the task is not in the schedule; nothing has changed.
+        """
         position = self.position(task)
         if position >= len(self._tasks) or self._tasks[position] is not task:
             raise ValueError(f"task {task.task_id} is not where its sort key says")
         self.before_change()
         row, share = self._row(position), self.share(position)
         self._rows = _deleted(self._rows, row, row + len(task.stages))
+        self._prompts = _deleted(self._prompts, row, row + len(task.stages))
         self._columns.delete(position)
         del self._tasks[position]
         self.version += 1
@@ -221,6 +172,13 @@ class Schedule:
             walk = self._walk[1].without_first()
             state = self._walk[0]._replace(version=self.version, resident=walk.resident)
             self._walk = state, walk
+        prompts, changed = self._estimates.prompts, False
+        for stage in task.stages:
+            if claimed:
+                changed |= prompts.starts(stage, self._estimates.work(stage).prompt_tokens)
+            changed |= prompts.leaves(stage)
+        if changed:
+            self._find_repeated()
         return share
 
     def share(self, position: int) -> Share:
@@ -247,10 +205,12 @@ class Schedule:
         if np.array_equal(order, np.arange(len(order))):
             return
         self.before_change()
-        self._rows = self._rows_of(order, self._stages()[order])
+        rows = self._rows_of(order, self._stages()[order])
+        self._rows, self._prompts = self._rows[rows], self._prompts[rows]
         self._tasks = [self._tasks[position] for position in order.tolist()]
         self._columns.take(order)
         self.version += 1
+        self._find_repeated()
 
     def rebuild(self) -> None:
         """Look at the work of all tasks again: timing keys have changed."""
@@ -259,18 +219,37 @@ class Schedule:
         self._rows = np.array(rows, np.intp)
         self._durations = None, {}
         self.version += 1
+        self._find_repeated()
+
+    def forget_prompts(self, resident: Sequence[str], running: Iterable[Task]) -> None:
+        """Only these weights are in memory. Running tasks that have not drawn a step yet encode
+        their prompts first."""
+        starting = [task for task in running if not (task.progress and task.progress.steps_done)]
+        self._estimates.prompts.only(resident, (s for task in starting for s in task.stages))
+        self._find_repeated()
 
     def durations(self, position: int) -> Durations:
         """Of the task at this position, by itself."""
         version = self._estimates.version
         if self._durations[0] != version:
             self._durations = version, {}
-        stages, row = self._tasks[position].stages, self._row(position)
-        kinds = self._rows[row : row + len(stages)].tobytes()
-        known = self._durations[1].get(kinds)
+        task, rows = self._tasks[position], self.kinds(position)
+        known = self._durations[1].get(rows.tobytes())
         if known is None:
-            known = self._durations[1][kinds] = self._estimates.durations(*stages)
+            known = self._estimates.durations(*task.stages, repeated=is_repeated(rows).tolist())
+            self._durations[1][rows.tobytes()] = known
         return known
+
+    def kinds(self, position: int) -> Ints:
+        """Of the stages of the task at this position."""
+        row = self._row(position)
+        return self._rows[row : row + len(self._tasks[position].stages)]
+
+    def durations_of(self, task: Task, position: int) -> Durations:
+        """Of a task that may join at this position, by itself."""
+        row = self._row(position)
+        rows = self._rows_with(task, position)[row : row + len(task.stages)]
+        return self._estimates.durations(*task.stages, repeated=is_repeated(rows).tolist())
 
     def walk(self, resident: Resident, speed: float = 1.0) -> Walk:
         """The schedule on a machine that has these weights in memory.
@@ -286,7 +265,8 @@ class Schedule:
     def walk_of(self, positions: Ints, resident: Resident, speed: float) -> Walk:
         """As walk(), of the tasks at these positions."""
         stages = self._stages()[positions]
-        return self._kinds.walk(self._rows_of(positions, stages), stages, resident, speed)
+        rows = self._rows[self._rows_of(positions, stages)]
+        return self._kinds.walk(rows, stages, resident, speed)
 
     def gpu_s(self) -> Floats:
         """Seconds of the GPU of each task, by itself."""
@@ -316,7 +296,7 @@ class Schedule:
     def delays_s(self, task: Task, position: int, resident: Resident) -> Floats:
         """Seconds by which a task that joins at this position delays each one behind it: its work,
         its loading, and theirs as far as it leaves them other weights in memory."""
-        rows = _inserted(self._rows, self._row(position), self._kinds_of(task))
+        rows = self._rows_with(task, position)
         stages = _inserted(self._stages(), position, [len(task.stages)])
         now, then = self.walk(resident), self._kinds.walk(rows, stages, resident, 1.0)
         before = now.start_s[position:-1] + now.load_s[position:]
@@ -339,14 +319,31 @@ class Schedule:
         return ends_of(self._stages())
 
     def _rows_of(self, positions: Ints, stages: Ints) -> Ints:
-        """The kinds of the stages of the tasks at these positions, which have so many stages."""
+        """The rows of the stages of the tasks at these positions, which have so many stages."""
         if len(self._rows) == len(self):
-            return self._rows[positions]
+            return positions
         firsts = np.repeat(self._ends()[:-1][positions] - ends_of(stages)[:-1], stages)
-        return self._rows[firsts + np.arange(len(firsts))]
+        rows: Ints = firsts + np.arange(len(firsts))
+        return rows
 
     def _kinds_of(self, task: Task) -> list[int]:
         return [self._kinds.number(stage) for stage in task.stages]
+
+    def _find_repeated(self) -> None:
+        """The order, or what is in memory, has changed: which prompts are repeated now?"""
+        rows = self._kinds.repeated(self._rows, self._prompts)
+        if not np.array_equal(rows, self._rows):
+            self._rows = rows
+            self.version += 1
+
+    def _rows_with(self, task: Task, position: int) -> Ints:
+        """The kinds of all stages, if a task joins at this position."""
+        row, prompts = self._row(position), self._estimates.prompts
+        rows: Ints = _inserted(self._rows, row, self._kinds_of(task))
+        numbers = [prompts.number(stage) for stage in task.stages]
+        if any(numbers):  # others wait with them, or they are in memory
+            rows = self._kinds.repeated(rows, _inserted(self._prompts, row, numbers))
+        return rows
 
 
 def _inserted(values: Any, at: int, own: Sequence[float]) -> Any:

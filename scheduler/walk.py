@@ -5,7 +5,7 @@ stages, and a schedule is one number for each stage of each task.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -21,6 +21,8 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 Ints = np.ndarray[Any, np.dtype[np.intp]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 NEVER = np.iinfo(np.intp).min
+REPEATED = 1
+"""Added to the number of a kind: its prompt is in memory."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ class Walk:
 
 
 class Kinds:
-    """Kinds of stages: those with the same work and the same weights are alike.
+    """Kinds of stages: those with the same work and the same weights are alike. Each has two
+    numbers: an even one if its prompt is new, and the next one if its prompt is in memory.
 
     The seconds of all kinds of one timing key are computed together, and again only when that key
     has learned something.
@@ -88,6 +91,7 @@ class Kinds:
         self._numbers: dict[tuple[Work, str], int] = {}
         self._works: dict[str, list[tuple[int, Work]]] = {}  # by timing key: kind, work
         self._gpu_s: Floats = np.zeros(0)
+        self._tokens = np.zeros(0, np.intp)  # of the prompts
         self._as_of: dict[str, tuple[int, int]] = {}  # by timing key: what _gpu_s was made of
         self._seconds: tuple[object, Floats, Floats] | None = None
         self._image_encoding: tuple[object, Floats] | None = None
@@ -101,25 +105,38 @@ class Kinds:
         return len(self._numbers)
 
     def number(self, stage: Stage) -> int:
-        """Of the kind of a stage."""
-        work, spec = self._estimates.work(stage), stage.load_spec
-        number = self._numbers.setdefault((work, spec.key), len(self))
+        """Of the kind of a stage whose prompt is new."""
+        spec, work = stage.load_spec, self._estimates.work(stage)
+        number = self._numbers.setdefault((work, spec.key), 2 * len(self))
         if number == len(self.spec):
             if spec.key not in self.spec_numbers:
                 self.spec_numbers[spec.key] = len(self.specs)
                 self.specs.append(spec)
-            self._works.setdefault(work.model, []).append((number, work))
-            self._gpu_s = np.append(self._gpu_s, 0.0)
-            self.spec = np.append(self.spec, self.spec_numbers[spec.key])
+            both = (number, work), (number + REPEATED, replace(work, prompt_cached=True))
+            self._works.setdefault(work.model, []).extend(both)
+            self._gpu_s = np.append(self._gpu_s, [0.0, 0.0])
+            self._tokens = np.append(self._tokens, 2 * [work.prompt_tokens])
+            self.spec = np.append(self.spec, 2 * [self.spec_numbers[spec.key]])
             self._seconds = self._image_encoding = None
         return number
+
+    def repeated(self, rows: Ints, prompts: Ints) -> Ints:
+        """The kinds of these stages, in the order in which they run.
+
+        Args:
+            rows: their kinds, whether or not their prompts are new.
+            prompts: the numbers of their prompts.
+        """
+        repeated = self._estimates.prompts.repeated(prompts, self._tokens[rows])
+        found: Ints = rows - rows % 2 + REPEATED * repeated
+        return found
 
     def image_encoding_s(self) -> Floats:
         """Of each kind, seconds of encoding the last image."""
         version = self._estimates.version
         if self._image_encoding is None or self._image_encoding[0] != version:
             seconds = [self._estimates.image_encoding_s(work) for work, _ in self._numbers]
-            self._image_encoding = version, np.array(seconds)
+            self._image_encoding = version, np.repeat(seconds, 2)
         return self._image_encoding[1]
 
     def seconds(self) -> tuple[Floats, Floats]:
@@ -193,6 +210,12 @@ class Kinds:
                 others_bytes = others_bytes + sizes.of_key(key) * foreign_since
         too_large = (others_since > 0) & (others_bytes + bytes_of[spec] > sizes.room_bytes)
         return (own == NEVER) | (others_since >= resident.most) | too_large
+
+
+def is_repeated(rows: Ints) -> Bools:
+    """Of stages of these kinds, whether their prompts are in memory."""
+    found: Bools = rows % 2 == REPEATED
+    return found
 
 
 def ends_of(stages: Ints) -> Ints:

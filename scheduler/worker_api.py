@@ -20,6 +20,7 @@ from scheduler.limits import ENDED_TOO_OFTEN, MAX_INTERRUPTIONS
 from scheduler.machines import Machine, Run
 from scheduler.scheduler import Scheduler
 from scheduler.stopping import load_reported, may_continue
+from scheduler.token_recount import recount
 from storage.state_store import WEIGHTS
 from task import Encoded, Memory, Phase, Progress, Task, TaskStatus, Verdict
 
@@ -114,12 +115,12 @@ class WorkerApi:
             memory: of the machine, now.
         """
         scheduler = self._scheduler
+        recount(scheduler, spec)
         with scheduler.lock:
             learn = learn and scheduler.gaps() == self._gaps_before_load
             if scheduler.estimates.learn_bits(spec, bits):
                 scheduler.schedule.rebuild()
-            now = scheduler.monotonic()
-            seconds = self.machine.load_finished(spec, resident, now, memory)
+            seconds = self.machine.load_finished(spec, resident, scheduler.monotonic(), memory)
             self._forget_prompts(resident)
             if learn:
                 scheduler.estimates.learn_load(spec, seconds, self.machine.name)
@@ -326,7 +327,8 @@ class WorkerApi:
     def _forget_prompts(self, resident: Sequence[str]) -> None:
         """(locked) Of several machines, this one alone is known to have encoded prompts."""
         if self.machine is self._scheduler.machine:
-            self._scheduler.estimates.now_resident(resident, self._scheduler.schedule)
+            running = [run.task for run in self.machine.runs.values()]
+            self._scheduler.schedule.forget_prompts(resident, running)
 
     def _preempting(self, run: Run, at: float) -> Task | None:
         """(locked) The task that preempts this one, which has reported at this moment."""

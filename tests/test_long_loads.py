@@ -14,6 +14,7 @@ from generator import MfluxGenerator
 from models.mlx_setup import prepare_mlx
 from models.model_catalog import LoadSpec
 from scheduler.health import ServerState
+from scheduler.walk import is_repeated
 from storage.task_store import TaskStore
 from task import Phase, TaskStatus
 from timing_model import TimingModel
@@ -261,19 +262,20 @@ def test_a_waiting_task_is_cancelled_without_anything_that_must_end(app: PlayedA
 def test_a_prompt_is_encoded_again_once_its_model_has_left_memory() -> None:
     bench = Bench()
     bench.queue.loaded(bench.spec)
-    estimates = bench.queue.scheduler.estimates
+    schedule = bench.queue.scheduler.schedule
 
-    def is_cached(task_id: str) -> bool:
+    def repeats(task_id: str) -> bool:
         task = bench.queue.scheduler.get(task_id)
         assert task
-        return estimates.work(task.stages[0]).prompt_cached
+        return bool(is_repeated(schedule.kinds(schedule.position(task)))[0])
 
     again = bench.submit()
-    assert is_cached(again), "the running task encodes it first"
+    assert repeats(again), "the running task encodes it first"
     bench.queue.delete(again)
+    bench.queue.report(bench.task_id, Phase.DENOISING, 1, 4)
     bench.queue.worker.now_resident(())
     first, second = bench.submit(), bench.submit()
-    assert not is_cached(first)
-    assert is_cached(second)
+    assert not repeats(first)
+    assert repeats(second)
     bench.queue.worker.now_resident(())
-    assert is_cached(second), "a waiting task encodes it first"
+    assert repeats(second), "a waiting task encodes it first"

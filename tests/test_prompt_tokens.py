@@ -118,35 +118,6 @@ def test_a_forecast_counts_the_tokens_once_the_model_is_loaded() -> None:
     assert estimates.work(stage).prompt_tokens == 400
 
 
-def test_another_negative_prompt_is_encoded_again_and_the_same_one_is_not() -> None:
-    estimates = Estimates(TimingModel())
-    model = model_of("qwen-image")
-    spec = LoadSpec(model, model.pipelines[0], None)
-    first, again, other = (
-        Stage(spec, params_for(prompt="a cat", model=model.name, negative_prompt=negative))
-        for negative in ("blurred", "blurred", "dark")
-    )
-    for stage in (first, again, other):
-        estimates.joined(stage)
-    cached = [estimates.work(stage).prompt_cached for stage in (first, again, other)]
-    assert cached == [False, True, False]
-
-
-def test_long_prompts_push_the_embeddings_of_earlier_ones_out_sooner() -> None:
-    estimates = Estimates(TimingModel())
-    model = model_of("anima-base")
-    spec = LoadSpec(model, model.pipelines[0], None)
-
-    def join(prompt: str) -> bool:
-        stage = Stage(spec, params_for(prompt=prompt, model=model.name))
-        estimates.joined(stage)
-        return estimates.work(stage).prompt_cached
-
-    assert [join("a cat"), join("a cat")] == [False, True]
-    assert not any(join(f"{n} ".ljust(20_000, "x")) for n in range(5))
-    assert not join("a cat")
-
-
 # -- prompts that mflux refuses --------------------------------------------------------------------
 
 CHAT = (

@@ -1,0 +1,138 @@
+"""Which prompts are in memory, encoded, when the stages that wait with them start.
+
+Not thread-safe: its owner holds a lock. Several machines count as one: a prompt that one of them
+has encoded is taken to be in the memory of the others, too.
+"""
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Sequence
+from itertools import count
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from task import Stage
+
+TOKENS_KEPT = 32 * 512
+"""About as many tokens of prompts as generator.py keeps the embeddings of: 16 KB each."""
+UNKNOWN = 0
+"""Number of a prompt that no other stage has, and of prompts that are never kept."""
+Prompt = tuple[str, str, str]
+"""Key of the weights, prompt, negative prompt: with another one, a part is encoded again."""
+Ints = np.ndarray[Any, np.dtype[np.intp]]
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+class _Encoded(NamedTuple):
+    number: int
+    by: int
+    """id() of the params of the stage that has encoded it."""
+    tokens: int
+
+
+class Prompts:
+    """The prompts of the stages that wait, by number, and those that were encoded."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[Prompt, int] = {}
+        self._next = count(UNKNOWN + 1)
+        self._waiting: Counter[int] = Counter()
+        self._encoded: OrderedDict[Prompt, _Encoded] = OrderedDict()
+
+    def number(self, stage: Stage) -> int:
+        return self._numbers.get(_prompt(stage), UNKNOWN)
+
+    def joins(self, stage: Stage) -> int:
+        """A stage waits. Returns the number of its prompt."""
+        if stage.params.prompts:  # each image has its own
+            return UNKNOWN
+        prompt = _prompt(stage)
+        number = self._numbers.get(prompt)
+        if number is None:
+            number = self._numbers[prompt] = next(self._next)
+        self._waiting[number] += 1
+        return number
+
+    def leaves(self, stage: Stage) -> bool:
+        """A stage waits no more. Returns whether another one has to encode its prompt now."""
+        prompt = _prompt(stage)
+        number = self._numbers.get(prompt, UNKNOWN)
+        if stage.params.prompts or number == UNKNOWN:
+            return False
+        self._waiting[number] -= 1
+        others = self._waiting[number] > 0
+        if not others:
+            del self._waiting[number]
+            self._forget(prompt)
+        return others and prompt not in self._encoded
+
+    def starts(self, stage: Stage, tokens: int) -> bool:
+        """A stage that waits is claimed: its prompt will be in memory. Returns whether that of
+        another stage that waits will not be any more."""
+        prompt = _prompt(stage)
+        if stage.params.prompts or prompt not in self._numbers:
+            return False
+        own = _Encoded(self._numbers[prompt], id(stage.params), tokens)
+        self._encoded.setdefault(prompt, own)
+        self._encoded.move_to_end(prompt)
+        return self._drop_oldest()
+
+    def only(self, keys: Sequence[str], starting: Iterable[Stage]) -> None:
+        """Only these weights are in memory: what was encoded with others is gone, but for the
+        prompts of stages that have not encoded theirs yet."""
+        kept = {_prompt(stage) for stage in starting}
+        for prompt in list(self._encoded):
+            if prompt[0] not in keys and prompt not in kept:
+                del self._encoded[prompt]
+                self._forget(prompt)
+
+    def is_encoded(self, stage: Stage) -> bool:
+        """Whether another stage has encoded its prompt, or will have before any other one."""
+        known = self._encoded.get(_prompt(stage))
+        return not stage.params.prompts and known is not None and known.by != id(stage.params)
+
+    def is_repeated(self, number: int) -> bool:
+        """Whether the prompt may be in memory when a stage starts that waits with it."""
+        return self._waiting[number] > 1 or any(e.number == number for e in self._encoded.values())
+
+    def repeated(self, numbers: Ints, tokens: Ints) -> Bools:
+        """By stage, in the order in which they run, whether its prompt is in memory then: memory
+        holds those that were encoded last.
+
+        Args:
+            numbers: of the prompts.
+            tokens: of the prompts.
+        """
+        order = np.argsort(numbers, kind="stable")
+        earlier, later = order[:-1], order[1:]
+        same = numbers[earlier] == numbers[later]
+        again = np.zeros(len(numbers), bool)
+        again[later[same]] = True
+        encoded_tokens = np.cumsum(np.where(again, 0, tokens))
+        since = encoded_tokens.copy()  # the prompt was encoded
+        since[later[same]] -= encoded_tokens[earlier[same]] - tokens[earlier[same]]
+        again |= np.isin(numbers, [encoded.number for encoded in self._encoded.values()])
+        found: Bools = again & (numbers != UNKNOWN) & (since <= TOKENS_KEPT)
+        return found
+
+    def _drop_oldest(self) -> bool:
+        """What does not fit into memory any more. Returns whether a stage waits with it."""
+        missed = False
+        tokens = sum(encoded.tokens for encoded in self._encoded.values())
+        while len(self._encoded) > 1 and tokens > TOKENS_KEPT:
+            prompt, encoded = self._encoded.popitem(last=False)
+            tokens -= encoded.tokens
+            missed |= encoded.number in self._waiting
+            self._forget(prompt)
+        return missed
+
+    def _forget(self, prompt: Prompt) -> None:
+        """Its number, if it is neither in memory nor waited with."""
+        number = self._numbers.get(prompt, UNKNOWN)
+        if prompt not in self._encoded and number not in self._waiting:
+            self._numbers.pop(prompt, None)
+
+
+def _prompt(stage: Stage) -> Prompt:
+    params = stage.params
+    return stage.load_spec.key, params.prompt, params.negative_prompt or ""
