@@ -298,6 +298,7 @@ class QueueManager:
             snapshot.waits_for_download = downloads.lacks_weights(task.task_id)
             snapshot.waits_for_prompt = downloads.lacks_prompt(task.task_id)
         elif run := self._scheduler.machines.run(task.task_id):
+            snapshot.progress = run.shown
             if run.progress.phase is Phase.LOADING:
                 snapshot.load_share = run.machine.load_share
             snapshot.share_done = self._scheduler.forecaster.share_done(run)

@@ -340,7 +340,7 @@ class Task:
     start_by: float | None = None  # when it must have started (max_age_s), as kept_since
     asked_at: float = 0.0
     """When its client asked for it last, in seconds of the KeepClock. Kept in memory only."""
-    progress: Progress | None = None  # None unless it is running
+    progress: Progress | None = None  # None unless it is running; in copies only
     share_done: float = 0.0  # of its running time, 0 to 1; in copies only
     load_share: float | None = None  # 0 to 1 of its weights, in the phase LOADING; in copies only
     forecast: Forecast | None = None  # None once it has ended; in copies only

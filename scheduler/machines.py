@@ -50,6 +50,13 @@ class Run:
         return self.task.stages[self.progress.stage]
 
     @property
+    def shown(self) -> Progress:
+        """Its progress as clients see it."""
+        if self.paused_at is None:
+            return self.progress
+        return replace(self.progress, phase=Phase.PAUSED)
+
+    @property
     def on_gpu(self) -> bool:
         """Whether it still needs the GPU: its last image is not being encoded yet."""
         return self.progress.phase is not Phase.IMAGE_ENCODING
@@ -66,7 +73,6 @@ class Run:
         """Another task preempts it."""
         self.paused_at = at
         self.pauses += 1
-        self.task.progress = replace(self.progress, phase=Phase.PAUSED)
 
     def resume(self, at: float) -> None:
         """It continues, if it was paused."""
@@ -110,7 +116,7 @@ class Run:
         elif progress.steps_done > before.steps_done:
             self.step_s.append(at - self.step_started_at)
             self.step_started_at = at
-        self.progress = self.task.progress = progress
+        self.progress = progress
 
 
 @dataclass(frozen=True)
@@ -149,10 +155,8 @@ class Machine:
     ) -> None:
         self.name = name
         self.allows = allows
-        self.missing: frozenset[str] = frozenset()
-        """Names of allowed models whose weights it would have to download first."""
-        self.about: About | None = None
-        """What a worker on another machine says of itself; None: it is this machine."""
+        self.missing: frozenset[str] = frozenset()  # names of models that it has to download first
+        self.about: About | None = None  # None: it is this machine
         self.available = True  # its worker is there, and begins tasks
         self.drained = False  # the operator gives it no more tasks
         self.declined: dict[str, str] = {}  # by task, why its worker will not draw it
@@ -161,8 +165,7 @@ class Machine:
         self.load_orders: list[LoadSpec] = []  # what the operator wants loaded on it
         self.downloaded_bytes: int | None = None  # of what it loads, while it downloads that
         self.resident = Resident(Sizes(measured=loaded_bytes), most=models_in_memory)
-        self.speed = speed
-        """Work that it does in a second, in seconds of the timing model."""
+        self.speed = speed  # work that it does in a second, in seconds of the timing model
         self.runs: dict[str, Run] = {}
         """By task id, in the order of their claims: those that are being encoded, perhaps a paused
         one, and one on the GPU."""
@@ -171,8 +174,7 @@ class Machine:
         self.loading: LoadSpec | None = first
         """What is being loaded, or will be before anything else."""
         self.load_started_at: float | None = None
-        self.load_share = 0.0
-        """Part of the weights in memory of what is being loaded."""
+        self.load_share = 0.0  # part of the weights in memory of what is being loaded
         self.load_part_s = 0.0
         """Longest time between two reports of this load, in which it cannot be stopped."""
         self.load_reported_at = 0.0
@@ -228,12 +230,10 @@ class Machine:
 
     def start(self, task: Task, at: float, gaps: int = 0) -> None:
         """A task is claimed."""
-        self.stopping = None
-        self.offered = None
+        self.stopping = self.offered = None
         progress = Progress(
             Phase.TEXT_ENCODING, steps_total=task.params.steps_run, image=task.images_done
         )
-        task.progress = progress
         self.runs[task.task_id] = Run(task, self, at, progress, at, at, gaps_before=gaps)
         self.use(task.stages[0].load_spec)
 

@@ -256,7 +256,7 @@ class Scheduler:
         """A running task waits again, where it was (locked)."""
         run.machine.end(run, self.monotonic())
         task = run.task
-        task.status, task.started_at, task.progress = TaskStatus.WAITING, None, None
+        task.status, task.started_at = TaskStatus.WAITING, None
         task.stages = tuple(stage.after_images(task.images_done) for stage in task.stages)
         self.policy.release(task, run.gpu_s(self.monotonic()), self._gpu_s(task))
         self.deadlines.add(task)

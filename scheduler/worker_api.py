@@ -361,6 +361,7 @@ class WorkerApi:
             scheduler.start(task, self.machine)
             task.attempt += 1  # a part of its sort key: after it has left the schedule
             claimed = copy(task)
+            claimed.progress = self.machine.runs[task.task_id].progress
         if preempted:
             scheduler.events.publish(EventKind.STEP, preempted.task.task_id)
             log.info("task %s is paused", preempted.task.task_id)
