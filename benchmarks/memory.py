@@ -138,6 +138,11 @@ class TinyServer:
             asked: dict[str, Any] = json.load(answer)
         return asked
 
+    def fetch(self, target: str) -> bytes:
+        with urllib.request.urlopen(self._url + target, timeout=60) as answer:
+            data: bytes = answer.read()
+        return data
+
     def delete(self, task_id: str) -> None:
         target = f"{self._url}/delete?task_id={task_id}"
         urllib.request.urlopen(urllib.request.Request(target, method="DELETE"), timeout=60).close()

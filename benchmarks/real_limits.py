@@ -24,22 +24,25 @@ from real_size import FOLDER, POLL_S, RESET_PEAK, stage_of, touched
 
 from generation.memory_guard import MARGIN
 from generation.picture_memory import picture_memory
+from images import read_metadata
 from models.mlx_setup import prepare_mlx
 
 PROMPTS = (100, 2_500, 10_000)
 """Characters; the tokenizer of the checkpoint makes a token of each."""
 MOST_TOKENS = 4096
+WHOLE_TILED_REFUSED = ((256, 64), (384, 64), (384, 128), (2048, 2048))
+"""A CPU takes minutes for the smallest square of which tiles are less than the whole."""
 GB = 1e9
 
 
 class Case(NamedTuple):
-    """A server, and the sides of the pictures that it is asked for."""
+    """A server, and the width and height of the pictures that it is asked for."""
 
     limit_bytes: int
     options: tuple[str, ...]
     models: tuple[str, ...]
     """What draws each picture, one after the other."""
-    sides: tuple[int, ...]
+    sizes: tuple[tuple[int, int], ...]
 
 
 def main() -> None:
@@ -55,17 +58,16 @@ def main() -> None:
         write_anima(few_bits, 4)
         alone = ["--models", f"real={FOLDER}@{MODEL}"]
         two = ["--models", f"real={FOLDER}@{MODEL},small={few_bits}@{MODEL}"]
-        names, limits, prompts = ("real", "small"), (12_600, 19_500), PROMPTS
+        names, limits, prompts = ("real", "small"), (12_360, 19_500), PROMPTS
     low, high = (limit * 10**6 for limit in limits)
     with temporary_folder() as folder:
         show_texts(results, folder / "texts", alone, prompts, gpu=gpu)
         cases = [
-            Case(low, (), names[:1], (128, 192, 256, 512, 2048)),
-            Case(low, ("--vae-tiling", "128"), names[:1], (256, 2048)),
-            Case(high, ("--models-in-memory", "2"), names, (64, 128, 2048)),
+            Case(low, (), names[:1], WHOLE_TILED_REFUSED),
+            Case(high, ("--models-in-memory", "2"), names, ((64, 64), (128, 128), (2048, 2048))),
         ]
         if results.quick:
-            cases = [cases[0]._replace(sides=(128, 2048))]
+            cases = [cases[0]._replace(sizes=((128, 128), (2048, 2048)))]
         rows = []
         for number, case in enumerate(cases):
             model = two if len(case.models) > 1 else alone
@@ -85,7 +87,7 @@ def show_texts(
         for characters in prompts:
             reset_peak(server)
             start = time.perf_counter()
-            draw(server, 64, "".join(chr(97 + n % 26) for n in range(characters)))
+            draw(server, (64, 64), "".join(chr(97 + n % 26) for n in range(characters)))
             peak = max(touched(server.pid, "VmHWM") - base, 0)
             tokens = min(characters, MOST_TOKENS)
             stage = stage_of(MODEL, 64)
@@ -105,45 +107,45 @@ def limit_rows(data_dir: Path, model: Sequence[str], case: Case) -> list[tuple[o
     rows: list[tuple[object, ...]] = []
     try:
         wait_until_loaded(server)
-        for side in case.sides:
+        for width, height in case.sizes:
             for name in case.models:
                 reset_peak(server)
-                result = drawn_or_refused(server, name, side)
+                result = drawn_or_refused(server, name, (width, height))
                 peak = touched(server.pid, "VmHWM")
                 loaded = server.ask("/health")["loaded_models"]
                 shown = f"{case.limit_bytes / GB:g} GB", " ".join(case.options), len(loaded), name
                 share = f"{peak / case.limit_bytes:.2f}"
-                rows.append((*shown, f"{side} x {side}", result, peak / GB, share))
+                rows.append((*shown, f"{width} x {height}", result, peak / GB, share))
                 print(rows[-1], flush=True)
     finally:
         server.kill()
     return rows
 
 
-def drawn_or_refused(server: TinyServer, model: str, side: int) -> str:
+def drawn_or_refused(server: TinyServer, model: str, size: tuple[int, int]) -> str:
     """Returns how a picture was drawn, or the figure with which it was refused."""
     try:
-        return draw(server, side, f"a lake {time.perf_counter()}", model)
+        return draw(server, size, f"a lake {time.perf_counter()}", model)
     except HTTPError as error:
         message = error.read().decode()
         needed = message.partition("needs about ")[2].partition(" of memory")[0]
         return f"refused: {needed}" if needed else message
 
 
-def draw(server: TinyServer, side: int, prompt: str, model: str | None = None) -> str:
-    body = {"prompt": prompt, "width": side, "height": side, "steps": 1, "model": model}
+def draw(server: TinyServer, size: tuple[int, int], prompt: str, model: str | None = None) -> str:
+    width, height = size
+    body = {"prompt": prompt, "width": width, "height": height, "steps": 1, "model": model}
     task = server.ask("/generate", {k: v for k, v in body.items() if v is not None})["task_id"]
+    previews = set()
     while (status := server.ask(f"/status?task_id={task}"))["status"] in ("waiting", "running"):
-        ask_for_preview(server, task)
+        with suppress(HTTPError):  # there is none yet
+            previews.add(server.fetch(f"/preview?task_id={task}"))
         time.sleep(POLL_S)
     if status["status"] != "done":
         return str(status["error"]["message"])
-    return "drawn"
-
-
-def ask_for_preview(server: TinyServer, task_id: str) -> None:
-    with suppress(HTTPError, ValueError):  # a picture, or none yet
-        server.ask(f"/preview?task_id={task_id}")
+    tile = (read_metadata(server.fetch(f"/image?task_id={task}")) or {}).get("vae_tiling")
+    how = f"drawn, tiles of {tile}" if tile else "drawn"
+    return f"{how}, previews: {len(previews - {b''})}"
 
 
 def reset_peak(server: TinyServer) -> None:

@@ -18,6 +18,8 @@ from generation.picture_memory import (
     TILES,
     PictureMemory,
     can_tile,
+    encoding_of_pictures,
+    largest_side,
     picture_memory,
     size,
     tokens_of_text,
@@ -174,13 +176,12 @@ class MemoryGuard:
 
     def _plan(self, stage: Stage, room: float) -> Plan:
         """The first choice that fits, else the smallest."""
-        width, height = size(stage)
         whole: list[Tiling] = [] if isinstance(self._tiling, int) else [None]
         tiles: list[Tiling] = []
         if can_tile(stage):
             tiles = list(TILES) if self._tiling == "auto" else tiles
             tiles = [self._tiling] if isinstance(self._tiling, int) else tiles
-        choices = [tile for tile in tiles if tile and max(width, height) > tile]
+        choices = [tile for tile in tiles if tile and largest_side(stage) > tile]
         plans = [
             Plan(tile, MARGIN * max(self._estimate(stage, tile)))
             for tile in [*whole, *choices] or [None]
@@ -226,7 +227,9 @@ class MemoryGuard:
 
     def _is_long_text(self, stage: Stage, plan: Plan) -> bool:
         estimate = self._estimate(stage, plan.tile)
-        return self._text_tokens(stage) > TEXT_TOKENS and estimate.text == max(estimate)
+        of_pictures = encoding_of_pictures(stage, plan.tile, self._gpu)
+        is_text = self._figures(stage, plan.tile).encoding > of_pictures
+        return self._text_tokens(stage) > TEXT_TOKENS and is_text and estimate[0] == max(estimate)
 
     def _free_bytes(self) -> float:
         """Memory that this process may still take."""

@@ -2,7 +2,8 @@
 
 A picture is encoded, denoised and decoded one after the other, so it takes the most of the three:
 
-    text encoding   tokens x width x (TEXT_VALUES + kept layers), and the mask of its attention
+    encoding        of the text: tokens x width x (TEXT_VALUES + kept layers), and the mask of its
+                    attention; of pictures, one at a time: pixels x encoder_bytes
     denoising       tokens x width x ACTIVATION_BYTES
     decoding        pixels x decoder_bytes, of the picture or of one tile; and the finished picture
 
@@ -29,6 +30,10 @@ No README says what the decoders of FIBO, Qwen-Image 2.1 and SeedVR2 take: these
 those of the Qwen VAE, times the ratio of the two that MLX counted when both decoded 128 x 128
 pixels on a CPU.
 
+Encoding a picture: the encoders of FLUX.1, FLUX.2, FIBO and Qwen-Image in 32 bits on a CPU, with
+128 to 384 pixels a side (benchmarks/results/real_size.md). Where the decoder works in strips, the
+encoder does not.
+
 Without a GPU, MLX's convolutions copy their input nine times, and its attention holds all scores:
 see Cpu.
 
@@ -36,6 +41,7 @@ Previews take nothing that counts: 20 bytes for each of the 64 pixels of a laten
 """
 
 from collections.abc import Callable
+from math import sqrt
 from typing import NamedTuple
 
 from models.prompt_tokens import not_counted, tokens
@@ -57,6 +63,8 @@ SMALL_DECODER = 0.76
 """Memory of FLUX.2's small decoder / of its own one."""
 RELEASED = 0.72
 """Share of a model's weights that mflux releases with low_ram when the text is encoded."""
+ENCODER_SHARE, QWEN_ENCODER_SHARE = 0.45, 0.8
+"""Memory of encoding a picture / of decoding it whole."""
 TILES = (512, 256)
 """Sides of tiles in pixels, the first choice first. 512 is mflux's own."""
 
@@ -109,11 +117,23 @@ class Architecture(NamedTuple):
     joint: bool = True
     """Whether tokens of the text go through the transformer with those of the picture."""
 
+    @property
+    def encoder_bytes(self) -> float:
+        """Of a pixel while it is encoded."""
+        whole = FLUX1_VAE if self.decoder_bytes == STRIPS else self.decoder_bytes
+        return whole * (QWEN_ENCODER_SHARE if whole == QWEN_VAE else ENCODER_SHARE)
+
 
 STRIPS = 1350.0
 QWEN_VAE = 8300.0
 FLUX1_VAE = 6800.0
 QWEN3_4B = TextEncoder(2560, 32, 36)
+AS_DRAWN = frozenset({"flux", "qwen", "fibo"})
+"""Families that scale reference images to the size of the picture."""
+ENLARGED = frozenset({"qwen21", "fibo2"})
+"""Families that scale also small ones to Model.reference_pixels."""
+ENCODED_WHOLE = frozenset({"qwen21"})
+"""Families that do not encode reference images in tiles."""
 UNKNOWN = Architecture(4096, QWEN_VAE, text=TextEncoder(4096, 32, 36))
 """Of families that a new release of mflux brings."""
 ARCHITECTURES = {
@@ -150,7 +170,8 @@ SMALL_TEXT_ENCODERS = {
 class PictureMemory(NamedTuple):
     """Bytes that a picture takes beside the weights, by phase."""
 
-    text: float
+    encoding: float
+    """Of the text, and of the pictures that it is made from."""
     denoising: float
     decoding: float
 
@@ -165,7 +186,13 @@ def architecture(stage: Stage) -> Architecture:
 
 
 def can_tile(stage: Stage) -> bool:
-    return architecture(stage).tiles
+    """Whether mflux can decode it in tiles, or encode what it is made from in tiles."""
+    return architecture(stage).tiles or _encoded_pixels(stage, 1) < _encoded_pixels(stage, None)
+
+
+def largest_side(stage: Stage) -> float:
+    """Of the picture, and of those that it is made from, in pixels."""
+    return max(*size(stage), sqrt(_encoded_pixels(stage, None)))
 
 
 def picture_memory(
@@ -181,8 +208,9 @@ def picture_memory(
     figures = architecture(stage)
     if text_tokens is None:
         text_tokens = tokens_of_text(stage)
+    text = _encoding(figures.text, text_tokens, gpu) if figures.text else 0.0
     return PictureMemory(
-        _encoding(figures.text, text_tokens, gpu) if figures.text else 0.0,
+        max(text, encoding_of_pictures(stage, tile, gpu)),
         _denoising(figures, _tokens(stage), text_tokens, gpu),
         _decoding(figures, stage, tile, gpu),
     )
@@ -220,10 +248,33 @@ def _denoising(figures: Architecture, picture: float, text_tokens: int, gpu: boo
     return values * CPU.denoising + heads * pairs * CPU.score_bytes
 
 
+def encoding_of_pictures(stage: Stage, tile: int | None, gpu: bool) -> float:
+    """What encoding the largest of the pictures takes that a picture is made from."""
+    figures = architecture(stage)
+    if figures.always_tiled:
+        tile = tile or TILES[0]
+    encoding = _encoded_pixels(stage, tile) * figures.encoder_bytes
+    return encoding if gpu or not encoding else encoding * CPU.decoding + CPU.decoding_bytes
+
+
+def _encoded_pixels(stage: Stage, tile: int | None) -> float:
+    """Pixels of the largest picture that is encoded at a time."""
+    params = stage.params
+    width, height = size(stage)
+    references = _reference_pixels(stage)
+    whole = [width * height] if params.mask or params.control_image else []
+    in_tiles = [width * height] if params.init_image else []
+    (whole if stage.load_spec.model.family in ENCODED_WHOLE else in_tiles).extend(references)
+    largest = max(in_tiles, default=0)
+    return max([*whole, min(largest, tile**2) if tile else largest])
+
+
 def _decoding(figures: Architecture, stage: Stage, tile: int | None, gpu: bool) -> float:
     width, height = size(stage)
     if figures.always_tiled:
         tile = tile or TILES[0]
+    if not figures.tiles:
+        tile = None
     decoded = min(width, tile or width) * min(height, tile or height)
     share = SMALL_DECODER if stage.load_spec.options.small_decoder else 1.0
     decoding = decoded * figures.decoder_bytes * share
@@ -242,6 +293,15 @@ def size(stage: Stage) -> tuple[int, int]:
 def _tokens(stage: Stage) -> float:
     """Tokens of the picture and of those that it is made from, 16 x 16 pixels each."""
     width, height = size(stage)
-    largest = stage.load_spec.model.reference_pixels
-    references = sum(min(i.width * i.height, largest) for i in stage.params.images)
-    return (width * height + references) / 256
+    return (width * height + sum(_reference_pixels(stage))) / 256
+
+
+def _reference_pixels(stage: Stage) -> list[int]:
+    """Pixels to which mflux scales each reference image."""
+    model, images = stage.load_spec.model, stage.params.images
+    if model.family in AS_DRAWN:
+        width, height = size(stage)
+        return [width * height] * len(images)
+    if model.family in ENLARGED:
+        return [model.reference_pixels] * len(images)
+    return [min(image.width * image.height, model.reference_pixels) for image in images]

@@ -12,12 +12,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import params_for
+from conftest import allow, params_for
+from PIL import Image
 
 from errors import DoesNotFit
+from fields import Takes
 from generation import memory_guard
 from generation.memory_guard import MemoryGuard, Plan
-from generation.picture_memory import ARCHITECTURES, STRIPS, TILES, PictureMemory, picture_memory
+from generation.picture_memory import (
+    ACTIVATION_BYTES,
+    ARCHITECTURES,
+    STRIPS,
+    TILES,
+    PictureMemory,
+    encoding_of_pictures,
+    picture_memory,
+)
 from generation.process_memory import (
     PROCESS_BYTES,
     available_bytes,
@@ -29,10 +39,10 @@ from generator import MfluxGenerator
 from models.build_options import BuildOptions
 from models.mflux_registry import find_model, read_catalog
 from models.mlx_setup import prepare_mlx
-from models.model_catalog import LoadSpec
+from models.model_catalog import LoadSpec, Pipeline
 from storage.state_store import WEIGHTS
 from storage.task_store import TaskStore
-from task import Drawn, Stage
+from task import Drawn, InputImage, Stage
 
 GB = 1e9
 
@@ -80,9 +90,72 @@ def test_a_tiled_decoder_takes_a_tile_and_the_finished_picture() -> None:
     assert tiled < 5
 
 
-def test_reference_pictures_take_memory_while_denoising() -> None:
-    from task import InputImage
+# -- pictures that others are made from ------------------------------------------------------------
 
+SOURCE = InputImage("a", 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "megabytes"),
+    [
+        ("flux2-klein-4b", 256, 509),
+        ("flux2-klein-4b", 384, 1001),
+        ("qwen-image-edit", 256, 955),
+        ("qwen-image-edit", 384, 1991),
+    ],
+)
+def test_encoding_a_picture_takes_what_was_measured_at_real_size(
+    name: str, side: int, megabytes: float
+) -> None:
+    """In 32 bits without a GPU (benchmarks/results/real_size.md)."""
+    stage = stage_of(name, side, images=(InputImage("a", side, side),))
+    encoding = encoding_of_pictures(stage, None, gpu=False)
+    assert encoding / 1e6 == pytest.approx(megabytes, rel=0.25)
+
+
+def test_a_source_is_encoded_whole_though_its_decoder_works_in_strips() -> None:
+    alone, made = (
+        picture_memory(stage_of("z-image-turbo", 2048, **given), None, gpu=True)
+        for given in ({}, {"init_image": SOURCE, "image_strength": 0.5})
+    )
+    assert made.decoding == alone.decoding
+    assert made.encoding > 2 * max(alone)
+
+
+def test_a_source_that_does_not_fit_whole_is_encoded_in_tiles() -> None:
+    guard = MemoryGuard(int(21 * GB), gpu=True)
+    stage = stage_of("z-image-turbo", 2048, init_image=SOURCE, image_strength=0.5)
+    guard.learn_weights(stage.load_spec, int(12 * GB))
+    plan = guard.plan(stage)
+    assert (plan.tile, plan.refusal) == (512, None)
+    whole = MemoryGuard(int(21 * GB), gpu=True, tiling="off")
+    whole.learn_weights(stage.load_spec, int(12 * GB))
+    assert "A picture of 2048 x 2048 needs about" in (whole.plan(stage).refusal or "")
+    assert guard.plan(stage_of("z-image-turbo", 2048)).tile is None
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels"),
+    [
+        ("flux2-klein-4b", 64 * 64),
+        ("qwen-image-edit", 512 * 512),
+        ("dev-kontext", 512 * 512),
+        ("qwen-image-2.1", 1024 * 1024),
+    ],
+)
+def test_reference_pictures_count_with_the_size_that_mflux_gives_them(
+    name: str, pixels: int
+) -> None:
+    alone, two, four = (
+        picture_memory(stage_of(name, 512, images=(SOURCE,) * number), None, gpu=True).denoising
+        for number in (0, 2, 4)
+    )
+    token = (four - two) / (2 * pixels / 256)
+    assert two - alone == pytest.approx(2 * pixels / 256 * token)
+    assert token == ARCHITECTURES[stage_of(name).load_spec.model.family].width * ACTIVATION_BYTES
+
+
+def test_reference_pictures_take_memory_while_denoising() -> None:
     picture = (InputImage("a", 1024, 1024),)
     alone = picture_memory(stage_of("flux2-klein-4b", 512), None, gpu=True)
     with_reference = picture_memory(stage_of("flux2-klein-4b", 512, images=picture), None, gpu=True)
@@ -97,14 +170,14 @@ def test_encoding_a_text_takes_what_was_measured_at_real_size(
     tokens: int, megabytes: float
 ) -> None:
     """Anima's encoder, in 32 bits without a GPU (benchmarks/results/real_size.md)."""
-    text = picture_memory(stage_of("anima-turbo"), None, gpu=False, text_tokens=tokens).text
+    text = picture_memory(stage_of("anima-turbo"), None, gpu=False, text_tokens=tokens).encoding
     assert text / 1e6 == pytest.approx(megabytes, rel=0.25)
 
 
 def test_the_memory_of_a_text_depends_on_its_tokens_and_the_family() -> None:
     def of(name: str, prompt: str, **params: Any) -> float:
         stage = stage_of(name, prompt=prompt, **params)
-        return picture_memory(stage, None, gpu=True).text
+        return picture_memory(stage, None, gpu=True).encoding
 
     long = 10_000 * "a"
     assert of("anima-turbo", long) > 20 * of("anima-turbo", "a lake")
@@ -129,7 +202,7 @@ def test_the_small_decoder_takes_what_mflux_publishes(side: int, peak: float) ->
 def test_the_small_text_encoder_takes_less_than_the_models_own() -> None:
     stage = stage_of("flux2-klein-4b")
     small = picture_memory(with_options(stage, small_text_encoder=True), None, gpu=True)
-    assert small.text < picture_memory(stage, None, gpu=True).text / 4
+    assert small.encoding < picture_memory(stage, None, gpu=True).encoding / 4
 
 
 def test_with_low_ram_ming_draws_without_its_text_encoder_in_memory() -> None:
@@ -147,7 +220,7 @@ def test_with_low_ram_ming_draws_without_its_text_encoder_in_memory() -> None:
     before = guard.plan(low)
     figures = picture_memory(low, None, gpu=True)
     released = 0.72 * 19.3 * GB
-    measured = PictureMemory(figures.text, 0.0, max(figures.decoding - released, 0.0))
+    measured = PictureMemory(figures.encoding, 0.0, max(figures.decoding - released, 0.0))
     guard.learn(low, None, measured)
     assert guard.plan(low) == before
 
@@ -343,11 +416,11 @@ def test_the_memory_of_this_machine_and_process_is_known() -> None:
 class OnItsThread:
     """A generator on one thread of its own, as MLX wants it."""
 
-    def __init__(self, data_dir: Path, **options: Any) -> None:
+    def __init__(self, data_dir: Path, inputs: Path | None = None, **options: Any) -> None:
         prepare_mlx()
         self._thread = ThreadPoolExecutor(1)
         self.generator = MfluxGenerator(data_dir, **options)
-        self._inputs = data_dir
+        self._inputs = inputs or data_dir
 
     def load(self, stage: Stage) -> None:
         if stage.load_spec.key not in self.generator.resident:
@@ -394,6 +467,45 @@ def test_a_picture_in_tiles_looks_like_the_whole_one(
     assert 0 < difference < np.asarray(whole.picture).std()
     assert "vae_tiling" not in (whole.metadata or {})
     assert (tiled.metadata or {})["vae_tiling"] == 128
+
+
+ENCODES = [
+    (name, pipeline)
+    for name in ("tiny-z-image", "tiny-flux2", "tiny-flux3", "tiny-fibo2", "tiny-ernie")
+    for pipeline in allow(name).default.pipelines
+    if not pipeline.inpaints and {Takes.IMAGES, Takes.INIT_IMAGE} & pipeline.takes
+]
+"""Families whose decoders work in strips."""
+
+
+@pytest.mark.parametrize(("name", "pipeline"), ENCODES)
+def test_a_source_is_encoded_in_the_tiles_of_the_plan(
+    name: str,
+    pipeline: Pipeline,
+    make_generator: Callable[..., OnItsThread],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from mflux.models.common.vae.vae_tiler import VAETiler
+
+    sizes: list[tuple[int, ...]] = []
+    encode = VAETiler.encode_image_tiled
+
+    def noted(*, image: Any, tile_size: tuple[int, int], **others: Any) -> Any:
+        sizes.append((image.shape[-1], *tile_size))
+        return encode(image=image, tile_size=tile_size, **others)
+
+    monkeypatch.setattr(VAETiler, "encode_image_tiled", noted)
+    Image.new("RGB", (128, 128), "red").save(tmp_path / "a.png")
+    picture = InputImage("a", 128, 128)
+    given: dict[str, Any] = {"images": (picture,)}
+    if Takes.IMAGES not in pipeline.takes:
+        given = {"init_image": picture, "image_strength": 0.5}
+    params = params_for(model=name, width=128, height=128, steps=2, **given)
+    made = make_generator(guard=MemoryGuard(10**12, gpu=False, tiling=64), inputs=tmp_path)
+    made.draw(Stage(LoadSpec(allow(name).default, pipeline, None), params))
+    assert sizes
+    assert all(size == (128, 64, 64) for size in sizes)
 
 
 def test_every_size_up_to_the_limit_is_drawn_or_refused_with_the_figure(

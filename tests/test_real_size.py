@@ -61,7 +61,8 @@ def test_the_written_checkpoint_is_one_that_mflux_loads_and_draws(
             "real_size.py",
             ("the model was loaded", "| 128 x 128 |", "GET /queue while", "Stopped in a step"),
         ),
-        ("real_limits.py", ("128 x 128 |", " drawn ", " refused: 1.3 GB ")),
+        ("real_limits.py", ("128 x 128 |", " drawn, previews: ", " refused: 1.3 GB ")),
+        ("real_countdown.py", ("below a third", "| 64 x 64 |")),
         ("real_loras.py", ("Loading takes", "| one, in place of two |")),
     ],
 )
