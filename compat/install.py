@@ -16,6 +16,7 @@ from compat.a1111 import SCHEMAS_OF_A1111, A1111Routes, a1111_error
 from compat.a1111_callers import Callers
 from compat.a1111_checkpoint import Checkpoint
 from compat.a1111_lists import A1111Lists, without_effect
+from compat.ollama import SCHEMAS_OF_OLLAMA, OllamaRoutes, is_ollamas, ollama_error
 from compat.openai_chat import SCHEMAS_OF_CHAT, ChatRoutes
 from compat.openai_errors import openai_error
 from compat.openai_images import SCHEMAS_OF_OPENAI, OpenAIRoutes
@@ -27,11 +28,15 @@ from task import Memory
 
 OPENAI_PREFIX = "/v1"
 A1111_PREFIX = "/sdapi/v1"
+OLLAMA_PREFIX = "/api"
+NATIVE_GENERATE = "api_tasks.generate"
+"""The endpoint of POST /api/generate, which Ollama's API has, too."""
 FOREIGN_SCHEMAS: ForeignSchemas = (
     *SCHEMAS_OF_OPENAI,
     *SCHEMAS_OF_RESPONSES,
     *SCHEMAS_OF_CHAT,
     *SCHEMAS_OF_A1111,
+    *SCHEMAS_OF_OLLAMA,
 )
 
 
@@ -57,7 +62,8 @@ def install_foreign_apis(
     memory: Callable[[], Memory],
     preview: Callable[[str], bytes | None],
 ) -> ForeignSchemas:
-    """Registers the routes; returns the schemas that their documentation names.
+    """Registers the routes, after the native ones; returns the schemas that their documentation
+    names.
 
     Args:
         preview: the picture of a running task so far, by task_id; None where there is none.
@@ -82,6 +88,9 @@ def install_foreign_apis(
     app.register_blueprint(blueprint_of(a1111, "a1111", A1111_PREFIX))
     app.register_blueprint(blueprint_of(lists, "a1111_lists", A1111_PREFIX))
     app.register_blueprint(without_effect("a1111_without_effect", A1111_PREFIX))
+    ollama = OllamaRoutes(calls, started_at=time.time())
+    app.register_blueprint(blueprint_of(ollama, "ollama", OLLAMA_PREFIX))
+    app.view_functions[NATIVE_GENERATE] = ollama.generate_or(app.view_functions[NATIVE_GENERATE])
     return FOREIGN_SCHEMAS
 
 
@@ -92,4 +101,6 @@ def foreign_error(path: str, problem: Problem) -> tuple[object, int, dict[str, s
         return openai_error(problem)
     if path.startswith("/sdapi/"):
         return a1111_error(problem)
+    if is_ollamas(path):
+        return ollama_error(problem)
     return None

@@ -112,7 +112,9 @@ class SyncCalls:
         """Tasks whose last caller has left, by task_id; the event is set when they have ended."""
 
     def known_name(self, name: str | None) -> str | None:
-        """The name of a model if there is one of it, allowed or not; None: the default is meant."""
+        """The name of a model if there is one of it, allowed or not; None: the default is meant.
+        Apps that know Ollama append `:latest`."""
+        name = name.removesuffix(":latest") if name else None
         if name and (Catalog(self.allowed.models).find(name) or self.catalog.find(name)):
             return name
         return None

@@ -322,6 +322,7 @@ USES = {
     "cluster/source.py",
     "commands.py",
     "compat/install.py",
+    "compat/ollama.py",
     "compat/openai_answers.py",
     "compat/openai_chat.py",
     "compat/openai_responses.py",

@@ -86,6 +86,9 @@ def test_every_call_of_an_app_is_answered_with_what_it_reads(url: str, app: dict
             [image] = body["choices"][0]["message"]["images"]
             data = image["image_url"]["url"].partition(",")[2]
             assert Image.open(BytesIO(base64.b64decode(data, validate=True))).format == "PNG"
+        elif call["path"].endswith("/tags"):
+            names = [one["name"] for one in body["models"] if "image" in one["capabilities"]]
+            assert names == ["tiny:latest", "tiny-flux2:latest"]
         elif call["path"].endswith("txt2img"):
             [image] = body["images"]
             shown = Image.open(BytesIO(base64.b64decode(image, validate=True)))

@@ -14,6 +14,7 @@ from schemathesis import GenerationMode
 from test_malformed import AS_DOCUMENTED, JSON_VALUES, SETTINGS
 
 from compat.a1111_shapes import ImageToImage
+from compat.ollama_shapes import OllamaGenerate
 from compat.openai_shapes import OpenAIGeneration
 
 POSTS = {
@@ -26,6 +27,7 @@ POSTS = {
     ("/sdapi/v1/img2img", "POST"),
     ("/sdapi/v1/options", "POST"),
     ("/sdapi/v1/png-info", "POST"),
+    ("/api/show", "POST"),
 }
 GETS = {
     ("/v1/images/img-{name}", "GET"),
@@ -52,6 +54,9 @@ def check_error(answer: Any, path: str) -> None:
         assert answer.status_code != 422
         assert set(body) == {"error"}
         assert set(body["error"]) == {"message", "type", "param", "code"}
+    elif path.startswith("/api/"):
+        assert set(body) == {"error"}
+        assert isinstance(body["error"], str)
     else:
         assert set(body) == {"error", "detail", "body", "errors"}
 
@@ -80,8 +85,8 @@ def test_every_route_that_takes_nothing_answers_as_documented(small_server: Serv
     schema = schemathesis.openapi.from_url(small_server.url + "/openapi.json")
     paths = small_server.get("/openapi.json").json()["paths"]
     known = {(path, method.upper()) for path in paths for method in paths[path]}
-    quiet = {one for one in known if one[0].startswith(("/v1/", "/sdapi/"))} - POSTS - GETS
-    assert len(quiet) == 28
+    quiet = {one for one in known if one[0].startswith(("/v1/", "/sdapi/", "/api/"))} - POSTS - GETS
+    assert len(quiet) == 31
     for path, method in sorted(quiet):
         case = schema[path][method].Case()
         answer = case.call(timeout=60)
@@ -95,6 +100,7 @@ def test_every_route_that_takes_nothing_answers_as_documented(small_server: Serv
 @pytest.mark.parametrize(
     ("path", "fields"),
     [
+        ("/api/generate", sorted(OllamaGenerate.model_fields)),
         ("/v1/images/generations", sorted(OpenAIGeneration.model_fields)),
         ("/sdapi/v1/txt2img", sorted(ImageToImage.model_fields)),
         ("/sdapi/v1/img2img", sorted(ImageToImage.model_fields)),
@@ -106,11 +112,20 @@ def test_fields_of_any_kind_are_taken_or_refused(
     @SETTINGS
     @given(body=st.dictionaries(st.sampled_from(fields), JSON_VALUES))
     def storm(body: dict[str, Any]) -> None:
-        whole = {"prompt": "x", "size": "64x64", "width": 64, "height": 64, "steps": 1, **body}
+        named = {"model": "tiny", "stream": False} if path.startswith("/api/") else {}
+        whole = {
+            **named,
+            "prompt": "x",
+            "size": "64x64",
+            "width": 64,
+            "height": 64,
+            "steps": 1,
+            **body,
+        }
         content = json.dumps(whole)  # NaN and all
         answer = requests.post(small_server.url + path, data=content, timeout=60)
         if answer.status_code == 200:
-            assert answer.json()
+            assert answer.text
         else:
             check_error(answer, path)
 

@@ -91,6 +91,15 @@ def test_any_name_that_is_no_model_means_the_servers_own(server: ServerProcess, 
     assert len({"url", "b64_json"} & set(image)) == 1
 
 
+def test_a_name_may_have_the_tag_of_ollama(server: ServerProcess, client: openai.OpenAI) -> None:
+    answer = client.images.generate(
+        model="tiny-flux2:latest", prompt="x", size=SIZE, response_format="url"
+    )
+    task_id = images_of(answer)[0].url.rpartition("/img-")[2].partition("_")[0]
+    params = server.get("/status", task_id=task_id).json()["params"]
+    assert params["model"] == "tiny-flux2"
+
+
 def test_a_model_of_the_catalog_that_is_not_allowed_is_refused(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="Allowed: tiny, tiny-flux2") as caught:
         client.images.generate(model="dev", prompt="x", size=SIZE)
