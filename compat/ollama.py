@@ -45,6 +45,8 @@ from version import VERSION
 
 TAG = "Ollama"
 PATHS = ("/api/tags", "/api/version", "/api/ps", "/api/show")
+NOT_HERE = ("/api/chat", "/api/embed", "/api/embeddings", "/api/pull", "/api/push", "/api/create")
+"""What Ollama's clients also call: their errors have its form."""
 ONLY_OLLAMAS = ("stream", "options", "keep_alive")
 """Fields of a body that the native API does not have."""
 TAG_OF_NAME = re.compile(r":[^:/]*$")
@@ -75,7 +77,7 @@ OLLAMA_ERRORS = ErrorShape("OllamaError", ollama_error_body, int)
 
 def is_ollamas(path: str) -> bool:
     """Whether the present request is one of Ollama's clients."""
-    return path in PATHS or "ollamas" in g
+    return path in (*PATHS, *NOT_HERE) or "ollamas" in g
 
 
 class OllamaRoutes:

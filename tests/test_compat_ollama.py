@@ -173,6 +173,6 @@ def test_errors_of_the_package_tell_what_is_wrong(app: DrawingApp, client: ollam
 
 
 def test_chats_are_not_there(client: ollama.Client) -> None:
-    with pytest.raises(ollama.ResponseError) as caught:
+    with pytest.raises(ollama.ResponseError, match="POST /api/chat: Not Found") as caught:
         client.chat("tiny", [{"role": "user", "content": "hello"}])
     assert caught.value.status_code == 404
