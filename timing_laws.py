@@ -177,6 +177,19 @@ class GpuLaws:
         self._known.clear()
         self._seen = (min(self._seen[0], place.x), max(self._seen[1], place.x))
 
+    def pace(self, place: Place, step_s: float) -> float:
+        """By what factor forecasts would change if a picture ended now whose steps after the first
+        one have taken this long."""
+        if self._corrections is None:
+            return 1.0
+        (predicted,) = self._predicted([place])
+        where, (number,) = _pictures([place], self._numbers)
+        return self.scale.foreseen(
+            log(max(step_s, LEAST_S) / predicted.step),
+            seen=self._corrections[1].knows(int(number)),
+            near=float(self._corrections[1].near(where)[0]),
+        )
+
     def learn_repeated_text(self, part: float) -> None:
         """A prompt was encoded again, in this part of the time of a new one."""
         gain = 0.5 if self._repeats else 1.0

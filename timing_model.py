@@ -28,6 +28,7 @@ changes the work of a step):
    keeps the embeddings, 1 where it does not.
 5. A running task is forecast at its own pace. If a phase is late, the rest is predicted from
    its elapsed time (timing/live.py, timing/survival.py): the countdown never ends before the task.
+   What waits behind it is forecast as if its pace were learned now: pace().
 6. The p90 of a wait is a quantile of earlier errors, whose level follows how many tasks took longer
    than theirs (timing/spread.py).
 7. Each machine has laws of its own: of(). One that has never run a key starts with the samples of
@@ -198,6 +199,12 @@ class TimingModel:
     def image_encoding_s(self, work: Work) -> float:
         """Durations.image_encoding_s."""
         return _encoding_law(self._image_encoding, work.format).predict((1.0, work.x))
+
+    def pace(self, work: Work, step_s: Sequence[float]) -> float:
+        """By what factor other forecasts of this key would change if a picture with these steps,
+        two at least, ended now."""
+        law = self._laws.get(work.model)
+        return law.pace(work.place, mean_step_s(step_s[1:])) if law else 1.0
 
     def learn(self, work: Work, measured: Measured) -> None:
         """Learns from a finished image; the next forecast takes the milliseconds of the fit. A

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scheduler.forecast import Forecaster, Lane, Lanes
+from scheduler.forecast import Forecaster
+from scheduler.lanes import Lane, Lanes
 from scheduler.machines import Machine
 from scheduler.plan import Plan
 from scheduler.schedule import Schedule
@@ -143,7 +144,7 @@ class Baselines:
     def improve_waiting(self, lanes: Lanes, only: Machine | None = None) -> None:
         """The waiting tasks may end earlier than before: then later ends are compared with these.
 
-        As long as the plan stays, the ends of all tasks of a machine move together: only its
+        As long as plan and pace stay, the ends of all tasks of a machine move together: only its
         earliest lane is kept, and the ends are computed from it when they are needed.
 
         Args:
@@ -151,7 +152,12 @@ class Baselines:
             only: the one machine whose tasks have changed; None: it may be any of them.
         """
         plan = self._forecaster.plan(lanes)
-        if plan is not self._plan or not self._earliest:
+        moved = any(
+            lanes[number].pace != known.pace
+            for number, known in enumerate(self._earliest)
+            if only in (None, known.machine)
+        )
+        if plan is not self._plan or not self._earliest or moved:
             self.settle()
             self._plan, self._earliest = plan, list(lanes)
             self._image_encoding_s = self._schedule.image_encoding_s()
@@ -169,12 +175,13 @@ class Baselines:
         ends_at = self._schedule.column("end_at")
         drawn_at = np.empty(len(ends_at))
         for number, lane in enumerate(self._earliest):
-            own_at = lane.at + lane.gpu_free_s + self._plan.walks[number].start_s[1:]
+            starts_s = self._plan.walks[number].starts_s(lane.pace)
+            own_at = lane.at + lane.gpu_free_s + starts_s[1:]
             encoder_free_at = lane.at + lane.encoder_free_s
             drawn_at[self._plan.own(number)] = np.maximum(own_at, encoder_free_at)
         first = self._earliest[0]
         for position, start_s in enumerate(first.preempting_s):
-            work_s = self._schedule.durations(position).gpu_s / first.machine.speed
+            work_s = first.work_s(self._schedule.durations(position))
             drawn_at[position] = first.at + start_s + work_s
         np.minimum(ends_at, drawn_at + self._image_encoding_s, out=ends_at)
         self._earliest = []

@@ -187,6 +187,14 @@ class Estimates:
             self._durations[id(stage), repeated] = stage, durations
         return durations
 
+    def pace(self, stage: Stage, step_s: Sequence[float]) -> float:
+        """By what factor the forecasts of other stages would change if this one ended now.
+
+        Args:
+            step_s: what its steps have taken.
+        """
+        return self._timing.pace(self.work(stage), step_s)
+
     def gpu_s(self, works: Sequence[Work]) -> list[float]:
         """Seconds of the GPU for many works of one timing key."""
         return self._timing.gpu_s(works)

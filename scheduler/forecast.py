@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import exp
-from typing import Any, NamedTuple
 
 from models.model_catalog import LoadSpec
 from scheduler.downloads import Downloads, Pending
 from scheduler.estimates import Estimates
+from scheduler.lanes import Lane, Lanes, Running
 from scheduler.machines import Machine, Run
 from scheduler.plan import Plan, Planner
 from scheduler.policy import Policy
@@ -30,66 +30,6 @@ MOST_COMPARED = 2_000
 """Pairs of a task and a machine that next_tasks() compares; the rest goes by the order alone."""
 P90_OF_DOWNLOADS = 1.5
 """A download's 90 % quantile as a multiple of its forecast: download times vary widely."""
-
-
-class Running(NamedTuple):
-    """A task that runs, and its forecast."""
-
-    run: Run
-    forecast: Forecast
-    left_s: float
-    """Seconds until it is done; other tasks not counted."""
-
-
-@dataclass(frozen=True)
-class Lane:
-    """The future of a machine, in seconds from `at`."""
-
-    machine: Machine
-    at: float
-    """Reading of the monotonic clock."""
-    gpu_free_s: float
-    """Seconds until its GPU is free."""
-    encoder_free_s: float
-    running: list[Running]
-    preempting_s: list[float]
-    """Seconds until each of the first waiting tasks starts that preempt the running one."""
-
-    def of(self, run: Run) -> Running:
-        return next(running for running in self.running if running.run is run)
-
-
-class Lanes(Sequence[Lane]):
-    """The future of each machine from one moment on. Each is computed when it is needed first.
-
-    Args:
-        at: the moment, a reading of the monotonic clock.
-        lane_of: the future of a machine.
-    """
-
-    def __init__(
-        self, machines: Sequence[Machine], at: float, lane_of: Callable[[Machine, float], Lane]
-    ) -> None:
-        self.at = at
-        self._machines = machines
-        self._lane_of = lane_of
-        self._lanes: dict[str, Lane] = {}
-
-    def __len__(self) -> int:
-        return len(self._machines)
-
-    def __getitem__(self, number: Any) -> Any:
-        return self.of(self._machines[number])
-
-    def of(self, machine: Machine) -> Lane:
-        lane = self._lanes.get(machine.name)
-        if lane is None:
-            lane = self._lanes[machine.name] = self._lane_of(machine, self.at)
-        return lane
-
-    def free_s(self) -> list[float]:
-        """By machine, seconds until its GPU has no running task any more."""
-        return [lane.gpu_free_s for lane in self]
 
 
 @dataclass(frozen=True)
@@ -174,11 +114,11 @@ class Forecaster:
         for number, lane in enumerate(lanes):
             walk, index = plan.walks[number], plan.index(number, position)
             loads, _ = walk.resident_before(index).loads(task.stages)
-            start_s = lane.gpu_free_s + float(walk.start_s[index])
+            start_s = lane.start_s(walk, index)
             load_s = self._estimates.loads_s(loads)
             loaded = walk.loads_before(index) + len(loads)
             start = _Start(lane, start_s, load_s, loaded, lane.encoder_free_s)
-            starts.append((start_s + load_s + durations.gpu_s / lane.machine.speed, number, start))
+            starts.append((start_s + load_s + lane.work_s(durations), number, start))
         _, _, start = min(starts)
         return self._waiting(task, position, start, durations)
 
@@ -323,7 +263,8 @@ class Forecaster:
             )
             left_s = encoding_s + (load_s + gpu_s if run.on_gpu else 0.0)
             running.append(Running(run, forecast, left_s))
-        return Lane(machine, at, gpu_free_s, encoder_free_s, running, preempting_s)
+        pace = self.remaining.pace(machine)
+        return Lane(machine, at, gpu_free_s, encoder_free_s, running, preempting_s, pace)
 
     def plan(self, lanes: Lanes) -> Plan:
         """Which of them each waiting task runs on."""
@@ -349,7 +290,7 @@ class Forecaster:
         _, end = self._schedule.level(priority)
         plan = self.plan(lanes)
         return min(
-            lane.gpu_free_s + float(plan.walks[number].start_s[plan.index(number, end)])
+            lane.start_s(plan.walks[number], plan.index(number, end))
             for number, lane in enumerate(lanes)
         )
 
@@ -372,7 +313,7 @@ def _forecast_at(
     walk, index = plan.walks[number], plan.index(number, position)
     start = _Start(
         lane,
-        lane.gpu_free_s + float(walk.start_s[index]),
+        lane.start_s(walk, index),
         float(walk.load_s[index]),
         walk.loads_before(index + 1),
         lane.encoder_free_s,
@@ -382,7 +323,7 @@ def _forecast_at(
 
 def _forecast(position: int, start: _Start, durations: Durations, p90_factor: float) -> Forecast:
     """Of a waiting task. Its image encoding also waits for the encoder to end the running tasks."""
-    gpu_done_s = start.start_s + start.load_s + durations.gpu_s / start.lane.machine.speed
+    gpu_done_s = start.start_s + start.load_s + start.lane.work_s(durations)
     end_s = max(gpu_done_s, start.encoder_free_s) + durations.image_encoding_s
     return Forecast(
         pos=position,

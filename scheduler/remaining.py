@@ -18,12 +18,17 @@ SHARE_TO_TRUST = 0.25
 SHARE_SIGMA = 0.2
 """Spread of log(truth / forecast) of the rest by that pace."""
 
+PACE_STEPS = 3
+"""Steps of a picture, the first one included, after which its pace says something about others."""
+
 
 class Remaining:
     """`at` is a reading of the monotonic clock, in seconds."""
 
     def __init__(self, estimates: Estimates) -> None:
         self._estimates = estimates
+        self._paces: dict[str, tuple[object, float]] = {}
+        """By machine, the latest pace(), and what it was made of."""
 
     def left_s(self, run: Run, at: float) -> float:
         """Until a running task is done, as it is forecast at this moment if no report comes until
@@ -42,6 +47,21 @@ class Remaining:
     def gpu_s(self, run: Run, at: float) -> float:
         """For which a running task still needs the GPU, loading of its weights included."""
         return self._gpu_s(run, self._live(run, run.until(at))) if run.on_gpu else 0.0
+
+    def pace(self, machine: Machine) -> float:
+        """How many times as long as forecast what waits takes, as the steps of the latest running
+        task show that has drawn some: rounded, so that it changes seldom."""
+        runs = reversed(machine.in_order)
+        run = next((run for run in runs if len(run.step_s) >= PACE_STEPS), None)
+        if run is None:
+            return 1.0
+        state = run.task.task_id, run.progress, self._estimates.version
+        known, pace = self._paces.get(machine.name, (None, 1.0))
+        if known != state:
+            step_s = [step_s * machine.speed for step_s in run.step_s]
+            pace = round(self._estimates.pace(run.stage, step_s), 2)
+            self._paces[machine.name] = state, pace
+        return pace
 
     def after_next_step_s(self, run: Run, at: float) -> float | None:
         """As gpu_s(), when its next step has ended; None: there is none."""

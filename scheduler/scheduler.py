@@ -26,8 +26,9 @@ from scheduler.deadlines import Deadlines
 from scheduler.downloads import EXPANSION_KEY, Downloads
 from scheduler.estimates import Estimates
 from scheduler.events import EventKind, EventLog
-from scheduler.forecast import Forecaster, Lanes
+from scheduler.forecast import Forecaster
 from scheduler.health import Cause, Health
+from scheduler.lanes import Lanes
 from scheduler.limits import QueueLimits
 from scheduler.machines import Machine, Machines, Run
 from scheduler.policy import Place, Policy, key

@@ -51,6 +51,24 @@ class Walk:
         load_s: Floats = np.add.reduceat(self.rows_load_s, self.ends[:-1])
         return load_s
 
+    @cached_property
+    def _loading_s(self) -> Floats:
+        """Seconds of loading before each task, and of all."""
+        found: Floats = _before_each(self.rows_load_s, self.ends)
+        return found
+
+    def starts_s(self, pace: float) -> Floats:
+        """As start_s, if all work takes this many times as long."""
+        if pace == 1.0:
+            return self.start_s
+        found: Floats = pace * (self.start_s - self._loading_s) + self._loading_s
+        return found
+
+    def start_at_s(self, index: int, pace: float) -> float:
+        """Of one of the tasks, as starts_s()."""
+        loading_s = 0.0 if pace == 1.0 else float(self._loading_s[index])
+        return pace * (float(self.start_s[index]) - loading_s) + loading_s
+
     def loads_before(self, index: int) -> int:
         """How often weights are loaded before this one of the tasks."""
         return int(np.count_nonzero(self.rows_loads[: self.ends[index]]))

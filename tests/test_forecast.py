@@ -2,6 +2,7 @@
 
 import random
 import time
+from math import sin
 from pathlib import Path
 from typing import Any
 
@@ -580,3 +581,38 @@ def test_stats_tell_what_was_learned_and_how_good_it_is(server: ServerProcess) -
     assert 0 <= stats["share_inside_p90"] <= 1
     assert stats["tasks_last_hour"] >= 3
     assert 0 < stats["busy_share"] <= 1
+
+
+def drifting(bench: Bench) -> float:
+    """The bench's machine has become slower and quicker lately. Returns how slow it is now."""
+    work, slower = bench.estimates.work(bench.task("x", side=1024, steps=10).stages[0]), 1.0
+    for number in range(40):
+        slower = 1.0 + 0.25 * sin(number / 6)
+        bench.timing.learn(work, Measured(0.5, [1.2 * slower] * 10, slower, 0.01))
+    return slower
+
+
+def test_what_waits_follows_the_pace_of_the_running_picture() -> None:
+    bench = Bench()
+    bench.load()
+    slower = drifting(bench)
+    run = running(bench, bench.task("a", side=1024, steps=10))
+    waiting, other = bench.task("b", side=512), bench.task("c", KLEIN, side=512)
+    bench.join(waiting)
+    bench.join(other)
+    before = bench.forecaster.of(waiting)
+    own_s, load_s = before.end_s - before.start_s, bench.estimates.load_s(spec_of(KLEIN))
+    bench.report(run, Phase.DENOISING, 0)
+    for step in range(1, 4):
+        bench.at += 1.2 * slower * 1.1
+        bench.report(run, Phase.DENOISING, step)
+    pace = bench.forecaster.lanes()[0].pace
+    assert 1.02 < pace < 1.1
+    now = bench.forecaster.of(waiting)
+    assert now.end_s - now.start_s == pytest.approx(pace * own_s, rel=0.01)
+    behind = bench.forecaster.of(other)
+    work_s = bench.gpu_s(other)
+    gpu_s = bench.estimates.durations(*waiting.stages).gpu_s
+    assert behind.start_s == pytest.approx(now.start_s + pace * gpu_s)
+    assert behind.end_s - behind.start_s == pytest.approx(load_s + pace * work_s, rel=0.01)
+    assert bench.forecaster.of_new(bench.task("d", KLEIN)).start_s > behind.start_s

@@ -101,9 +101,8 @@ class Scale:
             self._path.append(self._logs[self._best])
             self._unsure = False
             return
-        spread = self._spreads[seen]
+        spread, doubt = self._spreads[seen], self._doubt(seen, near)
         bounded = max(-RESIDUAL_LIMIT * spread, min(residual, RESIDUAL_LIMIT * spread))
-        doubt = spread if seen else (spread**2 + (NOT_NEAR / (1.0 + near)) ** 2) ** 0.5
         in_sigmas = max(-RESIDUAL_LIMIT, min(residual / doubt, RESIDUAL_LIMIT))
         shift = self._shifts.add(residual, in_sigmas)
         if shift is not None:
@@ -119,8 +118,27 @@ class Scale:
             self._spreads[seen] = max(own, SIGMA_LEAST)
         self._path.append(self._logs[self._best])
 
+    def foreseen(self, residual: float, *, seen: bool, near: float) -> float:
+        """By what factor the scale would change if a picture with this residual ended now: the
+        arguments are those of follow(). 1: it would be taken for an outlier, or for a shift."""
+        doubt = self._doubt(seen, near)
+        if self._unsure or abs(residual) >= IGNORED_SIGMAS * doubt:
+            return 1.0
+        bounded = max(-RESIDUAL_LIMIT * doubt, min(residual, RESIDUAL_LIMIT * doubt))
+        return exp(SCALE_GAINS[self._best] * self._trust(doubt) * bounded)
+
+    def _doubt(self, seen: bool, near: float) -> float:
+        """How far a residual may be from the pace of the machine: near many samples, no further
+        than those before it."""
+        spread = self._spreads[seen]
+        return spread if seen else (spread**2 + (NOT_NEAR / (1.0 + near) ** 2) ** 2) ** 0.5
+
+    def _trust(self, doubt: float) -> float:
+        """Part of a gain with which a residual is followed."""
+        return (min(self._spreads.values()) / doubt) ** 2
+
     def _follow(self, residual: float, spread: float) -> None:
-        trust = (min(self._spreads.values()) / spread) ** 2
+        trust = self._trust(spread)
         now = self._logs[self._best]
         for i, gain in enumerate(SCALE_GAINS):
             error = now + residual - self._logs[i]
