@@ -110,7 +110,8 @@ class Loading:
             UnsuitableWeights
         """
         for unfilled, module in self._unfilled:
-            left = [name for name in unfilled.missing if name in _layers_of(module)]
+            expected = _layers_of(module) if unfilled.missing else {}
+            left = [name for name in unfilled.missing if name in expected]
             if left and (error := unfilled._replace(missing=left).error()):
                 raise error
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from PIL import Image
+
 from generation.pipelines import arguments
 from models.model_catalog import Model, Pipeline
 from task import Stage
@@ -89,7 +91,10 @@ def call_with(model: Model, pipeline: Pipeline, values: dict[str, Any]) -> Calle
         configs.append(self)
 
     refusal = None
-    with mock.patch.object(Config, "__init__", recorded):
+    with (
+        mock.patch.object(Config, "__init__", recorded),
+        mock.patch.object(Image.Image, "resize", _resized_quickly),
+    ):
         try:
             bare(model, pipeline).generate_image(**values)
         except FirstUse:
@@ -101,6 +106,14 @@ def call_with(model: Model, pipeline: Pipeline, values: dict[str, Any]) -> Calle
     config = configs[-1]
     size = (config.width, config.height)
     return Called(_ruined(config, pipeline), config.num_inference_steps, config.guidance, size)
+
+
+RESIZE = Image.Image.resize
+
+
+def _resized_quickly(image: Image.Image, size: tuple[int, int], *_: Any, **__: Any) -> Image.Image:
+    """Pixels are not looked at here, and smooth ones take most of the time of a call."""
+    return RESIZE(image, size, Image.Resampling.NEAREST)
 
 
 def bits_refused(model: Model, pipeline: Pipeline, bits: int) -> bool:

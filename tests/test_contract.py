@@ -212,7 +212,7 @@ def full(model: Model, pipeline: Pipeline, case: Case) -> Case:
     """With what the pipeline needs."""
     least = dict.fromkeys(("init_image", "images", "mask", "control_image"), ((512, 512),))
     needed = {name: size for name, size in least.items() if name in pipeline.needs}
-    values = {"seed": 1, "width": 512, "height": 512, "prompt": CAPTION, **case.values}
+    values = {"seed": 1, "width": 128, "height": 128, "prompt": CAPTION, **case.values}
     if Takes.UPSCALE in pipeline.needs:
         values = {
             "seed": 1,
