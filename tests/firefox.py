@@ -120,7 +120,7 @@ class Firefox:
         self.do("WebDriver:ElementSendKeys", id=self._element(selector), text=text)
 
     def fill(self, selector: str, text: str) -> None:
-        """Replaces the text of a field. WebDriver's own way to clear it tells the page nothing."""
+        """Replaces the text of a field. WebDriver's own command for it sends no input event."""
         self.run(
             "const field = document.querySelector(arguments[0]); field.focus(); field.select()",
             selector,

@@ -38,8 +38,10 @@ def test_the_pictures_of_a_batch_appear_one_by_one_and_it_stops_after_the_curren
     status = served.get("/status", task_id=me.task_ids()[0]).json()
     assert (status["status"], status["images_done"], status["last_image"]) == ("cancelled", 2, 1)
     expect(me.shown("a batch")).to_have_count(2)
+    expect(me[".card.new"]).to_have_count(2)
     me.page.reload()
     expect(me.shown("a batch")).to_have_count(2)
+    expect(me[".card.new"]).to_have_count(0)  # these are not animated: a long list stays smooth
 
 
 def test_a_card_says_which_worker_draws_its_picture(visit: Visit) -> None:

@@ -28,7 +28,7 @@ export function exact(seconds) {
 
 export const isLate = (task) => task.actual_s > task.p90_s;
 
-export function median(values) {
+function median(values) {
   const sorted = [...values].sort((one, other) => one - other);
   return sorted[Math.floor(sorted.length / 2)];
 }

@@ -113,7 +113,7 @@ export class Gallery {
       this.#grid,
       items.slice(0, this.#limit),
       keyOf,
-      (item) => this.#card(item),
+      (item) => this.#newCard(item),
       (node, item) => node.refresh?.(item),
     );
     if (focused && document.activeElement === document.body) this.#keepFocus(focused);
@@ -145,6 +145,13 @@ export class Gallery {
     const id = key.split(" ")[0];
     const successor = [...this.#grid.children].find((card) => card.dataset.key.startsWith(id));
     (successor?.querySelector("button, a") ?? find("yours")).focus({ preventScroll: true });
+  }
+
+  /** Those of this visit come with an animation. */
+  #newCard(item) {
+    const card = this.#card(item);
+    card.classList.toggle("new", item.task.created > performance.timeOrigin);
+    return card;
   }
 
   #card(item) {

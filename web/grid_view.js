@@ -9,7 +9,7 @@ import { stored } from "./tasks.js";
 /** Without a picture; other states wait for one. */
 const STATES = { failed: "xy.failed", cancelled: "gallery.cancelled", gone: "gallery.gone" };
 
-export const gridTitle = ({ across, down }) => t("xy.of", { across: t(`xy.${across.name}`), down: t(`xy.${down.name}`) });
+const gridTitle = ({ across, down }) => t("xy.of", { across: t(`xy.${across.name}`), down: t(`xy.${down.name}`) });
 
 /** Shows the grid with this id while its pictures are drawn. tasks: Tasks; open(item): the large view. */
 export async function openGrid(id, tasks, open) {

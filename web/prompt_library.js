@@ -10,7 +10,7 @@ const MOST_STYLES = 100;
 const styles = () => read("styles") ?? [];
 
 /** The prompt with the text of a style, or without it if it has it. {prompt} in a style stands for the prompt. */
-export function withStyle(prompt, text) {
+function withStyle(prompt, text) {
   if (text.includes("{prompt}")) {
     const [before, after] = text.split("{prompt}");
     const has = prompt.startsWith(before) && prompt.endsWith(after) && prompt.length >= before.length + after.length;

@@ -30,7 +30,7 @@ function copyByCommand(text) {
 export const copyPrompt = ({ task, index }) => copy(titleOf(task, index), t("share.prompt_copied"));
 
 /** As other programs write them: the form reads this text, too. */
-export function parametersOf({ task, index }) {
+function parametersOf({ task, index }) {
   const { params } = task;
   const fields = [
     ["Steps", params.steps],

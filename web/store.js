@@ -42,7 +42,7 @@ export function storedTasks() {
   return tasks;
 }
 
-export const readTask = (id) => read(`task:${id}`);
+const readTask = (id) => read(`task:${id}`);
 export const writeTask = (id, task) => write(`task:${id}`, task);
 
 /** Calls listener(id, task) when another tab changes a task; task is null if it was removed. */

@@ -38,7 +38,7 @@ function changed(fields, name, value, first) {
 }
 
 /** The requests of all cells, row by row. */
-export function cellsOf({ fields, inputs }, across, down) {
+function cellsOf({ fields, inputs }, across, down) {
   const seed = fields.seed ?? String(Math.floor(Math.random() * MOST_SEED));
   const { n, ...one } = { ...fields, seed };
   const grid = { id: randomKey(), across, down };
