@@ -159,8 +159,11 @@ class Submission:
         if params.loras:
             warnings = self._check_adapters(drawing.load_spec)
             params = params.model_copy(update={"warnings": warnings})
-        if refusal := self._refusal(drawing):
-            raise refusal
+        for stage in stages:
+            if refusal := self._refusal(stage):
+                if stage.load_spec.model.name == params.upscaler:
+                    refusal.field = "upscale"
+                raise refusal
         prepared.params = params
         prepared.ignored_fields = ignored_fields(request, params)
         return prepared

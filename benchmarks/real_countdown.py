@@ -83,7 +83,6 @@ def row_of(server: TinyServer, side: int, steps: int) -> tuple[object, ...]:
     while (status := server.ask(f"/status?task_id={task['task_id']}"))["status"] != "done":
         at_s, left_s = time.perf_counter() - start, float(status.get("wait_remaining") or 0.0)
         looks.append(Look(at_s, left_s, status.get("phase") or "", status.get("steps_done") or 0))
-        print(*looks[-1], flush=True)
         time.sleep(POLL_S)
     whole_s = time.perf_counter() - start
     first = [look for look in looks if look.at_s >= FIRST_S] or looks

@@ -121,8 +121,8 @@ def check_values(weights: LoadSpec, lora_path: Callable[[str], str]) -> None:
 def unusable(name: str, reason: str) -> UnusableAdapter:
     """The error about a LoRA that cannot be used, with what client and operator can do."""
     return UnusableAdapter(
-        f"The LoRA {name!r} cannot be used: {reason}. Leave it out, choose another one (GET "
-        "/models says which fit), or replace its file (--lora-dir)."
+        f"The LoRA {name!r} cannot be used: {reason.rstrip('.')}. Leave it out, choose another one "
+        "(GET /models says which fit), or replace its file (--lora-dir)."
     )
 
 

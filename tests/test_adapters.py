@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from test_generator import OnItsThread
 
 from errors import ModelLoadError, UnusableAdapter
-from generation.adapters import AdapterChecks, Sizes
+from generation.adapters import AdapterChecks, Sizes, unusable
 from models import tiny_models
 from models.hub_cache import weight_files
 from models.mflux_registry import read_catalog
@@ -294,6 +294,10 @@ def test_what_mflux_finds_wrong_while_it_applies_an_adapter_blames_the_adapter(
         generating._thread.submit(generating.generator.apply_adapters, wrong).result()
     generating._thread.submit(generating.generator.load, generating.weights).result()
     assert generating.generate(params_for()).size == (64, 64)
+
+
+def test_a_reason_that_is_a_sentence_gets_no_second_full_stop() -> None:
+    assert "cannot be used: it is broken. Leave" in unusable("x", "it is broken.").message
 
 
 def test_a_broken_file_of_a_models_folder_is_named_and_evicts_nothing(

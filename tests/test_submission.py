@@ -13,8 +13,10 @@ from api.submission import Prepared, Submission
 from api.waiting_places import WaitingPlaces
 from api.wildcards import Wildcards
 from decoding.decoder import PictureDecoder
-from errors import InvalidInput, ServerError
+from errors import DoesNotFit, InvalidInput, ServerError
 from fields import PRESETS, Takes
+from generation.memory_guard import MemoryGuard
+from generator import MfluxGenerator
 from images import to_base64, to_png
 from models import in_context
 from models.mflux_registry import find_model, read_catalog
@@ -715,3 +717,22 @@ def test_a_pair_of_images_takes_the_time_of_twice_the_pixels() -> None:
     (plain,) = desk.allowed.stages(desk.params(width=512, height=512))
     (pair,) = desk.allowed.stages(desk.params(width=512, height=512, images=[PICTURE]))
     assert estimates.work(pair).tokens == 2 * estimates.work(plain).tokens
+
+
+def test_an_upscaling_that_does_not_fit_into_memory_is_refused_with_its_field(
+    tmp_path: Path,
+) -> None:
+    guard = MemoryGuard(7 * 10**9, gpu=True)
+    allowed = allow("tiny", "seedvr2-3b")
+    submission = Submission(
+        seen_by_all(PlayedQueue(allowed, TimingModel(), TaskStore(None))),
+        allowed,
+        Limits(),
+        MfluxGenerator(tmp_path, guard=guard).refusal,
+        places=WaitingPlaces(1),
+    )
+    body = {"prompt": "x", "width": 512, "height": 512}
+    assert submission.prepare(parse_request(json.dumps(body).encode(), Limits())).params
+    with pytest.raises(DoesNotFit, match=r"seedvr2-3b.*this machine has 7\.0 GB") as caught:
+        submission.prepare(parse_request(json.dumps({**body, "upscale": 2}).encode(), Limits()))
+    assert caught.value.field == "upscale"
