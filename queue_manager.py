@@ -48,6 +48,7 @@ class QueueManager:
         self.keep_clock = scheduler.keep_clock
         self.control = QueueControl(scheduler)
         self.metrics = QueueMetrics(scheduler)
+        self.newest_done = scheduler.store.ended.newest_done
 
     def submit(
         self,

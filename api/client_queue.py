@@ -5,6 +5,7 @@ of somebody else is unknown, as if its id had never been given.
 """
 
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 
 from api.audit import audit
 from api.identity import client as present_client
@@ -115,6 +116,15 @@ class ClientQueue:
         if wanted is None:
             return self._queue.unfinished(limit, offset)
         return self._queue.unfinished(limit, offset, lambda task: self.owns(task) and wanted(task))
+
+    def newest_done(self, most: int) -> list[Task]:
+        """Its own tasks that are done and kept, the latest one first; of an operator, too, only
+        those that it has submitted itself."""
+        found = []
+        for task_id in self._queue.newest_done(self.client.name, most):
+            with suppress(UnknownTask, Gone):  # fetched, or removed just now
+                found.append(self._queue.status(task_id))
+        return found
 
     def image(self, task_id: str, index: int = 0) -> tuple[bytes, GenerationParams]:
         return self._queue.image_of(self._own(task_id), index)

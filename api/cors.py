@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from flask import Flask, Response, request
 
 ALLOWED_METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
-EXPOSED_HEADERS = "Retry-After, Content-Disposition"
+EXPOSED_HEADERS = "Retry-After, Content-Disposition, Mcp-Session-Id"
 """Headers of answers that clients need, beside those that every page may read."""
 MAX_AGE_S = 600
 

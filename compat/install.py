@@ -16,6 +16,9 @@ from compat.a1111 import SCHEMAS_OF_A1111, A1111Routes, a1111_error
 from compat.a1111_callers import Callers
 from compat.a1111_checkpoint import Checkpoint
 from compat.a1111_lists import A1111Lists, without_effect
+from compat.mcp import PATH as MCP_PATH
+from compat.mcp import SCHEMAS_OF_MCP, McpRoutes, mcp_error
+from compat.mcp_results import Results
 from compat.ollama import SCHEMAS_OF_OLLAMA, OllamaRoutes, is_ollamas, ollama_error
 from compat.openai_chat import SCHEMAS_OF_CHAT, ChatRoutes
 from compat.openai_errors import openai_error
@@ -37,6 +40,7 @@ FOREIGN_SCHEMAS: ForeignSchemas = (
     *SCHEMAS_OF_CHAT,
     *SCHEMAS_OF_A1111,
     *SCHEMAS_OF_OLLAMA,
+    *SCHEMAS_OF_MCP,
 )
 
 
@@ -80,6 +84,8 @@ def install_foreign_apis(
     openai = OpenAIRoutes(calls, preview, links, started_at=time.time())
     a1111 = A1111Routes(calls, checkpoint, Callers(own_queue), preview)
     lists = A1111Lists(calls, checkpoint, memory)
+    mcp = McpRoutes(calls, Results(links, calls.decoder))
+    app.register_blueprint(blueprint_of(mcp, "mcp"))
     app.register_blueprint(blueprint_of(openai, "openai", OPENAI_PREFIX))
     app.register_blueprint(
         blueprint_of(ResponsesRoutes(calls, preview), "openai_responses", OPENAI_PREFIX)
@@ -103,4 +109,6 @@ def foreign_error(path: str, problem: Problem) -> tuple[object, int, dict[str, s
         return a1111_error(problem)
     if is_ollamas(path):
         return ollama_error(problem)
+    if path == MCP_PATH:
+        return mcp_error(problem)
     return None

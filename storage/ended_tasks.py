@@ -179,6 +179,16 @@ class EndedTasks:
             ).fetchall()
         return self._still_there(rows)
 
+    def newest_done(self, owner: str, most: int) -> list[str]:
+        """The ids of tasks of this client that are done and kept, the latest one first."""
+        with self._database.reading() as connection:
+            rows = connection.execute(
+                "SELECT task_id FROM tasks WHERE gone IS NULL AND status = 'done' AND owner = ?"
+                " ORDER BY kept_since DESC LIMIT ?",
+                (owner, most),
+            ).fetchall()
+        return self._still_there(rows)
+
     def remove_tombstones(self, gone_before: float) -> None:
         with self._database.transaction() as connection:
             connection.execute(

@@ -51,6 +51,8 @@ STANDS_ON_A_TASK = (
     "/preview",
     "/thumbnail",
 )
+FOREIGN = ("/v1/", "/sdapi/", "/api/", "/mcp")
+"""Beginnings of the paths of foreign APIs: test_compat_malformed.py."""
 OPERATIONS = {
     ("/generate", "POST"),
     ("/estimate", "POST"),
@@ -156,9 +158,7 @@ def check_error(status: int, content_type: str | None, content: bytes) -> None:
 def test_the_storm_knows_every_operation(small_server: ServerProcess) -> None:
     paths = small_server.get("/openapi.json").json()["paths"]
     known = {(path, method.upper()) for path in paths for method in paths[path]}
-    foreign = {
-        (path, method) for path, method in known if path.startswith(("/v1/", "/sdapi/", "/api/"))
-    }
+    foreign = {(path, method) for path, method in known if path.startswith(FOREIGN)}
     assert known - foreign == OPERATIONS
 
 

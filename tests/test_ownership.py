@@ -162,6 +162,7 @@ OTHERS = {
     "GET /v1/images/img-{name}": "test_a_stranger_cannot_fetch_by_the_openai_url",
     "GET /sdapi/v1/progress": "test_a_stranger_sees_no_progress_and_interrupts_nothing",
     "POST /sdapi/v1/interrupt": "test_a_stranger_sees_no_progress_and_interrupts_nothing",
+    "POST /mcp": "test_a_stranger_cannot_use_a_task_of_another_client_through_mcp",
     "POST /sdapi/v1/skip": "test_a_stranger_sees_no_progress_and_interrupts_nothing",
 }
 
@@ -385,6 +386,26 @@ def test_a_stranger_sees_no_progress_and_interrupts_nothing(owned: Owned) -> Non
         assert owned.ask(BOB, "POST", path).status_code == 200
     status = owned.ask(ALICE, "GET", "/status", params={"task_id": owned.running}).json()
     assert status["status"] == "running"
+
+
+def test_a_stranger_cannot_use_a_task_of_another_client_through_mcp(owned: Owned) -> None:
+    def ask(key: str, method: str, **params: Any) -> dict[str, Any]:
+        body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+        return dict(owned.ask(key, "POST", "/mcp", json=body).json())
+
+    for tool in ("check_image", "cancel", "edit_image"):
+        prompt = {"prompt": "x"} if tool == "edit_image" else {}
+        never: dict[str, Any] = {"name": tool, "arguments": {"task_id": "0" * 16, **prompt}}
+        for task_id in owned.ids:
+            tried: dict[str, Any] = {"name": tool, "arguments": {"task_id": task_id, **prompt}}
+            answer = ask(BOB, "tools/call", **tried)
+            assert answer == ask(BOB, "tools/call", **never)
+            assert answer["result"]["isError"]
+    uri = f"mflux://pictures/{owned.done}/0"
+    assert "error" in ask(BOB, "resources/read", uri=uri)
+    assert ask(ALICE, "resources/read", uri=uri)["result"]["contents"][0]["uri"] == uri
+    assert PROMPT not in json.dumps(ask(BOB, "resources/list"))
+    assert PROMPT in json.dumps(ask(ALICE, "resources/list"))
 
 
 def test_the_same_idempotency_key_of_two_clients_makes_two_tasks(owned: Owned) -> None:

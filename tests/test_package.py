@@ -133,6 +133,7 @@ def test_the_installed_commands_serve_and_draw_a_picture(
     client = (installed / "mflux-client", "a lighthouse", "--url", served, "-o", picture)
     run(*client, "--width", 64, "--height", 64, "--steps", 2, cwd=tmp_path)
     assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "--pictures" in run(installed / "mflux-mcp", "--help", cwd=tmp_path)
 
 
 def test_the_installed_worker_command_is_that_of_the_checkout(installed: Path) -> None:
