@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TEST_PROCESSES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help serve worker service service-remove test lint format bench chaos cluster-chaos pages pins clean
+.PHONY: help serve worker service service-remove test test-slow lint format bench chaos cluster-chaos pages pins clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -27,8 +27,13 @@ service: $(VENV)/.serves $(EXTRAS) ## start the server now and at each login: ma
 service-remove: $(VENV)/.serves ## stop that and remove it; tasks and images stay
 	@$(BIN)/python deploy/service.py remove
 
+PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/.tests ## run the tests; some of them: make test ARGS="tests/test_worker.py"
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.tests ## and those that take long: soaks, whole programs, every family of models
+	$(PYTEST) -m slow $(ARGS)
 
 lint: $(VENV)/.tests ## ruff and mypy
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -82,6 +82,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     gc.freeze()  # collections, which tests of memory ask for, do not look at all tests again
+
+
+def slow_except(usual: Iterable[object], values: Iterable[Any]) -> list[Any]:
+    """Parameters of a test: `make test` takes the usual ones, `make test-slow` the others."""
+    usual = list(usual)
+    rows = [(value, value if isinstance(value, tuple) else (value,)) for value in values]
+    return [
+        pytest.param(*row, marks=[] if value in usual else pytest.mark.slow) for value, row in rows
+    ]
 
 
 def allow(*names: str, **options: Any) -> Allowed:

@@ -371,6 +371,7 @@ def test_a_finished_task_is_removed(server: ServerProcess) -> None:
     assert server.get("/status", task_id=task_id).status_code == 410
 
 
+@pytest.mark.slow
 def test_two_hundred_concurrent_submissions_lose_and_double_nothing(server: ServerProcess) -> None:
     barrier = threading.Barrier(20)
 

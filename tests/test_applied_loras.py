@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from conftest import PlayedQueue, allow, forecast_of, params_for
+from conftest import PlayedQueue, allow, forecast_of, params_for, slow_except
 from safetensors.numpy import save_file
 from test_pipelines import PROMPTED, OnItsThread
 
@@ -104,7 +104,7 @@ def write(tmp_path: Path) -> Callable[..., Lora]:
     return written
 
 
-@pytest.mark.parametrize(("name", "quantize"), CASES)
+@pytest.mark.parametrize(("name", "quantize"), slow_except([("tiny", 8)], CASES))
 def test_switching_draws_what_a_fresh_load_draws_and_loads_nothing(
     generating: OnItsThread,
     data_dir: Path,

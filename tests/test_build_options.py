@@ -8,7 +8,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from conftest import PlayedQueue, allow, params_for
+from conftest import PlayedQueue, allow, params_for, slow_except
 from test_applied_loras import loaded_of, write_lora
 from test_pipelines import OnItsThread
 
@@ -133,7 +133,10 @@ def test_each_model_has_the_options_of_its_classes() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["tiny-flux2", "tiny-flux3", "tiny-z-image", "tiny-qwen21", "tiny-anima"]
+    "name",
+    slow_except(
+        ["tiny-flux2"], ["tiny-flux2", "tiny-flux3", "tiny-z-image", "tiny-qwen21", "tiny-anima"]
+    ),
 )
 def test_the_precision_arrives_in_the_class_and_changes_the_image(
     name: str, generating: OnItsThread
@@ -308,7 +311,9 @@ def test_models_tell_their_options(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bits", [None, 4, 8])
-@pytest.mark.parametrize("name", ["tiny-anima", "tiny-krea2", "tiny-qwen21", "tiny-ernie"])
+@pytest.mark.parametrize(
+    "name", slow_except(["tiny-ernie"], ["tiny-anima", "tiny-krea2", "tiny-qwen21", "tiny-ernie"])
+)
 def test_weights_take_the_memory_that_their_headers_say(
     name: str, bits: int | None, generating: OnItsThread, data_dir: Path
 ) -> None:

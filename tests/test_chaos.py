@@ -3,9 +3,11 @@
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT, clean_environment
 
 
+@pytest.mark.slow
 def test_the_chaos_finds_nothing_in_a_short_run_of_malformed_requests() -> None:
     command = [sys.executable, "tests/chaos/run_chaos.py", "--quick", "--only", "malformed"]
     done = subprocess.run(

@@ -27,6 +27,7 @@ from far_network import Proxy
 from cluster.remote_machine import DEAF
 
 pytestmark = [
+    pytest.mark.slow,
     needs_redis,
     pytest.mark.skipif(not forking.CAN_FORK, reason="processes are changed as they are forked"),
 ]

@@ -281,6 +281,7 @@ def go_to(moment: str, killer: Client) -> None:
     pause(killer.random.uniform(0.0, 0.6))
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_moment_loses_and_doubles_nothing(tmp_path: Path) -> None:
     """`make chaos` does it for minutes."""
     life, clients = live_and_die(tmp_path, 1)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
-from conftest import GIVE_UP_S, ServerProcess, allow, params_for
+from conftest import GIVE_UP_S, ServerProcess, allow, params_for, slow_except
 from PIL import Image, ImageDraw
 
 from fields import Takes
@@ -46,6 +46,7 @@ NEEDS = {Takes.IMAGES: {"images": [WHITE]}}
 ENLARGES = "Fibo2Edit"
 """mflux scales several pictures to a megapixel each, which takes too long here."""
 NAMES = sorted(FAMILIES)
+USUAL = "tiny-ernie"
 PIPELINES = [
     (name, pipeline)
     for name in NAMES
@@ -79,7 +80,9 @@ def file_of(studio: ServerProcess, task_id: str) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("name", "pipeline"), PIPELINES, ids=[f"{name}-{pipeline.name}" for name, pipeline in PIPELINES]
+    ("name", "pipeline"),
+    slow_except([one for one in PIPELINES if one[0] == USUAL], PIPELINES),
+    ids=[f"{name}-{pipeline.name}" for name, pipeline in PIPELINES],
 )
 def test_a_picture_depends_on_each_field_that_its_model_takes_and_is_the_same_again(
     studio: ServerProcess, name: str, pipeline: Pipeline
@@ -103,7 +106,7 @@ def test_a_picture_depends_on_each_field_that_its_model_takes_and_is_the_same_ag
         assert first.tobytes() != second.tobytes(), (one, other)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_except([USUAL], NAMES))
 def test_the_defaults_of_a_model_draw_and_are_in_the_metadata_and_the_forecast_is_learned(
     studio: ServerProcess, name: str
 ) -> None:
@@ -122,7 +125,7 @@ def test_the_defaults_of_a_model_draw_and_are_in_the_metadata_and_the_forecast_i
     assert answer["confidence"] != "none", answer
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_except([USUAL], NAMES))
 def test_steps_are_reported_in_order_and_a_preview_is_made_of_each_known_form_of_latents(
     name: str, data_dir: Path
 ) -> None:

@@ -41,6 +41,7 @@ def test_with_two_machines_of_different_speed_it_is_about_as_good_as_the_oracle(
     assert ours < 1.5 * oracle + 0.02
 
 
+@pytest.mark.slow
 def test_quick_runs_and_keeps_no_result() -> None:
     result = BENCHMARKS / "results" / "forecast_error.md"
     before = result.read_bytes()

@@ -255,6 +255,7 @@ class Poller:
         self._thread.join(60)
 
 
+@pytest.mark.slow
 def test_no_body_makes_the_server_fail_while_another_client_is_served(
     small_server: ServerProcess,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import RunServer, ServerProcess, StartServer
+from conftest import RunServer, ServerProcess, StartServer, slow_except
 from PIL import Image, ImageDraw
 
 from api.model_answers import ModelAnswer, ModelsAnswer
@@ -131,7 +131,7 @@ CHANGES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
 IMG2IMG = ("tiny", "tiny-flux2", "tiny-z-image", "tiny-qwen")
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("name", slow_except(["tiny", "tiny-fill"], CHANGES))
 def test_a_picture_depends_on_all_that_is_asked_for_and_is_the_same_again(
     studio: ServerProcess, name: str
 ) -> None:

@@ -121,6 +121,7 @@ def test_the_package_needs_what_requirements_in_names(wheel: Path) -> None:
     assert 'celery; extra == "cluster"' in needed
 
 
+@pytest.mark.slow
 def test_the_installed_commands_serve_and_draw_a_picture(
     installed: Path, served: str, tmp_path: Path
 ) -> None:
@@ -136,6 +137,7 @@ def test_the_installed_commands_serve_and_draw_a_picture(
     assert "--pictures" in run(installed / "mflux-mcp", "--help", cwd=tmp_path)
 
 
+@pytest.mark.slow
 def test_the_installed_worker_command_is_that_of_the_checkout(installed: Path) -> None:
     shown = run(installed / "mflux-worker", "--help", cwd=installed)
     own = run(sys.executable, ROOT / "remote_worker.py", "--help", cwd=ROOT)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import ROOT, ServerProcess, needs_chromium
+from conftest import ROOT, ServerProcess, needs_chromium, slow_except
 from pages import Visit
 from playwright.sync_api import expect
 
@@ -181,7 +181,7 @@ def test_the_browser_chooses_the_language(
 
 
 @needs_chromium
-@pytest.mark.parametrize("language", TEXTS)
+@pytest.mark.parametrize("language", slow_except(["de"], TEXTS))
 def test_the_page_works_in_each_language(visit: Visit, language: str) -> None:
     me, texts = visit(locale=language), TEXTS[language]
     me.page.goto(me.url + "operator")

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import httpx
 import pytest
-from conftest import allow, params_for
+from conftest import allow, params_for, slow_except
 from huggingface_hub import errors as hub
 from PIL import Image, ImageDraw
 
@@ -285,7 +285,7 @@ PROMPTED: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", PROMPTED)
+@pytest.mark.parametrize("name", slow_except(["tiny", "tiny-fill"], PROMPTED))
 def test_the_images_of_a_task_encode_its_prompt_once(
     name: str, on_thread: OnItsThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -512,6 +512,7 @@ def memory_of_switching(data_dir: Path, rounds: int) -> list[tuple[list[int], in
     return measured
 
 
+@pytest.mark.slow
 def test_fifty_switches_between_models_leave_no_memory_behind(data_dir: Path) -> None:
     """In a process of its own: MLX counts the arrays of all tests together."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:

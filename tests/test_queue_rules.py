@@ -845,6 +845,7 @@ def some_params(number: int, steps: int, side: int, count: int = 1) -> Generatio
     )
 
 
+@pytest.mark.slow
 def test_the_queue_follows_its_rules_through_any_history() -> None:
     run_state_machine_as_test(
         QueueRules,

@@ -30,6 +30,7 @@ def run(script: str, *arguments: str) -> str:
     return ended.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bits", "options"), [(None, ()), (None, ("--float32",)), (4, ("--bits", "4"))]
 )
@@ -54,6 +55,7 @@ def test_the_written_checkpoint_is_one_that_mflux_loads_and_draws(
         assert thread.submit(draw).result() == (bits, (64, 64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "lines"),
     [

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import slow_except
 from PIL import Image, ImageChops, ImageDraw
 
 from models import tiny_models
@@ -17,6 +18,7 @@ Draw = Callable[..., Image.Image]
 Request = dict[str, Any]
 
 NAMES = tiny_models.ALL_TINY_MODELS
+USUAL = ("tiny", "tiny-flux2")
 WITH_LORA = [name for name in NAMES if tiny_models.PIPELINES[name].split(".")[2] in TINY_LORAS]
 
 
@@ -162,7 +164,7 @@ def draw(pipeline: Any, request: Request) -> Image.Image:
     return picture
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_except(USUAL, NAMES))
 def test_the_same_request_gives_the_same_picture(
     name: str, loaded: Callable[[str], Any], images: dict[str, str], data_dir: Path
 ) -> None:
@@ -172,7 +174,7 @@ def test_the_same_request_gives_the_same_picture(
     assert draw(load(name, data_dir), request).tobytes() == first.tobytes()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_except(USUAL, NAMES))
 def test_the_picture_heeds_all_that_its_class_takes(
     name: str, loaded: Callable[[str], Any], images: dict[str, str]
 ) -> None:
@@ -197,7 +199,7 @@ def test_the_picture_is_neither_black_nor_constant(
     assert ImageChops.invert(picture).getbbox()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_except(USUAL, NAMES))
 @pytest.mark.parametrize("bits", [4, 8])
 def test_they_are_quantized_for_real(
     name: str,
@@ -250,7 +252,7 @@ def files_of(folder: Path) -> list[Path]:
     return sorted(file for file in folder.rglob("*") if file.is_file())
 
 
-@pytest.mark.parametrize("name", WITH_LORA)
+@pytest.mark.parametrize("name", slow_except(USUAL, WITH_LORA))
 def test_a_lora_changes_the_picture_as_far_as_its_scale_says(
     name: str,
     loaded: Callable[[str], Any],

@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import allow, params_for
+from conftest import allow, params_for, slow_except
 from test_pipelines import OnItsThread
 
 from fields import Takes
@@ -55,7 +55,7 @@ def after_rounds(name: str, data_dir: Path) -> tuple[list[int], int]:
     return active, loaded_bytes
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", slow_except(["tiny"], FAMILIES))
 def test_a_model_that_was_unloaded_leaves_no_arrays(
     process: ProcessPoolExecutor, data_dir: Path, name: str
 ) -> None:
@@ -78,6 +78,7 @@ def memory_of_rounds(data_dir: Path) -> list[int]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.slow
 def test_the_memory_of_the_process_returns_after_unloading(
     process: ProcessPoolExecutor, data_dir: Path
 ) -> None:
