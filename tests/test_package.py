@@ -100,8 +100,8 @@ def test_the_wheel_contains_every_module_and_the_page_under_one_package(wheel: P
     files = [
         *sources,
         *ROOT.glob("client/*.py"),
-        *ROOT.glob("web/*.*"),
-        *ROOT.glob("web/*/*"),
+        *(path for path in ROOT.glob("web/**/*") if path.is_file()),
+        *(path for path in ROOT.glob("web/**/*") if path.is_file()),
         *ROOT.glob("templates/*/*"),
     ]
     assert len(files) > 100
