@@ -289,6 +289,10 @@ class QueueManager:
         """Returns how many pictures a client has pinned, and how many it may."""
         return self._scheduler.retention.kept_by(owner)
 
+    def kept_ids(self, owner: str) -> list[str]:
+        """Returns the tasks that a client has pinned, the latest first."""
+        return self._scheduler.retention.kept_ids(owner)
+
     # -- private -----------------------------------------------------------------------------------
 
     def _copy(self, task: Task) -> Task:

@@ -139,6 +139,11 @@ class ClientQueue:
         task = self._queue.keep(task_id, kept)
         return task, *self._queue.kept_by(task.owner.name)
 
+    def kept(self) -> tuple[list[str], int, int]:
+        """The tasks that this client has pinned, their pictures, and how many it may pin."""
+        owner = self.client.name
+        return self._queue.kept_ids(owner), *self._queue.kept_by(owner)
+
     def fetched(self, task_id: str, index: int | None = None) -> None:
         if not self.sees_all:
             self.status(task_id)

@@ -55,7 +55,19 @@ class KeepAnswer(Answer):
     max_kept_pictures: int = Field(description="Most that the operator allows.", examples=[200])
 
 
-KEEP_SCHEMAS: ForeignSchemas = ((KeepAnswer, "serialization"),)
+class KeptTasksAnswer(Answer):
+    task_ids: list[str] = Field(
+        description="One's own kept tasks, the latest first; GET /status describes each.",
+        examples=[["1fc9cc4f9d3b27a1"]],
+    )
+    kept_pictures: int = Field(description="Their pictures.", examples=[12])
+    max_kept_pictures: int = Field(description="Most that the operator allows.", examples=[200])
+
+
+KEEP_SCHEMAS: ForeignSchemas = (
+    (KeepAnswer, "serialization"),
+    (KeptTasksAnswer, "serialization"),
+)
 KEEP_ERRORS = (
     errors.InvalidInput,
     errors.UnknownTask,
@@ -77,6 +89,20 @@ class KeepRoutes:
         self._spool = spool
         self._lock = Lock()  # the archives that are being sent
         self._zips: Counter[str] = Counter()
+
+    @route("GET", "/keep")
+    @documented(
+        "List one's own kept tasks",
+        tag="images",
+        description="For a second browser or program of the same client.",
+        answers={200: json_answer(KeptTasksAnswer, "The tasks.")},
+        errors=READING_ERRORS,
+    )
+    def kept(self) -> Response:
+        task_ids, pictures, most = self._own_queue().kept()
+        return json_response(
+            KeptTasksAnswer(task_ids=task_ids, kept_pictures=pictures, max_kept_pictures=most)
+        )
 
     @route("POST", "/keep")
     @documented(

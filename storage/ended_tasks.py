@@ -134,6 +134,10 @@ class EndedTasks:
             ).fetchone()
         return int(row[0]), int(row[1])
 
+    def kept_ids(self, owner: str) -> list[str]:
+        """Tasks that this client has pinned, the latest first."""
+        return self._ids("kept AND owner = ? ORDER BY kept_since DESC", owner)
+
     def settle(self) -> None:
         """Writes the changes that the database has refused before."""
         for task_id, fetch in list(self.unwritten.fetched.items()):
@@ -246,7 +250,7 @@ class EndedTasks:
                 (json.dumps(sorted(fetched)), fetched_at, task_id),
             )
 
-    def _ids(self, condition: str, value: float) -> list[str]:
+    def _ids(self, condition: str, value: float | str) -> list[str]:
         with self._database.reading() as connection:
             rows = connection.execute(
                 "SELECT task_id FROM tasks WHERE gone IS NULL"

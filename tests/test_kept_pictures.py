@@ -94,6 +94,21 @@ def test_fetching_a_kept_picture_does_not_remove_it_and_deleting_does(bench: Pla
     assert answer["kept_pictures"] == 1
 
 
+def test_the_kept_tasks_of_a_client_are_listed_the_latest_first(bench: PlayedApp) -> None:
+    first, other, of_bob, last = (done(bench, name) for name in ("alice", "alice", "bob", "alice"))
+    for name, task_id in (("alice", first), ("bob", of_bob), ("alice", last)):
+        bench.at += 1.0
+        bench.json(name, "POST", "/keep", query_string={"task_id": task_id})
+    most = {"max_kept_pictures": 200}
+    answer = bench.json("alice", "GET", "/keep")
+    assert answer == {"task_ids": [last, first], "kept_pictures": 2, **most}
+    assert bench.json("bob", "GET", "/keep")["task_ids"] == [of_bob]
+    bench.json("alice", "DELETE", "/keep", query_string={"task_id": last})
+    bench.json("alice", "DELETE", "/delete", query_string={"task_id": first})
+    assert bench.json("alice", "GET", "/keep") == {"task_ids": [], "kept_pictures": 0, **most}
+    assert "kept" not in bench.status("alice", other)
+
+
 def test_only_ended_tasks_with_pictures_can_be_kept(bench: PlayedApp) -> None:
     waiting = bench.submit("alice")
     assert code_of(bench, "alice", "POST", "/keep", task_id=waiting) == "wrong_status"

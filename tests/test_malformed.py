@@ -86,6 +86,7 @@ OPERATIONS = {
     ("/cancel", "POST"),
     ("/cancel", "DELETE"),
     ("/image/link", "POST"),
+    ("/keep", "GET"),
     ("/keep", "POST"),
     ("/keep", "DELETE"),
     ("/zip", "GET"),
@@ -95,6 +96,7 @@ OPERATIONS = {
     ("/machines/{name}/resume", "POST"),
 }
 WITHOUT_INPUT = {
+    ("/keep", "GET"),
     ("/machines", "GET"),
     ("/metrics", "GET"),
     ("/tasks", "GET"),

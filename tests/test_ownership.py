@@ -156,6 +156,7 @@ OTHERS = {
     "GET /tasks": "test_a_stranger_lists_and_clears_only_its_own_tasks",
     "POST /clear": "test_a_stranger_lists_and_clears_only_its_own_tasks",
     "DELETE /clear": "test_a_stranger_lists_and_clears_only_its_own_tasks",
+    "GET /keep": "test_a_client_lists_only_its_own_kept_tasks",
     "GET /queue": "test_a_stranger_sees_of_others_what_the_wait_depends_on",
     "POST /v1/responses": "test_a_stranger_cannot_edit_the_picture_of_a_response",
     "POST /v1/chat/completions": "test_a_stranger_cannot_edit_the_picture_of_a_response",
@@ -279,6 +280,15 @@ def test_a_stranger_cannot_start_from_a_picture_of_another_client(owned: Owned) 
     assert stranger.json()["error"]["field"] == "init_image"
     assert owned.ask(BOB, "POST", "/estimate", json=body).status_code == 404
     assert owned.ask(ALICE, "POST", "/estimate", json=body).status_code == 200
+
+
+def test_a_client_lists_only_its_own_kept_tasks(owned: Owned) -> None:
+    done = {"task_id": owned.done}
+    assert owned.ask(ALICE, "POST", "/keep", params=done).status_code == 200
+    assert owned.ask(ALICE, "GET", "/keep").json()["task_ids"] == [owned.done]
+    assert owned.ask(BOB, "GET", "/keep").json()["task_ids"] == []
+    assert owned.ask(ROOT_KEY, "GET", "/keep").json()["task_ids"] == []
+    assert owned.ask(ALICE, "DELETE", "/keep", params=done).status_code == 200
 
 
 def test_a_stranger_lists_and_clears_only_its_own_tasks(owned: Owned) -> None:

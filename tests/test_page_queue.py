@@ -10,7 +10,7 @@ import pytest
 import requests
 from conftest import ServerProcess, StallingHub, StartServer, needs_chromium
 from holding import Hold
-from pages import MODELS, NO_EVENTS, Visit, picture_file
+from pages import MODELS, NO_EVENTS, Visit, Visitor, picture_file
 from playwright.sync_api import Route, expect
 
 pytestmark = needs_chromium
@@ -253,7 +253,12 @@ def test_a_picture_that_the_server_has_removed_can_be_generated_again(
     expect(me.shown("soon gone")).to_have_count(1)
 
 
-def test_signing_in_with_a_key_shows_the_page_and_of_others_no_prompts(
+def sign_in(me: Visitor, key: str) -> None:
+    me["#sign-in-key"].fill(key)
+    me.page.keyboard.press("Enter")
+
+
+def test_a_key_shows_the_page_the_favourites_of_its_client_and_no_prompts_of_others(
     visit: Visit, start_server: StartServer, hold: Hold, tmp_path: Path
 ) -> None:
     keys = {"alice": "alice-0123456789", "bob": "bob-0123456789ab"}
@@ -270,12 +275,10 @@ def test_signing_in_with_a_key_shows_the_page_and_of_others_no_prompts(
     expect(me["#sign-in"]).to_be_visible()
     me.page.keyboard.press("Escape")
     expect(me["#sign-in-key"]).to_be_focused()
-    me["#sign-in-key"].fill("no key of anybody")
-    me.page.keyboard.press("Enter")
+    sign_in(me, "no key of anybody")
     expect(me["#key-error"]).to_have_text("This key is not known here.")
     me.expected_statuses.discard(401)
-    me["#sign-in-key"].fill(keys["alice"])
-    me.page.keyboard.press("Enter")
+    sign_in(me, keys["alice"])
     expect(me["#sign-in"]).to_be_hidden()
     expect(me["#queue .who"]).to_have_text([SOMEONE])
     expect(me["body"]).not_to_contain_text("a secret of bob")
@@ -285,10 +288,27 @@ def test_signing_in_with_a_key_shows_the_page_and_of_others_no_prompts(
     me.expected_statuses.add(401)
     me.context.clear_cookies()  # as when the operator removes the key: the page asks for one again
     expect(me["#sign-in"]).to_be_visible()
-    me["#sign-in-key"].fill(keys["alice"])
-    me.page.keyboard.press("Enter")
+    sign_in(me, keys["alice"])
     expect(me["#sign-in"]).to_be_hidden()
     expect(me["#queue .who"]).to_have_text([SOMEONE])
+    hold.open()
+    me.draw("a favourite of alice")
+    me.card("a favourite of alice").locator(".star").click()
+    expect(me[".expiry.kept"]).to_have_count(1)
+    for name, shown in (("bob", 0), ("alice", 1)):
+        other = visit(server)
+        other.expected_statuses.add(401)
+        other.page.goto(other.url)
+        sign_in(other, keys[name])
+        expect(other["#forecast"]).not_to_be_empty()
+        expect(other[".expiry.kept"]).to_have_count(shown)
+    star = other.shown("a favourite of alice").locator(".star")
+    expect(star).to_have_attribute("aria-pressed", "true")
+    star.click()
+    expect(other[".expiry.kept"]).to_have_count(0)
+    me.open()
+    expect(me.shown("a favourite of alice")).to_have_count(1)
+    expect(me[".expiry.kept"]).to_have_count(0)
 
 
 def test_the_button_and_the_queue_count_down_together_and_move_together(visit: Visit) -> None:

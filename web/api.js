@@ -110,6 +110,8 @@ export const endAfterPicture = (id) =>
 export const removeOne = (id, index) =>
   fetch(`image?${query({ task_id: id, index, delete: true })}`).then((answer) => answer.blob());
 
+/** The client's own pinned tasks, also those of other browsers: {task_ids, ...}. */
+export const kept = () => ask("keep");
 /** Pin a task, or release it. */
 export const keep = (id) => ask(`keep?${query({ task_id: id })}`, { method: "POST" });
 export const release = (id) => ask(`keep?${query({ task_id: id })}`, { method: "DELETE" });

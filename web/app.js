@@ -276,5 +276,6 @@ find("operator").hidden = !session?.operator;
 for (const task of tasks.all()) if (task.removed) keeping.removeForGood(task);
 await Promise.all([begin(), live.now()]);
 await pending.sendAll();
+if (session?.name) await keeping.follow().catch(() => {}); // else at the next visit
 const named = tasks.all().flatMap((task) => Object.values(task.inputs ?? {}).flat().map((one) => one.key));
 await forgetPictures(new Set([...named, ...form.pictureKeys(), ...pending.pictureKeys()]));

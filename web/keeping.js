@@ -39,6 +39,16 @@ export class Keeping {
     this.tasks.set(id, { stars, kept: answer.kept, expires_at: answer.expires_at });
   }
 
+  /** Takes over what another browser of this client has kept, or released. */
+  async follow() {
+    const { task_ids: ids } = await api.kept();
+    for (const { id } of this.tasks.all().filter(({ id, kept }) => kept && !ids.includes(id))) {
+      this.tasks.set(id, { kept: false, stars: [] });
+    }
+    const known = (id) => this.tasks.get(id)?.kept || this.tasks.get(id)?.removed;
+    for (const id of ids.filter((one) => !known(one))) this.tasks.adopt(id, await api.status(id));
+  }
+
   /** Hides pictures and ended tasks at once, and removes them on the server when the undo message is gone. */
   remove(items) {
     const before = new Map(items.map(({ task }) => [task.id, this.tasks.get(task.id)]));

@@ -7,6 +7,10 @@ const STORED = [
   "id", "created", "fields", "inputs", "params", "status", "error", "hidden", "removed", "images_done",
   "stars", "kept", "expires_at", "grid",
 ];
+/** Parameters that are fields of the form, too. */
+const FIELDS = [
+  "model", "prompt", "negative_prompt", "width", "height", "steps", "guidance", "upscale", "format", "loras", "tags",
+];
 const FOLLOWED = [
   "pos", "progress", "phase", "steps_done", "steps_total", "images_done", "last_image", "confidence", "expires_at",
 ];
@@ -65,6 +69,18 @@ export class Tasks extends EventTarget {
     });
     this.#store(answer.task_id);
     this.follow(answer.task_id, { ...answer, wait_remaining: answer.expected_time_seconds });
+  }
+
+  /** A task that another browser has kept: all of its pictures are favourites. answer: of /status. */
+  adopt(id, { created_at: created, status, params, images_done, expires_at }) {
+    const given = FIELDS.filter((name) => params[name] !== undefined).map((name) => [name, params[name]]);
+    const fields = { ...Object.fromEntries(given), n: params.count };
+    if (params.prompts) fields.prompt = params.prompts;
+    const stars = Array.from({ length: images_done }, (_, index) => index);
+    const task = { id, created: created * 1000, fields, inputs: {}, params, hidden: [], ...this.#tasks.get(id) };
+    this.#tasks.set(id, { ...task, status, images_done, expires_at, stars, kept: true });
+    this.#store(id);
+    this.#changed();
   }
 
   /** Takes over some or all fields of a StatusAnswer. */
