@@ -204,7 +204,7 @@ def test_the_page_works_below_a_path_prefix(visit: Visit) -> None:
 
 def test_the_page_refers_to_no_other_host() -> None:
     assert (WEB / "app.js").exists()
-    for path in (*WEB.glob("*.*"), *WEB.glob("*/*")):
+    for path in WEB.rglob("*.*"):
         if path.suffix == ".png":
             continue
         named = set(re.findall(r"https?://[^\s\"')]+", path.read_text()))
