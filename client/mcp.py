@@ -13,6 +13,7 @@ import argparse
 import base64
 import json
 import os
+import re
 import socket
 import struct
 import sys
@@ -35,8 +36,8 @@ NAMED = {"tools/call": "name", "resources/read": "uri"}
 PARSE_ERROR, INTERNAL_ERROR = -32700, -32603
 ID = (str, int, type(None))
 MOST_PICTURE_BYTES = 30_000_000
-BEGINNINGS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF", b"GIF8")
-"""Of PNG, JPEG, WebP and GIF. Other files are not sent anywhere."""
+PICTURE = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF....WEBP|GIF8", re.DOTALL)
+"""The beginning of a PNG, JPEG, WebP or GIF. Other files are not sent anywhere."""
 
 
 AT_ONCE = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
@@ -82,7 +83,10 @@ class Bridge:
         self._tls, self._host, self._port = parts.scheme == "https", parts.hostname, parts.port
         self._path = parts.path.rstrip("/").removesuffix("/mcp") + "/mcp"
         self._url, self._key = url, key
-        self._folders = [folder.resolve() for folder in folders]
+        self._folders = [folder.expanduser().resolve() for folder in folders]
+        for folder in self._folders:
+            if not folder.is_dir():
+                raise ValueError(f"there is no folder {folder}")
         self._out = out
         self._writing = threading.Lock()
         self._agreed: dict[str, str] = {}
@@ -243,7 +247,7 @@ class Bridge:
                 data = stream.read(MOST_PICTURE_BYTES + 1)
         except (OSError, ValueError, RuntimeError):
             raise refusal from None
-        if len(data) > MOST_PICTURE_BYTES or not data.startswith(BEGINNINGS):
+        if len(data) > MOST_PICTURE_BYTES or not PICTURE.match(data):
             raise refusal
         return data
 

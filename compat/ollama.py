@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from flask import Response, g, request
+from flask import Response, g, has_app_context, request
 
 import errors
 from api.answers import json_response
@@ -76,8 +76,9 @@ OLLAMA_ERRORS = ErrorShape("OllamaError", ollama_error_body, int)
 
 
 def is_ollamas(path: str) -> bool:
-    """Whether the present request is one of Ollama's clients."""
-    return path in (*PATHS, *NOT_HERE) or "ollamas" in g
+    """Whether the present request is one of Ollama's clients. Some are refused before the
+    application sees them."""
+    return path in (*PATHS, *NOT_HERE) or (has_app_context() and "ollamas" in g)
 
 
 class OllamaRoutes:

@@ -165,6 +165,21 @@ def test_a_server_that_is_away_or_no_mflux_server_is_an_answer(server: ServerPro
     assert elsewhere["id"] == "a"
 
 
+@pytest.mark.parametrize("options", [["--server", "localhost"], ["--pictures", "/nowhere/at/all"]])
+def test_options_that_cannot_be_used_end_it_with_the_reason(options: list[str]) -> None:
+    ended = subprocess.run(
+        [sys.executable, ROOT / "client" / "mcp.py", *options],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=GIVE_UP_S,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert options[1] in ended.stderr
+    assert ended.stdout == ""
+
+
 def test_a_wrong_key_is_an_answer_that_says_so(server: ServerProcess) -> None:
     [refused] = spoken(server.url, PING, key="wrong-0123456789")
     assert refused["id"] == "a"

@@ -518,6 +518,15 @@ def test_wrong_kinds_of_params_are_refused_and_not_failures(server: ServerProces
         assert answer.json()["error"]["code"] == -32002
 
 
+@pytest.mark.parametrize("path", ["/mcp", "/generate", "/v1/images/generations", "/api/show"])
+def test_a_body_that_is_too_large_is_an_error_of_its_api(server: ServerProcess, path: str) -> None:
+    """It is refused before the application sees it."""
+    answer = ask("POST", server.url + path, data=b"", headers={"Content-Length": str(10**9)})
+    assert answer.status_code == 413
+    assert ("jsonrpc" in answer.json()) == (path == "/mcp")
+    assert answer.json()["error"]
+
+
 def test_there_is_no_stream_to_get_and_no_session_to_delete(server: ServerProcess) -> None:
     for method in ("GET", "DELETE", "PUT"):
         answer = ask(method, server.url + "/mcp", headers={"Accept": "text/event-stream"})
