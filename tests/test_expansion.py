@@ -11,7 +11,7 @@ import pytest
 import requests
 from conftest import GIVE_UP_S, PlayedQueue, StartServer, allow, forecast_of, params_for
 from far_ends import Asked, FarEnd
-from test_submission import Desk
+from submission_desk import Desk
 
 from images import read_metadata
 from scheduler import downloads

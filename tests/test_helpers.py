@@ -9,8 +9,8 @@ import pytest
 import test_switching
 from conftest import allow, forecast_of, params_for
 from PIL import Image
+from submission_desk import PICTURE, Desk
 from test_pipelines import OnItsThread
-from test_submission import PICTURE, Desk
 from test_switching import Studio
 
 from allowed import Allowed

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import requests
 from conftest import ServerProcess, forecast_of
+from submission_desk import Desk
 from test_helpers import studio_of
-from test_submission import Desk
 from test_switching import Studio
 
 from api.generate_request import Limits, parse_form, parse_request

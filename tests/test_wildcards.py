@@ -8,7 +8,7 @@ import requests
 from conftest import StartServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_submission import Desk
+from submission_desk import Desk
 
 from api import wildcards
 from api.generate_request import Limits
