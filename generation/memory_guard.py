@@ -176,17 +176,18 @@ class MemoryGuard:
 
     def _plan(self, stage: Stage, room: float) -> Plan:
         """The first choice that fits, else the smallest."""
-        whole: list[Tiling] = [] if isinstance(self._tiling, int) else [None]
-        tiles: list[Tiling] = []
-        if can_tile(stage):
-            tiles = list(TILES) if self._tiling == "auto" else tiles
-            tiles = [self._tiling] if isinstance(self._tiling, int) else tiles
-        choices = [tile for tile in tiles if tile and largest_side(stage) > tile]
         plans = [
-            Plan(tile, MARGIN * max(self._estimate(stage, tile)))
-            for tile in [*whole, *choices] or [None]
+            Plan(tile, MARGIN * max(self._estimate(stage, tile))) for tile in self._choices(stage)
         ]
         return next((plan for plan in plans if plan.picture_bytes <= room), plans[-1])
+
+    def _choices(self, stage: Stage) -> list[Tiling]:
+        """Sides of tiles to try, the first choice first."""
+        if self._tiling == "off" or not can_tile(stage):
+            return [None]
+        if isinstance(self._tiling, int):
+            return [self._tiling if largest_side(stage) > self._tiling else None]
+        return [None, *(side for side in TILES if largest_side(stage) > side)]
 
     def _estimate(self, stage: Stage, tile: Tiling) -> PictureMemory:
         """Beside all weights, less those that mflux has released by then."""
@@ -212,24 +213,38 @@ class MemoryGuard:
 
     def _refused(self, stage: Stage, plan: Plan, reason: str) -> Plan:
         """Args: reason: the sentence without its subject, which is what needs the memory."""
-        if self._is_long_text(stage, plan):
-            text = f"The text encoder with a prompt of {self._text_tokens(stage)} tokens {reason}"
-            return replace(plan, refusal=text, field="prompt")
         width, height = size(stage)
+        made_from = f", made from {len(stage.params.images)} reference images,"
         tiled = f", decoded in tiles of {plan.tile}," if plan.tile else ""
-        return replace(plan, refusal=f"A picture of {width} x {height}{tiled} {reason}")
+        picture = f"A picture of {width} x {height}"
+        field = self._at_fault(stage, plan)
+        subject = {
+            "prompt": f"The text encoder with a prompt of {self._text_tokens(stage)} tokens",
+            "images": picture + made_from,
+            "width": picture + tiled,
+        }[field]
+        return replace(plan, refusal=f"{subject} {reason}", field=field)
 
     def _advice(self, stage: Stage, plan: Plan) -> str:
         """What the client can do."""
-        smaller = "a shorter prompt" if self._is_long_text(stage, plan) else "a smaller picture"
+        smaller = {
+            "prompt": "a shorter prompt",
+            "images": "fewer or smaller reference images",
+            "width": "a smaller picture",
+        }[self._at_fault(stage, plan)]
         fixed = stage.load_spec.model.stored_bits or stage.load_spec.quantize == FEWEST_BITS
         return f"ask for {smaller}" + ("" if fixed else ", or for fewer bits (quantize)")
 
-    def _is_long_text(self, stage: Stage, plan: Plan) -> bool:
+    def _at_fault(self, stage: Stage, plan: Plan) -> str:
+        """The field without which a picture would take much less."""
         estimate = self._estimate(stage, plan.tile)
         of_pictures = encoding_of_pictures(stage, plan.tile, self._gpu)
         is_text = self._figures(stage, plan.tile).encoding > of_pictures
-        return self._text_tokens(stage) > TEXT_TOKENS and is_text and estimate[0] == max(estimate)
+        if self._text_tokens(stage) > TEXT_TOKENS and is_text and estimate[0] == max(estimate):
+            return "prompt"
+        without = stage.params.model_copy(update={"images": ()})
+        alone = self._estimate(replace(stage, params=without), plan.tile)
+        return "images" if max(alone) < max(estimate) / 2 else "width"
 
     def _free_bytes(self) -> float:
         """Memory that this process may still take."""

@@ -134,6 +134,18 @@ def test_a_source_that_does_not_fit_whole_is_encoded_in_tiles() -> None:
     assert guard.plan(stage_of("z-image-turbo", 2048)).tile is None
 
 
+def test_reference_images_that_take_the_memory_are_named() -> None:
+    guard = MemoryGuard(int(12 * GB), gpu=True)
+    images = (InputImage("a", 1024, 1024),) * 4
+    stage = stage_of("flux2-klein-4b", 64, images=images)
+    guard.learn_weights(stage.load_spec, int(8 * GB))
+    plan = guard.plan(stage)
+    assert plan.field == "images"
+    assert "A picture of 64 x 64, made from 4 reference images, needs" in (plan.refusal or "")
+    assert "ask for fewer or smaller reference images" in (plan.refusal or "")
+    assert guard.plan(stage_of("flux2-klein-4b", 64)).refusal is None
+
+
 @pytest.mark.parametrize(
     ("name", "pixels"),
     [
