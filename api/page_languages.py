@@ -48,7 +48,9 @@ class Languages:
             KeyError: a text is missing.
         """
         texts = self._texts(language, page.stem)
-        data = json.dumps({"language": language, "texts": texts}, ensure_ascii=False)
+        data = json.dumps(
+            {"language": language, "texts": texts}, ensure_ascii=False, separators=(",", ":")
+        )
         values = {"language": language, "texts": data.replace("<", "\\u003c")}
 
         def value(found: re.Match[str]) -> str:

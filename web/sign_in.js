@@ -1,7 +1,6 @@
 // Signing in: a server with keys answers nothing without one.
 
 import * as api from "./api.js";
-import { keyDialog } from "./key_dialog.js";
 import { t } from "./language.js";
 
 let asking = null;
@@ -14,10 +13,15 @@ export async function signedIn() {
 
 /** Shows the dialog; several calls show one. Returns the session of the key. */
 export function askForKey() {
-  asking ??= keyDialog({ title: t("sign_in.title"), hint: t("sign_in.hint"), check: signIn }).finally(() => {
+  asking ??= dialog().finally(() => {
     asking = null;
   });
   return asking;
+}
+
+async function dialog() {
+  const { keyDialog } = await import("./key_dialog.js");
+  return keyDialog({ title: t("sign_in.title"), hint: t("sign_in.hint"), check: signIn });
 }
 
 async function signIn(key) {
