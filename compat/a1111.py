@@ -10,7 +10,7 @@ from flask import Response, jsonify, request
 
 import errors
 from api.answers import json_response
-from api.api_docs import SCHEMAS, ErrorShape, ForeignSchemas, documented, json_answer, query
+from api.api_docs import SCHEMAS, ForeignSchemas, documented, json_answer, query
 from api.identity import client
 from api.query_values import gone_check
 from api.request_body import json_body
@@ -18,6 +18,8 @@ from api.routes import route
 from compat.a1111_answers import images_answer, progress_answer
 from compat.a1111_callers import Caller, Callers
 from compat.a1111_checkpoint import Checkpoint
+from compat.a1111_controlnet import controls_of, with_names_only
+from compat.a1111_errors import A1111_ERRORS, TAG
 from compat.a1111_fields import NAMES, fields_of, hires_of, is_inverted, placed_pictures
 from compat.a1111_shapes import (
     A1111Error,
@@ -31,9 +33,9 @@ from compat.a1111_shapes import (
 from compat.bodies import read_body
 from compat.sync_calls import DRAWING_ERRORS, Call, Finished, SyncCalls
 from decoding.protocol import Meaning
+from fields import Takes
 from images import decode_base64, to_base64
 
-TAG = "AUTOMATIC1111"
 SCHEMAS_OF_A1111: ForeignSchemas = (
     (TextToImage, "validation"),
     (ImageToImage, "validation"),
@@ -44,22 +46,6 @@ SCHEMAS_OF_A1111: ForeignSchemas = (
     (A1111Error, "serialization"),
 )
 NOTHING = {"description": "Nothing.", "content": {"application/json": {"schema": {}}}}
-
-
-def a1111_error_body(problem: errors.Problem) -> dict[str, Any]:
-    body = A1111Error(error=problem.code, detail=problem.message, errors=problem.message)
-    return body.model_dump()
-
-
-def a1111_error(problem: errors.Problem) -> tuple[dict[str, Any], int, dict[str, str]]:
-    """The body, the status and the headers of an answer."""
-    headers = {}
-    if problem.retry_after_s is not None:
-        headers["Retry-After"] = str(problem.retry_after_s)
-    return a1111_error_body(problem), problem.http_status, headers
-
-
-A1111_ERRORS = ErrorShape("A1111Error", a1111_error_body, int)
 
 
 class A1111Routes:
@@ -85,10 +71,13 @@ class A1111Routes:
         shape=A1111_ERRORS,
     )
     def txt2img(self) -> Response:
-        with self._calls.room_for_the_body(request.content_length):
+        calls, checkpoint = self._calls, self._checkpoint
+        with calls.room_for_the_body(request.content_length):
             asked = read_body(TextToImage, json_body())
-            model = self._named_model(asked) or self._checkpoint.model.name
-            started = self._start(asked, {"model": model})
+            named = self._named_model(asked)
+            controls = controls_of(asked, named, frozenset(), calls, checkpoint)
+            started = self._start(asked, {"model": named or checkpoint.model.name} | controls)
+            asked = with_names_only(asked)  # frees the pictures while the caller waits
         return self._drawn(asked, started)
 
     @route("POST", "/img2img")
@@ -107,9 +96,11 @@ class A1111Routes:
             named = self._named_model(asked)
             if named is None and checkpoint.model is not calls.allowed.default:
                 named = checkpoint.model.name
-            started = self._start(asked, placed_pictures(asked, named, calls))
-        # The pictures are freed while the caller waits.
-        asked = asked.model_copy(update={"init_images": [], "mask": None})
+            given = {Takes.INIT_IMAGE} | ({Takes.MASK} if asked.mask else set())
+            controls = controls_of(asked, named, frozenset(given), calls, checkpoint)
+            named = controls.get("model", named)
+            started = self._start(asked, placed_pictures(asked, named, calls) | controls)
+            asked = with_names_only(asked)
         return self._drawn(asked, started)
 
     @route("GET", "/progress")

@@ -4,6 +4,7 @@ import json
 import time
 from typing import Any
 
+from compat.a1111_controlnet import ignored_scripts
 from compat.a1111_fields import Hires
 from compat.a1111_shapes import A1111Images, A1111Progress, A1111State, TextToImage
 from compat.sync_calls import Finished
@@ -71,6 +72,7 @@ def _info(
         "job_timestamp": time.strftime("%Y%m%d%H%M%S"),
         "clip_skip": 1,
         "is_using_inpainting_conditioning": params.mask is not None,
+        "warnings": ignored_scripts(asked),
     }
 
 

@@ -27,6 +27,10 @@ NAMES = {
     "mask_feather": "mask_blur",
     "guidance": "cfg_scale",
     "upscale": "hr_scale",
+    "control_image": "alwayson_scripts.controlnet.args",
+    "control_type": "alwayson_scripts.controlnet.args",
+    "control_types": "alwayson_scripts.controlnet.args",
+    "control_images": "alwayson_scripts.controlnet.args",
 }
 """Fields of /generate that have another name in this API."""
 RANDOM_SEEDS = 2**32
@@ -82,6 +86,12 @@ def hires_of(asked: TextToImage, drawn: tuple[int, int], calls: SyncCalls) -> Hi
     return Hires(min(factor, MOST_UPSCALE) if factor > 1 else None, size)
 
 
+def upscaler_of(asked: TextToImage, calls: SyncCalls) -> str | None:
+    """The upscaler that the request names; None: the server chooses, as for AUTOMATIC1111's own."""
+    names = [model.name for model in calls.allowed.upscalers]
+    return asked.hr_upscaler if asked.hr_upscaler in names else None
+
+
 def fields_of(asked: TextToImage, model: Model, calls: SyncCalls) -> dict[str, Any]:
     """The fields of /generate, but for the pictures.
 
@@ -93,6 +103,7 @@ def fields_of(asked: TextToImage, model: Model, calls: SyncCalls) -> dict[str, A
     width, height = _sides(asked, calls)
     scheduler = asked.scheduler if asked.scheduler in model.schedulers else None
     drawn = tuple(max((side or 0) // SIDE_STEP, 1) * SIDE_STEP for side in (width, height))
+    upscale = hires_of(asked, (drawn[0], drawn[1]), calls).upscale
     return {
         "prompt": prompt,
         "negative_prompt": _negative_prompt(asked, model, guidance),
@@ -104,7 +115,8 @@ def fields_of(asked: TextToImage, model: Model, calls: SyncCalls) -> dict[str, A
         "count": asked.batch_size * asked.n_iter,
         "format": "PNG",
         "loras": loras or None,
-        "upscale": hires_of(asked, (drawn[0], drawn[1]), calls).upscale,
+        "upscale": upscale,
+        "upscaler": upscaler_of(asked, calls) if upscale else None,
         "scheduler": scheduler,
     }
 

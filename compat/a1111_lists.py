@@ -1,4 +1,4 @@
-"""The other routes of AUTOMATIC1111's API: options, models, samplers, memory."""
+"""The other routes of AUTOMATIC1111's API: options, models, samplers, memory, and ControlNet's."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,10 +9,13 @@ import errors
 from api.api_docs import View, documented
 from api.request_body import json_body
 from api.routes import route
-from compat.a1111 import A1111_ERRORS, NOTHING, TAG
+from compat.a1111 import NOTHING
 from compat.a1111_checkpoint import Checkpoint
+from compat.a1111_controlnet import READY, SCRIPT, controlled
+from compat.a1111_errors import A1111_ERRORS, TAG
 from compat.bodies import Body, read_body
 from compat.sync_calls import SyncCalls
+from fields import MOST_CONTROLS
 from task import Memory
 
 OPTIONS: dict[str, Any] = {
@@ -37,6 +40,7 @@ EMPTY_LISTS = (
     "prompt-styles",
     "script-info",
     "extensions",
+    "lycos",
 )
 NOTHING_TO_DO = {
     "unload-checkpoint": "the queue decides what is in memory",
@@ -161,9 +165,10 @@ class A1111Lists:
     def embeddings(self) -> Response:
         return jsonify({"loaded": {}, "skipped": {}})
 
-    @listed("scripts", "Always empty", AN_OBJECT)
+    @listed("scripts", "ControlNet, where a model follows a control", AN_OBJECT)
     def scripts(self) -> Response:
-        return jsonify({"txt2img": [], "img2img": []})
+        names = [SCRIPT] if controlled(self._calls) else []
+        return jsonify({"txt2img": names, "img2img": names})
 
     @listed("cmd-flags", "The flags that clients read", AN_OBJECT)
     def cmd_flags(self) -> Response:
@@ -185,6 +190,67 @@ class A1111Lists:
             "events": {"retries": 0, "oom": 0},
         }
         return jsonify({"ram": system, "cuda": cuda})
+
+
+class ControlNetRoutes:
+    """The lists of the extension, under /controlnet."""
+
+    def __init__(self, calls: SyncCalls) -> None:
+        self._calls = calls
+
+    @listed("version", "The version of the extension's API", AN_OBJECT)
+    def version(self) -> Response:
+        return jsonify({"version": 3})
+
+    @listed("model_list", "The models that follow a control", AN_OBJECT)
+    def model_list(self) -> Response:
+        return jsonify({"model_list": self._models()})
+
+    @listed("module_list", "What can be extracted from a picture", AN_OBJECT)
+    def module_list(self) -> Response:
+        modules = self._modules()
+        details = {name: {"model_free": False, "sliders": []} for name in modules}
+        return jsonify({"module_list": modules, "module_detail": details})
+
+    @listed("control_types", "Both of these lists", AN_OBJECT)
+    def control_types(self) -> Response:
+        models = self._models()
+        every = {
+            "module_list": self._modules(),
+            "model_list": ["None", *models],
+            "default_option": "none",
+            "default_model": models[0] if models else "None",
+        }
+        return jsonify({"control_types": {"All": every}})
+
+    @listed("settings", "How many units a request may have", AN_OBJECT)
+    def settings(self) -> Response:
+        return jsonify({"control_net_unit_count": MOST_CONTROLS + 1})
+
+    def _models(self) -> list[str]:
+        return [model.name for model in controlled(self._calls)]
+
+    def _modules(self) -> list[str]:
+        kinds = {
+            kind
+            for model in controlled(self._calls)
+            for pipeline in model.pipelines
+            for kind in pipeline.control_types
+            if kind != READY
+        }
+        return ["none", *sorted(kinds)]
+
+
+class GradioRoutes:
+    """A route of the web page of AUTOMATIC1111 that clients call to see whether it is there."""
+
+    def __init__(self, calls: SyncCalls) -> None:
+        self._calls = calls
+
+    @listed("queue/status", "How many tasks of the caller are unfinished", AN_OBJECT)
+    def queue_status(self) -> Response:
+        _, unfinished = self._calls.own_queue().unfinished(0, 0, lambda task: True)
+        return jsonify({"msg": "estimation", "queue_size": unfinished})
 
 
 def without_effect(name: str, url_prefix: str) -> Blueprint:

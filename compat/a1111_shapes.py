@@ -98,6 +98,15 @@ class TextToImage(Body):
     hr_resize_y: HiresSide = Field(
         0, description="Of txt2img: upscale to this height instead; 0: as hr_resize_x says."
     )
+    hr_upscaler: Any = Field(
+        None, description="One of GET upscalers; another name means the server's own choice."
+    )
+    alwayson_scripts: Any = Field(
+        None,
+        description="controlnet: units as of sd-webui-controlnet (`args`). Others are ignored; "
+        "`info` names them in `warnings`.",
+        json_schema_extra={"type": "object"},
+    )
     override_settings: Annotated[dict[str, Any], BeforeValidator(_object)] = Field(
         {}, description="Of these, sd_model_checkpoint is the model."
     )

@@ -12,10 +12,11 @@ from api.links import Links
 from api.routes import blueprint_of
 from api.submission import Submission
 from api.waiting_places import WaitingPlaces
-from compat.a1111 import SCHEMAS_OF_A1111, A1111Routes, a1111_error
+from compat.a1111 import SCHEMAS_OF_A1111, A1111Routes
 from compat.a1111_callers import Callers
 from compat.a1111_checkpoint import Checkpoint
-from compat.a1111_lists import A1111Lists, without_effect
+from compat.a1111_errors import a1111_error
+from compat.a1111_lists import A1111Lists, ControlNetRoutes, GradioRoutes, without_effect
 from compat.mcp import PATH as MCP_PATH
 from compat.mcp import SCHEMAS_OF_MCP, McpRoutes, mcp_error
 from compat.mcp_results import Results
@@ -31,6 +32,7 @@ from task import Memory
 
 OPENAI_PREFIX = "/v1"
 A1111_PREFIX = "/sdapi/v1"
+CONTROLNET_PREFIX = "/controlnet"
 OLLAMA_PREFIX = "/api"
 NATIVE_GENERATE = "api_tasks.generate"
 """The endpoint of POST /api/generate, which Ollama's API has, too."""
@@ -94,6 +96,8 @@ def install_foreign_apis(
     app.register_blueprint(blueprint_of(a1111, "a1111", A1111_PREFIX))
     app.register_blueprint(blueprint_of(lists, "a1111_lists", A1111_PREFIX))
     app.register_blueprint(without_effect("a1111_without_effect", A1111_PREFIX))
+    app.register_blueprint(blueprint_of(ControlNetRoutes(calls), "controlnet", CONTROLNET_PREFIX))
+    app.register_blueprint(blueprint_of(GradioRoutes(calls), "gradio"))
     ollama = OllamaRoutes(calls, started_at=time.time())
     app.register_blueprint(blueprint_of(ollama, "ollama", OLLAMA_PREFIX))
     app.view_functions[NATIVE_GENERATE] = ollama.generate_or(app.view_functions[NATIVE_GENERATE])
@@ -105,7 +109,7 @@ def foreign_error(path: str, problem: Problem) -> tuple[object, int, dict[str, s
     belongs to; None: it is the native one's."""
     if path.startswith(f"{OPENAI_PREFIX}/"):
         return openai_error(problem)
-    if path.startswith("/sdapi/"):
+    if path.startswith(("/sdapi/", f"{CONTROLNET_PREFIX}/")):
         return a1111_error(problem)
     if is_ollamas(path):
         return ollama_error(problem)
