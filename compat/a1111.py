@@ -20,6 +20,8 @@ from compat.a1111_callers import Caller, Callers
 from compat.a1111_checkpoint import Checkpoint
 from compat.a1111_controlnet import controls_of, with_names_only
 from compat.a1111_errors import A1111_ERRORS, TAG
+from compat.a1111_extras import NAMES as EXTRA_NAMES
+from compat.a1111_extras import ExtraImage, ExtraSingleImage, cropped, extra_fields
 from compat.a1111_fields import NAMES, fields_of, hires_of, is_inverted, placed_pictures
 from compat.a1111_shapes import (
     A1111Error,
@@ -40,6 +42,8 @@ SCHEMAS_OF_A1111: ForeignSchemas = (
     (TextToImage, "validation"),
     (ImageToImage, "validation"),
     (PngInfo, "validation"),
+    (ExtraSingleImage, "validation"),
+    (ExtraImage, "serialization"),
     (A1111Images, "serialization"),
     (A1111Progress, "serialization"),
     (A1111PngInfo, "serialization"),
@@ -102,6 +106,28 @@ class A1111Routes:
             started = self._start(asked, placed_pictures(asked, named, calls) | controls)
             asked = with_names_only(asked)
         return self._drawn(asked, started)
+
+    @route("POST", "/extra-single-image")
+    @documented(
+        "Upscale a picture, and wait for it",
+        tag=TAG,
+        content={"application/json": {"schema": {"$ref": SCHEMAS + "ExtraSingleImage"}}},
+        answers={200: json_answer(ExtraImage, "The picture.")},
+        errors=DRAWING_ERRORS,
+        shape=A1111_ERRORS,
+    )
+    def extra_single_image(self) -> Response:
+        calls = self._calls
+        with calls.room_for_the_body(request.content_length):
+            fields, size = extra_fields(read_body(ExtraSingleImage, json_body()), calls)
+            prepared = calls.prepare(fields, EXTRA_NAMES)
+            fields.clear()  # the picture is freed while the caller waits
+            started = calls.start(prepared, hung_up=gone_check())
+        with started as call, self._callers.waiting(_caller(), call.task_id):
+            image = call.result().images[0]
+        answer = json_response(ExtraImage(image=to_base64(cropped(image, size))))
+        answer.call_on_close(call.fetched)
+        return answer
 
     @route("GET", "/progress")
     @documented(

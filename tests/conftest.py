@@ -58,6 +58,8 @@ SERVER = ("server.py",)
 ROOT, clean_environment = forking.ROOT, forking.clean_environment
 START_TIMEOUT_S = 120
 GIVE_UP_S = 120
+FOREIGN_PATHS = ("/v1/", "/sdapi/", "/api/", "/controlnet/", "/queue/status", "/mcp")
+"""What the paths of the foreign APIs begin with."""
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 """The first one that is installed is used: that without windows needs the least processor time."""
 CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)

@@ -89,12 +89,15 @@ def test_every_call_of_an_app_is_answered_with_what_it_reads(url: str, app: dict
         elif call["path"].endswith("/tags"):
             names = [one["name"] for one in body["models"] if "image" in one["capabilities"]]
             assert names == ["tiny:latest", "tiny-flux2:latest"]
-        elif call["path"].endswith("txt2img"):
+        elif call["path"].endswith(("txt2img", "img2img")):
             [image] = body["images"]
             shown = Image.open(BytesIO(base64.b64decode(image, validate=True)))
             assert shown.size == (asked["width"], asked["height"])
             info = json.loads(body["info"])
             assert info["steps"] == min(asked["steps"], 8)
+            assert [name for name in asked.get("alwayson_scripts", {}) if name != "controlnet"] == [
+                name for name in ("ADetailer",) if name in "".join(info["warnings"])
+            ]
             assert info["seed"] >= 0
             assert info["infotexts"][0].split("\n")[-1].startswith("Steps: ")
         elif call["path"].endswith("options") and call["method"] == "GET":

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import (
+    FOREIGN_PATHS,
     ROOT,
     FakeGenerator,
     ServerProcess,
@@ -100,8 +101,7 @@ def test_the_specification_and_the_url_map_name_the_same_routes(
     copies = {route for route in routes_of(app) if route[0].startswith("/api/")}
     native = routes_of(app) - {route for route in copies if route[0] not in OLLAMAS}
     assert documented == native
-    foreign = ("/v1/", "/sdapi/", "/api/", "/mcp")
-    copied = {route for route in native if not route[0].startswith(foreign)}
+    copied = {route for route in native if not route[0].startswith(FOREIGN_PATHS)}
     assert {(f"/api{path}", method) for path, method in copied} == routes_of(app) - native
 
 
