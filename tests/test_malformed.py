@@ -51,7 +51,6 @@ STANDS_ON_A_TASK = (
     "/preview",
     "/thumbnail",
 )
-"""Beginnings of the paths of foreign APIs: test_compat_malformed.py."""
 OPERATIONS = {
     ("/generate", "POST"),
     ("/estimate", "POST"),
