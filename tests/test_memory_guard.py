@@ -134,6 +134,22 @@ def test_a_source_that_does_not_fit_whole_is_encoded_in_tiles() -> None:
     assert guard.plan(stage_of("z-image-turbo", 2048)).tile is None
 
 
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("qwen-image-2.1", {"images": (SOURCE,)}),
+        ("dev-controlnet-canny", {"control_image": SOURCE}),
+        ("dev-fill", {"init_image": SOURCE, "mask": SOURCE}),
+    ],
+)
+def test_what_mflux_encodes_whole_is_counted_so_in_tiles_too(
+    name: str, given: dict[str, Any]
+) -> None:
+    stage = stage_of(name, 1024, **given)
+    whole, tiled = (encoding_of_pictures(stage, tile, gpu=True) for tile in (None, 256))
+    assert whole == tiled > GB
+
+
 def test_reference_images_that_take_the_memory_are_named() -> None:
     guard = MemoryGuard(int(12 * GB), gpu=True)
     images = (InputImage("a", 1024, 1024),) * 4
