@@ -35,23 +35,11 @@ from timing.survival import remaining
 from timing_model import Measured, TimingModel, Work
 
 OFFER = allow("tiny")
-
-
 TINY = OFFER.default
-
-
 RULES = QueueLimits(max_queue=8, keep_s=300.0, keep_bytes=150, refetch_s=50.0)
-
-
 PAUSES = st.sampled_from([1.0, 9.75, 30.0, 60.0, 400.0, TOMBSTONE_S + 1.0])
-
-
 WAITING, RUNNING = TaskStatus.WAITING, TaskStatus.RUNNING
-
-
 DONE, FAILED, CANCELLED = TaskStatus.DONE, TaskStatus.FAILED, TaskStatus.CANCELLED
-
-
 ENDED = (DONE, FAILED, CANCELLED)
 
 

@@ -9,8 +9,6 @@ from conftest import GIVE_UP_S
 from live import SteppedServer
 
 JSON = "Content-Type: application/json"
-
-
 SMALL = {"prompt": "a lighthouse", "width": 64, "height": 64, "steps": 2}
 
 

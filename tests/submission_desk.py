@@ -20,8 +20,6 @@ from task import GenerationParams
 from timing_model import TimingModel
 
 DECODER = PictureDecoder()
-
-
 SCHNELL, DEV = allow("schnell", "dev").models
 
 

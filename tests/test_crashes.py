@@ -27,8 +27,6 @@ def pause(seconds: float = 0.01) -> None:
 
 KILLS = ["starting"] * 4 + ["loading"] * 3 + ["running"] * 3 + ["encoding"] * 2
 """The moments at which one life is ended, in shuffled order."""
-
-
 SAMPLE = 10
 """Pictures of one life that are drawn once more, for comparison."""
 

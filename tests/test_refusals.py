@@ -12,8 +12,6 @@ from models.mflux_registry import read_catalog
 
 CAPTION = json.dumps({"edit_instruction": "add a boat"})
 """A prompt that every model takes."""
-
-
 VALUES: dict[Takes, Any] = {
     Takes.GUIDANCE: 3.5,
     Takes.NEGATIVE_PROMPT: "blurry",

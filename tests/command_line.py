@@ -1,0 +1,26 @@
+"""What the tests of the command have in common."""
+
+import io
+from typing import Any
+
+from far_ends import FakeTask
+from PIL import Image as pillow
+
+from client.mflux_client import Status
+
+SMALL = ("--width", "64", "--height", "64", "--steps", "2")
+
+
+def png(side: int = 64) -> bytes:
+    buffer = io.BytesIO()
+    pillow.effect_noise((side, side), 50).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def at(url: str) -> dict[str, str]:
+    return {"MFLUX_SERVER_URL": url}
+
+
+def status(**fields: Any) -> Status:
+    answer = {k: v for k, v in {**FakeTask().fields, **fields}.items() if k != "download"}
+    return Status(**answer, raw=fields)
