@@ -134,6 +134,8 @@ ENLARGED = frozenset({"qwen21", "fibo2"})
 """Families that scale also small ones to Model.reference_pixels."""
 ENCODED_WHOLE = frozenset({"qwen21"})
 """Families that do not encode reference images in tiles."""
+ENCODED_IN_TILES = frozenset({"ernie_image", "seedvr2"})
+"""Families that encode pictures in tiles of 512 by themselves."""
 UNKNOWN = Architecture(4096, QWEN_VAE, text=TextEncoder(4096, 32, 36))
 """Of families that a new release of mflux brings."""
 ARCHITECTURES = {
@@ -251,7 +253,7 @@ def _denoising(figures: Architecture, picture: float, text_tokens: int, gpu: boo
 def encoding_of_pictures(stage: Stage, tile: int | None, gpu: bool) -> float:
     """What encoding the largest of the pictures takes that a picture is made from."""
     figures = architecture(stage)
-    if figures.always_tiled:
+    if stage.load_spec.model.family in ENCODED_IN_TILES:
         tile = tile or TILES[0]
     encoding = _encoded_pixels(stage, tile) * figures.encoder_bytes
     return encoding if gpu or not encoding else encoding * CPU.decoding + CPU.decoding_bytes

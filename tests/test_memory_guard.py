@@ -22,6 +22,7 @@ from generation.memory_guard import MemoryGuard, Plan
 from generation.picture_memory import (
     ACTIVATION_BYTES,
     ARCHITECTURES,
+    ENCODED_IN_TILES,
     STRIPS,
     TILES,
     PictureMemory,
@@ -306,6 +307,7 @@ def test_the_table_has_the_decoder_that_mflux_gives_each_family(family: str) -> 
     assert (figures.decoder_bytes == STRIPS) == strips
     assert figures.tiles == tiled
     assert figures.always_tiled == ("tiling_config = TilingConfig()" in source)
+    assert (family in ENCODED_IN_TILES) == ("tiling_config = TilingConfig(" in source)
 
 
 # -- the decision ----------------------------------------------------------------------------------
