@@ -1,7 +1,7 @@
 """MCP, the Model Context Protocol, at /mcp: assistants draw here (Streamable HTTP).
 
-Every call is a POST of its own and no state is kept between calls, in the older revisions either.
-Their Mcp-Session-Id only keeps apart requests of several connections of one client, for
+Every call is a POST of its own, and no state is kept between calls. The Mcp-Session-Id of the older
+revisions only keeps apart the requests of several connections of one client, for
 `notifications/cancelled`. There are no notifications but progress, so GET is answered with 405, as
 the specification allows.
 """

@@ -161,7 +161,7 @@ def _still_to_come(task: Task, *, paused: bool) -> dict[str, Any]:
         answer["seconds_left_p90"] = whole_seconds(task.forecast.p90_s)
     if task.status is TaskStatus.WAITING:
         answer["tasks_before_it"] = task.pos or 0
-    answer["message"] = f"{in_words(task)}. Call check_image with this task_id in {left} s."
+    answer["message"] = f"{in_words(task)}. Call check_image, which waits for the picture."
     if paused and task.status is TaskStatus.WAITING:
         answer["message"] = "The operator has paused the queue. Call check_image later."
     return answer

@@ -53,6 +53,16 @@ class Assistant:
     def call(self, tool: str, **arguments: Any) -> Answer:
         return Answer(self.do(self.client.call_tool, tool, arguments))
 
+    def draw(self, tool: str, **arguments: Any) -> Answer:
+        """The answer with the picture, also where it takes longer than a call waits."""
+        return self.ended(self.call(tool, **arguments))
+
+    def ended(self, answer: Answer) -> Answer:
+        """The answer once its task has ended."""
+        while not answer.failed and answer.said["status"] in ("waiting", "running"):
+            answer = self.call("check_image", task_id=answer.task_id)
+        return answer
+
     def begin_call(self, tool: str, *, watched: bool, **arguments: Any) -> Future[Any]:
         """A call that is not waited for. Cancelling the future cancels the call.
 

@@ -72,7 +72,7 @@ LONGEST = """
     crashes contract page_queue pipelines page_access page_operator tiny_models models malformed
     applied_loras cluster page families page_form api queue_rules start_and_stop compat_edges
     build_options disk_faults http_server compat_malformed client_command unloading page_results
-    page_sending page_languages proxies package real_size
+    page_sending page_languages proxies mcp package real_size
 """
 """Files that take longest: they start first, so that all processes end at about the same time."""
 

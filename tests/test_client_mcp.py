@@ -60,7 +60,8 @@ def pictures(tmp_path: Path) -> Path:
 def test_everything_is_passed_on_to_the_server_and_back(server: ServerProcess, era: str) -> None:
     with assistant(program(server.url), era) as host:
         assert "edit_image" in [tool.name for tool in host.do(host.client.list_tools).tools]
-        drawn = Answer(host.begin_call("generate_image", watched=True, **SMALL).result(GIVE_UP_S))
+        call = host.begin_call("generate_image", watched=True, **SMALL)
+        drawn = host.ended(Answer(call.result(GIVE_UP_S)))
         assert drawn.said["status"] == "done"
         assert Image.open(BytesIO(base64.b64decode(drawn.pictures[0].data))).size == (64, 64)
         assert all(text for _, _, text in host.progress)
@@ -96,7 +97,7 @@ def test_pictures_of_the_named_folder_can_be_edited_and_no_other_file(
         assert str(pictures) in schema["properties"]["path"]["description"]
         assert "path" not in tool_schema(host, "generate_image")["properties"]
         for path in ("deep/photo.png", str(pictures / "deep" / "photo.png")):
-            edited = host.call("edit_image", **edit, path=path)
+            edited = host.draw("edit_image", **edit, path=path)
             assert not edited.failed, edited.said
             assert edited.said["width"] == 64
         refusals = {

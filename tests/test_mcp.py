@@ -92,7 +92,7 @@ def test_a_client_that_may_choose_takes_the_newest_revision(server: ServerProces
 def test_a_picture_comes_inline_as_a_link_and_as_a_resource(
     server: ServerProcess, host: Assistant
 ) -> None:
-    answer = host.call("generate_image", **SMALL, seed="7", format="PNG", count=2)
+    answer = host.draw("generate_image", **SMALL, seed="7", format="PNG", count=2)
     assert not answer.failed
     assert answer.said["status"] == "done"
     assert [picture.size for picture in shown(answer)] == [(64, 64)] * 2
@@ -174,7 +174,7 @@ def test_bad_input_is_a_result_that_names_the_argument(
 
 
 def test_an_earlier_picture_and_one_that_is_sent_can_be_edited(host: Assistant) -> None:
-    first = host.call("generate_image", **SMALL)
+    first = host.draw("generate_image", **SMALL)
     whole = base64.b64encode(png()).decode()
     for picture in (
         {"task_id": first.task_id},
@@ -182,7 +182,7 @@ def test_an_earlier_picture_and_one_that_is_sent_can_be_edited(host: Assistant) 
         {"image": whole},
         {"image": f"data:image/png;base64,{whole}"},
     ):
-        edited = host.call("edit_image", prompt="at night", steps=2, **picture)
+        edited = host.draw("edit_image", prompt="at night", steps=2, **picture)
         assert not edited.failed, edited.said
         assert edited.said["model"] == "tiny-flux2"
         assert shown(edited)[0].size == (64, 64)
@@ -190,9 +190,9 @@ def test_an_earlier_picture_and_one_that_is_sent_can_be_edited(host: Assistant) 
 
 def test_a_mask_or_a_strength_starts_from_the_picture(host: Assistant) -> None:
     picture, mask = (base64.b64encode(png(colour)).decode() for colour in ("red", "white"))
-    masked = host.call("edit_image", prompt="a door", image=picture, mask=mask, steps=2)
+    masked = host.draw("edit_image", prompt="a door", image=picture, mask=mask, steps=2)
     assert masked.said["model"] == "tiny-fill"
-    kept = host.call("edit_image", prompt="a door", image=picture, image_strength=0.5, steps=4)
+    kept = host.draw("edit_image", prompt="a door", image=picture, image_strength=0.5, steps=4)
     assert kept.said["model"] == "tiny"
 
 
@@ -233,7 +233,7 @@ def test_a_call_reports_progress_in_seconds_of_the_forecast(
         call = host.begin_call("generate_image", watched=True, **{**SMALL, "steps": 3})
         until(lambda: len(host.progress) >= 2)
         stepped.step(4)
-        answer = Answer(call.result(GIVE_UP_S))
+        answer = host.ended(Answer(call.result(GIVE_UP_S)))
         assert answer.said["status"] == "done"
         assert len(answer.pictures) == 1
         seen = [progress for progress, _, _ in host.progress]
@@ -258,7 +258,7 @@ def test_a_picture_that_takes_longer_is_checked_later(stepped: SteppedServer, er
         assert "check_image" in again.said["message"]
         check = host.begin_call("check_image", watched=False, task_id=ordered.task_id)
         stepped.step(3)
-        answer = Answer(check.result(GIVE_UP_S))
+        answer = host.ended(Answer(check.result(GIVE_UP_S)))
         assert answer.said["status"] == "done"
         assert len(answer.pictures) == 1
 
@@ -319,7 +319,7 @@ def test_the_tool_cancel_cancels_but_removes_no_finished_picture(
         assert host.call("cancel", task_id=first).said["was"] in ("waiting", "running")
         assert stepped.get("/status", task_id=first).json()["status"] == "cancelled"
         stepped.end()
-        done = host.call("generate_image", **SMALL)
+        done = host.draw("generate_image", **SMALL)
         kept = host.call("cancel", task_id=done.task_id)
         assert kept.said["was"] == "done"
         assert len(host.call("check_image", task_id=done.task_id).pictures) == 1
@@ -381,6 +381,16 @@ def test_a_small_jpeg_is_shown_as_it_is_stored_and_a_damaged_picture_is_left_out
     result = played(app, [noise(64, "PNG"), b"\x89PNG"], format="PNG")
     assert len(result["content"]) == 2
     assert len(json.loads(result["content"][0]["text"])["pictures"]) == 2
+
+
+def test_a_task_that_waits_in_a_paused_queue_says_so(app: PlayedApp) -> None:
+    app.json("root", "POST", "/queue/pause")
+    arguments = {**SMALL, "wait_s": 0}
+    body = rpc("tools/call", name="generate_image", arguments=arguments)
+    result = app.json("alice", "POST", "/mcp", json=body)["result"]
+    said = json.loads(result["content"][0]["text"])
+    assert said["status"] == "waiting"
+    assert "paused" in said["message"]
 
 
 def test_a_failed_task_is_a_failed_result_with_its_reason(app: PlayedApp) -> None:
@@ -557,7 +567,7 @@ def test_a_notification_cancels_only_calls_of_its_own_session(stepped: SteppedSe
         call = host.begin_call("generate_image", watched=False, **{**SMALL, "steps": 50})
         until(lambda: stepped.get("/queue").json()["length"] == 1)
         [task] = stepped.get("/queue").json()["tasks"]
-        for number in range(10):
+        for number in range(5):
             params = {"requestId": number}
             stop = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params}
             for headers in ({}, {"Mcp-Session-Id": "0" * 32}):
@@ -565,4 +575,4 @@ def test_a_notification_cancels_only_calls_of_its_own_session(stepped: SteppedSe
         status = stepped.get("/status", task_id=task["task_id"]).json()["status"]
         assert status in ("waiting", "running")
         stepped.end()
-        assert Answer(call.result(GIVE_UP_S)).said["status"] == "done"
+        assert host.ended(Answer(call.result(GIVE_UP_S))).said["status"] == "done"
