@@ -147,9 +147,9 @@ def _chosen(
         if pipeline := model.pipeline_for(needed):
             return model, pipeline
     able = ", ".join(model.name for model in controlled(calls)) or "none"
-    who = own or named or "No model of this server"
+    who = f"{own or named} cannot" if own or named else "no model of this server can"
     raise errors.InvalidInput(
-        f"{FIELD}: {who} cannot draw this with a control. Models that follow a control: {able}.",
+        f"{FIELD}: {who} draw this with a control. Models that follow a control: {able}.",
         field=f"{FIELD}[0].model",
     )
 

@@ -39,6 +39,7 @@ class ChatRequest(Drawing):
         json_schema_extra={"type": "array", "minItems": 1, "items": {"type": "object"}},
     )
     modalities: Any = Field(
+        None,
         description="Must contain image: there is no language model here.",
         json_schema_extra={"type": "array", "items": {"type": "string"}, "example": ["image"]},
     )

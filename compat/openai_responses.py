@@ -103,13 +103,15 @@ class ResponsesRoutes:
         pictures = wanted.pictures
         if asked.previous_response_id is not None and not pictures:
             pictures, where = [earlier(asked.previous_response_id)], "previous_response_id"
-        if tool.action == "edit" and not pictures:
-            raise errors.InvalidInput("{field} edit: input has no picture.", field="action")
+        mask = tool.input_image_mask
+        for field, given in (("action", tool.action == "edit"), ("input_image_mask", mask)):
+            if given not in (None, False) and not pictures:
+                raise errors.InvalidInput("{field}: the input has no picture.", field=field)
         named = calls.known_name(tool.model) or calls.known_name(asked.model)
         fields = fields_of(tool, calls, wanted.prompt)
         fields["model"] = named
         if pictures and tool.action != "generate":
-            mask = tool.input_image_mask and picture_in(tool.input_image_mask, "input_image_mask")
+            mask = None if mask is None else picture_in(mask, "input_image_mask")
             ways = (START, EDIT) if mask else (EDIT, START)
             fields |= place_pictures(calls, named, pictures, mask, ways=ways, field=where)
         names = {**NAMES, "prompt": "input", "images": where, "init_image": where}

@@ -34,6 +34,7 @@ class ResponsesRequest(Body):
         },
     )
     tools: Any = Field(
+        None,
         description="One of them is of the type image_generation (ResponsesTool). Others are "
         "ignored.",
         json_schema_extra={"type": "array", "minItems": 1, "items": {"type": "object"}},

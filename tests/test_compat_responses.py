@@ -151,6 +151,7 @@ def message(*parts: Any) -> list[Any]:
 
 
 TEXT = {"type": "input_text", "text": "x"}
+PICTURE = message({"type": "input_image", "image_url": data_url(png())})
 
 
 @pytest.mark.parametrize(
@@ -192,6 +193,11 @@ TEXT = {"type": "input_text", "text": "x"}
         ({"input": "x", "tools": [{**TOOL, "size": "9x9"}]}, "tools[0].size"),
         ({"input": "x", "tools": [{**TOOL, "output_format": "gif"}]}, "tools[0].output_format"),
         ({"input": "x", "tools": [{**TOOL, "action": "edit"}]}, "tools[0].action"),
+        ({"input": "x", "tools": [{**TOOL, "input_image_mask": 7}]}, "tools[0].input_image_mask"),
+        (
+            {"input": PICTURE, "tools": [{**TOOL, "input_image_mask": {}}]},
+            "tools[0].input_image_mask",
+        ),
         ({"input": "x", "tools": [{**TOOL, "model": "dev"}]}, "tools[0].model"),
         ({"input": "x", "tools": [TOOL], "model": "dev"}, "model"),
         (
