@@ -1,8 +1,9 @@
 """Makes the screenshots of the page for the README, with a real server and the tiny model.
 
-    python docs/make_images.py [FOLDER] [NAME...]   writes page.png, page.gif, operator.png,
-                                                    gallery.png, compare.png and phone.png, or
-                                                    those that are named, to docs/images
+    python docs/make_images.py [FOLDER] [NAME...]   writes page.png, page.gif, mask.gif,
+                                                    operator.png, gallery.png, compare.png and
+                                                    phone.png, or those that are named, to
+                                                    docs/images
 
 Needs Chromium. If the fonts Inter and Charis SIL are installed, they replace the fonts of macOS,
 which look similar.
@@ -24,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import requests
-from PIL import Image
-from playwright.sync_api import Page, ViewportSize, expect, sync_playwright
+from PIL import Image, ImageDraw, ImageFilter
+from playwright.sync_api import FilePayload, Page, ViewportSize, expect, sync_playwright
 
 ROOT = Path(__file__).parent.parent
 SIZE: ViewportSize = {"width": 1360, "height": 880}
@@ -285,6 +286,71 @@ def film(page: Page, url: str, path: Path) -> None:
     reel.save(path)
 
 
+def harbour() -> FilePayload:
+    """A picture to paint on: a sun above the sea."""
+    size = width, height = 768, 576
+    picture = Image.new("RGB", size)
+    draw = ImageDraw.Draw(picture)
+    for row in range(height):
+        share = row / height
+        draw.line((0, row, width, row), (235 - int(90 * share), 180 - int(60 * share), 150))
+    draw.ellipse((500, 90, 620, 210), (255, 226, 170))
+    draw.rectangle((0, 360, width, height), (62, 92, 120))
+    for row in range(372, height, 14):
+        draw.line((row % 90, row, width - row % 130, row), (88, 120, 146), 2)
+    draw.polygon([(0, 360), (130, 250), (290, 360)], (58, 62, 84))
+    draw.polygon([(180, 360), (330, 290), (430, 360)], (72, 74, 96))
+    data = io.BytesIO()
+    picture.filter(ImageFilter.GaussianBlur(1.5)).save(data, "PNG")
+    return {"name": "harbour.png", "mimeType": "image/png", "buffer": data.getvalue()}
+
+
+def stroke(page: Page, reel: Film, points: list[tuple[float, float]]) -> None:
+    """Paints with the mouse through shares of the width and the height of the picture."""
+    box = page.locator(".paint [role=application]").bounding_box()
+    assert box
+    places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
+    page.mouse.move(*places[0])
+    page.mouse.down()
+    for place in places[1:]:
+        page.mouse.move(*place, steps=6)
+        reel.roll(0.12)
+    page.mouse.up()
+    reel.roll(0.25)
+
+
+def mask_film(page: Page, _: str, path: Path) -> None:
+    """The sky of a picture is painted over and drawn again, and both pictures are compared."""
+    page.set_input_files("#init_image", files=[harbour()])
+    page.fill("#prompt", "Northern lights")
+    page.fill("#steps", "60")
+    page.locator("#paint-mask").scroll_into_view_if_needed()
+    reel = Film(page)
+    reel.roll(0.5)
+    page.click("#paint-mask")
+    slider = page.get_by_label("Size of the brush")
+    expect(slider).to_be_visible()
+    slider.fill("0.16")
+    reel.roll(0.4)
+    stroke(page, reel, [(0.06, 0.1), (0.5, 0.12), (0.94, 0.1)])
+    stroke(page, reel, [(0.94, 0.28), (0.6, 0.36), (0.3, 0.3), (0.06, 0.3)])
+    page.locator("label").filter(has_text="Eraser").click()
+    stroke(page, reel, [(0.68, 0.24), (0.78, 0.26)])
+    reel.roll(0.4)
+    page.get_by_role("button", name="Use the mask").click()
+    reel.roll(0.6)
+    page.click("#generate")
+    expect(page.locator(".card.loaded")).to_have_count(1)
+    reel.roll(0.8)
+    page.locator(".card .open").click()
+    page.get_by_role("button", name="Before and after").click()
+    expect(page.locator("#compare")).to_be_visible()
+    for split in (50, 65, 80, 65, 50, 35, 20, 35, 50):
+        page.locator("#compare-split").fill(str(split))
+        reel.roll(0.2)
+    reel.save(path)
+
+
 def main(folder: Path, names: list[str]) -> None:
     expect.set_options(timeout=WAIT_MS)
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
@@ -304,6 +370,7 @@ def main(folder: Path, names: list[str]) -> None:
             (compare, "compare.png", ()),
             (phone, "phone.png", ()),
             (film, "page.gif", clouds),
+            (mask_film, "mask.gif", ()),
         )
         for take, name, limits in takes:
             if names and name not in names:

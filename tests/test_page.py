@@ -213,7 +213,7 @@ def test_the_page_refers_to_no_other_host() -> None:
 
 
 AT_ONCE = r'from "\./|(?:href|src)="web/'
-LATER = rf'{AT_ONCE}|import\("\./|sheet\("web/'
+LATER = rf'{AT_ONCE}|import\("\./|sheet\("web/|\? "web/'
 
 
 def loaded(name: str, kinds: str = AT_ONCE) -> set[str]:

@@ -130,9 +130,11 @@ def test_a_finished_picture_is_announced_in_the_tab_and_by_a_notification(
     me.page.evaluate("window.looks = false")
     me.go_on()
     expect(me.page).to_have_title(f"(1 ready) {title}")
+    expect(me["link[rel=icon]"]).to_have_attribute("href", "web/ready.svg")
     assert me.page.evaluate("window.shown") == ["Your picture is ready: announced"]
     me.page.evaluate("window.looks = true; window.dispatchEvent(new Event('focus'))")
     expect(me.page).to_have_title(title)
+    expect(me["link[rel=icon]"]).to_have_attribute("href", "web/icon.svg")
     me.page.reload()
     expect(me["#notify"]).to_have_attribute("aria-pressed", "true")
 

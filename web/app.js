@@ -177,11 +177,11 @@ live.addEventListener("queue", ({ detail: { queue: answer, forecast } }) => {
 });
 form.addEventListener("changed", () => live.now());
 
-/** What is behind a running task moves with it. Where that is much, the server is asked. */
+/** What is behind a running task moves with it. Where that is much, the server is asked, too. */
 live.addEventListener("step", ({ detail }) => {
   const late = queue.lateness(detail);
+  for (const shown of [queue, form.forecast, tasks]) shown.postpone(late);
   if (Math.abs(late) > 1 + detail.wait_remaining / 10) live.refresh();
-  else for (const shown of [queue, form.forecast, tasks]) shown.postpone(late);
 });
 
 let loaded = null;

@@ -13,6 +13,7 @@ const TONE_S = 0.18;
 
 export class Notice {
   #button = find("notify");
+  #icon = document.querySelector("link[rel=icon]");
   #on = read("notify") === true;
   #audio = null;
   #ready = 0;
@@ -28,12 +29,14 @@ export class Notice {
     this.#show();
   }
 
-  /** Shows the countdown of the next own picture in the tab, or how many are ready. */
+  /** Shows the countdown of the next own picture in the tab, or how many are ready, also in its icon. */
   tick() {
     const lefts = this.tasks.live().map(remaining);
     const words = lefts.length ? `${countdown(Math.min(...lefts))} · ${TITLE}` : TITLE;
     const title = this.#ready ? `(${t("notice.ready", { n: this.#ready })}) ${words}` : words;
     if (document.title !== title) document.title = title;
+    const icon = this.#ready ? "web/ready.svg" : "web/icon.svg";
+    if (this.#icon.getAttribute("href") !== icon) this.#icon.setAttribute("href", icon);
   }
 
   /** A task has ended. */
