@@ -31,7 +31,7 @@ from playwright.sync_api import FilePayload, Page, ViewportSize, expect, sync_pl
 ROOT = Path(__file__).parent.parent
 SIZE: ViewportSize = {"width": 1360, "height": 880}
 GIF_WIDTH = 850
-WAIT_MS = 120_000
+WAIT_MS = 300_000
 COLOURS = 160
 FRAME_S = 0.24
 LONGEST_FRAME_S = 0.2
