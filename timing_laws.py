@@ -182,7 +182,7 @@ class GpuLaws:
         one have taken this long."""
         if self._corrections is None:
             return 1.0
-        (predicted,) = self._predicted([place])
+        predicted = self._known.get(place) or self._predicted([place])[0]
         where, (number,) = _pictures([place], self._numbers)
         return self.scale.foreseen(
             log(max(step_s, LEAST_S) / predicted.step),

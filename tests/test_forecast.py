@@ -568,7 +568,7 @@ def test_an_estimate_is_what_generate_would_answer_and_submits_nothing(
 
 
 def test_stats_tell_what_was_learned_and_how_good_it_is(server: ServerProcess) -> None:
-    for _ in range(3):
+    for _ in range(4):  # the first forecast is a guess if the machine is not calibrated yet
         server.wait_until_ended(server.submit(width=512, height=512)["task_id"])
     stats = server.get("/stats").json()
     StatsAnswer.model_validate(stats)
