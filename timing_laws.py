@@ -69,6 +69,8 @@ class GpuLaws:
         self._corrections: tuple[Corrections, Corrections] | None = None
         self._seen = (float("inf"), 0.0)
         self._known: dict[Place, Phases] = {}
+        self._steps: dict[Place, tuple[float, bool, float]] = {}
+        """What pace() compares with: predicted seconds, and how well they are known."""
         self._asked: dict[Place, None] = {}
 
     def copy(self) -> "GpuLaws":
@@ -78,7 +80,7 @@ class GpuLaws:
         other.decoding, other.first_step = copy(self.decoding), copy(self.first_step)
         other.scale = deepcopy(self.scale)
         other._samples = self._samples.copy()
-        other._known, other._asked = {}, {}
+        other._known, other._asked, other._steps = {}, {}, {}
         return other
 
     def prepare(self, before: "GpuLaws") -> None:
@@ -175,6 +177,7 @@ class GpuLaws:
         self._unfitted += 1
         self._must_fit = self._must_fit or not is_right
         self._known.clear()
+        self._steps.clear()
         self._seen = (min(self._seen[0], place.x), max(self._seen[1], place.x))
 
     def pace(self, place: Place, step_s: float) -> float:
@@ -182,13 +185,14 @@ class GpuLaws:
         one have taken this long."""
         if self._corrections is None:
             return 1.0
-        predicted = self._known.get(place) or self._predicted([place])[0]
-        where, (number,) = _pictures([place], self._numbers)
-        return self.scale.foreseen(
-            log(max(step_s, LEAST_S) / predicted.step),
-            seen=self._corrections[1].knows(int(number)),
-            near=float(self._corrections[1].near(where)[0]),
-        )
+        if place not in self._steps:
+            predicted = self._known.get(place) or self._predicted([place])[0]
+            where, (number,) = _pictures([place], self._numbers)
+            corrections = self._corrections[1]
+            near = float(corrections.near(where)[0])
+            self._steps[place] = predicted.step, corrections.knows(int(number)), near
+        predicted_s, seen, near = self._steps[place]
+        return self.scale.foreseen(log(max(step_s, LEAST_S) / predicted_s), seen=seen, near=near)
 
     def learn_repeated_text(self, part: float) -> None:
         """A prompt was encoded again, in this part of the time of a new one."""
@@ -232,6 +236,7 @@ class GpuLaws:
             Corrections(*_pictures(places, self._numbers), residuals[1:]),
         )
         self._unfitted, self._must_fit = 0, False
+        self._steps.clear()
 
 
 def prior_coefficients(parameters_b: float, flop_per_s: float) -> tuple[Coefficients, ...]:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from timing.live import remaining_s
 from timing.spread import Outcome, Spread
+from timing.work import Phases
 from timing_laws import GpuLaws
 from timing_model import Confidence, Durations, Live, Measured, TimingModel, Work
 
@@ -313,6 +314,19 @@ def test_outliers_among_others_are_no_shift_of_the_machine() -> None:
         noise = dice.lognormvariate(0, 0.03) * (3 if number % 2 == 1 and number > 50 else 1)
         timing.learn(work(), law(work(), noise=noise))
     assert timing.durations(work()).gpu_s == pytest.approx(law(work()).gpu_s, rel=0.05)
+
+
+def test_the_pace_of_a_running_picture_is_that_of_the_latest_samples() -> None:
+    laws, own, seen = GpuLaws(1.0), work(), set()
+    for number in range(30):
+        step_s = 1.0 + 0.01 * number
+        laws.learn(own.place, Phases(0.5, step_s + 0.1, step_s, 0.7))
+        laws.phases([own.place])
+        pace = laws.pace(own.place, step_s + 0.03)
+        assert pace == laws.pace(own.place, step_s + 0.03)
+        assert pace == laws.copy().pace(own.place, step_s + 0.03), "a copy has computed none before"
+        seen.add(pace)
+    assert len(seen) > 3
 
 
 def test_a_step_with_a_gap_counts_as_the_others() -> None:
