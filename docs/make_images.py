@@ -34,6 +34,7 @@ GIF_WIDTH = 850
 WAIT_MS = 300_000
 COLOURS = 160
 FRAME_S = 0.24
+MOST_FRAMES = 140
 LONGEST_FRAME_S = 0.2
 LAST_FRAME_S = 2.5
 PROMPTS = (
@@ -221,8 +222,10 @@ class Film:
     def save(self, path: Path) -> None:
         self._devtools.send("Page.stopScreencast")
         self._frames.append((time.time(), self._page.screenshot()))
-        moments = [moment for moment, _ in self._frames]
-        pictures = [self._small(data) for _, data in self._frames]
+        every = -(-len(self._frames) // MOST_FRAMES)
+        chosen = self._frames[::-1][::every][::-1]  # with the last one
+        moments = [moment for moment, _ in chosen]
+        pictures = [self._small(data) for _, data in chosen]
         palette = self._palette(pictures)
         frames = [one.quantize(palette=palette, dither=Image.Dither.NONE) for one in pictures]
         lasts = [min(later - earlier, LONGEST_FRAME_S) for earlier, later in pairwise(moments)]

@@ -2,6 +2,7 @@
 
 import { el, find, follow, setText } from "./dom.js";
 import { t } from "./language.js";
+import { isLive, remaining } from "./tasks.js";
 import { countdown, drawnSize } from "./words.js";
 
 const MAX_ROWS = 12;
@@ -47,13 +48,16 @@ export class Queue {
 
   /** Updates the countdowns. Returns whether one has ended. */
   tick() {
-    const lefts = this.#rows.map((row) => this.#left(row));
+    const lefts = this.#rows.map((row) => {
+      const own = this.tasks.get(row.task_id);
+      return own && isLive(own) ? remaining(own) : this.#left(row); // as on the card
+    });
     this.#rows.forEach((row, index) => {
       if (row.left) setText(row.left, countdown(lefts[index]));
     });
     const empty = this.#length === 0;
     setText(this.#words, empty ? t("queue.empty") : t("queue.tasks", { n: this.#length }));
-    return lefts.some((seconds) => seconds < 0);
+    return lefts.some((seconds) => seconds <= 0);
   }
 
   #row() {

@@ -65,14 +65,12 @@ async function secondsOf(cells, signal) {
   const every = Math.ceil(kinds.size / MOST_FORECASTS);
   const some = [...kinds.values()].filter((_, index) => index % every === 0);
   const answers = await Promise.all(some.map(({ cell }) => estimate(cell, signal)));
-  const [waits, owns, counts] = [[], [], []];
-  answers.forEach(({ expected_time_seconds: time, expected_start_at: start, expected_end_at: end }, index) => {
-    waits.push(time - (end - start));
-    owns.push((end - start) * some[index].count);
-    counts.push(some[index].count);
-  });
+  const owns = answers.map(({ expected_start_at: start, expected_end_at: end }) => end - start);
+  const waits = answers.map(({ expected_time_seconds: time }, index) => time - owns[index]);
   const sum = (numbers) => numbers.reduce((one, other) => one + other, 0);
-  return Math.max(Math.min(...waits), 0) + (sum(owns) / sum(counts)) * cells.length;
+  const drawing = sum(some.map(({ count }, index) => count * owns[index]));
+  const share = sum(some.map(({ count }) => count)) / cells.length; // that was forecast
+  return Math.max(Math.min(...waits), 0) + drawing / share;
 }
 
 /** Shows when the cells that show() is called with are ready; an empty list shows nothing. */
