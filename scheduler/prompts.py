@@ -38,6 +38,8 @@ class Prompts:
         self._next = count(UNKNOWN + 1)
         self._waiting: Counter[int] = Counter()
         self._encoded: OrderedDict[Prompt, _Encoded] = OrderedDict()
+        self._in_memory: set[int] = set()  # numbers of these
+        self._tokens = 0  # of these
 
     def number(self, stage: Stage) -> int:
         return self._numbers.get(_prompt(stage), UNKNOWN)
@@ -72,10 +74,16 @@ class Prompts:
         prompt = _prompt(stage)
         if stage.params.prompts or prompt not in self._numbers:
             return False
-        own = _Encoded(self._numbers[prompt], id(stage.params), tokens)
-        self._encoded.setdefault(prompt, own)
+        if prompt not in self._encoded:
+            own = _Encoded(self._numbers[prompt], id(stage.params), tokens)
+            self._encoded[prompt] = own
+            self._in_memory.add(own.number)
+            self._tokens += tokens
         self._encoded.move_to_end(prompt)
-        return self._drop_oldest()
+        missed = False
+        while len(self._encoded) > 1 and self._tokens > TOKENS_KEPT:
+            missed |= self._drop(next(iter(self._encoded)))
+        return missed
 
     def only(self, keys: Sequence[str], starting: Iterable[Stage]) -> None:
         """Only these weights are in memory: what was encoded with others is gone, but for the
@@ -83,8 +91,7 @@ class Prompts:
         kept = {_prompt(stage) for stage in starting}
         for prompt in list(self._encoded):
             if prompt[0] not in keys and prompt not in kept:
-                del self._encoded[prompt]
-                self._forget(prompt)
+                self._drop(prompt)
 
     def is_encoded(self, stage: Stage) -> bool:
         """Whether another stage has encoded its prompt, or will have before any other one."""
@@ -93,7 +100,7 @@ class Prompts:
 
     def is_repeated(self, number: int) -> bool:
         """Whether the prompt may be in memory when a stage starts that waits with it."""
-        return self._waiting[number] > 1 or any(e.number == number for e in self._encoded.values())
+        return self._waiting[number] > 1 or number in self._in_memory
 
     def repeated(self, numbers: Ints, tokens: Ints) -> Bools:
         """By stage, in the order in which they run, whether its prompt is in memory then: memory
@@ -111,20 +118,17 @@ class Prompts:
         encoded_tokens = np.cumsum(np.where(again, 0, tokens))
         since = encoded_tokens.copy()  # the prompt was encoded
         since[later[same]] -= encoded_tokens[earlier[same]] - tokens[earlier[same]]
-        again |= np.isin(numbers, [encoded.number for encoded in self._encoded.values()])
+        again |= np.isin(numbers, list(self._in_memory))
         found: Bools = again & (numbers != UNKNOWN) & (since <= TOKENS_KEPT)
         return found
 
-    def _drop_oldest(self) -> bool:
-        """What does not fit into memory any more. Returns whether a stage waits with it."""
-        missed = False
-        tokens = sum(encoded.tokens for encoded in self._encoded.values())
-        while len(self._encoded) > 1 and tokens > TOKENS_KEPT:
-            prompt, encoded = self._encoded.popitem(last=False)
-            tokens -= encoded.tokens
-            missed |= encoded.number in self._waiting
-            self._forget(prompt)
-        return missed
+    def _drop(self, prompt: Prompt) -> bool:
+        """It leaves memory. Returns whether a stage waits with it."""
+        encoded = self._encoded.pop(prompt)
+        self._in_memory.remove(encoded.number)
+        self._tokens -= encoded.tokens
+        self._forget(prompt)
+        return encoded.number in self._waiting
 
     def _forget(self, prompt: Prompt) -> None:
         """Its number, if it is neither in memory nor waited with."""

@@ -18,7 +18,7 @@ from scheduler.estimates import Estimates
 from scheduler.fair_share import Share, Waiting
 from scheduler.resident import Resident
 from scheduler.walk import Floats, Ints, Kinds, Walk, ends_of, is_repeated
-from task import Task
+from task import Stage, Task
 from timing_model import Durations
 
 NO_SHARE = Share(0, 0, 0, 0.0, 0.0)
@@ -221,11 +221,10 @@ class Schedule:
         self.version += 1
         self._find_repeated()
 
-    def forget_prompts(self, resident: Sequence[str], running: Iterable[Task]) -> None:
-        """Only these weights are in memory. Running tasks that have not drawn a step yet encode
-        their prompts first."""
-        starting = [task for task in running if not (task.progress and task.progress.steps_done)]
-        self._estimates.prompts.only(resident, (s for task in starting for s in task.stages))
+    def forget_prompts(self, resident: Sequence[str], starting: Iterable[Stage]) -> None:
+        """Only these weights are in memory. The prompts of these stages, which run and have not
+        drawn a step yet, are encoded first."""
+        self._estimates.prompts.only(resident, starting)
         self._find_repeated()
 
     def durations(self, position: int) -> Durations:

@@ -327,8 +327,9 @@ class WorkerApi:
     def _forget_prompts(self, resident: Sequence[str]) -> None:
         """(locked) Of several machines, this one alone is known to have encoded prompts."""
         if self.machine is self._scheduler.machine:
-            running = [run.task for run in self.machine.runs.values()]
-            self._scheduler.schedule.forget_prompts(resident, running)
+            runs = self.machine.runs.values()
+            starting = [run.stage for run in runs if not run.progress.steps_done]
+            self._scheduler.schedule.forget_prompts(resident, starting)
 
     def _preempting(self, run: Run, at: float) -> Task | None:
         """(locked) The task that preempts this one, which has reported at this moment."""
