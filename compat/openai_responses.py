@@ -82,7 +82,7 @@ class ResponsesRoutes:
                     field="background",
                 )
             at, tool = _tool_of(asked)
-            with _named_in_tool(at, but_model=tool.model is None):
+            with _named_in_tool(at, but_model=not self._calls.known_name(tool.model)):
                 call = self._start(asked, tool)
             asked = asked.model_copy(update={"input": None})  # frees its pictures
         writer = _Answers(call, asked.previous_response_id)

@@ -200,6 +200,7 @@ PICTURE = message({"type": "input_image", "image_url": data_url(png())})
         ),
         ({"input": "x", "tools": [{**TOOL, "model": "dev"}]}, "tools[0].model"),
         ({"input": "x", "tools": [TOOL], "model": "dev"}, "model"),
+        ({"input": "x", "tools": [{**TOOL, "model": "gpt-image-1"}], "model": "dev"}, "model"),
         (
             {"input": "x", "tools": [{**TOOL, "partial_images": 4}], "stream": True},
             "tools[0].partial_images",
