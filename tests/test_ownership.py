@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import requests
 from conftest import ServerProcess
+from holding import Hold
 
 from compat.a1111_lists import EMPTY_LISTS, NOTHING_TO_DO
 
@@ -78,15 +79,16 @@ NOTHING_TO_HIDE |= {f"POST /sdapi/v1/{name}": why for name, why in NOTHING_TO_DO
 
 
 class Owned:
-    """A server with keys, with a finished task, a running one and a waiting one of alice."""
+    """A server with keys, with a finished task, a running one, which is held, and a waiting one of
+    alice."""
 
     def __init__(self, server: ServerProcess, keys: Path) -> None:
         self.server = server
         self.keys = keys
         self.done = self.submit(ALICE)
-        self.wait_until_ended(self.done)
-        busy: dict[str, Any] = {"width": 2048, "height": 2048, "steps": 100}
-        self.running = self.submit(ALICE, **busy)
+        self.wait_until(self.done, "done")
+        self.running = self.submit(ALICE)
+        self.wait_until(self.running, "running")
         self.waiting = self.submit(ALICE)
 
     def ask(self, key: str, method: str, path: str, **options: Any) -> requests.Response:
@@ -101,13 +103,14 @@ class Owned:
         assert answer.status_code == 200, answer.text
         return str(answer.json()["task_id"])
 
-    def wait_until_ended(self, task_id: str) -> None:
+    def wait_until(self, task_id: str, wanted: str) -> None:
+        """Waits for a status of a task of alice's."""
         params: dict[str, str | int] = {"task_id": task_id, "wait": 60}
         while True:
             status = self.ask(ALICE, "GET", "/status", params=params).json()
-            if status["status"] not in ("waiting", "running"):
-                assert status["status"] == "done"
+            if status["status"] == wanted:
                 return
+            assert status["status"] in ("waiting", "running"), status
             params["since"] = status["version"]
 
     @property
@@ -123,7 +126,9 @@ def owned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Owned]:
         f'[alice]\nkey = "{ALICE}"\n[bob]\nkey = "{BOB}"\n[root]\nkey = "{ROOT_KEY}"\n'
         "operator = true\nmay_prioritize = true\n"
     )
-    server = ServerProcess(folder / "data", "--keys", str(keys))
+    hold = Hold(folder / "hold")
+    hold.close(after=1)
+    server = ServerProcess(folder / "data", "--keys", str(keys), hold=hold)
     try:
         yield Owned(server, keys)
     finally:
