@@ -33,9 +33,11 @@ def open_brush(me: Visitor) -> Locator:
 
 
 def mask_of(me: Visitor) -> np.ndarray:
-    """The grey values of the mask in the form."""
+    """The grey values of the mask in the form, once it has taken the place of an earlier one."""
+    masks = me["[data-field=mask] .picks img"]
+    masks.evaluate_all("(all) => all.forEach((one) => (one.dataset.earlier = ''))")
     me.page.get_by_role("button", name="Use the mask").click()
-    picture = me["[data-field=mask] .picks img"]
+    picture = me["[data-field=mask] .picks img:not([data-earlier])"]
     expect(picture).to_have_js_property("naturalWidth", WIDTH)
     pixels = picture.evaluate(
         """async (image) => {
