@@ -133,25 +133,32 @@ class Results:
 
     def _inline(self, queue: ClientQueue, task: Task) -> Iterator[dict[str, Any]]:
         """The pictures, those left out that cannot be made small enough now."""
-        left = MOST_INLINE_BYTES
+        left, sides = MOST_INLINE_BYTES, list(INLINE_SIDES)
         for index in range(task.images_done):
             most = left // (task.images_done - index)
             with suppress(InvalidInput, TryLater, Gone, NotReady):
-                jpeg = self._small_jpeg(queue.image(task.task_id, index)[0], task, most)
+                image = queue.image(task.task_id, index)[0]
+                is_small = task.params.format == "JPEG" and len(image) <= most
+                jpeg = image if is_small else self._small_jpeg(image, sides, most)
                 if jpeg:
                     left -= len(jpeg)
                     yield {"type": "image", "data": to_base64(jpeg), "mimeType": "image/jpeg"}
 
-    def _small_jpeg(self, image: bytes, task: Task, most: int) -> bytes | None:
-        """Args: most: bytes."""
-        if task.params.format == "JPEG" and len(image) <= most:
-            return image
+    def _small_jpeg(self, image: bytes, sides: list[int], most: int) -> bytes | None:
+        """
+        Args:
+            sides: to try. Those that are too large are removed: the other pictures of
+                the task are of this kind, and each try decodes a whole picture.
+            most: bytes.
+        """
         with self._decoder.reading() as reader:
-            for side in INLINE_SIDES:
-                jpeg = reader.thumbnail(image, side)
+            while True:
+                jpeg = reader.thumbnail(image, sides[0])
                 if len(jpeg) <= most:
                     return jpeg
-        return None
+                if len(sides) == 1:
+                    return None
+                del sides[0]
 
 
 def _still_to_come(task: Task, *, paused: bool) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from io import BytesIO
 from typing import Any
 
 from flask import Response, g, has_app_context, request
@@ -182,15 +183,20 @@ class OllamaRoutes:
 
         def generate() -> Any:
             with self._calls.room_for_the_body(request.content_length):
-                fields = _ollamas_body()
-                if fields is not None:
-                    g.ollamas = True
-                    asked = read_body(OllamaGenerate, fields)
-                    call = self._start(asked)
-                    asked = asked.model_copy(update={"images": []})  # frees its pictures
-            return native() if fields is None else _answer(asked, call)
+                begun = self._begun()
+            return native() if begun is None else _answer(*begun)
 
         return generate
+
+    def _begun(self) -> tuple[OllamaGenerate, Call | None] | None:
+        """What the body asks for, without its pictures, and its call; None: it is not Ollama's."""
+        fields = _ollamas_body()
+        if fields is None:
+            return None
+        g.ollamas = True
+        asked = read_body(OllamaGenerate, fields)
+        call = self._start(asked)
+        return asked.model_copy(update={"images": []}), call
 
     def _start(self, asked: OllamaGenerate) -> Call | None:
         """Returns None for a request without a prompt, which only asks to load a model."""
@@ -240,14 +246,16 @@ class OllamaRoutes:
 
 
 def _ollamas_body() -> dict[str, Any] | None:
-    """The body if it is Ollama's. It is kept: the native route reads the same bytes."""
+    """The body if it is Ollama's; else it is left for the native route."""
     if request.mimetype == "multipart/form-data" or request.headers.get("Content-Encoding"):
         return None
-    body = request.get_data(cache=True)
-    if not any(f'"{name}"'.encode() in body for name in ONLY_OLLAMAS):
-        return None
-    fields = parse_object(body)
-    return fields if any(name in fields for name in ONLY_OLLAMAS) else None
+    body = request.get_data(cache=False)  # a kept one would stay while the caller waits
+    if any(f'"{name}"'.encode() in body for name in ONLY_OLLAMAS):
+        fields = parse_object(body)
+        if any(name in fields for name in ONLY_OLLAMAS):
+            return fields
+    request.stream = BytesIO(body)
+    return None
 
 
 def _answer(asked: OllamaGenerate, call: Call | None) -> Response:

@@ -84,7 +84,9 @@ class ResponsesRoutes:
             at, tool = _tool_of(asked)
             with _named_in_tool(at, but_model=not self._calls.known_name(tool.model)):
                 call = self._start(asked, tool)
-            asked = asked.model_copy(update={"input": None})  # frees its pictures
+            # Frees their pictures.
+            asked = asked.model_copy(update={"input": None, "tools": None})
+            tool = tool.model_copy(update={"input_image_mask": None})
         writer = _Answers(call, asked.previous_response_id)
         if asked.stream:
             return streamed(call, _Events(call, writer), tool.partial_images, self._preview)

@@ -26,6 +26,7 @@ from compat.mcp_messages import PREFIX
 from compat.mcp_results import MOST_INLINE_BYTES
 from compat.mcp_schemas import MOST_WAIT_S, TOOLS
 from compat.mcp_tools import Waiting
+from decoding.decoder import PictureReader
 
 SMALL = {"prompt": "a fox", "width": 64, "height": 64, "steps": 2}
 META = {
@@ -369,6 +370,22 @@ def test_pictures_inline_are_small_jpegs_together_below_the_limit(
     for picture in pictures:
         assert Image.open(BytesIO(picture)).format == "JPEG"
         assert Image.open(BytesIO(picture)).width >= 128
+
+
+def test_no_picture_of_a_task_is_tried_at_a_size_that_was_too_large_for_another(
+    app: PlayedApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried, thumbnail = [], PictureReader.thumbnail
+
+    def noted(reader: PictureReader, image: bytes, side: int) -> bytes:
+        tried.append(side)
+        return thumbnail(reader, image, side)
+
+    monkeypatch.setattr(PictureReader, "thumbnail", noted)
+    result = played(app, [noise(1200, "PNG")] * 4, format="PNG")
+    assert len(result["content"]) == 5
+    assert tried == sorted(tried, reverse=True)
+    assert len(tried) == len(set(tried)) + 3
 
 
 def test_a_small_jpeg_is_shown_as_it_is_stored_and_a_damaged_picture_is_left_out(
