@@ -131,7 +131,7 @@ class Scale:
         """How far a residual may be from the pace of the machine: near many samples, no further
         than those before it."""
         spread = self._spreads[seen]
-        return spread if seen else (spread**2 + (NOT_NEAR / (1.0 + near) ** 2) ** 2) ** 0.5
+        return spread if seen else (spread**2 + (NOT_NEAR / (1.0 + near)) ** 2) ** 0.5
 
     def _trust(self, doubt: float) -> float:
         """Part of a gain with which a residual is followed."""
