@@ -95,8 +95,10 @@ def test_each_line_of_a_prompt_can_be_a_picture(visit: Visit, served: ServerProc
     params = served.get("/status", task_id=me.task_ids()[0]).json()["params"]
     assert params["count"] == 2
     me["#prompt"].fill("\n".join(map(str, range(30))))
+    too_many = "At most 10 pictures: the prompt has more lines."
+    expect(me["#generate"]).to_contain_text(too_many)
     me["#generate"].click()
-    expect(me["#prompt-error"]).to_have_text("At most 10 pictures: the prompt has more lines.")
+    expect(me["#prompt-error"]).to_have_text(too_many)
 
 
 def test_a_grid_of_two_settings_is_drawn_and_shown_as_a_table(

@@ -315,9 +315,17 @@ export class Form extends EventTarget {
     const request = this.request();
     const missing = this.#pictures.missing(this.model, request.inputs);
     if (missing) return t("form.needs_first", { what: t(`a.${missing}`) });
+    const tooMany = this.#tooManyLines(request.fields.prompt);
+    if (tooMany) return tooMany;
     if (this.#outOfRange()) return "";
     if (this.takes("prompt")) request.fields.prompt ??= "a";
     return request;
+  }
+
+  /** A sentence; empty if the prompt has no more lines than a task may have pictures. */
+  #tooManyLines(prompt) {
+    const tooMany = Array.isArray(prompt) && prompt.length > this.#limits.n;
+    return tooMany ? t("form.too_many_lines", { n: this.#limits.n }) : "";
   }
 
   #clearErrors() {
@@ -360,9 +368,8 @@ export class Form extends EventTarget {
       return wrong(missing, words, this.#pictures.slot(missing));
     }
     if (this.takes("prompt") && !prompt) return wrong("prompt", t("form.enter_prompt"));
-    if (Array.isArray(prompt) && prompt.length > this.#limits.n) {
-      return wrong("prompt", t("form.too_many_lines", { n: this.#limits.n }));
-    }
+    const tooMany = this.#tooManyLines(prompt);
+    if (tooMany) return wrong("prompt", tooMany);
     const outside = this.#outOfRange();
     if (outside) outside.focus();
     else remember(this.state.prompt);
