@@ -5,7 +5,7 @@ scripts are not here: they are ignored, and `info` says so.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import Field
 
@@ -40,6 +40,8 @@ NO_MODULE = ("", "none")
 
 class ControlUnit(Body):
     """A unit. Other fields are ignored."""
+
+    pictures: ClassVar[frozenset[str]] = frozenset({"image", "input_image"})
 
     enabled: bool = True
     image: Any = None

@@ -1,6 +1,6 @@
 """Upscaling of a picture: POST /sdapi/v1/extra-single-image."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -22,6 +22,8 @@ BY_FACTOR = 0
 class ExtraSingleImage(Body):
     """The body of POST /sdapi/v1/extra-single-image. Other fields are ignored, and so is what is
     null or empty."""
+
+    pictures: ClassVar[frozenset[str]] = frozenset({"image"})
 
     image: str = Field(description="The picture as base64 or a data URL.")
     resize_mode: Whole = Field(

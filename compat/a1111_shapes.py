@@ -1,7 +1,7 @@
 """Bodies and answers of AUTOMATIC1111's API."""
 
 from math import isfinite
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, Field
 
@@ -54,6 +54,8 @@ HiresSide = Annotated[Annotated[int, Field(ge=0, le=16384), BeforeValidator(_who
 class TextToImage(Body):
     """The body of POST /sdapi/v1/txt2img. Other fields are ignored, and so is what is null or
     empty."""
+
+    pictures: ClassVar[frozenset[str]] = frozenset({"alwayson_scripts"})
 
     prompt: str = Field(
         "", description="What the image shows. <lora:NAME:SCALE> takes a LoRA of the operator."
@@ -116,6 +118,8 @@ class TextToImage(Body):
 class ImageToImage(TextToImage):
     """The body of POST /sdapi/v1/img2img."""
 
+    pictures: ClassVar[frozenset[str]] = TextToImage.pictures | {"init_images", "mask"}
+
     init_images: Annotated[list[str], BeforeValidator(_pictures)] = Field(
         min_length=1, max_length=8, description="Pictures as base64 or data URLs."
     )
@@ -132,6 +136,8 @@ class ImageToImage(TextToImage):
 
 class PngInfo(Body):
     """The body of POST /sdapi/v1/png-info."""
+
+    pictures: ClassVar[frozenset[str]] = frozenset({"image"})
 
     image: str = Field(description="A picture as base64 or a data URL.")
 

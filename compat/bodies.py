@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError, WrapValidator, model_validator
 from pydantic.functional_validators import ModelWrapValidatorHandler
 
+from api.json_text import MAX_TEXT_BYTES
 from errors import InvalidInput
 
 
@@ -19,6 +20,9 @@ class Body(BaseModel):
 
     of_any_length: ClassVar[frozenset[str]] = frozenset()
     """Lists that may have more than MAX_ITEMS, because their items are not validated."""
+    pictures: ClassVar[frozenset[str]] = frozenset()
+    """Fields that may hold pictures. The callers of `read_body` drop them before they wait. All
+    other fields together may have MAX_TEXT_BYTES characters."""
 
     @model_validator(mode="before")
     @classmethod
@@ -82,6 +86,7 @@ def read_body(shape: type[Asked], body: Mapping[str, Any]) -> Asked:
     for name, value in fields.items():  # pydantic would validate each item before it counts them
         if isinstance(value, list) and len(value) > MAX_ITEMS and name not in shape.of_any_length:
             raise InvalidInput(f"{name} may have at most {MAX_ITEMS} items.", field=name)
+    _check_size({name: fields[name] for name in fields if name not in shape.pictures})
     try:
         return shape.model_validate(fields)
     except ValidationError as error:
@@ -90,3 +95,23 @@ def read_body(shape: type[Asked], body: Mapping[str, Any]) -> Asked:
     if first["type"] == "missing":
         raise InvalidInput(f"{name} is required.", field=name)
     raise InvalidInput(f"{name}: {first['msg']}.", field=name)
+
+
+def _check_size(fields: Mapping[str, Any]) -> None:
+    """Raises: InvalidInput: they have more text than a caller may leave here while it waits."""
+    sizes = {name: _characters(value) for name, value in fields.items()}
+    if sum(sizes.values()) > MAX_TEXT_BYTES:
+        name = max(sizes, key=lambda one: sizes[one])
+        raise InvalidInput(
+            f"{{field}} is too large: all but pictures may have {MAX_TEXT_BYTES} characters.",
+            field=name,
+        )
+
+
+def _characters(value: object) -> int:
+    """Of the texts in a value of JSON, which is nested as deep as `parse_object` allows."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(len(name) + _characters(one) for name, one in value.items())
+    return sum(map(_characters, value)) if isinstance(value, list) else 0

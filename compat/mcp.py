@@ -145,7 +145,8 @@ class McpRoutes:
                     return Response(status=202)
                 status = 400 if message.modern else 200
                 found = self._answer(queue, message)
-                message.params.pop("arguments", None)  # pictures are freed while the caller waits
+                message.params.clear()  # pictures are freed while the caller waits
+                body.clear()
         except RpcError as error:
             return _json(error_of(request_id, error), error.status if status == 400 else 200)
         if isinstance(found, Waiting):

@@ -29,6 +29,7 @@ RESOURCE_NOT_FOUND = -32002
 """Of the older revisions; INVALID_PARAMS since."""
 NAMED = {"tools/call": "name", "resources/read": "uri"}
 """Methods with the header Mcp-Name, and the member of their params that it repeats."""
+MOST_ID_CHARS = 1000
 ENCODED = re.compile(r"=\?base64\?(.*)\?=")
 SERVER_INFO = {"name": "mflux-server", "title": "mflux-server", "version": VERSION}
 
@@ -57,16 +58,12 @@ class Message:
     request_id: str | int | None
     modern: bool
     params: dict[str, Any] = field(default_factory=dict)
+    progress_token: str | int | None = None
+    """What the client wants its notifications of progress marked with; None: it wants none."""
 
     def cached(self, ttl_ms: int) -> dict[str, Any]:
         """What an answer to this says about caching it."""
         return {"ttlMs": ttl_ms, "cacheScope": "private"} if self.modern else {}
-
-    @property
-    def progress_token(self) -> str | int | None:
-        """What the client wants its notifications of progress marked with; None: it wants none."""
-        token = _meta_of(self.params).get("progressToken")
-        return token if _is_id(token) else None
 
 
 def read_message(body: Mapping[str, Any], headers: Headers) -> Message:
@@ -78,7 +75,10 @@ def read_message(body: Mapping[str, Any], headers: Headers) -> Message:
     if body.get("jsonrpc") != "2.0" or not isinstance(method, str):
         raise RpcError(INVALID_REQUEST, "The body must be a request of JSON-RPC 2.0.")
     if "id" in body and not _is_id(request_id):
-        raise RpcError(INVALID_REQUEST, "id must be a text or a whole number.")
+        raise RpcError(
+            INVALID_REQUEST,
+            f"id must be a whole number or a text of at most {MOST_ID_CHARS} characters.",
+        )
     if not isinstance(params, dict):
         raise RpcError(INVALID_PARAMS, "params must be an object.")
     version = headers.get("MCP-Protocol-Version")
@@ -87,7 +87,8 @@ def read_message(body: Mapping[str, Any], headers: Headers) -> Message:
         _check_modern(method, params, headers)
     elif version is not None and version not in (*HANDSHAKE, *MODERN):
         raise _unsupported(version)
-    return Message(method, request_id, modern, params)
+    token = _meta_of(params).get("progressToken")
+    return Message(method, request_id, modern, params, token if _is_id(token) else None)
 
 
 def _check_modern(method: str, params: dict[str, Any], headers: Headers) -> None:
@@ -140,7 +141,10 @@ def id_in(body: Mapping[str, Any]) -> str | int | None:
 
 
 def _is_id(value: object) -> bool:
-    return isinstance(value, str | int) and not isinstance(value, bool)
+    """Whether it can be the id of a request, or a token of progress: both are repeated."""
+    if isinstance(value, str):
+        return len(value) <= MOST_ID_CHARS
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def negotiated(params: Mapping[str, Any]) -> str:

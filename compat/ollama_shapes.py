@@ -1,6 +1,6 @@
 """Bodies and answers of Ollama's API, as far as it draws."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field
 
@@ -37,6 +37,8 @@ class OllamaOptions(Body):
 class OllamaGenerate(Body):
     """The body of POST /api/generate as Ollama's clients send it. Other fields are ignored, and so
     is what is null or empty."""
+
+    pictures: ClassVar[frozenset[str]] = frozenset({"images"})
 
     model: str = Field(min_length=1, max_length=500, description="One of GET /api/tags.")
     prompt: str = Field("", description="What the image shows. Empty: nothing is drawn.")

@@ -32,6 +32,7 @@ class ChatRequest(Drawing):
     empty."""
 
     of_any_length: ClassVar[frozenset[str]] = frozenset({"messages"})
+    pictures: ClassVar[frozenset[str]] = frozenset({"messages"})
 
     messages: Any = Field(
         description="The text of the last message of the user is the prompt; the pictures of this "

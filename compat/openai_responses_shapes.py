@@ -19,6 +19,7 @@ class ResponsesRequest(Body):
     """The body of POST /v1/responses. Other fields are ignored, and so is what is null or empty."""
 
     of_any_length: ClassVar[frozenset[str]] = frozenset({"input"})
+    pictures: ClassVar[frozenset[str]] = frozenset({"input", "tools"})
 
     model: ModelName = Field(
         None, description="Used as the model of the tool if it is one of GET /v1/models."
@@ -52,6 +53,8 @@ class ResponsesRequest(Body):
 
 class ResponsesTool(Drawing):
     """The tool image_generation of POST /v1/responses. Other fields are ignored."""
+
+    pictures: ClassVar[frozenset[str]] = frozenset({"input_image_mask"})
 
     type: Literal["image_generation"] = Field(description="Always image_generation.")
     action: Annotated[Literal["generate", "edit", "auto"], BeforeValidator(_known_action)] = Field(

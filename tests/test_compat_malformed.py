@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from schemathesis import GenerationMode
 from test_malformed import AS_DOCUMENTED, JSON_VALUES, SETTINGS
 
+from api.json_text import MAX_TEXT_BYTES
 from compat.a1111_shapes import ImageToImage
+from compat.mcp_messages import MOST_ID_CHARS
 from compat.ollama_shapes import OllamaGenerate
 from compat.openai_shapes import OpenAIGeneration
 
@@ -84,6 +86,47 @@ def test_every_answer_of_the_foreign_apis_is_as_documented(
 
     storm()
     assert small_server.get("/health").status_code == 200
+
+
+PROMPT = {"prompt": "x", "size": "64x64", "width": 64, "height": 64, "steps": 1}
+TOOL = {"type": "image_generation", "size": "64x64", "steps": 1}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/v1/images/generations", PROMPT, "user"),
+        ("/v1/responses", {"input": "x", "tools": [TOOL]}, "user"),
+        ("/v1/chat/completions", {"modalities": ["image"], "messages": "x"}, "stream_options"),
+        ("/sdapi/v1/txt2img", PROMPT, "sampler_name"),
+        ("/sdapi/v1/img2img", {**PROMPT, "init_images": ["x"]}, "hr_upscaler"),
+        ("/api/generate", {"model": "tiny", "stream": False}, "options"),
+    ],
+)
+def test_only_pictures_may_be_large_because_the_rest_stays_while_a_caller_waits(
+    small_server: ServerProcess, path: str, body: dict[str, Any], field: str
+) -> None:
+    large = {field: {"x": ["y" * (MAX_TEXT_BYTES + 1)]}}
+    answer = requests.post(small_server.url + path, json={**body, **large}, timeout=60)
+    check_error(answer, path)
+    assert f"{field} is too large" in answer.text
+
+
+def test_the_id_of_a_message_of_mcp_is_short_because_answers_repeat_it(
+    small_server: ServerProcess,
+) -> None:
+    long = "i" * (MOST_ID_CHARS + 1)
+    body: dict[str, Any] = {"jsonrpc": "2.0", "id": long, "method": "ping"}
+    answer = requests.post(small_server.url + "/mcp", json=body, timeout=60)
+    check_error(answer, "/mcp")
+    assert len(answer.content) < MOST_ID_CHARS
+    arguments = {"prompt": "x", "width": 64, "height": 64, "steps": 1}
+    params = {"name": "generate_image", "arguments": arguments, "_meta": {"progressToken": long}}
+    body = {"jsonrpc": "2.0", "id": long[1:], "method": "tools/call", "params": params}
+    headers = {"Accept": "application/json, text/event-stream"}
+    answer = requests.post(small_server.url + "/mcp", json=body, headers=headers, timeout=60)
+    assert answer.status_code == 200
+    assert answer.json()["id"] == long[1:]  # and no progress
 
 
 def test_every_route_that_takes_nothing_answers_as_documented(small_server: ServerProcess) -> None:

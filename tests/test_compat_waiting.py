@@ -66,8 +66,10 @@ CALLS: dict[str, tuple[str, Any]] = {
         {
             "jsonrpc": "2.0",
             "id": 1,
+            "beside": "PICTURE",
             "method": "tools/call",
             "params": {
+                "beside": "PICTURE",
                 "name": "edit_image",
                 "arguments": {"prompt": "x", "image": "PICTURE", "mask": "PICTURE"},
             },
