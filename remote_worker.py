@@ -37,6 +37,7 @@ from models.weights_cache import WeightsCache
 from settings import Settings
 from storage.data_dir import own, worker_id_of
 from supervision import end_process
+from timing.speeds import Speeds
 from workers.worker import Worker
 
 log = logging.getLogger("mflux-worker")
@@ -57,8 +58,8 @@ class WorkerProcess:
         self._carrier = Carrier(settings.broker)
         self._id = worker_id_of(settings.data_dir)
         self._failed = False
-        self._flop_per_s = 0.0
-        """Of this machine; 0: not measured yet."""
+        self._speeds: Speeds = {}
+        """Of this machine; empty: not measured yet."""
         self._hardware, self._versions = _hardware(), _versions()
         self._missing = {model.name for model in (*allowed.models, *allowed.helpers)}
         """Names of models whose weights were not on this machine when it was last looked."""
@@ -109,7 +110,7 @@ class WorkerProcess:
 
     def _measure(self) -> None:
         """Measure how fast this machine is, on the worker's thread."""
-        self._flop_per_s = machine_speed.measure()
+        self._speeds = machine_speed.measure()
 
     def _end_with(self, sentence: str) -> None:
         """Ends the process, because this cannot go on."""
@@ -131,7 +132,7 @@ class WorkerProcess:
             system=platform.platform(terse=True),
             memory_bytes=self._generator.memory.total_bytes,
             versions=self._versions,
-            flop_per_s=self._flop_per_s,
+            speeds=dict(self._speeds),
             models=[
                 Model(
                     name=model.name,

@@ -58,6 +58,7 @@ from service_manager import READY, STOPPING, notify
 from settings import Settings
 from storage.task_store import TaskStore
 from supervision import end_process
+from timing.speeds import Speeds
 from timing_model import TimingModel
 from tracing import Traces, exporting_provider
 from workers.downloads import Downloads
@@ -79,8 +80,8 @@ STOP_S = 2.0
 class Server:
     """Queue, worker and HTTP server, connected. Nothing runs before start()."""
 
-    measure_speed: Callable[[], float] | None = None
-    """Returns FLOP/s of this machine; None: it is not measured."""
+    measure_speed: Callable[[], Speeds] | None = None
+    """Measures this machine; None: it is not measured."""
     traces: Traces | None = None
 
     def __init__(
@@ -144,7 +145,7 @@ class Server:
         self._http = self._http_server(settings, generator, previews, connections)
 
     def _before_loading(self) -> None:
-        self.worker_api.calibrate(self.measure_speed)
+        self.worker_api.calibrate(self.measure_speed, machine_speed.mlx_version())
         self.worker_api.fetch_first()
 
     def _submission_of(

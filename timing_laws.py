@@ -22,13 +22,12 @@ import numpy as np
 from timing.corrections import Corrections, Floats, Ints
 from timing.drift import SAMPLES_KEPT, Scale
 from timing.linear import LEAST_S, RIGHT, STALE, LinearLaw, SizeLaw
+from timing.speeds import PRIOR_FLOP_PER_S
 from timing.work import REFERENCE_TOKENS, Phases, Place
 
 SAMPLES_TO_TRUST = 3
 FIRST_STEP_EXTRA = (0.0, 0.0, 0.1)
 """Extra time of the first step before it was measured: constant, of x, and in steps."""
-PRIOR_FLOP_PER_S = 10e12
-"""Of an Apple M2 Max in bfloat16."""
 DECODING_FLOP, TINY_DECODING_FLOP = 10e12, 4e9
 TEXT_FLOP_PER_PARAMETER = 250
 STEP_TEXT_TOKENS = 128
@@ -53,8 +52,13 @@ class _Sample(NamedTuple):
 class GpuLaws:
     """The GPU phases of one key, and their common scale; x and the formulas: timing_model.py."""
 
-    def __init__(self, parameters_b: float, flop_per_s: float = PRIOR_FLOP_PER_S) -> None:
-        step, text, decoding = prior_coefficients(parameters_b, flop_per_s)
+    def __init__(
+        self,
+        parameters_b: float,
+        flop_per_s: float = PRIOR_FLOP_PER_S,
+        decoding_flop_per_s: float = PRIOR_FLOP_PER_S,
+    ) -> None:
+        step, text, decoding = prior_coefficients(parameters_b, flop_per_s, decoding_flop_per_s)
         self.text, self.step, self.decoding = LinearLaw(text), SizeLaw(step), SizeLaw(decoding)
         self.first_step = LinearLaw(FIRST_STEP_EXTRA)
         self.repeated_text = 1.0
@@ -239,7 +243,9 @@ class GpuLaws:
         self._steps.clear()
 
 
-def prior_coefficients(parameters_b: float, flop_per_s: float) -> tuple[Coefficients, ...]:
+def prior_coefficients(
+    parameters_b: float, flop_per_s: float, decoding_flop_per_s: float
+) -> tuple[Coefficients, ...]:
     """Of a step, of text encoding and of decoding, before anything was measured.
 
     A step is 2 FLOP for each parameter and each token, with STEP_TEXT_TOKENS of the prompt;
@@ -248,7 +254,8 @@ def prior_coefficients(parameters_b: float, flop_per_s: float) -> tuple[Coeffici
     TFLOP at x = 1 (the convolutions of a VAE with 128 to 512 channels), those of tiny models about
     as much as a step.
 
-    flop_per_s is that of large matrix products in bfloat16: mflux reaches about that. mflux's own
+    flop_per_s is that of large matrix products of the model's precision, decoding_flop_per_s that
+    of convolutions: mflux reaches about that. mflux's own
     table (README of releases 0.3 to 0.10, "Image generation speed") has FLUX.1 schnell, 2 steps,
     1024 x 1024, loading included: M2 Ultra below 15 s, M4 Max 19 s, M3 Max 20 s, M2 Max 25 s, M4
     Pro 34 s, M2 Pro 54 s, M1 Max 55 s. With 0.8 of each GPU's peak in float32 (27.2, 18.4, 14.2,
@@ -257,7 +264,8 @@ def prior_coefficients(parameters_b: float, flop_per_s: float) -> tuple[Coeffici
     per_token = 2 * parameters_b * 1e9 / flop_per_s
     step_x = per_token * REFERENCE_TOKENS
     text_s = TEXT_FLOP_PER_PARAMETER * parameters_b * 1e9 / flop_per_s
-    decoding_x = min(DECODING_FLOP / flop_per_s, max(step_x, TINY_DECODING_FLOP / flop_per_s))
+    decoding_flop = min(DECODING_FLOP, max(step_x * flop_per_s, TINY_DECODING_FLOP))
+    decoding_x = decoding_flop / decoding_flop_per_s
     return (
         (per_token * STEP_TEXT_TOKENS, step_x, 0.1 * step_x),
         (PHASE_S + 0.2 * text_s, text_s, 0.05 * decoding_x + 2 * text_s),

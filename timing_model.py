@@ -17,7 +17,7 @@ changes the work of a step):
    tiles, columns, rows, other stairs, at least some size; or above a size everything takes longer
    by a factor, because memory is swapped or another algorithm is used (timing/shapes.py).
    Before the first measurement of a key it is the prior (confidence "none"): one step is about 2
-   FLOP per parameter and token, at `flop_per_s`, which the server measures at its first start;
+   FLOP per parameter and token, at the measured speed of its kind of product (timing/speeds.py);
    before that 10 TFLOP/s (an Apple M2 Max in bfloat16). timing_laws.prior_coefficients compares it
    with published seconds. The p90 is then PRIOR_P90 times the forecast.
 2. The correction is what the law gets wrong near a size and a number of steps. It is learned from
@@ -44,9 +44,10 @@ from math import log, nan
 from statistics import median
 
 from timing.linear import OneLaw
+from timing.speeds import PRIOR_SPEEDS, Product, Speeds, speed_of
 from timing.spread import LONGEST_S
 from timing.work import Confidence, Durations, Live, Measured, Phases, Work
-from timing_laws import PRIOR_FLOP_PER_S, SAMPLES_TO_TRUST, GpuLaws, mean_step_s
+from timing_laws import SAMPLES_TO_TRUST, GpuLaws, mean_step_s
 
 __all__ = ["LOCAL", "Confidence", "Durations", "Live", "Measured", "TimingModel", "Work"]
 
@@ -109,11 +110,11 @@ class TimingModel:
 
     def __init__(
         self,
-        flop_per_s: float = PRIOR_FLOP_PER_S,
+        speeds: Speeds = PRIOR_SPEEDS,
         machine: str = LOCAL,
         beside: "TimingModel | None" = None,
     ) -> None:
-        self.flop_per_s = flop_per_s
+        self.speeds = speeds
         """Measured speed of the machine: the prior of models that were not measured yet."""
         self._shared: _Machines = beside._shared if beside else _Machines()
         self._shared.models[machine] = self
@@ -130,14 +131,14 @@ class TimingModel:
     def of(self, machine: str) -> "TimingModel":
         """The model of another machine; a new one if there is none."""
         known = self._shared.models.get(machine)
-        return known or TimingModel(self.flop_per_s, machine, beside=self)
+        return known or TimingModel(self.speeds, machine, beside=self)
 
     def relative_speed(self, other: "TimingModel") -> float:
         """What this machine does in a second, in seconds of another one: in the median over the
         keys that it has run."""
         laws = {key: law for key, law in list(self._laws.items()) if law.samples}
         ratios = [law.times_slower_than(other._law(key, 0.0)) for key, law in laws.items()]
-        return 1.0 / median(ratios) if ratios else self.flop_per_s / other.flop_per_s
+        return 1.0 / median(ratios) if ratios else 1.0 / self._slower(other, Product.BF16)
 
     @property
     def drift(self) -> float | None:
@@ -151,9 +152,9 @@ class TimingModel:
         """Increases with each change of what was learned, by any of the machines."""
         return self._shared.version
 
-    def calibrate(self, flop_per_s: float) -> None:
+    def calibrate(self, speeds: Speeds) -> None:
         """The speed of the machine was measured: what was not learned yet is forecast by it."""
-        self.flop_per_s = flop_per_s
+        self.speeds = speeds
         self._laws = {key: law for key, law in self._laws.items() if law.samples}
         self._shared.version += 1
         for model in self._shared.all:
@@ -174,7 +175,7 @@ class TimingModel:
         return known
 
     def _compute(self, work: Work) -> Durations:
-        law = self._law(work.model, work.parameters_b)
+        law = self._law(work.model, work.parameters_b, work.product)
         (phases,) = law.phases([work.place])
         return Durations(
             text_encoding_s=phases.text * (law.repeated_text if work.prompt_cached else 1.0),
@@ -191,7 +192,7 @@ class TimingModel:
 
     def gpu_s(self, works: Sequence[Work]) -> list[float]:
         """Durations.gpu_s of many works of one key."""
-        law = self._law(works[0].model, works[0].parameters_b)
+        law = self._law(works[0].model, works[0].parameters_b, works[0].product)
         places = list({work.place: None for work in works})
         phases = dict(zip(places, law.phases(places), strict=True))
         return [_gpu_s(work, phases[work.place], law.repeated_text) for work in works]
@@ -210,7 +211,7 @@ class TimingModel:
         """Learns from a finished image; the next forecast takes the milliseconds of the fit. A
         sample with an impossible duration (negative, NaN, above LONGEST_S) is ignored."""
         if _is_possible(measured):
-            self._laws[work.model] = self._law(work.model, work.parameters_b)
+            self._laws[work.model] = self._law(work.model, work.parameters_b, work.product)
             _learn(self._laws, self._image_encoding, work, measured)
             self._latest_key = work.model
         self._changed()
@@ -219,7 +220,8 @@ class TimingModel:
         """What learn() makes of these samples, fitted. Takes milliseconds, and needs no lock."""
         count = self._learned
         samples = [(work, measured) for work, measured in samples if _is_possible(measured)]
-        before = {work.model: self._law(work.model, work.parameters_b) for work, _ in samples}
+        works = [work for work, _ in samples]
+        before = {w.model: self._law(w.model, w.parameters_b, w.product) for w in works}
         laws = {model: law.copy() for model, law in before.items()}
         image_encoding = dict(self._image_encoding)
         for work, measured in samples:
@@ -272,29 +274,33 @@ class TimingModel:
         """Changes with whatever changes the forecasts of this key."""
         return self.samples(model) or -1 - self._shared.version
 
-    def _law(self, model: str, parameters_b: float) -> GpuLaws:
+    def _law(self, model: str, parameters_b: float, product: Product = Product.BF16) -> GpuLaws:
         known = self._laws.get(model)
         if known and (known.samples or len(self._shared.models) == 1):
             return known
         self.borrows = True
-        borrowed = self._borrowed.get(model) or self._lent(model)
+        borrowed = self._borrowed.get(model) or self._lent(model, product)
         if borrowed:
             return self._borrowed.setdefault(model, borrowed)
-        return known or self._laws.setdefault(model, GpuLaws(parameters_b, self.flop_per_s))
+        speeds = speed_of(self.speeds, product), speed_of(self.speeds, Product.CONVOLUTION)
+        return known or self._laws.setdefault(model, GpuLaws(parameters_b, *speeds))
 
-    def _lent(self, model: str) -> GpuLaws | None:
+    def _lent(self, model: str, product: Product) -> GpuLaws | None:
         """The law of the machine that has run this key most, at the speed of this one."""
         owner = max(self._shared.all, key=lambda other: other.samples(model))
         if not owner.samples(model):
             return None
-        return owner._laws[model].lent(log(self._times_slower_than(owner)))
+        return owner._laws[model].lent(log(self._times_slower_than(owner, product)))
 
-    def _times_slower_than(self, other: "TimingModel") -> float:
+    def _times_slower_than(self, other: "TimingModel", product: Product) -> float:
         """Seconds here / seconds there: the median over the keys that both have run, or by their
         measured speed."""
         shared = [key for key in self._laws if self.samples(key) and other.samples(key)]
         ratios = [self._laws[key].times_slower_than(other._laws[key]) for key in shared]
-        return median(ratios) if ratios else other.flop_per_s / self.flop_per_s
+        return median(ratios) if ratios else self._slower(other, product)
+
+    def _slower(self, other: "TimingModel", product: Product) -> float:
+        return speed_of(other.speeds, product) / speed_of(self.speeds, product)
 
 
 def _encoding_law(laws: dict[str, OneLaw], image_format: str) -> OneLaw:

@@ -57,6 +57,7 @@ from cluster.registry import Registry
 from queue_manager import QueueManager
 from scheduler.scheduler import Scheduler
 from storage.task_store import TaskStore
+from timing.speeds import Product
 
 STEPS, STEP_S = 4, 1.0
 DRAW_S = STEPS * STEP_S
@@ -211,7 +212,7 @@ def about(number: int) -> dict[str, Any]:
         "hardware": "x",
         "system": "x",
         "memory_bytes": 0,
-        "flop_per_s": 1e12,
+        "speeds": dict.fromkeys(Product, 1e12),
         "versions": {},
         "models": [{"name": model.name} for model in OFFER.models],
         "bits": [None],

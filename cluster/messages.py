@@ -11,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from allowed import Allowed
 from models.model_catalog import Catalog, LoadSpec, Lora
 from task import Memory, Phase, Progress
+from timing.speeds import Product
 from timing_model import Measured
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Both sides must have the same. It changes with every change of a message."""
 MOST_IMAGE_BYTES = 256_000_000
 """Of a picture that travels, in either direction."""
@@ -156,8 +157,8 @@ class Registration(Message):
     hardware: Name
     system: Name
     memory_bytes: Annotated[int, Field(ge=0)]
-    flop_per_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    """Measured; 0: not yet."""
+    speeds: dict[Product, Annotated[float, Field(gt=0, allow_inf_nan=False)]]
+    """Measured FLOP/s; empty: not yet."""
     versions: dict[Name, Name]
     models: list[Model]
     bits: list[int | None]

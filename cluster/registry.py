@@ -6,10 +6,11 @@ drawn elsewhere. All fields belong to the scheduler's lock.
 
 import logging
 
-from cluster.messages import Heartbeat
+from cluster.messages import Heartbeat, Registration
 from cluster.remote_machine import RemoteMachine
 from scheduler.scheduler import Scheduler
 from task import Task
+from timing.speeds import Product
 from timing_model import LOCAL
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ class Registry:
                 known.heard(heartbeat, scheduler.monotonic(), scheduler.now())
                 scheduler.wake_worker.notify_all()
         if known and is_same:
-            self._calibrate(known, heartbeat.registration.flop_per_s)
+            self._calibrate(known, heartbeat.registration)
             return None
         if known:
             self.lose(known, "it was started again", interrupted=True)
@@ -77,7 +78,7 @@ class Registry:
             scheduler.machines.join(remote.machine)
             scheduler.improve_baselines()
             scheduler.wake_worker.notify_all()
-        self._calibrate(remote, heartbeat.registration.flop_per_s)
+        self._calibrate(remote, heartbeat.registration)
         self._bring_weights(remote)
         log.info("machine %s is registered: %s", name, heartbeat.registration.hardware)
         return None
@@ -94,11 +95,11 @@ class Registry:
                     with scheduler.lock:
                         scheduler.machine.missing |= {model.name}
 
-    def _calibrate(self, remote: RemoteMachine, flop_per_s: float) -> None:
-        """A worker has measured its machine."""
-        if flop_per_s and not remote.calibrated:
+    def _calibrate(self, remote: RemoteMachine, registration: Registration) -> None:
+        """A worker has measured its machine, perhaps."""
+        if registration.speeds.keys() >= set(Product) and not remote.calibrated:
             remote.calibrated = True
-            remote.api.calibrate(lambda: flop_per_s)
+            remote.api.calibrate(lambda: registration.speeds, registration.versions.get("mlx", ""))
             timing = self._scheduler.timing
             with self._scheduler.lock:
                 remote.machine.speed = timing.of(remote.name).relative_speed(timing)

@@ -1,37 +1,86 @@
-"""How quickly this machine multiplies matrices, for its first forecasts."""
+"""How quickly this machine computes, for its first forecasts."""
 
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from statistics import median
+from typing import Any
 
-LONGEST_S = 1.0
-"""Seconds after which no other product begins."""
-SMALLEST, LARGEST = 128, 4096
+from timing.speeds import Product
+
+LONGEST_S = 0.25
+"""Seconds after which no other product of a kind begins."""
+SMALLEST, LARGEST = 64, 4096
+"""Rows of matrices."""
+SMALLEST_PICTURE, LARGEST_PICTURE = 8, 512
+CHANNELS = 128
+"""Of a decoder where its picture is largest."""
 ENOUGH_S = 0.02
 """A product that takes this long fills the device: larger ones are not quicker per operation."""
-REPEATS = 5
+
+Compute = Callable[[], Any]
 
 
-def measure() -> float:
-    """FLOP/s of products of square matrices in bfloat16, on the device that draws.
+def mlx_version() -> str:
+    """Version of MLX, on which the speed depends; empty: it is not installed."""
+    with suppress(PackageNotFoundError):
+        return version("mlx")
+    return ""
 
-    Small products do not fill a GPU, large ones take seconds on a CPU: the side is doubled until a
-    product takes ENOUGH_S. The quickest one counts, because other programs use the machine, too. A
-    GPU raises its clock under load, so it computes for LONGEST_S; a CPU only REPEATS times. Call it
-    on the worker's thread: MLX ties arrays to the thread that made them.
+
+def measure() -> dict[Product, float]:
+    """FLOP/s of each kind of product, on the device that draws. Takes a second or two.
+
+    Call it on the worker's thread: MLX ties arrays to the thread that made them. A GPU raises its
+    clock under load: what most models consist of comes last.
     """
+    return {product: _speed(product) for product in reversed(Product)}
+
+
+def _speed(product: Product) -> float:
+    """Small products do not fill a GPU, large ones take seconds on a CPU: the size is doubled until
+    a product takes ENOUGH_S. The median of the largest ones counts: the first one may include
+    compilation, and what other programs leave of the machine is what pictures will get."""
     import mlx.core as mx
 
+    is_convolution = product is Product.CONVOLUTION
+    side, largest = (SMALLEST_PICTURE, LARGEST_PICTURE) if is_convolution else (SMALLEST, LARGEST)
     began = time.perf_counter()
-    side, best, repeated = SMALLEST, 0.0, 0
-    is_cpu = mx.default_device().type == mx.DeviceType.cpu
-    while time.perf_counter() - began < LONGEST_S and not (is_cpu and repeated == REPEATS):
-        matrix = mx.random.normal((side, side)).astype(mx.bfloat16)
-        mx.eval(matrix)
+    taken: list[float] = []
+    speed = 0.0
+    while time.perf_counter() - began < LONGEST_S:
+        compute = _convolution(side) if is_convolution else _product(product, side)
         product_at = time.perf_counter()
-        mx.eval(matrix @ matrix)
-        seconds = time.perf_counter() - product_at
-        best = max(best, 2.0 * side**3 / seconds)
-        if seconds < ENOUGH_S and side < LARGEST:
-            side *= 2
-        else:
-            repeated += 1
-    return best
+        mx.eval(compute())
+        taken.append(time.perf_counter() - product_at)
+        flop = 2.0 * 9 * (side * CHANNELS) ** 2 if is_convolution else 2.0 * side**3
+        speed = flop / median(taken)
+        if taken[-1] < ENOUGH_S and side < largest:
+            side, taken = side * 2, []
+    return speed
+
+
+def _product(product: Product, side: int) -> Compute:
+    """A product of square matrices."""
+    import mlx.core as mx
+
+    dtype = mx.float32 if product is Product.FLOAT32 else mx.bfloat16
+    matrix = mx.random.normal((side, side)).astype(dtype)
+    if product in (Product.BF16, Product.FLOAT32):
+        mx.eval(matrix)
+        return lambda: matrix @ matrix
+    bits = 4 if product is Product.Q4 else 8
+    weights = mx.quantize(matrix, bits=bits)
+    mx.eval(matrix, weights)
+    return lambda: mx.quantized_matmul(matrix, *weights, bits=bits)
+
+
+def _convolution(side: int) -> Compute:
+    """A convolution of a square picture."""
+    import mlx.core as mx
+
+    picture = mx.random.normal((1, side, side, CHANNELS)).astype(mx.bfloat16)
+    weights = mx.random.normal((CHANNELS, 3, 3, CHANNELS)).astype(mx.bfloat16)
+    mx.eval(picture, weights)
+    return lambda: mx.conv2d(picture, weights, padding=1)

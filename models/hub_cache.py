@@ -15,7 +15,7 @@ from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from models.model_catalog import Model
-from models.weight_files import loaded_shares, stored_bits
+from models.weight_files import are_float32, loaded_shares, stored_bits
 
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")
 STALE_S = 600.0
@@ -176,7 +176,8 @@ def as_stored(model: Model) -> Model:
     files = [path for path in weight_files(model) if path.is_file()]
     if not files:
         return model
-    stored = replace(model, loaded_shares=loaded_shares(files, DENSE.get(model.family, ())))
+    shares = loaded_shares(files, DENSE.get(model.family, ()))
+    stored = replace(model, loaded_shares=shares, float32=are_float32(files))
     if model.path is not None:
         size_gb = sum(path.stat().st_size for path in files) / 1e9
         stored = replace(stored, stored_bits=stored_bits(files), weights_gb=size_gb)

@@ -17,8 +17,6 @@ from models.model_rules import Rules
 MOST_ALIKE = 3
 QUANTIZED_EXTRA_BITS = 0.5
 """Of a quantized value, for the scale and bias (16 bits each) of each group of 64."""
-
-
 REFERENCE_PIXELS = 1024 * 1024
 LARGE_REFERENCES = {"flux3": 4 * 1024 * 1024}
 """Pixels to which mflux scales reference images, by family. Init, mask and control images get the
@@ -164,8 +162,9 @@ class Model:
     options: BuildOptions = NO_OPTIONS
     """How it is built."""
     loaded_shares: Mapping[int | None, float] = field(default_factory=dict)
-    """Bits to quantize to (None: as stored) -> bytes in memory / bytes of its files. Empty: the
-    files are not on this machine."""
+    """Bits (None: as stored) -> bytes in memory / bytes of its files. Empty: they are not here."""
+    float32: bool = False
+    """Whether its weights have 32 bits in memory, unless they are quantized."""
 
     @property
     def own_bytes(self) -> float:

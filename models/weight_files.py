@@ -8,6 +8,7 @@ import json
 import os
 import stat
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,6 +126,18 @@ def loaded_shares(paths: Iterable[Path], dense: Iterable[str]) -> dict[int | Non
                 in_bits = bits / 8 + 2 * kept / GROUP
                 loaded[bits] += values * (in_bits if can_be else kept)
     return {bits: size / total for bits, size in loaded.items()} if total else {}
+
+
+def are_float32(paths: Iterable[Path]) -> bool:
+    """Whether most of these weights have 32 bits when they are loaded: mflux keeps the types of
+    files that it has saved itself."""
+    values = dict.fromkeys(ITEM_BYTES, 0)
+    for path in paths:
+        with suppress(OSError, BadWeightFile):
+            if "quantization_level" in _metadata(path):
+                for array in read_header(path).values():
+                    values[array.dtype] += prod(array.shape)
+    return 2 * values["F32"] > sum(values.values())
 
 
 def _metadata(path: Path) -> dict[str, Any]:

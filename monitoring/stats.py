@@ -82,8 +82,10 @@ def stats_of(scheduler: Scheduler) -> Stats:
         monotonic = scheduler.monotonic()
         tasks_last_hour, busy_share = scheduler.machine.last_hour(monotonic)
         key = scheduler.estimates.load_key(scheduler.allowed.first_spec)
+        product = scheduler.estimates.product(scheduler.allowed.first_spec)
+        drawn = model.default_steps, "JPEG"
         works = [
-            Work(key, model.parameters_b, (side // SIDE_STEP) ** 2, model.default_steps, "JPEG")
+            Work(key, model.parameters_b, (side // SIDE_STEP) ** 2, *drawn, product=product)
             for side in SIDES
         ]
         here = scheduler.machines.drawing

@@ -11,6 +11,7 @@ from models.model_rules import SIDE_STEP
 from models.prompt_tokens import tokens
 from scheduler.prompts import Prompts
 from task import Stage
+from timing.speeds import Product, product_of
 from timing_model import LOCAL, Confidence, Durations, TimingModel, Work
 
 HELPER_TOKENS = 4096
@@ -51,6 +52,11 @@ class Estimates:
     def bits(self, spec: LoadSpec) -> int | None:
         """Bits that weights are quantized to: as requested, until they are loaded."""
         return self._bits.get(spec.key, spec.quantize)
+
+    def product(self, spec: LoadSpec) -> Product:
+        """What most operations of a model are."""
+        float32 = spec.model.float32 or spec.options.compute_precision == "float32"
+        return product_of(self.bits(spec), float32=float32)
 
     def was_loaded(self, spec: LoadSpec) -> bool:
         return spec.key in self._bits
@@ -142,6 +148,7 @@ class Estimates:
             text_each=bool(params.inputs) or model.upscaler,
             prompt_each=bool(params.prompts),
             width=params.width,
+            product=self.product(stage.load_spec),
             prompt_tokens=self._counts.get((model.name, params.prompt))
             or self.prompt_tokens(params.prompt, model),
         )

@@ -23,6 +23,7 @@ from scheduler.stopping import load_reported, may_continue
 from scheduler.token_recount import recount
 from storage.state_store import WEIGHTS
 from task import Encoded, Memory, Phase, Progress, Task, TaskStatus, Verdict
+from timing.speeds import Product, Speeds
 
 log = logging.getLogger(__name__)
 
@@ -59,26 +60,27 @@ class WorkerApi:
 
     # -- the machine ------------------------------------------------------------------------------
 
-    def calibrate(self, measure: Callable[[], float] | None) -> None:
+    def calibrate(self, measure: Callable[[], Speeds] | None, mlx: str = "") -> None:
         """Measure the speed of the machine for its first forecasts, if no process has done so.
 
         Args:
-            measure: returns FLOP/s; takes about a second, on the worker's thread. None: it cannot
-                be measured.
+            measure: takes a second or two, on the worker's thread. None: it cannot be measured.
+            mlx: version of MLX.
         """
         scheduler = self._scheduler
         if measure is None:
             return
         with suppress(StorageUnavailable), scheduler.health.noting_storage():
-            if scheduler.store.timings.speed(self.machine.name) is not None:
+            if scheduler.store.timings.speeds(self.machine.name, mlx).keys() >= set(Product):
                 return
-        flop_per_s = measure()
+        speeds = measure()
         with scheduler.lock:
-            scheduler.timing.of(self.machine.name).calibrate(flop_per_s)
+            scheduler.timing.of(self.machine.name).calibrate(speeds)
             scheduler.improve_baselines()
-        log.info("this machine computes %.3g FLOP/s", flop_per_s)
+        found = ", ".join(f"{name} {speed:.3g}" for name, speed in speeds.items())
+        log.info("measured FLOP/s of %s: %s", self.machine.name, found)
         with suppress(StorageUnavailable), scheduler.health.noting_storage():
-            scheduler.store.timings.keep_speed(flop_per_s, self.machine.name)
+            scheduler.store.timings.keep_speeds(speeds, mlx, self.machine.name)
 
     def fetch_first(self) -> None:
         """Wait until the download thread has the weights that the server starts with, if they are

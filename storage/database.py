@@ -168,6 +168,8 @@ MIGRATIONS = (
     """
     ALTER TABLE tasks ADD COLUMN retried_after INTEGER NOT NULL DEFAULT 0; -- claims until then
     """,
+    "ALTER TABLE speeds ADD COLUMN by_product TEXT NOT NULL DEFAULT '{}';"  # JSON
+    "ALTER TABLE speeds ADD COLUMN mlx TEXT NOT NULL DEFAULT '';",  # its version
 )
 """Script n brings schema version n to n + 1 (PRAGMA user_version)."""
 
@@ -394,6 +396,5 @@ def _set_up(connection: sqlite3.Connection) -> None:
             f"{len(MIGRATIONS)}: it was written by a newer version. Update the server, or "
             "choose another --data-dir."
         )
-    for number in range(version, len(MIGRATIONS)):
-        script = MIGRATIONS[number]
-        connection.executescript(f"BEGIN; {script}; PRAGMA user_version = {number + 1}; COMMIT;")
+    for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
+        connection.executescript(f"BEGIN; {script}; PRAGMA user_version = {number}; COMMIT;")

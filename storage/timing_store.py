@@ -1,10 +1,13 @@
 """Measured durations on disk: samples of each model, outcomes of forecasts, loading."""
 
+import json
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import astuple, fields
 
 from storage.database import DAMAGED, Database, Row
+from timing.speeds import Product, Speeds
 from timing.spread import Outcome
 from timing_model import LOCAL, Measured, TimingModel, Work
 
@@ -23,9 +26,9 @@ class TimingStore:
     def teach(self, timing: TimingModel) -> None:
         """Let a new model learn what earlier processes have measured, on each machine."""
         for machine in self.machines():
-            own, speed = timing.of(machine), self.speed(machine)
-            if speed is not None:
-                own.calibrate(speed)
+            own, speeds = timing.of(machine), self.speeds(machine)
+            if speeds:
+                own.calibrate(speeds)
             for model, seconds in self.loads(machine).items():
                 own.learn_load(model, seconds)
             own.take(own.learned(self.samples(machine)))
@@ -104,17 +107,30 @@ class TimingStore:
             ).fetchall()
         return {row["model"]: row["seconds"] for row in rows}
 
-    def keep_speed(self, flop_per_s: float, machine: str = LOCAL) -> None:
+    def keep_speeds(self, speeds: Speeds, mlx: str, machine: str = LOCAL) -> None:
         with self._database.transaction() as connection:
-            connection.execute("INSERT OR REPLACE INTO speeds VALUES (?, ?)", (machine, flop_per_s))
+            connection.execute(
+                "INSERT OR REPLACE INTO speeds (machine, flop_per_s, by_product, mlx)"
+                " VALUES (?, ?, ?, ?)",
+                (machine, speeds[Product.BF16], json.dumps(speeds), mlx),
+            )
 
-    def speed(self, machine: str = LOCAL) -> float | None:
-        """The measured speed of a machine, in FLOP/s; None: it was not measured yet."""
+    def speeds(self, machine: str = LOCAL, mlx: str | None = None) -> Speeds:
+        """The measured speeds of a machine; empty: it was not measured yet.
+
+        Args:
+            mlx: only those that were measured with this version of MLX; None: with any.
+        """
         with self._database.reading() as connection:
             row = connection.execute(
-                "SELECT flop_per_s FROM speeds WHERE machine = ?", (machine,)
+                "SELECT * FROM speeds WHERE machine = ?", (machine,)
             ).fetchone()
-        return row["flop_per_s"] if row else None
+        if not row or mlx not in (None, row["mlx"]):
+            return {}
+        kept = {Product.BF16: float(row["flop_per_s"])}  # all that earlier versions measured
+        with suppress(*DAMAGED):
+            kept |= {Product(name): float(s) for name, s in json.loads(row["by_product"]).items()}
+        return kept
 
 
 def _read(machine: str, rows: Sequence[Row]) -> list[tuple[str, Work, Measured]]:

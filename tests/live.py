@@ -16,6 +16,7 @@ from generation.previews import Previews
 from server import Server
 from settings import Settings
 from task import GenerationParams, Phase, Report
+from timing.speeds import Product
 
 PICTURE = Image.new("RGB", (64, 64), "teal")
 SLOW_FLOP_PER_S = 1e10
@@ -33,7 +34,7 @@ class SteppedServer:
         previews = Previews(on=read.previews)
         self.server = Server(read, allow(*models or ("tiny",)), FakeGenerator(self._draw), previews)
         self.queue, self.worker_api = self.server.queue, self.server.worker_api
-        self.worker_api.calibrate(lambda: SLOW_FLOP_PER_S)
+        self.worker_api.calibrate(lambda: {Product.BF16: SLOW_FLOP_PER_S})
         self.url = f"http://127.0.0.1:{self.server.port}"
         self.server.start()
 

@@ -18,6 +18,7 @@ from key_file import Client, KeyFile
 from scheduler.limits import QueueLimits
 from storage.task_store import TaskStore
 from task import Phase, Task
+from timing.speeds import Product
 from timing_model import TimingModel
 from workers.worker import Worker
 
@@ -41,7 +42,7 @@ class PlayedApp:
         allowed, self.store = allow("tiny"), TaskStore(self.folder / "data")
         self.queue = PlayedQueue(
             allowed,
-            TimingModel(1e10),  # slow, so that forecasts differ visibly
+            TimingModel({Product.BF16: 1e10}),  # slow, so that forecasts differ visibly
             self.store,
             QueueLimits(max_delay_s=60.0),
             monotonic=self.clock,

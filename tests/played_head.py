@@ -14,6 +14,7 @@ from cluster.registry import Registry
 from scheduler.limits import QueueLimits
 from scheduler.scheduler import Scheduler
 from storage.task_store import TaskStore
+from timing.speeds import Product
 from timing_model import TimingModel
 
 LEASE_S = 20.0
@@ -32,7 +33,7 @@ class PlayedHead:
         if scheduler is None:
             self.queue = PlayedQueue(
                 allow(*(models or ("tiny",))),
-                TimingModel(1e10),
+                TimingModel({Product.BF16: 1e10}),
                 TaskStore(folder),
                 QueueLimits(**{"local_worker": False, "max_delay_s": 0.0, **limits}),
                 monotonic=self.clock,
@@ -69,9 +70,9 @@ class PlayedHead:
         """A heartbeat; `held`: its tasks, with their attempts."""
         models = [{"name": model.name} for model in self.scheduler.allowed.models]
         about = {
-            "name": name, "hardware": "x", "system": "x", "memory_bytes": 0, "flop_per_s": 1e12,
-            "versions": {}, "models": models, "bits": [None], "loras": [], "lora_repos": False,
-            "models_in_memory": 1,
+            "name": name, "hardware": "x", "system": "x", "memory_bytes": 0,
+            "speeds": dict.fromkeys(Product, 1e12), "versions": {}, "models": models,
+            "bits": [None], "loras": [], "lora_repos": False, "models_in_memory": 1,
         }  # fmt: skip
         tasks = [{"task_id": task_id, "attempt": attempt} for task_id, attempt in held]
         content = {"resident": [self.scheduler.allowed.first_spec.key], "held": tasks, **content}

@@ -30,6 +30,7 @@ from option_values import COMPUTE_PRECISIONS
 from scheduler.estimates import Estimates
 from storage.task_store import TaskStore
 from task import Stage
+from timing.speeds import Product
 from timing_model import TimingModel
 
 FLOAT16 = BuildOptions("float16")
@@ -352,7 +353,7 @@ def heartbeat(models: list[Registered]) -> Heartbeat:
         hardware="a",
         system="b",
         memory_bytes=10**9,
-        flop_per_s=1e12,
+        speeds=dict.fromkeys(Product, 1e12),
         versions={},
         models=models,
         bits=[None],

@@ -310,7 +310,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "task",
         "timing_model",
     },
-    "generation": {"errors", "images", "models", "supervision", "task"},
+    "generation": {"errors", "images", "models", "supervision", "task", "timing.speeds"},
     "generator": {"generation", "errors", "models", "task"},
     "outgoing": set(),
     "workers": {
@@ -372,6 +372,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "scheduler",
         "supervision",
         "task",
+        "timing",
         "timing_model",
     },
     "configuration": {

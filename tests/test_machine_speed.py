@@ -1,14 +1,22 @@
 """The speed of the machine is measured once, and the first forecasts use it."""
 
 import threading
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import mlx.core as mx
 import pytest
 from conftest import FakeGenerator, PlayedQueue, StartServer, allow, forecast_of, params_for
 
 from generation import machine_speed
+from models.build_options import BuildOptions
 from models.model_catalog import LoadSpec
+from models.weight_files import are_float32
+from scheduler.estimates import Estimates
 from storage.task_store import TaskStore
+from timing.speeds import Product, Speeds
 from timing_model import Confidence, TimingModel, Work
 from workers.worker import Worker
 
@@ -26,18 +34,131 @@ loading included, from mflux's README (release 0.10, "Image generation speed")."
 OF_PEAK = 0.8
 
 
+@pytest.mark.parametrize("convolution", [0.5, 1.0], ids=["half as quick", "as quick"])
 @pytest.mark.parametrize("mac", PUBLISHED)
-def test_the_first_forecast_is_within_a_factor_of_two_of_what_mflux_publishes(mac: str) -> None:
+def test_the_first_forecast_is_within_a_factor_of_two_of_what_mflux_publishes(
+    mac: str, convolution: float
+) -> None:
     peak, seconds = PUBLISHED[mac]
+    speed = OF_PEAK * peak * 1e12
     timing = TimingModel()
-    timing.calibrate(OF_PEAK * peak * 1e12)
+    timing.calibrate({Product.BF16: speed, Product.CONVOLUTION: convolution * speed})
     forecast = timing.durations(Work("schnell", 12.0, 4096, 2, "PNG", prompt_tokens=16))
     assert seconds / 2 < forecast.total_s < seconds * 2
     assert forecast.confidence is Confidence.NONE
 
 
-def test_products_of_matrices_are_measured_within_the_possible() -> None:
-    assert 1e7 < machine_speed.measure() < 1e15
+def test_each_kind_of_product_is_measured_within_the_possible() -> None:
+    speeds = machine_speed.measure()
+    assert set(speeds) == set(Product)
+    assert all(1e5 < speed < 1e15 for speed in speeds.values())
+
+
+def test_a_kind_of_product_is_measured_in_few_calls_however_slow_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A clock that only products move: one of the smallest takes ten seconds."""
+    at, calls = 0.0, 0
+
+    def product(kind: Product, side: int) -> Callable[[], object]:
+        def compute() -> list[object]:
+            nonlocal at, calls
+            at, calls = at + 10.0, calls + 1
+            return []
+
+        return compute
+
+    monkeypatch.setattr(machine_speed, "_product", product)
+    monkeypatch.setattr(machine_speed, "_convolution", lambda side: product(Product.Q4, side))
+    monkeypatch.setattr(machine_speed, "time", SimpleNamespace(perf_counter=lambda: at))
+    speeds = machine_speed.measure()
+    assert calls == len(Product)
+    assert speeds[Product.Q4] == pytest.approx(2 * machine_speed.SMALLEST**3 / 10.0)
+
+
+MEASURED = {
+    Product.BF16: 1e9,
+    Product.FLOAT32: 50e9,
+    Product.Q4: 0.04e9,
+    Product.Q8: 0.08e9,
+    Product.CONVOLUTION: 20e9,
+}
+"""FLOP/s of a CPU."""
+
+
+@pytest.mark.parametrize("product", [p for p in Product if p is not Product.CONVOLUTION])
+def test_a_first_forecast_takes_the_speed_of_its_precision_and_of_convolutions(
+    product: Product,
+) -> None:
+    timing, usual = TimingModel(), TimingModel()
+    timing.calibrate(MEASURED)
+    usual.calibrate({Product.BF16: 1e9})
+    work = Work("anima", 2.0, 4096, 3, "PNG", product=product)
+    here, there = timing.durations(work), usual.durations(work)
+    ratio = 1e9 / MEASURED[product]
+    assert here.step_s == pytest.approx(ratio * there.step_s)
+    assert here.text_encoding_s == pytest.approx(ratio * there.text_encoding_s, rel=0.05)
+    assert here.decoding_s == pytest.approx(there.decoding_s / 20, rel=0.01)
+
+
+SPEC = LoadSpec(allow("tiny").default, allow("tiny").default.pipelines[0], None)
+
+
+@pytest.mark.parametrize(
+    ("bits", "float32", "precision", "product"),
+    [
+        (None, False, None, Product.BF16),
+        (None, True, None, Product.FLOAT32),
+        (None, False, "float32", Product.FLOAT32),
+        (None, False, "float16", Product.BF16),
+        (3, False, None, Product.Q4),
+        (4, True, None, Product.Q4),
+        (8, False, "float32", Product.Q8),
+    ],
+)
+def test_the_precision_of_a_model_is_known_before_it_is_loaded(
+    bits: int | None, float32: bool, precision: str | None, product: Product
+) -> None:
+    built = replace(SPEC.pipeline, options=frozenset({"compute_precision"}))
+    options = BuildOptions(compute_precision=precision)
+    model = replace(SPEC.model, float32=float32, options=options)
+    assert Estimates(TimingModel()).product(LoadSpec(model, built, bits)) is product
+
+
+@pytest.mark.parametrize("saved_by_mflux", [True, False])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_headers_say_whether_weights_have_32_bits_in_memory(
+    tmp_path: Path, dtype: mx.Dtype, saved_by_mflux: bool
+) -> None:
+    """mflux gives 16 bits to weights that it has not saved itself."""
+    metadata = {"quantization_level": "None"} if saved_by_mflux else {}
+    path, broken = tmp_path / "0.safetensors", tmp_path / "1.safetensors"
+    mx.save_safetensors(str(path), {"a": mx.zeros((64, 64), dtype)}, metadata)
+    broken.write_bytes(b"<html>")
+    assert are_float32([path, broken]) is (saved_by_mflux and dtype == mx.float32)
+
+
+def test_speeds_of_an_earlier_version_are_used_until_all_kinds_are_measured(
+    tmp_path: Path,
+) -> None:
+    store, timing = TaskStore(tmp_path), TimingModel()
+    with store._database.transaction() as connection:
+        connection.execute("INSERT INTO speeds (machine, flop_per_s) VALUES ('local', 2e9)")
+    store.timings.teach(timing)
+    assert timing.speeds == {Product.BF16: 2e9}
+    queue = PlayedQueue(allow("tiny"), timing, store)
+    queue.worker.calibrate(lambda: MEASURED, "1.0")
+    assert store.timings.speeds() == timing.speeds == MEASURED
+    store.close()
+
+
+def test_another_version_of_mlx_is_measured_again() -> None:
+    queue = PlayedQueue(allow("tiny"), TimingModel(), TaskStore(None))
+    quicker = {product: 2 * speed for product, speed in MEASURED.items()}
+    for measured, version in ((MEASURED, "1.0"), (quicker, "1.0"), (quicker, "1.1")):
+        queue.worker.calibrate(lambda: measured, version)  # noqa: B023
+        expected = quicker if version == "1.1" else MEASURED
+        assert queue.scheduler.timing.speeds == expected
 
 
 class Loads(FakeGenerator):
@@ -53,11 +174,11 @@ class Loads(FakeGenerator):
 
 
 def test_the_worker_measures_before_it_loads_and_the_next_start_knows_it(tmp_path: Path) -> None:
-    measured: list[float] = []
+    measured: list[Speeds] = []
 
-    def measure() -> float:
-        measured.append(3e12)
-        return 3e12
+    def measure() -> Speeds:
+        measured.append(MEASURED)
+        return MEASURED
 
     for _ in range(2):
         store, timing, loaded = TaskStore(tmp_path), TimingModel(), threading.Event()
@@ -70,17 +191,17 @@ def test_the_worker_measures_before_it_loads_and_the_next_start_knows_it(tmp_pat
         )
         worker.start()
         assert loaded.wait(60)
-        assert timing.flop_per_s == 3e12
+        assert timing.speeds == MEASURED
         assert worker.stop(60)
         store.close()
-    assert measured == [3e12]
+    assert measured == [MEASURED]
 
 
 def test_a_new_speed_changes_the_forecast_of_tasks_that_wait() -> None:
     queue = PlayedQueue(allow("tiny"), TimingModel(), TaskStore(None))
     task, _ = queue.submit(params_for(width=1024, height=1024), priority=0)
     before = forecast_of(queue.status(task.task_id)).end_s
-    queue.worker.calibrate(lambda: 1e6)
+    queue.worker.calibrate(lambda: {Product.BF16: 1e6})
     assert forecast_of(queue.status(task.task_id)).end_s > 10 * before
 
 
@@ -91,5 +212,5 @@ def test_a_server_measures_its_machine_and_keeps_the_result(
     server.wait_until_ended(server.submit()["task_id"])
     server.stop()
     store = TaskStore(tmp_path / "server")
-    assert (store.timings.speed() or 0.0) > 1e7
+    assert set(store.timings.speeds(mlx=machine_speed.mlx_version())) == set(Product)
     store.close()

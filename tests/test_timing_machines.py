@@ -12,6 +12,7 @@ from scheduler.machines import Machine
 from scheduler.worker_api import WorkerApi
 from storage.task_store import TaskStore
 from task import Encoded
+from timing.speeds import Product
 from timing_model import Confidence, Measured, TimingModel, Work
 
 
@@ -89,10 +90,10 @@ def test_two_machines_are_compared_through_a_third_one_that_draws_nothing() -> N
 
 def test_without_shared_models_the_measured_speed_decides() -> None:
     timing = TimingModel()
-    timing.calibrate(10e12)
+    timing.calibrate({Product.BF16: 10e12})
     teach(timing, "m", 1.0)
     mini = timing.of("mini")
-    mini.calibrate(2e12)
+    mini.calibrate({Product.BF16: 2e12})
     there = 5 * timing.durations(work()).gpu_s
     assert mini.durations(work()).gpu_s == pytest.approx(there, rel=1e-3)
 
@@ -127,7 +128,7 @@ def test_a_measured_speed_is_the_prior_of_what_was_not_learned_yet_only() -> Non
     timing = TimingModel()
     teach(timing, "known", 1.0)
     known, guess = timing.durations(work(model="known")), timing.durations(work(model="new"))
-    timing.calibrate(1e12)
+    timing.calibrate({Product.BF16: 1e12})
     assert timing.durations(work(model="known")) == known
     assert timing.durations(work(model="new")).step_s == pytest.approx(10 * guess.step_s)
 
@@ -148,13 +149,13 @@ def test_samples_loads_and_speeds_are_kept_by_machine(tmp_path: Path) -> None:
     timings.keep_samples([(WORK, MEASURED)], "mini")
     timings.keep_samples([(WORK, MEASURED), (WORK, MEASURED)])
     timings.keep_load("tiny", 2.0, "mini")
-    timings.keep_speed(3e12, "studio")
+    timings.keep_speeds({Product.BF16: 3e12}, "1.0", "studio")
     store.close()
     timings = TaskStore(tmp_path).timings
     assert sorted(timings.machines()) == ["local", "mini", "studio"]
     assert [len(timings.samples(name)) for name in ("local", "mini", "studio")] == [2, 1, 0]
     assert (timings.loads(), timings.loads("mini")) == ({}, {"tiny": 2.0})
-    assert (timings.speed(), timings.speed("studio")) == (None, 3e12)
+    assert (timings.speeds(), timings.speeds("studio")) == ({}, {Product.BF16: 3e12})
 
 
 def test_each_machine_has_laws_of_its_own() -> None:

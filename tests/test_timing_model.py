@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from timing.live import remaining_s
+from timing.speeds import Product
 from timing.spread import Outcome, Spread
 from timing.work import Phases
 from timing_laws import GpuLaws
@@ -367,7 +368,7 @@ def test_a_model_that_keeps_no_prompts_is_noticed() -> None:
 
 
 def test_the_prior_scales_with_the_measured_speed_of_the_machine() -> None:
-    fast, slow = TimingModel(20e12), TimingModel(0.02e12)
+    fast, slow = (TimingModel({Product.BF16: s}) for s in (20e12, 0.02e12))
     ratio = slow.durations(work()).gpu_s / fast.durations(work()).gpu_s
     assert ratio == pytest.approx(1000.0, rel=0.01)
     assert slow.durations(work()).step_s == pytest.approx(1000.0 * fast.durations(work()).step_s)

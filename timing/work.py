@@ -7,6 +7,8 @@ from enum import StrEnum
 from math import log
 from typing import NamedTuple
 
+from timing.speeds import Product
+
 REFERENCE_TOKENS = 4096
 TEXT_TOKENS = 512
 
@@ -75,6 +77,8 @@ class Work:
     """Whether the embeddings of its prompt are in memory when it starts."""
     width: int = 0
     """Pixels; 0: unknown, as if it were square."""
+    product: Product = Product.BF16
+    """What most of its operations are, for the prior."""
 
     @property
     def x(self) -> float:
