@@ -69,10 +69,12 @@ needs_chromium = pytest.mark.skipif(
 
 
 LONGEST = """
-    crashes contract page_queue pipelines page_access page_operator tiny_models models malformed
-    applied_loras cluster page families page_form api queue_rules start_and_stop compat_edges
-    build_options disk_faults http_server compat_malformed client_command unloading page_results
-    page_sending page_languages proxies mcp package real_size
+    cluster contract page_queue page_sending supervision page_access page_tools malformed
+    compat_batches upload_limits compat_apps switching webhooks page_operator page
+    start_and_stop disk_faults documentation full_disk page_results compat_malformed
+    page_gallery proxies client page_form mcp paused_pictures pipelines events weights_cache
+    page_mask models page_dropped schedule many_images uploads client_command page_viewer stops
+    fair_share compat_openai refusals api memory_guard keeping compat_edges downloads ownership
 """
 """Files that take longest: they start first, so that all processes end at about the same time."""
 

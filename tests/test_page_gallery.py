@@ -189,6 +189,7 @@ def many(visit: Visit) -> Visitor:
     return me
 
 
+@pytest.mark.slow
 def test_500_pictures_come_as_the_page_is_scrolled_and_only_those_in_view_are_laid_out(
     many: Visitor,
 ) -> None:

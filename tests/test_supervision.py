@@ -175,6 +175,7 @@ def dying(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DyingServer]:
     server.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WORK)
 def test_a_thread_that_dies_is_started_again_and_does_its_work(
     dying: DyingServer, name: str

@@ -286,6 +286,7 @@ def test_a_form_with_a_file_that_no_field_is_or_broken_json_is_refused(desk: Ser
     assert refusal(urlencoded)[:2] == (415, "unsupported_media_type")
 
 
+@pytest.mark.slow
 def test_bodies_of_40_mb_are_taken_while_the_server_keeps_answering(desk: ServerProcess) -> None:
     noise = Image.frombytes("RGB", (3200, 3100), os.urandom(3200 * 3100 * 3))
     large = file_of(noise, "PNG", compress_level=0)
