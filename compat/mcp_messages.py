@@ -77,7 +77,7 @@ def read_message(body: Mapping[str, Any], headers: Headers) -> Message:
     if "id" in body and not _is_id(request_id):
         raise RpcError(
             INVALID_REQUEST,
-            f"id must be a whole number or a text of at most {MOST_ID_CHARS} characters.",
+            f"id must be a whole number or a text, of at most {MOST_ID_CHARS} characters.",
         )
     if not isinstance(params, dict):
         raise RpcError(INVALID_PARAMS, "params must be an object.")
@@ -142,9 +142,9 @@ def id_in(body: Mapping[str, Any]) -> str | int | None:
 
 def _is_id(value: object) -> bool:
     """Whether it can be the id of a request, or a token of progress: both are repeated."""
-    if isinstance(value, str):
-        return len(value) <= MOST_ID_CHARS
-    return isinstance(value, int) and not isinstance(value, bool)
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return False
+    return len(str(value)) <= MOST_ID_CHARS
 
 
 def negotiated(params: Mapping[str, Any]) -> str:

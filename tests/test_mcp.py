@@ -513,6 +513,7 @@ def test_each_generation_has_its_own_methods(server: ServerProcess) -> None:
         (b'{"jsonrpc": "2.0", "id": null, "method": "ping"}', -32600),
         (b'{"jsonrpc": "2.0", "id": [1], "method": "ping"}', -32600),
         (b'{"jsonrpc": "2.0", "id": true, "method": "ping"}', -32600),
+        (b'{"jsonrpc": "2.0", "id": %s, "method": "ping"}' % (b"9" * 2000), -32600),
         (b'{"jsonrpc": "2.0", "id": 1, "method": 5}', -32600),
         (b'{"jsonrpc": "2.0", "id": 1, "result": {}}', -32600),
         (b'{"jsonrpc": "2.0", "id": 1, "method": "ping", "params": [1]}', -32602),
