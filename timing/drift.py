@@ -25,6 +25,9 @@ WORTH = 0.85
 """A gain is preferred to a slower one if its loss is less than this part of the other's."""
 NOT_NEAR = 0.6
 """Spread of log(measured / predicted) where nothing was measured."""
+IN_GAINS, IN_SHIFTS = 2, 1
+"""With which power of the samples nearby that spread falls: slower in the search for shifts, because
+where the law jumps above a size, a machine seems to have become slower."""
 IGNORED_SIGMAS = 5.0
 RESIDUAL_LIMIT = 2.9
 """In sigmas; larger residuals count as this."""
@@ -102,8 +105,9 @@ class Scale:
             self._unsure = False
             return
         spread, doubt = self._spreads[seen], self._doubt(seen, near)
+        unlike = self._doubt(seen, near, IN_SHIFTS)
         bounded = max(-RESIDUAL_LIMIT * spread, min(residual, RESIDUAL_LIMIT * spread))
-        in_sigmas = max(-RESIDUAL_LIMIT, min(residual / doubt, RESIDUAL_LIMIT))
+        in_sigmas = max(-RESIDUAL_LIMIT, min(residual / unlike, RESIDUAL_LIMIT))
         shift = self._shifts.add(residual, in_sigmas)
         if shift is not None:
             by, since = shift
@@ -127,11 +131,11 @@ class Scale:
         bounded = max(-RESIDUAL_LIMIT * doubt, min(residual, RESIDUAL_LIMIT * doubt))
         return exp(SCALE_GAINS[self._best] * self._trust(doubt) * bounded)
 
-    def _doubt(self, seen: bool, near: float) -> float:
+    def _doubt(self, seen: bool, near: float, power: int = IN_GAINS) -> float:
         """How far a residual may be from the pace of the machine: near many samples, no further
         than those before it."""
         spread = self._spreads[seen]
-        return spread if seen else (spread**2 + (NOT_NEAR / (1.0 + near)) ** 2) ** 0.5
+        return spread if seen else (spread**2 + (NOT_NEAR / (1.0 + near) ** power) ** 2) ** 0.5
 
     def _trust(self, doubt: float) -> float:
         """Part of a gain with which a residual is followed."""
