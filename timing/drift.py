@@ -26,8 +26,8 @@ WORTH = 0.85
 NOT_NEAR = 0.6
 """Spread of log(measured / predicted) where nothing was measured."""
 IN_GAINS, IN_SHIFTS = 2, 1
-"""With which power of the samples nearby that spread falls: slower in the search for shifts, because
-where the law jumps above a size, a machine seems to have become slower."""
+"""With which power of the samples nearby that spread falls. It falls slower in the search for
+shifts: where the law jumps above a size, the machine seems to have become slower."""
 IGNORED_SIGMAS = 5.0
 RESIDUAL_LIMIT = 2.9
 """In sigmas; larger residuals count as this."""
