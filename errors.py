@@ -19,6 +19,11 @@ class Problem:
     field: str | None = None
     retry_after_s: int | None = None
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """That an answer has in every format."""
+        return {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
+
 
 class ServerError(Exception):
     """Base class of all errors. The answer is `{"error": {"code", "message", "field"?}}`."""

@@ -46,8 +46,7 @@ def json_response(answer: Answer, status: int = 200) -> Response:
 def error_response(problem: Problem) -> Response:
     body = ErrorBody(code=problem.code, message=problem.message, field=problem.field)
     answer = json_response(ErrorAnswer(error=body), problem.http_status)
-    if problem.retry_after_s is not None:
-        answer.headers["Retry-After"] = str(problem.retry_after_s)
+    answer.headers.update(problem.headers)
     return answer
 
 

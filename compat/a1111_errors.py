@@ -16,10 +16,7 @@ def a1111_error_body(problem: Problem) -> dict[str, Any]:
 
 def a1111_error(problem: Problem) -> tuple[dict[str, Any], int, dict[str, str]]:
     """The body, the status and the headers of an answer."""
-    headers = {}
-    if problem.retry_after_s is not None:
-        headers["Retry-After"] = str(problem.retry_after_s)
-    return a1111_error_body(problem), problem.http_status, headers
+    return a1111_error_body(problem), problem.http_status, problem.headers
 
 
 A1111_ERRORS = ErrorShape("A1111Error", a1111_error_body, int)

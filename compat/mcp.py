@@ -44,6 +44,7 @@ from compat.mcp_messages import (
 from compat.mcp_results import URI, Results, in_words, refusal
 from compat.mcp_schemas import INSTRUCTIONS, TOOLS, McpAnswer, McpMessage, tools_list
 from compat.mcp_tools import McpTools, Waiting
+from compat.streams import stream_of
 from compat.sync_calls import LOOK_S, SyncCalls
 from images import CONTENT_TYPES, to_base64
 from task import Task
@@ -81,10 +82,7 @@ def mcp_error_body(problem: errors.Problem) -> dict[str, Any]:
 
 def mcp_error(problem: errors.Problem) -> tuple[dict[str, Any], int, dict[str, str]]:
     """The body, the status and the headers of a request that did not get as far as its message."""
-    headers = {}
-    if problem.retry_after_s is not None:
-        headers["Retry-After"] = str(problem.retry_after_s)
-    return mcp_error_body(problem), problem.http_status, headers
+    return mcp_error_body(problem), problem.http_status, problem.headers
 
 
 MCP_ERRORS = ErrorShape("McpAnswer", mcp_error_body, int)
@@ -234,11 +232,7 @@ class McpRoutes:
                 left()
             return _json(last)
         texts = (f"event: message\ndata: {json.dumps(one)}\n\n" for one in answers)
-        answer = Response(stream_with_context(texts), mimetype="text/event-stream")
-        answer.headers["Cache-Control"] = "no-store"
-        answer.headers["X-Accel-Buffering"] = "no"
-        answer.call_on_close(left)
-        return answer
+        return stream_of(stream_with_context(texts), "text/event-stream", left)
 
     def _answers(
         self, queue: ClientQueue, message: Message, waiting: Waiting, gone: Callable[[], bool]

@@ -67,10 +67,7 @@ def ollama_error_body(problem: errors.Problem) -> dict[str, Any]:
 
 def ollama_error(problem: errors.Problem) -> tuple[dict[str, Any], int, dict[str, str]]:
     """The body, the status and the headers of an answer."""
-    headers = {}
-    if problem.retry_after_s is not None:
-        headers["Retry-After"] = str(problem.retry_after_s)
-    return ollama_error_body(problem), problem.http_status, headers
+    return ollama_error_body(problem), problem.http_status, problem.headers
 
 
 OLLAMA_ERRORS = ErrorShape("OllamaError", ollama_error_body, int)

@@ -28,9 +28,7 @@ def openai_error_body(problem: Problem) -> dict[str, Any]:
 
 def openai_error(problem: Problem) -> tuple[dict[str, Any], int, dict[str, str]]:
     """The body, the status and the headers of an answer."""
-    headers = {}
-    if problem.retry_after_s is not None:
-        headers["Retry-After"] = str(problem.retry_after_s)
+    headers = problem.headers
     pointless = problem.http_status in (409, 410, 500, 507) or (
         (problem.retry_after_s or 0) > FOLLOWED_RETRY_S
     )

@@ -27,6 +27,8 @@ NAMES = {
     "quality": "output_compression",
 }
 """Fields of /generate that have another name in this API."""
+MOST_USER_CHARS = 200
+"""As of `user` in /generate."""
 BACKGROUNDS = ("transparent", "opaque")
 SIZE = re.compile(r"\s*([0-9]{1,5})\s*[xX*×]\s*([0-9]{1,5})\s*")  # noqa: RUF001
 IMAGE_FIELD = re.compile(r"image(\[[0-9]{0,3}\])?")
@@ -168,7 +170,7 @@ def start(
     call = calls.start(
         _prepared(drawing, fields, calls, names),
         priority=int(drawing.priority),
-        end_user=end_user if isinstance(end_user, str) else "",
+        end_user=_name_of(end_user),
         client_key=_client_key(),
         hung_up=gone_check(),
     )
@@ -186,6 +188,15 @@ def _prepared(
             raise
         given = f"{{field}} {drawing.size}: " if drawing.size else ""
         raise type(error)(given + error.message, field="size") from None
+
+
+def _name_of(end_user: object) -> str:
+    """The user for whom a client asks; a long name, which is stored with each task, as its hash."""
+    if not isinstance(end_user, str):
+        return ""
+    if len(end_user) <= MOST_USER_CHARS:
+        return end_user
+    return sha256(end_user.encode()).hexdigest()
 
 
 def _client_key() -> str | None:

@@ -1,6 +1,6 @@
 """Answers that are written while a task is drawn, whatever form an API gives them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from flask import Response
 
@@ -67,10 +67,16 @@ def streamed(call: Call, form: StreamFormat, most_partial: int, preview: Preview
         except errors.ServerError as error:
             yield form.failed(error)
 
-    answer = Response(texts(), mimetype=form.mimetype)
+    return stream_of(texts(), form.mimetype, call.close)
+
+
+def stream_of(texts: Iterable[str], mimetype: str, at_end: Callable[[], object]) -> Response:
+    """An answer that is sent as it is written. `at_end` is called once, also when the client has
+    gone."""
+    answer = Response(texts, mimetype=mimetype)
     answer.headers["Cache-Control"] = "no-store"
-    answer.headers["X-Accel-Buffering"] = "no"
-    answer.call_on_close(call.close)
+    answer.headers["X-Accel-Buffering"] = "no"  # else nginx holds it back
+    answer.call_on_close(at_end)
     return answer
 
 

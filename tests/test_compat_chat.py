@@ -9,6 +9,8 @@ from drawing_app import DrawingApp, data_url, drawing_app, png, shown
 from openai.types import ImagesResponse
 from openai.types.chat import ChatCompletion
 
+from compat.openai_fields import MOST_USER_CHARS
+
 IMAGE: Any = ["image", "text"]
 SMALL = {"size": "64x64"}
 
@@ -57,6 +59,24 @@ def test_the_last_message_is_drawn(app: DrawingApp, client: openai.OpenAI) -> No
     assert (choice.finish_reason, choice.message.content) == ("stop", "")
     assert answer.model == "tiny"
     assert params_of(app, answer)["prompt"] == "a fox"
+
+
+def test_the_user_of_a_task_is_told_apart_and_a_long_name_is_not_stored(
+    app: DrawingApp, client: openai.OpenAI
+) -> None:
+    def stored(user: Any) -> str:
+        answer = client.chat.completions.create(
+            model="tiny",
+            messages=[says("a fox")],
+            modalities=IMAGE,
+            extra_body={**SMALL, "user": user},
+        )
+        return app.queue.status(answer.id.removeprefix("chatcmpl-")).owner.end_user
+
+    long = "u" * MOST_USER_CHARS
+    assert [stored(user) for user in ("ann", long, 5, None)] == ["ann", long, "", ""]
+    hashes = {stored(long + "x"), stored(long + "y")}
+    assert [len(one) for one in hashes] == [64, 64]
 
 
 def test_each_of_several_images_is_a_choice(client: openai.OpenAI) -> None:
