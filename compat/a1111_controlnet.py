@@ -23,6 +23,8 @@ FIELD = "alwayson_scripts.controlnet.args"
 UNITS_READ = 100
 MOST_NAMES = 20
 """Scripts that a warning names."""
+NAME_CHARS = 100
+"""Of the name of a script that is ignored, as far as it is kept."""
 KINDS = {
     "canny": "canny",
     "mlsd": "mlsd",
@@ -56,15 +58,15 @@ def ignored_scripts(asked: TextToImage) -> list[str]:
     names = [name for name in _scripts(asked) if name.lower() != SCRIPT]
     if not names:
         return []
-    shown = ", ".join(repr(name[:100]) for name in names[:MOST_NAMES])
+    shown = ", ".join(repr(name[:NAME_CHARS]) for name in names[:MOST_NAMES])
     return [f"alwayson_scripts: {shown} is not available here and was ignored."]
 
 
 def with_names_only(asked: Asked) -> Asked:
     """The request without its pictures; of its scripts the names remain."""
     scripts = asked.alwayson_scripts
-    names = dict.fromkeys(scripts) if isinstance(scripts, dict) else None
-    changes: dict[str, Any] = {"alwayson_scripts": names}
+    names = [name[:NAME_CHARS] for name in scripts] if isinstance(scripts, dict) else []
+    changes: dict[str, Any] = {"alwayson_scripts": dict.fromkeys(names)}
     if isinstance(asked, ImageToImage):
         changes |= {"init_images": [], "mask": None}
     return asked.model_copy(update=changes)

@@ -169,11 +169,7 @@ def error_of(request_id: str | int | None, error: RpcError) -> dict[str, Any]:
     return {"jsonrpc": "2.0", **known, "error": about}
 
 
-def progress_of(
-    token: str | int, progress: float, total: float | None, text: str
-) -> dict[str, Any]:
+def progress_of(token: str | int, progress: float, total: float, text: str) -> dict[str, Any]:
     """A notification. `progress` must grow from one to the next."""
-    params: dict[str, Any] = {"progressToken": token, "progress": progress, "message": text}
-    if total is not None:
-        params["total"] = total
+    params = {"progressToken": token, "progress": progress, "total": total, "message": text}
     return {"jsonrpc": "2.0", "method": "notifications/progress", "params": params}

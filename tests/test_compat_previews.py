@@ -16,6 +16,7 @@ from api.generate_request import Limits
 from api.submission import Submission
 from api.waiting_places import WaitingPlaces
 from application import create_app
+from compat.mcp_messages import INTERNAL_ERROR
 from errors import ServerError
 from generation.previews import Previews
 from storage.task_store import TaskStore
@@ -84,50 +85,63 @@ def client(generator: PreviewGenerator) -> Iterator[FlaskClient]:
     worker.stop(10, 0)
 
 
+IMAGES, RESPONSES = "/v1/images/generations", "/v1/responses"
+CALLED = {IMAGES: "image_generation", RESPONSES: "image_generation_call"}
 SentEvent = tuple[str, dict[str, Any]]
 
 
 def events_of(
-    client: FlaskClient, partial_images: int, after: Callable[[SentEvent], None]
+    client: FlaskClient, path: str, partial_images: int, after: Callable[[SentEvent], None]
 ) -> list[str]:
-    """Kinds of all events of a stream; `after` sees each before the next one is read."""
-    body = {"prompt": "x", "size": "16x16", "stream": True, "partial_images": partial_images}
-    answer = client.post("/v1/images/generations", json=body, buffered=False)
+    """Kinds of the events of a stream that are about its picture; `after` sees each before the next
+    one is read."""
+    how = {"size": "16x16", "partial_images": partial_images}
+    tool = {"type": "image_generation", **how}
+    body = {"input": "x", "tools": [tool]} if path == RESPONSES else {"prompt": "x", **how}
+    answer = client.post(path, json={**body, "stream": True}, buffered=False)
     kinds = []
-    for event in answer.iter_encoded():
-        if not event.startswith(b":"):
-            first, second = event.decode().strip().split("\n")
-            kinds.append(first.removeprefix("event: "))
-            after((kinds[-1], json.loads(second.removeprefix("data: "))))
+    for event in (one for text in answer.iter_encoded() for one in text.decode().split("\n\n")):
+        if event and not event.startswith(":"):
+            first, second = event.split("\n")
+            kind = first.removeprefix("event: ").removeprefix("response.")
+            if path == IMAGES or kind in (
+                f"{CALLED[path]}.partial_image",
+                f"{CALLED[path]}.completed",
+            ):
+                kinds.append(kind)
+            after((kind, json.loads(second.removeprefix("data: "))))
     answer.close()
     return kinds
 
 
+@pytest.mark.parametrize("path", [IMAGES, RESPONSES])
 def test_partial_images_come_one_by_one_and_never_more_than_asked_for(
-    client: FlaskClient, generator: PreviewGenerator
+    client: FlaskClient, generator: PreviewGenerator, path: str
 ) -> None:
     pictures: list[bytes] = []
 
     def after(answer: SentEvent) -> None:
         kind, data = answer
-        if kind == "image_generation.partial_image":
+        if kind.endswith(".partial_image"):
             assert data["partial_image_index"] == len(pictures)
-            pictures.append(base64.b64decode(data["b64_json"]))
+            text = data["partial_image_b64" if path == RESPONSES else "b64_json"]
+            pictures.append(base64.b64decode(text))
             generator.go_on[len(pictures) + 1].set()
 
     for event in generator.go_on[:2]:
         event.set()
-    kinds = events_of(client, 2, after)
-    assert kinds == ["image_generation.partial_image"] * 2 + ["image_generation.completed"]
+    kinds = events_of(client, path, 2, after)
+    assert kinds == [f"{CALLED[path]}.partial_image"] * 2 + [f"{CALLED[path]}.completed"]
     assert pictures == [b"step 2", b"step 3"]
 
 
+@pytest.mark.parametrize("path", [IMAGES, RESPONSES])
 def test_without_partial_images_there_is_only_the_end(
-    client: FlaskClient, generator: PreviewGenerator
+    client: FlaskClient, generator: PreviewGenerator, path: str
 ) -> None:
     for event in generator.go_on:
         event.set()
-    assert events_of(client, 0, lambda answer: None) == ["image_generation.completed"]
+    assert events_of(client, path, 0, lambda answer: None) == [f"{CALLED[path]}.completed"]
 
 
 def test_progress_shows_the_picture_so_far_when_asked(
@@ -151,20 +165,38 @@ def test_progress_shows_the_picture_so_far_when_asked(
     assert client.get(url).get_json()["progress"] == 0
 
 
-@pytest.mark.parametrize("path", ["/v1/images/generations", "/sdapi/v1/txt2img"])
+MESSAGES = [{"role": "user", "content": "x"}]
+CALL = {"name": "generate_image", "arguments": {"prompt": "x"}}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (IMAGES, {"prompt": "x"}),
+        (RESPONSES, {"input": "x", "tools": [{"type": "image_generation"}], "stream": True}),
+        ("/v1/chat/completions", {"modalities": ["image"], "messages": MESSAGES}),
+        ("/sdapi/v1/txt2img", {"prompt": "x"}),
+        ("/api/generate", {"model": "tiny", "prompt": "x", "stream": True}),
+        ("/mcp", {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": CALL}),
+    ],
+)
 def test_an_unexpected_error_is_a_500_in_the_form_of_the_api_and_not_retried(
-    client: FlaskClient, generator: PreviewGenerator, path: str
+    client: FlaskClient, generator: PreviewGenerator, path: str, body: dict[str, Any]
 ) -> None:
     def refusal(stage: Stage, *, memory: bool = True) -> ServerError | None:
         raise RuntimeError("nobody expected this")
 
     generator.refusal = refusal  # type: ignore[method-assign]
-    answer = client.post(path, json={"prompt": "x"})
+    answer = client.post(path, json=body)
     assert answer.status_code == 500
-    body = answer.get_json()
+    said = answer.get_json()["error"]
     assert "nobody expected" not in answer.text
     if path.startswith("/v1"):
-        assert body["error"]["code"] == "internal_error"
+        assert said["code"] == "internal_error"
         assert answer.headers["x-should-retry"] == "false"
+    elif path == "/mcp":
+        assert said["code"] == INTERNAL_ERROR
+    elif path == "/api/generate":
+        assert "error of its own" in said
     else:
-        assert body["error"] == "internal_error"
+        assert said == "internal_error"

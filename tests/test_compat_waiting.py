@@ -58,7 +58,7 @@ CALLS: dict[str, tuple[str, Any]] = {
             "prompt": "x",
             "init_images": ["PICTURE"],
             "mask": "PICTURE",
-            "alwayson_scripts": {"other": {"args": ["PICTURE"]}},
+            "alwayson_scripts": {"other": {"args": ["PICTURE"]}, "PICTURE": 1},
         },
     ),
     "MCP": (
