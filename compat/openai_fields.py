@@ -191,7 +191,7 @@ def _prepared(
 
 
 def _name_of(end_user: object) -> str:
-    """The user for whom a client asks; a long name, which is stored with each task, as its hash."""
+    """The user of a client, as each task stores it: a long name as its hash."""
     if not isinstance(end_user, str):
         return ""
     if len(end_user) <= MOST_USER_CHARS:

@@ -61,7 +61,7 @@ def test_the_last_message_is_drawn(app: DrawingApp, client: openai.OpenAI) -> No
     assert params_of(app, answer)["prompt"] == "a fox"
 
 
-def test_the_user_of_a_task_is_told_apart_and_a_long_name_is_not_stored(
+def test_users_stay_different_and_a_long_name_is_stored_as_its_hash(
     app: DrawingApp, client: openai.OpenAI
 ) -> None:
     def stored(user: Any) -> str:
