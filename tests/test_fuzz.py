@@ -226,6 +226,8 @@ def check_answer(path: str, answer: requests.Response) -> None:
         if path.startswith("/sdapi/"):
             assert body["error"]
             assert body["detail"]
+        elif path == "/api/show":
+            assert body["error"]
         else:
             assert body["error"]["code"]
             assert body["error"]["message"]
