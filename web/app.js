@@ -158,6 +158,7 @@ async function lost({ task }) {
 
 tasks.addEventListener("change", ({ detail: task }) => {
   gallery.show();
+  queue.tick(); // a row shows the seconds of its card
   if (task) viewer.refresh(task);
 });
 tasks.addEventListener("ended", ({ detail: task }) => {
@@ -181,6 +182,7 @@ form.addEventListener("changed", () => live.now());
 live.addEventListener("step", ({ detail }) => {
   const late = queue.lateness(detail);
   for (const shown of [queue, form.forecast, tasks]) shown.postpone(late);
+  for (const shown of [queue, form.forecast, gallery]) shown.tick();
   if (Math.abs(late) > 1 + detail.wait_remaining / 10) live.refresh();
 });
 
