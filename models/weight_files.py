@@ -58,17 +58,11 @@ def read_header(path: Path) -> dict[str, ArrayInfo]:
         BadWeightFile
     """
     try:
-        text, data_bytes = _read(path)
+        header, data_bytes = _parsed(path)
     except OSError as error:
         broken_link = isinstance(error, FileNotFoundError) and path.is_symlink()
         reason = "it is a link to nothing" if broken_link else error.strerror or str(error)
         raise BadWeightFile(reason) from error
-    try:
-        header = json.loads(text, object_pairs_hook=_without_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise BadWeightFile("its header is not JSON") from error
-    if not isinstance(header, dict):
-        raise BadWeightFile("its header is not a JSON object")
     header.pop("__metadata__", None)
     if not header:
         raise BadWeightFile("it holds no arrays")
@@ -88,9 +82,8 @@ def stored_bits(paths: Iterable[Path]) -> int | None:
     """Returns the bits to which mflux has quantized the weights in these files, if it says so."""
     for path in paths:
         try:
-            metadata = json.loads(_read(path)[0]).get("__metadata__") or {}
-            return int(metadata["quantization_level"])
-        except (OSError, BadWeightFile, ValueError, KeyError, TypeError, AttributeError):
+            return int(_metadata(path)["quantization_level"])
+        except (OSError, BadWeightFile, ValueError, KeyError, TypeError):
             continue  # "None", or not mflux's; what is broken is reported when it is loaded
     return None
 
@@ -141,7 +134,11 @@ def are_float32(paths: Iterable[Path]) -> bool:
 
 
 def _metadata(path: Path) -> dict[str, Any]:
-    metadata = json.loads(_read(path)[0]).get("__metadata__")
+    """
+    Raises:
+        BadWeightFile, OSError
+    """
+    metadata = _parsed(path)[0].get("__metadata__")
     return metadata if isinstance(metadata, dict) else {}
 
 
@@ -178,6 +175,22 @@ def _read(path: Path) -> tuple[bytes, int]:
             raise BadWeightFile(f"it is truncated: {header_bytes} bytes of header in {size} bytes")
         file.seek(8)
         return file.read(header_bytes), size - 8 - header_bytes
+
+
+def _parsed(path: Path) -> tuple[dict[str, Any], int]:
+    """Returns the header, and the number of bytes after it.
+
+    Raises:
+        BadWeightFile, OSError
+    """
+    text, data_bytes = _read(path)
+    try:
+        header = json.loads(text, object_pairs_hook=_without_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise BadWeightFile("its header is not JSON") from error
+    if not isinstance(header, dict):
+        raise BadWeightFile("its header is not a JSON object")
+    return header, data_bytes
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -113,6 +113,8 @@ class Firefox:
         return str(found[ELEMENT])
 
     def click(self, selector: str) -> None:
+        """Waits until it is shown."""
+        self.wait(f"document.querySelector({json.dumps(selector)})?.checkVisibility()")
         self.do("WebDriver:ElementClick", id=self._element(selector))
 
     def type(self, selector: str, text: str) -> None:

@@ -202,9 +202,10 @@ def test_a_picture_that_comes_after_the_stop_is_left_without_an_error(
 
     worker = Worker(queue.worker, FakeGenerator(draw), lambda error: pytest.fail(str(error)))
     task_id = queue.submit(params_for(), priority=0)[0].task_id
+    before = threading.enumerate()  # workers of other tests
     worker.start()
     assert reached.wait(GIVE_UP_S)
-    (thread,) = [thread for thread in threading.enumerate() if thread.name == "worker"]
+    (thread,) = [one for one in threading.enumerate() if one.name == "worker" and one not in before]
     assert not worker.stop(0)
     queue.worker.release_all()
     go_on.set()
