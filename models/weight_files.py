@@ -57,16 +57,7 @@ def read_header(path: Path) -> dict[str, ArrayInfo]:
     Raises:
         BadWeightFile
     """
-    try:
-        header, data_bytes = _parsed(path)
-    except OSError as error:
-        broken_link = isinstance(error, FileNotFoundError) and path.is_symlink()
-        reason = "it is a link to nothing" if broken_link else error.strerror or str(error)
-        raise BadWeightFile(reason) from error
-    header.pop("__metadata__", None)
-    if not header:
-        raise BadWeightFile("it holds no arrays")
-    return {name: _array(name, said, data_bytes) for name, said in header.items()}
+    return _contents(path)[0]
 
 
 def header_bytes(path: Path) -> bytes:
@@ -82,7 +73,7 @@ def stored_bits(paths: Iterable[Path]) -> int | None:
     """Returns the bits to which mflux has quantized the weights in these files, if it says so."""
     for path in paths:
         try:
-            return int(_metadata(path)["quantization_level"])
+            return int(_metadata_in(_parsed(path)[0])["quantization_level"])
         except (OSError, BadWeightFile, ValueError, KeyError, TypeError):
             continue  # "None", or not mflux's; what is broken is reported when it is loaded
     return None
@@ -103,9 +94,10 @@ def loaded_shares(paths: Iterable[Path], dense: Iterable[str]) -> dict[int | Non
     loaded = dict.fromkeys((None, *BITS), 0.0)
     for path in paths:
         try:
-            arrays, saved = read_header(path), "quantization_level" in _metadata(path)
-        except (OSError, BadWeightFile):
+            arrays, metadata = _contents(path)
+        except BadWeightFile:
             continue  # who loads it reports it
+        saved = "quantization_level" in metadata
         for name, array in arrays.items():
             values = prod(array.shape)
             size = ITEM_BYTES[array.dtype]
@@ -126,19 +118,35 @@ def are_float32(paths: Iterable[Path]) -> bool:
     files that it has saved itself."""
     values = dict.fromkeys(ITEM_BYTES, 0)
     for path in paths:
-        with suppress(OSError, BadWeightFile):
-            if "quantization_level" in _metadata(path):
-                for array in read_header(path).values():
+        with suppress(BadWeightFile):
+            arrays, metadata = _contents(path)
+            if "quantization_level" in metadata:
+                for array in arrays.values():
                     values[array.dtype] += prod(array.shape)
     return 2 * values["F32"] > sum(values.values())
 
 
-def _metadata(path: Path) -> dict[str, Any]:
-    """
+def _contents(path: Path) -> tuple[dict[str, ArrayInfo], dict[str, Any]]:
+    """Returns the arrays of a .safetensors file by name, and its metadata.
+
     Raises:
-        BadWeightFile, OSError
+        BadWeightFile
     """
-    metadata = _parsed(path)[0].get("__metadata__")
+    try:
+        header, data_bytes = _parsed(path)
+    except OSError as error:
+        broken_link = isinstance(error, FileNotFoundError) and path.is_symlink()
+        reason = "it is a link to nothing" if broken_link else error.strerror or str(error)
+        raise BadWeightFile(reason) from error
+    metadata = _metadata_in(header)
+    header.pop("__metadata__", None)
+    if not header:
+        raise BadWeightFile("it holds no arrays")
+    return {name: _array(name, said, data_bytes) for name, said in header.items()}, metadata
+
+
+def _metadata_in(header: dict[str, Any]) -> dict[str, Any]:
+    metadata = header.get("__metadata__")
     return metadata if isinstance(metadata, dict) else {}
 
 

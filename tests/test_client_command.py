@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,6 @@ from PIL import Image as pillow
 
 from client.mflux_client import Client, Fields, Image, MfluxError
 from client.options import FIELDS, parser
-
-
-@pytest.fixture
-def fake() -> Iterator[tuple[FakeTask, str]]:
-    """A task that is the third in line until the test moves it on, and where it is."""
-    task = FakeTask(pos=2, wait_remaining=40)
-    task.picture = png(1024)
-    with FarEnd(task.answer) as far_end:
-        yield task, far_end.url
 
 
 def test_the_command_writes_the_picture_and_prints_its_path(

@@ -3,29 +3,19 @@
 import base64
 import io
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import SMALL, at, png, status
+from command_line import SMALL, at, status
 from conftest import ServerProcess
-from far_ends import FakeTask, FarEnd, Terminal, command
+from far_ends import FakeTask, Terminal, command
 from PIL import Image as pillow
 
 from client.mflux_client import MfluxError
 from client.terminal import Waiting, duration, in_words, ordinal, picture_escape, picture_protocol
 
 LONG = ("--width", "2048", "--height", "2048", "--steps", "100")
-
-
-@pytest.fixture
-def fake() -> Iterator[tuple[FakeTask, str]]:
-    """A task that is the third in line until the test moves it on, and where it is."""
-    task = FakeTask(pos=2, wait_remaining=40)
-    task.picture = png(1024)
-    with FarEnd(task.answer) as far_end:
-        yield task, far_end.url
 
 
 def test_a_bar_moves_in_time_until_the_picture_is_there(

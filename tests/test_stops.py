@@ -13,6 +13,7 @@ from conftest import (
     GIVE_UP_S,
     FakeGenerator,
     PlayedQueue,
+    ServerProcess,
     StartServer,
     params_for,
     seen_by_all,
@@ -100,15 +101,21 @@ def test_a_step_that_takes_longer_is_left_and_its_task_runs_again_after_the_next
             assert server.get("/image", task_id=task_id, index=index).status_code == 200
 
 
-def test_a_drain_finishes_the_running_task_before_the_exit(
-    start_server: StartServer, hold: Hold
-) -> None:
+def draining(start_server: StartServer, hold: Hold, drain_s: int) -> tuple[ServerProcess, str, str]:
+    """A server that was asked to stop while it draws: with the running and the waiting task."""
     hold.close()
-    server = start_server("--model", "tiny", "--drain-s", "600", hold=hold)
+    server = start_server("--model", "tiny", "--drain-s", str(drain_s), hold=hold)
     running = server.submit()["task_id"]
     waiting = server.submit()["task_id"]
     server.wait_for(running, lambda s: s["steps_done"] >= 1)
     server.process.send_signal(signal.SIGTERM)
+    return server, running, waiting
+
+
+def test_a_drain_finishes_the_running_task_before_the_exit(
+    start_server: StartServer, hold: Hold
+) -> None:
+    server, running, waiting = draining(start_server, hold, 600)
     until(lambda: server.get("/health").json()["status"] == "draining")
     hold.open()
     assert server.stop(signal.SIGTERM) == 0
@@ -122,12 +129,7 @@ def test_a_drain_finishes_the_running_task_before_the_exit(
 def test_while_draining_a_submit_is_refused_and_health_says_so(
     start_server: StartServer, hold: Hold
 ) -> None:
-    hold.close()
-    server = start_server("--model", "tiny", "--drain-s", "3600", hold=hold)
-    running = server.submit()["task_id"]
-    waiting = server.submit()["task_id"]
-    server.wait_for(running, lambda s: s["steps_done"] >= 1)
-    server.process.send_signal(signal.SIGTERM)
+    server, running, waiting = draining(start_server, hold, 3600)
     until(lambda: server.get("/health").status_code == 503)
     assert server.get("/health").json()["status"] == "draining"
     refused = post(server)
