@@ -283,24 +283,22 @@ class _AnswerSchemas(GenerateJsonSchema):
 def _schemas(limits: Limits, foreign: ForeignSchemas) -> dict[str, Any]:
     request = request_schema(limits, SCHEMAS + "{model}")
     schemas = {
-        **answer_schemas(foreign),
         **request.pop("$defs"),
         "GenerateRequest": request,
         "GenerateRequestForm": _as_form(request),
     }
-    return {name: _openapi_3_0(schema) for name, schema in schemas.items()}
+    return {**answer_schemas(foreign), **_all_openapi_3_0(schemas)}
 
 
 @cache
 def answer_schemas(foreign: ForeignSchemas) -> dict[str, Any]:
-    """JSON schemas of all answers and of the foreign APIs, which no option changes."""
+    """Schemas of all answers and of the foreign APIs, which no option changes."""
     _, generated = models_json_schema(
         [*((answer, "serialization") for answer in ANSWERS), *foreign],
         ref_template=SCHEMAS + "{model}",
         schema_generator=_AnswerSchemas,
     )
-    schemas: dict[str, Any] = generated["$defs"]
-    return schemas
+    return _all_openapi_3_0(generated["$defs"])
 
 
 def _as_form(request: dict[str, Any]) -> dict[str, Any]:
@@ -317,6 +315,10 @@ def _as_part(field: dict[str, Any]) -> dict[str, Any]:
     if "array" in str(field):
         return {"type": "array", "items": file, "description": field["description"]}
     return {**file, "description": field["description"]}
+
+
+def _all_openapi_3_0(schemas: dict[str, Any]) -> dict[str, Any]:
+    return {name: _openapi_3_0(schema) for name, schema in schemas.items()}
 
 
 def _openapi_3_0(schema: Any) -> Any:

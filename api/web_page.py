@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+from functools import cache
 from pathlib import Path
 
 from flask import Blueprint, Response, abort, request
@@ -39,16 +40,7 @@ def page_routes() -> Blueprint:
     elsewhere."""
     routes = Blueprint("page", __name__)
     languages = Languages(FOLDER / "languages")
-    files = {
-        path.name: _File(path.read_bytes(), path.suffix)
-        for path in FOLDER.iterdir()
-        if path.suffix in CONTENT_TYPES and path.suffix != ".html" and path.is_file()
-    }
-    pages = {
-        (name, language): _File(languages.filled(FOLDER / name, language).encode(), ".html")
-        for name in PAGES.values()
-        for language in languages
-    }
+    files, pages = read_files()
 
     @routes.get("/", endpoint="home", defaults={"name": PAGES["/"]})
     @routes.get("/operator", endpoint="operator", defaults={"name": PAGES["/operator"]})
@@ -68,6 +60,23 @@ def page_routes() -> Blueprint:
         return files[name].answer()
 
     return routes
+
+
+@cache
+def read_files() -> tuple[dict[str, "_File"], dict[tuple[str, str], "_File"]]:
+    """Returns the files of web/ by name, and the pages by name and language."""
+    files = {
+        path.name: _File(path.read_bytes(), path.suffix)
+        for path in FOLDER.iterdir()
+        if path.suffix in CONTENT_TYPES and path.suffix != ".html" and path.is_file()
+    }
+    languages = Languages(FOLDER / "languages")
+    pages = {
+        (name, language): _File(languages.filled(FOLDER / name, language).encode(), ".html")
+        for name in PAGES.values()
+        for language in languages
+    }
+    return files, pages
 
 
 class _File:

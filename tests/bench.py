@@ -1,6 +1,8 @@
 """The parts of a scheduler without disk, for tests of the order and of the forecasts."""
 
 from collections.abc import Callable
+from copy import deepcopy
+from functools import cache
 from typing import Any
 
 from conftest import allow, params_for
@@ -28,6 +30,12 @@ def spec_of(model: Model) -> LoadSpec:
 
 
 def learned() -> TimingModel:
+    """A copy: learning takes longer than most tests."""
+    return deepcopy(_learned())
+
+
+@cache
+def _learned() -> TimingModel:
     """Models with different laws and loading times: 7 s, 14 s, ..."""
     timing = TimingModel()
     estimates = Estimates(timing)

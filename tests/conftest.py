@@ -51,7 +51,7 @@ from task import (
 from timing_model import Measured, TimingModel
 from workers.stopwatch import Stopwatch
 
-pytest_plugins = ("pages", "command_line")
+pytest_plugins = ("pages", "command_line", "live")
 use_ram_disk()
 
 SERVER = ("server.py",)

@@ -26,8 +26,10 @@ CAN_FORK = sys.platform == "linux"
 LONGEST_RUN_S = 120
 NEW_PROCESS = {"PYTHONUNBUFFERED": "1"}
 """An environment for a server that is not forked: one that is has loaded a tiny model at once."""
-READ_AT_IMPORT = ("HF_", "PYTHON", "TMPDIR")
+READ_AT_IMPORT = ("PYTHON", "TMPDIR")
 """Variables that only a new process takes into account."""
+OF_THE_HUB = "HF_"
+"""Variables that a forked process reads again."""
 
 
 def can_fork(environment: Mapping[str, str] | None) -> bool:
@@ -178,8 +180,25 @@ def _serve(command: Command, environment: dict[str, str], stderr: Connection) ->
     os.chdir(ROOT)
     os.environ.clear()
     os.environ.update(environment)
+    if any(name.startswith(OF_THE_HUB) for name in command.environment or {}):
+        _read_hub_variables()
     from supervision import end_process
 
     if command.hold:
         command.hold.hold_pictures()
     end_process(importlib.import_module(command.program).main(list(command.arguments)))
+
+
+def _read_hub_variables() -> None:
+    """As if the modules that use the hub were imported now."""
+    from huggingface_hub import constants
+
+    before = vars(constants).copy()
+    importlib.reload(constants)
+    changed = [
+        name for name in before if name.isupper() and before[name] != getattr(constants, name)
+    ]
+    for module in [one for name, one in sys.modules.items() if name.startswith(("hugg", "mflux."))]:
+        for name in changed:
+            if vars(module).get(name) == before[name]:
+                setattr(module, name, getattr(constants, name))

@@ -8,10 +8,12 @@ from pathlib import Path
 from threading import Semaphore
 from typing import Any
 
+import pytest
 import requests
 from conftest import GIVE_UP_S, FakeGenerator, allow
 from PIL import Image
 
+from api import http_loop
 from generation.previews import Previews
 from server import Server
 from settings import Settings
@@ -78,6 +80,15 @@ class SteppedServer:
     def close(self) -> None:
         self.end()
         self.server.stop()
+
+
+@pytest.fixture
+def stepped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SteppedServer]:
+    """Looks twenty times a second for connections that are slow or have ended."""
+    monkeypatch.setattr(http_loop, "CHECK_S", 0.05)
+    server = SteppedServer(tmp_path)
+    yield server
+    server.close()
 
 
 class Connection:

@@ -11,11 +11,12 @@ from holding import Hold
 from played_app import PlayedApp
 
 from api.api_docs import answer_schemas
+from api.web_page import read_files
 
 
-def count_missing_schemas(folder: Path, answer: Connection) -> None:
+def count_computed(folder: Path, answer: Connection) -> None:
     PlayedApp(folder)
-    answer.send(answer_schemas.cache_info().misses)
+    answer.send([answer_schemas.cache_info().misses, read_files.cache_info().misses])
 
 
 @pytest.mark.skipif(not forking.CAN_FORK, reason="servers are not forked here")
@@ -23,10 +24,10 @@ def test_the_process_for_forking_has_computed_what_every_server_needs(tmp_path: 
     context = multiprocessing.get_context("forkserver")
     forking._start_forking()
     reader, writer = context.Pipe(duplex=False)
-    process = context.Process(target=count_missing_schemas, args=(tmp_path, writer))
+    process = context.Process(target=count_computed, args=(tmp_path, writer))
     process.start()
     writer.close()
-    assert reader.recv() == 1, "computed once, before the fork"
+    assert reader.recv() == [1, 1], "computed once, before the fork"
     process.join()
 
 

@@ -6,7 +6,6 @@ import resource
 import socket
 import threading
 from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,40 +21,32 @@ from api.http_loop import HttpLoop
 from api.http_server import HttpServer
 
 
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SteppedServer]:
-    monkeypatch.setattr(http_loop, "CHECK_S", 0.05)
-    stepped = SteppedServer(tmp_path)
-    yield stepped
-    stepped.close()
-
-
-def test_no_thread_but_the_loop_can_open_or_close_connections(server: SteppedServer) -> None:
-    sockets = server.server._http._server.loop.sockets
+def test_no_thread_but_the_loop_can_open_or_close_connections(stepped: SteppedServer) -> None:
+    sockets = stepped.server._http._server.loop.sockets
     number = next(iter(sockets))
     with pytest.raises(RuntimeError, match="only the HTTP loop"):
         del sockets[number]
-    assert server.get("/health").status_code == 200
+    assert stepped.get("/health").status_code == 200
 
 
 def test_streams_that_open_and_break_by_the_hundred_leave_the_server_well(
-    server: SteppedServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    stepped: SteppedServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A connection that another thread opened or closed would be an error in the log."""
     monkeypatch.setattr(event_stream, "LOOK_S", 0.05)
     caplog.set_level(logging.WARNING)
-    server.running()
-    idle = [opened(server) for _ in range(50)]
+    stepped.running()
+    idle = [opened(stepped) for _ in range(50)]
     for number in range(8):
-        streams = [opened(server) for _ in range(60)]
+        streams = [opened(stepped) for _ in range(60)]
         for index, stream in enumerate(streams):
             stream.sendall(head("GET /events HTTP/1.1"))
             if (index + number) % 3 == 0:
                 assert stream.recv(10)
         for index, stream in enumerate(streams):
             abort(stream) if index % 2 else stream.close()
-        assert server.get("/status", task_id="unknown").status_code == 404
-    until(lambda: server.server.places.taken == 0)
+        assert stepped.get("/status", task_id="unknown").status_code == 404
+    until(lambda: stepped.server.places.taken == 0)
     for connection in idle:
         connection.sendall(head("GET /health HTTP/1.1", "Connection: close"))
         assert parsed(read_all(connection))[0] == 200
@@ -64,16 +55,16 @@ def test_streams_that_open_and_break_by_the_hundred_leave_the_server_well(
 
 
 def test_an_error_of_one_connection_closes_that_one_alone(
-    server: SteppedServer, monkeypatch: pytest.MonkeyPatch
+    stepped: SteppedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(channel: object, data: bytes) -> None:
         raise ZeroDivisionError
 
-    with monkeypatch.context() as patch, opened(server) as connection:
+    with monkeypatch.context() as patch, opened(stepped) as connection:
         patch.setattr(http_channel.Channel, "received", fail)
         connection.sendall(b"GET")
         assert read_all(connection) == b""
-    assert server.get("/health").status_code == 200
+    assert stepped.get("/health").status_code == 200
 
 
 def test_the_end_of_the_loop_closes_every_connection(tmp_path: Path) -> None:
@@ -170,7 +161,7 @@ def channel_of(server: SteppedServer, connection: socket.socket) -> http_channel
     return next(channel for channel in list(channels.values()) if channel.addr == address)
 
 
-def test_a_small_answer_is_sent_in_one_piece(server: SteppedServer) -> None:
+def test_a_small_answer_is_sent_in_one_piece(stepped: SteppedServer) -> None:
     sent: list[bytes] = []
     served = threading.Semaphore(0)
 
@@ -183,8 +174,8 @@ def test_a_small_answer_is_sent_in_one_piece(server: SteppedServer) -> None:
             sent.append(bytes(data))
             return int(super().send(data, do_close))
 
-    with opened(server) as connection:
-        channel_of(server, connection).__class__ = Noted
+    with opened(stepped) as connection:
+        channel_of(stepped, connection).__class__ = Noted
         for _ in range(3):
             connection.sendall(head("GET /health HTTP/1.1"))
             assert served.acquire(timeout=GIVE_UP_S)
@@ -192,13 +183,13 @@ def test_a_small_answer_is_sent_in_one_piece(server: SteppedServer) -> None:
 
 
 def test_data_that_arrives_during_an_answer_waits_and_does_not_keep_the_loop_busy(
-    server: SteppedServer, monkeypatch: pytest.MonkeyPatch
+    stepped: SteppedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loop = server.server._http._server.loop
-    task_id = server.running()
-    with opened(server) as connection:
+    loop = stepped.server._http._server.loop
+    task_id = stepped.running()
+    with opened(stepped) as connection:
         connection.sendall(head(f"GET /status?task_id={task_id}&wait=300 HTTP/1.1"))
-        until(lambda: server.server.places.taken == 1)
+        until(lambda: stepped.server.places.taken == 1)
         connection.sendall(head("GET /health HTTP/1.1", "Connection: close"))
         handled: list[object] = []
         checked = threading.Semaphore(0)
@@ -207,7 +198,7 @@ def test_data_that_arrives_during_an_answer_waits_and_does_not_keep_the_loop_bus
             patch.setattr(loop, "check", checked.release)
             assert all(checked.acquire(timeout=GIVE_UP_S) for _ in range(3))
         assert not handled
-        server.end()
+        stepped.end()
         answers = read_all(connection)
     assert answers.count(b"HTTP/1.1 200 OK") == 2
 
@@ -224,27 +215,27 @@ def test_connections_that_come_at_once_are_accepted_at_once(tmp_path: Path) -> N
     idle.stop(1)
 
 
-def test_requests_in_one_piece_are_parsed_one_after_the_other(server: SteppedServer) -> None:
+def test_requests_in_one_piece_are_parsed_one_after_the_other(stepped: SteppedServer) -> None:
     """Parsing all of them at once would let other connections wait."""
-    task_id = server.running()
+    task_id = stepped.running()
     waits = head(f"GET /status?task_id={task_id}&wait=60 HTTP/1.1")
-    with opened(server) as connection:
+    with opened(stepped) as connection:
         last = head("GET /health HTTP/1.1", "Connection: close")
         connection.sendall(waits + head("GET /health HTTP/1.1") * 1000 + last)
-        until(lambda: server.server.places.taken == 1)
+        until(lambda: stepped.server.places.taken == 1)
         channel = next(
             channel
-            for channel in server.server._http._server.active_channels.values()
+            for channel in stepped.server._http._server.active_channels.values()
             if channel.requests
         )
         assert len(channel.requests) == 1
         assert len(channel._behind) > 10_000
-        server.end()
+        stepped.end()
         assert read_all(connection).count(b"HTTP/1.1 200 OK") == 1002
 
 
-def test_line_ends_between_requests_are_no_requests(server: SteppedServer) -> None:
-    with opened(server) as connection:
+def test_line_ends_between_requests_are_no_requests(stepped: SteppedServer) -> None:
+    with opened(stepped) as connection:
         connection.sendall(b"\r\n" * 10_000 + head("GET /health HTTP/1.1") + b"\r\n")
         connection.sendall(b"\r\n" + head("GET /health HTTP/1.1", "Connection: close"))
         assert read_all(connection).count(b"HTTP/1.1 200 OK") == 2
@@ -263,21 +254,21 @@ def test_sent_data_is_freed() -> None:
 
 
 def test_the_connection_that_is_idle_for_longest_makes_room_for_a_new_one(
-    server: SteppedServer, monkeypatch: pytest.MonkeyPatch
+    stepped: SteppedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    front = server.server._http._server
+    front = stepped.server._http._server
     monkeypatch.setattr(front, "_connections", 3)
-    task_id = server.running()
-    waiting = Connection(server, f"/image?task_id={task_id}&wait=300")
-    until(lambda: server.server.places.taken == 1 and len(front.active_channels) == 1)
-    oldest = opened(server)
+    task_id = stepped.running()
+    waiting = Connection(stepped, f"/image?task_id={task_id}&wait=300")
+    until(lambda: stepped.server.places.taken == 1 and len(front.active_channels) == 1)
+    oldest = opened(stepped)
     until(lambda: len(front.active_channels) == 2)
-    half = opened(server)
+    half = opened(stepped)
     half.sendall(b"GET /health HTTP/1.1\r\n")
     until(lambda: len(front.active_channels) == 3)
-    assert server.get("/health").status_code == 200
+    assert stepped.get("/health").status_code == 200
     assert read_all(oldest) == b""
-    server.end()
+    stepped.end()
     assert waiting.head()[0] == 200
     waiting.close()
     oldest.close()
@@ -285,17 +276,17 @@ def test_the_connection_that_is_idle_for_longest_makes_room_for_a_new_one(
 
 
 def test_where_all_connections_are_busy_a_new_one_waits(
-    server: SteppedServer, monkeypatch: pytest.MonkeyPatch
+    stepped: SteppedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    front = server.server._http._server
+    front = stepped.server._http._server
     monkeypatch.setattr(front, "_connections", 1)
-    task_id = server.running()
-    busy = Connection(server, f"/image?task_id={task_id}&wait=300")
-    until(lambda: server.server.places.taken == 1)
-    new = Connection(server, "/health")
+    task_id = stepped.running()
+    busy = Connection(stepped, f"/image?task_id={task_id}&wait=300")
+    until(lambda: stepped.server.places.taken == 1)
+    new = Connection(stepped, "/health")
     until(lambda: front._paused)
     assert len(front.active_channels) == 1
-    server.end()
+    stepped.end()
     assert busy.head()[0] == 200
     busy.close()
     assert new.head()[0] == 200
@@ -304,13 +295,13 @@ def test_where_all_connections_are_busy_a_new_one_waits(
 
 @pytest.mark.parametrize("idle", [0, 1])
 def test_without_a_free_file_a_connection_waits_or_an_idle_one_makes_room(
-    server: SteppedServer, idle: int
+    stepped: SteppedServer, idle: int
 ) -> None:
-    front = server.server._http._server
-    task_id = server.running()
-    busy = Connection(server, f"/image?task_id={task_id}&wait=300")
-    until(lambda: server.server.places.taken == 1 and len(front.active_channels) == 1)
-    others = [opened(server) for _ in range(idle)]
+    front = stepped.server._http._server
+    task_id = stepped.running()
+    busy = Connection(stepped, f"/image?task_id={task_id}&wait=300")
+    until(lambda: stepped.server.places.taken == 1 and len(front.active_channels) == 1)
+    others = [opened(stepped) for _ in range(idle)]
     until(lambda: len(front.active_channels) == 1 + idle)
     late = socket.socket()
     late.settimeout(GIVE_UP_S)
@@ -319,7 +310,7 @@ def test_without_a_free_file_a_connection_waits_or_an_idle_one_makes_room(
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
     try:
-        late.connect(("127.0.0.1", server.server.port))
+        late.connect(("127.0.0.1", stepped.server.port))
         late.sendall(head("GET /nothing HTTP/1.1", "Connection: close"))
         if idle:
             assert read_all(others[0]) == b""
@@ -330,7 +321,7 @@ def test_without_a_free_file_a_connection_waits_or_an_idle_one_makes_room(
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     if not idle:
         assert parsed(read_all(late))[0] == 404
-    server.end()
+    stepped.end()
     assert busy.head()[0] == 200
     busy.close()
     for connection in (late, *others):

@@ -3,7 +3,6 @@
 import json
 import socket
 from base64 import b64decode
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
@@ -15,18 +14,10 @@ from live import SteppedServer
 from PIL import Image
 from raw_http import abort, head, opened, parsed, post, read_all, running
 
-from api import http_loop, transfer_budget
+from api import transfer_budget
 from api.transfer_budget import TransferBudget
 
 NOISE = Image.effect_noise((1500, 1500), 100).convert("RGB")
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SteppedServer]:
-    monkeypatch.setattr(http_loop, "CHECK_S", 0.05)
-    stepped = SteppedServer(tmp_path)
-    yield stepped
-    stepped.close()
 
 
 def opened_for_little(server: SteppedServer) -> socket.socket:
@@ -44,38 +35,38 @@ def budget_of(server: SteppedServer) -> TransferBudget:
 
 
 def test_bodies_that_many_clients_half_send_take_no_more_than_the_budget(
-    server: SteppedServer, monkeypatch: pytest.MonkeyPatch
+    stepped: SteppedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    budget = budget_of(server)
+    budget = budget_of(stepped)
     monkeypatch.setattr(budget, "limit_bytes", 4_000_000)
     started = post("/generate", b" " * 1_000_000)[:-10]
     clients = []
     for _ in range(10):
-        clients.append(opened(server))
+        clients.append(opened(stepped))
         clients[-1].sendall(started)
     until(lambda: budget.held_bytes > 2_000_000)
-    with opened(server) as late:  # one of the connections above the limit
+    with opened(stepped) as late:  # one of the connections above the limit
         late.sendall(post("/generate", b" " * 3_000_000))
         answer = read_all(late)
     status, result = parsed(answer)
     assert (status, result["error"]["code"]) == (503, "too_many_transfers")
     assert b"Retry-After: 5\r\n" in answer
     assert budget.held_bytes <= 3_000_000
-    assert server.submit()  # a small body always passes
+    assert stepped.submit()  # a small body always passes
     for client in clients:
         client.close()
     until(lambda: budget.held_bytes == 0)
 
 
 def test_a_body_gives_its_room_back_as_soon_as_it_is_read(
-    server: SteppedServer, monkeypatch: pytest.MonkeyPatch
+    stepped: SteppedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body = json.dumps({"prompt": "x", "width": 64, "height": 64, "steps": 2}).encode()
-    with opened(server) as connection:
+    with opened(stepped) as connection:
         connection.sendall(post("/sdapi/v1/txt2img", body + b" " * 500_000))
-        until(lambda: running(server))
-        assert budget_of(server).held_bytes == 0
-        server.end()
+        until(lambda: running(stepped))
+        assert budget_of(stepped).held_bytes == 0
+        stepped.end()
         assert parsed_head(connection) == 200
 
 
@@ -115,23 +106,23 @@ def test_answers_that_nobody_reads_hold_no_thread_and_no_more_than_the_budget(
 
 
 def test_a_client_that_reads_too_slowly_is_closed(
-    server: SteppedServer, monkeypatch: pytest.MonkeyPatch
+    stepped: SteppedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(live, "PICTURE", NOISE)
-    task_id = server.running(format="PNG")
-    server.end()
-    server.get("/image", task_id=task_id, wait=60, delete="false")
-    with opened_for_little(server) as connection:
+    task_id = stepped.running(format="PNG")
+    stepped.end()
+    stepped.get("/image", task_id=task_id, wait=60, delete="false")
+    with opened_for_little(stepped) as connection:
         connection.sendall(head(f"GET /image?task_id={task_id}&delete=false&base64=true HTTP/1.1"))
-        until(lambda: budget_of(server).held_bytes > 0)
+        until(lambda: budget_of(stepped).held_bytes > 0)
         monkeypatch.setattr(transfer_budget, "GRACE_S", 0.0)
-        for channel in list(server.server._http._server.active_channels.values()):
+        for channel in list(stepped.server._http._server.active_channels.values()):
             channel._sending._since -= 1_000_000  # as if so much time had passed
-        until(lambda: budget_of(server).held_bytes == 0)
+        until(lambda: budget_of(stepped).held_bytes == 0)
 
 
 def test_a_form_and_its_answer_need_no_temporary_folder(
-    server: SteppedServer, monkeypatch: pytest.MonkeyPatch
+    stepped: SteppedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", "/nowhere")
     monkeypatch.setattr(live, "PICTURE", NOISE)
@@ -139,13 +130,13 @@ def test_a_form_and_its_answer_need_no_temporary_folder(
     NOISE.resize((640, 640)).save(picture, "PNG")
     assert len(picture.getvalue()) > 600_000
     answer = requests.post(
-        server.url + "/generate",
+        stepped.url + "/generate",
         data={"prompt": "x", "width": "64", "height": "64", "steps": "2", "format": "PNG"},
         files={"init_image": picture.getvalue()},
         timeout=GIVE_UP_S,
     )
     assert answer.status_code == 200, answer.text
-    server.end()
+    stepped.end()
     task_id = answer.json()["task_id"]
-    bundle = server.get("/image", task_id=task_id, wait=60, all="true")
+    bundle = stepped.get("/image", task_id=task_id, wait=60, all="true")
     assert (bundle.status_code, len(bundle.content) > 1_000_000) == (200, True)

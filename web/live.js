@@ -170,7 +170,8 @@ export class Live extends EventTarget {
           this.#runs(data.task_id);
           this.#dispatch("step", data);
         } else {
-          if (kind === "done") this.#healthChanged = true; // an upscaler may have been loaded
+          // A new task may start a download; an upscaler may have been loaded for one that is done.
+          if (kind === "waiting" || kind === "done") this.#healthChanged = true;
           this.soon();
         }
       });
