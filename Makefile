@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# A test often waits: three processes keep two cores busy.
-TEST_PROCESSES ?= 3
+# A test often waits: four processes keep two cores busy.
+TEST_PROCESSES ?= 4
 
 .DEFAULT_GOAL := help
 .PHONY: help serve worker service service-remove test test-slow lint format bench chaos cluster-chaos pages pins clean

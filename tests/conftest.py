@@ -54,7 +54,9 @@ from workers.stopwatch import Stopwatch
 pytest_plugins = ("pages", "command_line", "live")
 use_ram_disk()
 
-SERVER = ("server.py",)
+SERVER, EAGER_SERVER = ("server.py",), ("tests/eager_server.py",)
+FORKED: Mapping[tuple[str, ...], str] = {SERVER: "server", EAGER_SERVER: "eager_server"}
+"""The modules of programs that can be forked."""
 ROOT, clean_environment = forking.ROOT, forking.clean_environment
 START_TIMEOUT_S = 120
 GIVE_UP_S = 120
@@ -271,8 +273,8 @@ def ask(method: str, url: str, **options: Any) -> requests.Response:
 class ServerProcess:
     """`python3 server.py` on a free port, with a client for its JSON routes.
 
-    It is forked if possible, unless the test sets a program (see also can_fork()). `hold` stops its
-    pictures when the test wants.
+    It is forked if possible (see FORKED and can_fork()). `hold` stops its pictures when the test
+    wants.
     """
 
     def __init__(
@@ -286,8 +288,10 @@ class ServerProcess:
     ) -> None:
         arguments = ("--port", "0", "--data-dir", str(data_dir), *arguments)
         self.process: subprocess.Popen[str] | forking.ForkedServer
-        if program == SERVER and forking.can_fork(environment):
-            self.process = forking.ForkedServer(forking.Command(arguments, environment, hold))
+        if tuple(program) in FORKED and forking.can_fork(environment):
+            module = FORKED[tuple(program)]
+            command = forking.Command(arguments, environment, hold, module)
+            self.process = forking.ForkedServer(command)
         else:
             if hold:
                 program = ("tests/holding.py",)

@@ -9,6 +9,11 @@ import server
 import supervision
 from scheduler import policy
 
-if __name__ == "__main__":
+
+def main(arguments: list[str]) -> int:
     policy.LEAST_LEFT_S = policy.PAYS = 0.0
-    supervision.end_process(server.main(sys.argv[1:]))
+    return server.main(arguments)
+
+
+if __name__ == "__main__":
+    supervision.end_process(main(sys.argv[1:]))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import GIVE_UP_S, ROOT, ServerProcess
+from conftest import GIVE_UP_S, ROOT, ServerProcess, slow_except
 from PIL import Image
 
 from compat.a1111_shapes import ImageToImage
@@ -17,6 +17,8 @@ from compat.openai_responses_shapes import ResponsesRequest, ResponsesTool
 from compat.openai_shapes import OpenAIGeneration
 
 APPS: list[dict[str, Any]] = json.loads((ROOT / "tests/data/apps.json").read_text())
+LONG = ("n8n", "LobeChat")
+"""Apps with many large pictures."""
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,11 @@ def send(url: str, call: dict[str, Any]) -> requests.Response:
     )
 
 
-@pytest.mark.parametrize("app", APPS, ids=lambda app: app["app"])
+@pytest.mark.parametrize(
+    "app",
+    slow_except([one for one in APPS if not one["app"].startswith(LONG)], APPS),
+    ids=lambda app: app["app"],
+)
 def test_every_call_of_an_app_is_answered_with_what_it_reads(url: str, app: dict[str, Any]) -> None:
     assert app["calls"]
     for call in app["calls"]:

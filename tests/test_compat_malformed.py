@@ -8,10 +8,10 @@ import pytest
 import requests
 import schemathesis
 from conftest import FOREIGN_PATHS, ServerProcess
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
-from test_malformed import AS_DOCUMENTED, JSON_VALUES, SETTINGS
+from test_malformed import AS_DOCUMENTED, EXAMPLES, JSON_VALUES, SETTINGS
 
 from api.json_text import MAX_TEXT_BYTES
 from compat.a1111_shapes import ImageToImage
@@ -68,15 +68,16 @@ def check_error(answer: Any, path: str) -> None:
         assert set(body) == {"error", "detail", "body", "errors"}
 
 
+@pytest.mark.parametrize("examples", EXAMPLES)
 @pytest.mark.parametrize("mode", GenerationMode)
 @pytest.mark.parametrize(("path", "method"), sorted(POSTS | GETS))
 def test_every_answer_of_the_foreign_apis_is_as_documented(
-    small_server: ServerProcess, path: str, method: str, mode: GenerationMode
+    small_server: ServerProcess, path: str, method: str, mode: GenerationMode, examples: int
 ) -> None:
     schema = schemathesis.openapi.from_url(small_server.url + "/openapi.json")
     operation = schema[path][method]
 
-    @SETTINGS
+    @settings(SETTINGS, max_examples=examples)
     @given(case=operation.as_strategy(generation_mode=mode))
     def storm(case: schemathesis.Case[Any]) -> None:
         answer = case.call(timeout=60)

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 import schemathesis
-from conftest import FOREIGN_PATHS, ServerProcess
+from conftest import FOREIGN_PATHS, ServerProcess, slow_except
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -30,6 +30,8 @@ SETTINGS = settings(
     database=None,
     suppress_health_check=list(HealthCheck),
 )
+EXAMPLES = slow_except([15], [15, 30])
+"""Of each operation in `make test`; `make test-slow` tries twice as many."""
 AS_DOCUMENTED: list[Any] = CHECKS.get_by_names(
     [
         "not_a_server_error",
@@ -162,10 +164,11 @@ def test_the_storm_knows_every_operation(small_server: ServerProcess) -> None:
     assert known - foreign == OPERATIONS
 
 
+@pytest.mark.parametrize("examples", EXAMPLES)
 @pytest.mark.parametrize("mode", GenerationMode)
 @pytest.mark.parametrize(("path", "method"), sorted(OPERATIONS))
 def test_every_answer_is_as_documented(
-    small_server: ServerProcess, path: str, method: str, mode: GenerationMode
+    small_server: ServerProcess, path: str, method: str, mode: GenerationMode, examples: int
 ) -> None:
     if (path, method) in WITHOUT_INPUT and mode is GenerationMode.NEGATIVE:
         pytest.skip("nothing that it takes can be wrong")
@@ -191,7 +194,7 @@ def test_every_answer_is_as_documented(
         known += ["tiny", "DEV", "nothing", "local"]
     statuses: Counter[int] = Counter()
 
-    @SETTINGS
+    @settings(SETTINGS, max_examples=examples)
     @given(
         case=operation.as_strategy(generation_mode=mode),
         task_id=st.sampled_from(known),

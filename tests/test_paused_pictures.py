@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import GIVE_UP_S, PlayedQueue, ServerProcess, allow, params_for
+from conftest import EAGER_SERVER, GIVE_UP_S, PlayedQueue, ServerProcess, allow, params_for
 from PIL import Image
 from test_previews import settle
 
@@ -219,8 +219,7 @@ def eager(tmp_path: Path) -> Iterator[Callable[[], ServerProcess]]:
     servers: list[ServerProcess] = []
 
     def start() -> ServerProcess:
-        program = ("tests/eager_server.py",)
-        server = ServerProcess(tmp_path, "--model", "tiny", program=program)
+        server = ServerProcess(tmp_path, "--model", "tiny", program=EAGER_SERVER)
         servers.append(server)
         return server
 
