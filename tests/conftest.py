@@ -71,12 +71,12 @@ needs_chromium = pytest.mark.skipif(
 
 
 LONGEST = """
-    cluster contract page_queue page_sending supervision page_access page_tools malformed
-    compat_batches upload_limits compat_apps switching webhooks page_operator page
-    start_and_stop disk_faults documentation full_disk page_results compat_malformed
-    page_gallery proxies client page_form mcp paused_pictures pipelines events weights_cache
-    page_mask models page_dropped schedule many_images uploads client_command page_viewer stops
-    fair_share compat_openai refusals api memory_guard keeping compat_edges downloads ownership
+    cluster page_queue page_sending supervision page_access page_tools contract upload_limits
+    switching webhooks page_operator page disk_faults full_disk malformed compat_malformed
+    page_results page_gallery proxies client page_form mcp compat_apps documentation
+    start_and_stop pipelines events weights_cache page_mask paused_pictures models page_dropped
+    many_images uploads client_command page_viewer stops fair_share compat_openai refusals api
+    memory_guard keeping compat_edges downloads ownership schedule
 """
 """Files that take longest: they start first, so that all processes end at about the same time."""
 

@@ -16,12 +16,16 @@ from live import SteppedServer
 from PIL import Image
 from test_batches import draw_image, stop_after, until_stored
 
+from compat import streams
+
 OPENAI = {"prompt": "x", "size": "64x64", "steps": 1, "n": 3, "seed": 7}
 A1111 = {"prompt": "x", "width": 64, "height": 64, "steps": 1, "seed": 7, "batch_size": 3}
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[SteppedServer]:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SteppedServer]:
+    """Its streams begin with a sign of life after one quiet second."""
+    monkeypatch.setattr(streams, "SIGN_OF_LIFE_AFTER", 1)
     server = SteppedServer(tmp_path, sync_max_wait_s=0)
     yield server
     server.close()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PlayedQueue, seen_by_all
+from conftest import PlayedQueue, seen_by_all, slow_except
 from contract import bits_refused, call
 from PIL import Image
 
@@ -36,8 +36,10 @@ from timing_model import TimingModel
 
 REAL = [model for model in read_catalog().models if not model.tiny]
 PIPELINES = [(model, pipeline) for model in REAL for pipeline in model.pipelines]
-EACH_PIPELINE = pytest.mark.parametrize(
-    ("model", "pipeline"), PIPELINES, ids=[f"{m.name}-{p.name}" for m, p in PIPELINES]
+NAMES = [f"{model.name}-{pipeline.name}" for model, pipeline in PIPELINES]
+EACH_PIPELINE = pytest.mark.parametrize(("model", "pipeline"), PIPELINES, ids=NAMES)
+ONE_OF_EACH_CLASS = list(
+    {pipeline.name: (model, pipeline) for model, pipeline in PIPELINES}.values()
 )
 ALLOWED = Allowed(
     REAL[0],
@@ -276,7 +278,9 @@ ACCEPTED: Mapping[tuple[str, str, object], str] = {
 """By class (empty: all), field and value: why the server refuses what mflux accepts here."""
 
 
-@EACH_PIPELINE
+@pytest.mark.parametrize(
+    ("model", "pipeline"), slow_except(ONE_OF_EACH_CLASS, PIPELINES), ids=NAMES
+)
 def test_what_the_server_accepts_mflux_takes_and_what_it_refuses_mflux_refuses(
     model: Model,
     pipeline: Pipeline,
