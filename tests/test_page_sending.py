@@ -181,6 +181,7 @@ def test_a_refusal_of_a_proxy_is_shown_as_a_sentence(visit: Visit, status: int, 
     me.expected_statuses.add(status)
     me.page.route("**/generate", refuse)
     me["#init_image"].set_input_files(picture_file(64, 64, "navy"))
+    expect(me["[data-field=init_image] .picks img"]).to_be_visible()
     me["#prompt"].fill("refused")
     me["#generate"].click()
     expect(me["#form-error"]).to_contain_text(words)
