@@ -1,0 +1,1 @@
+"""The built-in model: its training pictures, its checkpoint, its trainer and its evaluation."""
