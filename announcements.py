@@ -78,7 +78,7 @@ def warn(settings: Settings, allowed: Allowed) -> None:
                 log.warning("%s", line)
         else:
             log.warning(
-                "MLX has no GPU here: serving the built-in %s model, which draws abstract noise. "
+                "MLX has no GPU here: serving the built-in %s model, which draws simple scenes. "
                 "Name a model with --model to load it all the same.",
                 allowed.default.name,
             )
@@ -99,9 +99,9 @@ def _first_words(choices: Sequence[Model]) -> list[str]:
     usual = find_model(DEFAULT_MODEL)
     assert usual
     return [
-        "no weights are on this machine yet: serving the built-in tiny model, which draws abstract "
-        "noise. For pictures, choose a model on the page, which downloads it while the server "
-        "runs, or start with one of these:",
+        "no weights are on this machine yet: serving the built-in tiny model, which draws simple "
+        "scenes. For other pictures, choose a model on the page, which downloads it while the "
+        "server runs, or start with one of these:",
         *(f"  --model {model.name:16} {_gigabytes(model)}" for model in choices),
         f"  --model {usual.name:16} {_gigabytes(usual)}, after: {login_command()}",
     ]

@@ -114,7 +114,7 @@ def _models(settings: Settings, allowed: Allowed, memory_bytes: int) -> Iterator
 def _model(model: Model, missing: bool, memory_bytes: int) -> Finding:
     part = f"model {model.name}"
     if model.tiny:
-        return Finding(State.OK, part, "built in; it draws abstract noise")
+        return Finding(State.OK, part, "built in")
     if missing:
         size = f"{model.download_bytes / GB:.1f} GB" if model.download_bytes else "of unknown size"
         words = f"not on this machine: a download of {size}"

@@ -131,7 +131,7 @@ def measure(machines: int, tasks: int) -> tuple[object, ...]:
 def worker(folder: Path, broker: Redis, name: str) -> ForkedServer:
     options = ("--broker", broker.url, "--worker-name", name, "--data-dir", str(folder / name))
     sleeping: Any = Sleeping(STEP_S)
-    command = Command((*options, "--model", "tiny"), hold=sleeping, program="remote_worker")
+    command = Command((*options, "--model", "noise-flux1"), hold=sleeping, program="remote_worker")
     return ForkedServer(command)
 
 

@@ -46,7 +46,7 @@ ROOT = Path(__file__).parent.parent
 MAX_QUEUE = 1_000_000
 SEED = 20240917
 """Seed of all random numbers."""
-_model = find_model("tiny")
+_model = find_model("noise-flux1")
 assert _model
 OFFER = Allowed(_model, (_model,))
 

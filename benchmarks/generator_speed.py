@@ -42,7 +42,7 @@ P = ParamSpec("P")
 class Batch:
     name: str
     image_format: str
-    models: tuple[str, ...] = ("tiny",)
+    models: tuple[str, ...] = ("noise-flux1",)
     prompts: int = 1
     """Number of different prompts."""
     count: int = 1
@@ -56,9 +56,9 @@ BATCHES = (
     Batch("repeated prompt, JPEG", "JPEG"),
     Batch("repeated prompt, PNG", "PNG"),
     Batch("new prompts, JPEG", "JPEG", prompts=50),
-    Batch("FLUX.2, repeated prompt, JPEG", "JPEG", models=("tiny-flux2",)),
-    Batch("FLUX.2, new prompts, JPEG", "JPEG", models=("tiny-flux2",), prompts=50),
-    Batch("alternating models, JPEG", "JPEG", models=("tiny", "tiny-flux2")),
+    Batch("FLUX.2, repeated prompt, JPEG", "JPEG", models=("noise-flux2",)),
+    Batch("FLUX.2, new prompts, JPEG", "JPEG", models=("noise-flux2",), prompts=50),
+    Batch("alternating models, JPEG", "JPEG", models=("noise-flux1", "noise-flux2")),
 )
 
 

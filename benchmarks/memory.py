@@ -4,8 +4,8 @@ How to read it: each server is a process of its own whose RSS is asked from the 
 tasks came in one by one, `restored` ones were read back at a start (which needs more for a moment:
 Python gives little of it back). Images are on disk, so an image kept should cost next to nothing.
 Over many tasks the RSS must stop growing: compare the middle with the end. A restart is timed from
-the start of `python server.py --model tiny` until it listens; `store and queue alone` is the part
-that depends on the tasks, measured beside it in a process of its own.
+the start of `python server.py --model noise-flux1` until it listens; `store and queue alone` is
+the part that depends on the tasks, measured beside it in a process of its own.
 """
 
 import gc
@@ -91,9 +91,9 @@ class Finishing:
 
 
 class TinyServer:
-    """`python server.py --model tiny`: real mflux, small random weights. Or another model."""
+    """`python server.py --model noise-flux1`: real mflux, random weights. Or another model."""
 
-    def __init__(self, data_dir: Path, model: Sequence[str] = ("--model", "tiny")) -> None:
+    def __init__(self, data_dir: Path, model: Sequence[str] = ("--model", "noise-flux1")) -> None:
         start = time.perf_counter()
         command = [sys.executable, "server.py", *model, "--port", "0"]
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("MFLUX_SERVER_")}

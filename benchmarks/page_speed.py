@@ -63,7 +63,7 @@ SCROLL = """async () => {
 @contextmanager
 def server() -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "server.py", "--model", "tiny", "--port", "0"]
+        command = [sys.executable, "server.py", "--model", "noise-flux1", "--port", "0"]
         with subprocess.Popen(
             [*command, "--data-dir", folder], cwd=ROOT, stderr=subprocess.PIPE, text=True
         ) as process:

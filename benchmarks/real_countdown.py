@@ -46,7 +46,7 @@ def main() -> None:
     gpu = prepare_mlx()
     kind = "q4" if FOLDER.name.endswith("q4") else "float32"
     sides, steps = ((64, 64), 2) if results.quick else (SIDES[kind], STEPS)
-    model = ["--model", "tiny-anima"]
+    model = ["--model", "noise-anima"]
     if not results.quick:
         write_anima(FOLDER, float32=not gpu)
         model = ["--models", f"real={FOLDER}@{MODEL}"]

@@ -48,9 +48,9 @@ class Case(NamedTuple):
 def main() -> None:
     results = Results(__file__, __doc__)
     gpu = prepare_mlx()
-    alone = ["--model", "tiny-anima"]
-    two = ["--models", "tiny-anima,tiny"]
-    names, limits = ("tiny-anima", "tiny"), (760, 1_500)
+    alone = ["--model", "noise-anima"]
+    two = ["--models", "noise-anima,noise-flux1"]
+    names, limits = ("noise-anima", "noise-flux1"), (760, 1_500)
     prompts: tuple[int, ...] = (10,)
     if not results.quick:
         few_bits = FOLDER.with_name(FOLDER.name + "-q4")

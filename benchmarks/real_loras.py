@@ -33,7 +33,7 @@ GOAL = 0.05
 def main() -> None:
     results = Results(__file__, __doc__)
     gpu = prepare_mlx()
-    model = find_model("tiny-anima" if results.quick else MODEL)
+    model = find_model("noise-anima" if results.quick else MODEL)
     assert model
     if not results.quick:
         model = replace(model, path=str(write_anima(FOLDER, float32=not gpu)))

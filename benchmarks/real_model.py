@@ -63,7 +63,7 @@ def write_anima(
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         draft = Path(scratch, folder.name)
         modules: AbstractContextManager[None] = (
-            built_small("tiny-anima") if small else nullcontext()
+            built_small("noise-anima") if small else nullcontext()
         )
         with modules:
             components = _components()

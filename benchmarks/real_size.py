@@ -57,7 +57,7 @@ def main() -> None:
     gpu = prepare_mlx()
     with temporary_folder() as folder:
         sides: tuple[int, ...] = (64, 64, 128)
-        name, model = "tiny-anima", ["--model", "tiny-anima"]
+        name, model = "noise-anima", ["--model", "noise-anima"]
         if not results.quick:
             write_anima(FOLDER, float32=not gpu)
             sides = (128, 128, 256)

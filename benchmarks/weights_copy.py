@@ -33,7 +33,7 @@ GOAL = 0.3
 BITS = (4, 8)
 ROUNDS = 3
 CACHE_BYTES = 30_000_000_000
-TINY = "tiny-flux2"
+TINY = "noise-flux2"
 
 Taken = dict[str, list[tuple[float, float, float]]]
 """By what was done: wall seconds, CPU seconds, peak of MLX's memory in 10^9 bytes, each time."""

@@ -1,4 +1,4 @@
-"""Makes the screenshots of the page for the README, with a real server and the tiny model.
+"""Makes the screenshots of the page for the README, with a real server and the built-in model.
 
     python docs/make_images.py [FOLDER] [NAME...]   writes page.png, page.gif, mask.gif,
                                                     operator.png, gallery.png, compare.png and
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import requests
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image
 from playwright.sync_api import FilePayload, Page, ViewportSize, expect, sync_playwright
 
 ROOT = Path(__file__).parent.parent
@@ -38,12 +38,12 @@ MOST_FRAMES = 140
 LONGEST_FRAME_S = 0.2
 LAST_FRAME_S = 2.5
 PROMPTS = (
-    "Sunrise over a quiet harbour, pastel colours",
-    "Still life with quinces and a blue jug",
-    "A fox asleep under birch trees",
-    "The library of a very old city, seen from above",
-    "Northern lights above a mountain hut",
-    "Poppies in a field, impressionist",
+    "A lighthouse by the sea at sunset",
+    "An orange cat in a meadow",
+    "Three pink flowers in the snow",
+    "A white house in the mountains at night",
+    "Two red boats on the sea with clouds",
+    "A beautiful landscape",
 )
 FONTS = """<?xml version="1.0"?><!DOCTYPE fontconfig SYSTEM "fonts.dtd">
 <fontconfig><include>/etc/fonts/fonts.conf</include>{}</fontconfig>"""
@@ -96,21 +96,22 @@ def still(page: Page, url: str, path: Path) -> None:
     """Screenshot of unfinished tasks, one of another person, and a gallery."""
     choose = page.locator("label").filter
     choose(has=page.locator("[value=custom]")).click()
-    page.fill("#width", "64")  # small, because then the tiny model generates soft clouds
-    page.fill("#height", "64")
+    page.fill("#width", "256")
+    page.fill("#height", "256")
     for number, prompt in enumerate(PROMPTS[2:]):
         draw(page, prompt)
         expect(page.locator(".card.loaded")).to_have_count(number + 1)
-    choose(has=page.locator("[value='1:1']")).click()
-    page.fill("#steps", "100")
+    page.fill("#width", "512")
+    page.fill("#height", "512")
+    page.fill("#steps", "20")
     page.fill("#n", "8")
     draw(page, PROMPTS[0])
     expect(page.locator(".unfinished.running")).to_have_count(1)
-    someone_draws(url, steps=100, n=4)
+    someone_draws(url, steps=20, n=4, width=512, height=512)
     page.fill("#n", "1")
     page.fill("#steps", "4")
     draw(page, PROMPTS[1])
-    page.fill("#prompt", "A lighthouse in the fog, early morning")
+    page.fill("#prompt", "A red ball to the left of a blue star")
     expect(page.locator("#queue .row")).to_have_count(3)
     expect(page.locator("#forecast")).to_contain_text("3 tasks")
     expect(page.locator(".status").last).to_contain_text("picture 3 of 8")
@@ -144,11 +145,10 @@ def operators_view(page: Page, url: str, path: Path) -> None:
     save(page.screenshot(full_page=True), path)
 
 
-def small_pictures(page: Page) -> None:
-    """A gallery; the tiny model generates soft clouds when pictures are small."""
+def fill_gallery(page: Page) -> None:
     page.locator("label").filter(has=page.locator("[value=custom]")).first.click()
     for number, prompt in enumerate(PROMPTS):
-        width, height = (64, 64) if number % 3 else (96, 64)
+        width, height = (256, 256) if number % 3 else (384, 256)
         page.fill("#width", str(width))
         page.fill("#height", str(height))
         draw(page, prompt)
@@ -157,7 +157,7 @@ def small_pictures(page: Page) -> None:
 
 def gallery(page: Page, _: str, path: Path) -> None:
     """Screenshot of selected pictures and a favourite, in the dark theme."""
-    small_pictures(page)
+    fill_gallery(page)
     page.locator(".card").nth(1).hover()
     page.locator(".star").nth(1).click()
     expect(page.locator(".expiry.kept")).to_have_count(1)
@@ -173,7 +173,7 @@ def gallery(page: Page, _: str, path: Path) -> None:
 
 def compare(page: Page, _: str, path: Path) -> None:
     """Screenshot of the large view that compares two pictures."""
-    small_pictures(page)
+    fill_gallery(page)
     page.click("#select")
     for number in (1, 3):
         page.locator(".open").nth(number).click()
@@ -185,7 +185,7 @@ def compare(page: Page, _: str, path: Path) -> None:
 
 def phone(page: Page, _: str, path: Path) -> None:
     """Two screenshots of a phone beside each other: the gallery and the large view."""
-    small_pictures(page)
+    fill_gallery(page)
     page.set_viewport_size({"width": 390, "height": 780})
     page.evaluate("document.getElementById('yours').scrollIntoView()")
     first = Image.open(io.BytesIO(page.screenshot(animations="disabled")))
@@ -289,23 +289,12 @@ def film(page: Page, url: str, path: Path) -> None:
     reel.save(path)
 
 
-def harbour() -> FilePayload:
-    """A picture to paint on: a sun above the sea."""
-    size = width, height = 768, 576
-    picture = Image.new("RGB", size)
-    draw = ImageDraw.Draw(picture)
-    for row in range(height):
-        share = row / height
-        draw.line((0, row, width, row), (235 - int(90 * share), 180 - int(60 * share), 150))
-    draw.ellipse((500, 90, 620, 210), (255, 226, 170))
-    draw.rectangle((0, 360, width, height), (62, 92, 120))
-    for row in range(372, height, 14):
-        draw.line((row % 90, row, width - row % 130, row), (88, 120, 146), 2)
-    draw.polygon([(0, 360), (130, 250), (290, 360)], (58, 62, 84))
-    draw.polygon([(180, 360), (330, 290), (430, 360)], (72, 74, 96))
-    data = io.BytesIO()
-    picture.filter(ImageFilter.GaussianBlur(1.5)).save(data, "PNG")
-    return {"name": "harbour.png", "mimeType": "image/png", "buffer": data.getvalue()}
+def drawn(url: str, prompt: str, **params: int) -> bytes:
+    """Returns the file of a picture."""
+    wanted = {"task_id": someone_draws(url, prompt, **params), "wait": "60"}
+    answer = requests.get(url + "/image", params=wanted, timeout=120)
+    answer.raise_for_status()
+    return answer.content
 
 
 def stroke(page: Page, reel: Film, points: list[tuple[float, float]]) -> None:
@@ -322,11 +311,13 @@ def stroke(page: Page, reel: Film, points: list[tuple[float, float]]) -> None:
     reel.roll(0.25)
 
 
-def mask_film(page: Page, _: str, path: Path) -> None:
+def mask_film(page: Page, url: str, path: Path) -> None:
     """The sky of a picture is painted over and drawn again, and both pictures are compared."""
-    page.set_input_files("#init_image", files=[harbour()])
-    page.fill("#prompt", "Northern lights")
-    page.fill("#steps", "60")
+    sea = drawn(url, "The sea by day with the sun", width=768, height=576)
+    source = FilePayload(name="sea.png", mimeType="image/png", buffer=sea)
+    page.set_input_files("#init_image", files=[source])
+    page.fill("#prompt", "The sea at night with a moon")
+    page.fill("#steps", "12")
     page.locator("#paint-mask").scroll_into_view_if_needed()
     reel = Film(page)
     reel.roll(0.5)
@@ -365,14 +356,14 @@ def main(folder: Path, names: list[str]) -> None:
             args=["--no-sandbox", "--disable-gpu"],
             env={**os.environ, "FONTCONFIG_FILE": str(fonts)},
         )
-        clouds = ("--model", "tiny-flux2", "--max-pixels", "4096", "--max-steps", "200")
+        small = ("--max-pixels", "65536", "--max-steps", "200")
         takes = (
             (still, "page.png", ()),
             (operators_view, "operator.png", ()),
             (gallery, "gallery.png", ()),
             (compare, "compare.png", ()),
             (phone, "phone.png", ()),
-            (film, "page.gif", clouds),
+            (film, "page.gif", small),
             (mask_film, "mask.gif", ()),
         )
         for take, name, limits in takes:

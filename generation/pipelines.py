@@ -143,7 +143,7 @@ def build_class(weights: LoadSpec, data_dir: Path) -> Any:
             **_options(weights),
         )
     if model.tiny:
-        tiny_models.slim(pipeline)
+        tiny_models.slim(pipeline, model.name)
     return pipeline
 
 

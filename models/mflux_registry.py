@@ -156,9 +156,9 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
     "qwen-image-2.1": ("QwenImage21", "QwenImage21Edit"),
     "qwen-image-2.1-turbo": ("QwenImage21", "QwenImage21Edit"),
     "z-image-turbo": ("ZImage",),
-    "tiny-flux2": ("Flux2Klein", "Flux2KleinEdit"),
-    "tiny-flux3": ("Flux3Klein", "Flux3KleinEdit"),
-    "tiny-fibo2": ("Fibo2", "Fibo2Edit"),
+    "noise-flux2": ("Flux2Klein", "Flux2KleinEdit"),
+    "noise-flux3": ("Flux3Klein", "Flux3KleinEdit"),
+    "noise-fibo2": ("Fibo2", "Fibo2Edit"),
 }
 """Models with several classes, or with another class than in MODEL_CLASSES of mflux's save.py. That
 table is used for all others."""
@@ -252,7 +252,10 @@ def _tiny(sources: "_Sources") -> Iterator[Model]:
         steps, guidance = TINY_DEFAULTS.get(name, (4, 3.5))
         pipelines = _without_options(_with_inpainting(pipelines), {name for _, name in PARTS})
         parameters_b = TINY_PARAMETERS_B.get(name, 0.0004)
-        facts = Facts(f"Tiny {TINY_TITLES[name]}: {TINY_TITLE}", parameters_b)
+        title = BUILT_IN_TITLE
+        if name in TINY_TITLES:
+            title = f"Noise {TINY_TITLES[name]}: random weights that draw abstract noise, for tests"
+        facts = Facts(title, parameters_b)
         yield Model(
             name=name,
             family=pipelines[0].module.split(".")[2],
@@ -261,48 +264,56 @@ def _tiny(sources: "_Sources") -> Iterator[Model]:
             default_guidance=guidance if Takes.GUIDANCE in _taken(pipelines) else None,
             parameters_b=facts.parameters_b,
             pipelines=pipelines,
+            aliases=FORMER_NAMES.get(name, ()),
         )
 
 
 TINY_PARAMETERS_B: Mapping[str, float] = {
-    "tiny": 0.00002,
-    "tiny-z-image": 0.0002,
-    "tiny-ernie": 0.0002,
-    "tiny-krea2": 0.0007,
-    "tiny-flux3": 0.0012,
-    "tiny-flux3-edit": 0.0012,
-    "tiny-fibo2": 0.0015,
-    "tiny-fibo2-edit": 0.0015,
+    "tiny": 0.002,
+    "noise-flux1": 0.00002,
+    "noise-z-image": 0.0002,
+    "noise-ernie": 0.0002,
+    "noise-krea2": 0.0007,
+    "noise-flux3": 0.0012,
+    "noise-flux3-edit": 0.0012,
+    "noise-fibo2": 0.0015,
+    "noise-fibo2-edit": 0.0015,
 }
 """Those that compute in a step, from measured steps: some layers of the tiny models are narrow."""
-TINY_TITLE = "random weights that draw abstract noise, for trying out"
+FORMER_NAMES: Mapping[str, tuple[str, ...]] = {
+    name: (name.replace("noise-", "tiny-"),)
+    for name in tiny_models.ALL_TINY_MODELS
+    if name not in {tiny_models.BUILT_IN, "noise-flux1"}
+}
+"""For tasks that have waited since an earlier version, and for options."""
+BUILT_IN_TITLE = "Tiny painter: simple scenes, built in"
 TINY_TITLES: Mapping[str, str] = {
-    "tiny": "FLUX.1",
-    "tiny-kontext": "FLUX.1 Kontext",
-    "tiny-fill": "FLUX.1 Fill",
-    "tiny-redux": "FLUX.1 Redux",
-    "tiny-controlnet": "FLUX.1 ControlNet",
-    "tiny-flux2": "FLUX.2 klein",
-    "tiny-z-image": "Z-Image",
-    "tiny-qwen": "Qwen-Image",
-    "tiny-seedvr2": "SeedVR2",
-    "tiny-krea2": "Krea 2",
-    "tiny-anima": "Anima",
-    "tiny-flux3": "FLUX 3 klein base",
-    "tiny-ernie": "ERNIE-Image",
-    "tiny-qwen21": "Qwen-Image 2.1",
-    "tiny-fibo2": "FIBO 2",
+    "noise-flux1": "FLUX.1",
+    "noise-kontext": "FLUX.1 Kontext",
+    "noise-fill": "FLUX.1 Fill",
+    "noise-redux": "FLUX.1 Redux",
+    "noise-controlnet": "FLUX.1 ControlNet",
+    "noise-flux2": "FLUX.2 klein",
+    "noise-z-image": "Z-Image",
+    "noise-qwen": "Qwen-Image",
+    "noise-seedvr2": "SeedVR2",
+    "noise-krea2": "Krea 2",
+    "noise-anima": "Anima",
+    "noise-flux3": "FLUX 3 klein base",
+    "noise-ernie": "ERNIE-Image",
+    "noise-qwen21": "Qwen-Image 2.1",
+    "noise-fibo2": "FIBO 2",
 }
 TINY_LORAS = ("flux", "flux2")
 """Families whose tiny models can have LoRAs: merging does not evaluate the missing layers."""
-TINY_PARTS = frozenset({"tiny-flux2-edit", "tiny-flux3-edit", "tiny-fibo2-edit"})
+TINY_PARTS = frozenset({"noise-flux2-edit", "noise-flux3-edit", "noise-fibo2-edit"})
 """Tiny models that are part of another one."""
-TINY_DISTILLED = frozenset({"tiny-flux2"})
+TINY_DISTILLED = frozenset({"noise-flux2"})
 TINY_DEFAULTS: Mapping[str, tuple[int, float | None]] = {
-    "tiny-anima": (30, 4.0),
-    "tiny-flux3": (50, 3.5),
-    "tiny-qwen21": (40, 1.0),
-    "tiny-fibo2": (25, 5.0),
+    "noise-anima": (30, 4.0),
+    "noise-flux3": (50, 3.5),
+    "noise-qwen21": (40, 1.0),
+    "noise-fibo2": (25, 5.0),
 }
 """Steps and guidance of the classes that decide them by themselves."""
 

@@ -1,28 +1,30 @@
-"""Small random-weight checkpoints: for trying the API without a download, and for tests.
+"""Models that need no download: the built-in one, and small random weights for tests.
 
-    tiny             FLUX.1 schnell            Flux1
-    tiny-kontext     FLUX.1 dev, Kontext       Flux1Kontext
-    tiny-redux       FLUX.1 dev, Redux         Flux1Redux
-    tiny-controlnet  FLUX.1 dev, ControlNet    Flux1Controlnet (edges)
-    tiny-fill        FLUX.1 dev, Fill          Flux1Fill
-    tiny-flux2       FLUX.2 klein              Flux2Klein
-    tiny-flux2-edit  FLUX.2 klein              Flux2KleinEdit
-    tiny-z-image     Z-Image                   ZImage
-    tiny-qwen        Qwen-Image                QwenImage
-    tiny-seedvr2     SeedVR2                   SeedVR2
-    tiny-krea2       Krea 2                    Krea2
-    tiny-anima       Anima                     Anima
-    tiny-flux3       FLUX 3 klein base         Flux3Klein
-    tiny-flux3-edit  FLUX 3 klein base         Flux3KleinEdit
-    tiny-ernie       ERNIE-Image               ErnieImage
-    tiny-qwen21      Qwen-Image 2.1            QwenImage21
-    tiny-fibo2       FIBO 2                    Fibo2
-    tiny-fibo2-edit  FIBO 2                    Fibo2Edit
+`tiny` draws what it is asked for (models/painter/). The others draw abstract colour clouds:
+
+    noise-flux1      FLUX.1 schnell            Flux1
+    noise-kontext     FLUX.1 dev, Kontext       Flux1Kontext
+    noise-redux       FLUX.1 dev, Redux         Flux1Redux
+    noise-controlnet  FLUX.1 dev, ControlNet    Flux1Controlnet (edges)
+    noise-fill        FLUX.1 dev, Fill          Flux1Fill
+    noise-flux2       FLUX.2 klein              Flux2Klein
+    noise-flux2-edit  FLUX.2 klein              Flux2KleinEdit
+    noise-z-image     Z-Image                   ZImage
+    noise-qwen        Qwen-Image                QwenImage
+    noise-seedvr2     SeedVR2                   SeedVR2
+    noise-krea2       Krea 2                    Krea2
+    noise-anima       Anima                     Anima
+    noise-flux3       FLUX 3 klein base         Flux3Klein
+    noise-flux3-edit  FLUX 3 klein base         Flux3KleinEdit
+    noise-ernie       ERNIE-Image               ErnieImage
+    noise-qwen21      Qwen-Image 2.1            QwenImage21
+    noise-fibo2       FIBO 2                    Fibo2
+    noise-fibo2-edit  FIBO 2                    Fibo2Edit
 
 They are generated from fixed seeds on first use, take one or two megabytes on disk, and are loaded
-by mflux's own classes, quantized or not. They generate abstract colour clouds. As with a trained
-model, these depend on prompt, seed, steps, size and input images, and are reproducible. (FLUX.1
-reads the prompt as CLIP does: in lower case, up to 75 tokens. Here a token is one byte.)
+by mflux's own classes, quantized or not. As with a trained model, their pictures depend on prompt,
+seed, steps, size and input images, and are reproducible. (FLUX.1 reads the prompt as CLIP does: in
+lower case, up to 75 tokens. Here a token is one byte.)
 
 mflux fixes most sizes of these architectures in code. But neither its loader nor mlx compares the
 shape of a stored weight with its module, and a weight that is not stored stays lazy: it takes no
@@ -37,23 +39,24 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from models.painter import checkpoint as painter
+from models.painter import vocabulary
 from models.tiny_modules import FAMILIES, built_small, write_checkpoint
 from models.tiny_recipes import RECIPES, write_flux1_lora, write_flux2_lora
-from models.tiny_slimming import slim
+from models.tiny_slimming import slim as slim_noise
 from models.tiny_weights import QWEN3_LAYERS, QWEN_VOCABULARY, WIDTH
 
 __all__ = [
     "ALL_TINY_MODELS",
     "PIPELINES",
     "TINY_CONFIGS",
-    "TINY_MODELS",
     "ensure_checkpoint",
     "slim",
     "small_modules",
     "write_lora",
 ]
 
-RECIPE = 2  # part of the folder's name: increase it with each change of the weights
+RECIPE = 3  # part of the folder's name: increase it with each change of the weights
 
 T5_LENGTH = 8  # tokens, of 256: to the tiny T5 all prompts look alike
 
@@ -114,27 +117,33 @@ _FIBO2: dict[str, Any] = {
 TINY_CONFIGS: dict[str, dict[str, Any]] = {
     "tiny": _config(
         "tiny",
+        max_sequence_length=vocabulary.T5_LENGTH,
+        supports_guidance=False,
+        requires_sigma_shift=False,
+    ),
+    "noise-flux1": _config(
+        "noise-flux1",
         max_sequence_length=T5_LENGTH,
         supports_guidance=False,
         requires_sigma_shift=False,
     ),
-    "tiny-kontext": _config("tiny-kontext", **_FLUX1_DEV),
-    "tiny-fill": _config("tiny-fill", **_FLUX1_DEV),
-    "tiny-redux": _config("tiny-redux", **_FLUX1_DEV),
+    "noise-kontext": _config("noise-kontext", **_FLUX1_DEV),
+    "noise-fill": _config("noise-fill", **_FLUX1_DEV),
+    "noise-redux": _config("noise-redux", **_FLUX1_DEV),
     # This name makes mflux extract the edges of the control image.
-    "tiny-controlnet": _config(
-        "tiny-controlnet", **{**_FLUX1_DEV, "controlnet_model": "tiny-Canny"}
+    "noise-controlnet": _config(
+        "noise-controlnet", **{**_FLUX1_DEV, "controlnet_model": "tiny-Canny"}
     ),
-    "tiny-flux2": _config("tiny-flux2", **_FLUX2),
-    "tiny-flux2-edit": _config("tiny-flux2-edit", **_FLUX2),
-    "tiny-z-image": _config(
-        "tiny-z-image",
+    "noise-flux2": _config("noise-flux2", **_FLUX2),
+    "noise-flux2-edit": _config("noise-flux2-edit", **_FLUX2),
+    "noise-z-image": _config(
+        "noise-z-image",
         max_sequence_length=512,
         supports_guidance=True,
         requires_sigma_shift=True,
     ),
-    "tiny-qwen": _config(
-        "tiny-qwen",
+    "noise-qwen": _config(
+        "noise-qwen",
         max_sequence_length=None,
         supports_guidance=None,
         requires_sigma_shift=True,
@@ -142,8 +151,8 @@ TINY_CONFIGS: dict[str, dict[str, Any]] = {
         sigma_max_seq_len=8192,
         sigma_shift_terminal=0.02,
     ),
-    "tiny-seedvr2": _config(
-        "tiny-seedvr2",
+    "noise-seedvr2": _config(
+        "noise-seedvr2",
         num_train_steps=None,
         max_sequence_length=None,
         supports_guidance=True,
@@ -153,8 +162,8 @@ TINY_CONFIGS: dict[str, dict[str, Any]] = {
             "num_layers": 0,
         },
     ),
-    "tiny-krea2": _config(
-        "tiny-krea2",
+    "noise-krea2": _config(
+        "noise-krea2",
         num_train_steps=None,
         max_sequence_length=1024,
         supports_guidance=True,
@@ -162,25 +171,25 @@ TINY_CONFIGS: dict[str, dict[str, Any]] = {
         sigma_max_shift=1.15,
         sigma_max_seq_len=6400,
     ),
-    "tiny-anima": _config(
-        "tiny-anima",
+    "noise-anima": _config(
+        "noise-anima",
         aliases=["anima-base"],  # names mflux's defaults
         max_sequence_length=4096,
         supports_guidance=True,
         requires_sigma_shift=False,
     ),
-    "tiny-flux3": _config("tiny-flux3", **_FLUX3),
-    "tiny-flux3-edit": _config("tiny-flux3-edit", **_FLUX3),
-    "tiny-ernie": _config(
-        "tiny-ernie",
+    "noise-flux3": _config("noise-flux3", **_FLUX3),
+    "noise-flux3-edit": _config("noise-flux3-edit", **_FLUX3),
+    "noise-ernie": _config(
+        "noise-ernie",
         max_sequence_length=2048,
         supports_guidance=True,
         requires_sigma_shift=True,
         sigma_base_shift=1.3863,
         sigma_max_shift=1.3863,
     ),
-    "tiny-qwen21": _config(
-        "tiny-qwen21",
+    "noise-qwen21": _config(
+        "noise-qwen21",
         num_train_steps=None,
         max_sequence_length=None,
         supports_guidance=True,
@@ -189,49 +198,50 @@ TINY_CONFIGS: dict[str, dict[str, Any]] = {
         sigma_max_seq_len=8192,
         sigma_shift_terminal=0.02,
     ),
-    "tiny-fibo2": _config("tiny-fibo2", **_FIBO2),
-    "tiny-fibo2-edit": _config("tiny-fibo2-edit", **_FIBO2),
+    "noise-fibo2": _config("noise-fibo2", **_FIBO2),
+    "noise-fibo2-edit": _config("noise-fibo2-edit", **_FIBO2),
 }
 PIPELINES: dict[str, str] = {
     "tiny": "mflux.models.flux.variants.txt2img.flux:Flux1",
-    "tiny-kontext": "mflux.models.flux.variants.kontext.flux_kontext:Flux1Kontext",
-    "tiny-fill": "mflux.models.flux.variants.fill.flux_fill:Flux1Fill",
-    "tiny-redux": "mflux.models.flux.variants.redux.flux_redux:Flux1Redux",
-    "tiny-controlnet": "mflux.models.flux.variants.controlnet.flux_controlnet:Flux1Controlnet",
-    "tiny-flux2": "mflux.models.flux2.variants.txt2img.flux2_klein:Flux2Klein",
-    "tiny-flux2-edit": "mflux.models.flux2.variants.edit.flux2_klein_edit:Flux2KleinEdit",
-    "tiny-z-image": "mflux.models.z_image.variants.z_image:ZImage",
-    "tiny-qwen": "mflux.models.qwen.variants.txt2img.qwen_image:QwenImage",
-    "tiny-seedvr2": "mflux.models.seedvr2.variants.upscale.seedvr2:SeedVR2",
-    "tiny-krea2": "mflux.models.krea2.variants.txt2img.krea2:Krea2",
-    "tiny-anima": "mflux.models.anima.variants.txt2img.anima:Anima",
-    "tiny-flux3": "mflux.models.flux3.variants.txt2img.flux3_klein:Flux3Klein",
-    "tiny-flux3-edit": "mflux.models.flux3.variants.edit.flux3_klein_edit:Flux3KleinEdit",
-    "tiny-ernie": "mflux.models.ernie_image.variants.txt2img.ernie_image:ErnieImage",
-    "tiny-qwen21": "mflux.models.qwen21.variants.txt2img.qwen_image_21:QwenImage21",
-    "tiny-fibo2": "mflux.models.fibo2.variants.txt2img.fibo2:Fibo2",
-    "tiny-fibo2-edit": "mflux.models.fibo2.variants.edit.fibo2_edit:Fibo2Edit",
+    "noise-flux1": "mflux.models.flux.variants.txt2img.flux:Flux1",
+    "noise-kontext": "mflux.models.flux.variants.kontext.flux_kontext:Flux1Kontext",
+    "noise-fill": "mflux.models.flux.variants.fill.flux_fill:Flux1Fill",
+    "noise-redux": "mflux.models.flux.variants.redux.flux_redux:Flux1Redux",
+    "noise-controlnet": "mflux.models.flux.variants.controlnet.flux_controlnet:Flux1Controlnet",
+    "noise-flux2": "mflux.models.flux2.variants.txt2img.flux2_klein:Flux2Klein",
+    "noise-flux2-edit": "mflux.models.flux2.variants.edit.flux2_klein_edit:Flux2KleinEdit",
+    "noise-z-image": "mflux.models.z_image.variants.z_image:ZImage",
+    "noise-qwen": "mflux.models.qwen.variants.txt2img.qwen_image:QwenImage",
+    "noise-seedvr2": "mflux.models.seedvr2.variants.upscale.seedvr2:SeedVR2",
+    "noise-krea2": "mflux.models.krea2.variants.txt2img.krea2:Krea2",
+    "noise-anima": "mflux.models.anima.variants.txt2img.anima:Anima",
+    "noise-flux3": "mflux.models.flux3.variants.txt2img.flux3_klein:Flux3Klein",
+    "noise-flux3-edit": "mflux.models.flux3.variants.edit.flux3_klein_edit:Flux3KleinEdit",
+    "noise-ernie": "mflux.models.ernie_image.variants.txt2img.ernie_image:ErnieImage",
+    "noise-qwen21": "mflux.models.qwen21.variants.txt2img.qwen_image_21:QwenImage21",
+    "noise-fibo2": "mflux.models.fibo2.variants.txt2img.fibo2:Fibo2",
+    "noise-fibo2-edit": "mflux.models.fibo2.variants.edit.fibo2_edit:Fibo2Edit",
 }
 """Module and name of mflux's class for each model."""
 ALL_TINY_MODELS = tuple(TINY_CONFIGS)
-TINY_MODELS = ("tiny", "tiny-flux2")
-"""Tiny models that the server offers."""
+BUILT_IN = "tiny"
+"""The model that draws what it is asked for."""
 _SHARED_CHECKPOINTS = {
-    "tiny-kontext": "tiny-dev",
-    "tiny-redux": "tiny-dev",
-    "tiny-controlnet": "tiny-dev",
-    "tiny-flux2-edit": "tiny-flux2",
-    "tiny-flux3-edit": "tiny-flux3",
-    "tiny-fibo2-edit": "tiny-fibo2",
+    "noise-kontext": "noise-dev",
+    "noise-redux": "noise-dev",
+    "noise-controlnet": "noise-dev",
+    "noise-flux2-edit": "noise-flux2",
+    "noise-flux3-edit": "noise-flux3",
+    "noise-fibo2-edit": "noise-fibo2",
 }
 _LORAS: dict[str, Callable[[Path], None]] = {
-    "tiny": write_flux1_lora,
-    "tiny-kontext": write_flux1_lora,
-    "tiny-fill": write_flux1_lora,
-    "tiny-redux": write_flux1_lora,
-    "tiny-controlnet": write_flux1_lora,
-    "tiny-flux2": write_flux2_lora,
-    "tiny-flux2-edit": write_flux2_lora,
+    "noise-flux1": write_flux1_lora,
+    "noise-kontext": write_flux1_lora,
+    "noise-fill": write_flux1_lora,
+    "noise-redux": write_flux1_lora,
+    "noise-controlnet": write_flux1_lora,
+    "noise-flux2": write_flux2_lora,
+    "noise-flux2-edit": write_flux2_lora,
 }
 
 
@@ -249,6 +259,8 @@ def ensure_checkpoint(name: str, data_dir: Path) -> Path:
         draft = Path(scratch, folder.name)
         if name in FAMILIES:
             write_checkpoint(name, draft)
+        elif name == BUILT_IN:
+            painter.unpack(draft)
         else:
             RECIPES[name](draft)
         try:
@@ -263,6 +275,15 @@ def small_modules(name: str) -> AbstractContextManager[None]:
     """While a tiny model is loaded: mflux builds its modules small, if slim() cannot."""
     name = _SHARED_CHECKPOINTS.get(name, name)
     return built_small(name) if name in FAMILIES else nullcontext()
+
+
+def slim(model: Any, name: str) -> None:
+    """Removes the layers that the checkpoint of a loaded model does not store. Call it once, after
+    loading (and quantizing) and before anything evaluates the parameters."""
+    if name == BUILT_IN:
+        painter.narrow(model)
+    else:
+        slim_noise(model)
 
 
 def write_lora(path: Path, name: str) -> None:

@@ -122,7 +122,7 @@ def _qwen3(width: int, layers: int) -> dict[str, Any]:
 
 
 FAMILIES: Mapping[str, Family] = {
-    "tiny-krea2": Family(
+    "noise-krea2": Family(
         "mflux.models.krea2.krea2_initializer",
         (
             _QWEN_VAE,
@@ -146,7 +146,7 @@ FAMILIES: Mapping[str, Family] = {
         ),
         seed=100,
     ),
-    "tiny-anima": Family(
+    "noise-anima": Family(
         "mflux.models.anima.anima_initializer",
         (
             _QWEN_VAE,
@@ -168,7 +168,7 @@ FAMILIES: Mapping[str, Family] = {
         seed=110,
         t5_tokenizers=("tokenizer_2",),
     ),
-    "tiny-flux3": Family(
+    "noise-flux3": Family(
         "mflux.models.flux3.flux3_initializer",
         (
             _FLUX2_VAE,
@@ -193,7 +193,7 @@ FAMILIES: Mapping[str, Family] = {
         seed=120,
         tokenizers=("text_encoder",),
     ),
-    "tiny-ernie": Family(
+    "noise-ernie": Family(
         "mflux.models.ernie_image.ernie_image_initializer",
         (
             _FLUX2_VAE,
@@ -218,7 +218,7 @@ FAMILIES: Mapping[str, Family] = {
         ),
         seed=130,
     ),
-    "tiny-qwen21": Family(
+    "noise-qwen21": Family(
         "mflux.models.qwen21.qwen21_initializer",
         (
             Part(
@@ -254,7 +254,7 @@ FAMILIES: Mapping[str, Family] = {
         seed=140,
         tokenizers=("processor",),
     ),
-    "tiny-fibo2": Family(
+    "noise-fibo2": Family(
         "mflux.models.fibo2.fibo2_initializer",
         (
             _FLUX2_VAE,

@@ -348,12 +348,12 @@ def write_flux2_lora(path: Path) -> None:
 
 
 RECIPES: dict[str, Callable[[Path], None]] = {
-    "tiny": _write_flux1,
-    "tiny-dev": _write_flux1_dev,
-    "tiny-fill": _write_flux1_fill,
-    "tiny-flux2": _write_flux2,
-    "tiny-z-image": _write_z_image,
-    "tiny-qwen": _write_qwen,
-    "tiny-seedvr2": _write_seedvr2,
+    "noise-flux1": _write_flux1,
+    "noise-dev": _write_flux1_dev,
+    "noise-fill": _write_flux1_fill,
+    "noise-flux2": _write_flux2,
+    "noise-z-image": _write_z_image,
+    "noise-qwen": _write_qwen,
+    "noise-seedvr2": _write_seedvr2,
 }
 """The function that writes each checkpoint into a new folder."""

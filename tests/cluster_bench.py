@@ -110,7 +110,7 @@ class WorkerProcess:
         self.name = name
         arguments = (
             *("--broker", url, "--worker-name", name, "--data-dir", str(data_dir)),
-            *(arguments or ("--model", "tiny")),
+            *(arguments or ("--model", "noise-flux1")),
         )
         self.process: subprocess.Popen[str] | forking.ForkedServer
         if forking.CAN_FORK:
@@ -161,7 +161,7 @@ class Cluster:
         self.start_head()
 
     def start_head(self) -> None:
-        usual = ("--model", "tiny", "--no-local-worker", "--lease-s", str(LEASE_S))
+        usual = ("--model", "noise-flux1", "--no-local-worker", "--lease-s", str(LEASE_S))
         arguments = (*usual, "--broker", self.redis.url, *self.options)
         self.head = ServerProcess(self.folder / "head", *arguments, hold=self._hold)
 

@@ -274,7 +274,7 @@ class ServerProcess:
     """`python3 server.py` on a free port, with a client for its JSON routes.
 
     It is forked if possible (see FORKED and can_fork()). `hold` stops its pictures when the test
-    wants.
+    wants. `model` is for arguments that name none.
     """
 
     def __init__(
@@ -285,7 +285,10 @@ class ServerProcess:
         environment: Mapping[str, str] | None = None,
         program: Sequence[str] = SERVER,
         hold: Hold | None = None,
+        model: str | None = "noise-flux1",
     ) -> None:
+        if model and not any(argument.startswith("--model") for argument in arguments):
+            arguments = ("--model", model, *arguments)
         arguments = ("--port", "0", "--data-dir", str(data_dir), *arguments)
         self.process: subprocess.Popen[str] | forking.ForkedServer
         if tuple(program) in FORKED and forking.can_fork(environment):
@@ -419,7 +422,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server with the tiny FLUX.1, for tests that leave no unfinished task behind."""
-    arguments = ("--model", "tiny", "--log-level", "debug")
+    arguments = ("--model", "noise-flux1", "--log-level", "debug")
     process = ServerProcess(tmp_path_factory.mktemp("server"), *arguments)
     yield process
     process.stop()

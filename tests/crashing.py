@@ -6,7 +6,7 @@ import pytest
 import requests
 from conftest import ServerProcess, allow
 
-OFFER = allow("tiny")
+OFFER = allow("noise-flux1")
 
 
 def status_of(server: ServerProcess, task_id: str) -> dict[str, Any]:

@@ -34,7 +34,9 @@ class SteppedServer:
         chosen = {"port": 0, "data_dir": data_dir, **settings}
         read = Settings(**chosen)
         previews = Previews(on=read.previews)
-        self.server = Server(read, allow(*models or ("tiny",)), FakeGenerator(self._draw), previews)
+        self.server = Server(
+            read, allow(*models or ("noise-flux1",)), FakeGenerator(self._draw), previews
+        )
         self.queue, self.worker_api = self.server.queue, self.server.worker_api
         self.worker_api.calibrate(lambda: {Product.BF16: SLOW_FLOP_PER_S})
         self.url = f"http://127.0.0.1:{self.server.port}"

@@ -168,7 +168,7 @@ def browser() -> Iterator[Browser]:
 
 
 UNION = "z-image-turbo-controlnet-union-2.1"
-MODELS = f"tiny,tiny-flux2,tiny-z-image,tiny-fill,dev,{UNION},hed"
+MODELS = f"noise-flux1,noise-flux2,noise-z-image,noise-fill,dev,{UNION},hed"
 
 
 class PageServer(ServerProcess):

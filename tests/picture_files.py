@@ -15,7 +15,7 @@ from decoding.decoder import PictureDecoder
 
 LIMIT = 4_000_000
 PICTURE = Image.linear_gradient("L").convert("RGB").resize((64, 48))
-METADATA: dict[str, Any] = {"model": "tiny", "seed": 2**64 - 1, "prompt": "a lighthouse"}
+METADATA: dict[str, Any] = {"model": "noise-flux1", "seed": 2**64 - 1, "prompt": "a lighthouse"}
 
 
 def file_of(picture: Image.Image, format: str, **options: Any) -> bytes:

@@ -39,7 +39,7 @@ class PlayedApp:
         self.open()
 
     def open(self) -> None:
-        allowed, self.store = allow("tiny"), TaskStore(self.folder / "data")
+        allowed, self.store = allow("noise-flux1"), TaskStore(self.folder / "data")
         self.queue = PlayedQueue(
             allowed,
             TimingModel({Product.BF16: 1e10}),  # slow, so that forecasts differ visibly

@@ -32,7 +32,7 @@ class PlayedHead:
         self.at = 1000.0
         if scheduler is None:
             self.queue = PlayedQueue(
-                allow(*(models or ("tiny",))),
+                allow(*(models or ("noise-flux1",))),
                 TimingModel({Product.BF16: 1e10}),
                 TaskStore(folder),
                 QueueLimits(**{"local_worker": False, "max_delay_s": 0.0, **limits}),

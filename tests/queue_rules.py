@@ -34,7 +34,7 @@ from task import Encoded, Forecast, GenerationParams, Phase, Reason, Task, TaskS
 from timing.survival import remaining
 from timing_model import Measured, TimingModel, Work
 
-OFFER = allow("tiny")
+OFFER = allow("noise-flux1")
 TINY = OFFER.default
 RULES = QueueLimits(max_queue=8, keep_s=300.0, keep_bytes=150, refetch_s=50.0)
 PAUSES = st.sampled_from([1.0, 9.75, 30.0, 60.0, 400.0, TOMBSTONE_S + 1.0])
@@ -163,7 +163,7 @@ class QueueRules(RuleBasedStateMachine):
         """A new process on what the folder holds."""
         self.store = TaskStore(self.folder)
         self.queue = PlayedQueue(
-            allow("tiny"),
+            allow("noise-flux1"),
             TimingModel(),
             self.store,
             self.limits,

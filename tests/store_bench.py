@@ -21,7 +21,7 @@ from task import GenerationParams, Task, TaskStatus
 from timing.spread import Outcome
 from timing_model import Measured, Work
 
-WORK = Work(model="tiny", parameters_b=0.001, tokens=4096, steps=4, format="PNG")
+WORK = Work(model="noise-flux1", parameters_b=0.001, tokens=4096, steps=4, format="PNG")
 MEASURED = Measured(
     text_encoding_s=0.1, step_s=(0.7, 0.3, 1 / 3), decoding_s=2.5, image_encoding_s=0.0
 )
@@ -227,7 +227,7 @@ def files_end_at(size: int) -> Iterator[None]:
 
 def fill(bench: Bench) -> dict[str, Any]:
     """Stores data of all kinds; returns what the store reads of it."""
-    bench.store.timings.keep_load("tiny", 2.5)
+    bench.store.timings.keep_load("noise-flux1", 2.5)
     bench.store.timings.keep_outcome(OUTCOME)
     for number, priority in enumerate([0, 1, 0, 1, 0]):
         bench.waiting(f"waiting {number}", priority=priority, client_key=f"key {number}")

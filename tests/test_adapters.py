@@ -158,10 +158,10 @@ def test_each_family_that_takes_loras_has_keys_that_mflux_knows(tmp_path: Path) 
 
 def test_a_lora_of_another_family_is_refused(tmp_path: Path) -> None:
     path = str(tmp_path / "x.safetensors")
-    tiny_models.write_lora(Path(path), "tiny")
-    assert check_adapters(weights_of("tiny", path), str) == ()
+    tiny_models.write_lora(Path(path), "noise-flux1")
+    assert check_adapters(weights_of("noise-flux1", path), str) == ()
     with pytest.raises(UnusableAdapter, match="none of its 2 keys matches the model"):
-        check_adapters(weights_of("tiny-flux2", path), str)
+        check_adapters(weights_of("noise-flux2", path), str)
 
 
 def test_keys_with_block_numbers_match_as_mflux_matches_them(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_matrices_that_do_not_fit_the_layers_of_a_model_are_refused(
 ) -> None:
     path = write_matrices(tmp_path / "x.safetensors", "x_embedder", down, up)
     with pytest.raises(UnusableAdapter, match=reason):
-        check_adapters(weights_of("tiny-flux2", path), str, {"x_embedder": (16, 16)})
+        check_adapters(weights_of("noise-flux2", path), str, {"x_embedder": (16, 16)})
 
 
 @pytest.mark.parametrize("layer_in_file", ["x_embedder", "transformer_blocks.0.attn.to_q"])
@@ -221,20 +221,20 @@ def test_half_of_a_pair_and_matrices_of_integers_are_refused(tmp_path: Path) -> 
     path = tmp_path / "x.safetensors"
     save_file({"x_embedder.lora_A.weight": np.ones((4, 16), np.float32)}, path)
     with pytest.raises(UnusableAdapter, match="one of its two matrices"):
-        check_adapters(weights_of("tiny-flux2", str(path)), str)
+        check_adapters(weights_of("noise-flux2", str(path)), str)
     arrays = {f"x_embedder.lora_{one}.weight": np.ones((4, 4), np.int32) for one in "AB"}
     save_file(arrays, path)
     with pytest.raises(UnusableAdapter, match="I32 and I32, not floats"):
-        check_adapters(weights_of("tiny-flux2", str(path)), str)
+        check_adapters(weights_of("noise-flux2", str(path)), str)
 
 
 def test_a_file_that_is_replaced_is_checked_again(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(b"<html>")
     with pytest.raises(UnusableAdapter, match="web page"):
-        check_adapters(weights_of("tiny", str(path)), str)
-    tiny_models.write_lora(path, "tiny")
-    assert check_adapters(weights_of("tiny", str(path)), str) == ()
+        check_adapters(weights_of("noise-flux1", str(path)), str)
+    tiny_models.write_lora(path, "noise-flux1")
+    assert check_adapters(weights_of("noise-flux1", str(path)), str) == ()
 
 
 # -- the generator ---------------------------------------------------------------------------------
@@ -242,7 +242,7 @@ def test_a_file_that_is_replaced_is_checked_again(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def generating(data_dir: Path) -> OnItsThread:
-    return OnItsThread("tiny-flux2", data_dir)
+    return OnItsThread("noise-flux2", data_dir)
 
 
 def load(generating: OnItsThread, weights: LoadSpec) -> None:
@@ -255,7 +255,7 @@ def load(generating: OnItsThread, weights: LoadSpec) -> None:
         (lambda path: path.write_bytes(path.read_bytes()[:-1]), "truncated"),
         (lambda path: path.write_bytes(b"<html>"), "web page"),
         (lambda path: path.unlink(), "No such file"),
-        (lambda path: tiny_models.write_lora(path, "tiny"), "none of its 2 keys"),
+        (lambda path: tiny_models.write_lora(path, "noise-flux1"), "none of its 2 keys"),
         (
             lambda path: save_file({k: v * np.nan for k, v in load_file(path).items()}, path),
             "not numbers",
@@ -273,12 +273,12 @@ def test_an_adapter_that_cannot_be_used_leaves_the_loaded_model_in_memory(
     reason: str,
 ) -> None:
     path = tmp_path / "x.safetensors"
-    tiny_models.write_lora(path, "tiny-flux2")
+    tiny_models.write_lora(path, "noise-flux2")
     change(path)
     before = generating.generate(params_for()).tobytes()
     with pytest.raises(UnusableAdapter, match=reason):
-        load(generating, weights_of("tiny-flux2", str(path)))
-    assert generating.generator.resident == ("tiny-flux2",)
+        load(generating, weights_of("noise-flux2", str(path)))
+    assert generating.generator.resident == ("noise-flux2",)
     assert generating.generate(params_for()).tobytes() == before
 
 
@@ -288,8 +288,8 @@ def test_what_mflux_finds_wrong_while_it_applies_an_adapter_blames_the_adapter(
     path = tmp_path / "x.safetensors"
     layer = "transformer.single_transformer_blocks.99.proj_mlp"  # it has one such block
     write_matrices(path, layer, (4, 16), (16, 4))
-    generating = OnItsThread("tiny", data_dir)
-    wrong = weights_of("tiny", str(path))
+    generating = OnItsThread("noise-flux1", data_dir)
+    wrong = weights_of("noise-flux1", str(path))
     with pytest.raises(UnusableAdapter, match="'x' cannot be used: 1 of its 1 layers"):
         generating._thread.submit(generating.generator.apply_adapters, wrong).result()
     generating._thread.submit(generating.generator.load, generating.weights).result()
@@ -311,7 +311,7 @@ def test_a_broken_file_of_a_models_folder_is_named_and_evicts_nothing(
     assert [path.name for path in weight_files(model)] == ["0.safetensors"]
     with pytest.raises(ModelLoadError, match=r"0.safetensors is broken \(it is a web page"):
         load(generating, LoadSpec(model, model.pipelines[0], None))
-    assert generating.generator.resident == ("tiny-flux2",)
+    assert generating.generator.resident == ("noise-flux2",)
 
 
 # -- over HTTP -------------------------------------------------------------------------------------
@@ -321,8 +321,8 @@ def test_a_broken_file_of_a_models_folder_is_named_and_evicts_nothing(
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("loras")
     good = folder / "good.safetensors"
-    tiny_models.write_lora(good, "tiny")
-    tiny_models.write_lora(folder / "klein.safetensors", "tiny-flux2")
+    tiny_models.write_lora(good, "noise-flux1")
+    tiny_models.write_lora(folder / "klein.safetensors", "noise-flux2")
     arrays = load_file(good)
     (folder / "corrupt.safetensors").write_bytes(b"<!DOCTYPE html>")
     (folder / "gone.safetensors").symlink_to(folder / "nothing")
@@ -331,7 +331,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     save_file(arrays | unused, folder / "partial.safetensors")
     save_file({k: v * np.nan for k, v in arrays.items()}, folder / "nan.safetensors")
     server = ServerProcess(
-        tmp_path_factory.mktemp("server"), "--model", "tiny", "--lora-dir", str(folder)
+        tmp_path_factory.mktemp("server"), "--model", "noise-flux1", "--lora-dir", str(folder)
     )
     yield server
     server.stop()
@@ -360,7 +360,8 @@ def test_a_broken_adapter_is_refused_with_its_name_and_the_reason(
 
 def test_a_lora_that_fits_in_part_is_used_with_a_warning(studio: ServerProcess) -> None:
     answer = (
-        "The LoRA 'partial' fits tiny in part: 2 of its 42 keys match, the other 40 are ignored."
+        "The LoRA 'partial' fits noise-flux1 in part: 2 of its 42 keys match, the other 40 are "
+        "ignored."
     )
     assert post(studio, "/estimate", loras=["partial"]).json()["warnings"] == [answer]
     submitted = post(studio, "/generate", loras=["partial"]).json()
@@ -374,8 +375,12 @@ def test_a_lora_that_fits_in_part_is_used_with_a_warning(studio: ServerProcess) 
 
 def test_the_list_of_models_says_which_ones_each_adapter_fits(studio: ServerProcess) -> None:
     listed = {lora.pop("name"): lora for lora in studio.get("/models").json()["loras"]}
-    assert listed["good"] == {"keys": 2, "models": [{"name": "tiny", "keys": 2}]}
-    assert listed["partial"] == {"rank": 4, "keys": 42, "models": [{"name": "tiny", "keys": 2}]}
+    assert listed["good"] == {"keys": 2, "models": [{"name": "noise-flux1", "keys": 2}]}
+    assert listed["partial"] == {
+        "rank": 4,
+        "keys": 42,
+        "models": [{"name": "noise-flux1", "keys": 2}],
+    }
     assert listed["corrupt"] == {"keys": 0, "models": [], "unusable": "it is a web page (HTML)"}
     assert listed["klein"] == {
         "rank": 4,

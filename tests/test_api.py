@@ -266,7 +266,7 @@ def test_a_malformed_http_request_is_answered_in_json(server: ServerProcess) -> 
 def test_urgent_tasks_run_before_normal_ones_and_each_level_in_order(
     start_server: StartServer,
 ) -> None:
-    server = start_server("--model", "tiny", "--preempt", "off")
+    server = start_server("--model", "noise-flux1", "--preempt", "off")
     blocker = server.submit(**LONG)["task_id"]
     server.wait_for(blocker, lambda s: s["status"] == "running")
     names = ["normal 1", "urgent 1", "normal 2", "urgent 2"]
@@ -295,7 +295,7 @@ def test_urgent_tasks_run_before_normal_ones_and_each_level_in_order(
 
 
 def test_tags_are_kept_with_the_task_and_found_in_the_queue(start_server: StartServer) -> None:
-    server = start_server("--model", "tiny")
+    server = start_server("--model", "noise-flux1")
     blocker = server.submit(**LONG, tags=["all", "running"])["task_id"]
     server.wait_for(blocker, lambda s: s["status"] == "running")
     both = server.submit(tags=["all", "été"])
@@ -312,7 +312,7 @@ def test_tags_are_kept_with_the_task_and_found_in_the_queue(start_server: StartS
 
     tagged = [blocker, both["task_id"], sent.json()["task_id"]]
     server.stop(signal.SIGKILL)
-    server = start_server("--model", "tiny")
+    server = start_server("--model", "noise-flux1")
     assert found("all") == (tagged, 3)
     assert found("all", limit=1, offset=1) == (tagged[1:2], 3)
     assert found("été") == ([both["task_id"]], 1)
@@ -389,7 +389,7 @@ def test_two_hundred_concurrent_submissions_lose_and_double_nothing(server: Serv
 
 def test_callers_that_stall_do_not_block_status(start_server: StartServer) -> None:
     """Half-sent bodies, and answers of 13 MB that are asked for and not read: more than threads."""
-    server = start_server("--model", "tiny", "--threads", "4")
+    server = start_server("--model", "noise-flux1", "--threads", "4")
     task_id = server.submit(width=2048, height=2048, steps=1, format="PNG")["task_id"]
     server.wait_until_ended(task_id)
     stalled = []
@@ -456,7 +456,7 @@ def test_health_reports_the_model_and_the_queue(server: ServerProcess) -> None:
     health = server.get("/health")
     assert health.status_code == 200
     body = health.json()
-    assert (body["model"], body["status"] in ("ready", "busy")) == ("tiny", True)
+    assert (body["model"], body["status"] in ("ready", "busy")) == ("noise-flux1", True)
     assert "random weights" in body["model_title"]
 
 

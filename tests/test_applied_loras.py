@@ -32,7 +32,7 @@ CASES = [
         for model in read_catalog().models
         if model.tiny and not model.upscaler and not model.pipelines[0].needs - {Takes.PROMPT}
     ),
-    *((name, 8) for name in ("tiny", "tiny-flux2", "tiny-qwen")),
+    *((name, 8) for name in ("noise-flux1", "noise-flux2", "noise-qwen")),
 ]
 
 
@@ -104,7 +104,7 @@ def write(tmp_path: Path) -> Callable[..., Lora]:
     return written
 
 
-@pytest.mark.parametrize(("name", "quantize"), slow_except([("tiny", 8)], CASES))
+@pytest.mark.parametrize(("name", "quantize"), slow_except([("noise-flux1", 8)], CASES))
 def test_switching_draws_what_a_fresh_load_draws_and_loads_nothing(
     generating: OnItsThread,
     data_dir: Path,
@@ -130,16 +130,16 @@ def test_switching_draws_what_a_fresh_load_draws_and_loads_nothing(
 def test_the_picture_is_that_of_mflux_with_loras_that_are_not_baked(
     generating: OnItsThread, data_dir: Path, write: Callable[..., Lora]
 ) -> None:
-    plain = spec_of("tiny-flux2")
+    plain = spec_of("noise-flux2")
     drawn(generating, plain)
     lora = write(generating, plain, 1, scale=0.7)
-    picture = drawn(generating, spec_of("tiny-flux2", lora))
-    config = tiny_models.TINY_CONFIGS["tiny-flux2"]
+    picture = drawn(generating, spec_of("noise-flux2", lora))
+    config = tiny_models.TINY_CONFIGS["noise-flux2"]
 
     def by_mflux() -> bytes:
         from mflux.models.common.config.model_config import ModelConfig
 
-        path = str(tiny_models.ensure_checkpoint("tiny-flux2", data_dir))
+        path = str(tiny_models.ensure_checkpoint("noise-flux2", data_dir))
         klein = pipelines._class_of(plain.pipeline)(
             model_config=ModelConfig(**config),
             model_path=path,
@@ -147,8 +147,8 @@ def test_the_picture_is_that_of_mflux_with_loras_that_are_not_baked(
             lora_scales=[0.7],
             bake_lora=False,
         )
-        tiny_models.slim(klein)
-        asked = params_for(model="tiny-flux2", steps=2, width=32, height=32)
+        tiny_models.slim(klein, "noise-flux2")
+        asked = params_for(model="noise-flux2", steps=2, width=32, height=32)
         stage = Stage(plain, asked)
         image = klein.generate_image(**pipelines.arguments(stage, data_dir)).image
         return bytes(image.tobytes())
@@ -159,15 +159,15 @@ def test_the_picture_is_that_of_mflux_with_loras_that_are_not_baked(
 def test_a_removed_lora_leaves_no_memory_and_a_present_one_is_counted(
     generating: OnItsThread, write: Callable[..., Lora]
 ) -> None:
-    plain = spec_of("tiny-flux2")
+    plain = spec_of("noise-flux2")
     drawn(generating, plain)
     before = generating.generator.memory.weights_bytes
     lora = write(generating, plain, 1)
     outputs, inputs = some_layer(generating, plain)[1]
-    drawn(generating, spec_of("tiny-flux2", lora))
+    drawn(generating, spec_of("noise-flux2", lora))
     added = generating.generator.memory.weights_bytes - before
     assert added == 4 * RANK * (outputs + inputs)
-    assert generating.generator.memory.loaded_bytes["tiny-flux2"] == before + added
+    assert generating.generator.memory.loaded_bytes["noise-flux2"] == before + added
     drawn(generating, plain)
     assert generating.generator.memory.weights_bytes == before
 
@@ -175,53 +175,53 @@ def test_a_removed_lora_leaves_no_memory_and_a_present_one_is_counted(
 def test_a_file_that_was_replaced_is_read_again(
     generating: OnItsThread, write: Callable[..., Lora]
 ) -> None:
-    plain = spec_of("tiny")
+    plain = spec_of("noise-flux1")
     drawn(generating, plain)
-    first = drawn(generating, spec_of("tiny", write(generating, plain, 1, name="x")))
-    second = drawn(generating, spec_of("tiny", write(generating, plain, 2, name="x")))
+    first = drawn(generating, spec_of("noise-flux1", write(generating, plain, 1, name="x")))
+    second = drawn(generating, spec_of("noise-flux1", write(generating, plain, 2, name="x")))
     assert first != second
 
 
 def test_another_class_on_the_same_modules_draws_with_the_loras_too(
     generating: OnItsThread, write: Callable[..., Lora]
 ) -> None:
-    plain = spec_of("tiny-flux2")
+    plain = spec_of("noise-flux2")
     drawn(generating, plain)
     lora = write(generating, plain, 1)
-    changed = drawn(generating, spec_of("tiny-flux2", lora))
+    changed = drawn(generating, spec_of("noise-flux2", lora))
     edit = generating.run(loaded_of(generating, plain).face, plain.model.pipelines[1])
     assert (edit.lora_paths, edit.lora_scales) == ([lora.name], [1.0])
     assert edit.transformer is generating.pipeline(plain).transformer
-    assert drawn(generating, spec_of("tiny-flux2", lora)) == changed
+    assert drawn(generating, spec_of("noise-flux2", lora)) == changed
 
 
 def test_patches_of_vectors_are_applied_and_removed(
     generating: OnItsThread, tmp_path: Path
 ) -> None:
-    plain = spec_of("tiny-z-image")
+    plain = spec_of("noise-z-image")
     without = drawn(generating, plain)
     layer = loaded_of(generating, plain)._loras.places[0].transformer.cap_embedder[0]
     path = tmp_path / "patch.safetensors"
     weight = np.random.default_rng(1).normal(0.0, 50.0, layer.weight.shape).astype(np.float32)
     save_file({"diffusion_model.cap_embedder.0.diff": weight}, path)
-    assert drawn(generating, spec_of("tiny-z-image", Lora(str(path)))) != without
+    assert drawn(generating, spec_of("noise-z-image", Lora(str(path)))) != without
     assert drawn(generating, plain) == without
 
 
 def test_a_lora_that_fails_half_way_leaves_the_model_without_any(
     generating: OnItsThread, write: Callable[..., Lora], tmp_path: Path
 ) -> None:
-    plain = spec_of("tiny")
+    plain = spec_of("noise-flux1")
     without = drawn(generating, plain)
     good = write(generating, plain, 1)
     bad = tmp_path / "bad.safetensors"
     layer = "transformer.single_transformer_blocks.99.proj_mlp"  # there is no such block
     arrays = {f"{layer}.lora_{one}.weight": np.ones((4, 4), np.float32) for one in "AB"}
     save_file(arrays, bad)
-    drawn(generating, spec_of("tiny", good))
+    drawn(generating, spec_of("noise-flux1", good))
     with pytest.raises(UnusableAdapter, match="bad"):
-        drawn(generating, spec_of("tiny", good, Lora(str(bad))))
-    assert generating.generator.resident == ("tiny",)
+        drawn(generating, spec_of("noise-flux1", good, Lora(str(bad))))
+    assert generating.generator.resident == ("noise-flux1",)
     assert drawn(generating, plain) == without
 
 
@@ -229,10 +229,10 @@ def test_a_copy_of_quantized_weights_holds_no_lora(
     data_dir: Path, tmp_path: Path, write: Callable[..., Lora]
 ) -> None:
     checkpoint = tmp_path / "klein"
-    shutil.copytree(tiny_models.ensure_checkpoint("tiny-flux2", data_dir), checkpoint)
+    shutil.copytree(tiny_models.ensure_checkpoint("noise-flux2", data_dir), checkpoint)
     cache = WeightsCache(tmp_path / "weights", 10**9)
     generating = OnItsThread(data_dir, weights_cache=cache)
-    model = replace(allow("tiny-flux2").default, path=str(checkpoint))
+    model = replace(allow("noise-flux2").default, path=str(checkpoint))
     plain = LoadSpec(model, model.pipelines[0], 8)
     without = drawn(generating, plain)
     with_lora = LoadSpec(model, model.pipelines[0], 8, (write(generating, plain, 1),))
@@ -251,11 +251,11 @@ def test_a_copy_of_quantized_weights_holds_no_lora(
 
 def test_tasks_with_other_loras_need_no_load_and_keep_their_order() -> None:
     queue = PlayedQueue(
-        allow("tiny", allow_lora_repos=True), TimingModel(), TaskStore(None), QueueLimits()
+        allow("noise-flux1", allow_lora_repos=True), TimingModel(), TaskStore(None), QueueLimits()
     )
     queue.load()
     choices = ((), (("org/one", 1.0),), (("org/two", 1.0),), (("org/one", 0.5),), ())
-    tasks = [queue.submit(params_for(model="tiny", loras=loras))[0] for loras in choices]
+    tasks = [queue.submit(params_for(model="noise-flux1", loras=loras))[0] for loras in choices]
     listed, _ = queue.unfinished(10, 0)
     assert [task.task_id for task in listed] == [task.task_id for task in tasks]
     assert [forecast_of(task).switches for task in listed] == [0] * len(tasks)

@@ -13,7 +13,7 @@ from timing_model import TimingModel
 
 
 def start(folder: Path) -> PlayedQueue:
-    queue = PlayedQueue(allow("tiny"), TimingModel(), TaskStore(folder))
+    queue = PlayedQueue(allow("noise-flux1"), TimingModel(), TaskStore(folder))
     queue.load()
     return queue
 

@@ -32,7 +32,7 @@ def test_a_backup_under_load_restores_to_a_server_that_continues(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     """Tasks with input pictures are submitted, drawn and removed while the backups are made."""
-    server = start_server("--model", "tiny")
+    server = start_server("--model", "noise-flux1")
     first = server.submit(init_image=picture(), image_strength=0.5)["task_id"]
     server.wait_until_ended(first)
     image = server.get("/image", task_id=first, delete="false").content
@@ -63,7 +63,7 @@ def test_a_backup_under_load_restores_to_a_server_that_continues(
         assert {path.name for path in folder.iterdir()} <= {
             "tasks.sqlite3", "images", "inputs", "secret", "lock"
         }  # fmt: skip
-    moved = ServerProcess(tmp_path / "restored-2", "--model", "tiny")
+    moved = ServerProcess(tmp_path / "restored-2", "--model", "noise-flux1")
     try:
         assert moved.get("/image", task_id=first, delete="false").content == image
         for task_id in submitted[:8]:
@@ -78,7 +78,7 @@ def test_waiting_tasks_with_input_pictures_are_in_the_backup(
     start_server: StartServer, run_server: RunServer, hold: Hold, tmp_path: Path
 ) -> None:
     hold.close()
-    server = start_server("--model", "tiny", hold=hold)
+    server = start_server("--model", "noise-flux1", hold=hold)
     tasks = [server.submit(init_image=picture(), image_strength=0.5)["task_id"] for _ in range(3)]
     server_dir, new_dir, file = (str(tmp_path / name) for name in ("server", "new", "backup.tar"))
     made = run_server("--data-dir", server_dir, "--backup", file)
@@ -88,7 +88,7 @@ def test_waiting_tasks_with_input_pictures_are_in_the_backup(
     assert (tmp_path / "backup.tar").stat().st_mode & 0o777 == 0o600
     done = run_server("--data-dir", new_dir, "--restore", file)
     assert done.returncode == 0, done.stderr
-    moved = ServerProcess(tmp_path / "new", "--model", "tiny")
+    moved = ServerProcess(tmp_path / "new", "--model", "noise-flux1")
     try:
         ends = [moved.wait_until_ended(task_id)["status"] for task_id in tasks]
     finally:

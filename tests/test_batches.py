@@ -249,7 +249,7 @@ class Played:
 
     def __init__(self, folder: Path, *models: str) -> None:
         self.folder = folder
-        self.allowed = allow(*models or ("tiny",))
+        self.allowed = allow(*models or ("noise-flux1",))
         self.now = 0.0
         self.queue = self._open()
 
@@ -333,15 +333,15 @@ def test_the_last_image_is_stored_though_the_worker_has_left_before(played: Play
 def test_a_batch_whose_images_are_still_to_be_upscaled_is_cancelled_at_once(
     tmp_path: Path,
 ) -> None:
-    played = Played(tmp_path, "tiny", "tiny-seedvr2")
-    task = played.running(count=3, upscale=2.0, upscaler="tiny-seedvr2")
+    played = Played(tmp_path, "noise-flux1", "noise-seedvr2")
+    task = played.running(count=3, upscale=2.0, upscaler="noise-seedvr2")
     played.queue.next_image(task.task_id, 0, 1)
     status = played.queue.status(task.task_id)
     assert status.progress is not None
     assert (status.images_done, status.progress.image, status.progress.stage) == (0, 1, 0)
     played.queue.delete(task.task_id, after_current=True)
     assert _state(played, task) == (TaskStatus.CANCELLED, 0)
-    other = played.running(count=3, upscale=2.0, upscaler="tiny-seedvr2")
+    other = played.running(count=3, upscale=2.0, upscaler="noise-seedvr2")
     for stage, index in ((0, 1), (0, 2), (1, 0)):
         played.queue.next_image(other.task_id, stage, index)
     played.queue.delete(other.task_id, after_current=True)

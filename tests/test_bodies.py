@@ -25,7 +25,7 @@ GZIP = zlib.MAX_WBITS | 16
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    process = ServerProcess(tmp_path_factory.mktemp("desk") / "data", "--model", "tiny")
+    process = ServerProcess(tmp_path_factory.mktemp("desk") / "data", "--model", "noise-flux1")
     yield process
     assert process.stop() == 0
     assert "Traceback" not in "".join(process.log)

@@ -136,7 +136,8 @@ def test_each_model_has_the_options_of_its_classes() -> None:
 @pytest.mark.parametrize(
     "name",
     slow_except(
-        ["tiny-flux2"], ["tiny-flux2", "tiny-flux3", "tiny-z-image", "tiny-qwen21", "tiny-anima"]
+        ["noise-flux2"],
+        ["noise-flux2", "noise-flux3", "noise-z-image", "noise-qwen21", "noise-anima"],
     ),
 )
 def test_the_precision_arrives_in_the_class_and_changes_the_image(
@@ -158,7 +159,7 @@ def test_the_precision_arrives_in_the_class_and_changes_the_image(
 def test_a_lora_is_computed_in_the_same_precision(generating: OnItsThread, tmp_path: Path) -> None:
     import mlx.core as mx
 
-    spec = spec_of("tiny-flux2", FLOAT16)
+    spec = spec_of("noise-flux2", FLOAT16)
     generating.load(spec)
     before = generating.draw(spec, SMALL)
     lora = Lora(str(tmp_path / "one.safetensors"))
@@ -175,12 +176,12 @@ def test_a_lora_is_computed_in_the_same_precision(generating: OnItsThread, tmp_p
     ("name", "option", "loader"),
     [
         (
-            "tiny-flux2",
+            "noise-flux2",
             "small_decoder",
             "mflux.models.flux2.flux2_initializer.Flux2SmallDecoderLoader.with_small_decoder",
         ),
         (
-            "tiny-qwen21",
+            "noise-qwen21",
             "small_text_encoder",
             "mflux.models.qwen21.qwen21_initializer.Qwen21SmallTextEncoder.load",
         ),
@@ -227,7 +228,7 @@ def test_low_ram_arrives_in_ming_image() -> None:
 
 
 def test_a_model_without_an_option_is_unaffected() -> None:
-    for name in ("schnell", "qwen-image", "tiny", "seedvr2-3b"):
+    for name in ("schnell", "qwen-image", "noise-flux1", "seedvr2-3b"):
         model = allow(name).default
         assert with_options(model, ALL) is model
     nine, four = (with_options(allow(f"flux2-klein-{size}").default, ALL) for size in ("9b", "4b"))
@@ -301,8 +302,8 @@ def test_the_memory_with_a_small_text_encoder_is_what_mflux_has_measured(
 
 def test_models_tell_their_options(tmp_path: Path) -> None:
     store = TaskStore(tmp_path)
-    queue = PlayedQueue(allow("tiny-flux2"), TimingModel(), store)
-    model = spec_of("tiny-flux2", FLOAT16).model
+    queue = PlayedQueue(allow("noise-flux2"), TimingModel(), store)
+    model = spec_of("noise-flux2", FLOAT16).model
     answer = model_answer(model, queue.scheduler.allowed, queue.health())
     assert answer.options == ["compute_precision"]
     assert answer.options_in_use == ["compute_precision"]
@@ -313,7 +314,8 @@ def test_models_tell_their_options(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bits", [None, 4, 8])
 @pytest.mark.parametrize(
-    "name", slow_except(["tiny-ernie"], ["tiny-anima", "tiny-krea2", "tiny-qwen21", "tiny-ernie"])
+    "name",
+    slow_except(["noise-ernie"], ["noise-anima", "noise-krea2", "noise-qwen21", "noise-ernie"]),
 )
 def test_weights_take_the_memory_that_their_headers_say(
     name: str, bits: int | None, generating: OnItsThread, data_dir: Path
@@ -334,13 +336,15 @@ def _at_folder(model: Model, folder: Path, bits: int | None) -> LoadSpec:
 
 def test_a_worker_with_other_options_gets_no_tasks_of_the_model(tmp_path: Path) -> None:
     store = TaskStore(tmp_path)
-    plain, tiny = allow("tiny-flux2", "tiny").models
+    plain, tiny = allow("noise-flux2", "noise-flux1").models
     both = Allowed(with_options(plain, FLOAT16), (with_options(plain, FLOAT16), tiny))
     queue = PlayedQueue(both, TimingModel(), store)
-    first, second = (queue.submit(params_for(model=name))[0] for name in ("tiny-flux2", "tiny"))
+    first, second = (
+        queue.submit(params_for(model=name))[0] for name in ("noise-flux2", "noise-flux1")
+    )
     allows = {}
     for suffix in ("", FLOAT16.suffix):
-        models = [Registered(name="tiny-flux2", options=suffix), Registered(name="tiny")]
+        models = [Registered(name="noise-flux2", options=suffix), Registered(name="noise-flux1")]
         remote = RemoteMachine.registered(heartbeat(models), queue.scheduler)
         allows[suffix] = [remote.allows(task) for task in (first, second)]
     assert allows == {"": [False, True], "/float16": [True, True]}

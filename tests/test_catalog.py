@@ -84,13 +84,25 @@ def test_the_titles_of_tiny_models_are_words_and_no_names_of_classes() -> None:
         "Anima",
         "FIBO",
     }  # names of models
-    titles = [model.title for model in read_catalog().models if model.tiny]
+    titles = [model.title for model in read_catalog().models if model.name.startswith("noise-")]
     assert len(set(titles)) == len(titles)
     for title in titles:
         name, _, what = title.partition(": ")
         assert not set(name.split()) & classes
         assert len(name) <= 24  # so that a phone shows it whole
         assert "abstract noise" in what
+
+
+def test_the_noise_models_are_found_by_the_names_that_they_had() -> None:
+    found = {model.name for model in read_catalog().models if model.name.startswith("noise-")}
+    assert "noise-flux2" in found
+    for name in found - {"noise-flux1"}:
+        former = find_model(name.replace("noise-", "tiny-"))
+        assert former is not None
+        assert former.name == name
+    built_in = find_model("tiny")
+    assert built_in is not None
+    assert built_in.name == "tiny"
 
 
 def test_what_is_read_from_the_source_is_what_the_imported_classes_say() -> None:
@@ -174,7 +186,7 @@ def test_no_pipeline_hides_another_one_of_its_model() -> None:
 # -- the operator's choice ---------------------------------------------------------------------
 
 
-def offer_for(*arguments: str, fallback: str = "tiny") -> Allowed:
+def offer_for(*arguments: str, fallback: str = "noise-flux1") -> Allowed:
     settings = Settings.read(list(arguments), {})
     return read_allowed(
         read_catalog(),
@@ -194,46 +206,54 @@ def names_of(allowed: Allowed) -> list[str]:
 
 
 def test_the_default_model_is_the_one_named_else_the_first_allowed_else_the_fallback() -> None:
-    assert names_of(offer_for()) == ["tiny"]
-    assert names_of(offer_for("--models", "tiny-flux2,tiny")) == ["tiny-flux2", "tiny"]
-    assert names_of(offer_for("--models", "tiny,schnell", "--model", "SCHNELL")) == [
-        "schnell",
-        "tiny",
+    assert names_of(offer_for()) == ["noise-flux1"]
+    assert names_of(offer_for("--models", "noise-flux2,noise-flux1")) == [
+        "noise-flux2",
+        "noise-flux1",
     ]
-    assert names_of(offer_for("--models", "tiny,tiny", "--model", "dev")) == ["dev", "tiny"]
+    assert names_of(offer_for("--models", "noise-flux1,schnell", "--model", "SCHNELL")) == [
+        "schnell",
+        "noise-flux1",
+    ]
+    assert names_of(offer_for("--models", "noise-flux1,noise-flux1", "--model", "dev")) == [
+        "dev",
+        "noise-flux1",
+    ]
     assert len(names_of(offer_for("--models", "all"))) == len(read_catalog().models)
 
 
 def test_all_leaves_out_what_nothing_draws_with() -> None:
     bare = Model("bare", "x", "x", 4, None, 1.0, repositories=("a/b",))
-    tiny = find_model("tiny")
+    tiny = find_model("noise-flux1")
     assert tiny
     allowed = read_allowed(
         Catalog([bare, tiny]),
         default=None,
         allowed=("all",),
         path=None,
-        fallback="tiny",
+        fallback="noise-flux1",
         quantize=None,
         quantize_choices=(),
         lora_dir=None,
         allow_lora_repos=False,
     )
-    assert names_of(allowed) == ["tiny"]
+    assert names_of(allowed) == ["noise-flux1"]
 
 
 def test_a_folder_of_weights_is_allowed_under_a_name_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     for entry, name in ((f"{tmp_path}/mine@dev", "mine"), (f"x={tmp_path}/mine@dev", "x")):
-        allowed = offer_for("--models", f"{entry},tiny")
+        allowed = offer_for("--models", f"{entry},noise-flux1")
         model = allowed.default
         assert (model.name, model.key, model.path) == (name, "dev", f"{tmp_path}/mine")
         assert model.aliases == ()
         assert allowed.model(name.upper()) is model
         assert LoadSpec(model, model.pipelines[0], None).key == name
-    assert names_of(offer_for("--models", f"tiny,x={tmp_path}/mine@dev", "--model", "X")) == [
+    assert names_of(
+        offer_for("--models", f"noise-flux1,x={tmp_path}/mine@dev", "--model", "X")
+    ) == [
         "x",
-        "tiny",
+        "noise-flux1",
     ]
 
 
@@ -246,7 +266,7 @@ def test_a_folder_of_weights_is_allowed_under_a_name_of_its_own(tmp_path: Path) 
         ("klein-4b={folder}@dev", "NAME of its own"),
         ("a b={folder}@dev", "NAME of its own"),
         ("../x={folder}@dev", "NAME of its own"),
-        ("x={folder}@tiny", "a BASE with real weights"),
+        ("x={folder}@noise-flux1", "a BASE with real weights"),
         ("x={folder}@dev,x={folder}@schnell", "NAME of its own"),
         ("devil", "there is no model 'devil'"),
     ],
@@ -261,7 +281,7 @@ def test_a_bad_entry_of_models_is_refused_with_a_sentence(
 
 def test_a_path_for_a_tiny_model_and_a_missing_lora_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadOption, match="builds its own weights"):
-        offer_for("--path", str(tmp_path), "--model", "tiny")
+        offer_for("--path", str(tmp_path), "--model", "noise-flux1")
     with pytest.raises(BadOption, match="builds its own weights"):
         offer_for("--path", "org/repository")
     with pytest.raises(BadOption, match="there is no folder"):
@@ -311,8 +331,8 @@ def test_a_mask_without_its_picture_is_refused_with_the_missing_field() -> None:
 
 
 def test_a_model_that_is_not_allowed_is_answered_with_those_that_are() -> None:
-    allowed = offer_for("--models", "tiny,tiny-flux2")
-    with pytest.raises(ModelNotAllowed, match="Allowed: tiny, tiny-flux2") as caught:
+    allowed = offer_for("--models", "noise-flux1,noise-flux2")
+    with pytest.raises(ModelNotAllowed, match="Allowed: noise-flux1, noise-flux2") as caught:
         allowed.model("schnell")
     assert caught.value.field == "model"
     assert allowed.model("") is allowed.model(None) is allowed.default
@@ -323,9 +343,9 @@ def test_a_model_that_is_not_allowed_is_answered_with_those_that_are() -> None:
     [
         ("nope", ""),
         ("schnell2", " Did you mean schnell?"),
-        ("Kontext", " Did you mean dev-kontext or tiny-kontext?"),
+        ("Kontext", " Did you mean dev-kontext or noise-kontext?"),
         ("FLUX.1-schnell", " Did you mean schnell?"),
-        ("seedvr", " Did you mean seedvr2-3b, seedvr2-7b or tiny-seedvr2?"),
+        ("seedvr", " Did you mean seedvr2-3b, seedvr2-7b or noise-seedvr2?"),
         ("a" * 100_000, ""),
     ],
 )

@@ -145,7 +145,7 @@ def test_pictures_go_in_as_paths_bytes_pillow_images_and_results(
 
 
 def test_lists_of_pictures_keep_their_order(start_server: StartServer) -> None:
-    with Client(start_server("--model", "tiny-flux2").url) as client:
+    with Client(start_server("--model", "noise-flux2").url) as client:
         task = client.submit("x", format="PNG", **SMALL)
         client.wait(task.task_id)
         red, own = png(), {"task_id": task.task_id}
@@ -170,8 +170,8 @@ def test_queue_and_models(client: Client) -> None:
     assert client.cancel(task.task_id) in ("waiting", "running")
     assert client.wait(task.task_id).status == "cancelled"
     models = client.models()
-    assert models.default == "tiny"
-    assert next(model.allowed for model in models.models if model.name == "tiny")
+    assert models.default == "noise-flux1"
+    assert next(model.allowed for model in models.models if model.name == "noise-flux1")
 
 
 def test_every_field_of_a_request_has_its_type() -> None:
@@ -304,7 +304,7 @@ def test_a_proxy_without_its_server_is_asked_again(status: int) -> None:
 
 
 def test_a_submit_whose_answer_was_lost_makes_no_second_task(start_server: StartServer) -> None:
-    server = start_server("--model", "tiny")
+    server = start_server("--model", "noise-flux1")
     lost: list[str] = []
     endless: dict[str, Any] = {"width": 2048, "height": 2048, "steps": 100}
 
@@ -369,11 +369,13 @@ def test_a_cancel_whose_answer_was_lost_leaves_the_record(server: ServerProcess)
 
 
 def test_wait_continues_after_kill_9_and_a_restart(start_server: StartServer) -> None:
-    first = start_server("--model", "tiny")
+    first = start_server("--model", "noise-flux1")
     port = first.url.rpartition(":")[2]
     seen: list[str] = []
     retries: list[str] = []
-    restart = threading.Thread(target=lambda: start_server("--model", "tiny", "--port", port))
+    restart = threading.Thread(
+        target=lambda: start_server("--model", "noise-flux1", "--port", port)
+    )
 
     def kill_once_it_runs(status: Status) -> None:
         seen.append(status.status)

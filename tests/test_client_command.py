@@ -61,7 +61,7 @@ def test_a_dash_writes_the_bytes_to_stdout(server: ServerProcess) -> None:
 def test_the_options_reach_the_server(server: ServerProcess, tmp_path: Path) -> None:
     (tmp_path / "in.png").write_bytes(png())
     options = ["--seed", "7", "--init-image", "in.png", "--strength", "0.25", "--quality", "50"]
-    options += ["--model", "tiny", "--priority", "--json", "--remove", "-o", "out.jpeg"]
+    options += ["--model", "noise-flux1", "--priority", "--json", "--remove", "-o", "out.jpeg"]
     options += ["--scheduler", "linear"]
     done = command("x", *options, *SMALL, environment=at(server.url), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -115,10 +115,20 @@ def test_the_options_of_mfluxs_own_commands_mean_the_same(
         found: dict[str, Any] = json.loads(task.submitted)
         return found
 
-    options = ["--prompt", "x", "-m", "tiny", "-q", "8", "--lora-paths", "a/b", "c/d.safetensors"]
+    options = [
+        "--prompt",
+        "x",
+        "-m",
+        "noise-flux1",
+        "-q",
+        "8",
+        "--lora-paths",
+        "a/b",
+        "c/d.safetensors",
+    ]
     assert fields(*options, "--lora-scales", "0.5", "1") == {
         "prompt": "x",
-        "model": "tiny",
+        "model": "noise-flux1",
         "quantize": 8,
         "loras": [{"name": "a/b", "scale": 0.5}, {"name": "d", "scale": 1.0}],
         "format": "PNG",
@@ -354,7 +364,7 @@ def test_queue_status_cancel_models_and_fetching_later(
         assert run("--status", task_id) == "cancelled\n"
         assert run("--queue") == ""
         assert "* tiny " in run("--models")
-        assert json.loads(run("--models", "--json"))["default"] == "tiny"
+        assert json.loads(run("--models", "--json"))["default"] == "noise-flux1"
         task_id = client.submit("x", width=64, height=64, steps=2).task_id
     assert run("--task", task_id) == f"{task_id}.jpg\n"
     assert run("--task", task_id, "-o", "again.jpg") == "again.jpg\n"

@@ -28,7 +28,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("server")
     (folder / "keys.toml").write_text(f'[alice]\nkey = "{KEY}"\n')
     keys = ("--keys", str(folder / "keys.toml"))
-    process = ServerProcess(folder / "data", "--models", "tiny,tiny-flux2", *keys)
+    process = ServerProcess(folder / "data", "--models", "noise-flux1,noise-flux2", *keys)
     yield process
     process.stop()
 

@@ -40,7 +40,7 @@ class Machine:
     def start(self) -> None:
         self.store = TaskStore(self.folder)
         self.queue = PlayedQueue(
-            allow("tiny"),
+            allow("noise-flux1"),
             TimingModel(),
             self.store,
             QueueLimits(keep_s=int(KEEP_S), refetch_s=int(REFETCH_S)),

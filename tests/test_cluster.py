@@ -79,8 +79,8 @@ def test_the_images_of_a_task_come_one_by_one(cluster: Cluster) -> None:
 def test_a_machine_says_what_it_is_and_does(cluster: Cluster) -> None:
     cluster.ended(cluster.submit())
     machine = cluster.machines()["cellar"]
-    assert machine["allowed_models"] == ["tiny"]
-    assert machine["loaded_models"] == ["tiny"]
+    assert machine["allowed_models"] == ["noise-flux1"]
+    assert machine["loaded_models"] == ["noise-flux1"]
     assert machine["versions"]["celery"]
     assert machine["tasks_last_hour"] >= 1
 
@@ -163,12 +163,12 @@ def test_two_machines_cannot_have_the_same_name(alone: Cluster) -> None:
 
 
 def test_a_task_goes_only_to_a_machine_that_allows_its_model(tmp_path: Path) -> None:
-    with closing(Cluster(tmp_path, "--models", "tiny,tiny-z-image")) as cluster:
-        cluster.worker("small", "--model", "tiny")
-        task_id = cluster.submit(model="tiny-z-image")
-        assert cluster.ended(cluster.submit(model="tiny"))["status"] == "done"
+    with closing(Cluster(tmp_path, "--models", "noise-flux1,noise-z-image")) as cluster:
+        cluster.worker("small", "--model", "noise-flux1")
+        task_id = cluster.submit(model="noise-z-image")
+        assert cluster.ended(cluster.submit(model="noise-flux1"))["status"] == "done"
         assert cluster.status(task_id)["status"] == "waiting"
-        cluster.worker("large", "--models", "tiny,tiny-z-image")
+        cluster.worker("large", "--models", "noise-flux1,noise-z-image")
         assert cluster.ended(task_id)["status"] == "done"
 
 
@@ -219,11 +219,11 @@ HARMFUL: tuple[dict[str, Any], ...] = (
 def test_a_worker_draws_only_what_its_own_options_allow(
     tmp_path: Path, change: dict[str, Any]
 ) -> None:
-    params = params_for(model="tiny").model_dump(mode="json")
+    params = params_for(model="noise-flux1").model_dump(mode="json")
     source = RemoteSource(
         "f" * 32,
         Carrier("redis://127.0.0.1:1"),
-        allow("tiny"),
+        allow("noise-flux1"),
         registration=lambda: pytest.fail("nothing is sent"),
         resident=tuple,
         folder=tmp_path / "inputs",

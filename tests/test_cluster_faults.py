@@ -114,8 +114,10 @@ def noise(side: int) -> str:
 @pytest.fixture
 def painting(tmp_path: Path) -> Iterator[Cluster]:
     """A head that does not draw, with a worker that paints."""
-    with closing(Cluster(tmp_path, "--models", "tiny,tiny-flux2", "--max-pixels", "17000000")) as c:
-        c.worker("cellar", "--models", "tiny,tiny-flux2", hold=Painting())
+    with closing(
+        Cluster(tmp_path, "--models", "noise-flux1,noise-flux2", "--max-pixels", "17000000")
+    ) as c:
+        c.worker("cellar", "--models", "noise-flux1,noise-flux2", hold=Painting())
         yield c
 
 
@@ -143,7 +145,9 @@ def test_sixteen_megapixels_and_ten_inputs_pass_the_broker(painting: Cluster) ->
     image = painting.image(large)
     assert len(image) > 40_000_000
     assert Image.open(io.BytesIO(image)).size == (PIXELS_16M, PIXELS_16M)
-    many = painting.submit(model="tiny-flux2", images=[noise(128) for _ in range(10)], format="PNG")
+    many = painting.submit(
+        model="noise-flux2", images=[noise(128) for _ in range(10)], format="PNG"
+    )
     assert painting.ended(many)["status"] == "done"
     assert Image.open(io.BytesIO(painting.image(many))).size == (1280, 128)
     with closing(client(painting)) as broker:

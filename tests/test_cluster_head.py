@@ -115,7 +115,7 @@ def test_a_step_that_is_forecast_to_take_minutes_has_twenty_times_as_long(
 
 def test_a_download_that_goes_on_is_progress(head: PlayedHead) -> None:
     task_id = drawing(head, "far")
-    spec = {"model": "tiny", "pipeline": "Flux1", **NO_SPEC}
+    spec = {"model": "noise-flux1", "pipeline": "Flux1", **NO_SPEC}
     head.report("far", task_id, 0, phase="loading")
     head.say("far", "loading", spec=spec, done=False)
     for second in range(0, int(3 * STALL_S), 10):
@@ -321,14 +321,14 @@ def test_a_task_on_another_machine_is_not_forecast_to_be_preempted(tmp_path: Pat
 
 
 def test_the_operator_loads_a_model_on_a_machine(tmp_path: Path) -> None:
-    with closing(PlayedHead(tmp_path, "tiny", "tiny-z-image")) as head:
+    with closing(PlayedHead(tmp_path, "noise-flux1", "noise-z-image")) as head:
         head.beat("cellar")
         model = head.scheduler.allowed.models[1]
         spec = LoadSpec(model, model.pipelines[0], None)
         assert not head.queue.control.order_load(spec, "cellar")
         sent = head.step()
         assert [(to, m["kind"], m["spec"]["model"]) for to, m in sent] == [
-            ("cellar", "load", "tiny-z-image")
+            ("cellar", "load", "noise-z-image")
         ]
         assert head.step() == []
         assert [m["kind"] for _, m in head.step(LEASE_S, "cellar")] == ["load"], "it may be lost"
@@ -342,7 +342,7 @@ def test_the_operator_loads_a_model_on_a_machine(tmp_path: Path) -> None:
 def test_a_model_that_was_loaded_once_is_not_loaded_again_when_another_has_replaced_it(
     tmp_path: Path,
 ) -> None:
-    with closing(PlayedHead(tmp_path, "tiny", "tiny-z-image")) as head:
+    with closing(PlayedHead(tmp_path, "noise-flux1", "noise-z-image")) as head:
         head.beat("cellar")
         specs = [LoadSpec(m, m.pipelines[0], None) for m in head.scheduler.allowed.models]
         other, wanted = specs
@@ -369,12 +369,14 @@ def test_the_operator_loads_a_model_on_a_named_machine_over_http(tmp_path: Path)
     app = PlayedApp(tmp_path)
     with closing(PlayedHead(tmp_path, scheduler=app.queue.scheduler)) as head:
         head.beat("cellar", resident=[])
-        answer = app.json("root", "POST", "/models/tiny/load?machine=cellar")
+        answer = app.json("root", "POST", "/models/noise-flux1/load?machine=cellar")
         assert not answer["loaded"]
         assert [(to, m["kind"]) for to, m in head.step()] == [("cellar", "load")]
-        unknown = app.ask("root", "POST", "/models/tiny/load?machine=attic")
+        unknown = app.ask("root", "POST", "/models/noise-flux1/load?machine=attic")
         assert unknown.get_json()["error"]["code"] == "unknown_machine"
-        assert app.ask("alice", "POST", "/models/tiny/load?machine=cellar").status_code == 403
+        assert (
+            app.ask("alice", "POST", "/models/noise-flux1/load?machine=cellar").status_code == 403
+        )
 
 
 def test_a_download_on_a_worker_is_shown_like_one_of_the_server(tmp_path: Path) -> None:
@@ -384,10 +386,10 @@ def test_a_download_on_a_worker_is_shown_like_one_of_the_server(tmp_path: Path) 
         head.at = app.at
         task_id = drawing_on(app, head, "cellar")
         head.report("cellar", task_id, 0, phase="loading")
-        spec = {"model": "tiny", "pipeline": "Flux1", **NO_SPEC}
+        spec = {"model": "noise-flux1", "pipeline": "Flux1", **NO_SPEC}
         head.say("cellar", "loading", spec=spec, done=False)
         head.beat("cellar", (task_id, 1), resident=[], downloaded_bytes=12_345)
-        download = {"model": "tiny", "bytes_done": 12_345}
+        download = {"model": "noise-flux1", "bytes_done": 12_345}
         machines = app.json("root", "GET", "/machines")["machines"]
         assert next(m for m in machines if m["name"] == "cellar")["download"].items() >= (
             download.items()

@@ -24,7 +24,7 @@ AT_A_STEP = Progress(Phase.DENOISING, 1, 2)
 
 @pytest.fixture
 def source(tmp_path: Path) -> RemoteSource:
-    model = find_model("tiny")
+    model = find_model("noise-flux1")
     assert model
     return RemoteSource(
         "f" * 32,
@@ -45,7 +45,7 @@ def hear(source: RemoteSource, kind: type[Offer | Stop], attempt: int = 1) -> No
         return
     params = GenerationParams(
         prompt="x", seed=1, width=64, height=64, steps=2, guidance=None, format="PNG", quality=85,
-        model="tiny",
+        model="noise-flux1",
     )  # fmt: skip
     offer = Offer(
         session=session,
@@ -97,7 +97,7 @@ def test_a_new_attempt_is_drawn_after_the_old_one_was_stopped(source: RemoteSour
 
 
 def test_a_head_that_dies_again_and_again_does_not_fail_what_others_draw(tmp_path: Path) -> None:
-    model = find_model("tiny")
+    model = find_model("noise-flux1")
     assert model
     for death in range(4):
         store = TaskStore(tmp_path)

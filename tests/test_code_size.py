@@ -14,7 +14,7 @@ ONE_FILE = {"client/mflux_client.py"}
 NESTS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.Match)
 CODE = sorted(
     str(path.relative_to(ROOT))
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("*/*.py")]
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("*/*.py"), *ROOT.glob("models/*/*.py")]
     if path.parent.name != "tests"
 )
 

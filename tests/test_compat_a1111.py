@@ -26,7 +26,7 @@ SIDES = {"width": 64, "height": 64}
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    models = "tiny,tiny-flux2,tiny-fill,tiny-z-image,tiny-seedvr2"
+    models = "noise-flux1,noise-flux2,noise-fill,noise-z-image,noise-seedvr2"
     process = ServerProcess(tmp_path_factory.mktemp("server"), "--models", models)
     yield process
     process.stop()
@@ -102,16 +102,16 @@ def test_steps_and_cfg_of_stable_diffusion_are_cut_to_what_suits_the_model(
 ) -> None:
     info = info_of(server, steps=50, cfg_scale=7)
     assert (info["steps"], info["cfg_scale"]) == (8, 1.0)
-    z_image = {"sd_model_checkpoint": "tiny-z-image"}
+    z_image = {"sd_model_checkpoint": "noise-z-image"}
     info = info_of(server, steps=2, cfg_scale=7, override_settings=z_image, negative_prompt="y")
     assert (info["steps"], info["cfg_scale"], info["negative_prompt"]) == (2, 3.5, "y")
-    unclamped = start_server("--model", "tiny-z-image", "--clamp", "off")
+    unclamped = start_server("--model", "noise-z-image", "--clamp", "off")
     info = info_of(unclamped, steps=30, cfg_scale=7)
     assert (info["steps"], info["cfg_scale"]) == (30, 7.0)
 
 
 def test_cfg_is_no_guidance_of_flux_but_that_of_forge_is(start_server: StartServer) -> None:
-    server = start_server("--models", "tiny-kontext,tiny-fill")
+    server = start_server("--models", "noise-kontext,noise-fill")
     white = encoded(Image.new("L", (64, 64), 255))
     picture = encoded(Image.new("RGB", (64, 64), "red"))
     for fields, guidance in (({"cfg_scale": 7}, 3.5), ({"distilled_cfg_scale": 2.0}, 2.0)):
@@ -125,8 +125,13 @@ def test_the_model_is_chosen_with_each_request(server: ServerProcess) -> None:
         override = {"sd_model_checkpoint": title}
         return info_of(server, override_settings=override)["sd_model_name"]
 
-    assert model_of("tiny-flux2") == model_of("tiny-flux2 [abc123]") == "tiny-flux2"
-    assert model_of("v1-5-pruned-emaonly.safetensors") == model_of("") == model_of(None) == "tiny"
+    assert model_of("noise-flux2") == model_of("noise-flux2 [abc123]") == "noise-flux2"
+    assert (
+        model_of("v1-5-pruned-emaonly.safetensors")
+        == model_of("")
+        == model_of(None)
+        == "noise-flux1"
+    )
     refused = draw(server, override_settings={"sd_model_checkpoint": "dev"})
     assert refused.status_code == 422
     assert set(refused.json()) == {"error", "detail", "body", "errors"}
@@ -134,31 +139,36 @@ def test_the_model_is_chosen_with_each_request(server: ServerProcess) -> None:
 
 def test_options_survive_being_posted_back_whole_and_switch_nothing(api: Any) -> None:
     options = api.get_options()
-    assert options["sd_model_checkpoint"] == "tiny"
+    assert options["sd_model_checkpoint"] == "noise-flux1"
     assert "forge_preset" not in options
     assert api.set_options(options) is None
     assert api.set_options({"sd_model_checkpoint": "", "CLIP_stop_at_last_layers": 2}) is None
-    refused = api.set_options({**options, "sd_model_checkpoint": "tiny-flux2"})
+    refused = api.set_options({**options, "sd_model_checkpoint": "noise-flux2"})
     assert "--sdapi-model-switch on" in refused["detail"]
-    assert api.util_get_current_model() == "tiny"
+    assert api.util_get_current_model() == "noise-flux1"
 
 
 def test_options_switch_the_model_where_the_operator_allows_it(start_server: StartServer) -> None:
-    server = start_server("--models", "tiny,tiny-flux2", "--sdapi-model-switch", "on")
+    server = start_server("--models", "noise-flux1,noise-flux2", "--sdapi-model-switch", "on")
     api = api_of(server)
-    api.util_set_model("tiny-flux2")
-    assert api.util_get_current_model() == "tiny-flux2"
-    assert info_of(server)["sd_model_name"] == "tiny-flux2"
-    assert server.submit()["params"]["model"] == "tiny"  # of this API alone
+    api.util_set_model("noise-flux2")
+    assert api.util_get_current_model() == "noise-flux2"
+    assert info_of(server)["sd_model_name"] == "noise-flux2"
+    assert server.submit()["params"]["model"] == "noise-flux1"  # of this API alone
     assert "dev" in api.set_options({"sd_model_checkpoint": "dev"})["detail"]
     assert "no model" in api.set_options({"sd_model_checkpoint": "v1-5"})["detail"]
 
 
 def test_lists_have_the_shapes_that_clients_read(api: Any, server: ServerProcess) -> None:
-    assert api.util_get_model_names() == ["tiny", "tiny-fill", "tiny-flux2", "tiny-z-image"]
+    assert api.util_get_model_names() == [
+        "noise-flux1",
+        "noise-fill",
+        "noise-flux2",
+        "noise-z-image",
+    ]
     assert api.util_get_sampler_names() == ["Euler"]
     assert "automatic" in api.util_get_scheduler_names()
-    assert [upscaler["name"] for upscaler in api.get_upscalers()] == ["None", "tiny-seedvr2"]
+    assert [upscaler["name"] for upscaler in api.get_upscalers()] == ["None", "noise-seedvr2"]
     assert api.get_scripts() == {"txt2img": [], "img2img": []}
     assert api.get_embeddings() == {"loaded": {}, "skipped": {}}
     assert api.get_memory()["ram"]["total"] > 0
@@ -246,7 +256,7 @@ def test_a_mask_is_white_where_to_repaint_or_black_when_inverted(server: ServerP
         answer = requests.post(
             server.url + "/sdapi/v1/img2img", json={**body, **fields}, timeout=60
         )
-        assert json.loads(answer.json()["info"])["sd_model_name"] == "tiny-fill"
+        assert json.loads(answer.json()["info"])["sd_model_name"] == "noise-fill"
         images.append(answer.json()["images"])
     assert images[0] == images[1]
 
@@ -275,7 +285,7 @@ def test_hires_fix_uses_the_operators_upscaler(server: ServerProcess) -> None:
 
 
 def test_hires_fix_by_an_upscaler_takes_this_one() -> None:
-    allowed: Any = allow("tiny", "seedvr2-3b", "seedvr2-7b")
+    allowed: Any = allow("noise-flux1", "seedvr2-3b", "seedvr2-7b")
     calls: Any = SimpleNamespace(allowed=allowed)
     for name, expected in (("seedvr2-7b", "seedvr2-7b"), ("Latent", None), ([], None), ("", None)):
         assert upscaler_of(read_body(TextToImage, {"hr_upscaler": name}), calls) == expected
@@ -283,7 +293,7 @@ def test_hires_fix_by_an_upscaler_takes_this_one() -> None:
 
 def test_a_picture_is_upscaled_by_a_factor_or_to_a_size(server: ServerProcess, api: Any) -> None:
     picture = Image.radial_gradient("L").resize((96, 64)).convert("RGB")
-    twice = api.extra_single_image(picture, upscaling_resize=2, upscaler_1="tiny-seedvr2")
+    twice = api.extra_single_image(picture, upscaling_resize=2, upscaler_1="noise-seedvr2")
     assert twice.image.size == (192, 128)
     for crop, size in ((True, (160, 160)), (False, (240, 160))):
         sized = api.extra_single_image(
@@ -329,7 +339,7 @@ def test_a_picture_that_cannot_be_upscaled_is_refused_by_name(
 
 
 def test_without_an_upscaler_nothing_is_upscaled(start_server: StartServer) -> None:
-    url = start_server("--model", "tiny").url + "/sdapi/v1/extra-single-image"
+    url = start_server("--model", "noise-flux1").url + "/sdapi/v1/extra-single-image"
     answer = requests.post(url, json={"image": PICTURE}, timeout=60)
     assert answer.status_code == 422
     assert "upscaler" in answer.json()["detail"]
@@ -339,8 +349,8 @@ def test_lora_tags_of_a_prompt_take_the_operators_adapters_alone(
     start_server: StartServer, tmp_path: Any
 ) -> None:
     (tmp_path / "loras").mkdir()
-    tiny_models.write_lora(tmp_path / "loras" / "ink.safetensors", "tiny")
-    server = start_server("--model", "tiny", "--lora-dir", str(tmp_path / "loras"))
+    tiny_models.write_lora(tmp_path / "loras" / "ink.safetensors", "noise-flux1")
+    server = start_server("--model", "noise-flux1", "--lora-dir", str(tmp_path / "loras"))
     assert [lora["name"] for lora in server.get("/sdapi/v1/loras").json()] == ["ink"]
 
     def drawn(tags: str) -> str:

@@ -23,7 +23,7 @@ LONG = ("n8n", "LobeChat")
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    server = ServerProcess(tmp_path_factory.mktemp("apps"), "--models", "tiny,tiny-flux2")
+    server = ServerProcess(tmp_path_factory.mktemp("apps"), "--models", "noise-flux1,noise-flux2")
     yield server.url
     server.stop()
 
@@ -94,7 +94,7 @@ def test_every_call_of_an_app_is_answered_with_what_it_reads(url: str, app: dict
             assert Image.open(BytesIO(base64.b64decode(data, validate=True))).format == "PNG"
         elif call["path"].endswith("/tags"):
             names = [one["name"] for one in body["models"] if "image" in one["capabilities"]]
-            assert names == ["tiny:latest", "tiny-flux2:latest"]
+            assert names == ["noise-flux1:latest", "noise-flux2:latest"]
         elif call["path"].endswith(("txt2img", "img2img")):
             [image] = body["images"]
             shown = Image.open(BytesIO(base64.b64decode(image, validate=True)))
@@ -107,9 +107,9 @@ def test_every_call_of_an_app_is_answered_with_what_it_reads(url: str, app: dict
             assert info["seed"] >= 0
             assert info["infotexts"][0].split("\n")[-1].startswith("Steps: ")
         elif call["path"].endswith("options") and call["method"] == "GET":
-            assert body["sd_model_checkpoint"] == "tiny"
+            assert body["sd_model_checkpoint"] == "noise-flux1"
         elif call["path"].endswith("sd-models"):
-            assert [model["title"] for model in body] == ["tiny", "tiny-flux2"]
+            assert [model["title"] for model in body] == ["noise-flux1", "noise-flux2"]
         elif call["path"].endswith("progress"):
             assert (body["progress"], body["state"]["job_count"]) == (0, 0)
 

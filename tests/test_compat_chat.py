@@ -17,7 +17,9 @@ SMALL = {"size": "64x64"}
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DrawingApp]:
-    with drawing_app(tmp_path_factory.mktemp("app"), "tiny", "tiny-flux2", "tiny-fill") as app:
+    with drawing_app(
+        tmp_path_factory.mktemp("app"), "noise-flux1", "noise-flux2", "noise-fill"
+    ) as app:
         yield app
 
 
@@ -57,7 +59,7 @@ def test_the_last_message_is_drawn(app: DrawingApp, client: openai.OpenAI) -> No
     assert url.startswith("data:image/png;base64,")
     assert shown(url).size == (64, 64)
     assert (choice.finish_reason, choice.message.content) == ("stop", "")
-    assert answer.model == "tiny"
+    assert answer.model == "noise-flux1"
     assert params_of(app, answer)["prompt"] == "a fox"
 
 
@@ -66,7 +68,7 @@ def test_users_stay_different_and_a_long_name_is_stored_as_its_hash(
 ) -> None:
     def stored(user: Any) -> str:
         answer = client.chat.completions.create(
-            model="tiny",
+            model="noise-flux1",
             messages=[says("a fox")],
             modalities=IMAGE,
             extra_body={**SMALL, "user": user},
@@ -82,7 +84,7 @@ def test_users_stay_different_and_a_long_name_is_stored_as_its_hash(
 def test_each_of_several_images_is_a_choice(client: openai.OpenAI) -> None:
     messages = [says("a fox")]
     answer = client.chat.completions.create(
-        model="tiny", messages=messages, modalities=IMAGE, n=2, extra_body=SMALL
+        model="noise-flux1", messages=messages, modalities=IMAGE, n=2, extra_body=SMALL
     )
     assert [choice.index for choice in answer.choices] == [0, 1]
     assert len({url for choice in answer.choices for url in urls_of(choice.message)}) == 2
@@ -93,7 +95,7 @@ def test_pictures_of_the_last_message_are_edited(app: DrawingApp, client: openai
         model="any", messages=[says("both", png(), png(colour="blue"))], modalities=IMAGE
     )
     params = params_of(app, answer)
-    assert (params["model"], params["prompt"], len(params["images"])) == ("tiny-flux2", "both", 2)
+    assert (params["model"], params["prompt"], len(params["images"])) == ("noise-flux2", "both", 2)
 
 
 def test_a_picture_that_was_drawn_before_is_edited(app: DrawingApp, client: openai.OpenAI) -> None:
@@ -219,7 +221,7 @@ def test_an_edit_as_json_may_have_a_mask(client: openai.OpenAI, app: DrawingApp)
     answer = client.post("/images/edits", body=body, cast_to=ImagesResponse)
     assert answer.data
     task_id = str(answer.data[0].url).rpartition("/img-")[2].partition("_")[0]
-    assert app.params(task_id)["model"] == "tiny-fill"
+    assert app.params(task_id)["model"] == "noise-fill"
 
 
 @pytest.mark.parametrize(

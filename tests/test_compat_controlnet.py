@@ -33,14 +33,16 @@ QWEN = "qwen-image-2.1-controlnet-union"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    process = ServerProcess(tmp_path_factory.mktemp("server"), "--models", "tiny,tiny-controlnet")
+    process = ServerProcess(
+        tmp_path_factory.mktemp("server"), "--models", "noise-flux1,noise-controlnet"
+    )
     yield process
     process.stop()
 
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DrawingApp]:
-    with drawing_app(tmp_path_factory.mktemp("app"), "tiny", "tiny-controlnet") as app:
+    with drawing_app(tmp_path_factory.mktemp("app"), "noise-flux1", "noise-controlnet") as app:
         yield app
 
 
@@ -72,7 +74,7 @@ def test_a_unit_of_the_real_package_is_followed(server: ServerProcess) -> None:
     address = urlsplit(server.url)
     api: Any = webuiapi.WebUIApi(host=address.hostname, port=address.port)
     plain = api.txt2img(prompt="x", width=64, height=64)
-    assert plain.info["sd_model_name"] == "tiny"
+    assert plain.info["sd_model_name"] == "noise-flux1"
     model = api.controlnet_model_list()[0]
     unit = webuiapi.ControlNetUnit(image=shown(PICTURE), module="canny", model=model, weight=0.5)
     scripts: dict[str, Any] = {}  # the package would keep the unit in its own for later calls
@@ -80,7 +82,7 @@ def test_a_unit_of_the_real_package_is_followed(server: ServerProcess) -> None:
         prompt="x", width=64, height=64, controlnet_units=[unit], alwayson_scripts=scripts
     )
     assert result.image.size == (64, 64)
-    assert result.info["sd_model_name"] == "tiny-controlnet"
+    assert result.info["sd_model_name"] == "noise-controlnet"
     assert result.info["warnings"] == []
     assert api.controlnet_module_list() == ["none"]
     assert api.controlnet_version() == 3
@@ -97,9 +99,9 @@ def test_a_unit_of_the_real_package_is_followed(server: ServerProcess) -> None:
     ],
 )
 def test_the_picture_of_a_unit_has_many_forms(image: dict[str, Any]) -> None:
-    fields = fields_with(("tiny", "tiny-controlnet"), with_units({**image, "weight": 1.5}))
+    fields = fields_with(("noise-flux1", "noise-controlnet"), with_units({**image, "weight": 1.5}))
     assert fields == {
-        "model": "tiny-controlnet",
+        "model": "noise-controlnet",
         "control_image": png(),
         "control_strength": 1.5,
     }
@@ -136,19 +138,19 @@ def test_several_units_are_several_controls() -> None:
 
 def test_in_img2img_the_control_may_be_the_picture_itself() -> None:
     body = with_units({"module": "depth"}, init_images=[OTHER])
-    fields = fields_with(("tiny", QWEN), body)
+    fields = fields_with(("noise-flux1", QWEN), body)
     assert (fields["model"], fields["control_image"]) == (QWEN, png(colour="blue"))
 
 
 def test_the_model_of_the_unit_draws_else_that_of_the_request() -> None:
-    models = ("tiny", "tiny-controlnet", UNION)
+    models = ("noise-flux1", "noise-controlnet", UNION)
     unit = {"image": PICTURE, "model": f"{UNION} [abcd1234]"}
-    assert fields_with(models, with_units(unit), named="tiny")["model"] == UNION
+    assert fields_with(models, with_units(unit), named="noise-flux1")["model"] == UNION
     unit = {"image": PICTURE, "model": "None"}
     assert fields_with(models, with_units(unit), named=UNION)["model"] == UNION
-    assert fields_with(models, with_units(unit))["model"] == "tiny-controlnet"
-    with pytest.raises(InvalidInput, match="Models that follow a control: tiny-controlnet"):
-        fields_with(models, with_units(unit), named="tiny")
+    assert fields_with(models, with_units(unit))["model"] == "noise-controlnet"
+    with pytest.raises(InvalidInput, match="Models that follow a control: noise-controlnet"):
+        fields_with(models, with_units(unit), named="noise-flux1")
 
 
 @pytest.mark.parametrize(
@@ -163,12 +165,12 @@ def test_the_model_of_the_unit_draws_else_that_of_the_request() -> None:
         ({"image": PICTURE, "weight": 3}, ".weight"),
         ({"image": PICTURE, "weight": "heavy"}, ".weight"),
         ({"image": PICTURE, "enabled": "perhaps"}, ".enabled"),
-        ({"image": PICTURE, "model": "tiny"}, ".model"),
+        ({"image": PICTURE, "model": "noise-flux1"}, ".model"),
     ],
 )
 def test_a_unit_that_cannot_be_used_is_refused_by_name(unit: Any, field: str) -> None:
     with pytest.raises(InvalidInput) as caught:
-        fields_with((UNION, "tiny"), with_units(unit))
+        fields_with((UNION, "noise-flux1"), with_units(unit))
     assert str(caught.value.field).startswith(f"alwayson_scripts.controlnet.args[0]{field}")
     with pytest.raises(InvalidInput, match="at most 4"):
         fields_with((UNION,), with_units(*[{"image": PICTURE}] * 5))
@@ -187,7 +189,7 @@ def test_errors_of_units_have_the_form_of_the_api(app: DrawingApp) -> None:
 )
 def test_scripts_without_a_unit_change_nothing(app: DrawingApp, scripts: Any) -> None:
     info = info_of(app.http.post("/sdapi/v1/txt2img", json={**SMALL, "alwayson_scripts": scripts}))
-    assert (info["sd_model_name"], info["warnings"]) == ("tiny", [])
+    assert (info["sd_model_name"], info["warnings"]) == ("noise-flux1", [])
 
 
 def test_other_scripts_are_ignored_and_named_and_no_picture_is_sent_back(app: DrawingApp) -> None:
@@ -209,12 +211,12 @@ def test_the_lists_are_those_that_a_plugin_for_krita_reads(app: DrawingApp) -> N
         return app.http.get(path).get_json()
 
     assert read("/queue/status")["queue_size"] == 0
-    assert read("/controlnet/model_list?update=true") == {"model_list": ["tiny-controlnet"]}
+    assert read("/controlnet/model_list?update=true") == {"model_list": ["noise-controlnet"]}
     modules = read("/controlnet/module_list?alias_names=true")
     assert set(modules["module_detail"]) == set(modules["module_list"])
     assert read("/controlnet/control_types")["control_types"]["All"]["model_list"] == [
         "None",
-        "tiny-controlnet",
+        "noise-controlnet",
     ]
     assert read("/controlnet/settings") == {"control_net_unit_count": 4}
     detect = app.http.post("/controlnet/detect", json={})
@@ -226,7 +228,7 @@ def test_a_unit_is_drawn_with_what_a_plugin_for_krita_sends(server: ServerProces
     unit = {
         "enabled": True,
         "module": "none",
-        "model": "tiny-controlnet",
+        "model": "noise-controlnet",
         "weight": 1.0,
         "resize_mode": "Crop and Resize",
         "lowvram": False,

@@ -63,14 +63,16 @@ PICTURE = Image.radial_gradient("L").resize((96, 64)).convert("RGB")
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    process = ServerProcess(tmp_path_factory.mktemp("server"), "--models", "tiny,tiny-flux2")
+    process = ServerProcess(
+        tmp_path_factory.mktemp("server"), "--models", "noise-flux1,noise-flux2"
+    )
     yield process
     process.stop()
 
 
 @pytest.fixture(scope="module")
 def upscaling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    models = "tiny,tiny-z-image,tiny-seedvr2"
+    models = "noise-flux1,noise-z-image,noise-seedvr2"
     process = ServerProcess(tmp_path_factory.mktemp("server"), "--models", models)
     yield process
     process.stop()
@@ -116,7 +118,7 @@ def test_override_settings_that_name_no_model_are_ignored(
 ) -> None:
     for settings in (value, {"sd_vae": value}, {"sd_model_checkpoint": value}):
         info = drawn(server, "txt2img", prompt="x", override_settings=settings)
-        assert info["sd_model_name"] == "tiny"
+        assert info["sd_model_name"] == "noise-flux1"
 
 
 def test_a_null_counts_as_absent_in_every_field(server: ServerProcess) -> None:
@@ -129,7 +131,7 @@ def test_a_null_counts_as_absent_in_every_field(server: ServerProcess) -> None:
 
 
 def test_a_field_that_the_model_uses_is_refused_by_its_name(upscaling: ServerProcess) -> None:
-    z_image = {"sd_model_checkpoint": "tiny-z-image"}
+    z_image = {"sd_model_checkpoint": "noise-z-image"}
     fields: dict[str, Any]
     for field, value in (
         ("cfg_scale", "much"),
@@ -176,7 +178,7 @@ def test_img2img_follows_the_picture_where_a_side_is_not_given(
 def test_txt2img_without_a_side_draws_512_or_what_the_operator_allows(
     start_server: StartServer,
 ) -> None:
-    server = start_server("--model", "tiny", "--max-pixels", str(128 * 128))
+    server = start_server("--model", "noise-flux1", "--max-pixels", str(128 * 128))
     for sides, expected in (
         ({"width": None, "height": None}, (128, 128)),
         ({"width": 256, "height": None}, (256, 64)),
@@ -236,7 +238,7 @@ def test_a_size_may_be_written_in_several_ways(server: ServerProcess, size: str)
 def test_automatic1111_draws_with_an_empty_prompt(server: ServerProcess, prompt: Any) -> None:
     assert drawn(server, "txt2img", prompt=prompt)["prompt"].strip() == ""
     assert img2img(server, prompt=prompt)["prompt"].strip() == ""
-    edit = {"override_settings": {"sd_model_checkpoint": "tiny-flux2"}}
+    edit = {"override_settings": {"sd_model_checkpoint": "noise-flux2"}}
     assert img2img(server, prompt=prompt, **edit)["prompt"].strip() == ""
 
 
@@ -319,7 +321,7 @@ def test_a_seed_of_minus_1_is_random(server: ServerProcess, seed: Any) -> None:
     assert drawn(server, "txt2img", prompt="x", seed=seed)["seed"] >= 0
 
 
-@pytest.mark.parametrize("model", [5, True, [], ["tiny-flux2"], {}, "gpt-image-1"])
+@pytest.mark.parametrize("model", [5, True, [], ["noise-flux2"], {}, "gpt-image-1"])
 def test_a_model_of_openai_that_is_no_name_of_ours_means_the_servers_own(
     server: ServerProcess, model: Any
 ) -> None:
@@ -390,13 +392,13 @@ def test_pictures_may_come_alone_and_beside_empty_ones(server: ServerProcess) ->
 @pytest.mark.parametrize(
     ("title", "model"),
     [
-        ("tiny-flux2 [abcd1234]", "tiny-flux2"),
-        ("tiny-flux2.safetensors [abcd1234]", "tiny-flux2"),
-        ("flux/tiny-flux2.ckpt", "tiny-flux2"),
-        ("flux\\tiny-flux2.gguf", "tiny-flux2"),
-        ("sd/v1-5-pruned.ckpt [e1441589a6]", "tiny"),
-        ("/", "tiny"),
-        ("[]", "tiny"),
+        ("noise-flux2 [abcd1234]", "noise-flux2"),
+        ("noise-flux2.safetensors [abcd1234]", "noise-flux2"),
+        ("flux/noise-flux2.ckpt", "noise-flux2"),
+        ("flux\\noise-flux2.gguf", "noise-flux2"),
+        ("sd/v1-5-pruned.ckpt [e1441589a6]", "noise-flux1"),
+        ("/", "noise-flux1"),
+        ("[]", "noise-flux1"),
     ],
 )
 def test_a_model_may_be_named_with_folder_ending_and_hash(

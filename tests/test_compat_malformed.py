@@ -44,7 +44,7 @@ GETS = {
 def small_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server whose pictures are small and quick."""
     limits = ("--max-pixels", "65536", "--max-steps", "2", "--max-count", "2")
-    server = ServerProcess(tmp_path_factory.mktemp("server"), "--model", "tiny", *limits)
+    server = ServerProcess(tmp_path_factory.mktemp("server"), "--model", "noise-flux1", *limits)
     yield server
     assert server.wait_until_ended(server.submit()["task_id"])["status"] == "done"
     assert server.stop() == 0
@@ -101,7 +101,7 @@ TOOL = {"type": "image_generation", "size": "64x64", "steps": 1}
         ("/v1/chat/completions", {"modalities": ["image"], "messages": "x"}, "stream_options"),
         ("/sdapi/v1/txt2img", PROMPT, "sampler_name"),
         ("/sdapi/v1/img2img", {**PROMPT, "init_images": ["x"]}, "hr_upscaler"),
-        ("/api/generate", {"model": "tiny", "stream": False}, "options"),
+        ("/api/generate", {"model": "noise-flux1", "stream": False}, "options"),
     ],
 )
 def test_only_pictures_may_be_large_because_the_rest_stays_while_a_caller_waits(
@@ -162,7 +162,7 @@ def test_fields_of_any_kind_are_taken_or_refused(
     @SETTINGS
     @given(body=st.dictionaries(st.sampled_from(fields), JSON_VALUES))
     def storm(body: dict[str, Any]) -> None:
-        named = {"model": "tiny", "stream": False} if path.startswith("/api/") else {}
+        named = {"model": "noise-flux1", "stream": False} if path.startswith("/api/") else {}
         whole = {
             **named,
             "prompt": "x",

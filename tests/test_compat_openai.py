@@ -24,7 +24,7 @@ SIZE: Any = "64x64"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    options = ("--models", "tiny,tiny-flux2,tiny-fill", "--max-body-bytes", "1000000")
+    options = ("--models", "noise-flux1,noise-flux2,noise-fill", "--max-body-bytes", "1000000")
     process = ServerProcess(tmp_path_factory.mktemp("server"), *options)
     yield process
     process.stop()
@@ -93,15 +93,15 @@ def test_any_name_that_is_no_model_means_the_servers_own(server: ServerProcess, 
 
 def test_a_name_may_have_the_tag_of_ollama(server: ServerProcess, client: openai.OpenAI) -> None:
     answer = client.images.generate(
-        model="tiny-flux2:latest", prompt="x", size=SIZE, response_format="url"
+        model="noise-flux2:latest", prompt="x", size=SIZE, response_format="url"
     )
     task_id = images_of(answer)[0].url.rpartition("/img-")[2].partition("_")[0]
     params = server.get("/status", task_id=task_id).json()["params"]
-    assert params["model"] == "tiny-flux2"
+    assert params["model"] == "noise-flux2"
 
 
 def test_a_model_of_the_catalog_that_is_not_allowed_is_refused(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="Allowed: tiny, tiny-flux2") as caught:
+    with pytest.raises(openai.BadRequestError, match="Allowed: noise-flux1, noise-flux2") as caught:
         client.images.generate(model="dev", prompt="x", size=SIZE)
     assert caught.value.code == "model_not_allowed"
     assert caught.value.param == "model"
@@ -145,7 +145,7 @@ def test_urls_have_the_host_of_the_request_or_the_public_url(
     host = server.url.replace("127.0.0.1", "localhost").removeprefix("http://")
     url = post(server, body, Host=host).json()["data"][0]["url"]
     assert url.startswith(f"http://{host}/v1/images/")
-    public = start_server("--model", "tiny", "--public-url", "https://pictures.example/mac/")
+    public = start_server("--model", "noise-flux1", "--public-url", "https://pictures.example/mac/")
     url = post(public, body).json()["data"][0]["url"]
     assert url.startswith("https://pictures.example/mac/v1/images/img-")
     name = url.rpartition("/")[2]
@@ -162,8 +162,12 @@ def test_names_that_are_no_images_are_404(server: ServerProcess, name: str) -> N
 
 
 def test_models_are_listed_and_described_one_by_one(client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["tiny", "tiny-flux2", "tiny-fill"]
-    assert client.models.retrieve("TINY-flux2").id == "tiny-flux2"
+    assert [model.id for model in client.models.list()] == [
+        "noise-flux1",
+        "noise-flux2",
+        "noise-fill",
+    ]
+    assert client.models.retrieve("NOISE-flux2").id == "noise-flux2"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("dall-e-3")
 
@@ -216,7 +220,7 @@ def test_a_size_that_cannot_be_drawn_is_called_size(
 def test_every_field_has_its_name_of_this_api(
     start_server: StartServer, client: openai.OpenAI
 ) -> None:
-    server = start_server("--model", "tiny", "--max-count", "2")
+    server = start_server("--model", "noise-flux1", "--max-count", "2")
     error = post(server, {"prompt": "x", "n": 3}).json()["error"]
     assert error["param"] == "n"
     assert error["message"] == "n must be a whole number from 1 to 2, not 3."
@@ -281,7 +285,7 @@ def test_steps_are_cut_to_twice_the_models_own_unless_the_operator_says_otherwis
         return steps
 
     assert steps_drawn(server) == 8
-    assert steps_drawn(start_server("--model", "tiny", "--clamp", "off")) == 30
+    assert steps_drawn(start_server("--model", "noise-flux1", "--clamp", "off")) == 30
 
 
 def test_a_stream_ends_with_one_completed_event_for_each_image(client: openai.OpenAI) -> None:
@@ -320,7 +324,7 @@ def test_an_edit_is_drawn_by_an_edit_model_where_one_is_allowed(
     answer = client.images.edit(image=png(), prompt="bluer", size=SIZE, response_format="url")
     task_id = images_of(answer)[0].url.rpartition("/img-")[2].partition("_")[0]
     params = server.get("/status", task_id=task_id).json()["params"]
-    assert params["model"] == "tiny-flux2"
+    assert params["model"] == "noise-flux2"
     assert len(params["images"]) == 1
 
 
@@ -344,13 +348,13 @@ def test_a_mask_is_transparent_where_to_repaint(
     )
     task_id = images_of(answer)[0].url.rpartition("/img-")[2].partition("_")[0]
     params = server.get("/status", task_id=task_id).json()["params"]
-    assert params["model"] == "tiny-fill"
+    assert params["model"] == "noise-fill"
     assert params["mask"]["width"] == 64
     ours = Image.new("L", (64, 64), 0)
     ours.paste(255, (0, 0, 32, 64))
     buffer = BytesIO()
     ours.save(buffer, "PNG")
-    fields = {"prompt": "x", "model": "tiny-fill", "width": 64, "height": 64}
+    fields = {"prompt": "x", "model": "noise-fill", "width": 64, "height": 64}
     files = {"init_image": png(), "mask": buffer.getvalue()}
     task = requests.post(server.url + "/generate", data=fields, files=files, timeout=60).json()
     assert task["params"]["mask"] == params["mask"]  # the same pixels
@@ -359,7 +363,7 @@ def test_a_mask_is_transparent_where_to_repaint(
 def test_without_an_edit_model_drawing_starts_from_the_picture_or_the_answer_says_what_to_allow(
     start_server: StartServer,
 ) -> None:
-    server = start_server("--model", "tiny")
+    server = start_server("--model", "noise-flux1")
     client = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
     answer = client.images.edit(image=png(), prompt="x", size=SIZE, response_format="url")
     task_id = images_of(answer)[0].url.rpartition("/img-")[2].partition("_")[0]
@@ -371,7 +375,7 @@ def test_without_an_edit_model_drawing_starts_from_the_picture_or_the_answer_say
 def test_a_mask_that_no_model_takes_is_refused_with_the_models_that_could(
     start_server: StartServer,
 ) -> None:
-    server = start_server("--model", "tiny-kontext")
+    server = start_server("--model", "noise-kontext")
     client = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
     with pytest.raises(openai.BadRequestError, match=r"--models: .*dev-fill") as caught:
         client.images.edit(image=png(), mask=png("RGBA", (0, 0, 0, 0)), prompt="x", size=SIZE)
@@ -391,7 +395,7 @@ def test_a_failed_generation_has_a_header_against_retries_of_sdks(
     start_server: StartServer,
 ) -> None:
     server = start_server(  # offline, the weights of schnell cannot be had
-        *("--models", "tiny,schnell", "--sync-max-wait-s", "0")
+        *("--models", "noise-flux1,schnell", "--sync-max-wait-s", "0")
     )
     answer = post(server, {"model": "schnell", "prompt": "x", "size": "64x64"})
     assert answer.status_code == 500

@@ -65,7 +65,7 @@ def generator() -> PreviewGenerator:
 
 @pytest.fixture
 def client(generator: PreviewGenerator) -> Iterator[FlaskClient]:
-    allowed = allow("tiny")
+    allowed = allow("noise-flux1")
     queue = PlayedQueue(allowed, TimingModel(), TaskStore(None))
     worker = Worker(queue.worker, generator, lambda error: None)
     app = create_app(
@@ -176,7 +176,7 @@ CALL = {"name": "generate_image", "arguments": {"prompt": "x"}}
         (RESPONSES, {"input": "x", "tools": [{"type": "image_generation"}], "stream": True}),
         ("/v1/chat/completions", {"modalities": ["image"], "messages": MESSAGES}),
         ("/sdapi/v1/txt2img", {"prompt": "x"}),
-        ("/api/generate", {"model": "tiny", "prompt": "x", "stream": True}),
+        ("/api/generate", {"model": "noise-flux1", "prompt": "x", "stream": True}),
         ("/mcp", {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": CALL}),
     ],
 )

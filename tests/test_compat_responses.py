@@ -15,7 +15,9 @@ TOOL: Any = {"type": "image_generation", "size": "64x64"}
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DrawingApp]:
-    with drawing_app(tmp_path_factory.mktemp("app"), "tiny", "tiny-flux2", "tiny-fill") as app:
+    with drawing_app(
+        tmp_path_factory.mktemp("app"), "noise-flux1", "noise-flux2", "noise-fill"
+    ) as app:
         yield app
 
 
@@ -47,7 +49,7 @@ def test_the_tool_draws_the_text_of_the_input(app: DrawingApp, client: Any) -> N
     assert (shown(call.result).size, shown(call.result).format) == ((64, 64), "WEBP")
     assert (call.size, call.output_format, call.action) == ("64x64", "webp", "generate")
     assert call.revised_prompt == "a fox"
-    assert (response.status, response.model) == ("completed", "tiny")
+    assert (response.status, response.model) == ("completed", "noise-flux1")
     assert response.output_text == ""
     assert response.usage
     assert response.usage.total_tokens == 0
@@ -68,7 +70,7 @@ def test_a_picture_of_the_input_is_edited(app: DrawingApp, client: Any) -> None:
     response = client.responses.create(model="gpt-5", input=messages, tools=[TOOL])
     assert call_of(response).action == "edit"
     params = params_of(app, response)
-    assert (params["model"], params["prompt"]) == ("tiny-flux2", "bluer")
+    assert (params["model"], params["prompt"]) == ("noise-flux2", "bluer")
     assert len(params["images"]) == 1
     generate = {**TOOL, "action": "generate"}
     response = client.responses.create(model="gpt-5", input=messages, tools=[generate])
@@ -76,11 +78,11 @@ def test_a_picture_of_the_input_is_edited(app: DrawingApp, client: Any) -> None:
 
 
 def test_the_model_of_the_tool_draws_else_that_of_the_request(client: Any) -> None:
-    tool = {**TOOL, "model": "tiny-flux2"}
-    response = client.responses.create(model="tiny", input="x", tools=[tool])
-    assert response.model == "tiny-flux2"
-    response = client.responses.create(model="tiny-flux2", input="x", tools=[TOOL])
-    assert response.model == "tiny-flux2"
+    tool = {**TOOL, "model": "noise-flux2"}
+    response = client.responses.create(model="noise-flux1", input="x", tools=[tool])
+    assert response.model == "noise-flux2"
+    response = client.responses.create(model="noise-flux2", input="x", tools=[TOOL])
+    assert response.model == "noise-flux2"
 
 
 def test_a_mask_is_transparent_where_to_repaint(app: DrawingApp, client: Any) -> None:
@@ -93,7 +95,7 @@ def test_a_mask_is_transparent_where_to_repaint(app: DrawingApp, client: Any) ->
         input=[{"role": "user", "content": content}], tools=[{**TOOL, "input_image_mask": mask}]
     )
     params = params_of(app, response)
-    assert params["model"] == "tiny-fill"
+    assert params["model"] == "noise-fill"
     assert params["mask"]["width"] == 64
 
 
@@ -113,7 +115,7 @@ def test_the_picture_of_an_earlier_response_is_edited(app: DrawingApp, client: A
             model="gpt-5", input=[{"role": "user", "content": "a fox"}, item, asked], tools=[TOOL]
         )
         assert params_of(app, response)["images"] == params_of(app, by_id)["images"]
-    assert params_of(app, by_id)["model"] == "tiny-flux2"
+    assert params_of(app, by_id)["model"] == "noise-flux2"
 
 
 def test_a_stream_has_the_events_of_the_real_api(client: Any) -> None:
@@ -258,7 +260,7 @@ def test_a_failure_is_the_last_event_of_a_stream(app: DrawingApp, client: Any) -
 
 def test_pictures_of_other_clients_are_unknown(tmp_path: Path) -> None:
     keys = {"alice": "alice-0123456789", "bob": "bob-0123456789ab"}
-    with drawing_app(tmp_path, "tiny-flux2", keys=keys) as app:
+    with drawing_app(tmp_path, "noise-flux2", keys=keys) as app:
         alice, bob = (client_of(app, key) for key in keys.values())
         first = alice.responses.create(input="a fox", tools=[TOOL])
         item: Any = {"type": "image_generation_call", "id": call_of(first).id}

@@ -49,9 +49,12 @@ CALLS: dict[str, tuple[str, Any]] = {
     "variations": ("/v1/images/variations", {"image": "PICTURE"}),
     "Ollama": (
         "/api/generate",
-        {"model": "tiny", "prompt": "x", "stream": False, "images": ["PICTURE"]},
+        {"model": "noise-flux1", "prompt": "x", "stream": False, "images": ["PICTURE"]},
     ),
-    "Ollama's stream": ("/api/generate", {"model": "tiny", "stream": True, "images": ["PICTURE"]}),
+    "Ollama's stream": (
+        "/api/generate",
+        {"model": "noise-flux1", "stream": True, "images": ["PICTURE"]},
+    ),
     "img2img": (
         "/sdapi/v1/img2img",
         {

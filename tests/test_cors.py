@@ -37,7 +37,9 @@ def test_without_the_option_no_origin_is_let_in(server: ServerProcess) -> None:
 def test_an_allowed_page_may_send_authorization_and_json(
     start_server: StartServer, path: str
 ) -> None:
-    server = start_server("--model", "tiny", "--cors-origins", f"https://other.example,{PAGE}/")
+    server = start_server(
+        "--model", "noise-flux1", "--cors-origins", f"https://other.example,{PAGE}/"
+    )
     answer = preflight(server, path)
     assert answer.status_code == 204
     assert answer.headers["Access-Control-Allow-Origin"] == PAGE
@@ -69,7 +71,7 @@ def test_an_allowed_page_may_send_authorization_and_json(
 
 
 def test_a_star_allows_every_origin(start_server: StartServer) -> None:
-    server = start_server("--model", "tiny", "--cors-origins", "*")
+    server = start_server("--model", "noise-flux1", "--cors-origins", "*")
     answer = preflight(server, "/v1/models", "null")
     assert answer.headers["Access-Control-Allow-Origin"] == "null"
     assert "Access-Control-Allow-Credentials" not in answer.headers
@@ -109,7 +111,7 @@ DRAW = """async url => {
 def test_a_page_of_another_origin_draws_in_a_real_browser(
     browser: Browser, server: ServerProcess, start_server: StartServer, other_site: str
 ) -> None:
-    open_server = start_server("--model", "tiny", "--cors-origins", other_site)
+    open_server = start_server("--model", "noise-flux1", "--cors-origins", other_site)
     page = browser.new_page()
     page.set_default_timeout(WAIT_MS)
     page.goto(other_site)

@@ -46,7 +46,7 @@ class Life:
         return self.servers[-1]
 
     def start(self, *, wait: bool = True) -> None:
-        self.servers.append(ServerProcess(self.data_dir, "--model", "tiny", wait=wait))
+        self.servers.append(ServerProcess(self.data_dir, "--model", "noise-flux1", wait=wait))
         if wait:
             self._set_url(self.server.url)
 
@@ -324,13 +324,13 @@ def test_a_task_during_which_the_process_died_twice_is_failed_and_the_next_one_r
     start_server: StartServer, hold: Hold
 ) -> None:
     hold.close()
-    server = start_server("--model", "tiny", hold=hold)
+    server = start_server("--model", "noise-flux1", hold=hold)
     deadly = server.submit()["task_id"]
     behind = server.submit()["task_id"]
     for _ in range(2):
         server.wait_for(deadly, lambda s: s["steps_done"] >= 1)
         server.stop(signal.SIGKILL)
-        server = start_server("--model", "tiny", hold=hold)
+        server = start_server("--model", "noise-flux1", hold=hold)
     error = f"task {deadly}: ended_too_often"
     until(lambda: server.get("/health").json().get("last_error") == error)
     hold.open()

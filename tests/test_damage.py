@@ -75,7 +75,7 @@ def test_a_damaged_database_is_refused_with_one_sentence(
     database = data_dir / "tasks.sqlite3"
     damaged = damage(database.read_bytes())
     database.write_bytes(damaged)
-    log = refusal(start_server("--model", "tiny", wait=False))
+    log = refusal(start_server("--model", "noise-flux1", wait=False))
     assert f"The data dir {data_dir} cannot be used: " in log
     assert database.read_bytes() == damaged, "it stays as it is, for whoever wants to rescue it"
 
@@ -94,7 +94,7 @@ def test_a_damaged_record_does_not_affect_other_tasks(
     ids = fill_data_dir(data_dir)
     database = data_dir / "tasks.sqlite3"
     database.write_bytes(damage(database.read_bytes()))
-    server = start_server("--model", "tiny")
+    server = start_server("--model", "noise-flux1")
     assert any("damaged" in line for line in server.log)
     assert server.wait_until_ended(ids[-1])["status"] == "done"
     assert server.get("/health").status_code == 200
@@ -117,7 +117,7 @@ def test_wherever_bytes_are_overwritten_the_start_is_refused_or_every_task_is_an
             at = places.randrange(len(content) - length)
             content[at : at + length] = places.randbytes(length)
         (data_dir / "tasks.sqlite3").write_bytes(content)
-        arguments = ["--model", "tiny", "--port", "0", "--data-dir", str(data_dir)]
+        arguments = ["--model", "noise-flux1", "--port", "0", "--data-dir", str(data_dir)]
         try:
             server = Server(Settings.read(arguments, {}), OFFER, FakeGenerator())
         except StoreError:
@@ -142,7 +142,7 @@ def test_a_database_of_a_newer_version_is_refused_and_left_alone(
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("PRAGMA user_version = 99")
     content = database.read_bytes()
-    log = refusal(start_server("--model", "tiny", wait=False))
+    log = refusal(start_server("--model", "noise-flux1", wait=False))
     assert "schema version 99" in log
     assert "newer version" in log
     assert database.read_bytes() == content
@@ -151,12 +151,12 @@ def test_a_database_of_a_newer_version_is_refused_and_left_alone(
 def test_a_second_server_on_the_same_data_dir_is_refused(
     start_server: StartServer, tmp_path: Path
 ) -> None:
-    first = start_server("--model", "tiny")
-    second = start_server("--model", "tiny", wait=False)
+    first = start_server("--model", "noise-flux1")
+    second = start_server("--model", "noise-flux1", wait=False)
     assert f"Another server uses the data dir {tmp_path / 'server'}" in refusal(second)
     assert first.wait_until_ended(first.submit()["task_id"])["status"] == "done"
     first.stop(signal.SIGKILL)
-    third = start_server("--model", "tiny")
+    third = start_server("--model", "noise-flux1")
     assert third.get("/health").status_code == 200
 
 
@@ -170,14 +170,14 @@ def test_a_data_dir_that_cannot_be_used_is_refused_with_one_sentence(
     data_dir = tmp_path / place
     if place.startswith("database"):
         (data_dir / "tasks.sqlite3").mkdir(parents=True)
-    server = start_server("--model", "tiny", "--data-dir", str(data_dir), wait=False)
+    server = start_server("--model", "noise-flux1", "--data-dir", str(data_dir), wait=False)
     assert f"The data dir {data_dir} cannot be used: " in refusal(server)
 
 
 def test_health_reports_that_the_data_dir_has_vanished(
     start_server: StartServer, tmp_path: Path
 ) -> None:
-    server = start_server("--model", "tiny")
+    server = start_server("--model", "noise-flux1")
     server.wait_until_ended(server.submit()["task_id"])
     shutil.rmtree(tmp_path / "server")
     post(server)

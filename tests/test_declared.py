@@ -44,7 +44,7 @@ def declared(*arguments: str, recognize: Recognize = nothing_fits) -> Allowed:
         default=settings.model,
         allowed=settings.models,
         path=settings.path,
-        fallback="tiny",
+        fallback="noise-flux1",
         quantize=settings.quantize,
         quantize_choices=settings.quantize_choices,
         lora_dir=settings.lora_dir,
@@ -87,7 +87,7 @@ def anima_folder(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     from mlx.utils import tree_flatten
 
     folder = tmp_path_factory.mktemp("weights") / "mine"
-    tiny = ensure_checkpoint("tiny-anima", data_dir)
+    tiny = ensure_checkpoint("noise-anima", data_dir)
     for tokenizer in ("tokenizer", "tokenizer_2"):
         shutil.copytree(tiny / tokenizer, folder / tokenizer)
     parts = SimpleNamespace()
@@ -194,7 +194,7 @@ def put(hub: Path, commit: str = COMMIT, bits: str = "None") -> None:
 
 
 def test_a_repository_is_one_of_several_models(hub: Path, tmp_path: Path) -> None:
-    allowed = declared("--models", "tiny,fast=org/turbo@z-image-turbo,org/other@dev")
+    allowed = declared("--models", "noise-flux1,fast=org/turbo@z-image-turbo,org/other@dev")
     fast = allowed.model("fast")
     assert (fast.key, fast.path, fast.base) == ("z-image-turbo", "org/turbo", "z-image-turbo")
     assert fast.repositories[0] == "Tongyi-MAI/Z-Image-Turbo"
@@ -206,7 +206,7 @@ def test_a_repository_is_one_of_several_models(hub: Path, tmp_path: Path) -> Non
 
 def test_the_download_of_a_declared_repository_knows_its_source(hub: Path, tmp_path: Path) -> None:
     entry = f"fast=org/turbo:{COMMIT}@z-image-turbo"
-    fast = declared("--models", f"tiny,{entry}").model("fast")
+    fast = declared("--models", f"noise-flux1,{entry}").model("fast")
     spec = LoadSpec(fast, fast.pipelines[0], None)
     command = commands.download_command(tmp_path, spec)
     settings = Settings.read(command[2:], {})
@@ -237,7 +237,7 @@ def test_a_commit_is_pinned(hub: Path, tmp_path: Path) -> None:
         ("fast=org/turbo:@dev", "a whole commit"),
         (f"a=org/turbo:{COMMIT}@dev,b=org/turbo:{OTHER_COMMIT}@dev", "several commits"),
         (f"a=org/turbo:{COMMIT}@dev,b=org/turbo@dev", "several commits"),
-        ("fast=org/turbo@tiny", "a BASE with real weights"),
+        ("fast=org/turbo@noise-flux1", "a BASE with real weights"),
         ("a/b/c@dev", "there is no folder a/b/c"),
         ("dev=org/turbo@dev", "a NAME of its own"),
     ],
@@ -253,14 +253,14 @@ def test_an_entry_that_is_not_clear_is_refused_with_a_sentence(
 
 
 def test_bits_that_a_model_refuses_are_refused_at_the_start() -> None:
-    for arguments in (("--model", "anima-base"), ("--models", "tiny,anima-base")):
+    for arguments in (("--model", "anima-base"), ("--models", "noise-flux1,anima-base")):
         with pytest.raises(BadOption, match="anima-base cannot be quantized to 3 bits"):
             declared(*arguments, "--quantize", "3")
     assert declared("--models", "all", "--quantize", "3"), "then only tasks with it are refused"
 
 
 def test_a_task_is_named_by_the_bits_that_its_download_shows(hub: Path, tmp_path: Path) -> None:
-    allowed = declared("--models", "tiny,fast=org/turbo@z-image-turbo", "--quantize", "8")
+    allowed = declared("--models", "noise-flux1,fast=org/turbo@z-image-turbo", "--quantize", "8")
     queue = PlayedQueue(
         allowed,
         TimingModel(),
@@ -301,10 +301,10 @@ def test_the_first_model_is_loaded_under_the_bits_that_its_download_shows(hub: P
 def test_weights_that_were_replaced_by_others_are_not_loaded_under_a_wrong_name(
     data_dir: Path, tmp_path: Path
 ) -> None:
-    known = find_model("tiny-flux2")
+    known = find_model("noise-flux2")
     assert known
     generating = OnItsThread(data_dir)
-    folder = shutil.copytree(ensure_checkpoint("tiny-flux2", data_dir), tmp_path / "mine")
+    folder = shutil.copytree(ensure_checkpoint("noise-flux2", data_dir), tmp_path / "mine")
     there = replace(known, path=str(folder))
     spec = LoadSpec(there, there.pipelines[0], 8)
     generating.load(spec)

@@ -35,7 +35,7 @@ from settings import Settings
 from task import GenerationParams, Report
 from workers import encoder
 
-OFFER = allow("tiny")
+OFFER = allow("noise-flux1")
 SIDE = 640
 """Noise of this size is a PNG of about 1.2 MB."""
 Mount = Callable[[str], Path]
@@ -52,7 +52,15 @@ class Bench:
         self._may_draw = threading.Semaphore(0)
         self._stopped = False
         self.drawing = threading.Event()
-        arguments = ("--model", "tiny", "--port", "0", "--data-dir", str(data_dir), *arguments)
+        arguments = (
+            "--model",
+            "noise-flux1",
+            "--port",
+            "0",
+            "--data-dir",
+            str(data_dir),
+            *arguments,
+        )
         generator = FakeGenerator(self._draw)
         self.server = Server(Settings.read(arguments, {}), OFFER, generator)
         self.queue = self.server.queue
@@ -571,7 +579,7 @@ def test_a_server_starts_with_a_full_temp_dir_and_ends_every_task(
 ) -> None:
     disk = mount("size=1m")
     fill_disk(disk)
-    server = start_server("--model", "tiny", environment={"TMPDIR": str(disk)})
+    server = start_server("--model", "noise-flux1", environment={"TMPDIR": str(disk)})
     status = server.wait_until_ended(server.submit()["task_id"])
     # Without a GPU, MLX compiles in the temp dir.
     assert status["status"] == "done" or "compil" in status["error"]["message"]

@@ -14,7 +14,7 @@ from settings import Settings
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return replace(Settings(), model="tiny", data_dir=tmp_path / "data", port=0)
+    return replace(Settings(), model="noise-flux1", data_dir=tmp_path / "data", port=0)
 
 
 def found(settings: Settings, part: str) -> Finding:
@@ -41,7 +41,7 @@ def test_a_server_that_can_start_has_no_error_and_nothing_is_changed(
 
 
 def test_the_command_prints_the_lines_and_ends_with_their_code(run_server: RunServer) -> None:
-    ended = run_server("--check", "--port", "0", "--model", "tiny")
+    ended = run_server("--check", "--port", "0", "--model", "noise-flux1")
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.startswith(f"ok       Python: {sys.version.split()[0]}")
 

@@ -55,7 +55,7 @@ PAGES = {
 
 @pytest.fixture(scope="module")
 def app() -> Flask:
-    allowed = allow("tiny")
+    allowed = allow("noise-flux1")
     scheduler = Scheduler(allowed, TimingModel(), TaskStore(None))
     queue = QueueManager(scheduler)
     generator = FakeGenerator()
@@ -402,8 +402,14 @@ MAY_IMPORT: dict[str, set[str]] = {
 HOMES: dict[str, set[str]] = {
     "client": set(),
     "requests": set(),
-    "mlx": {"generator", "generation", "models.mlx_setup", "models.tiny_modules"},
-    "mflux": {"generation", "models.mflux_registry", "models.hub_cache"},
+    "mlx": {
+        "generator",
+        "generation",
+        "models.mlx_setup",
+        "models.painter",
+        "models.tiny_modules",
+    },
+    "mflux": {"generation", "models.mflux_registry", "models.hub_cache", "models.painter"},
     "huggingface_hub": {"generation", "models.hub_cache"},
     "cachetools": {"api", "compat", "generation"},
     "flasgger": {"api.api_docs"},
@@ -424,6 +430,7 @@ HOMES: dict[str, set[str]] = {
         "generator",
         "generation.previews",
         "decoding",
+        "models.painter",
     },
     "numpy": {
         "generation.inpainting",
@@ -436,6 +443,7 @@ HOMES: dict[str, set[str]] = {
         "scheduler.prompts",
         "scheduler.schedule",
         "scheduler.walk",
+        "models.painter",
         "models.tiny_modules",
         "timing",
         "timing_laws",
@@ -462,7 +470,7 @@ def imports_of(path: Path) -> frozenset[str]:
 
 
 def sources_of(part: str) -> list[Path]:
-    return sorted((ROOT / part).glob("*.py")) if part in PACKAGES else [ROOT / f"{part}.py"]
+    return sorted((ROOT / part).rglob("*.py")) if part in PACKAGES else [ROOT / f"{part}.py"]
 
 
 def module_of(path: Path) -> str:

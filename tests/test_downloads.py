@@ -41,7 +41,7 @@ from workers.worker import Worker
 
 NOTHING = {True: 0.0, False: 0.0}
 """Seconds until the line is free, for each level."""
-OFFER = allow("tiny", "schnell", "dev", "tiny-flux2", "seedvr2-3b")
+OFFER = allow("noise-flux1", "schnell", "dev", "noise-flux2", "seedvr2-3b")
 
 DOWNLOAD = """
 import os, sys, time
@@ -170,13 +170,13 @@ def desk(tmp_path: Path, cache: Path) -> Iterator[Desk]:
 def test_a_task_waits_for_its_weights_while_others_are_drawn(desk: Desk) -> None:
     lacking = desk.submit("schnell")
     assert lacking.waits_for_download
-    others = [desk.submit("tiny"), desk.submit("tiny-flux2")]
+    others = [desk.submit("noise-flux1"), desk.submit("noise-flux2")]
     assert [view.task_id for view in desk.queue.unfinished(9, 0)[0]] == [
         *(view.task_id for view in others),
         lacking.task_id,
     ]
     desk.downloads.start()
-    assert desk.run_all() == ["tiny", "tiny-flux2"]
+    assert desk.run_all() == ["noise-flux1", "noise-flux2"]
     desk.wait_for_bytes("schnell", 1000)
     answer = download_answer(desk.queue.health())
     assert answer
@@ -379,7 +379,7 @@ def test_a_stop_ends_the_download_and_the_next_start_goes_on(
 
 def test_a_wait_that_a_download_makes_too_long_is_refused(tmp_path: Path, cache: Path) -> None:
     desk = Desk(tmp_path, cache, max_wait_s=600.0)
-    desk.submit("tiny")
+    desk.submit("noise-flux1")
     with pytest.raises(QueueFull, match=r"would wait 17\d\d s"):  # 34 GB at 20 MB/s
         desk.submit("schnell")
     desk.close()
@@ -411,12 +411,12 @@ def test_the_forecast_follows_the_pace_of_the_download(desk: Desk) -> None:
     assert other.start_s == pytest.approx(290 + size_of_dev / 100e6), (
         "the others are through by then"
     )
-    here, _ = desk.queue.estimate(params_for(model="tiny"), priority=0)
+    here, _ = desk.queue.estimate(params_for(model="noise-flux1"), priority=0)
     assert here.start_s < 60, "the line does not wait for downloads"
 
 
 def test_held_tasks_are_listed_as_their_weights_come_from_any_offset(desk: Desk) -> None:
-    line = [desk.submit("tiny").task_id for _ in range(3)]
+    line = [desk.submit("noise-flux1").task_id for _ in range(3)]
     first, other, second = (desk.submit(n).task_id for n in ("schnell", "dev", "schnell"))
     urgent = desk.submit("dev", priority=1).task_id
     whole = [view.task_id for view in desk.queue.unfinished(99, 0)[0]]
@@ -468,11 +468,12 @@ def test_a_server_draws_while_it_downloads(
     start_server: StartServer, stalling_hub: StallingHub
 ) -> None:
     server = start_server(
-        *("--model", "tiny", "--models", "tiny,schnell"), environment=stalling_hub.environment
+        *("--model", "noise-flux1", "--models", "noise-flux1,schnell"),
+        environment=stalling_hub.environment,
     )
     lacking = server.submit(model="schnell")
     assert lacking["expected_time_seconds"] > 600
-    kept = server.submit(model="tiny")
+    kept = server.submit(model="noise-flux1")
     assert server.wait_until_ended(kept["task_id"])["status"] == "done"
     status = server.get("/status", task_id=lacking["task_id"]).json()
     assert (status["status"], status["server"]) == ("waiting", "ready")

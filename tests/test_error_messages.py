@@ -30,15 +30,15 @@ ADAPTER = "Leave it out, choose another one (GET /models says which fit), or rep
 @pytest.fixture(scope="module")
 def generating(data_dir: Path) -> Iterator[OnItsThread]:
     one = OnItsThread(data_dir, models_in_memory=2)
-    one.load(spec_of("tiny-flux2"))
-    one.load(spec_of("tiny"))
+    one.load(spec_of("noise-flux2"))
+    one.load(spec_of("noise-flux1"))
     yield one
     one.run(one.generator.unload)
 
 
 @pytest.fixture
 def folder(tmp_path: Path, generating: OnItsThread) -> Path:
-    return shutil.copytree(ensure_checkpoint("tiny-flux2", generating.inputs), tmp_path / "mine")
+    return shutil.copytree(ensure_checkpoint("noise-flux2", generating.inputs), tmp_path / "mine")
 
 
 # -- adapters --------------------------------------------------------------------------------------
@@ -49,7 +49,7 @@ def is_a_web_page(path: Path) -> None:
 
 
 def is_for_another_model(path: Path) -> None:
-    tiny_models.write_lora(path, "tiny")
+    tiny_models.write_lora(path, "noise-flux1")
 
 
 def is_not_numbers(path: Path) -> None:
@@ -81,9 +81,9 @@ def test_an_adapter_that_cannot_be_used_is_named_with_the_cause_and_what_to_do(
     change: Callable[[Path], None], cause: str, generating: OnItsThread, tmp_path: Path
 ) -> None:
     path = tmp_path / "mine.safetensors"
-    tiny_models.write_lora(path, "tiny-flux2")
+    tiny_models.write_lora(path, "noise-flux2")
     change(path)
-    spec = replace(spec_of("tiny-flux2"), loras=(Lora(str(path)),))
+    spec = replace(spec_of("noise-flux2"), loras=(Lora(str(path)),))
     with pytest.raises(ServerError) as refused:
         generating.run(generating.generator.apply_adapters, spec)
     message = str(refused.value)
@@ -99,8 +99,8 @@ def test_an_adapter_that_cannot_be_used_is_named_with_the_cause_and_what_to_do(
 @pytest.mark.parametrize(
     ("damage", "name", "cause", "advice"),
     [
-        (is_truncated, "tiny-flux2", "0.safetensors is broken (it is truncated", "replace it: "),
-        (is_half_gone, "tiny-flux2", "they are not complete", "Copy or download them again"),
+        (is_truncated, "noise-flux2", "0.safetensors is broken (it is truncated", "replace it: "),
+        (is_half_gone, "noise-flux2", "they are not complete", "Copy or download them again"),
         (shutil.rmtree, "dev", "there is no folder", "leave --path out"),
         (shutil.rmtree, "mine=dev", "there is no folder", "in --models (mine=FOLDER@dev)"),
     ],
@@ -158,7 +158,12 @@ def test_weights_of_another_model_are_refused_with_the_option_that_names_it(
         ),
         (("--path", "{folder}"), (), "not clear of which model", "with --model"),
         (("--models", "{folder}/none"), (), "no folder {folder}/none", "--models"),
-        (("--model", "tiny", "--path", "{folder}"), (), "builds its own weights", "--model which"),
+        (
+            ("--model", "noise-flux1", "--path", "{folder}"),
+            (),
+            "builds its own weights",
+            "--model which",
+        ),
         (("--lora-dir", "{folder}/none"), (), "no folder {folder}/none", "--lora-dir"),
         (("--model", "fluks"), (), "no model 'fluks'", "docs/models.md"),
         (("--model", "anima-base", "--quantize", "3"), (), "3 bits", "--quantize"),
@@ -179,7 +184,9 @@ def test_an_option_about_models_is_refused_with_the_cause_and_what_to_write(
 
 
 def test_bits_that_are_not_allowed_are_refused_with_those_that_are() -> None:
-    offer = Allowed(allow("tiny").default, allow("tiny").models, quantize=4, quantize_choices=(8,))
+    offer = Allowed(
+        allow("noise-flux1").default, allow("noise-flux1").models, quantize=4, quantize_choices=(8,)
+    )
     with pytest.raises(ServerError, match=r"5 is not allowed on this server. Allowed: 4, 8\."):
         offer.bits(5)
 
@@ -216,15 +223,15 @@ def test_when_other_programs_have_the_memory_the_refusal_says_so(
 ) -> None:
     monkeypatch.setattr(memory_guard, "available_bytes", lambda: 1000)
     with pytest.raises(ServerError) as refused:
-        generating.draw(spec_of("tiny-flux2"), params_for())
+        generating.draw(spec_of("noise-flux2"), params_for())
     assert "0.0 GB are free: other programs use the rest. End some of them" in str(refused.value)
     monkeypatch.setattr(generating.generator.guard, "limit_bytes", 0)
     with pytest.raises(ModelLoadError, match=r"fewer bits \(quantize\), or end other programs"):
-        generating.load(spec_of("tiny-z-image"))
+        generating.load(spec_of("noise-z-image"))
 
 
 def test_fewer_bits_are_no_advice_where_the_weights_are_stored_quantized() -> None:
-    model = replace(allow("tiny").default, stored_bits=4)
+    model = replace(allow("noise-flux1").default, stored_bits=4)
     message = explain(RuntimeError("[malloc] Unable to allocate 9 bytes"), model)
     assert message.endswith("end other programs.")
     assert "quantize" not in message

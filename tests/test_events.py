@@ -38,9 +38,9 @@ def delete(server: SteppedServer, task_id: str) -> None:
 
 def test_one_event_is_built_once_and_others_do_not_wait_for_it() -> None:
     """Its task may have to be read from disk."""
-    queue = PlayedQueue(allow("tiny"), TimingModel(), TaskStore(None))
+    queue = PlayedQueue(allow("noise-flux1"), TimingModel(), TaskStore(None))
     texts = EventTexts(queue)
-    ended, other = (queue.submit(params_for("tiny"))[0].task_id for _ in range(2))
+    ended, other = (queue.submit(params_for("noise-flux1"))[0].task_id for _ in range(2))
     events = {task_id: Event(10, EventKind.STEP, task_id, 0.0) for task_id in (ended, other)}
     events[other] = Event(11, EventKind.STEP, other, 0.0)
     status, reads, is_read = queue.status, [], threading.Event()
@@ -354,6 +354,6 @@ def test_the_real_server_streams_a_real_picture(server_process: ServerProcess) -
 
 @pytest.fixture(name="server_process")
 def session_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ServerProcess]:
-    process = ServerProcess(tmp_path / "process", "--model", "tiny")
+    process = ServerProcess(tmp_path / "process", "--model", "noise-flux1")
     yield process
     process.stop()

@@ -41,7 +41,7 @@ class Studio:
         self.at = 1000.0
         self.asked: list[Asked] = []
         self.queue = PlayedQueue(
-            allow("tiny"), TimingModel(), TaskStore(folder), monotonic=lambda: self.at
+            allow("noise-flux1"), TimingModel(), TaskStore(folder), monotonic=lambda: self.at
         )
         self.queue.load()
         self.api = ExpansionApi(self.queue.scheduler)
@@ -305,15 +305,15 @@ def test_the_time_is_learned_for_the_next_start_and_a_waiting_prompt_is_written_
 
 
 def test_expand_is_refused_without_an_endpoint_and_for_json_prompts() -> None:
-    code, field, message = Desk("tiny").refusal(expand=True)
+    code, field, message = Desk("noise-flux1").refusal(expand=True)
     assert (code, field) == ("not_supported", "expand")
     assert "--expand-url" in message
-    assert Desk("tiny", expands=True).params(expand=True).expand
+    assert Desk("noise-flux1", expands=True).params(expand=True).expand
     assert Desk("fibo", expands=True).refusal(prompt="{}", expand=True)[1] == "expand"
 
 
 def test_wildcards_are_expanded_first() -> None:
-    params = Desk("tiny", expands=True).params(
+    params = Desk("noise-flux1", expands=True).params(
         prompt="{a|a} fox", expand=True, expand_wildcards=True
     )
     assert (params.prompt, params.expand) == ("a fox", True)
@@ -330,7 +330,7 @@ def test_a_server_lets_prompts_be_written_and_puts_them_into_files(
 
     with FarEnd(answer) as far_end:
         server = start_server(
-            *("--model", "tiny", "--expand-url", far_end.url + "/v1/"),
+            *("--model", "noise-flux1", "--expand-url", far_end.url + "/v1/"),
             environment={"MFLUX_SERVER_EXPAND_KEY": "secret"},
         )
         accepted = server.submit(expand=True, format="PNG")

@@ -27,7 +27,7 @@ from workers.worker import Worker
 
 ASKED: dict[str, dict[str, Any]] = {
     **PROMPTED,
-    "tiny-seedvr2": {"init_image": FILES["first"], "upscale": 2.0, "prompt": ""},
+    "noise-seedvr2": {"init_image": FILES["first"], "upscale": 2.0, "prompt": ""},
 }
 NO_MEMORY = RuntimeError(
     "[metal::malloc] Attempting to allocate 21474836480 bytes which is greater than the maximum "
@@ -44,7 +44,7 @@ def pictures(data_dir: Path) -> None:
 
 @pytest.fixture(scope="module")
 def tiny(data_dir: Path) -> OnItsThread:
-    return OnItsThread("tiny", data_dir)
+    return OnItsThread("noise-flux1", data_dir)
 
 
 def on(generating: OnItsThread, function: Callable[[], Any]) -> Any:
@@ -84,7 +84,7 @@ def test_one_value_that_is_no_number_is_enough(value: float) -> None:
 
 
 def test_embeddings_of_nan_are_not_kept_for_the_next_picture(data_dir: Path) -> None:
-    generating = OnItsThread("tiny", data_dir)
+    generating = OnItsThread("noise-flux1", data_dir)
     before = generating.generate(params_for("a fox")).tobytes()
     encoder = generating.loaded.pipeline.clip_text_encoder
     kept = encoder.parameters()
@@ -159,7 +159,7 @@ class Shop:
 def test_a_picture_with_nan_fails_its_task_and_gives_no_sample(data_dir: Path) -> None:
     from mlx.utils import tree_map
 
-    shop = Shop(data_dir, "tiny")
+    shop = Shop(data_dir, "noise-flux1")
     good, bad = shop.submit("good"), shop.submit("bad")
     (done,) = shop.run(good)
     samples = shop.queue.scheduler.store.timings.samples()
@@ -178,36 +178,36 @@ def test_a_picture_with_nan_fails_its_task_and_gives_no_sample(data_dir: Path) -
 
 
 def test_too_little_memory_fails_the_task_and_frees_the_other_models(data_dir: Path) -> None:
-    shop = Shop(data_dir, "tiny", "tiny-flux2", models_in_memory=2)
-    first = shop.submit("good", model="tiny-flux2")
+    shop = Shop(data_dir, "noise-flux1", "noise-flux2", models_in_memory=2)
+    first = shop.submit("good", model="noise-flux2")
     assert shop.run(first)[0][0] is TaskStatus.DONE
-    assert shop.generator.resident == ("tiny-flux2", "tiny")
+    assert shop.generator.resident == ("noise-flux2", "noise-flux1")
     shop.generator.errors = {"bad": NO_MEMORY, "worse": MemoryError()}
-    failed = shop.run(shop.submit("bad", model="tiny-flux2"), shop.submit("worse"))
+    failed = shop.run(shop.submit("bad", model="noise-flux2"), shop.submit("worse"))
     assert [one[:2] for one in failed] == [(TaskStatus.FAILED, "out_of_memory")] * 2
     assert failed[0][2] == (
-        "This machine's memory does not suffice for 64 x 64 pixels with tiny-flux2: ask for a "
+        "This machine's memory does not suffice for 64 x 64 pixels with noise-flux2: ask for a "
         "smaller picture, or for fewer bits (quantize)."
     )
-    assert set(shop.generator.resident) == {"tiny"}
+    assert set(shop.generator.resident) == {"noise-flux1"}
     assert shop.run(shop.submit("good"))[0][0] is TaskStatus.DONE
 
 
 def test_a_model_for_which_memory_does_not_suffice_fails_its_task_alone(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shop = Shop(data_dir, "tiny", "tiny-flux2")
+    shop = Shop(data_dir, "noise-flux1", "noise-flux2")
 
     def no_memory(*_: Any) -> Any:
         raise NO_MEMORY
 
     monkeypatch.setattr("generation.pipelines._class_of", no_memory)
-    (failed,) = shop.run(shop.submit("x", model="tiny-flux2"))
+    (failed,) = shop.run(shop.submit("x", model="noise-flux2"))
     assert failed[:2] == (TaskStatus.FAILED, "model_load_failed")
     assert failed[2]
     assert "memory" in failed[2]
     monkeypatch.undo()
-    assert shop.run(shop.submit("x", model="tiny"))[0][0] is TaskStatus.DONE
+    assert shop.run(shop.submit("x", model="noise-flux1"))[0][0] is TaskStatus.DONE
 
 
 def test_memory_of_a_failed_picture_is_freed(tiny: OnItsThread) -> None:
@@ -233,7 +233,7 @@ def test_a_task_for_which_mlx_ends_the_process_is_failed_and_no_other_one_is_los
     again here is a supervisor in operation."""
     import resource
 
-    options = ("--model", "tiny", "--no-memory-check", "--max-pixels", str(3072 * 3072))
+    options = ("--model", "noise-flux1", "--no-memory-check", "--max-pixels", str(3072 * 3072))
     server = start_server(*options)
     server.wait_until_ended(server.submit()["task_id"])
     deaths, deadly, behind = 0, "", ""
@@ -276,7 +276,7 @@ def test_previews_and_metadata_that_raise_cost_no_picture(
         raise ValueError("of the metadata")
 
     monkeypatch.setattr("generator.metadata", no_metadata)
-    shop = Shop(data_dir, "tiny", previews=Raising())
+    shop = Shop(data_dir, "noise-flux1", previews=Raising())
     task_id = shop.submit("x")
     with caplog.at_level(logging.ERROR):
         assert shop.run(task_id)[0][0] is TaskStatus.DONE
@@ -291,7 +291,7 @@ def test_metadata_that_cannot_be_written_is_left_out_of_the_file(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("generator.metadata", lambda *_: {"prompt": object()})
-    shop = Shop(data_dir, "tiny")
+    shop = Shop(data_dir, "noise-flux1")
     task_id = shop.submit("x", format="JPEG")
     assert shop.run(task_id)[0][0] is TaskStatus.DONE
     assert shop.queue.image(task_id)[0].startswith(b"\xff\xd8")

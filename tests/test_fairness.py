@@ -19,7 +19,7 @@ class Bench:
     def __init__(self, store: TaskStore | None = None, **limits: float) -> None:
         self.at = 1000.0
         self.queue = PlayedQueue(
-            allow("tiny", "tiny-flux2"),
+            allow("noise-flux1", "noise-flux2"),
             TimingModel(),
             store or TaskStore(None),
             QueueLimits(**limits),  # type: ignore[arg-type]
@@ -162,11 +162,11 @@ def test_a_restart_keeps_the_order(tmp_path: Path) -> None:
 def test_affinity_joins_others_within_its_bound_and_keeps_its_group() -> None:
     bench = Bench(max_delay_s=1000.0)
     bench.submit("a0", "alice")
-    klein = params_for("k0", width=512, height=512, model="tiny-flux2")
+    klein = params_for("k0", width=512, height=512, model="noise-flux2")
     bench.queue.submit(klein, owner=Owner("bob"))
     bench.submit("c0", "carol")
     bench.submit("d0", "dave")
-    joined = params_for("k1", width=512, height=512, model="tiny-flux2")
+    joined = params_for("k1", width=512, height=512, model="noise-flux2")
     bench.queue.submit(joined, owner=Owner("erin"))
     order = bench.waiting()
     assert order.index("k1") == order.index("k0") + 1

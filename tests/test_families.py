@@ -46,7 +46,7 @@ NEEDS = {Takes.IMAGES: {"images": [WHITE]}}
 ENLARGES = "Fibo2Edit"
 """mflux scales several pictures to a megapixel each, which takes too long here."""
 NAMES = sorted(FAMILIES)
-USUAL = "tiny-ernie"
+USUAL = "noise-ernie"
 PIPELINES = [
     (name, pipeline)
     for name in NAMES

@@ -572,7 +572,7 @@ def test_stats_tell_what_was_learned_and_how_good_it_is(server: ServerProcess) -
         server.wait_until_ended(server.submit(width=512, height=512)["task_id"])
     stats = server.get("/stats").json()
     StatsAnswer.model_validate(stats)
-    assert stats["model"] == "tiny"
+    assert stats["model"] == "noise-flux1"
     assert stats["tasks_learned_from"] >= 3
     assert [size["width"] for size in stats["sizes"]] == [512, 768, 1024, 1536]
     assert all(size["step_s"] > 0 for size in stats["sizes"])

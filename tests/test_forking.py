@@ -35,7 +35,7 @@ def test_a_held_picture_waits_at_its_step_can_be_cancelled_and_goes_on(
     start_server: StartServer, hold: Hold
 ) -> None:
     hold.close(after=1, step=2)
-    server = start_server("--model", "tiny", hold=hold)
+    server = start_server("--model", "noise-flux1", hold=hold)
     first, second, third = (server.submit(steps=4)["task_id"] for _ in range(3))
     assert server.wait_until_ended(first)["status"] == "done"
     held = server.wait_for(second, lambda status: status["steps_done"] >= 2)

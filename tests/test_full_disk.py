@@ -17,7 +17,7 @@ def test_a_full_disk_is_reported_loses_nothing_and_is_recovered_from(
     start_server: StartServer, hold: Hold, mount: Callable[[str], Path]
 ) -> None:
     disk = mount("size=8m")
-    server = start_server("--model", "tiny", "--data-dir", str(disk / "data"), hold=hold)
+    server = start_server("--model", "noise-flux1", "--data-dir", str(disk / "data"), hold=hold)
     finished = server.submit(format="PNG")["task_id"]
     assert server.wait_until_ended(finished)["status"] == "done"
     image = server.get("/image", task_id=finished, delete="false").content
@@ -70,7 +70,7 @@ def test_while_there_is_no_room_for_a_finished_picture_health_is_503(
     """The database still finds room, the picture does not: nothing can be finished."""
     disk = mount("size=8m")
     hold.close()
-    server = start_server("--model", "tiny", "--data-dir", str(disk / "data"), hold=hold)
+    server = start_server("--model", "noise-flux1", "--data-dir", str(disk / "data"), hold=hold)
     task_id = server.submit(width=1024, height=1024, format="PNG")["task_id"]
     server.wait_for(task_id, lambda s: s["steps_done"] >= 1)
     filler = fill_disk(disk, spare_bytes=300_000)
@@ -91,7 +91,7 @@ def test_an_end_and_a_start_on_a_full_disk_lose_nothing(
     start_server: StartServer, hold: Hold, mount: Callable[[str], Path], number: int
 ) -> None:
     disk = mount("size=8m")
-    start = ("--model", "tiny", "--data-dir", str(disk / "data"))
+    start = ("--model", "noise-flux1", "--data-dir", str(disk / "data"))
     hold.close()
     server = start_server(*start, hold=hold)
     running = server.submit(width=1024, height=1024, format="PNG")["task_id"]
@@ -120,5 +120,5 @@ def test_a_read_only_disk_is_refused_with_one_sentence(
     start_server: StartServer, mount: Callable[[str], Path]
 ) -> None:
     data_dir = mount("ro") / "data"
-    server = start_server("--model", "tiny", "--data-dir", str(data_dir), wait=False)
+    server = start_server("--model", "noise-flux1", "--data-dir", str(data_dir), wait=False)
     assert f"The data dir {data_dir} cannot be used: " in refusal(server)

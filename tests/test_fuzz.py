@@ -34,7 +34,7 @@ SMALL: dict[str, Any] = {"prompt": "x", "width": 64, "height": 64, "steps": 1, "
 @pytest.fixture(scope="module")
 def small_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     limits = ("--max-pixels", "4096", "--max-steps", "2", "--max-count", "2", "--max-queue", "20")
-    server = ServerProcess(tmp_path_factory.mktemp("server"), "--model", "tiny", *limits)
+    server = ServerProcess(tmp_path_factory.mktemp("server"), "--model", "noise-flux1", *limits)
     yield server
     assert server.stop() == 0
     assert "Traceback" not in "".join(server.log)
@@ -53,7 +53,7 @@ class Routes:
                 body = json.dumps(methods["post"].get("requestBody", {}))
                 names = re.findall(r"#/components/schemas/(\w+)", body)
                 known = [field for name in names for field in schemas[name].get("properties", {})]
-                url = path.replace("{name}", "tiny")
+                url = path.replace("{name}", "noise-flux1")
                 self.fields[url] = known or ["prompt", "image", "mask", "sd_model_checkpoint"]
                 self.requests[url] = REQUESTS_PER_ROUTE if body != "{}" else REQUESTS_WITHOUT_BODY
 

@@ -49,13 +49,16 @@ class OnItsThread:
         return self.generator._loaded[self.weights.key]
 
 
+MODELS = ("noise-flux1", "noise-flux2")
+
+
 def model_of(name: str) -> Model:
     model = find_model(name)
     assert model is not None
     return model
 
 
-@pytest.fixture(scope="module", params=tiny_models.TINY_MODELS)
+@pytest.fixture(scope="module", params=MODELS)
 def tiny(request: pytest.FixtureRequest, data_dir: Path) -> OnItsThread:
     return OnItsThread(request.param, data_dir)
 
@@ -129,7 +132,7 @@ def test_an_error_of_a_report_ends_only_the_current_picture(tiny: OnItsThread) -
     assert tiny.generate(params_for("left early")).tobytes() == again
 
 
-@pytest.mark.parametrize("name", tiny_models.TINY_MODELS)
+@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("bits", [3, 4, 5, 6, 8])
 def test_the_tiny_models_are_quantized_for_real(data_dir: Path, name: str, bits: int) -> None:
     quantized = OnItsThread(name, data_dir, quantize=bits)
@@ -153,7 +156,7 @@ def test_the_text_embeddings_kept_are_those_used_last_up_to_a_size() -> None:
 
 
 def test_mflux_fills_and_reads_our_prompt_cache(data_dir: Path) -> None:
-    tiny = OnItsThread("tiny", data_dir)
+    tiny = OnItsThread("noise-flux1", data_dir)
     first = tiny.generate(params_for("once"))
     cache = tiny.loaded.pipeline.prompt_cache
     assert isinstance(cache, PromptCache)
@@ -169,16 +172,16 @@ def test_the_fast_blas_is_in_place() -> None:
 
 
 def test_the_memory_of_weights_and_pictures_is_measured(data_dir: Path) -> None:
-    tiny = OnItsThread("tiny", data_dir)
+    tiny = OnItsThread("noise-flux1", data_dir)
     weights = tiny.generator.memory.weights_bytes
-    files = tiny_models.ensure_checkpoint("tiny", data_dir).rglob("*.safetensors")
+    files = tiny_models.ensure_checkpoint("noise-flux1", data_dir).rglob("*.safetensors")
     assert weights == pytest.approx(sum(file.stat().st_size for file in files), rel=0.3)
     assert tiny.generator.guard.weights_bytes(tiny.weights) == weights
     tiny.generate(params_for(width=512, height=512))
     assert tiny.generator.memory.peak_bytes > weights
 
 
-@pytest.mark.parametrize("name", tiny_models.TINY_MODELS)
+@pytest.mark.parametrize("name", MODELS)
 def test_the_tiny_models_are_built_the_same_everywhere(name: str, tmp_path: Path) -> None:
     folders = [tiny_models.ensure_checkpoint(name, tmp_path / str(n)) for n in range(2)]
     files = [sorted(f.relative_to(d) for f in d.rglob("*") if f.is_file()) for d in folders]

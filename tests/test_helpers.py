@@ -39,7 +39,7 @@ def allowed_by(*names: str, default: str | None = None) -> Allowed:
         default=default,
         allowed=names,
         path=None,
-        fallback="tiny",
+        fallback="noise-flux1",
         quantize=None,
         quantize_choices=(),
         lora_dir=None,
@@ -51,11 +51,11 @@ def allowed_by(*names: str, default: str | None = None) -> Allowed:
 
 
 def test_helpers_are_allowed_by_name_and_are_no_models_of_tasks() -> None:
-    allowed = allowed_by("tiny", "FIBO-VLM", "hed")
-    assert [model.name for model in allowed.models] == ["tiny"]
+    allowed = allowed_by("noise-flux1", "FIBO-VLM", "hed")
+    assert [model.name for model in allowed.models] == ["noise-flux1"]
     assert allowed.helpers == (FIBO_VLM, HED)
     assert allowed_by("all").helpers == MAKING
-    assert allowed_by("tiny").helpers == ()
+    assert allowed_by("noise-flux1").helpers == ()
     assert not set(HELPERS) & {model.name for model in read_catalog().models}
     with pytest.raises(BadOption):
         allowed_by(default="fibo-vlm")
@@ -115,7 +115,7 @@ def test_each_model_says_which_kinds_of_control_it_takes() -> None:
     assert control_types(union, none) == list(CONTROL_TYPES)
     assert control_types(union, every) == ["canny", "mlsd", "depth", "ready"]
     assert control_types(depth, every) == ["depth"]
-    assert control_types(allow("tiny").default, none) == []
+    assert control_types(allow("noise-flux1").default, none) == []
     code, field, message = Desk("dev-depth").refusal(control_image=PICTURE, control_type="canny")
     assert (code, field) == ("not_supported", "control_type")
     assert "one of depth" in message

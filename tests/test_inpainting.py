@@ -76,13 +76,13 @@ def test_grey_values_count_as_black_or_white_as_in_mflux() -> None:
 
 
 TINY = (
-    "tiny",
-    "tiny-flux2",
-    "tiny-z-image",
-    "tiny-qwen",
-    "tiny-krea2",
-    "tiny-ernie",
-    "tiny-qwen21",
+    "noise-flux1",
+    "noise-flux2",
+    "noise-z-image",
+    "noise-qwen",
+    "noise-krea2",
+    "noise-ernie",
+    "noise-qwen21",
 )
 FIBO = "fibo-lite"
 """The only family without a tiny model."""
@@ -210,7 +210,7 @@ def test_latents_outside_the_mask_are_those_of_the_source_at_the_noise_of_each_s
 def drawn_twice(folder: Path) -> tuple[bytes, bytes]:
     """The same picture, alone and with others drawn between its steps."""
     prepare_mlx()
-    model = allow("tiny").default
+    model = allow("noise-flux1").default
     spec = LoadSpec(model, inpainting_of(model), None)
     for file, picture in (("source", SOURCE), ("mask", MASK), ("other", SOURCE.rotate(180))):
         (folder / f"{file}.png").write_bytes(to_png(picture))
@@ -282,10 +282,10 @@ def test_each_class_of_mflux_takes_a_mask_or_it_is_said_why_not() -> None:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     loras = tmp_path_factory.mktemp("loras")
-    tiny_models.write_lora(loras / "wild.safetensors", "tiny")
+    tiny_models.write_lora(loras / "wild.safetensors", "noise-flux1")
     process = ServerProcess(
         tmp_path_factory.mktemp("server"),
-        *("--models", ",".join((*TINY, "tiny-seedvr2"))),
+        *("--models", ",".join((*TINY, "noise-seedvr2"))),
         *("--models-in-memory", "8"),
         *("--lora-dir", str(loras)),
     )
@@ -365,26 +365,26 @@ def test_pixels_outside_the_feathered_mask_are_those_of_the_source(
 
 
 def test_each_picture_of_a_task_keeps_the_source(server: ServerProcess) -> None:
-    first, second = files_of(server, model="tiny", count=2)
+    first, second = files_of(server, model="noise-flux1", count=2)
     assert keeps_source(first)
     assert keeps_source(second)
     assert (pixels(first) != pixels(second)).any()
-    assert files_of(server, model="tiny", seed=2)[0] == second
+    assert files_of(server, model="noise-flux1", seed=2)[0] == second
 
 
 def test_a_lora_draws_inside_the_mask_only(server: ServerProcess) -> None:
-    (plain,) = files_of(server, model="tiny")
-    (styled,) = files_of(server, model="tiny", loras=["wild"])
+    (plain,) = files_of(server, model="noise-flux1")
+    (styled,) = files_of(server, model="noise-flux1", loras=["wild"])
     assert keeps_source(styled)
     assert (pixels(styled)[inside()] != pixels(plain)[inside()]).any()
 
 
 def test_what_was_inpainted_is_upscaled(server: ServerProcess) -> None:
-    (plain,) = files_of(server, model="tiny")
-    (enlarged,) = files_of(server, model="tiny", upscale=2)
+    (plain,) = files_of(server, model="noise-flux1")
+    (enlarged,) = files_of(server, model="noise-flux1", upscale=2)
     (apart,) = files_of(
         server,
-        model="tiny-seedvr2",
+        model="noise-seedvr2",
         init_image=to_base64(plain),
         upscale=2,
         **dict.fromkeys(("prompt", "mask", "width", "height", "steps")),
@@ -394,12 +394,12 @@ def test_what_was_inpainted_is_upscaled(server: ServerProcess) -> None:
 
 
 def test_mask_and_source_are_scaled_to_the_result(server: ServerProcess) -> None:
-    (file,) = files_of(server, model="tiny")
+    (file,) = files_of(server, model="noise-flux1")
     twice = box_of((64, 32, 128, 96), (2 * WIDTH, 2 * HEIGHT))
-    (scaled,) = files_of(server, model="tiny", mask=to_base64(to_png(twice)))
+    (scaled,) = files_of(server, model="noise-flux1", mask=to_base64(to_png(twice)))
     assert (pixels(scaled) == pixels(file)).all()
     large = SOURCE.resize((2 * WIDTH, 2 * HEIGHT), Image.Resampling.NEAREST)
-    (small,) = files_of(server, model="tiny", init_image=to_base64(to_png(large)))
+    (small,) = files_of(server, model="noise-flux1", init_image=to_base64(to_png(large)))
     difference = pixels(small).astype(int) - np.asarray(SOURCE)
     assert np.abs(difference[~inside(MASK_FEATHER)]).mean() < 3
 
@@ -408,10 +408,10 @@ def test_a_black_mask_returns_the_source_and_a_white_one_redraws_all(
     server: ServerProcess,
 ) -> None:
     black, white = (Image.new("L", (WIDTH, HEIGHT), grey) for grey in (0, 255))
-    (kept,) = files_of(server, model="tiny", mask=to_base64(to_png(black)))
+    (kept,) = files_of(server, model="noise-flux1", mask=to_base64(to_png(black)))
     assert (pixels(kept) == np.asarray(SOURCE)).all()
-    (drawn,) = files_of(server, model="tiny", mask=to_base64(to_png(white)))
-    (plain,) = files_of(server, model="tiny", mask=None)
+    (drawn,) = files_of(server, model="noise-flux1", mask=to_base64(to_png(white)))
+    (plain,) = files_of(server, model="noise-flux1", mask=None)
     assert (pixels(drawn) == pixels(plain)).all()
 
 
@@ -428,7 +428,7 @@ def test_a_black_mask_returns_the_source_and_a_white_one_redraws_all(
 def test_a_mask_that_cannot_be_used_is_refused(
     server: ServerProcess, fields: dict[str, Any], field: str
 ) -> None:
-    answer = post(server, model="tiny", **fields)
+    answer = post(server, model="noise-flux1", **fields)
     assert answer.status_code == 400
     assert answer.json()["error"]["field"] == field
 
@@ -438,10 +438,10 @@ def test_models_lists_the_mask_and_the_answer_its_defaults(server: ServerProcess
     for name in TINY:
         assert {"mask", "mask_feather", "image_strength"} <= set(models[name]["takes"])
         assert models[name]["needs"] == []
-    assert models["tiny"]["classes"] == ["Flux1"]
-    assert "mask" not in models["tiny-seedvr2"]["takes"]
+    assert models["noise-flux1"]["classes"] == ["Flux1"]
+    assert "mask" not in models["noise-seedvr2"]["takes"]
     assert "mask_feather" not in models["dev-fill"]["takes"]
-    params = post(server, model="tiny", upscale=2).json()["params"]
+    params = post(server, model="noise-flux1", upscale=2).json()["params"]
     assert (params["image_strength"], params["mask_feather"]) == (0.4, MASK_FEATHER)
 
 
@@ -456,7 +456,7 @@ def test_the_mask_of_automatic1111_works_with_every_img2img_model(server: Server
     assert answer.status_code == 200, answer.text
     (image,) = answer.json()["images"]
     assert json.loads(answer.json()["info"])["denoising_strength"] == 0.6
-    (same,) = files_of(server, model="tiny", image_strength=0.4, mask_feather=4)
+    (same,) = files_of(server, model="noise-flux1", image_strength=0.4, mask_feather=4)
     assert (pixels(base64.b64decode(image)) == pixels(same)).all()
     refused = requests.post(
         server.url + "/sdapi/v1/img2img", json={**body, "mask_blur": "much"}, timeout=60
@@ -477,5 +477,5 @@ def test_an_openai_edit_with_a_mask_works_with_every_img2img_model(server: Serve
     )
     assert answer.status_code == 200, answer.text
     image = base64.b64decode(answer.json()["data"][0]["b64_json"])
-    (same,) = files_of(server, model="tiny")
+    (same,) = files_of(server, model="noise-flux1")
     assert (pixels(image) == pixels(same)).all()

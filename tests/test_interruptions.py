@@ -23,7 +23,7 @@ class Machine:
     def __init__(self) -> None:
         self.at = 1000.0
         self.clock = RunningClock(lambda: self.at, lambda: self.at, lambda: 0.0)
-        allowed = allow("tiny")
+        allowed = allow("noise-flux1")
         self.weights = LoadSpec(allowed.default, allowed.default.pipelines[0], None)
         self.store = TaskStore(None)
         self.queue = PlayedQueue(
@@ -225,7 +225,7 @@ def test_a_server_that_is_stopped_and_continued_learns_nothing_of_that_task(
             if name not in ("tasks_last_hour", "busy_share", "busy_hours")
         }
 
-    server = ServerProcess(tmp_path, "--model", "tiny", program=("-c", SHORT_GAPS))
+    server = ServerProcess(tmp_path, "--model", "noise-flux1", program=("-c", SHORT_GAPS))
     try:
         server.wait_until_ended(server.submit()["task_id"])
         known = learned()

@@ -35,7 +35,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def queue(tmp_path: Path) -> Iterator[PlayedQueue]:
     store = TaskStore(tmp_path / "data")
-    queue = PlayedQueue(allow("tiny"), TimingModel(), store)
+    queue = PlayedQueue(allow("noise-flux1"), TimingModel(), store)
     queue.load()
     yield queue
     store.close()

@@ -19,7 +19,7 @@ def post(server: ServerProcess, body: dict[str, Any], **headers: str) -> request
 def test_a_restart_keeps_the_order_the_pictures_and_what_was_learned(
     start_server: StartServer,
 ) -> None:
-    server = start_server("--model", "tiny")
+    server = start_server("--model", "noise-flux1")
     kept = server.submit("kept", format="PNG", seed=5)["task_id"]
     server.wait_until_ended(kept)
     image = server.get("/image", task_id=kept, delete="false").content
@@ -30,7 +30,7 @@ def test_a_restart_keeps_the_order_the_pictures_and_what_was_learned(
     urgent = server.submit(priority=True)["task_id"]
     server.stop(signal.SIGTERM)
 
-    server = start_server("--model", "tiny")
+    server = start_server("--model", "noise-flux1")
     order = [task["task_id"] for task in server.get("/queue").json()["tasks"]]
     assert set(order) <= {urgent, running, *normal}
     assert server.get("/image", task_id=kept).content == image
@@ -42,14 +42,14 @@ def test_a_restart_keeps_the_order_the_pictures_and_what_was_learned(
 
 
 def test_learned_durations_survive_a_restart(start_server: StartServer) -> None:
-    server = start_server("--model", "tiny")
+    server = start_server("--model", "noise-flux1")
     for _ in range(3):
         server.wait_until_ended(server.submit(width=512, height=512)["task_id"])
     learned = server.submit(width=512, height=512)
     server.wait_until_ended(learned["task_id"])
     server.stop()
 
-    server = start_server("--model", "tiny")
+    server = start_server("--model", "noise-flux1")
     probe = server.submit()["task_id"]
     server.wait_until_ended(probe)  # the model is loaded
     again = server.submit(width=512, height=512)
@@ -60,7 +60,7 @@ def test_learned_durations_survive_a_restart(start_server: StartServer) -> None:
 def test_the_same_key_answers_with_the_same_task_also_after_a_restart(
     start_server: StartServer,
 ) -> None:
-    server = start_server("--model", "tiny")
+    server = start_server("--model", "noise-flux1")
     body = {"prompt": "x", "width": 64, "height": 64}
     first = post(server, body, **{"Idempotency-Key": "message 7"}).json()
     again = post(server, body, **{"Idempotency-Key": "message 7"}).json()
@@ -71,7 +71,7 @@ def test_the_same_key_answers_with_the_same_task_also_after_a_restart(
     server.wait_until_ended(first["task_id"])
     server.stop()
 
-    server = start_server("--model", "tiny")
+    server = start_server("--model", "noise-flux1")
     restarted = post(server, body, **{"Idempotency-Key": "message 7"}).json()
     assert (restarted["task_id"], restarted["status"]) == (first["task_id"], "done")
 
@@ -79,7 +79,7 @@ def test_the_same_key_answers_with_the_same_task_also_after_a_restart(
 def test_the_key_of_a_task_that_is_cancelled_deleted_or_fetched_is_free(
     start_server: StartServer,
 ) -> None:
-    server = start_server("--model", "tiny", "--refetch-s", "0")
+    server = start_server("--model", "noise-flux1", "--refetch-s", "0")
     body = {"prompt": "x", "width": 64, "height": 64, "steps": 1}
     running = server.submit(width=1024, height=1024, steps=100)["task_id"]
 
@@ -112,7 +112,7 @@ def test_the_key_of_a_task_that_is_cancelled_deleted_or_fetched_is_free(
 def test_a_key_that_comes_again_with_another_request_is_refused(
     start_server: StartServer,
 ) -> None:
-    server = start_server("--models", "tiny,tiny-flux2")
+    server = start_server("--models", "noise-flux1,noise-flux2")
     body = {"prompt": "x", "width": 64, "height": 64, "steps": 1}
     first = post(server, body, **{"Idempotency-Key": "message 7"}).json()["task_id"]
     by_field = post(server, {**body, "seed": 7, "client_task_id": "message 8"}).json()["task_id"]
@@ -120,7 +120,7 @@ def test_a_key_that_comes_again_with_another_request_is_refused(
     server.stop()
 
     # Another default model, other limits: what was asked for is still the same.
-    server = start_server("--models", "tiny-flux2,tiny", "--metadata", "off")
+    server = start_server("--models", "noise-flux2,noise-flux1", "--metadata", "off")
     assert post(server, body, **{"Idempotency-Key": "message 7"}).json()["task_id"] == first
     same = {**body, "seed": "7", "client_task_id": "message 8", "n": None}
     assert post(server, same).json()["task_id"] == by_field
@@ -128,7 +128,7 @@ def test_a_key_that_comes_again_with_another_request_is_refused(
         {"prompt": "y"},
         {"steps": 2},
         {"seed": 1},
-        {"model": "tiny"},
+        {"model": "noise-flux1"},
         {"priority": True},
         {"count": 2},
     ):
@@ -163,7 +163,7 @@ def test_a_bad_key_is_refused_by_name(server: ServerProcess) -> None:
 
 
 def test_a_fetched_picture_can_be_fetched_again_for_some_time(start_server: StartServer) -> None:
-    server = start_server("--model", "tiny")
+    server = start_server("--model", "noise-flux1")
     task_id = server.submit(width=512, height=512, format="PNG")["task_id"]
     server.wait_until_ended(task_id)
     broken = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=60)
@@ -177,7 +177,7 @@ def test_a_fetched_picture_can_be_fetched_again_for_some_time(start_server: Star
 def test_a_fetched_picture_goes_at_once_where_the_operator_says_so(
     start_server: StartServer,
 ) -> None:
-    server = start_server("--model", "tiny", "--refetch-s", "0")
+    server = start_server("--model", "noise-flux1", "--refetch-s", "0")
     task_id = server.submit()["task_id"]
     server.wait_until_ended(task_id)
     assert server.get("/image", task_id=task_id).status_code == 200
@@ -199,7 +199,7 @@ def test_a_deleted_picture_is_gone_at_once_with_the_reason(server: ServerProcess
 
 
 def test_a_full_queue_and_a_long_wait_are_429_with_retry_after(start_server: StartServer) -> None:
-    server = start_server("--model", "tiny", "--max-queue", "2", "--max-wait-s", "100000")
+    server = start_server("--model", "noise-flux1", "--max-queue", "2", "--max-wait-s", "100000")
     blocker = server.submit(**LONG)["task_id"]
     server.wait_for(blocker, lambda s: s["status"] == "running")
     server.submit()
@@ -209,7 +209,7 @@ def test_a_full_queue_and_a_long_wait_are_429_with_retry_after(start_server: Sta
     assert int(full.headers["Retry-After"]) >= 1
     server.stop(signal.SIGKILL)
 
-    server = start_server("--model", "tiny", "--max-wait-s", "1")
+    server = start_server("--model", "noise-flux1", "--max-wait-s", "1")
     refused = post(server, {"prompt": "x", **LONG})
     while refused.status_code == 200:  # until the long task of the first server runs again
         refused = post(server, {"prompt": "x", **LONG})
@@ -219,7 +219,7 @@ def test_a_full_queue_and_a_long_wait_are_429_with_retry_after(start_server: Sta
 
 
 def test_a_task_is_cancelled_while_the_model_loads(start_server: StartServer) -> None:
-    server = start_server("--model", "tiny")
+    server = start_server("--model", "noise-flux1")
     task_id = server.submit()["task_id"]
     answer = requests.delete(server.url + "/delete", params={"task_id": task_id}, timeout=60)
     assert answer.json()["was"] in ("waiting", "running")
@@ -257,7 +257,7 @@ def test_a_picture_that_does_not_fit_into_memory_is_refused_unless_the_check_is_
     huge = {"prompt": "x", "width": 8192, "height": 8192}
     for check, status in (("on", 422), ("off", 200)):
         server = start_server(
-            *("--model", "tiny", "--max-pixels", str(8192 * 8192), "--memory-check", check)
+            *("--model", "noise-flux1", "--max-pixels", str(8192 * 8192), "--memory-check", check)
         )
         server.wait_until_ended(server.submit()["task_id"])  # the model is loaded
         answer = requests.post(server.url + "/estimate", json=huge, timeout=60)

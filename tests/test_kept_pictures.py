@@ -118,11 +118,11 @@ def test_only_ended_tasks_with_pictures_can_be_kept(bench: PlayedApp) -> None:
 
 
 def limited(folder: Path, limits: QueueLimits) -> PlayedQueue:
-    return PlayedQueue(allow("tiny"), TimingModel(), TaskStore(folder), limits)
+    return PlayedQueue(allow("noise-flux1"), TimingModel(), TaskStore(folder), limits)
 
 
 def drawn(queue: PlayedQueue, owner: str, image: bytes = b"image") -> str:
-    task, _ = queue.submit(params_for("tiny"), owner=Owner(owner))
+    task, _ = queue.submit(params_for("noise-flux1"), owner=Owner(owner))
     assert queue.claim()
     assert queue.finish(task.task_id, [image])
     return task.task_id
@@ -165,7 +165,7 @@ def test_a_pin_of_a_client_without_a_key_ends_after_a_time_that_another_one_begi
 
 def test_a_failed_task_that_is_tried_again_is_not_pinned_any_more(bench: PlayedApp) -> None:
     queue = bench.queue
-    task, _ = queue.submit(params_for("tiny", count=2), owner=Owner("alice"))
+    task, _ = queue.submit(params_for("noise-flux1", count=2), owner=Owner("alice"))
     claimed = bench.claim()
     assert queue.worker.store_image(task.task_id, claimed.attempt, Encoded(b"first", 0))
     assert queue.worker.fail(task.task_id, claimed.attempt, "generation_failed", "x")

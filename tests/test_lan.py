@@ -65,7 +65,7 @@ def test_lan_takes_the_address_and_the_keys_that_the_operator_names(tmp_path: Pa
 def test_a_phone_signs_in_with_the_link_and_others_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    server = ServerProcess(tmp_path, "--model", "tiny", "--lan")
+    server = ServerProcess(tmp_path, "--model", "noise-flux1", "--lan")
     port = urlsplit(server.url).port
     url = f"http://127.0.0.1:{port}"
     try:

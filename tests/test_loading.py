@@ -27,7 +27,9 @@ from models.model_catalog import LoadSpec
 from models.tiny_models import ensure_checkpoint
 from models.weight_files import read_header
 
-TINY, FLUX2, Z_IMAGE = (allow(name).default for name in ("tiny", "tiny-flux2", "tiny-z-image"))
+TINY, FLUX2, Z_IMAGE = (
+    allow(name).default for name in ("noise-flux1", "noise-flux2", "noise-z-image")
+)
 
 
 def spec_of(model: str, path: Path | None = None, quantize: int | None = None) -> LoadSpec:
@@ -77,17 +79,17 @@ def generating(data_dir: Path) -> Iterator[OnItsThread]:
 def test_a_damaged_model_is_refused_before_the_loaded_one_is_dropped(
     damage: Callable[[Path], None], words: str, generating: OnItsThread, tmp_path: Path
 ) -> None:
-    tiny = spec_of("tiny")
+    tiny = spec_of("noise-flux1")
     before = generating.draw(tiny, params_for())
     folder = shutil.copytree(
-        ensure_checkpoint("tiny-flux2", generating.inputs), tmp_path / "damaged"
+        ensure_checkpoint("noise-flux2", generating.inputs), tmp_path / "damaged"
     )
-    undamaged = spec_of("tiny-flux2", folder)
+    undamaged = spec_of("noise-flux2", folder)
     damage(folder)
     with pytest.raises(ModelLoadError, match=words) as refused:
         generating.load(undamaged)
     assert str(folder) in str(refused.value)
-    assert generating.generator.resident == ("tiny",)
+    assert generating.generator.resident == ("noise-flux1",)
     assert generating.draw(tiny, params_for()).tobytes() == before.tobytes()
 
 
@@ -98,41 +100,45 @@ def test_weights_of_another_model_are_refused_from_their_names_and_shapes(
     """The classes are as large as the real ones: nothing of them is evaluated."""
     import mlx.core as mx
 
-    generating.draw(spec_of("tiny"), params_for())
-    foreign = spec_of(model, ensure_checkpoint("tiny-z-image", generating.inputs))
+    generating.draw(spec_of("noise-flux1"), params_for())
+    foreign = spec_of(model, ensure_checkpoint("noise-z-image", generating.inputs))
     generating.run(mx.reset_peak_memory)
     with pytest.raises(ModelLoadError, match=r"of another model.*Name that one: --model"):
         generating.load(foreign)
-    assert generating.generator.resident == ("tiny",)
+    assert generating.generator.resident == ("noise-flux1",)
     assert generating.run(mx.get_peak_memory) < 200_000_000
 
 
 def test_a_copy_of_a_model_draws_as_the_model_itself(
     generating: OnItsThread, tmp_path: Path
 ) -> None:
-    folder = shutil.copytree(ensure_checkpoint("tiny", generating.inputs), tmp_path / "copy")
-    own = generating.draw(spec_of("tiny"), params_for())
+    folder = shutil.copytree(ensure_checkpoint("noise-flux1", generating.inputs), tmp_path / "copy")
+    own = generating.draw(spec_of("noise-flux1"), params_for())
     generating.run(generating.generator.unload)
-    assert generating.draw(spec_of("tiny", folder), params_for()).tobytes() == own.tobytes()
+    assert generating.draw(spec_of("noise-flux1", folder), params_for()).tobytes() == own.tobytes()
 
 
 def test_models_stay_together_in_memory_by_what_they_really_take(data_dir: Path) -> None:
     """The download of Z-Image has 31 GB; what is loaded here has a megabyte."""
     large = replace(FLUX2, weights_gb=31.0)
-    specs = [spec_of("tiny"), LoadSpec(large, large.pipelines[0], None), spec_of("tiny-z-image")]
+    specs = [
+        spec_of("noise-flux1"),
+        LoadSpec(large, large.pipelines[0], None),
+        spec_of("noise-z-image"),
+    ]
     generating = OnItsThread(data_dir, models_in_memory=3)
     generator = generating.generator
     generator.guard.limit_bytes = 10_000_000
     for spec in specs:
         generating.load(spec)
-    assert list(generator.resident) == ["tiny-z-image", "tiny-flux2", "tiny"]
+    assert list(generator.resident) == ["noise-z-image", "noise-flux2", "noise-flux1"]
     taken = generator.memory.loaded_bytes
     assert sum(taken.values()) == generator.memory.weights_bytes
-    generator.guard.limit_bytes = int((taken["tiny-flux2"] + taken["tiny-z-image"]) / 0.75) + 1
+    generator.guard.limit_bytes = int((taken["noise-flux2"] + taken["noise-z-image"]) / 0.75) + 1
     generating.load(specs[1])
     generating.run(generator._make_room, 0)
     generating.load(specs[0])
-    assert generator.resident[0] == "tiny"
+    assert generator.resident[0] == "noise-flux1"
     assert generator.memory.weights_bytes <= generator.memory.room_bytes
     generating.run(generator.unload)
 
@@ -140,7 +146,7 @@ def test_models_stay_together_in_memory_by_what_they_really_take(data_dir: Path)
 def test_a_folder_that_is_stored_at_4_bits_is_named_and_loaded_so_whatever_is_requested(
     generating: OnItsThread, tmp_path: Path
 ) -> None:
-    z_image = spec_of("tiny-z-image", quantize=4)
+    z_image = spec_of("noise-z-image", quantize=4)
     generating.load(z_image)
     folder = tmp_path / "saved"
     generating.run(generating.pipeline(z_image).save_model, str(folder))
@@ -149,7 +155,7 @@ def test_a_folder_that_is_stored_at_4_bits_is_named_and_loaded_so_whatever_is_re
         default="mine",
         allowed=[f"mine={folder}@z-image"],
         path=None,
-        fallback="tiny",
+        fallback="noise-flux1",
         quantize=8,
         quantize_choices=[6],
         lora_dir=None,
@@ -162,7 +168,7 @@ def test_a_folder_that_is_stored_at_4_bits_is_named_and_loaded_so_whatever_is_re
     loaded = LoadSpec(there, there.pipelines[0], 8)
     generating.run(generating.generator.unload)
     assert generating.load(loaded) == 4
-    assert generating.generator.resident == ("tiny-z-image/q4",)
+    assert generating.generator.resident == ("noise-z-image/q4",)
     assert generating.pipeline(loaded).transformer.layers[0].attention.to_q.bits == 4
 
 
@@ -213,12 +219,12 @@ def test_weights_that_do_not_fit_are_refused_before_the_loaded_model_is_dropped(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generating = OnItsThread(data_dir)
-    tiny, other = spec_of("tiny"), spec_of("tiny-flux2")
+    tiny, other = spec_of("noise-flux1"), spec_of("noise-flux2")
     generating.load(tiny)
     monkeypatch.setattr("generation.memory_guard.available_bytes", lambda: -(10**9))
-    with pytest.raises(ModelLoadError, match=r"tiny-flux2 take 0.0 GB of memory, and 0.0 GB can"):
+    with pytest.raises(ModelLoadError, match=r"noise-flux2 take 0.0 GB of memory, and 0.0 GB can"):
         generating.load(other)
-    assert generating.generator.resident == ("tiny",)
+    assert generating.generator.resident == ("noise-flux1",)
     generating.generator.guard.on = False
     generating.load(other)
     generating.generator.guard.on = True

@@ -29,7 +29,7 @@ class Watched:
         self.store = TaskStore(folder)
         limits = QueueLimits(refetch_s=0.0)
         self.queue = PlayedQueue(
-            allow("tiny"), TimingModel(), self.store, limits, monotonic=lambda: self.now
+            allow("noise-flux1"), TimingModel(), self.store, limits, monotonic=lambda: self.now
         )
         scheduler, database = self.queue.scheduler, self.store._database
         self.locks: dict[str, Any] = {

@@ -56,7 +56,7 @@ def test_where_there_are_no_clients_the_line_names_none(
 ) -> None:
     caplog.set_level(logging.INFO)
     store = TaskStore(tmp_path)
-    queue = PlayedQueue(allow("tiny"), TimingModel(), store)
+    queue = PlayedQueue(allow("noise-flux1"), TimingModel(), store)
     queue.submit(params_for())
     line = next(line for line in caplog.messages if "is submitted" in line)
     assert re.fullmatch(r"task \w+ is submitted: done in about [\d.]+ s", line)
@@ -133,7 +133,7 @@ def test_what_is_printed_becomes_lines_of_the_log(caplog: pytest.LogCaptureFixtu
 
 def log_of(folder: Path, *arguments: str) -> list[dict[str, Any]]:
     """The JSON lines of a real server that draws one picture."""
-    server = ServerProcess(folder, "--model", "tiny", "--log-format", "json", *arguments)
+    server = ServerProcess(folder, "--model", "noise-flux1", "--log-format", "json", *arguments)
     server.wait_until_ended(server.submit(prompt="a secret lighthouse")["task_id"])
     assert server.stop() == 0
     return [json.loads(line) for line in server.log]

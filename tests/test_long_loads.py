@@ -20,7 +20,7 @@ from task import Phase, TaskStatus
 from timing_model import TimingModel
 from workers.worker import Worker
 
-ALLOWED = allow("tiny", "tiny-flux2")
+ALLOWED = allow("noise-flux1", "noise-flux2")
 FIRST, OTHER = ALLOWED.models
 
 

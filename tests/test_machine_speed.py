@@ -101,7 +101,7 @@ def test_a_first_forecast_takes_the_speed_of_its_precision_and_of_convolutions(
     assert here.decoding_s == pytest.approx(there.decoding_s / 20, rel=0.01)
 
 
-SPEC = LoadSpec(allow("tiny").default, allow("tiny").default.pipelines[0], None)
+SPEC = LoadSpec(allow("noise-flux1").default, allow("noise-flux1").default.pipelines[0], None)
 
 
 @pytest.mark.parametrize(
@@ -147,14 +147,14 @@ def test_speeds_of_an_earlier_version_are_used_until_all_kinds_are_measured(
         connection.execute("INSERT INTO speeds (machine, flop_per_s) VALUES ('local', 2e9)")
     store.timings.teach(timing)
     assert timing.speeds == {Product.BF16: 2e9}
-    queue = PlayedQueue(allow("tiny"), timing, store)
+    queue = PlayedQueue(allow("noise-flux1"), timing, store)
     queue.worker.calibrate(lambda: MEASURED, "1.0")
     assert store.timings.speeds() == timing.speeds == MEASURED
     store.close()
 
 
 def test_another_version_of_mlx_is_measured_again() -> None:
-    queue = PlayedQueue(allow("tiny"), TimingModel(), TaskStore(None))
+    queue = PlayedQueue(allow("noise-flux1"), TimingModel(), TaskStore(None))
     quicker = {product: 2 * speed for product, speed in MEASURED.items()}
     for measured, version in ((MEASURED, "1.0"), (quicker, "1.0"), (quicker, "1.1")):
         queue.worker.calibrate(lambda: measured, version)  # noqa: B023
@@ -183,7 +183,7 @@ def test_the_worker_measures_before_it_loads_and_the_next_start_knows_it(tmp_pat
 
     for _ in range(2):
         store, timing, loaded = TaskStore(tmp_path), TimingModel(), threading.Event()
-        queue = PlayedQueue(allow("tiny"), timing, store)
+        queue = PlayedQueue(allow("noise-flux1"), timing, store)
         worker = Worker(
             queue.worker,
             Loads(loaded),
@@ -199,7 +199,7 @@ def test_the_worker_measures_before_it_loads_and_the_next_start_knows_it(tmp_pat
 
 
 def test_a_new_speed_changes_the_forecast_of_tasks_that_wait() -> None:
-    queue = PlayedQueue(allow("tiny"), TimingModel(), TaskStore(None))
+    queue = PlayedQueue(allow("noise-flux1"), TimingModel(), TaskStore(None))
     task, _ = queue.submit(params_for(width=1024, height=1024), priority=0)
     before = forecast_of(queue.status(task.task_id)).end_s
     queue.worker.calibrate(lambda: {Product.BF16: 1e6})
@@ -209,7 +209,7 @@ def test_a_new_speed_changes_the_forecast_of_tasks_that_wait() -> None:
 def test_a_server_measures_its_machine_and_keeps_the_result(
     tmp_path: Path, start_server: StartServer
 ) -> None:
-    server = start_server("--model", "tiny")
+    server = start_server("--model", "noise-flux1")
     server.wait_until_ended(server.submit()["task_id"])
     server.stop()
     store = TaskStore(tmp_path / "server")

@@ -114,7 +114,7 @@ def test_an_idle_machine_gets_work_from_far_behind_if_it_may_run_nothing_else() 
 
 def test_what_another_machine_has_is_not_downloaded_here(tmp_path: Path) -> None:
     queue = PlayedQueue(
-        allow("tiny", "schnell"),
+        allow("noise-flux1", "schnell"),
         TimingModel(),
         TaskStore(None),
         needs_download=lambda model: model.name == "schnell",
@@ -123,7 +123,7 @@ def test_what_another_machine_has_is_not_downloaded_here(tmp_path: Path) -> None
     before = queue.submit(params_for(model="schnell"))[0]
     assert before.waits_for_download
     other = Machine("other")
-    other.about = About("M4", "macOS", 0, {}, ("tiny", "schnell"), 0.0)
+    other.about = About("M4", "macOS", 0, {}, ("noise-flux1", "schnell"), 0.0)
     queue.scheduler.machines.join(other)
     after = queue.submit(params_for(model="schnell"))[0]
     assert not after.waits_for_download
@@ -144,7 +144,7 @@ def test_a_drained_machine_gets_no_more_tasks_also_after_a_restart(app: PlayedAp
     assert app.run() == "x"
     (local,) = app.json("root", "GET", "/machines")["machines"]
     assert (local["tasks_last_hour"], local["images_today"]) == (1, 1)
-    assert list(local["image_seconds"]) == ["tiny"]
+    assert list(local["image_seconds"]) == ["noise-flux1"]
 
 
 def test_an_unknown_machine_cannot_be_drained(app: PlayedApp) -> None:

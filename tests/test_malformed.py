@@ -128,7 +128,7 @@ PLAIN_FIELDS = ("seed", "format", "quality", "priority", "metadata", "guidance")
 def small_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server whose pictures are small and quick; in the end it still draws."""
     limits = ("--max-pixels", "65536", "--max-steps", "2", "--max-queue", "20")
-    server = ServerProcess(tmp_path_factory.mktemp("server"), "--model", "tiny", *limits)
+    server = ServerProcess(tmp_path_factory.mktemp("server"), "--model", "noise-flux1", *limits)
     yield server
     assert picture_of(server).size == (64, 64)
     assert server.stop() == 0
@@ -191,7 +191,7 @@ def test_every_answer_is_as_documented(
         requests.delete(small_server.url + "/delete", params={"task_id": known[-1]}, timeout=60)
         known.append(small_server.submit(width=256, height=256)["task_id"])
     if mode is GenerationMode.POSITIVE and "{name}" in path:
-        known += ["tiny", "DEV", "nothing", "local"]
+        known += ["noise-flux1", "DEV", "nothing", "local"]
     statuses: Counter[int] = Counter()
 
     @settings(SETTINGS, max_examples=examples)

@@ -32,7 +32,7 @@ PICTURE = to_base64(to_png(Image.linear_gradient("L").resize((64, 64)).convert("
 @pytest.fixture(scope="module")
 def lora_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapters")
-    tiny_models.write_lora(folder / "wild.safetensors", "tiny")
+    tiny_models.write_lora(folder / "wild.safetensors", "noise-flux1")
     return folder
 
 
@@ -40,7 +40,10 @@ def lora_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def press(tmp_path_factory: pytest.TempPathFactory, lora_dir: Path) -> Iterator[ServerProcess]:
     process = ServerProcess(
         tmp_path_factory.mktemp("press") / "data",
-        *("--models", "tiny,tiny-z-image,tiny-controlnet,tiny-redux,tiny-fill,tiny-flux2"),
+        *(
+            "--models",
+            "noise-flux1,noise-z-image,noise-controlnet,noise-redux,noise-fill,noise-flux2",
+        ),
         *("--models-in-memory", "3"),
         *("--lora-dir", str(lora_dir)),
     )
@@ -150,7 +153,7 @@ def test_all_images_come_as_an_archive_or_as_json(
 def test_the_images_of_one_task_go_when_all_of_them_were_fetched(
     start_server: StartServer, tmp_path: Path
 ) -> None:
-    server = start_server("--model", "tiny", "--refetch-s", "0")
+    server = start_server("--model", "noise-flux1", "--refetch-s", "0")
 
     def files() -> int:
         return len(list((tmp_path / "server" / "images").iterdir()))
@@ -177,7 +180,7 @@ def test_the_images_of_one_task_go_when_all_of_them_were_fetched(
 
 
 def test_a_fetched_image_can_be_fetched_again_for_a_time(start_server: StartServer) -> None:
-    server = start_server("--model", "tiny")
+    server = start_server("--model", "noise-flux1")
     task_id = submit(server, count=2)
     ended(server, task_id)
     first = image(server, task_id, 0, delete="true")
@@ -186,7 +189,7 @@ def test_a_fetched_image_can_be_fetched_again_for_a_time(start_server: StartServ
     answer = server.get("/image", task_id=task_id, all="true")
     assert len(zipfile.ZipFile(BytesIO(answer.content)).namelist()) == 2
     server.stop()
-    server = start_server("--model", "tiny", "--refetch-s", "0")
+    server = start_server("--model", "noise-flux1", "--refetch-s", "0")
     assert refusal(server.get("/image", task_id=task_id))[:2] == (410, "gone")
 
 
@@ -222,7 +225,7 @@ def test_several_images_cancelled_in_the_middle_keep_those_that_are_stored(
 def test_a_task_that_was_to_end_after_an_image_ends_so_after_kill_9(
     start_server: StartServer,
 ) -> None:
-    server = start_server("--model", "tiny")
+    server = start_server("--model", "noise-flux1")
     task_id = submit(server, **LONG, count=10)
     server.wait_for(task_id, lambda status: bool(status["images_done"] >= 1))
     answer = requests.delete(
@@ -231,7 +234,7 @@ def test_a_task_that_was_to_end_after_an_image_ends_so_after_kill_9(
     assert answer.json()["was"] == "running"
     before = server.get("/status", task_id=task_id).json()
     server.stop(signal.SIGKILL)
-    server = start_server("--model", "tiny")
+    server = start_server("--model", "noise-flux1")
     state = ended(server, task_id)
     assert state["status"] == "cancelled"
     # What was drawn and not stored yet, at the encoder, is lost with the process.
@@ -243,13 +246,13 @@ def test_a_task_that_was_to_end_after_an_image_ends_so_after_kill_9(
 def test_after_kill_9_in_the_middle_only_the_images_that_are_missing_are_drawn(
     start_server: StartServer, tmp_path: Path
 ) -> None:
-    server = start_server("--model", "tiny")
+    server = start_server("--model", "noise-flux1")
     task_id = submit(server, width=256, height=256, steps=12, count=4)
     server.wait_for(task_id, lambda status: status["images_done"] >= 2)
     folder = tmp_path / "server" / "images"
     before = {name: (folder / name).stat().st_mtime_ns for name in (task_id, f"{task_id}.1")}
     server.stop(signal.SIGKILL)
-    server = start_server("--model", "tiny")
+    server = start_server("--model", "noise-flux1")
     assert server.get("/status", task_id=task_id).json()["images_done"] >= 2
     assert ended(server, task_id)["status"] == "done"
     assert before == {name: (folder / name).stat().st_mtime_ns for name in before}
@@ -260,7 +263,7 @@ def test_after_kill_9_in_the_middle_only_the_images_that_are_missing_are_drawn(
     assert len(list((tmp_path / "server" / "images").iterdir())) == 5
     server.stop(signal.SIGKILL)
     (tmp_path / "server" / "images" / f"{task_id}.3").unlink()
-    server = start_server("--model", "tiny")
+    server = start_server("--model", "noise-flux1")
     assert refusal(server.get("/image", task_id=task_id))[:2] == (410, "gone")
     assert image(server, alone) == files[2]
     assert [path.name for path in (tmp_path / "server" / "images").iterdir()] == [alone]
@@ -300,7 +303,7 @@ def test_mflux_reads_from_each_format_how_the_image_was_made(
     press: ServerProcess, tmp_path: Path, lora_dir: Path, format: str
 ) -> None:
     asked = {
-        "model": "tiny-z-image",
+        "model": "noise-z-image",
         "prompt": "ein Leuchtturm bei Nacht, 灯台",
         "negative_prompt": 'red, "blue" & <green>',
         "guidance": 3.5,
@@ -334,11 +337,11 @@ def test_mflux_reads_from_each_format_how_the_image_was_made(
 @pytest.mark.parametrize(
     "fields",
     [
-        {"model": "tiny-controlnet", "control_image": PICTURE, "control_strength": 0.6},
-        {"model": "tiny-redux", "images": [PICTURE, PICTURE]},
-        {"model": "tiny-fill", "init_image": PICTURE, "mask": PICTURE},
-        {"model": "tiny-flux2", "images": [PICTURE]},
-        {"model": "tiny", "loras": [{"name": "wild", "scale": 0.75}]},
+        {"model": "noise-controlnet", "control_image": PICTURE, "control_strength": 0.6},
+        {"model": "noise-redux", "images": [PICTURE, PICTURE]},
+        {"model": "noise-fill", "init_image": PICTURE, "mask": PICTURE},
+        {"model": "noise-flux2", "images": [PICTURE]},
+        {"model": "noise-flux1", "loras": [{"name": "wild", "scale": 0.75}]},
     ],
     ids=lambda fields: fields["model"],
 )
@@ -376,7 +379,7 @@ def test_a_task_may_ask_for_files_that_tell_nothing(press: ServerProcess) -> Non
 
 
 def test_the_operator_may_turn_it_off_and_a_task_on_again(start_server: StartServer) -> None:
-    server = start_server("--model", "tiny", "--metadata", "off")
+    server = start_server("--model", "noise-flux1", "--metadata", "off")
     assert read_metadata(drawn(server)) is None
     metadata = read_metadata(drawn(server, metadata=True))
     assert metadata

@@ -39,7 +39,7 @@ TOOLS_LIST = {"MCP-Protocol-Version": MODERN, "Mcp-Method": "tools/list"}
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    models = ("--models", "tiny,tiny-flux2,tiny-fill")
+    models = ("--models", "noise-flux1,noise-flux2,noise-fill")
     process = ServerProcess(tmp_path_factory.mktemp("server"), *models)
     yield process
     assert process.stop() == 0
@@ -185,22 +185,26 @@ def test_an_earlier_picture_and_one_that_is_sent_can_be_edited(host: Assistant) 
     ):
         edited = host.draw("edit_image", prompt="at night", steps=2, **picture)
         assert not edited.failed, edited.said
-        assert edited.said["model"] == "tiny-flux2"
+        assert edited.said["model"] == "noise-flux2"
         assert shown(edited)[0].size == (64, 64)
 
 
 def test_a_mask_or_a_strength_starts_from_the_picture(host: Assistant) -> None:
     picture, mask = (base64.b64encode(png(colour)).decode() for colour in ("red", "white"))
     masked = host.draw("edit_image", prompt="a door", image=picture, mask=mask, steps=2)
-    assert masked.said["model"] == "tiny-fill"
+    assert masked.said["model"] == "noise-fill"
     kept = host.draw("edit_image", prompt="a door", image=picture, image_strength=0.5, steps=4)
-    assert kept.said["model"] == "tiny"
+    assert kept.said["model"] == "noise-flux1"
 
 
 def test_the_models_that_may_be_named_are_listed(host: Assistant) -> None:
     found = host.call("list_models").said
-    assert found["default"] == "tiny"
-    assert [model["name"] for model in found["models"]] == ["tiny", "tiny-flux2", "tiny-fill"]
+    assert found["default"] == "noise-flux1"
+    assert [model["name"] for model in found["models"]] == [
+        "noise-flux1",
+        "noise-flux2",
+        "noise-fill",
+    ]
     assert "prompt" in found["models"][0]["takes"]
 
 

@@ -479,7 +479,9 @@ def make_generator(data_dir: Path) -> Iterator[Callable[..., OnItsThread]]:
         generator.close()
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny-qwen", "tiny-krea2", "tiny-anima", "tiny-qwen21"])
+@pytest.mark.parametrize(
+    "name", ["noise-flux1", "noise-qwen", "noise-krea2", "noise-anima", "noise-qwen21"]
+)
 def test_a_picture_in_tiles_looks_like_the_whole_one(
     name: str, make_generator: Callable[..., OnItsThread]
 ) -> None:
@@ -501,7 +503,7 @@ def test_a_picture_in_tiles_looks_like_the_whole_one(
 
 ENCODES = [
     (name, pipeline)
-    for name in ("tiny-z-image", "tiny-flux2", "tiny-flux3", "tiny-fibo2", "tiny-ernie")
+    for name in ("noise-z-image", "noise-flux2", "noise-flux3", "noise-fibo2", "noise-ernie")
     for pipeline in allow(name).default.pipelines
     if not pipeline.inpaints and {Takes.IMAGES, Takes.INIT_IMAGE} & pipeline.takes
 ]
@@ -542,7 +544,7 @@ def test_every_size_up_to_the_limit_is_drawn_or_refused_with_the_figure(
     make_generator: Callable[..., OnItsThread],
 ) -> None:
     """The limit lets pass 256 x 256 pixels whole, 512 in tiles and 2048 not at all."""
-    sizes = {side: stage_of("tiny", side, steps=1) for side in (256, 512, 2048)}
+    sizes = {side: stage_of("noise-flux1", side, steps=1) for side in (256, 512, 2048)}
     limit = int(1.05 * (PROCESS_BYTES + 1.1 * decoding_of(sizes[512], 256) + 1e7))
     made = make_generator(guard=MemoryGuard(10**12, gpu=False))
     made.load(sizes[256])
@@ -573,7 +575,7 @@ class Anywhere(MemoryGuard):
 def test_models_are_unloaded_to_make_a_picture_fit(
     make_generator: Callable[..., OnItsThread], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, second = stage_of("tiny", 64, steps=1), stage_of("tiny-flux2", 64, steps=1)
+    first, second = stage_of("noise-flux1", 64, steps=1), stage_of("noise-flux2", 64, steps=1)
     made = make_generator(models_in_memory=2, guard=MemoryGuard(10**12, gpu=False))
     made.load(first)
     made.load(second)
@@ -591,7 +593,7 @@ def test_models_are_unloaded_to_make_a_picture_fit(
 def test_a_picture_is_refused_when_other_programs_use_the_memory(
     make_generator: Callable[..., OnItsThread], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage = stage_of("tiny", 64, steps=1)
+    stage = stage_of("noise-flux1", 64, steps=1)
     made = make_generator(guard=MemoryGuard(10**12, gpu=False))
     made.load(stage)
     monkeypatch.setattr(memory_guard, "available_bytes", lambda: 1000)

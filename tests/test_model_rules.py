@@ -133,7 +133,7 @@ def test_bits_that_ruin_a_model_are_refused_at_the_start_and_at_submit() -> None
             default="anima-base",
             allowed=(),
             path=None,
-            fallback="tiny",
+            fallback="noise-flux1",
             quantize=3,
             quantize_choices=(),
             lora_dir=None,

@@ -16,15 +16,15 @@ from images import read_metadata, to_base64, to_png
 from models import tiny_models
 
 MODELS = (
-    "tiny",
-    "tiny-flux2",
-    "tiny-z-image",
-    "tiny-qwen",
-    "tiny-kontext",
-    "tiny-fill",
-    "tiny-redux",
-    "tiny-controlnet",
-    "tiny-seedvr2",
+    "noise-flux1",
+    "noise-flux2",
+    "noise-z-image",
+    "noise-qwen",
+    "noise-kontext",
+    "noise-fill",
+    "noise-redux",
+    "noise-controlnet",
+    "noise-seedvr2",
 )
 
 
@@ -58,8 +58,8 @@ UPPER, LEFT = as_text(mask((0, 0, 64, 32))), as_text(mask((0, 0, 32, 64)))
 def lora_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("loras")
     (folder / "style").mkdir()
-    tiny_models.write_lora(folder / "wild.safetensors", "tiny")
-    tiny_models.write_lora(folder / "style" / "klein.safetensors", "tiny-flux2")
+    tiny_models.write_lora(folder / "wild.safetensors", "noise-flux1")
+    tiny_models.write_lora(folder / "style" / "klein.safetensors", "noise-flux2")
     return folder
 
 
@@ -109,29 +109,29 @@ def picture_in(file: bytes) -> Image.Image:
 
 GUIDED = {"guidance": 4.0}
 CHANGES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
-    "tiny": ({}, [{"scheduler": "flow_match_euler_discrete"}]),
-    "tiny-flux2": ({}, []),
-    "tiny-z-image": (GUIDED, [{"negative_prompt": "red"}, {"guidance": 2.5}]),
-    "tiny-qwen": (GUIDED, [{"negative_prompt": "red"}, {"guidance": 2.5}]),
-    "tiny-kontext": ({"images": [CIRCLE]}, [{"images": [TRIANGLE]}, {"guidance": 2.0}]),
-    "tiny-fill": (
+    "noise-flux1": ({}, [{"scheduler": "flow_match_euler_discrete"}]),
+    "noise-flux2": ({}, []),
+    "noise-z-image": (GUIDED, [{"negative_prompt": "red"}, {"guidance": 2.5}]),
+    "noise-qwen": (GUIDED, [{"negative_prompt": "red"}, {"guidance": 2.5}]),
+    "noise-kontext": ({"images": [CIRCLE]}, [{"images": [TRIANGLE]}, {"guidance": 2.0}]),
+    "noise-fill": (
         {"init_image": CIRCLE, "mask": UPPER},
         [{"init_image": TRIANGLE}, {"mask": LEFT}, {"guidance": 2.0}],
     ),
-    "tiny-redux": (
+    "noise-redux": (
         {"images": [CIRCLE]},
         [{"images": [TRIANGLE]}, {"images": [CIRCLE, TRIANGLE]}, {"reference_strengths": [0.3]}],
     ),
-    "tiny-controlnet": (
+    "noise-controlnet": (
         {"control_image": CIRCLE},
         [{"control_image": TRIANGLE}, {"control_strength": 0.5}],
     ),
 }
 """What each model needs, and what changes its picture beside prompt, seed, steps and size."""
-IMG2IMG = ("tiny", "tiny-flux2", "tiny-z-image", "tiny-qwen")
+IMG2IMG = ("noise-flux1", "noise-flux2", "noise-z-image", "noise-qwen")
 
 
-@pytest.mark.parametrize("name", slow_except(["tiny", "tiny-fill"], CHANGES))
+@pytest.mark.parametrize("name", slow_except(["noise-flux1", "noise-fill"], CHANGES))
 def test_a_picture_depends_on_all_that_is_asked_for_and_is_the_same_again(
     studio: ServerProcess, name: str
 ) -> None:
@@ -164,15 +164,15 @@ def test_a_picture_depends_on_all_that_is_asked_for_and_is_the_same_again(
 
 
 def test_the_strength_of_an_init_image_is_04_where_none_is_asked_for(studio: ServerProcess) -> None:
-    one = post(studio, model="tiny", prompt="x", init_image=CIRCLE).json()
+    one = post(studio, model="noise-flux1", prompt="x", init_image=CIRCLE).json()
     assert one["params"]["image_strength"] == 0.4
     assert one["params"]["init_image"].keys() == {"id", "width", "height"}
-    same = submit(studio, model="tiny", prompt="x", init_image=CIRCLE, image_strength=0.4)
+    same = submit(studio, model="noise-flux1", prompt="x", init_image=CIRCLE, image_strength=0.4)
     assert fetched(studio, one["task_id"]) == fetched(studio, same)
 
 
 def test_klein_edits_one_picture_and_several(studio: ServerProcess) -> None:
-    asked = {"model": "tiny-flux2", "prompt": "make it red"}
+    asked = {"model": "noise-flux2", "prompt": "make it red"}
     files = [
         drawn(studio, **asked),
         drawn(studio, **asked, images=[CIRCLE]),
@@ -191,7 +191,7 @@ NOTHING: dict[str, Any] = {"width": None, "height": None, "steps": None}
 
 
 def test_an_input_image_is_upscaled(studio: ServerProcess) -> None:
-    asked = {"model": "tiny-seedvr2", **NOTHING, "upscale": 2}
+    asked = {"model": "noise-seedvr2", **NOTHING, "upscale": 2}
     files = [drawn(studio, **asked, init_image=source) for source in (CIRCLE, TRIANGLE, CIRCLE)]
     assert picture_in(files[0]).size == (128, 128)
     assert files[0] == files[2] != files[1]
@@ -203,9 +203,9 @@ def test_an_input_image_is_upscaled(studio: ServerProcess) -> None:
 
 
 def test_the_picture_of_a_finished_task_is_upscaled(studio: ServerProcess) -> None:
-    source = submit(studio, model="tiny-qwen", prompt="x", count=2)
+    source = submit(studio, model="noise-qwen", prompt="x", count=2)
     first, second = (fetched(studio, source, index=index) for index in (0, 1))
-    asked = {"model": "tiny-seedvr2", **NOTHING, "upscale": 3}
+    asked = {"model": "noise-seedvr2", **NOTHING, "upscale": 3}
     for index, file in enumerate((first, second)):
         by_name = drawn(studio, **asked, init_image={"task_id": source, "index": index})
         sent = drawn(studio, **asked, init_image=to_base64(file))
@@ -216,7 +216,7 @@ def test_the_picture_of_a_finished_task_is_upscaled(studio: ServerProcess) -> No
 
 
 def test_a_task_is_generated_and_upscaled(studio: ServerProcess) -> None:
-    asked = {"model": "tiny-z-image", "prompt": "x", "guidance": 3, "negative_prompt": "red"}
+    asked = {"model": "noise-z-image", "prompt": "x", "guidance": 3, "negative_prompt": "red"}
     plain = submit(studio, **asked, count=2)
     task_id = submit(studio, **asked, upscale=1.5, count=2)
     status = studio.get("/status", task_id=task_id).json()["params"]
@@ -226,7 +226,7 @@ def test_a_task_is_generated_and_upscaled(studio: ServerProcess) -> None:
         assert picture_in(enlarged).size == (96, 96)
         apart = drawn(
             studio,
-            model="tiny-seedvr2",
+            model="noise-seedvr2",
             **{**NOTHING, "seed": 1 + index},
             upscale=1.5,
             init_image={"task_id": plain, "index": index},
@@ -234,7 +234,7 @@ def test_a_task_is_generated_and_upscaled(studio: ServerProcess) -> None:
         assert picture_in(apart).tobytes() == picture_in(enlarged).tobytes()
         metadata = read_metadata(enlarged)
         assert metadata
-        assert (metadata["model"], metadata["seed"]) == ("tiny-z-image", 1 + index)
+        assert (metadata["model"], metadata["seed"]) == ("noise-z-image", 1 + index)
         assert metadata["prompt"] == "x"
 
 
@@ -244,7 +244,7 @@ def test_a_task_is_generated_and_upscaled(studio: ServerProcess) -> None:
 def test_an_adapter_changes_the_picture_as_strongly_as_it_is_asked_to(
     studio: ServerProcess, lora_dir: Path
 ) -> None:
-    for model, lora in (("tiny", "wild"), ("tiny-flux2", "style/klein")):
+    for model, lora in (("noise-flux1", "wild"), ("noise-flux2", "style/klein")):
         asked = {"model": model, "prompt": "x"}
         plain = picture_in(drawn(studio, **asked)).tobytes()
         full = drawn(studio, **asked, loras=[lora])
@@ -268,14 +268,14 @@ def test_adapters_are_listed_and_a_broken_one_is_refused(
     broken = lora_dir / "broken.safetensors"
     broken.write_bytes(b"\x10\0\0\0\0\0\0\0{not json, truly")
     try:
-        error = post(studio, model="tiny", prompt="x", loras=["broken"]).json()["error"]
+        error = post(studio, model="noise-flux1", prompt="x", loras=["broken"]).json()["error"]
         assert (error["code"], error["field"]) == ("unusable_adapter", "loras")
         assert error["message"].startswith(
             "The LoRA 'broken' cannot be used: its header is not JSON."
         )
     finally:
         broken.unlink()
-    refused = post(studio, model="tiny", prompt="x", loras=["broken"])
+    refused = post(studio, model="noise-flux1", prompt="x", loras=["broken"])
     assert (refused.status_code, refused.json()["error"]["code"]) == (422, "not_supported")
 
 
@@ -284,27 +284,27 @@ def test_adapters_are_listed_and_a_broken_one_is_refused(
 
 def test_all_models_are_listed_those_first_that_are_allowed(studio: ServerProcess) -> None:
     studio.wait_until_ended(
-        submit(studio, model="tiny-fill", prompt="x", **CHANGES["tiny-fill"][0])
+        submit(studio, model="noise-fill", prompt="x", **CHANGES["noise-fill"][0])
     )
     answer = ModelsAnswer.model_validate(studio.get("/models").json())
-    assert answer.default == "tiny"
+    assert answer.default == "noise-flux1"
     names = [model.name for model in answer.models]
     assert tuple(names[: len(MODELS)]) == MODELS
     assert {"dev", "schnell", "z-image", "seedvr2-7b"} <= set(names)
     assert len(names) == len(set(names))
     by_name = {model.name: model for model in answer.models}
     assert {name for name in names if by_name[name].allowed} == set(MODELS)
-    assert by_name["tiny-fill"].loaded
+    assert by_name["noise-fill"].loaded
     assert sum(model.loaded for model in answer.models) <= 3
-    assert by_name["tiny"].present
+    assert by_name["noise-flux1"].present
     assert not by_name["dev"].present
     assert by_name["dev"].bytes_on_disk == 0
-    assert "upscale" in by_name["tiny"].takes
-    assert by_name["tiny-fill"].needs == ["init_image", "mask"]
-    assert by_name["tiny-flux2"].needs == []
-    assert "images" in by_name["tiny-flux2"].takes
-    assert by_name["tiny-fill"].pictures_together == [["init_image", "mask"]]
-    assert ["images", "init_image"] not in by_name["tiny-flux2"].pictures_together
+    assert "upscale" in by_name["noise-flux1"].takes
+    assert by_name["noise-fill"].needs == ["init_image", "mask"]
+    assert by_name["noise-flux2"].needs == []
+    assert "images" in by_name["noise-flux2"].takes
+    assert by_name["noise-fill"].pictures_together == [["init_image", "mask"]]
+    assert ["images", "init_image"] not in by_name["noise-flux2"].pictures_together
 
 
 def test_one_model_is_described_by_its_name_or_alias(studio: ServerProcess) -> None:
@@ -321,20 +321,21 @@ def health_of(server: ServerProcess) -> HealthAnswer:
 
 
 def test_the_models_used_last_stay_in_memory(studio: ServerProcess) -> None:
-    for name in ("tiny", "tiny-qwen", "tiny-z-image", "tiny", "tiny-flux2"):
+    for name in ("noise-flux1", "noise-qwen", "noise-z-image", "noise-flux1", "noise-flux2"):
         drawn(studio, model=name, prompt="x", guidance=None)
-    assert health_of(studio).loaded_models == ["tiny-flux2", "tiny", "tiny-z-image"]
+    assert health_of(studio).loaded_models == ["noise-flux2", "noise-flux1", "noise-z-image"]
 
 
 def test_a_client_on_this_machine_may_load_a_model_in_advance(studio: ServerProcess) -> None:
-    drawn(studio, model="tiny", prompt="x")
-    url = studio.url + "/models/tiny-redux/load"
-    assert requests.post(url, timeout=60).json() == {"model": "tiny-redux", "loaded": False}
+    drawn(studio, model="noise-flux1", prompt="x")
+    url = studio.url + "/models/noise-redux/load"
+    assert requests.post(url, timeout=60).json() == {"model": "noise-redux", "loaded": False}
     studio.wait_for(
-        submit(studio, model="tiny", prompt="x", count=1), lambda status: status["status"] == "done"
+        submit(studio, model="noise-flux1", prompt="x", count=1),
+        lambda status: status["status"] == "done",
     )
-    assert "tiny-redux" in health_of(studio).loaded_models
-    assert requests.post(url, timeout=60).json() == {"model": "tiny-redux", "loaded": True}
+    assert "noise-redux" in health_of(studio).loaded_models
+    assert requests.post(url, timeout=60).json() == {"model": "noise-redux", "loaded": True}
     for name, status, code in (
         ("dev", 422, "model_not_allowed"),
         ("devil", 404, "unknown_model"),
@@ -347,20 +348,20 @@ def test_a_client_on_this_machine_may_load_a_model_in_advance(studio: ServerProc
 
 
 def test_an_operators_key_is_asked_for_before_loading(start_server: StartServer) -> None:
-    server = start_server("--models", "tiny,tiny-flux2", "--operator-key", "sésame")
-    url = server.url + "/models/tiny-flux2/load"
+    server = start_server("--models", "noise-flux1,noise-flux2", "--operator-key", "sésame")
+    url = server.url + "/models/noise-flux2/load"
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer "}):
         refused = requests.post(url, headers=headers, timeout=60)
         assert (refused.status_code, refused.json()["error"]["code"]) == (403, "operator_only")
     key = {"Authorization": "Bearer sésame".encode()}
     assert requests.post(url, headers=key, timeout=60).status_code == 200
-    server.wait_until_ended(submit(server, model="tiny-flux2", prompt="x"))
-    assert health_of(server).loaded_models == ["tiny-flux2"]
+    server.wait_until_ended(submit(server, model="noise-flux2", prompt="x"))
+    assert health_of(server).loaded_models == ["noise-flux2"]
 
 
 def test_a_model_that_cannot_be_loaded_fails_only_its_tasks(start_server: StartServer) -> None:
-    server = start_server("--model", "tiny", "--models", "tiny,dev,tiny-flux2")
-    lost, kept = (submit(server, model=name, prompt="x") for name in ("dev", "tiny-flux2"))
+    server = start_server("--model", "noise-flux1", "--models", "noise-flux1,dev,noise-flux2")
+    lost, kept = (submit(server, model=name, prompt="x") for name in ("dev", "noise-flux2"))
     failed = server.wait_until_ended(lost)
     assert (failed["status"], failed["error"]["code"]) == ("failed", "model_load_failed")
     message = failed["error"]["message"]
@@ -372,15 +373,15 @@ def test_a_model_that_cannot_be_loaded_fails_only_its_tasks(start_server: StartS
     health = server.get("/health")
     assert health.status_code == 200
     assert health.json()["last_error"].startswith("The weights of dev cannot be downloaded")
-    assert drawn(server, model="tiny", prompt="x")
+    assert drawn(server, model="noise-flux1", prompt="x")
     ordered = requests.post(server.url + "/models/dev/load", timeout=60)
     assert ordered.json() == {"model": "dev", "loaded": False}
-    assert drawn(server, model="tiny", prompt="x")
+    assert drawn(server, model="noise-flux1", prompt="x")
     assert server.stop() == 0
 
 
 def test_models_are_freed_when_nothing_comes_and_loaded_again(start_server: StartServer) -> None:
-    server = start_server("--model", "tiny-flux2", "--unload-after-s", "1")
+    server = start_server("--model", "noise-flux2", "--unload-after-s", "1")
     first = drawn(server, prompt="x")
     weights_bytes = health_of(server).memory.active_bytes
     while health_of(server).loaded_models:  # ends, or the test run gives up on it
@@ -388,7 +389,7 @@ def test_models_are_freed_when_nothing_comes_and_loaded_again(start_server: Star
     health = health_of(server)
     assert health.status == "ready"
     assert health.memory.active_bytes < 0.5 * weights_bytes
-    assert not server.get("/models/tiny-flux2").json()["loaded"]
+    assert not server.get("/models/noise-flux2").json()["loaded"]
     answer = post(server, prompt="x").json()
     assert fetched(server, answer["task_id"]) == first
     load_s = server.get("/stats").json()["load_s"]
@@ -399,12 +400,12 @@ def test_models_are_freed_when_nothing_comes_and_loaded_again(start_server: Star
 def test_a_model_that_two_clients_do_not_share_is_switched_to_and_back(
     start_server: StartServer,
 ) -> None:
-    server = start_server("--models", "tiny,tiny-flux2", "--affinity-s", "0")
-    names = ["tiny", "tiny-flux2"] * 3
+    server = start_server("--models", "noise-flux1,noise-flux2", "--affinity-s", "0")
+    names = ["noise-flux1", "noise-flux2"] * 3
     tasks = [submit(server, model=name, prompt="x") for name in names]
     files = [fetched(server, task_id) for task_id in tasks]
     assert files[0] == files[2] == files[4] != files[1] == files[3] == files[5]
-    assert health_of(server).loaded_models == ["tiny-flux2"]
+    assert health_of(server).loaded_models == ["noise-flux2"]
     assert "".join(server.log).count("makes room") >= 5
 
 
@@ -423,8 +424,11 @@ def test_a_download_without_a_network_ends_with_one_sentence(
 def test_a_download_of_what_is_there_ends_well_and_of_what_is_not_known_is_refused(
     tmp_path: Path, run_server: RunServer, start_server: StartServer
 ) -> None:
-    ended = run_server("--download", "tiny", "--data-dir", str(tmp_path))
-    assert (ended.returncode, ended.stdout) == (0, "The weights of tiny are on this machine.\n")
+    ended = run_server("--download", "noise-flux1", "--data-dir", str(tmp_path))
+    assert (ended.returncode, ended.stdout) == (
+        0,
+        "The weights of noise-flux1 are on this machine.\n",
+    )
     code, log = start_server("--download", "devil", wait=False).refused()
     assert code == 2
     assert "there is no model 'devil'" in log
@@ -435,7 +439,7 @@ def test_a_download_of_what_is_there_ends_well_and_of_what_is_not_known_is_refus
     [
         (("--models", "devil"), "argument --models: there is no model 'devil'"),
         (("--models", "x=/no/such@dev"), "argument --models: there is no folder /no/such"),
-        (("--models", "tiny", "--quantize-choices", "7"), "argument --quantize-choices"),
+        (("--models", "noise-flux1", "--quantize-choices", "7"), "argument --quantize-choices"),
         (("--lora-dir", "/no/such"), "argument --lora-dir: there is no folder /no/such"),
     ],
 )
@@ -452,10 +456,10 @@ def test_a_folder_without_weights_fails_the_tasks_that_name_it(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     (tmp_path / "mine").mkdir()
-    server = start_server("--model", "tiny", "--models", f"mine={tmp_path}/mine@z-image")
+    server = start_server("--model", "noise-flux1", "--models", f"mine={tmp_path}/mine@z-image")
     listed = server.get("/models/mine").json()
     assert (listed["allowed"], listed["title"]) == (True, "mine, from z-image")
     failed = server.wait_until_ended(submit(server, model="mine", prompt="x"))
     assert failed["error"]["code"] == "model_load_failed"
     assert "mine" in failed["error"]["message"]
-    assert drawn(server, model="tiny", prompt="x")
+    assert drawn(server, model="noise-flux1", prompt="x")

@@ -50,7 +50,7 @@ def test_a_page_of_another_port_may_change_nothing(server: ServerProcess) -> Non
 
 
 def test_a_page_behind_a_tls_proxy_may_change_something(start_server: StartServer) -> None:
-    server = start_server("--model", "tiny", "--allowed-hosts", "draw.example")
+    server = start_server("--model", "noise-flux1", "--allowed-hosts", "draw.example")
     page = "https://draw.example"
     for host, origin in (
         ("draw.example", page),
@@ -112,7 +112,7 @@ def test_an_open_server_answers_under_addresses_and_names_of_its_machine(
 
 def test_an_open_server_answers_under_the_names_that_it_is_given(start_server: StartServer) -> None:
     allowed = ("--allowed-hosts", "Draw.example, host.docker.internal")
-    server = start_server("--model", "tiny", "--host", "0.0.0.0", *allowed)
+    server = start_server("--model", "noise-flux1", "--host", "0.0.0.0", *allowed)
     url = server.url.replace("0.0.0.0", "127.0.0.1")
     for host, status in (
         ("draw.example", 200),

@@ -216,7 +216,7 @@ def test_without_a_key_nothing_is_answered_but_the_public_pages(owned: Owned) ->
     for operation in operations_of(owned.server):
         method, path = operation.split()
         answer = requests.request(
-            method, owned.server.url + path.replace("{name}", "tiny"), timeout=60
+            method, owned.server.url + path.replace("{name}", "noise-flux1"), timeout=60
         )
         if operation in ("GET /health", "GET /session", "DELETE /session"):
             assert answer.status_code == 200, operation

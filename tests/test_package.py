@@ -103,6 +103,7 @@ def test_the_wheel_contains_every_module_and_the_page_under_one_package(wheel: P
         *(path for path in ROOT.glob("web/**/*") if path.is_file()),
         *(path for path in ROOT.glob("web/**/*") if path.is_file()),
         *ROOT.glob("templates/*/*"),
+        ROOT / "models" / "painter" / "weights.safetensors",
     ]
     assert len(files) > 100
     own = {f"mflux_server/{path.relative_to(ROOT).as_posix()}" for path in files}

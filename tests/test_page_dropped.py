@@ -184,14 +184,14 @@ def test_a_dropped_picture_of_the_page_is_drawn_again_with_its_settings(
     visit: Visit, served: ServerProcess
 ) -> None:
     me = visit().open()
-    me["#model"].select_option("tiny-z-image")
+    me["#model"].select_option("noise-z-image")
     me["#format"].select_option("PNG")
     me["#guidance"].fill("2")
     me.draw("once more")
     expect(me.shown("once more")).to_have_count(1)
     first = me.task_ids()[0]
     picture = served.get("/image", task_id=first, delete="false").content
-    me["#model"].select_option("tiny")
+    me["#model"].select_option("noise-flux1")
     me["#prompt"].fill("something else")
     me.page.evaluate(DROP, base64.b64encode(picture).decode())
     expect(me[".panel"]).to_contain_text("once more")
@@ -199,7 +199,7 @@ def test_a_dropped_picture_of_the_page_is_drawn_again_with_its_settings(
     me.picture("dropped")
     me.page.get_by_role("button", name="Load its settings").click()
     expect(me["#prompt"]).to_have_value("once more")
-    expect(me["#model"]).to_have_value("tiny-z-image")
+    expect(me["#model"]).to_have_value("noise-z-image")
     me["#generate"].click()
     expect(me.shown("once more")).to_have_count(2)
     params = [served.get("/status", task_id=one).json()["params"] for one in me.task_ids()[:2]]
@@ -217,7 +217,7 @@ def test_what_the_server_does_not_have_is_named_and_the_picture_can_be_input_ins
     expect(me["#model"]).to_have_value("dev")
     expect(me["#size-words"]).to_contain_text("512")
     me.page.get_by_role("button", name="Undo").click()
-    expect(me["#model"]).to_have_value("tiny")
+    expect(me["#model"]).to_have_value("noise-flux1")
     me.page.evaluate(DROP, data)
     me.page.get_by_role("button", name="Use it as input").click()
     expect(me["[data-field=init_image] .picks img"]).to_be_visible()

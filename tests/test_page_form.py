@@ -81,7 +81,7 @@ def test_the_form_shows_what_the_model_takes(visit: Visit, served: ServerProcess
     me = visit().open()
     expect(me["[data-field=guidance]"]).to_be_hidden()
     expect(me["#model-inputs"]).to_have_text("Needs a prompt. Optional: an input image and a mask.")
-    me["#model"].select_option("tiny-z-image")
+    me["#model"].select_option("noise-z-image")
     expect(me["#model-inputs"]).to_have_text(
         "Needs a prompt. Optional: guidance, a negative prompt, an input image and a mask."
     )
@@ -96,7 +96,7 @@ def test_the_form_shows_what_the_model_takes(visit: Visit, served: ServerProcess
     expect(me["#negative_prompt"]).to_be_disabled()
     expect(me["#negative_prompt-note"]).to_have_text("Needs guidance above 1.")
 
-    me["#model"].select_option("tiny-fill")
+    me["#model"].select_option("noise-fill")
     expect(me["#model-inputs"]).to_have_text(
         "Needs a prompt, an input image and a mask. Optional: guidance."
     )
@@ -115,7 +115,7 @@ def test_the_form_shows_what_the_model_takes(visit: Visit, served: ServerProcess
     assert (params["width"], params["height"]) == (128, 96)
     assert params["mask"]["width"] == 128
 
-    me["#model"].select_option("tiny-flux2")
+    me["#model"].select_option("noise-flux2")
     me["[data-field=init_image] [aria-label='Remove this image']"].click()
     me["#images"].set_input_files([picture_file(64, 64, "red"), picture_file(64, 64, "blue")])
     expect(me["[data-field=images] .picks img"]).to_have_count(2)
@@ -126,7 +126,11 @@ def test_the_form_shows_what_the_model_takes(visit: Visit, served: ServerProcess
 
 
 def test_the_form_offers_the_loras_that_fit_the_model(visit: Visit) -> None:
-    fits = {"wild": ("tiny",), "calm": ("tiny-z-image",), "both": ("tiny", "tiny-z-image")}
+    fits = {
+        "wild": ("noise-flux1",),
+        "calm": ("noise-z-image",),
+        "both": ("noise-flux1", "noise-z-image"),
+    }
 
     def changed(route: Route) -> None:
         answer = route.fetch().json()
@@ -143,9 +147,9 @@ def test_the_form_offers_the_loras_that_fit_the_model(visit: Visit) -> None:
     me.open()
     offered = me["#lora-list li:visible label"]
     expect(offered).to_have_text(["wild", "both"])
-    me["#model"].select_option("tiny-z-image")
+    me["#model"].select_option("noise-z-image")
     expect(offered).to_have_text(["calm", "both"])
-    me["#model"].select_option("tiny-fill")
+    me["#model"].select_option("noise-fill")
     expect(me["#loras"]).to_be_hidden()
 
 
@@ -153,7 +157,7 @@ def test_the_form_offers_what_the_list_of_models_says(visit: Visit) -> None:
     def changed(route: Route) -> None:
         answer = route.fetch().json()
         for model in answer["models"]:
-            if model["name"] == "tiny":
+            if model["name"] == "noise-flux1":
                 model["takes"] += ["control_image", "control_type"]
                 model |= {"control_types": ["pose", "ready"], "least_steps": 2}
                 model |= {"side_step": 48, "least_side": 480, "most_side": 600}
@@ -162,7 +166,7 @@ def test_the_form_offers_what_the_list_of_models_says(visit: Visit) -> None:
     me = visit()
     me.page.route("**/models", changed)
     me.open()
-    me["#model"].select_option("tiny")
+    me["#model"].select_option("noise-flux1")
     expect(me["#size-words"]).to_contain_text("600")
     me.choose("scale", "Small")
     expect(me["#size-words"]).to_contain_text("480")
@@ -194,7 +198,7 @@ def test_after_a_change_of_the_model_only_pictures_that_go_together_are_sent(
     def changed(route: Route) -> None:
         answer = route.fetch().json()
         for model in answer["models"]:
-            if model["name"] == "tiny":  # as if one of its classes took reference images
+            if model["name"] == "noise-flux1":  # as if one of its classes took reference images
                 model["takes"].append("images")
                 model["pictures_together"].append(["images"])
         route.fulfill(json=answer)
@@ -202,10 +206,10 @@ def test_after_a_change_of_the_model_only_pictures_that_go_together_are_sent(
     me = visit()
     me.page.route("**/models", changed)
     me.open()
-    me["#model"].select_option("tiny-flux2")
+    me["#model"].select_option("noise-flux2")
     me["#images"].set_input_files(picture_file(64, 64, "red"))
     expect(me["[data-field=images] .picks img"]).to_be_visible()
-    me["#model"].select_option("tiny")
+    me["#model"].select_option("noise-flux1")
     me["#init_image"].set_input_files(picture_file(64, 64, "teal"))
     not_used = "Not used: this model cannot combine it with the other picture."
     expect(me["[data-field=images]"]).to_contain_text(not_used)

@@ -212,7 +212,7 @@ def test_500_pictures_come_as_the_page_is_scrolled_and_only_those_in_view_are_la
 
 def test_a_queue_of_1000_tasks_is_shown_as_its_beginning_and_a_number(visit: Visit) -> None:
     me = visit()
-    params = {"model": "tiny", "width": 64, "height": 64, "steps": 2, "count": 1}
+    params = {"model": "noise-flux1", "width": 64, "height": 64, "steps": 2, "count": 1}
 
     def answer(route: Any) -> None:
         tasks = [

@@ -209,7 +209,7 @@ def test_a_model_that_needs_a_mask_has_the_brush_and_others_without_a_picture_do
 ) -> None:
     me = visit().open()
     expect(me["#paint-mask"]).to_be_hidden()
-    me["#model"].select_option("tiny-fill")
+    me["#model"].select_option("noise-fill")
     expect(me["#paint-mask"]).to_be_hidden()
     me["#init_image"].set_input_files(picture_file(64, 64, "teal"))
     expect(me["#paint-mask"]).to_be_visible()

@@ -32,7 +32,14 @@ class Operator:
         return answer.json()
 
     def submit(self, prompt: str, **fields: Any) -> str:
-        body = {"model": "tiny", "prompt": prompt, "width": 64, "height": 64, "steps": 2, **fields}
+        body = {
+            "model": "noise-flux1",
+            "prompt": prompt,
+            "width": 64,
+            "height": 64,
+            "steps": 2,
+            **fields,
+        }
         self.ids.append(self.ask("POST", "/generate", json=body)["task_id"])
         return self.ids[-1]
 
@@ -91,12 +98,12 @@ def test_the_view_shows_forecasts_and_truth_of_real_tasks(visit: Visit, operator
     expect(me["#plot .p90"]).to_have_count(1)
     me["#last-tasks-title"].click()
     expect(me["#last-tasks tr"]).to_have_count(count)
-    expect(me["#last-tasks tr"].first).to_contain_text("tiny")
-    expect(row(me, "steps", re.compile(r"64 \W 64")).first).to_contain_text("tiny")
+    expect(me["#last-tasks tr"].first).to_contain_text("noise-flux1")
+    expect(row(me, "steps", re.compile(r"64 \W 64")).first).to_contain_text("noise-flux1")
     expect(me["#bars rect.busy"]).to_have_count(24)
     assert float(me["#bars rect.busy"].last.get_attribute("height") or 0) > 0
     expect(row(me, "clients", "everybody")).to_contain_text("100")
-    expect(row(me, "machines", "local")).to_contain_text("tiny")
+    expect(row(me, "machines", "local")).to_contain_text("noise-flux1")
     expect(me["#disk"]).to_contain_text("free")
     me.picture("operator")
 
@@ -207,7 +214,7 @@ def test_the_main_page_has_a_link_to_the_view_and_loads_nothing_of_it(visit: Vis
 def test_the_view_asks_for_the_key_of_an_operator_where_there_is_one(
     visit: Visit, tmp_path: Path
 ) -> None:
-    server = ServerProcess(tmp_path / "data", "--model", "tiny", "--operator-key", KEY)
+    server = ServerProcess(tmp_path / "data", "--model", "noise-flux1", "--operator-key", KEY)
     try:
         me = visit(server).open()
         me.expected_statuses.add(401)

@@ -90,7 +90,7 @@ def test_the_page_shows_at_once_that_a_model_is_loaded(visit: Visit, events: boo
         me.page.add_init_script(NO_EVENTS)
     me.open()
     me.hold()
-    for model in ("tiny-z-image", "tiny"):
+    for model in ("noise-z-image", "noise-flux1"):
         me["#model"].select_option(model)
         expect(me["#model-note"]).to_contain_text("Not loaded")
         me.draw(f"with {model}")
@@ -103,12 +103,12 @@ def test_the_page_shows_at_once_that_a_model_is_loaded(visit: Visit, events: boo
 def test_a_task_that_waits_for_a_download_shows_its_progress(
     visit: Visit, start_server: StartServer, stalling_hub: StallingHub
 ) -> None:
-    server = start_server("--models", "tiny,schnell", environment=stalling_hub.environment)
+    server = start_server("--models", "noise-flux1,schnell", environment=stalling_hub.environment)
     me = visit(server).open()
     me["#model"].select_option("schnell")
     me.draw("a lighthouse")
     expect(me.card("a lighthouse")).to_contain_text("Downloading schnell: 0.0 of 34.0 GB")
-    me["#model"].select_option("tiny")
+    me["#model"].select_option("noise-flux1")
     me.draw("a boat")
     expect(me.shown("a boat")).to_have_count(1)
     me.picture("download")
@@ -265,7 +265,7 @@ def test_a_key_shows_the_page_the_favourites_of_its_client_and_no_prompts_of_oth
     file = tmp_path / "keys.toml"
     file.write_text("".join(f'[{name}]\nkey = "{key}"\n' for name, key in keys.items()))
     hold.close()
-    server = start_server("--models", "tiny", "--keys", str(file), hold=hold)
+    server = start_server("--models", "noise-flux1", "--keys", str(file), hold=hold)
     body = {"prompt": "a secret of bob", "width": 64, "height": 64, "steps": 2}
     headers = {"Authorization": f"Bearer {keys['bob']}"}
     requests.post(f"{server.url}/generate", json=body, headers=headers, timeout=60)
@@ -315,7 +315,7 @@ def test_the_button_and_the_queue_count_down_together_and_move_together(visit: V
     """The wait of the button is that of the last row, plus the time of the picture itself."""
     me = visit(locale="en")  # a browser context of its own: its clock is stopped
     me.page.clock.install()
-    params = {"model": "tiny", "width": 64, "height": 64, "steps": 2, "count": 1}
+    params = {"model": "noise-flux1", "width": 64, "height": 64, "steps": 2, "count": 1}
     row = {"task_id": "a task", "mine": True, "status": "running", "pos": 0, "params": params}
     tasks = [{**row, "wait_remaining": 80, "created_at": 0.0}]
     times = {"expected_start_at": 80.0, "expected_end_at": 90.0, "expected_time_seconds": 90.0}

@@ -32,7 +32,7 @@ def test_the_models_are_compared_found_and_chosen_with_the_keyboard(visit: Visit
     me.page.keyboard.press("ArrowDown")
     me.page.keyboard.press("Enter")
     expect(panel).to_have_count(0)
-    expect(me["#model"]).to_have_value("tiny-fill")
+    expect(me["#model"]).to_have_value("noise-fill")
 
 
 def test_prompts_are_remembered_and_styles_are_added_and_removed(visit: Visit) -> None:
@@ -105,7 +105,7 @@ def test_a_grid_of_two_settings_is_drawn_and_shown_as_a_table(
     visit: Visit, served: ServerProcess
 ) -> None:
     me = visit().open()
-    me["#model"].select_option("tiny-z-image")
+    me["#model"].select_option("noise-z-image")
     me.choose("shape", "custom")
     me["#width"].fill("64")
     me["#height"].fill("64")
@@ -182,7 +182,7 @@ def test_a_long_list_of_loras_can_be_searched(visit: Visit) -> None:
         answer = route.fetch().json()
         for model in answer["models"]:
             model["takes"].append("loras")
-        models = [{"name": "tiny", "keys": 2}]
+        models = [{"name": "noise-flux1", "keys": 2}]
         answer["loras"] = [
             {"name": f"style {number}", "keys": 2, "models": models} for number in range(20)
         ]

@@ -84,12 +84,12 @@ class Machine:
 @pytest.fixture
 def machine(data_dir: Path) -> Iterator[Machine]:
     prepare_mlx()
-    machine = Machine(data_dir, "tiny")
+    machine = Machine(data_dir, "noise-flux1")
     yield machine
     machine.worker.stop(10)
 
 
-@pytest.mark.parametrize("model", ["tiny", "tiny-flux2", "tiny-z-image", "tiny-qwen"])
+@pytest.mark.parametrize("model", ["noise-flux1", "noise-flux2", "noise-z-image", "noise-qwen"])
 def test_both_pictures_are_the_same_bytes_as_undisturbed_ones(data_dir: Path, model: str) -> None:
     prepare_mlx()
     machine = Machine(data_dir, model)
@@ -219,7 +219,7 @@ def eager(tmp_path: Path) -> Iterator[Callable[[], ServerProcess]]:
     servers: list[ServerProcess] = []
 
     def start() -> ServerProcess:
-        server = ServerProcess(tmp_path, "--model", "tiny", program=EAGER_SERVER)
+        server = ServerProcess(tmp_path, "--model", "noise-flux1", program=EAGER_SERVER)
         servers.append(server)
         return server
 

@@ -128,7 +128,7 @@ def test_what_loads_a_pipeline_binds_to_its_constructor(model: Model, pipeline: 
 
 
 def test_pictures_are_passed_as_files_of_the_inputs_and_one_alone_where_one_is_taken() -> None:
-    kontext, klein, seedvr2 = allow("tiny-kontext", "tiny-flux2", "tiny-seedvr2").models
+    kontext, klein, seedvr2 = allow("noise-kontext", "noise-flux2", "noise-seedvr2").models
     pair = params_for(images=(FILES["first"], FILES["second"]))
     call = arguments(Stage(LoadSpec(klein, klein.pipelines[1], None), pair), INPUTS)
     assert call["image_paths"] == ["/inputs/first.png", "/inputs/second.png"]
@@ -274,18 +274,18 @@ def pictures(data_dir: Path) -> None:
 
 
 PROMPTED: dict[str, dict[str, Any]] = {
-    "tiny": {},
-    "tiny-flux2": {},
-    "tiny-kontext": {"images": (FILES["first"],)},
-    "tiny-redux": {"images": (FILES["first"], FILES["second"])},
-    "tiny-controlnet": {"control_image": FILES["first"]},
-    "tiny-fill": {"init_image": FILES["first"], "mask": FILES["mask"]},
-    "tiny-z-image": {"guidance": 3.0, "negative_prompt": "red"},
-    "tiny-qwen": {"guidance": 3.0, "negative_prompt": "red"},
+    "noise-flux1": {},
+    "noise-flux2": {},
+    "noise-kontext": {"images": (FILES["first"],)},
+    "noise-redux": {"images": (FILES["first"], FILES["second"])},
+    "noise-controlnet": {"control_image": FILES["first"]},
+    "noise-fill": {"init_image": FILES["first"], "mask": FILES["mask"]},
+    "noise-z-image": {"guidance": 3.0, "negative_prompt": "red"},
+    "noise-qwen": {"guidance": 3.0, "negative_prompt": "red"},
 }
 
 
-@pytest.mark.parametrize("name", slow_except(["tiny", "tiny-fill"], PROMPTED))
+@pytest.mark.parametrize("name", slow_except(["noise-flux1", "noise-fill"], PROMPTED))
 def test_the_images_of_a_task_encode_its_prompt_once(
     name: str, on_thread: OnItsThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -326,7 +326,7 @@ def test_the_edits_of_klein_share_its_weights_and_draw_as_if_loaded_alone(
     import mlx.core as mx
     from mflux.models.common.config.model_config import ModelConfig
 
-    klein = allow("tiny-flux2").default
+    klein = allow("noise-flux2").default
     text, edit, _ = (LoadSpec(klein, pipeline, None) for pipeline in klein.pipelines)
     assert text.key == edit.key
     edited = params_for(images=(FILES["first"],))
@@ -338,13 +338,13 @@ def test_the_edits_of_klein_share_its_weights_and_draw_as_if_loaded_alone(
     assert on_thread.generator.resident == (text.key,)
 
     def alone() -> Image.Image:
-        module, name = tiny_models.PIPELINES["tiny-flux2-edit"].split(":")
+        module, name = tiny_models.PIPELINES["noise-flux2-edit"].split(":")
         pipeline = getattr(importlib.import_module(module), name)(
             quantize=None,
-            model_path=str(tiny_models.ensure_checkpoint("tiny-flux2-edit", on_thread.inputs)),
-            model_config=ModelConfig(**tiny_models.TINY_CONFIGS["tiny-flux2-edit"]),
+            model_path=str(tiny_models.ensure_checkpoint("noise-flux2-edit", on_thread.inputs)),
+            model_config=ModelConfig(**tiny_models.TINY_CONFIGS["noise-flux2-edit"]),
         )
-        tiny_models.slim(pipeline)
+        tiny_models.slim(pipeline, "noise-flux2-edit")
         mx.eval(pipeline.parameters())
         call = arguments(Stage(edit, edited), on_thread.inputs)
         drawn: Image.Image = pipeline.generate_image(**call).image
@@ -354,7 +354,7 @@ def test_the_edits_of_klein_share_its_weights_and_draw_as_if_loaded_alone(
 
 
 def test_the_softness_of_an_upscaler_changes_its_picture(on_thread: OnItsThread) -> None:
-    model = allow("tiny-seedvr2").default
+    model = allow("noise-seedvr2").default
     weights = LoadSpec(model, model.pipelines[0], None)
     asked = params_for(init_image=FILES["first"], upscale=2.0, steps=1)
     sharp = on_thread.draw(weights, asked)
@@ -466,24 +466,24 @@ def test_each_class_checks_its_pictures_for_nan_before_they_become_bytes(
 
 
 def test_an_edit_may_be_the_first_task_after_loading(on_thread: OnItsThread) -> None:
-    klein = allow("tiny-flux2").default
+    klein = allow("noise-flux2").default
     edit = LoadSpec(klein, klein.pipelines[1], None)
     edited = on_thread.draw(edit, params_for(images=(FILES["first"], FILES["second"])))
     assert edited.size == (64, 64)
-    assert on_thread.generator.resident == ("tiny-flux2",)
+    assert on_thread.generator.resident == ("noise-flux2",)
 
 
 def test_two_models_in_memory_are_those_used_last(on_thread: OnItsThread) -> None:
     keys = {}
-    for name in ("tiny", "tiny-flux2", "tiny-qwen"):
+    for name in ("noise-flux1", "noise-flux2", "noise-qwen"):
         model = allow(name).default
         keys[name] = LoadSpec(model, model.pipelines[0], None)
     for name, resident in (
-        ("tiny", ("tiny",)),
-        ("tiny-flux2", ("tiny-flux2", "tiny")),
-        ("tiny", ("tiny", "tiny-flux2")),
-        ("tiny-qwen", ("tiny-qwen", "tiny")),
-        ("tiny-flux2", ("tiny-flux2", "tiny-qwen")),
+        ("noise-flux1", ("noise-flux1",)),
+        ("noise-flux2", ("noise-flux2", "noise-flux1")),
+        ("noise-flux1", ("noise-flux1", "noise-flux2")),
+        ("noise-qwen", ("noise-qwen", "noise-flux1")),
+        ("noise-flux2", ("noise-flux2", "noise-qwen")),
     ):
         on_thread.draw(keys[name], params_for(steps=2))
         assert on_thread.generator.resident == resident
@@ -497,7 +497,7 @@ def memory_of_switching(data_dir: Path, rounds: int) -> list[tuple[list[int], in
     import mlx.core as mx
 
     generating = OnItsThread(data_dir)
-    models = allow("tiny", "tiny-flux2", "tiny-z-image").models
+    models = allow("noise-flux1", "noise-flux2", "noise-z-image").models
     measured = []
     for _ in range(rounds):
         active = []
@@ -530,7 +530,7 @@ def test_fetching_computes_nothing_even_where_a_class_wants_to(
     import mlx.core as mx
 
     prepare_mlx()
-    (model,) = allow("tiny").models
+    (model,) = allow("noise-flux1").models
     weights, evaluate = LoadSpec(model, model.pipelines[0], None), mx.eval
     build, grown = pipelines.build, []
 
@@ -552,7 +552,7 @@ def test_fetching_computes_nothing_even_where_a_class_wants_to(
 def test_a_step_is_compiled_once_for_many_pictures(data_dir: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(compiling, "PICTURES_OF_A_STEP", 3)
     generating = OnItsThread(data_dir)
-    (model,) = allow("tiny-flux2").models
+    (model,) = allow("noise-flux2").models
     built = []
     drawing = importlib.import_module(model.pipelines[0].module)
     compile_step = drawing.Flux2Klein._predict
@@ -571,12 +571,12 @@ def test_a_step_is_compiled_once_for_many_pictures(data_dir: Path, monkeypatch: 
 
 def test_a_lora_has_its_scale_and_none_needs_another_load(data_dir: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        tiny_models.write_lora(tmp_path / f"{name}.safetensors", "tiny")
-    allowed = allow("tiny", lora_dir=tmp_path)
+        tiny_models.write_lora(tmp_path / f"{name}.safetensors", "noise-flux1")
+    allowed = allow("noise-flux1", lora_dir=tmp_path)
     generating = OnItsThread(data_dir, models_in_memory=1, lora_path=allowed.lora)
 
     def drawn(*loras: Lora) -> bytes:
-        (stage,) = allowed.stages(params_for(model="tiny", loras=loras))
+        (stage,) = allowed.stages(params_for(model="noise-flux1", loras=loras))
         picture = generating.draw(stage.load_spec, stage.params)
         assert generating.generator.resident == (stage.load_spec.key,)
         return picture.tobytes()
@@ -595,7 +595,8 @@ def test_a_failed_load_leaves_other_models_in_memory_and_the_thread_alive(
     on_thread: OnItsThread, tmp_path: Path
 ) -> None:
     tiny, flux2 = (
-        LoadSpec(model, model.pipelines[0], None) for model in allow("tiny", "tiny-flux2").models
+        LoadSpec(model, model.pipelines[0], None)
+        for model in allow("noise-flux1", "noise-flux2").models
     )
     before = on_thread.draw(tiny, params_for())
     broken = LoadSpec(tiny.model, tiny.pipeline, None, (Lora("/no/such/file.safetensors"),))
@@ -603,7 +604,7 @@ def test_a_failed_load_leaves_other_models_in_memory_and_the_thread_alive(
         on_thread.load(broken)
     assert on_thread.draw(tiny, params_for()).tobytes() == before.tobytes()
     on_thread.draw(flux2, params_for())
-    assert on_thread.generator.resident == ("tiny-flux2", "tiny")
+    assert on_thread.generator.resident == ("noise-flux2", "noise-flux1")
 
 
 # -- what goes into the file, and what goes wrong --------------------------------------------------
@@ -632,9 +633,11 @@ def test_metadata_contain_no_path_of_this_machine_and_are_reproducible(
 
 
 def test_a_file_names_the_scheduler_that_ran(on_thread: OnItsThread) -> None:
-    model = allow("tiny").default
+    model = allow("noise-flux1").default
     for scheduler in (None, *model.schedulers):
-        (stage,) = allow("tiny").stages(params_for(model="tiny", steps=2, scheduler=scheduler))
+        (stage,) = allow("noise-flux1").stages(
+            params_for(model="noise-flux1", steps=2, scheduler=scheduler)
+        )
         if stage.load_spec.key not in on_thread.generator.resident:
             on_thread.load(stage.load_spec)
         drawn = on_thread.run(

@@ -24,7 +24,7 @@ class Bench:
     def __init__(self, **limits: Any) -> None:
         self.at = 1000.0
         self.queue = PlayedQueue(
-            allow("tiny", "tiny-flux2", allow_lora_repos=True),
+            allow("noise-flux1", "noise-flux2", allow_lora_repos=True),
             TimingModel(),
             TaskStore(None),
             QueueLimits(**{"preempt": True, **limits}),
@@ -154,7 +154,7 @@ RULES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "same priority, same client": ({}, {}),
     "urgent over urgent": ({"priority": 1}, {"priority": 1}),
     "a normal task over a background one": ({"priority": -1}, {}),
-    "another model": ({}, {"priority": 1, "model": "tiny-flux2"}),
+    "another model": ({}, {"priority": 1, "model": "noise-flux2"}),
     "other weights": ({}, {"priority": 1, "quantize": 8}),
     "other LoRAs": ({}, {"priority": 1, "loras": (Lora("org/name"),)}),
     "it takes too long": ({}, {"priority": 1, "steps": int(45 / PAYS) + 1}),

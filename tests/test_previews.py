@@ -92,7 +92,7 @@ def likeness(jpeg: bytes, picture: Image.Image) -> float:
     return float(np.corrcoef(seen.ravel(), small.ravel())[0, 1])
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny-flux2"])
+@pytest.mark.parametrize("name", ["noise-flux1", "noise-flux2"])
 def test_previews_come_to_resemble_the_picture_that_is_drawn(name: str, data_dir: Path) -> None:
     drawing = Drawing(name, data_dir, Previews())
     others = [drawing.draw(seed) for seed in range(LEARN_FROM)]
@@ -115,7 +115,7 @@ def test_previews_come_to_resemble_the_picture_that_is_drawn(name: str, data_dir
 
 def test_before_anything_was_learned_a_preview_shows_shapes(data_dir: Path) -> None:
     clock = Clock()
-    drawing = Drawing("tiny", data_dir, Previews(monotonic=clock))
+    drawing = Drawing("noise-flux1", data_dir, Previews(monotonic=clock))
     drawing.draw(1, drawing.look)
     jpeg = drawing.previews.look("task-1")
     assert jpeg
@@ -123,7 +123,7 @@ def test_before_anything_was_learned_a_preview_shows_shapes(data_dir: Path) -> N
 
 
 def test_no_preview_is_made_without_a_request_and_pictures_do_not_change(data_dir: Path) -> None:
-    drawing = Drawing("tiny", data_dir, Previews())
+    drawing = Drawing("noise-flux1", data_dir, Previews())
     reference = drawing.draw(1).tobytes()
     drawing.previews.look("another task")
     assert drawing.draw(1).tobytes() == reference
@@ -133,7 +133,7 @@ def test_no_preview_is_made_without_a_request_and_pictures_do_not_change(data_di
 
 
 def test_off_means_that_nothing_is_made_or_learned(data_dir: Path) -> None:
-    drawing = Drawing("tiny", data_dir, Previews(on=False))
+    drawing = Drawing("noise-flux1", data_dir, Previews(on=False))
     drawing.draw(1, drawing.look)
     assert drawing.previews.made == 0
     assert drawing.previews._maps == {}
@@ -225,7 +225,7 @@ def preview(server: Any, task_id: str) -> requests.Response:
 def test_a_running_task_is_watched_to_its_end_and_then_has_a_thumbnail(
     start_server: StartServer,
 ) -> None:
-    server = start_server("--model", "tiny", "--max-steps", "1000")
+    server = start_server("--model", "noise-flux1", "--max-steps", "1000")
     task_id = server.submit(width=512, height=512, steps=300)["task_id"]
     answer = preview(server, task_id)
     while answer.status_code != 200:

@@ -114,20 +114,20 @@ def test_an_image_without_metadata_is_described_with_its_own_prompt(server: Serv
 
 
 def test_weights_are_loaded_once_for_all_prompts(studio_of: Callable[..., Studio]) -> None:
-    studio = studio_of("tiny", "tiny-flux2")
-    task = studio.submit("tiny-flux2", FOXES[0], prompts=tuple(FOXES), count=3)
+    studio = studio_of("noise-flux1", "noise-flux2")
+    task = studio.submit("noise-flux2", FOXES[0], prompts=tuple(FOXES), count=3)
     studio.run_all()
-    assert studio.gpu.loads == ["tiny", "tiny-flux2"]
+    assert studio.gpu.loads == ["noise-flux1", "noise-flux2"]
     assert studio.gpu.drawn == [
-        ("tiny-flux2", prompt, seed) for seed, prompt in enumerate(FOXES, 1)
+        ("noise-flux2", prompt, seed) for seed, prompt in enumerate(FOXES, 1)
     ]
     assert studio.status(task.task_id).status is TaskStatus.DONE
 
 
 def test_the_forecast_encodes_each_prompt(studio_of: Callable[..., Studio]) -> None:
-    studio = studio_of("tiny")
-    one, task = studio.queue.scheduler.estimates, studio.submit("tiny", FOXES[0], count=3)
-    listed = studio.submit("tiny", FOXES[0], prompts=tuple(FOXES), count=3)
+    studio = studio_of("noise-flux1")
+    one, task = studio.queue.scheduler.estimates, studio.submit("noise-flux1", FOXES[0], count=3)
+    listed = studio.submit("noise-flux1", FOXES[0], prompts=tuple(FOXES), count=3)
     same, each = (one.durations(*studio.queue.allowed.stages(t.params)) for t in (task, listed))
     assert each.gpu_s - same.gpu_s == pytest.approx(2 * same.text_encoding_s)
     assert forecast_of(listed).end_s > forecast_of(task).end_s

@@ -88,7 +88,7 @@ def test_until_its_tokenizer_is_loaded_a_prompt_has_a_token_for_four_characters(
 def test_a_loaded_model_counts_its_prompts_from_any_thread_while_it_draws(data_dir: Path) -> None:
     prepare_mlx()
     generator = MfluxGenerator(data_dir)
-    model = allow("tiny-qwen").default
+    model = allow("noise-qwen").default
     weights, counts = LoadSpec(model, model.pipelines[0], None), generator.token_counts
     assert counts.count(model.name, "abcdefgh") is None
     generator.load(weights)

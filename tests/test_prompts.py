@@ -126,7 +126,7 @@ def test_prompts_that_memory_cannot_hold_are_new_again() -> None:
 
 
 def test_prompts_that_wait_for_a_load_are_counted_when_it_ends_and_without_the_lock() -> None:
-    allowed = allow("krea-2", "tiny")
+    allowed = allow("krea-2", "noise-flux1")
     queue = PlayedQueue(allowed, TimingModel(), TaskStore(None))
     scheduler, counted = queue.scheduler, list[tuple[str, bool]]()
 

@@ -114,7 +114,7 @@ def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     assert found
     options = found[1].replace("pictures.example", NAME).split()
     keys = ("--keys", str(folder / "keys.toml"))
-    server = ServerProcess(folder / "data", "--model", "tiny", *keys, *options)
+    server = ServerProcess(folder / "data", "--model", "noise-flux1", *keys, *options)
     yield server
     server.stop()
 

@@ -15,7 +15,7 @@ from storage.task_store import TaskStore
 from task import Phase, Task, TaskStatus
 from timing_model import TimingModel
 
-OFFER = allow("tiny")
+OFFER = allow("noise-flux1")
 
 
 class Clock:
@@ -264,7 +264,7 @@ def test_tasks_that_join_after_a_download_have_the_same_order_after_a_restart(
 ) -> None:
     needed = {"schnell"}
     names: dict[str, str] = {}
-    allowed = allow("tiny", "schnell")
+    allowed = allow("noise-flux1", "schnell")
     schnell = allowed.models[1]
 
     def start() -> tuple[PlayedQueue, TaskStore]:
@@ -276,7 +276,7 @@ def test_tasks_that_join_after_a_download_have_the_same_order_after_a_restart(
             needs_download=lambda model: model.name in needed,
         ), store
 
-    def submit(name: str, model: str = "tiny") -> None:
+    def submit(name: str, model: str = "noise-flux1") -> None:
         names[queue.submit(params_for(model=model))[0].task_id] = name
 
     def order() -> list[str]:

@@ -62,13 +62,13 @@ def test_the_python_client_saves_its_picture(server: ServerProcess, tmp_path: Pa
 def test_tasks_start_from_a_file_and_from_a_result(
     start_server: StartServer, tmp_path: Path
 ) -> None:
-    server = start_server("--model", "tiny", "--models", "tiny-kontext,tiny-seedvr2")
+    server = start_server("--model", "noise-flux1", "--models", "noise-kontext,noise-seedvr2")
     Image.new("RGB", (64, 64), "teal").save(tmp_path / "photo.jpg")
     Image.new("L", (64, 64), "white").save(tmp_path / "mask.png")
     calls = block("curl URL/generate").splitlines()
     assert len(calls) == 4
     task_id = ""
     for call in calls:
-        tiny = call.replace("dev-kontext", "tiny-kontext").replace("seedvr2-3b", "tiny-seedvr2")
+        tiny = call.replace("dev-kontext", "noise-kontext").replace("seedvr2-3b", "noise-seedvr2")
         task_id = json.loads(run(tiny, server, tmp_path, task_id))["task_id"]
         assert server.wait_until_ended(task_id)["status"] == "done"

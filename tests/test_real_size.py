@@ -39,7 +39,7 @@ def test_the_written_checkpoint_is_one_that_mflux_loads_and_draws(
 ) -> None:
     folder = tmp_path / "checkpoint"
     run("real_model.py", str(folder), "--small", *options)
-    model = find_model("tiny-anima")
+    model = find_model("noise-anima")
     assert model
     spec = LoadSpec(replace(model, path=str(folder)), model.pipelines[0], bits)
     generator = MfluxGenerator(tmp_path)

@@ -176,16 +176,16 @@ def test_a_style_in_context_is_a_lora_of_hugging_face() -> None:
 
 
 def test_the_default_strength_of_an_init_image_holds_with_a_mask_and_with_upscale_too() -> None:
-    desk = Desk("tiny", "tiny-seedvr2")
+    desk = Desk("noise-flux1", "noise-seedvr2")
     for more in ({}, {"mask": PICTURE}, {"upscale": 2}, {"mask": PICTURE, "upscale": 2}):
         params = desk.params(init_image=PICTURE, steps=10, **more)
         assert (params.image_strength, params.steps_run) == (0.4, 6)
         assert params.mask_feather == (8 if "mask" in more else None)
         drawing, *enlarging = desk.allowed.stages(params)
-        assert drawing.load_spec.key == "tiny"
+        assert drawing.load_spec.key == "noise-flux1"
         assert drawing.load_spec.pipeline.inpaints == ("mask" in more)
         assert [stage.params.mask_feather for stage in enlarging] == [None] * ("upscale" in more)
-    fill = Desk("tiny-fill")
+    fill = Desk("noise-fill")
     assert fill.refusal(init_image=PICTURE, mask=PICTURE, mask_feather=4)[:2] == (
         "not_supported",
         "mask_feather",
@@ -368,7 +368,7 @@ def test_an_upscaling_that_does_not_fit_into_memory_is_refused_with_its_field(
     tmp_path: Path,
 ) -> None:
     guard = MemoryGuard(7 * 10**9, gpu=True)
-    allowed = allow("tiny", "seedvr2-3b")
+    allowed = allow("noise-flux1", "seedvr2-3b")
     submission = Submission(
         seen_by_all(PlayedQueue(allowed, TimingModel(), TaskStore(None))),
         allowed,

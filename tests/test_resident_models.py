@@ -26,7 +26,7 @@ from task import Task, TaskStatus
 from timing_model import TimingModel
 from workers.worker import Worker
 
-TWO = allow("tiny", "tiny-flux2")
+TWO = allow("noise-flux1", "noise-flux2")
 CRAMPED, USUAL = 1e-9, 0.75
 """Shares of the memory that the weights of several models may fill."""
 
@@ -107,29 +107,29 @@ def test_after_one_eviction_two_models_stay_and_no_switch_is_forecast_with_a_loa
 ) -> None:
     monkeypatch.setattr("generator.SHARE_FOR_WEIGHTS", CRAMPED)
     assert studio.worker.load()
-    studio.draw("tiny-flux2")
-    assert studio.generator.in_memory == ["tiny-flux2"], "the other one had to make room"
-    assert studio.answered() == {"tiny-flux2"}
+    studio.draw("noise-flux2")
+    assert studio.generator.in_memory == ["noise-flux2"], "the other one had to make room"
+    assert studio.answered() == {"noise-flux2"}
     monkeypatch.setattr("generator.SHARE_FOR_WEIGHTS", USUAL)
-    studio.draw("tiny")
-    assert studio.generator.in_memory == ["tiny", "tiny-flux2"]
-    assert studio.answered() == {"tiny", "tiny-flux2"}
-    assert studio.loads == ["tiny", "tiny-flux2", "tiny"]
-    waiting = [studio.submit(model) for model in ("tiny-flux2", "tiny") * 3]
+    studio.draw("noise-flux1")
+    assert studio.generator.in_memory == ["noise-flux1", "noise-flux2"]
+    assert studio.answered() == {"noise-flux1", "noise-flux2"}
+    assert studio.loads == ["noise-flux1", "noise-flux2", "noise-flux1"]
+    waiting = [studio.submit(model) for model in ("noise-flux2", "noise-flux1") * 3]
     switches = [forecast_of(studio.queue.status(task.task_id)).switches for task in waiting]
     assert switches == [0] * 6
     for _ in waiting:
         assert studio.worker.run_once(0)
     until(lambda: all(studio.queue.status(t.task_id).status is TaskStatus.DONE for t in waiting))
-    assert studio.loads == ["tiny", "tiny-flux2", "tiny"], "and none came"
+    assert studio.loads == ["noise-flux1", "noise-flux2", "noise-flux1"], "and none came"
 
 
 def test_the_next_start_knows_what_each_model_takes(studio: Studio, tmp_path: Path) -> None:
     """A download of 31 GB that takes 9 GB when it is loaded stays beside another model."""
     assert studio.worker.load()
-    studio.draw("tiny-flux2")
+    studio.draw("noise-flux2")
     measured = dict(studio.generator.memory.loaded_bytes)
-    assert measured.keys() == {"tiny", "tiny-flux2"}
+    assert measured.keys() == {"noise-flux1", "noise-flux2"}
     assert studio.store.state.loaded_bytes() == measured
     studio.store.close()
     studio.store = TaskStore(tmp_path / "data")

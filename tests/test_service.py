@@ -17,7 +17,7 @@ from service_manager import READY, notify
 sys.path.insert(0, str(ROOT / "deploy"))
 import service
 
-OPTIONS = ["--model", "tiny", "--expand-url", "http://127.0.0.1/50%/a $b"]
+OPTIONS = ["--model", "noise-flux1", "--expand-url", "http://127.0.0.1/50%/a $b"]
 
 
 def test_the_systemd_unit_is_valid(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_the_server_reports_that_it_is_ready_and_that_it_stops(tmp_path: Path) -
         systemd.bind(address)
         systemd.settimeout(GIVE_UP_S)
         environment = {"NOTIFY_SOCKET": address}
-        server = ServerProcess(tmp_path / "data", "--model", "tiny", environment=environment)
+        server = ServerProcess(tmp_path / "data", "--model", "noise-flux1", environment=environment)
         try:
             assert systemd.recv(100) == b"READY=1"
             assert server.get("/health").status_code == 200

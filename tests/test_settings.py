@@ -72,12 +72,12 @@ def test_a_file_gives_options_which_the_environment_and_the_command_line_overrid
 ) -> None:
     file = tmp_path / "server.toml"
     file.write_text(
-        'models = ["schnell", "tiny"]\nport = 4031\nmax-steps = 7\nmax_count = 3\n'
+        'models = ["schnell", "noise-flux1"]\nport = 4031\nmax-steps = 7\nmax_count = 3\n'
         "previews = false\n"
     )
     environ = {"MFLUX_SERVER_PORT": "4032", "MFLUX_SERVER_MAX_STEPS": "8"}
     read = Settings.read(["--config", str(file), "--port", "4033"], environ)
-    assert read.models == ("schnell", "tiny")
+    assert read.models == ("schnell", "noise-flux1")
     assert (read.port, read.max_steps, read.max_count) == (4033, 8, 3)
     assert read.previews is False
     from_variable = Settings.read([], {"MFLUX_SERVER_CONFIG": str(file)})

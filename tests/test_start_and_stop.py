@@ -17,19 +17,18 @@ from conftest import RunServer, ServerProcess, StartServer
 def test_the_documented_command_serves_the_tiny_model_where_there_is_no_gpu(
     start_server: StartServer,
 ) -> None:
-    server = start_server(
-        "--quantize", "8", *(["--model", "tiny"] if sys.platform == "darwin" else [])
-    )
+    is_mac = sys.platform == "darwin"
+    server = start_server("--quantize", "8", model="tiny" if is_mac else None)
     assert server.get("/health").json()["model"] == "tiny"
-    if sys.platform != "darwin":
-        assert any("no GPU" in line and "abstract noise" in line for line in server.log)
+    if not is_mac:
+        assert any("no GPU" in line and "simple scenes" in line for line in server.log)
     assert server.wait_until_ended(server.submit()["task_id"])["status"] == "done"
 
 
 def test_http_answers_before_the_model_is_loaded_and_says_loading(
     start_server: StartServer,
 ) -> None:
-    options = ("--model", "tiny-flux2", "--quantize", "4")
+    options = ("--model", "noise-flux2", "--quantize", "4")
     server = start_server(*options, environment=forking.NEW_PROCESS)
     health = server.get("/health").json()
     accepted = server.submit()
@@ -42,7 +41,7 @@ def test_http_answers_before_the_model_is_loaded_and_says_loading(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_sigterm_end_it_cleanly(start_server: StartServer, number: int) -> None:
-    server = start_server("--model", "tiny")
+    server = start_server("--model", "noise-flux1")
     server.wait_until_ended(server.submit()["task_id"])
     assert server.stop(number) == 0
     assert "Traceback" not in "".join(server.log)
@@ -50,7 +49,7 @@ def test_ctrl_c_and_sigterm_end_it_cleanly(start_server: StartServer, number: in
 
 def test_many_signals_at_once_end_it_like_one(start_server: StartServer) -> None:
     for _ in range(3):
-        server = start_server("--model", "tiny")
+        server = start_server("--model", "noise-flux1")
         for number in (signal.SIGINT, signal.SIGTERM) * 3:
             server.process.send_signal(number)
         assert server.stop() == 0
@@ -59,14 +58,14 @@ def test_many_signals_at_once_end_it_like_one(start_server: StartServer) -> None
 
 @pytest.mark.parametrize("host", ["localhost", "*", "0.0.0.0"])
 def test_a_host_with_several_addresses_is_served(start_server: StartServer, host: str) -> None:
-    server = start_server("--model", "tiny", "--host", host)
+    server = start_server("--model", "noise-flux1", "--host", host)
     port = server.url.rsplit(":", 1)[1]
     server.url = f"http://127.0.0.1:{port}"
     assert server.get("/health").status_code == 200
 
 
 def test_ctrl_c_ends_it_in_the_middle_of_a_task(start_server: StartServer) -> None:
-    server = start_server("--model", "tiny")
+    server = start_server("--model", "noise-flux1")
     task_id = server.submit(width=2048, height=2048, steps=100)["task_id"]
     server.wait_for(task_id, lambda s: s["steps_done"] >= 1)
     assert server.stop() == 0
@@ -97,7 +96,7 @@ def test_options_come_from_the_environment_and_the_command_line_wins(
         (["--nonsense"], "--nonsense"),
         (["--data-dir", ""], "--data-dir: must name a folder, and is empty"),
         (["--data-dir", "  "], "--data-dir: must name a folder, and is empty"),
-        (["--model", "tiny", "--path", "/somewhere"], "--path"),
+        (["--model", "noise-flux1", "--path", "/somewhere"], "--path"),
     ],
 )
 def test_a_bad_option_is_refused_by_name(
@@ -113,7 +112,7 @@ def test_a_port_in_use_ends_the_start_with_one_sentence(
     start_server: StartServer, server: ServerProcess
 ) -> None:
     port = server.url.rsplit(":", 1)[1]
-    code, log = start_server("--model", "tiny", "--port", port, wait=False).refused()
+    code, log = start_server("--model", "noise-flux1", "--port", port, wait=False).refused()
     assert code == 1
     assert log.splitlines()[-1] == (
         f"server.py: cannot listen on 127.0.0.1, port {port}: it is in use. "
@@ -123,7 +122,7 @@ def test_a_port_in_use_ends_the_start_with_one_sentence(
 
 
 def test_an_unavailable_host_ends_the_start_with_one_sentence(start_server: StartServer) -> None:
-    code, log = start_server("--model", "tiny", "--host", "999.1.1.1", wait=False).refused()
+    code, log = start_server("--model", "noise-flux1", "--host", "999.1.1.1", wait=False).refused()
     assert code == 1
     assert "cannot listen on 999.1.1.1" in log
     assert "Traceback" not in log
@@ -134,7 +133,7 @@ def test_a_data_dir_that_cannot_be_made_is_one_clear_sentence(
 ) -> None:
     (tmp_path / "file").write_text("")
     data_dir = str(tmp_path / "file" / "x")
-    code, log = start_server("--model", "tiny", "--data-dir", data_dir, wait=False).refused()
+    code, log = start_server("--model", "noise-flux1", "--data-dir", data_dir, wait=False).refused()
     assert code == 1
     assert "cannot be used" in log
     assert "Traceback" not in log

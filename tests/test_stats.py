@@ -58,7 +58,7 @@ def test_the_last_tasks_are_there_with_forecast_and_truth_also_after_a_restart(
     draw(bench, 3)
     found = stats(bench)
     last = found["last_tasks"][-1]
-    assert (last["model"], last["machine"]) == ("tiny", "local")
+    assert (last["model"], last["machine"]) == ("noise-flux1", "local")
     assert last["actual_s"] == 8.0
     assert last["forecast_s"] == pytest.approx(8.0, rel=0.1)
     assert last["p90_s"] >= last["forecast_s"]
@@ -99,7 +99,7 @@ def test_tasks_of_an_earlier_version_have_no_model_and_no_time(bench: PlayedApp)
     bench.reopen()
     first, second = stats(bench)["last_tasks"]
     assert first == {"forecast_s": 2.0, "p90_s": 3.0, "actual_s": 2.5}
-    assert second["model"] == "tiny"
+    assert second["model"] == "noise-flux1"
 
 
 # -- pace ------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def test_the_seconds_of_a_step_are_medians_by_model_and_size(bench: PlayedApp) -
     draw(bench, 2)
     draw(bench, 1, width=128, height=64)
     rows = stats(bench)["step_seconds"]
-    common = {"machine": "local", "model": "tiny", "step_s": 2.0}
+    common = {"machine": "local", "model": "noise-flux1", "step_s": 2.0}
     assert rows == [
         {**common, "width": 64, "height": 64, "pictures": 2},
         {**common, "width": 128, "height": 64, "pictures": 1},

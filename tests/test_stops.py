@@ -38,7 +38,7 @@ def test_sigterm_in_any_phase_exits_0_and_the_tasks_are_done_after_the_next_star
     start_server: StartServer, hold: Hold
 ) -> None:
     """A task is interrupted repeatedly. A graceful stop does not count as an attempt."""
-    server = start_server("--model", "tiny", environment=forking.NEW_PROCESS)
+    server = start_server("--model", "noise-flux1", environment=forking.NEW_PROCESS)
     assert server.get("/health").json()["status"] == "loading"
     first = server.submit(width=512, height=512, steps=20, seed=1)["task_id"]
     second = server.submit(seed=2)["task_id"]
@@ -67,7 +67,7 @@ def test_sigterm_in_any_phase_exits_0_and_the_tasks_are_done_after_the_next_star
             hold.close(**held[name])
         else:
             hold.open()
-        server = start_server("--model", "tiny", hold=hold)
+        server = start_server("--model", "noise-flux1", hold=hold)
         if "step" in name or name == "loading":
             tasks = server.get("/queue").json()["tasks"]
             assert [task["task_id"] for task in tasks] == [first, second], name
@@ -81,7 +81,7 @@ def test_a_step_that_takes_longer_is_left_and_its_task_runs_again_after_the_next
 ) -> None:
     """The step never ends, and the process does: not the end of the step is waited for."""
     hold.close(after=1, phase=WITHIN + DENOISING)
-    server = start_server("--model", "tiny", "--drain-s", "1", hold=hold)
+    server = start_server("--model", "noise-flux1", "--drain-s", "1", hold=hold)
     first = server.submit(seed=1, count=2)["task_id"]
     second = server.submit(seed=2)["task_id"]
     server.wait_for(first, lambda s: s["images_done"] == 1 and s["steps_done"] >= 1)
@@ -91,7 +91,7 @@ def test_a_step_that_takes_longer_is_left_and_its_task_runs_again_after_the_next
         assert "tasks that wait for the next start: 2" in log_of(server)
         assert "Traceback" not in log_of(server)
         hold.close(phase=WITHIN + DENOISING)
-        server = start_server("--model", "tiny", "--drain-s", "1", hold=hold)
+        server = start_server("--model", "noise-flux1", "--drain-s", "1", hold=hold)
         server.wait_for(first, lambda s: s["steps_done"] >= 1)
         assert status_of(server, first)["images_done"] == 1, "it is not drawn again"
     hold.open()
@@ -104,7 +104,7 @@ def test_a_step_that_takes_longer_is_left_and_its_task_runs_again_after_the_next
 def draining(start_server: StartServer, hold: Hold, drain_s: int) -> tuple[ServerProcess, str, str]:
     """A server that was asked to stop while it draws: with the running and the waiting task."""
     hold.close()
-    server = start_server("--model", "tiny", "--drain-s", str(drain_s), hold=hold)
+    server = start_server("--model", "noise-flux1", "--drain-s", str(drain_s), hold=hold)
     running = server.submit()["task_id"]
     waiting = server.submit()["task_id"]
     server.wait_for(running, lambda s: s["steps_done"] >= 1)
@@ -120,7 +120,7 @@ def test_a_drain_finishes_the_running_task_before_the_exit(
     hold.open()
     assert server.stop(signal.SIGTERM) == 0
     assert f"task {running} is done" in log_of(server)
-    server = start_server("--model", "tiny")
+    server = start_server("--model", "noise-flux1")
     assert status_of(server, running)["status"] == "done"
     assert server.wait_until_ended(waiting)["status"] == "done"
     assert f"task {running} is running" not in log_of(server)
@@ -140,7 +140,7 @@ def test_while_draining_a_submit_is_refused_and_health_says_so(
     )
     assert server.process.wait(GIVE_UP_S) == 0
     hold.open()
-    server = start_server("--model", "tiny")
+    server = start_server("--model", "noise-flux1")
     assert status_of(server, running)["status"] == "cancelled"
     assert server.wait_until_ended(waiting)["status"] == "done"
 

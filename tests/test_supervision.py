@@ -51,7 +51,7 @@ class DyingServer(ServerProcess):
         self._kills = 0
         super().__init__(
             data_dir,
-            *("--model", "tiny", "--models", "tiny,schnell", "--threads", "8"),
+            *("--model", "noise-flux1", "--models", "noise-flux1,schnell", "--threads", "8"),
             *("--callback-hosts", "127.0.0.1", "--expand-url", self.receiver.url),
             environment={"HF_HOME": str(data_dir / "hub")},
             program=(SCRIPT,),
@@ -213,7 +213,7 @@ def test_a_thread_that_dies_again_and_again_ends_the_process_which_loses_nothing
     assert first.process.wait(GIVE_UP_S) == 1
     first.close()
     assert "the server ends with exit code 1" in first.log[-1]
-    second = start_server("--model", "tiny")
+    second = start_server("--model", "noise-flux1")
     assert second.get("/status", task_id=done).json()["status"] == "done"
     assert second.get("/status", task_id=waiting).json()["status"] in ("waiting", "running")
     requests.delete(second.url + "/delete", params={"task_id": waiting}, timeout=GIVE_UP_S)

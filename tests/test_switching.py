@@ -26,7 +26,7 @@ from task import Drawn, InputImage, Memory, Phase, Report, Stage, Task, TaskStat
 from timing_model import TimingModel
 from workers.worker import Worker
 
-OFFER = allow("tiny", "tiny-flux2", "tiny-qwen", "tiny-seedvr2")
+OFFER = allow("noise-flux1", "noise-flux2", "noise-qwen", "noise-seedvr2")
 
 
 class Clock:
@@ -200,18 +200,18 @@ StudioOf = Callable[..., Studio]
 def test_without_affinity_tasks_run_first_come_first_served(studio_of: StudioOf) -> None:
     studio = studio_of(max_delay_s=0)
     for number in range(6):
-        studio.submit(("tiny", "tiny-flux2")[number % 2], str(number))
+        studio.submit(("noise-flux1", "noise-flux2")[number % 2], str(number))
     studio.run_all()
     assert studio.order == list("012345")
-    assert studio.gpu.loads == ["tiny", "tiny-flux2"] * 3
+    assert studio.gpu.loads == ["noise-flux1", "noise-flux2"] * 3
 
 
 def test_with_affinity_tasks_of_a_model_run_together_level_by_level(studio_of: StudioOf) -> None:
     studio = studio_of(max_delay_s=3600)
     for number in range(6):
-        studio.submit(("tiny", "tiny-flux2")[number % 2], str(number))
+        studio.submit(("noise-flux1", "noise-flux2")[number % 2], str(number))
     for number in range(4):
-        studio.submit(("tiny-qwen", "tiny-flux2")[number % 2], f"u{number}", priority=1)
+        studio.submit(("noise-qwen", "noise-flux2")[number % 2], f"u{number}", priority=1)
     studio.run_all()
     assert studio.order == ["u0", "u2", "u1", "u3", "0", "2", "4", "1", "3", "5"]
     assert len(studio.gpu.loads) == 5
@@ -221,15 +221,15 @@ def test_two_models_in_memory_are_not_loaded_again_and_the_oldest_makes_room(
     studio_of: StudioOf,
 ) -> None:
     studio = studio_of(in_memory=2)
-    for model in ("tiny", "tiny-flux2") * 3:
+    for model in ("noise-flux1", "noise-flux2") * 3:
         studio.submit(model)
     studio.run_all()
-    assert studio.gpu.loads == ["tiny", "tiny-flux2"]
-    for model in ("tiny", "tiny-qwen", "tiny", "tiny-flux2"):
+    assert studio.gpu.loads == ["noise-flux1", "noise-flux2"]
+    for model in ("noise-flux1", "noise-qwen", "noise-flux1", "noise-flux2"):
         studio.submit(model)
     studio.run_all()
-    assert studio.gpu.loads == ["tiny", "tiny-flux2", "tiny-qwen", "tiny-flux2"]
-    assert [w.key for w in studio.queue.health().loaded] == ["tiny-flux2", "tiny"]
+    assert studio.gpu.loads == ["noise-flux1", "noise-flux2", "noise-qwen", "noise-flux2"]
+    assert [w.key for w in studio.queue.health().loaded] == ["noise-flux2", "noise-flux1"]
 
 
 def test_a_large_model_that_made_others_room_does_not_make_memory_smaller_for_good(
@@ -237,21 +237,21 @@ def test_a_large_model_that_made_others_room_does_not_make_memory_smaller_for_go
 ) -> None:
     studio = studio_of(in_memory=3)
     studio.gpu.memory = Memory(room_bytes=10)
-    studio.gpu.bytes_of = {"tiny": 3, "tiny-flux2": 3, "tiny-qwen": 9}
-    studio.submit("tiny-qwen")
+    studio.gpu.bytes_of = {"noise-flux1": 3, "noise-flux2": 3, "noise-qwen": 9}
+    studio.submit("noise-qwen")
     studio.run_all()
-    assert [w.key for w in studio.queue.health().loaded] == ["tiny-qwen"]
-    for model in ("tiny", "tiny-flux2"):
+    assert [w.key for w in studio.queue.health().loaded] == ["noise-qwen"]
+    for model in ("noise-flux1", "noise-flux2"):
         studio.submit(model)
     studio.run_all()
-    assert [w.key for w in studio.queue.health().loaded] == ["tiny-flux2", "tiny"]
-    for model in ("tiny", "tiny-flux2") * 2:
+    assert [w.key for w in studio.queue.health().loaded] == ["noise-flux2", "noise-flux1"]
+    for model in ("noise-flux1", "noise-flux2") * 2:
         assert forecast_of(studio.submit(model)).switches == 0
-    behind_the_large_one = [studio.submit(model) for model in ("tiny-qwen", "tiny")]
+    behind_the_large_one = [studio.submit(model) for model in ("noise-qwen", "noise-flux1")]
     assert [forecast_of(task).switches for task in behind_the_large_one] == [1, 2]
     before = len(studio.gpu.loads)
     studio.run_all()
-    assert studio.gpu.loads[before:] == ["tiny-qwen", "tiny"]
+    assert studio.gpu.loads[before:] == ["noise-qwen", "noise-flux1"]
 
 
 @pytest.mark.parametrize("room_bytes", [0, 10])
@@ -262,14 +262,14 @@ def test_what_is_forecast_at_submit_comes_true_where_the_work_is_as_learned(
 ) -> None:
     studio = studio_of(in_memory=in_memory, max_delay_s=max_delay_s)
     studio.gpu.memory = Memory(room_bytes=room_bytes)
-    studio.gpu.bytes_of = {"tiny": 3, "tiny-flux2": 4, "tiny-qwen": 6, "tiny-seedvr2": 2}
+    studio.gpu.bytes_of = {"noise-flux1": 3, "noise-flux2": 4, "noise-qwen": 6, "noise-seedvr2": 2}
     asked: list[tuple[str, dict[str, Any]]] = [
-        ("tiny", {}),
-        ("tiny-flux2", {"count": 3}),
-        ("tiny-qwen", {"upscale": 2.0, "upscaler": "tiny-seedvr2"}),
-        ("tiny", {"count": 2, "upscale": 2.0, "upscaler": "tiny-seedvr2"}),
-        ("tiny-qwen", {}),
-        ("tiny-flux2", {}),
+        ("noise-flux1", {}),
+        ("noise-flux2", {"count": 3}),
+        ("noise-qwen", {"upscale": 2.0, "upscaler": "noise-seedvr2"}),
+        ("noise-flux1", {"count": 2, "upscale": 2.0, "upscaler": "noise-seedvr2"}),
+        ("noise-qwen", {}),
+        ("noise-flux2", {}),
     ]
     for _ in range(8):  # until it is learned
         for model, fields in asked:
@@ -298,14 +298,14 @@ def test_the_weights_are_freed_when_nothing_comes_and_their_loading_is_forecast(
     studio_of: StudioOf,
 ) -> None:
     studio = studio_of(unload_after_s=60)
-    studio.submit("tiny")
+    studio.submit("noise-flux1")
     studio.run_all()
     before = studio.queue.health()
-    assert [w.key for w in before.loaded] == ["tiny"]
+    assert [w.key for w in before.loaded] == ["noise-flux1"]
     studio.clock.at += 59
     studio.worker.unload_if_idle()
     assert studio.queue.health().loaded == before.loaded
-    params = params_for(model="tiny")
+    params = params_for(model="noise-flux1")
     loaded_s = studio.queue.estimate(params, priority=0)[0].end_s
     studio.clock.at += 1
     studio.worker.unload_if_idle()
@@ -315,17 +315,17 @@ def test_the_weights_are_freed_when_nothing_comes_and_their_loading_is_forecast(
     cold = studio.queue.estimate(params, priority=0)[0]
     assert cold.end_s == pytest.approx(loaded_s + Gpu.LOAD_S)
     assert cold.switches == 1
-    studio.submit("tiny")
+    studio.submit("noise-flux1")
     studio.run_all()
-    assert studio.gpu.loads == ["tiny", "tiny"]
+    assert studio.gpu.loads == ["noise-flux1", "noise-flux1"]
 
 
 def test_weights_that_cannot_be_loaded_fail_their_task_and_leave_the_others(
     studio_of: StudioOf,
 ) -> None:
     studio = studio_of(in_memory=2)
-    studio.gpu.broken.add("tiny-qwen")
-    tasks = [studio.submit(model).task_id for model in ("tiny-flux2", "tiny-qwen", "tiny")]
+    studio.gpu.broken.add("noise-qwen")
+    tasks = [studio.submit(model).task_id for model in ("noise-flux2", "noise-qwen", "noise-flux1")]
     studio.run_all()
     views = [studio.status(task_id) for task_id in tasks]
     assert [view.status for view in views] == [
@@ -335,7 +335,7 @@ def test_weights_that_cannot_be_loaded_fail_their_task_and_leave_the_others(
     ]
     assert (views[1].error_code, views[1].error) == (
         "model_load_failed",
-        "There are no weights of tiny-qwen.",
+        "There are no weights of noise-qwen.",
     )
     health = studio.queue.health()
     assert (health.state, health.loading) == (ServerState.READY, None)
@@ -347,25 +347,25 @@ def test_a_load_ordered_by_the_operator_runs_once_between_two_tasks(
     studio_of: StudioOf,
 ) -> None:
     studio = studio_of(in_memory=2)
-    qwen = OFFER.model("tiny-qwen")
+    qwen = OFFER.model("noise-qwen")
     weights = LoadSpec(qwen, qwen.pipelines[0], None)
-    studio.submit("tiny", "first")
-    studio.submit("tiny", "second")
+    studio.submit("noise-flux1", "first")
+    studio.submit("noise-flux1", "second")
     assert studio.run_one()
     for _ in range(3):
         studio.queue.control.order_load(weights)
     assert studio.queue.claim(0) is None, "loading comes first"
     assert studio.run_one()
-    assert (studio.gpu.loads, studio.order) == (["tiny", "tiny-qwen"], ["first"])
+    assert (studio.gpu.loads, studio.order) == (["noise-flux1", "noise-qwen"], ["first"])
     studio.run_all()
     assert studio.order == ["first", "second"]
-    studio.gpu.broken.add("tiny-flux2")
-    flux2 = OFFER.model("tiny-flux2")
+    studio.gpu.broken.add("noise-flux2")
+    flux2 = OFFER.model("noise-flux2")
     studio.queue.control.order_load(LoadSpec(flux2, flux2.pipelines[0], None))
     assert studio.run_one()
     error = studio.queue.health().last_error
     assert error
-    assert error.message == "There are no weights of tiny-flux2."
+    assert error.message == "There are no weights of noise-flux2."
     assert studio.queue.state() is ServerState.READY
     studio.queue.scheduler.stop()
     with pytest.raises(NoWorker):
@@ -377,15 +377,17 @@ def test_a_task_of_two_stages_generates_all_images_and_then_upscales_them(
 ) -> None:
     studio = studio_of()
     done: list[tuple[int, int]] = []
-    task_id = studio.submit("tiny", count=3, steps=2, upscale=2.0, upscaler="tiny-seedvr2").task_id
+    task_id = studio.submit(
+        "noise-flux1", count=3, steps=2, upscale=2.0, upscaler="noise-seedvr2"
+    ).task_id
     studio.gpu.on_step = lambda stage, step: done.append(
         (studio.status(task_id).images_done, studio.status(task_id).steps_total)
     )
     studio.run_all()
     keys = [key for key, _, _ in studio.gpu.drawn]
-    assert keys == ["tiny"] * 3 + ["tiny-seedvr2"] * 3
+    assert keys == ["noise-flux1"] * 3 + ["noise-seedvr2"] * 3
     assert [seed for _, _, seed in studio.gpu.drawn] == [1, 2, 3] * 2
-    assert studio.gpu.loads == ["tiny", "tiny-seedvr2"]
+    assert studio.gpu.loads == ["noise-flux1", "noise-seedvr2"]
     assert done == [(0, 2)] * 6 + [(0, 1), (1, 1), (2, 1)]
     view = studio.status(task_id)
     assert (view.status, view.images_done, len(view.measured)) == (TaskStatus.DONE, 3, 6)
@@ -393,13 +395,13 @@ def test_a_task_of_two_stages_generates_all_images_and_then_upscales_them(
         assert studio.queue.image(task_id, index)[0].startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("moment", [("tiny", 1), ("tiny-seedvr2", 1)])
+@pytest.mark.parametrize("moment", [("noise-flux1", 1), ("noise-seedvr2", 1)])
 def test_a_cancel_in_any_stage_ends_it_and_the_next_task_runs(
     studio_of: StudioOf, moment: tuple[str, int]
 ) -> None:
     studio = studio_of()
-    task_id = studio.submit("tiny", count=2, upscale=2.0, upscaler="tiny-seedvr2").task_id
-    behind = studio.submit("tiny", "behind").task_id
+    task_id = studio.submit("noise-flux1", count=2, upscale=2.0, upscaler="noise-seedvr2").task_id
+    behind = studio.submit("noise-flux1", "behind").task_id
 
     def cancel(stage: Stage, step: int) -> None:
         if (stage.load_spec.key, step) == moment and stage.params.prompt != "behind":
@@ -417,24 +419,24 @@ def test_an_upscaler_that_cannot_be_loaded_fails_the_task_that_was_drawn(
     studio_of: StudioOf,
 ) -> None:
     studio = studio_of()
-    studio.gpu.broken.add("tiny-seedvr2")
-    task_id = studio.submit("tiny", upscale=2.0, upscaler="tiny-seedvr2").task_id
+    studio.gpu.broken.add("noise-seedvr2")
+    task_id = studio.submit("noise-flux1", upscale=2.0, upscaler="noise-seedvr2").task_id
     studio.run_all()
     view = studio.status(task_id)
     assert (view.status, view.error_code) == (TaskStatus.FAILED, "model_load_failed")
     assert studio.queue.health().loaded == ()
-    assert forecast_of(studio.submit("tiny")).end_s
+    assert forecast_of(studio.submit("noise-flux1")).end_s
 
 
 def test_a_wait_never_jumps_while_a_task_of_two_stages_runs(studio_of: StudioOf) -> None:
     """The forecast of the end stays where it is, through both stages and the loading between."""
     studio = studio_of()
-    asked: dict[str, Any] = {"count": 2, "upscale": 2.0, "upscaler": "tiny-seedvr2"}
+    asked: dict[str, Any] = {"count": 2, "upscale": 2.0, "upscaler": "noise-seedvr2"}
     for _ in range(8):
-        studio.submit("tiny", **asked)
+        studio.submit("noise-flux1", **asked)
         studio.run_all()
-    running = studio.submit("tiny", **asked).task_id
-    behind = studio.submit("tiny").task_id
+    running = studio.submit("noise-flux1", **asked).task_id
+    behind = studio.submit("noise-flux1").task_id
     ends: list[tuple[float, float]] = []
 
     def note(*_: object) -> None:
@@ -471,17 +473,17 @@ def test_tasks_from_before_a_start_that_allows_less_are_failed_with_the_reason(
     queue = PlayedQueue(OFFER, TimingModel(), store)
     asked: dict[str, dict[str, Any]] = {
         "kept": {},
-        "model": {"model": "tiny-qwen"},
-        "upscaler": {"upscale": 2.0, "upscaler": "tiny-seedvr2"},
+        "model": {"model": "noise-qwen"},
+        "upscaler": {"upscale": 2.0, "upscaler": "noise-seedvr2"},
         "lora": {"loras": (("gone", 1.0),)},
         "oldest": {"model": ""},
     }
     ids = {}
     for name, changes in asked.items():
-        params = params_for(**{"model": "tiny", **changes})
+        params = params_for(**{"model": "noise-flux1", **changes})
         ids[name] = f"task-{name}"
         store.insert(Task(ids[name], params, 0, created_at=1.0))
-    queue = PlayedQueue(allow("tiny"), TimingModel(), store)
+    queue = PlayedQueue(allow("noise-flux1"), TimingModel(), store)
     views = {name: queue.status(task_id) for name, task_id in ids.items()}
     assert {name for name, view in views.items() if view.status is TaskStatus.WAITING} == {
         "kept",
@@ -606,7 +608,7 @@ def test_a_download_is_reported_with_its_bytes_and_total(cache: Path) -> None:
 
 
 def test_a_model_shows_what_is_on_disk_and_in_memory(cache: Path) -> None:
-    allowed = Allowed(model("schnell"), (model("schnell"), model("tiny-seedvr2")))
+    allowed = Allowed(model("schnell"), (model("schnell"), model("noise-seedvr2")))
     put(cache, "black-forest-labs/FLUX.1-schnell", 500)
     weights = LoadSpec(allowed.default, allowed.default.pipelines[0], 8)
     health = QueueHealth(ServerState.READY, 0, 0, (weights,), None, None, 8, None)

@@ -35,7 +35,7 @@ FIELDS = {"prompt": "x", "width": 64, "height": 64}
 
 @pytest.fixture
 def queue() -> PlayedQueue:
-    return PlayedQueue(allow("tiny"), TimingModel(), TaskStore(None))
+    return PlayedQueue(allow("noise-flux1"), TimingModel(), TaskStore(None))
 
 
 def calls_of(queue: PlayedQueue, places: int = 10, **options: Any) -> SyncCalls:
@@ -233,7 +233,16 @@ def test_without_a_free_place_a_call_is_refused_and_a_closed_one_gives_its_place
         start(calls_of(queue, places=1, max_wait_s=1e-9))
 
 
-ENDLESS = ("--model", "tiny", "--clamp", "off", "--max-steps", "1000", "--sync-max-wait-s", "0")
+ENDLESS = (
+    "--model",
+    "noise-flux1",
+    "--clamp",
+    "off",
+    "--max-steps",
+    "1000",
+    "--sync-max-wait-s",
+    "0",
+)
 """Options of a server with which a task takes minutes, if nobody stops it."""
 LONG = {"size": "1024x1024", "width": 1024, "height": 1024, "steps": 1000}
 
@@ -320,7 +329,7 @@ def test_blocked_callers_leave_threads_for_all_others(start_server: StartServer)
 
 
 def test_a_long_queue_is_answered_with_429_and_the_wait(start_server: StartServer) -> None:
-    server = start_server("--model", "tiny", "--sync-max-wait-s", "1")
+    server = start_server("--model", "noise-flux1", "--sync-max-wait-s", "1")
     for _ in range(5):
         server.submit(width=1024, height=1024, steps=100)
     for path in ("/v1/images/generations", "/sdapi/v1/txt2img"):

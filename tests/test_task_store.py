@@ -319,12 +319,14 @@ def test_the_samples_of_one_model_do_not_push_out_those_of_another(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(timing_store, "SAMPLES_KEPT", 2)
-    for number, model in enumerate(["rare", "tiny", "tiny", "rare", "tiny", "tiny"]):
+    for number, model in enumerate(
+        ["rare", "noise-flux1", "noise-flux1", "rare", "noise-flux1", "noise-flux1"]
+    ):
         bench.running(str(number))
         work = replace(WORK, model=model, steps=number)
         finish_with(bench, str(number), work, MEASURED)
     kept = [(work.model, work.steps) for work, _ in bench.store.timings.samples()]
-    assert kept == [("rare", 0), ("rare", 3), ("tiny", 4), ("tiny", 5)]
+    assert kept == [("rare", 0), ("rare", 3), ("noise-flux1", 4), ("noise-flux1", 5)]
 
 
 def test_only_the_latest_outcomes_are_kept_in_their_order(
@@ -339,11 +341,11 @@ def test_only_the_latest_outcomes_are_kept_in_their_order(
 
 
 def test_the_latest_time_to_load_each_model_is_kept(bench: Bench) -> None:
-    bench.store.timings.keep_load("tiny", 3.0)
-    bench.store.timings.keep_load("tiny/q8", 1.0)
-    bench.store.timings.keep_load("tiny", 2.0)
+    bench.store.timings.keep_load("noise-flux1", 3.0)
+    bench.store.timings.keep_load("noise-flux1/q8", 1.0)
+    bench.store.timings.keep_load("noise-flux1", 2.0)
     bench.store.probe()
-    assert bench.store.timings.loads() == {"tiny": 2.0, "tiny/q8": 1.0}
+    assert bench.store.timings.loads() == {"noise-flux1": 2.0, "noise-flux1/q8": 1.0}
 
 
 # -- dropping --------------------------------------------------------------------------------------

@@ -398,7 +398,7 @@ CHANGES: dict[str, Callable[[Bench], object]] = {
     "drop": lambda bench: bench.store.ended.drop("failed", "why"),
     "remove tombstones": lambda bench: bench.store.ended.remove_tombstones(5000.0),
     "keep outcome": lambda bench: bench.store.timings.keep_outcome(OUTCOME),
-    "keep load": lambda bench: bench.store.timings.keep_load("tiny", 9.0),
+    "keep load": lambda bench: bench.store.timings.keep_load("noise-flux1", 9.0),
     "probe": lambda bench: bench.store.probe(),
 }
 

@@ -148,13 +148,13 @@ def test_samples_loads_and_speeds_are_kept_by_machine(tmp_path: Path) -> None:
     assert timings.machines() == []
     timings.keep_samples([(WORK, MEASURED)], "mini")
     timings.keep_samples([(WORK, MEASURED), (WORK, MEASURED)])
-    timings.keep_load("tiny", 2.0, "mini")
+    timings.keep_load("noise-flux1", 2.0, "mini")
     timings.keep_speeds({Product.BF16: 3e12}, "1.0", "studio")
     store.close()
     timings = TaskStore(tmp_path).timings
     assert sorted(timings.machines()) == ["local", "mini", "studio"]
     assert [len(timings.samples(name)) for name in ("local", "mini", "studio")] == [2, 1, 0]
-    assert (timings.loads(), timings.loads("mini")) == ({}, {"tiny": 2.0})
+    assert (timings.loads(), timings.loads("mini")) == ({}, {"noise-flux1": 2.0})
     assert (timings.speeds(), timings.speeds("studio")) == ({}, {Product.BF16: 3e12})
 
 
@@ -171,7 +171,7 @@ def test_each_machine_has_laws_of_its_own() -> None:
 def test_what_a_worker_elsewhere_draws_and_loads_is_learned_for_its_machine_and_its_speed(
     tmp_path: Path,
 ) -> None:
-    queue = PlayedQueue(allow("tiny"), TimingModel(), TaskStore(tmp_path))
+    queue = PlayedQueue(allow("noise-flux1"), TimingModel(), TaskStore(tmp_path))
     queue.load()
     scheduler, mini = queue.scheduler, Machine("mini")
     with scheduler.lock:
@@ -192,5 +192,5 @@ def test_what_a_worker_elsewhere_draws_and_loads_is_learned_for_its_machine_and_
             assert worker.finish(task.task_id, task.attempt, encoded)
     timings = scheduler.store.timings
     assert [len(timings.samples(name)) for name in workers] == [3, 3]
-    assert [list(timings.loads(name)) for name in workers] == [["tiny"], ["tiny"]]
+    assert [list(timings.loads(name)) for name in workers] == [["noise-flux1"], ["noise-flux1"]]
     assert mini.speed == pytest.approx(0.25, rel=0.05)

@@ -60,7 +60,7 @@ def test_a_task_is_a_span_with_the_time_it_waited_and_the_time_it_ran(bench: Pla
         assert inside.parent.span_id == task.context.span_id
     assert task.attributes
     assert task.attributes["mflux.task_id"] == task_id
-    assert task.attributes["mflux.model"] == "tiny"
+    assert task.attributes["mflux.model"] == "noise-flux1"
     assert task.attributes["mflux.status"] == "done"
     assert running.attributes
     assert running.attributes["mflux.denoising_s"] == pytest.approx(8.0)

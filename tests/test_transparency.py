@@ -42,7 +42,7 @@ LEFT, NOTHING = half("L", 255, 0), half("L", 0, 0)
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    models = "tiny,tiny-flux2,tiny-fill,tiny-controlnet"
+    models = "noise-flux1,noise-flux2,noise-fill,noise-controlnet"
     process = ServerProcess(tmp_path_factory.mktemp("desk") / "data", "--models", models)
     yield process
     process.stop()
@@ -97,9 +97,9 @@ def a1111(server: ServerProcess, image: bytes | str, **fields: Any) -> bytes:
 WAYS: dict[str, Callable[[ServerProcess, bytes], bytes]] = {
     "init_image": lambda server, data: native(server, init_image=data),
     "init_image in a form": native_form,
-    "images": lambda server, data: native(server, model="tiny-flux2", images=[to_base64(data)]),
+    "images": lambda server, data: native(server, model="noise-flux2", images=[to_base64(data)]),
     "control_image": lambda server, data: native(
-        server, model="tiny-controlnet", control_image=data
+        server, model="noise-controlnet", control_image=data
     ),
     "OpenAI edit": openai,
     "AUTOMATIC1111 img2img": a1111,
@@ -116,7 +116,7 @@ def test_a_transparent_picture_counts_as_lying_on_white_on_every_path(
 
 def test_the_transparency_of_a_native_mask_is_ignored(desk: ServerProcess) -> None:
     def repainted(mask: bytes) -> bytes:
-        return native(desk, model="tiny-fill", init_image=OPAQUE, mask=mask)
+        return native(desk, model="noise-fill", init_image=OPAQUE, mask=mask)
 
     white_on_nothing = half("RGBA", (255, 255, 255, 255), (0, 0, 0, 0))
     assert repainted(white_on_nothing) == repainted(LEFT)

@@ -12,7 +12,6 @@ from conftest import allow, params_for, slow_except
 from test_pipelines import OnItsThread
 
 from fields import Takes
-from models import tiny_models
 from models.mflux_registry import read_catalog
 from models.model_catalog import LoadSpec
 
@@ -46,7 +45,7 @@ def after_rounds(name: str, data_dir: Path) -> tuple[list[int], int]:
     model = allow(name).default
     weights = LoadSpec(model, model.pipelines[0], None)
     active = []
-    for number in range(8 if name.removeprefix("tiny-") in COMPILED else 2):
+    for number in range(8 if name.removeprefix("noise-") in COMPILED else 2):
         for prompt in (f"one of {number}", f"two of {number}"):
             generating.draw(weights, params_for(prompt, steps=2, width=32, height=32))
         loaded_bytes = generating.generator.memory.weights_bytes
@@ -55,7 +54,7 @@ def after_rounds(name: str, data_dir: Path) -> tuple[list[int], int]:
     return active, loaded_bytes
 
 
-@pytest.mark.parametrize("name", slow_except(["tiny"], FAMILIES))
+@pytest.mark.parametrize("name", slow_except(["noise-flux1"], FAMILIES))
 def test_a_model_that_was_unloaded_leaves_no_arrays(
     process: ProcessPoolExecutor, data_dir: Path, name: str
 ) -> None:
@@ -68,7 +67,7 @@ def memory_of_rounds(data_dir: Path) -> list[int]:
     held = []
     generating = OnItsThread(data_dir)
     for _ in range(4):
-        for name in tiny_models.TINY_MODELS:
+        for name in ("noise-flux1", "noise-flux2"):
             model = allow(name).default
             asked = params_for(steps=1, width=512, height=512)
             generating.draw(LoadSpec(model, model.pipelines[0], None), asked)

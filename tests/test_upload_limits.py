@@ -134,7 +134,7 @@ def resident_mb(server: ServerProcess) -> float:
 def test_the_memory_of_the_server_does_not_grow_with_the_pictures_it_takes(
     start_server: StartServer,
 ) -> None:
-    server = start_server("--model", "tiny")
+    server = start_server("--model", "noise-flux1")
     large = to_base64(file_of(Image.new("RGB", (7000, 7000)), "PNG"))
     server.submit()
     before = resident_mb(server)
@@ -148,7 +148,7 @@ def test_the_memory_of_the_server_does_not_grow_with_the_pictures_it_takes(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the allocator of glibc keeps freed memory")
 def test_the_memory_of_large_bodies_is_returned_to_the_system(start_server: StartServer) -> None:
-    server = start_server("--model", "tiny")
+    server = start_server("--model", "noise-flux1")
     server.submit()
     before = resident_mb(server)
     body = b'{"prompt": "x", "init_image": "' + b"A" * 12_000_000 + b'"}'
@@ -167,7 +167,7 @@ def test_the_memory_of_large_bodies_is_returned_to_the_system(start_server: Star
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 def test_no_decoder_outlives_the_server(start_server: StartServer, end: signal.Signals) -> None:
-    server = start_server("--model", "tiny")
+    server = start_server("--model", "noise-flux1")
     body = {"prompt": "x", "init_image": to_base64(PNG)}
     answer = requests.post(server.url + "/estimate", json=body, timeout=GIVE_UP_S)
     assert answer.status_code == 200
@@ -192,7 +192,7 @@ def _runs(process_id: str) -> bool:
 def test_a_large_picture_is_kept_no_larger_than_its_task_can_use(
     tmp_path: Path,
 ) -> None:
-    server = SteppedServer(tmp_path / "server", "tiny", "tiny-flux2", "tiny-seedvr2")
+    server = SteppedServer(tmp_path / "server", "noise-flux1", "noise-flux2", "noise-seedvr2")
     server.running()  # the others wait
     noise = Image.effect_noise((2000, 1500), 90).convert("RGB")
     sent = to_base64(file_of(noise, "JPEG", quality=30))
@@ -214,11 +214,11 @@ def test_a_large_picture_is_kept_no_larger_than_its_task_can_use(
     assert stored_bytes < 3_500_000
     assert kept(init_image=sent, width=1200, height=1200)[0] == (1600, 1200)  # covers the result
     assert kept(init_image=sent, width=64, height=64)[0] == (1182, 886)
-    assert kept(images=[sent], width=512, height=512, model="tiny-flux2")[0] == (1182, 886)
+    assert kept(images=[sent], width=512, height=512, model="noise-flux2")[0] == (1182, 886)
     small = to_base64(PNG)
     assert kept(init_image=small, width=1024, height=1024)[0] == (256, 256)  # not enlarged
     photo = to_base64(file_of(noise.resize((1400, 1050)), "JPEG"))
-    upscaled = {"model": "tiny-seedvr2", "prompt": None, "upscale": 2}
+    upscaled = {"model": "noise-seedvr2", "prompt": None, "upscale": 2}
     assert kept(init_image=photo, **upscaled)[0] == (1400, 1050)  # an upscaler uses all of it
     server.close()
 

@@ -45,7 +45,7 @@ def file_of(picture: Image.Image, format: str, **options: Any) -> bytes:
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     process = ServerProcess(
-        tmp_path_factory.mktemp("desk") / "data", "--models", "tiny,tiny-flux2,tiny-fill"
+        tmp_path_factory.mktemp("desk") / "data", "--models", "noise-flux1,noise-flux2,noise-fill"
     )
     yield process
     assert process.stop() == 0
@@ -123,8 +123,8 @@ def test_the_result_of_another_task_is_sent_by_its_name(desk: ServerProcess) -> 
     form = post_form(desk, {"quality": (None, "85")}, init_image=json.dumps(name))
     assert image_of(desk, form) == sent
     edited = [
-        image_of(desk, post(desk, model="tiny-flux2", images=[{"task_id": task_id}, name])),
-        image_of(desk, post(desk, model="tiny-flux2", images=[name, {"task_id": task_id}])),
+        image_of(desk, post(desk, model="noise-flux2", images=[{"task_id": task_id}, name])),
+        image_of(desk, post(desk, model="noise-flux2", images=[name, {"task_id": task_id}])),
     ]
     assert edited[0] != edited[1]
     assert refusal(post(desk, init_image={"task_id": "never"})) == (
@@ -173,12 +173,12 @@ def test_a_key_with_another_picture_is_another_request(desk: ServerProcess) -> N
 def test_a_form_holds_lists_and_what_is_left_empty_counts_as_absent(desk: ServerProcess) -> None:
     first, second = PNG, to_png(drawing().rotate(90))
     text = [to_base64(first), to_base64(second)]
-    expected = image_of(desk, post(desk, model="tiny-flux2", images=text))
+    expected = image_of(desk, post(desk, model="noise-flux2", images=text))
     files = [("images", ("a.png", first)), ("images", ("b.png", second))]
-    assert image_of(desk, post_form(desk, files, model="tiny-flux2")) == expected
+    assert image_of(desk, post_form(desk, files, model="noise-flux2")) == expected
     nothing = ("", b"", "application/octet-stream")
     empty = [*files, ("mask", nothing), ("init_image", nothing)]
-    form = post_form(desk, empty, model="tiny-flux2", negative_prompt="", guidance=" ")
+    form = post_form(desk, empty, model="noise-flux2", negative_prompt="", guidance=" ")
     assert image_of(desk, form) == expected
 
 
@@ -209,11 +209,11 @@ def test_a_mask_selects_where_the_picture_is_repainted(desk: ServerProcess) -> N
     upper.paste(255, (0, 0, 64, 32))
     in_colour = upper.convert("RGB")
     files = {"init_image": ("a.png", PNG), "mask": ("b.png", to_png(upper))}
-    grey = image_of(desk, post_form(desk, files, model="tiny-fill"))
+    grey = image_of(desk, post_form(desk, files, model="noise-fill"))
     files["mask"] = ("b.png", to_png(in_colour))
-    assert image_of(desk, post_form(desk, files, model="tiny-fill")) == grey
+    assert image_of(desk, post_form(desk, files, model="noise-fill")) == grey
     files["mask"] = ("b.png", to_png(ImageOps.invert(upper)))
-    assert image_of(desk, post_form(desk, files, model="tiny-fill")) != grey
+    assert image_of(desk, post_form(desk, files, model="noise-fill")) != grey
 
 
 def bomb(width: int, height: int) -> bytes:
@@ -244,7 +244,7 @@ def test_a_file_that_is_not_an_image_is_refused_with_its_field(
     bad = BAD_PICTURES[name]
     text = to_base64(bad)
     assert refusal(post(desk, init_image=text)) == (400, "invalid_input", "init_image")
-    assert refusal(post(desk, model="tiny-flux2", images=[text])) == (
+    assert refusal(post(desk, model="noise-flux2", images=[text])) == (
         400,
         "invalid_input",
         "images",
@@ -298,7 +298,7 @@ def test_bodies_of_40_mb_are_taken_while_the_server_keeps_answering(desk: Server
             answers.append(post(desk, init_image=to_base64(large)))
         else:
             pair = [("images", ("a.png", large)), ("images", ("b.png", large[: 10**7]))]
-            answers.append(post_form(desk, pair, model="tiny-flux2"))
+            answers.append(post_form(desk, pair, model="noise-flux2"))
 
     senders = [threading.Thread(target=send, args=(index,)) for index in range(4)]
     for sender in senders:
@@ -317,7 +317,7 @@ def test_bodies_of_40_mb_are_taken_while_the_server_keeps_answering(desk: Server
 
 
 def test_a_body_over_the_limit_is_a_413_as_json_and_as_a_form(start_server: StartServer) -> None:
-    server = start_server("--model", "tiny", "--max-body-bytes", "100000")
+    server = start_server("--model", "noise-flux1", "--max-body-bytes", "100000")
     large = to_png(Image.frombytes("RGB", (256, 256), os.urandom(256 * 256 * 3)))
     assert refusal(post(server, init_image=to_base64(large)))[:2] == (413, "body_too_large")
     form = post_form(server, {"init_image": ("a.png", large)})
@@ -331,7 +331,7 @@ def test_pictures_survive_kill_9_and_go_with_their_task(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     data_dir = tmp_path / "server"
-    server = start_server("--models", "tiny,tiny-flux2", "--refetch-s", "0")
+    server = start_server("--models", "noise-flux1,noise-flux2", "--refetch-s", "0")
     expected = image_of(server, post(server, init_image=to_base64(PNG)))
     assert inputs_in(data_dir) == set(), "they go with the end of their task"
     running = server.submit(**LONG)["task_id"]
@@ -343,7 +343,7 @@ def test_pictures_survive_kill_9_and_go_with_their_task(
 
     (data_dir / "inputs" / "of-no-task").mkdir()
     (data_dir / "inputs" / ".DS_Store").write_bytes(b"Finder was here")
-    server = start_server("--models", "tiny,tiny-flux2", "--refetch-s", "0")
+    server = start_server("--models", "noise-flux1,noise-flux2", "--refetch-s", "0")
     assert inputs_in(data_dir) == {waiting, doomed}
     for task_id in (running, doomed):
         requests.delete(server.url + "/delete", params={"task_id": task_id}, timeout=60)
@@ -357,7 +357,7 @@ def test_pictures_survive_kill_9_and_go_with_their_task(
 
 
 def params_with(file: str) -> GenerationParams:
-    return params_for(model="tiny", init_image=InputImage(file, 64, 64))
+    return params_for(model="noise-flux1", init_image=InputImage(file, 64, 64))
 
 
 def test_a_disk_that_fills_while_pictures_are_written_keeps_nothing_of_the_task(
@@ -387,7 +387,7 @@ def test_a_disk_that_fills_while_pictures_are_written_keeps_nothing_of_the_task(
 
 def test_a_submit_that_is_refused_keeps_no_pictures(tmp_path: Path) -> None:
     store = TaskStore(tmp_path)
-    queue = PlayedQueue(allow("tiny"), TimingModel(), store, QueueLimits(max_queue=1))
+    queue = PlayedQueue(allow("noise-flux1"), TimingModel(), store, QueueLimits(max_queue=1))
     queue.submit(params_with("a"), priority=0, inputs={"a": PNG})
     kept = inputs_in(tmp_path)
     with pytest.raises(QueueFull):
@@ -399,7 +399,7 @@ def test_a_submit_that_is_refused_keeps_no_pictures(tmp_path: Path) -> None:
 @pytest.mark.parametrize("leave", ["done", "cancelled"])
 def test_pictures_go_when_their_task_has_ended(tmp_path: Path, leave: str) -> None:
     store = TaskStore(tmp_path)
-    queue = PlayedQueue(allow("tiny"), TimingModel(), store)
+    queue = PlayedQueue(allow("noise-flux1"), TimingModel(), store)
     task_id = queue.submit(params_with("a"), priority=0, inputs={"a": PNG})[0].task_id
     assert inputs_in(tmp_path) == {task_id}
     if leave == "cancelled":
@@ -414,7 +414,7 @@ def test_pictures_go_when_their_task_has_ended(tmp_path: Path, leave: str) -> No
 
 
 def queue_in(store: TaskStore, **limits: Any) -> PlayedQueue:
-    return PlayedQueue(allow("tiny"), TimingModel(), store, QueueLimits(**limits))
+    return PlayedQueue(allow("noise-flux1"), TimingModel(), store, QueueLimits(**limits))
 
 
 def submitted(queue: PlayedQueue, *, fails: bool = False) -> str:
@@ -481,7 +481,7 @@ def test_a_task_that_cannot_be_tried_again_now_keeps_its_pictures_for_later(
 
 def test_pictures_of_a_running_task_stay_until_the_worker_has_left_it(tmp_path: Path) -> None:
     store = TaskStore(tmp_path)
-    queue = PlayedQueue(allow("tiny"), TimingModel(), store)
+    queue = PlayedQueue(allow("noise-flux1"), TimingModel(), store)
     task_id = queue.submit(params_with("a"), priority=0, inputs={"a": PNG})[0].task_id
     assert queue.claim(0)
     queue.delete(task_id)

@@ -160,7 +160,7 @@ def test_the_stop_of_the_server_ends_what_waits(server: SteppedServer) -> None:
 
 
 def test_a_version_from_before_a_restart_is_answered_at_once(start_server: StartServer) -> None:
-    first = start_server("--model", "tiny")
+    first = start_server("--model", "noise-flux1")
     done = first.submit()["task_id"]
     waiting = first.submit(width=2048, height=2048, steps=100)["task_id"]
     first.wait_until_ended(done)
@@ -169,7 +169,7 @@ def test_a_version_from_before_a_restart_is_answered_at_once(start_server: Start
         for task_id in (done, waiting)
     }
     first.stop()
-    second = start_server("--model", "tiny")
+    second = start_server("--model", "noise-flux1")
     for task_id, version in versions.items():
         status = second.get("/status", task_id=task_id, wait=300, since=version).json()
         assert status["version"] > version

@@ -396,7 +396,7 @@ def test_a_callback_that_is_not_allowed_any_more_is_dropped(
 def test_a_callback_that_was_not_made_is_made_after_a_restart(
     start_server: StartServer, receiver: Receiver, end: signal.Signals
 ) -> None:
-    options = ("--model", "tiny", "--callback-hosts", "127.0.0.1")
+    options = ("--model", "noise-flux1", "--callback-hosts", "127.0.0.1")
     receiver.go_on.clear()
     first = start_server(*options)
     ended = first.submit(callback_url=receiver.url)["task_id"]

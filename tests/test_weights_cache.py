@@ -32,7 +32,7 @@ SMALL = params_for(width=64, height=64, steps=2)
 
 @pytest.fixture
 def checkpoint(data_dir: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(ensure_checkpoint("tiny-flux2", data_dir), tmp_path / "mine")
+    return shutil.copytree(ensure_checkpoint("noise-flux2", data_dir), tmp_path / "mine")
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def generating(data_dir: Path, cache: WeightsCache) -> Iterator[OnItsThread]:
     one.run(one.generator.unload)
 
 
-def spec_of(path: Path | None, bits: int | None = 4, model: str = "tiny-flux2") -> LoadSpec:
+def spec_of(path: Path | None, bits: int | None = 4, model: str = "noise-flux2") -> LoadSpec:
     known = allow(model).default
     there = replace(known, path=str(path) if path else None)
     return LoadSpec(there, known.pipelines[0], bits)
@@ -76,11 +76,11 @@ def loads_from(generating: OnItsThread, spec: LoadSpec) -> list[str]:
 @pytest.mark.parametrize(
     ("model", "bits"),
     slow_except(
-        [("tiny-z-image", 4)],
+        [("noise-z-image", 4)],
         [
-            *product(["tiny-flux2", "tiny", "tiny-anima", "tiny-krea2"], [4, 8]),
-            ("tiny-z-image", 4),
-            ("tiny-qwen", 8),
+            *product(["noise-flux2", "noise-flux1", "noise-anima", "noise-krea2"], [4, 8]),
+            ("noise-z-image", 4),
+            ("noise-qwen", 8),
         ],
     ),
 )
@@ -108,9 +108,9 @@ def test_a_server_that_is_never_idle_saves_what_makes_room(
     spec = spec_of(checkpoint)
     generating.load(spec)
     assert not cache.keys
-    generating.load(spec_of(None, None, "tiny"))
+    generating.load(spec_of(None, None, "noise-flux1"))
     assert cache.keys == {spec.key}
-    assert generating.generator.resident == ("tiny",)
+    assert generating.generator.resident == ("noise-flux1",)
 
 
 def is_touched(checkpoint: Path, copy: Path) -> None:
@@ -345,7 +345,7 @@ def test_what_a_dead_process_left_unfinished_is_removed_by_the_next_start(
     folder = tmp_path / "weights"
     cache = WeightsCache(folder, 10**9, free_bytes=lambda folder: PLENTY)
     write(cache, spec_of(checkpoint))
-    draft = folder / ".tiny-flux2-q8-00000000"
+    draft = folder / ".noise-flux2-q8-00000000"
     draft.mkdir()
     (draft / "0.safetensors").write_bytes(b"1")
     WeightsCache(folder, 10**9)
@@ -398,7 +398,7 @@ def test_only_weights_that_loading_quantizes_have_copies(
 
 
 def test_an_idle_worker_saves_copies_until_there_is_work() -> None:
-    queue = PlayedQueue(allow("tiny"), TimingModel(), TaskStore(None))
+    queue = PlayedQueue(allow("noise-flux1"), TimingModel(), TaskStore(None))
     saving, submitted = threading.Event(), threading.Event()
     answers: list[bool] = []
 

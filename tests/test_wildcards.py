@@ -158,7 +158,7 @@ def test_the_result_is_no_longer_than_a_prompt_may_be() -> None:
 def test_the_prompt_that_was_used_is_answered_stored_and_in_the_file(
     start_server: StartServer, folder: Path
 ) -> None:
-    server = start_server("--model", "tiny", "--wildcards-dir", str(folder))
+    server = start_server("--model", "noise-flux1", "--wildcards-dir", str(folder))
     assert server.get("/wildcards").json() == {"wildcards": ["colour", "thing_of-2"]}
     fields = {"seed": 3, "format": "PNG", "expand_wildcards": True, "count": 2}
     accepted = server.submit("__colour__ {1|2|3|4|5|6|7|8|9} cups", **fields)

@@ -25,7 +25,7 @@ from workers.worker import Worker
 
 @pytest.fixture
 def queue() -> PlayedQueue:
-    return PlayedQueue(allow("tiny"), TimingModel(), TaskStore(None))
+    return PlayedQueue(allow("noise-flux1"), TimingModel(), TaskStore(None))
 
 
 def submit(queue: PlayedQueue, prompt: str = "x") -> str:
@@ -36,7 +36,7 @@ def test_an_order_that_the_options_do_not_allow_does_not_end_the_worker(
     queue: PlayedQueue, data_dir: Path
 ) -> None:
     prepare_mlx()
-    generator = MfluxGenerator(data_dir, lora_path=allow("tiny").lora)
+    generator = MfluxGenerator(data_dir, lora_path=allow("noise-flux1").lora)
     worker = Worker(queue.worker, generator, fail_to_load)
     worker.load()
     elsewhere = replace(queue.allowed.first_spec, quantize=8, loras=(Lora("../elsewhere", 1.0),))
@@ -76,7 +76,7 @@ def test_a_failure_in_real_mflux_affects_only_its_task(queue: PlayedQueue, data_
     view = queue.status(bad)
     assert (view.status, view.error_code) == (TaskStatus.FAILED, "out_of_memory")
     assert view.error
-    assert "64 x 64 pixels with tiny" in view.error
+    assert "64 x 64 pixels with noise-flux1" in view.error
     assert queue.status(good).status is TaskStatus.DONE
     assert queue.image(good)[0].startswith(b"\xff\xd8")
 

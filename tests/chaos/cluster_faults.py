@@ -71,7 +71,7 @@ class Worker:
         self.start()
 
     def start(self) -> None:
-        arguments = (*self._arguments, "--model", "tiny", "--log-level", "info")
+        arguments = (*self._arguments, "--model", "noise-flux1", "--log-level", "info")
         namespace = self.namespace.file if self.namespace else None
         sleeping: Any = Sleeping(STEP_S, namespace, self.clock)
         self.process = forking.ForkedServer(

@@ -24,7 +24,16 @@ from report import Report
 
 DEAF_AFTER_S = 60.0
 GIVE_UP_S = 300.0
-SMALL = ("--model", "tiny", "--max-pixels", "65536", "--max-steps", "20", "--log-level", "info")
+SMALL = (
+    "--model",
+    "noise-flux1",
+    "--max-pixels",
+    "65536",
+    "--max-steps",
+    "20",
+    "--log-level",
+    "info",
+)
 
 
 class Life:

@@ -25,7 +25,13 @@ POSTS = (
 )
 GETS = (
     *("/status", "/image", "/preview", "/thumbnail", "/queue", "/health", "/stats", "/models"),
-    *("/models/tiny", "/openapi.json", "/v1/models", "/sdapi/v1/progress", "/sdapi/v1/samplers"),
+    *(
+        "/models/noise-flux1",
+        "/openapi.json",
+        "/v1/models",
+        "/sdapi/v1/progress",
+        "/sdapi/v1/samplers",
+    ),
 )
 FIELDS = (
     *("prompt", "negative_prompt", "seed", "width", "height", "steps", "guidance", "format"),
@@ -182,7 +188,13 @@ class Generator:
             [
                 *(None, True, False, 0, -1, 1, 64, 2**63, 10**300, 1.5, -0.0, 1e308, float("nan")),
                 *(float("inf"), "", "x", "64", "\0", "\ud800", "a" * 20_000, "data:,", "\ufeff"),
-                *("data:image/png;base64,AAAA", "../../etc/passwd", "<lora:x:1>", "tiny", "PNG"),
+                *(
+                    "data:image/png;base64,AAAA",
+                    "../../etc/passwd",
+                    "<lora:x:1>",
+                    "noise-flux1",
+                    "PNG",
+                ),
                 *("http://127.0.0.1:1/", "file:///etc/passwd", "1024x1024", "0x0", "-5x5", "64x64"),
             ]
         )
