@@ -45,7 +45,7 @@ format: $(VENV)/.tests ## let ruff put the code in shape
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.tests ## run the benchmarks, some minutes each; a smoke run: make bench ARGS=--quick
-	@for script in submit idle_to_start task_gap generator_speed throughput cpu_cost lock_hold memory weights_copy fair_share forecast_error forecast_after_three forecast_machines forecast_live cluster_scale; do \
+	@for script in submit idle_to_start task_gap generator_speed throughput cpu_cost lock_hold memory weights_copy fair_share forecast_error forecast_after_three forecast_machines forecast_live cluster_scale built_in_model; do \
 		echo; echo "== $$script"; $(BIN)/python benchmarks/$$script.py $(ARGS) || exit 1; \
 	done
 
