@@ -116,6 +116,7 @@ def changes_of(name: str, images: dict[str, str]) -> list[Request]:
     ]
     guidance: Request = {"guidance": 2.5}
     own: dict[str, list[Request]] = {
+        "tiny": img2img,
         "noise-flux1": img2img,
         "noise-kontext": [guidance, {"image_path": triangle}],
         "noise-fill": [
