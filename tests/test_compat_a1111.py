@@ -161,8 +161,8 @@ def test_options_switch_the_model_where_the_operator_allows_it(start_server: Sta
 
 def test_lists_have_the_shapes_that_clients_read(api: Any, server: ServerProcess) -> None:
     assert api.util_get_model_names() == [
-        "noise-flux1",
         "noise-fill",
+        "noise-flux1",
         "noise-flux2",
         "noise-z-image",
     ]

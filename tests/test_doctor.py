@@ -32,7 +32,7 @@ def test_a_server_that_can_start_has_no_error_and_nothing_is_changed(
         "Python",
         "MLX",
         "memory",
-        "model tiny",
+        "model noise-flux1",
         "Hugging Face login",
         "disk",
         "port",

@@ -136,7 +136,7 @@ def test_prompt_parameters_and_a_link_are_copied(visit: Visit) -> None:
 
     assert copied("Copy the prompt", "The prompt is copied.") == "copied words"
     assert copied("Copy the parameters", "The parameters are copied.") == (
-        f"copied words\nSteps: 2, Seed: {seed}, Size: 64x64, Model: tiny"
+        f"copied words\nSteps: 2, Seed: {seed}, Size: 64x64, Model: noise-flux1"
     )
     link = copied("Copy a link", "The link is copied.")
     assert me.page.request.get(link).headers["content-type"] == "image/jpeg"

@@ -267,6 +267,7 @@ def rendered(
     return render(scenes[number][0], *size, layout(number + 500))
 
 
+@pytest.mark.slow
 def test_the_measure_finds_what_is_there() -> None:
     scenes = evaluation.named_scenes(50, seed=11)
     for size in ((128, 128), (160, 96)):
@@ -274,6 +275,7 @@ def test_the_measure_finds_what_is_there() -> None:
         assert (scores.colour, scores.found, scores.side) == (1, 1, 1)
 
 
+@pytest.mark.slow
 def test_the_measure_finds_nothing_in_noise_and_little_in_pictures_of_something_else() -> None:
     scenes = evaluation.named_scenes(50, seed=11)
     random = np.random.default_rng(1)

@@ -119,7 +119,7 @@ def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     server.stop()
 
 
-@pytest.fixture(scope="module", params=["nginx", "caddy"])
+@pytest.fixture(scope="module", params=["nginx", pytest.param("caddy", marks=pytest.mark.slow)])
 def proxy(
     request: pytest.FixtureRequest, behind: ServerProcess, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Proxy]:
