@@ -2,7 +2,7 @@
 
 `tiny` draws what it is asked for (models/painter/). The others draw abstract colour clouds:
 
-    noise-flux1      FLUX.1 schnell            Flux1
+    noise-flux1       FLUX.1 schnell            Flux1
     noise-kontext     FLUX.1 dev, Kontext       Flux1Kontext
     noise-redux       FLUX.1 dev, Redux         Flux1Redux
     noise-controlnet  FLUX.1 dev, ControlNet    Flux1Controlnet (edges)
@@ -40,11 +40,10 @@ from pathlib import Path
 from typing import Any
 
 from models.painter import checkpoint as painter
-from models.painter import vocabulary
 from models.tiny_modules import FAMILIES, built_small, write_checkpoint
 from models.tiny_recipes import RECIPES, write_flux1_lora, write_flux2_lora
 from models.tiny_slimming import slim as slim_noise
-from models.tiny_weights import QWEN3_LAYERS, QWEN_VOCABULARY, WIDTH
+from models.tiny_weights import QWEN3_LAYERS, QWEN_VOCABULARY, WIDTH, model_config
 
 __all__ = [
     "ALL_TINY_MODELS",
@@ -59,19 +58,6 @@ __all__ = [
 RECIPE = 3  # part of the folder's name: increase it with each change of the weights
 
 T5_LENGTH = 8  # tokens, of 256: to the tiny T5 all prompts look alike
-
-_COMMON_CONFIG: dict[str, Any] = {
-    "priority": 1000,
-    "base_model": None,
-    "controlnet_model": None,
-    "custom_transformer_model": None,
-    "num_train_steps": 1000,
-}
-
-
-def _config(name: str, **particulars: Any) -> dict[str, Any]:
-    return {**_COMMON_CONFIG, "aliases": [name], "model_name": name, **particulars}
-
 
 _FLUX1_DEV: dict[str, Any] = {
     "max_sequence_length": T5_LENGTH,
@@ -115,34 +101,29 @@ _FIBO2: dict[str, Any] = {
 }
 # Keyword arguments of mflux's ModelConfig. model_path is the folder from ensure_checkpoint().
 TINY_CONFIGS: dict[str, dict[str, Any]] = {
-    "tiny": _config(
-        "tiny",
-        max_sequence_length=vocabulary.T5_LENGTH,
-        supports_guidance=False,
-        requires_sigma_shift=False,
-    ),
-    "noise-flux1": _config(
+    "tiny": painter.CONFIG,
+    "noise-flux1": model_config(
         "noise-flux1",
         max_sequence_length=T5_LENGTH,
         supports_guidance=False,
         requires_sigma_shift=False,
     ),
-    "noise-kontext": _config("noise-kontext", **_FLUX1_DEV),
-    "noise-fill": _config("noise-fill", **_FLUX1_DEV),
-    "noise-redux": _config("noise-redux", **_FLUX1_DEV),
+    "noise-kontext": model_config("noise-kontext", **_FLUX1_DEV),
+    "noise-fill": model_config("noise-fill", **_FLUX1_DEV),
+    "noise-redux": model_config("noise-redux", **_FLUX1_DEV),
     # This name makes mflux extract the edges of the control image.
-    "noise-controlnet": _config(
+    "noise-controlnet": model_config(
         "noise-controlnet", **{**_FLUX1_DEV, "controlnet_model": "tiny-Canny"}
     ),
-    "noise-flux2": _config("noise-flux2", **_FLUX2),
-    "noise-flux2-edit": _config("noise-flux2-edit", **_FLUX2),
-    "noise-z-image": _config(
+    "noise-flux2": model_config("noise-flux2", **_FLUX2),
+    "noise-flux2-edit": model_config("noise-flux2-edit", **_FLUX2),
+    "noise-z-image": model_config(
         "noise-z-image",
         max_sequence_length=512,
         supports_guidance=True,
         requires_sigma_shift=True,
     ),
-    "noise-qwen": _config(
+    "noise-qwen": model_config(
         "noise-qwen",
         max_sequence_length=None,
         supports_guidance=None,
@@ -151,7 +132,7 @@ TINY_CONFIGS: dict[str, dict[str, Any]] = {
         sigma_max_seq_len=8192,
         sigma_shift_terminal=0.02,
     ),
-    "noise-seedvr2": _config(
+    "noise-seedvr2": model_config(
         "noise-seedvr2",
         num_train_steps=None,
         max_sequence_length=None,
@@ -162,7 +143,7 @@ TINY_CONFIGS: dict[str, dict[str, Any]] = {
             "num_layers": 0,
         },
     ),
-    "noise-krea2": _config(
+    "noise-krea2": model_config(
         "noise-krea2",
         num_train_steps=None,
         max_sequence_length=1024,
@@ -171,16 +152,16 @@ TINY_CONFIGS: dict[str, dict[str, Any]] = {
         sigma_max_shift=1.15,
         sigma_max_seq_len=6400,
     ),
-    "noise-anima": _config(
+    "noise-anima": model_config(
         "noise-anima",
         aliases=["anima-base"],  # names mflux's defaults
         max_sequence_length=4096,
         supports_guidance=True,
         requires_sigma_shift=False,
     ),
-    "noise-flux3": _config("noise-flux3", **_FLUX3),
-    "noise-flux3-edit": _config("noise-flux3-edit", **_FLUX3),
-    "noise-ernie": _config(
+    "noise-flux3": model_config("noise-flux3", **_FLUX3),
+    "noise-flux3-edit": model_config("noise-flux3-edit", **_FLUX3),
+    "noise-ernie": model_config(
         "noise-ernie",
         max_sequence_length=2048,
         supports_guidance=True,
@@ -188,7 +169,7 @@ TINY_CONFIGS: dict[str, dict[str, Any]] = {
         sigma_base_shift=1.3863,
         sigma_max_shift=1.3863,
     ),
-    "noise-qwen21": _config(
+    "noise-qwen21": model_config(
         "noise-qwen21",
         num_train_steps=None,
         max_sequence_length=None,
@@ -198,8 +179,8 @@ TINY_CONFIGS: dict[str, dict[str, Any]] = {
         sigma_max_seq_len=8192,
         sigma_shift_terminal=0.02,
     ),
-    "noise-fibo2": _config("noise-fibo2", **_FIBO2),
-    "noise-fibo2-edit": _config("noise-fibo2-edit", **_FIBO2),
+    "noise-fibo2": model_config("noise-fibo2", **_FIBO2),
+    "noise-fibo2-edit": model_config("noise-fibo2-edit", **_FIBO2),
 }
 PIPELINES: dict[str, str] = {
     "tiny": "mflux.models.flux.variants.txt2img.flux:Flux1",
@@ -281,7 +262,9 @@ def slim(model: Any, name: str) -> None:
     """Removes the layers that the checkpoint of a loaded model does not store. Call it once, after
     loading (and quantizing) and before anything evaluates the parameters."""
     if name == BUILT_IN:
-        painter.narrow(model)
+        from models.painter.narrowing import narrow
+
+        narrow(model)
     else:
         slim_noise(model)
 

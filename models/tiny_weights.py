@@ -146,6 +146,20 @@ def save_lora(path: Path, weights: Weights) -> None:
     save_file(arrays, path)
 
 
+def model_config(name: str, **particulars: Any) -> dict[str, Any]:
+    """Returns keyword arguments of mflux's ModelConfig for a model that is built here."""
+    return {
+        "priority": 1000,
+        "base_model": None,
+        "controlnet_model": None,
+        "custom_transformer_model": None,
+        "num_train_steps": 1000,
+        "aliases": [name],
+        "model_name": name,
+        **particulars,
+    }
+
+
 def byte_pairs(vocabulary: list[str]) -> dict[str, Any]:
     ids = {token: number for number, token in enumerate(vocabulary)}
     return {"type": "BPE", "vocab": ids, "merges": []}

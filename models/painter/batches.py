@@ -70,6 +70,11 @@ class Batch:
     t5: NDArray[np.int32]  # (captions, T5_LENGTH)
     clip: NDArray[np.int32]  # (captions, CLIP_LENGTH)
 
+    @property
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """What the loss is computed from, in the order of its arguments."""
+        return (self.latents, self.noise, self.sigmas, self.weights, self.t5, self.clip)
+
 
 def bucket_at(progress: float, random: Random) -> Bucket:
     """Args:

@@ -16,11 +16,16 @@ from models.painter.vocabulary import (
     t5_pieces,
     write_tokenizers,
 )
+from models.tiny_weights import model_config
 
 Parts = dict[str, dict[str, Array]]
 """Weights by folder ("transformer", "text_encoder", "text_encoder_2", "vae") and name."""
 WEIGHTS = Path(__file__).with_name("weights.safetensors")
 """The trained weights."""
+CONFIG = model_config(
+    "tiny", max_sequence_length=T5_LENGTH, supports_guidance=False, requires_sigma_shift=False
+)
+"""Keyword arguments of mflux's ModelConfig."""
 TOKEN_VALUES = 64  # 2 x 2 latent pixels of 16 channels
 _TIMESTEP_WIDTH = 256  # fixed in mflux
 # A channel that is the same for all tokens. It keeps the normalization of layers from scaling the
@@ -103,35 +108,17 @@ def load(folder: Path, dimensions: Dimensions = USUAL, lora: Path | None = None)
     from mflux.models.common.config import ModelConfig
     from mflux.models.flux.variants.txt2img.flux import Flux1
 
-    config = ModelConfig(
-        priority=1000,
-        aliases=["painter"],
-        model_name="painter",
-        base_model=None,
-        controlnet_model=None,
-        custom_transformer_model=None,
-        num_train_steps=1000,
-        max_sequence_length=T5_LENGTH,
-        supports_guidance=False,
-        requires_sigma_shift=False,
-    )
+    from models.painter.narrowing import narrow
+
     model = Flux1(
         model_path=str(folder),
-        model_config=config,
+        model_config=ModelConfig(**CONFIG),
         lora_paths=[str(lora)] if lora else None,
         bake_lora=False,
     )
     narrow(model, dimensions)
     mx.eval(model.parameters())
     return model
-
-
-def narrow(model: Any, dimensions: Dimensions = USUAL) -> None:
-    """Makes a loaded model as narrow as its weights. Call it once, before anything evaluates the
-    parameters."""
-    from models.painter.narrowing import narrow_flux
-
-    narrow_flux(model, dimensions)
 
 
 def _add_transformer(linear: Any, parts: Parts, dimensions: Dimensions) -> None:

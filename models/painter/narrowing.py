@@ -12,7 +12,7 @@ from mlx import nn
 from mlx.utils import tree_map
 
 from models.painter.attention import RelativePositions, SpanAttention
-from models.painter.dimensions import Dimensions
+from models.painter.dimensions import USUAL, Dimensions
 
 
 class PixelShuffle(nn.Module):  # type: ignore[misc]
@@ -26,8 +26,9 @@ class PixelShuffle(nn.Module):  # type: ignore[misc]
         )
 
 
-def narrow_flux(model: Any, dimensions: Dimensions) -> None:
-    """Call it once after loading, before anything evaluates the parameters."""
+def narrow(model: Any, dimensions: Dimensions = USUAL) -> None:
+    """Makes a loaded model as narrow as its weights. Call it once, before anything evaluates the
+    parameters."""
     _narrow_vae(model.vae)
     _narrow_transformer(model.transformer, dimensions)
     model.t5_text_encoder.t5_blocks = model.t5_text_encoder.t5_blocks[: dimensions.t5_layers]

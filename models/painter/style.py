@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 from models.mlx_setup import prepare_mlx
 from models.painter.batches import SMALL, Bucket, make_batch
 from models.painter.checkpoint import load, unpack
-from models.painter.training import FOLDERS, fit_patches, loss_of
+from models.painter.training import fit_patches, loss_of, trained_parts
 from models.painter.vocabulary import T5_LENGTH
 
 RANK = 8
@@ -50,15 +50,13 @@ class StyleTrainer:
         folder: of the checkpoint.
         """
         import mlx.core as mx
-        from mlx import nn, optimizers
+        from mlx import optimizers
 
         self._mx, self._seed = mx, seed
         self._patches = fit_patches()
         flux = load(folder)
         self._tokenizers = flux.tokenizers
-        self._model = nn.Module()
-        for attribute in FOLDERS:
-            setattr(self._model, attribute, getattr(flux, attribute))
+        self._model = trained_parts(flux)
         random = np.random.default_rng(seed)
         self._fixed: dict[str, Any] = {}
         self.lora: dict[str, dict[str, Any]] = {}
@@ -81,8 +79,7 @@ class StyleTrainer:
         mx = self._mx
         batch = make_batch(self._patches, self._tokenizers, bucket, self._step, self._seed, woodcut)
         table = rotary_table(self._model.transformer, bucket.height, bucket.width, T5_LENGTH)
-        arrays = (batch.latents, batch.noise, batch.sigmas, batch.weights, batch.t5, batch.clip)
-        given = [*map(mx.array, arrays), table]
+        given = [*map(mx.array, batch.arrays), table]
         loss, gradients = mx.value_and_grad(self._loss)(self.lora, *given)
         self.lora = self._optimizer.apply_gradients(gradients, self.lora)
         mx.eval(self.lora, self._optimizer.state)

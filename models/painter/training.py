@@ -84,7 +84,7 @@ class Trainer:
 
     def __init__(self, folder: Path, plan: Plan, dimensions: Dimensions, patches: Patches) -> None:
         import mlx.core as mx
-        from mlx import nn, optimizers
+        from mlx import optimizers
 
         self._mx, self._plan, self._folder = mx, plan, folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -98,9 +98,7 @@ class Trainer:
         write_checkpoint(start, weights)
         flux = load(start, dimensions)
         self._tokenizers = flux.tokenizers
-        self.model = nn.Module()
-        for attribute in FOLDERS:
-            setattr(self.model, attribute, getattr(flux, attribute))
+        self.model = trained_parts(flux)
         matrices = optimizers.Muon(plan.matrix_rate, weight_decay=0)
         others = optimizers.AdamW(plan.rate, betas=[0.9, 0.98], weight_decay=0.01)
         self._optimizer = optimizers.MultiOptimizer([matrices, others], [_is_matrix])
@@ -184,14 +182,13 @@ class Trainer:
         mx, bucket = self._mx, batch.bucket
         from models.painter.batched import rotary_table
 
-        table = rotary_table(self.model.transformer, bucket.height, bucket.width, T5_LENGTH)
         if bucket not in self._compiled:
+            table = rotary_table(self.model.transformer, bucket.height, bucket.width, T5_LENGTH)
             state = [self.model.state, self._optimizer.state]
             self._compiled[bucket] = partial(
                 mx.compile(self._update, inputs=state, outputs=state), rotary=table
             )
-        arrays = (batch.latents, batch.noise, batch.sigmas, batch.weights, batch.t5, batch.clip)
-        return self._compiled[bucket](*map(mx.array, arrays))
+        return self._compiled[bucket](*map(mx.array, batch.arrays))
 
     def _update(self, *arrays: Any, rotary: Any) -> Any:
         from mlx import nn, optimizers
@@ -203,6 +200,16 @@ class Trainer:
         gradients, _ = optimizers.clip_grad_norm(gradients, 1.0)
         self._optimizer.update(self.model, gradients)
         return loss
+
+
+def trained_parts(flux: Any) -> Any:
+    """Returns a module of what is trained of a loaded model: all but the VAE."""
+    from mlx import nn
+
+    parts = nn.Module()
+    for attribute in FOLDERS:
+        setattr(parts, attribute, getattr(flux, attribute))
+    return parts
 
 
 def _is_matrix(name: str, array: Any) -> bool:
