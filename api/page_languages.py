@@ -2,7 +2,7 @@
 
 `{{name}}` in an HTML file stands for the text of this name in web/languages/*.json, or in
 web/languages/PAGE/*.json, where a page has texts that no other one needs. `{{texts}}` stands for
-all texts of the page as JSON, for its JavaScript.
+all texts of the page as JSON, for its JavaScript; `{{version}}` for that of the files in web/.
 """
 
 import html
@@ -41,8 +41,11 @@ class Languages:
                 return language
         return DEFAULT
 
-    def filled(self, page: Path, language: str) -> str:
+    def filled(self, page: Path, language: str, version: str) -> str:
         """Returns an HTML file with the texts of a language.
+
+        Args:
+            version: what `{{version}}` stands for.
 
         Raises:
             KeyError: a text is missing.
@@ -51,7 +54,11 @@ class Languages:
         data = json.dumps(
             {"language": language, "texts": texts}, ensure_ascii=False, separators=(",", ":")
         )
-        values = {"language": language, "texts": data.replace("<", "\\u003c")}
+        values = {
+            "language": language,
+            "texts": data.replace("<", "\\u003c"),
+            "version": version,
+        }
 
         def value(found: re.Match[str]) -> str:
             name = found[1]

@@ -51,7 +51,7 @@ def test_files_and_functions_are_small_and_hardly_nested(name: str) -> None:
 def test_each_style_sheet_is_small_and_loaded_by_a_page(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_FILE_LINES
     files = [*path.parent.glob("*.html"), *path.parent.glob("*.js")]
-    loads = (f'href="web/{path.name}"', f'sheet("web/{path.name}")')
+    loads = (f'href="web/{{{{version}}}}/{path.name}"', f'sheet("./{path.name}")')
     texts = [file.read_text(encoding="utf-8") for file in files]
     assert any(load in text for load in loads for text in texts)
 

@@ -46,6 +46,7 @@ PAGES = {
     "/operator",
     "/pair",
     "/web/<name>",
+    "/web/<wanted>/<name>",
     "/swagger",
     "/openapi.json",
     "/apidocs/index.html",

@@ -39,6 +39,37 @@ def test_the_page_is_served_with_strict_headers_and_kept_by_the_browser_until_it
     assert "style=" not in served.get("/").text
 
 
+def test_files_below_the_path_of_their_version_are_kept_by_the_browser(
+    served: ServerProcess,
+) -> None:
+    page = served.get("/").text
+    versions = set(re.findall(r'"web/(\w+)/app\.js"', page))
+    assert versions == set(re.findall(r'"web/(\w+)/\w+\.(?:js|css)"', page))
+    (version,) = versions
+    kept = served.get(f"/web/{version}/app.js")
+    assert kept.content == (WEB / "app.js").read_bytes()
+    assert "immutable" in kept.headers["Cache-Control"]
+    for path in ("/web/app.js", "/web/0123456789abcdef/app.js"):  # or opened before an update
+        asked = served.get(path)
+        assert asked.content == kept.content
+        assert asked.headers["Cache-Control"] == "no-cache"
+    for path in (f"/web/{version}/", f"/web/{version}/server.py", f"/web/{version}/..%2fapp.js"):
+        assert served.get(path).status_code == 404
+
+
+FROM_THE_SERVER = """performance.getEntriesByType("resource")
+  .filter((one) => /\\.(js|css)$/.test(one.name) && one.transferSize)
+  .map((one) => one.name)"""
+
+
+def test_a_page_that_is_opened_again_requests_no_script_and_no_style_sheet(visit: Visit) -> None:
+    me = visit(locale="en-US").open()  # in a browser without any file
+    at_first = me.page.evaluate(FROM_THE_SERVER)
+    assert {name.rpartition("/")[2] for name in at_first} > {"app.js", "base.css"}
+    me.open()
+    assert me.page.evaluate(FROM_THE_SERVER) == []
+
+
 def test_a_picture_is_generated_viewed_varied_used_as_input_and_removed(  # noqa: PLR0915
     visit: Visit, served: ServerProcess
 ) -> None:
@@ -212,8 +243,8 @@ def test_the_page_refers_to_no_other_host() -> None:
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|eval\(", path.read_text())
 
 
-AT_ONCE = r'from "\./|(?:href|src)="web/'
-LATER = rf'{AT_ONCE}|import\("\./|sheet\("web/|\? "web/'
+AT_ONCE = r'from "\./|(?:href|src)="web/(?:\{\{version\}\}/)?'
+LATER = rf'{AT_ONCE}|import\("\./|sheet\("\./|\? "web/'
 
 
 def loaded(name: str, kinds: str = AT_ONCE) -> set[str]:

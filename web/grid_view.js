@@ -15,7 +15,7 @@ const gridTitle = ({ across, down }) => t("xy.of", { across: t(`xy.${across.name
 export async function openGrid(id, tasks, open) {
   const members = () => tasks.list().filter((task) => task.grid?.id === id);
   const [{ grid }] = members();
-  await sheet("web/xy_grid.css");
+  await sheet("./xy_grid.css");
   const head = (words) => el("th", { scope: "col" }, words);
   const cells = new Map();
   const rows = grid.down.values.map((value, row) =>

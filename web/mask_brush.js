@@ -17,7 +17,7 @@ const DIRECTIONS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], A
  * null: cancelled, or nothing was painted.
  */
 export async function paintMask(source, before) {
-  await sheet("web/mask_brush.css");
+  await sheet("./mask_brush.css");
   const bitmap = await createImageBitmap(source);
   const drawing = new MaskDrawing(bitmap.width, bitmap.height);
   if (before) drawing.start(await createImageBitmap(before));

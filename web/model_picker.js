@@ -12,7 +12,7 @@ const TAKES = [...PICTURES, "guidance", "negative_prompt", "loras"];
 
 /** Lets the visitor choose. models: of GET /models; sides: [width, height]. Resolves to a name or null. */
 export async function pickModel(models, current, sides) {
-  await sheet("web/model_picker.css");
+  await sheet("./model_picker.css");
   const names = namesOf(models);
   const closed = new AbortController();
   let chosen = null;

@@ -6,8 +6,9 @@ import { toast } from "./toasts.js";
 
 class NotLoaded extends Error {}
 
-/** Loads a style sheet, once. Resolves when it is there. Throws NotLoaded. */
-export function sheet(path) {
+/** Loads a style sheet from the folder of this file, once. Resolves when it is there. Throws NotLoaded. */
+export function sheet(name) {
+  const path = new URL(name, import.meta.url).pathname;
   if (document.querySelector(`link[href="${path}"]`)) return Promise.resolve();
   return new Promise((resolve, reject) => {
     const link = el("link", { rel: "stylesheet", href: path, on: { load: resolve } });
@@ -41,7 +42,7 @@ export async function withModule(load, run) {
  * The dialog is handed to fill(dialog) before it is shown.
  */
 export async function openPanel(name, title, content, fill = () => {}) {
-  await sheet("web/panel.css");
+  await sheet("./panel.css");
   const close = iconButton("close", t("viewer.close"), () => dialog.close());
   const heading = el("h2", { id: "panel-title" }, title);
   const dialog = el(

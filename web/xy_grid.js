@@ -94,7 +94,7 @@ function forecastLine() {
 
 /** Resolves to the requests of a grid, or null. */
 export async function askForGrid(request, model, models) {
-  await sheet("web/xy_grid.css");
+  await sheet("./xy_grid.css");
   const names = fieldsFor(model, request);
   const usual = { steps: "2, 4, 8", guidance: "2, 3.5, 5", seed: "1, 2, 3", model: models.slice(0, 3).map(({ name }) => name).join(", ") };
   let cells = null;
