@@ -27,7 +27,8 @@ service: $(VENV)/.serves $(EXTRAS) ## start the server now and at each login: ma
 service-remove: $(VENV)/.serves ## stop that and remove it; tasks and images stay
 	@$(BIN)/python deploy/service.py remove
 
-PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+# Threads of NumPy's linear algebra wait by computing, which takes the cores from the other tests.
+PYTEST = OPENBLAS_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.tests ## run the tests; some of them: make test ARGS="tests/test_worker.py"
 	$(PYTEST) -m "not slow" $(ARGS)

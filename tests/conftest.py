@@ -71,12 +71,14 @@ needs_chromium = pytest.mark.skipif(
 
 
 LONGEST = """
-    cluster page_queue page_sending supervision page_access page_tools contract upload_limits
-    switching webhooks page_operator page disk_faults full_disk malformed compat_malformed
-    page_results page_gallery proxies client page_form mcp compat_apps documentation
-    start_and_stop pipelines events weights_cache page_mask paused_pictures models page_dropped
-    many_images uploads client_command page_viewer stops fair_share compat_openai refusals api
-    memory_guard keeping compat_edges downloads ownership schedule
+    page_queue cluster built_in_model page_sending page_form paused_pictures page_access contract
+    page client_command loading supervision switching webhooks upload_limits page_viewer
+    page_operator page_dropped malformed page_tools compat_malformed start_and_stop page_mask
+    client models proxies pipelines page_results page_gallery documentation many_images full_disk
+    disk_faults stops submission compat_apps weights_cache inpainting failing_pictures fair_share
+    schedule painter build_options mcp http_server events generator uploads api refusals
+    compat_openai memory_guard keeping compat_edges downloads ownership tiny_models timing_model
+    crashes page_languages fuzz hostile_files transparency
 """
 """Files that take longest: they start first, so that all processes end at about the same time."""
 

@@ -5,7 +5,7 @@ One browser and one server serve all files of a test process.
 
 import io
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
@@ -93,7 +93,8 @@ class Visitor:
 
     def open(self) -> "Visitor":
         self.page.goto(self.url)
-        expect(self["#forecast"]).not_to_be_empty()
+        # expect() would describe the whole page, for its message, each time it finds nothing.
+        self["#forecast:not(:empty)"].wait_for(state="attached")
         return self
 
     def __getitem__(self, selector: str) -> Locator:
@@ -204,17 +205,18 @@ class UsualContext:
     """
 
     def __init__(self, browser: Browser, url: str) -> None:
-        self._url, self.context = url, new_context(browser)
+        self.context = new_context(browser)
         page = self.context.new_page()  # keeps the process
         page.goto(url + "/web/base.css")
         self._devtools = self.context.new_cdp_session(page)
 
-    def clear(self) -> None:
-        """Remove everything that the site has stored."""
+    def clear(self, urls: Iterable[str]) -> None:
+        """Remove everything that the servers at these addresses have stored."""
         self.context.clear_cookies()
-        self._devtools.send(
-            "Storage.clearDataForOrigin", {"origin": self._url, "storageTypes": "all"}
-        )
+        for url in urls:
+            self._devtools.send(
+                "Storage.clearDataForOrigin", {"origin": url, "storageTypes": "all"}
+            )
 
 
 @pytest.fixture(scope="session")
@@ -229,7 +231,7 @@ def visit(browser: Browser, served: PageServer, usual_context: UsualContext) -> 
 
     def come(server: ServerProcess = served, **options: Any) -> Visitor:
         media = {name: options.pop(name) for name in MEDIA if name in options}
-        usual = server is served and not options and not visitors
+        usual = not options and not visitors
         context = usual_context.context if usual else new_context(browser, **options)
         hold = getattr(server, "hold", None)
         visitors.append(Visitor(context, server.url, hold, **media))
@@ -245,7 +247,7 @@ def visit(browser: Browser, served: PageServer, usual_context: UsualContext) -> 
         visitor.page.close()
         if visitor.context is not usual_context.context:
             visitor.context.close()
-    usual_context.clear()
+    usual_context.clear({served.url, *(visitor.url.rstrip("/") for visitor in visitors)})
     assert wrong == []
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from conftest import params_for
+from conftest import params_for, slow_except
 from PIL import Image, ImageChops
 
 from errors import ModelLoadError
@@ -132,7 +132,7 @@ def test_an_error_of_a_report_ends_only_the_current_picture(tiny: OnItsThread) -
     assert tiny.generate(params_for("left early")).tobytes() == again
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", slow_except(["noise-flux1"], MODELS))
 @pytest.mark.parametrize("bits", [3, 4, 5, 6, 8])
 def test_the_tiny_models_are_quantized_for_real(data_dir: Path, name: str, bits: int) -> None:
     quantized = OnItsThread(name, data_dir, quantize=bits)

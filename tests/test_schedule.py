@@ -121,36 +121,49 @@ def assume_no_tie(start_s: float, end_s: float, other_start_s: float, other_end_
         assume(start_s == pytest.approx(other_start_s))
 
 
-@settings(deadline=None, max_examples=100)
-@given(
-    requests,
-    st.integers(1, 4),
-    st.tuples(st.integers(1, 3), st.sampled_from([0, 45_000_000_000, 60_000_000_000])),
-    st.sampled_from([0.0, 40.0, 1000.0]),
-    st.lists(st.sampled_from(["start", "remove", "release", "end", "idle"]), max_size=8),
-)
-def test_the_forecast_of_each_task_equals_a_plain_list_scheduling_simulation(
-    asked: list[Asked],
-    machines: int,
-    memory: tuple[int, int],
-    max_delay_s: float,
-    changes: list[str],
-) -> None:
-    models_in_memory, room_bytes = memory
-    bench = Bench(machines=machines, models_in_memory=models_in_memory, max_delay_s=max_delay_s)
-    for machine in bench.machines:
-        machine.resident = Resident(most=models_in_memory, sizes=Sizes(room_bytes))
-    bench.load(SCHNELL)
-    for number, one in enumerate(asked):
-        task = one.task(bench, str(number))
-        promised = bench.join(task)
-        answer = bench.forecaster.of(task)
-        assume_no_tie(promised.start_s, promised.end_s, answer.start_s, answer.end_s)
-        assert (promised.pos, promised.switches) == (answer.pos, answer.switches)
-        assert promised.start_s == pytest.approx(answer.start_s)
-        assert promised.end_s == pytest.approx(answer.end_s)
-        assert promised.p90_s == pytest.approx(answer.p90_s)
-    started = changed(bench, changes)
+EXAMPLES = [40, pytest.param(100, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("examples", EXAMPLES)
+def test_the_forecast_of_each_task_equals_a_plain_list_scheduling_simulation(examples: int) -> None:
+    @settings(deadline=None, max_examples=examples)
+    @given(
+        requests,
+        st.integers(1, 4),
+        st.tuples(st.integers(1, 3), st.sampled_from([0, 45_000_000_000, 60_000_000_000])),
+        st.sampled_from([0.0, 40.0, 1000.0]),
+        st.lists(st.sampled_from(["start", "remove", "release", "end", "idle"]), max_size=8),
+    )
+    def check(
+        asked: list[Asked],
+        machines: int,
+        memory: tuple[int, int],
+        max_delay_s: float,
+        changes: list[str],
+    ) -> None:
+        models_in_memory, room_bytes = memory
+        bench = Bench(machines=machines, models_in_memory=models_in_memory, max_delay_s=max_delay_s)
+        for machine in bench.machines:
+            machine.resident = Resident(most=models_in_memory, sizes=Sizes(room_bytes))
+        bench.load(SCHNELL)
+        for number, one in enumerate(asked):
+            assert_the_answer_is_what_was_promised(bench, one.task(bench, str(number)))
+        assert_all_forecasts_equal_the_simulation(bench, changed(bench, changes))
+
+    check()
+
+
+def assert_the_answer_is_what_was_promised(bench: Bench, task: Task) -> None:
+    promised = bench.join(task)
+    answer = bench.forecaster.of(task)
+    assume_no_tie(promised.start_s, promised.end_s, answer.start_s, answer.end_s)
+    assert (promised.pos, promised.switches) == (answer.pos, answer.switches)
+    assert promised.start_s == pytest.approx(answer.start_s)
+    assert promised.end_s == pytest.approx(answer.end_s)
+    assert promised.p90_s == pytest.approx(answer.p90_s)
+
+
+def assert_all_forecasts_equal_the_simulation(bench: Bench, started: list[Task]) -> None:
     expected = simulated(bench)
     whole = bench.in_order()
     waiting = whole[len(started) :]
@@ -277,27 +290,31 @@ def test_tasks_run_by_priority_then_first_come_first_served() -> None:
     assert bench.ids() == ["b", "e", "a", "d", "c"]
 
 
-@settings(deadline=None, max_examples=100)
-@given(requests, st.integers(1, 3), st.sampled_from([0.0, 30.0, 300.0]))
+@pytest.mark.parametrize("examples", EXAMPLES)
 def test_no_task_is_delayed_by_those_that_overtake_it_by_more_than_max_delay_s(
-    asked: list[Asked], models_in_memory: int, max_delay_s: float
+    examples: int,
 ) -> None:
-    bench = Bench(models_in_memory=models_in_memory, max_delay_s=max_delay_s)
-    bench.load(SCHNELL)
-    delayed: dict[str, float] = {}
-    for number, one in enumerate(asked):
-        before = {task.task_id: forecast.end_s for task, forecast in bench.in_order()}
-        bench.join(one.task(bench, str(number)))
-        delayed[str(number)] = 0.0
-        for task, forecast in bench.in_order():
-            if task.task_id in before and task.priority == one.priority:
-                delayed[task.task_id] += max(forecast.end_s - before[task.task_id], 0.0)
-        priorities = [-task.priority for task in bench.schedule]
-        assert priorities == sorted(priorities)
-    assert max(delayed.values()) <= max_delay_s + 1e-6
-    if max_delay_s == 0.0:
-        first_come = sorted(range(len(asked)), key=lambda number: -asked[number].priority)
-        assert bench.ids() == [str(number) for number in first_come]
+    @settings(deadline=None, max_examples=examples)
+    @given(requests, st.integers(1, 3), st.sampled_from([0.0, 30.0, 300.0]))
+    def check(asked: list[Asked], models_in_memory: int, max_delay_s: float) -> None:
+        bench = Bench(models_in_memory=models_in_memory, max_delay_s=max_delay_s)
+        bench.load(SCHNELL)
+        delayed: dict[str, float] = {}
+        for number, one in enumerate(asked):
+            before = {task.task_id: forecast.end_s for task, forecast in bench.in_order()}
+            bench.join(one.task(bench, str(number)))
+            delayed[str(number)] = 0.0
+            for task, forecast in bench.in_order():
+                if task.task_id in before and task.priority == one.priority:
+                    delayed[task.task_id] += max(forecast.end_s - before[task.task_id], 0.0)
+            priorities = [-task.priority for task in bench.schedule]
+            assert priorities == sorted(priorities)
+        assert max(delayed.values()) <= max_delay_s + 1e-6
+        if max_delay_s == 0.0:
+            first_come = sorted(range(len(asked)), key=lambda number: -asked[number].priority)
+            assert bench.ids() == [str(number) for number in first_come]
+
+    check()
 
 
 def test_a_task_joins_the_last_one_that_shares_its_weights() -> None:
