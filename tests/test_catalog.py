@@ -158,20 +158,24 @@ def test_every_parameter_of_mflux_is_filled_or_left_out_for_a_reason() -> None:
     assert constructed - given == set(left_out.CONSTRUCTORS)
 
 
-@pytest.mark.parametrize(
-    ("model", "pipeline"), PIPELINES, ids=[f"{m.name}-{p.name}" for m, p in PIPELINES]
-)
-def test_every_parameter_that_must_be_filled_is_filled_by_what_the_pipeline_needs(
-    model: Model, pipeline: Pipeline
-) -> None:
+def must_be_filled(pipeline: Pipeline) -> list[str]:
+    """The parameters of its class that have no default."""
     real = class_of(pipeline.module, pipeline.name)
+    return [
+        parameter.name
+        for parameter in inspect.signature(real.generate_image).parameters.values()
+        if parameter.name != "self" and parameter.default is inspect.Parameter.empty
+    ]
+
+
+def test_every_parameter_that_must_be_filled_is_filled_by_what_the_pipeline_needs() -> None:
     filled_always = {"seed", "prompt", "steps", "width", "height"}
-    for parameter in inspect.signature(real.generate_image).parameters.values():
-        if parameter.name == "self" or parameter.default is not inspect.Parameter.empty:
-            continue
-        field = pipeline.parameters[parameter.name]
-        assert field in filled_always or field in pipeline.needs, parameter.name
-    assert pipeline.needs <= pipeline.takes
+    assert PIPELINES
+    for model, pipeline in PIPELINES:
+        for parameter in must_be_filled(pipeline):
+            field = pipeline.parameters[parameter]
+            assert field in filled_always | pipeline.needs, (model.name, pipeline.name, parameter)
+        assert pipeline.needs <= pipeline.takes, (model.name, pipeline.name)
 
 
 def test_no_pipeline_hides_another_one_of_its_model() -> None:
@@ -291,28 +295,29 @@ def test_a_path_for_a_tiny_model_and_a_missing_lora_folder_are_refused(tmp_path:
 # -- what is said to a client that asks for too much ----------------------------------------------
 
 
-@pytest.mark.parametrize("model", read_catalog().models, ids=lambda model: model.name)
-def test_each_field_that_a_model_lacks_is_named_with_the_model(model: Model) -> None:
-    needs = frozenset().union(*(pipeline.needs for pipeline in model.pipelines[:1]))
-    lacking = set(Takes) - model.takes - model.ignored
-    assert lacking
-    for name in lacking:
-        given = frozenset({name, *needs})
-        assert model.pipeline_for(given) is None
-        error = not_supported(model, given)
-        assert isinstance(error, NotSupported)
-        assert (error.field, error.message) == (name, f"{model.name} has no {name}.")
+def test_each_field_that_a_model_lacks_is_named_with_the_model() -> None:
+    models = read_catalog().models
+    assert models
+    for model in models:
+        needs = frozenset().union(*(pipeline.needs for pipeline in model.pipelines[:1]))
+        lacking = set(Takes) - model.takes - model.ignored
+        assert lacking, model.name
+        for name in lacking:
+            given = frozenset({name, *needs})
+            assert model.pipeline_for(given) is None, (model.name, name)
+            error = not_supported(model, given)
+            assert isinstance(error, NotSupported)
+            assert (error.field, error.message) == (name, f"{model.name} has no {name}.")
 
 
-@pytest.mark.parametrize("model", read_catalog().models, ids=lambda model: model.name)
-def test_each_field_that_a_model_needs_is_named(model: Model) -> None:
-    assert model.pipelines
-    for pipeline in model.pipelines:
+def test_each_field_that_a_model_needs_is_named() -> None:
+    assert PIPELINES
+    for model, pipeline in PIPELINES:
         for name in pipeline.needs:
             given = pipeline.takes - {name}
             if model.pipeline_for(given) is None:
                 error = not_supported(model, given)
-                assert isinstance(error, InvalidInput)
+                assert isinstance(error, InvalidInput), (model.name, pipeline.name)
                 assert (error.field, error.message) == (name, f"{model.name} needs {name}.")
 
 

@@ -242,13 +242,11 @@ def test_weights_that_do_not_fit_are_refused_before_the_loaded_model_is_dropped(
         generating.load(tiny)
 
 
-@pytest.mark.parametrize("low_byte", range(256))
-def test_a_healthy_file_is_accepted_whatever_the_length_of_its_header(
-    low_byte: int, tmp_path: Path
-) -> None:
+def test_a_healthy_file_is_accepted_whatever_the_length_of_its_header(tmp_path: Path) -> None:
     """The length is the first of its bytes: 60 looks like the "<" of a web page."""
     described = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
-    header = described.ljust(256 + low_byte)
-    path = tmp_path / "0.safetensors"
-    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
-    assert list(read_header(path)) == ["a"]
+    for low_byte in range(256):
+        header = described.ljust(256 + low_byte)
+        path = tmp_path / f"{low_byte}.safetensors"
+        path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+        assert list(read_header(path)) == ["a"], low_byte

@@ -38,6 +38,15 @@ EACH_PIPELINE = pytest.mark.parametrize(
     [(model, pipeline) for model in read_catalog().models for pipeline in model.pipelines],
     ids=lambda value: value.name,
 )
+EACH_CLASS = pytest.mark.parametrize(
+    "pipeline",
+    {
+        (pipeline.module, pipeline.name): pipeline
+        for model in read_catalog().models
+        for pipeline in model.pipelines
+    }.values(),
+    ids=lambda pipeline: pipeline.name,
+)
 INPUTS = Path("/inputs")
 FILES = {name: InputImage(name, 64, 64) for name in ("start", "mask", "control", "first", "second")}
 
@@ -207,9 +216,9 @@ def test_a_prompt_that_is_encoded_with_pictures_is_encoded_each_time(remembering
     assert remembering.calls == 4
 
 
-@EACH_PIPELINE
+@EACH_CLASS
 def test_no_encoder_of_a_prompt_is_left_that_would_work_for_each_picture(
-    model: Model, pipeline: Pipeline
+    pipeline: Pipeline,
 ) -> None:
     """But for those of mflux's classes that call a function of their module: FIBO, Lens, and the
     controls of Z-Image encode a prompt for each picture of a task."""
@@ -447,9 +456,9 @@ def test_qwen_gets_a_prompt_for_a_transparent_background() -> None:
     assert "image_paths" not in call
 
 
-@EACH_PIPELINE
+@EACH_CLASS
 def test_each_class_checks_its_pictures_for_nan_before_they_become_bytes(
-    model: Model, pipeline: Pipeline
+    pipeline: Pipeline,
 ) -> None:
     """check_decoded_pictures() wraps ImageUtil.to_pil, which to_image alone calls."""
     from mflux.utils.image_util import ImageUtil
