@@ -21,7 +21,14 @@ that if it was late."""
 TEXT_NOISE = 0.45
 """The same of text encoding, which another model does."""
 DECODING_NOISE = 0.4
-"""How far decoding is from the pace of the steps."""
+"""How far decoding is from the pace of the steps, once the model was measured."""
+UNMEASURED_SIGMA = 1.2
+"""Spread of log(seconds / forecast) of the prompt and the first step of a model that was never
+measured. Above PRIOR_SIGMA, so that the countdown of a picture of two steps or more that takes up
+to 50 times as long as forecast is below a third of the truth for a tenth of the time at most."""
+LEAST_UNMEASURED_PACE = 0.2
+"""If steps are quicker than this part of their forecast, it was wrong about them and not about the
+machine: decoding does not follow further."""
 LEAST_S = 1e-3
 
 
@@ -64,16 +71,23 @@ def phase_left_s(forecast: Durations, live: Live) -> float:
     if live.phase == "text_encoding":
         if live.images_done and not forecast.text_each:
             return 0.0
-        return remaining(forecast.text_encoding_s, live.phase_elapsed_s, forecast.sigma)
-    pace, sigma, _ = _pace(forecast, live)
+        return remaining(forecast.text_encoding_s, live.phase_elapsed_s, _sigma(forecast))
+    pace, pace_sigma, _ = _pace(forecast, live)
     if live.phase == "denoising":
         if live.steps_done >= live.steps_total:
             return 0.0
-        return remaining(_step_s(forecast, live, pace), live.step_elapsed_s, sigma)
+        return remaining(_step_s(forecast, live, pace), live.step_elapsed_s, pace_sigma)
     if live.phase == "decoding":
-        sigma = min(forecast.sigma, sqrt(sigma**2 + DECODING_NOISE**2))
+        sigma = forecast.sigma
+        if forecast.confidence is not Confidence.NONE:
+            sigma = min(sigma, sqrt(pace_sigma**2 + DECODING_NOISE**2))
         return remaining(_decoding_s(forecast, pace), live.phase_elapsed_s, sigma)
     return 0.0
+
+
+def _sigma(forecast: Durations) -> float:
+    """Spread of the present step or phase, before this task has shown its pace."""
+    return UNMEASURED_SIGMA if forecast.confidence is Confidence.NONE else forecast.sigma
 
 
 def _step_s(forecast: Durations, live: Live, pace: float) -> float:
@@ -91,6 +105,8 @@ def _image_s(forecast: Durations) -> float:
 def _decoding_s(forecast: Durations, pace: float) -> float:
     """Follows the pace of the steps. After few tasks this shows errors of the law of a step, unless
     they are far off: then the machine is slow."""
+    if forecast.confidence is Confidence.NONE:
+        pace = max(pace, LEAST_UNMEASURED_PACE)
     if forecast.confidence is Confidence.LOW:
         sigma = abs(log(pace)) / 2
         pace **= _weight(sigma, DECODING_NOISE)
@@ -99,7 +115,7 @@ def _decoding_s(forecast: Durations, pace: float) -> float:
 
 def _pace(forecast: Durations, live: Live) -> _Pace:
     if not live.step_s or forecast.step_s <= 0.0:
-        return _Pace(_pace_of_text(forecast, live.text_s), forecast.sigma)
+        return _Pace(_pace_of_text(forecast, live.text_s), _sigma(forecast))
     own, noise, expected_s = live.step_s[1:], STEPS_NOISE, forecast.step_s
     if not own:
         own, expected_s = live.step_s, expected_s + forecast.first_step_extra_s

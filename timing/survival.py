@@ -1,11 +1,11 @@
 """What is left of something that is late: arithmetic only."""
 
-from math import exp, log, pi, sqrt
+from math import exp, hypot, log, pi, sqrt
 
 LEAST_SIGMA = 0.05
 """Spread of a single step or phase, at the least."""
-MOST_LATENESS = 1.8
-"""log(elapsed / forecast) at which as much time is expected as has passed."""
+MOST_SIGMA = 1.8
+"""With this spread, something very late is expected to take about as long again as it has taken."""
 LEAST_PHASE_S = 0.01
 
 
@@ -14,15 +14,18 @@ def remaining(forecast_s: float, elapsed_s: float, sigma: float) -> float:
 
     Survival of a log-logistic distribution with S(t) = 1 / (1 + (t / m)^b), m = forecast_s: the
     median of all t that are above the elapsed ones (Bennett 1983, "Log-logistic regression models
-    for survival data"). Its spread is sigma, or the lateness if that is more, up to MOST_LATENESS:
-    the remainder grows with the elapsed time once something is late, and what takes ten times as
-    long as forecast is soon expected to take as long again as it has taken.
+    for survival data"). Once something is late, its lateness adds to the spread, up to MOST_SIGMA.
+    So the remainder grows with the elapsed time: what takes ten times as long as forecast is soon
+    expected to take as long again as it has taken.
     """
     if elapsed_s <= 0.0:
         return forecast_s
     median_s = max(forecast_s, LEAST_PHASE_S)
     lateness = log(elapsed_s / median_s)
-    shape = pi / (sqrt(3.0) * max(sigma, LEAST_SIGMA, min(lateness, MOST_LATENESS)))
+    spread = max(sigma, LEAST_SIGMA)
+    if lateness > 0.0:
+        spread = max(spread, min(hypot(spread, lateness), MOST_SIGMA))
+    shape = pi / (sqrt(3.0) * spread)
     if lateness > 0.0:
         return elapsed_s * (exp(log(2.0 + exp(-shape * lateness)) / shape) - 1.0)
     return median_s * exp(log(1.0 + 2.0 * exp(shape * lateness)) / shape) - elapsed_s
