@@ -172,6 +172,7 @@ def generator_of(
             prepare_mlx(),
             on=settings.memory_check,
             tiling=settings.vae_tiling,
+            bits=settings.quantize_choices,
         ),
         previews=previews,
         weights_cache=weights_cache,

@@ -126,7 +126,7 @@ class MfluxGenerator:
         except Exception as error:
             log.debug("loading failed", exc_info=True)
             free_frames(error)
-            raise ModelLoadError(explain(error, weights.model)) from error
+            raise ModelLoadError(explain(error, weights)) from error
 
     def _load(self, weights: LoadSpec, source: LoadSpec, report: LoadReport) -> int | None:
         """Args: source: the same weights, perhaps in another folder."""
@@ -286,7 +286,7 @@ class MfluxGenerator:
         if is_out_of_memory(error):
             list(self._give_back(stage.load_spec.key))
             free_frames(error)
-            sentence = too_little_memory(stage.params, stage.load_spec.model)
+            sentence = too_little_memory(stage, self.guard.bits)
             raise OutOfMemory(sentence) from error
 
     def check_adapters(self, weights: LoadSpec) -> tuple[str, ...]:

@@ -5,29 +5,32 @@ Depends on huggingface_hub.
 
 import gc
 import traceback
+from collections.abc import Collection
 from typing import Any
 
 from errors import StoredOtherwise
 from generation.loading import UnsuitableWeights
+from generation.memory_advice import ask_for_less, fewer_bits, in_words
 from models.hub_cache import login_command
 from models.mlx_setup import give_back_memory
 from models.model_catalog import LoadSpec, Model
-from task import GenerationParams
+from task import Stage
 
 
-def explain(error: Exception, model: Model) -> str:
+def explain(error: Exception, weights: LoadSpec) -> str:
     """Returns an error while loading as one sentence, with what the operator can do."""
     import httpx
     from huggingface_hub import errors as hub
 
+    model = weights.model
     source = model.path or next(iter(model.repositories), model.name)
     otherwise = _otherwise(model)
     page = f"huggingface.co/{source}"
     if is_out_of_memory(error):
-        fewer = "" if model.stored_bits else "ask for fewer bits (quantize), or "
+        ways = ["end other programs", *fewer_bits(weights, (), lambda _: True)]
         return (
             f"The weights of {model.name} do not fit into memory now ({first_line(error)}): "
-            f"{fewer}end other programs."
+            f"{in_words(ways)}."
         )
     if isinstance(error, UnsuitableWeights):
         named = f"--models {model.name}={source}@BASE" if model.base else "--model"
@@ -84,11 +87,13 @@ def bits_of(pipeline: Any, weights: LoadSpec) -> int | None:
     return bits
 
 
-def too_little_memory(params: GenerationParams, model: Model) -> str:
-    width, height = params.final_size
+def too_little_memory(stage: Stage, bits: Collection[int]) -> str:
+    """Args: bits: that tasks may ask for."""
+    width, height = stage.params.final_size
+    ways = [ask_for_less(stage, "width"), *fewer_bits(stage.load_spec, bits, lambda _: True)]
     return (
-        f"This machine's memory does not suffice for {width} x {height} pixels with {model.name}: "
-        "ask for a smaller picture, or for fewer bits (quantize)."
+        f"This machine's memory does not suffice for {width} x {height} pixels with "
+        f"{stage.load_spec.model.name}: {in_words(ways)}."
     )
 
 

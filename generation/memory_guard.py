@@ -6,12 +6,13 @@ Within the band nothing changes: a request gets the same answer before and after
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from errors import StorageUnavailable
+from generation.memory_advice import SMALLER_MODEL, ask_for_less, fewer_bits, in_words
 from generation.picture_memory import (
     RELEASED,
     TEXT_TOKENS,
@@ -34,9 +35,10 @@ MARGIN = 1.1
 """Of the picture's estimate."""
 BAND = 1.25
 """Measured pictures that differ from the estimate by less than this factor teach nothing."""
-FEWEST_BITS = 3
 LEAST_LEARNED = 300_000_000
 """Bytes: smaller ones say little about larger ones."""
+LEAST = {"width": 64, "height": 64, "prompt": "", "negative_prompt": None, "images": ()}
+"""What a request asks for at the least."""
 Tiling = int | None
 """Side of the decoder's tiles in pixels; None: the whole picture."""
 
@@ -69,6 +71,7 @@ class MemoryGuard:
     tiling: "auto": in tiles if the picture does not fit otherwise; "off": never; a number: always,
     the side of the
         tiles in pixels.
+    bits: that tasks may ask for (quantize).
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class MemoryGuard:
         *,
         on: bool = True,
         tiling: str | int = "auto",
+        bits: Collection[int] = (),
     ) -> None:
         self.limit_bytes = limit_bytes or machine_bytes(gpu)
         self._limited = " (--memory-limit)" if limit_bytes else ""
@@ -86,6 +90,7 @@ class MemoryGuard:
         """Tokens of a text, by name of the model; None: its tokenizer was not loaded."""
         self._gpu = gpu
         self._tiling = tiling
+        self.bits = bits
         self._learned: dict[str, float] = {}
         """Bytes of the weights of load specs, and by model and phase: measured / figure."""
         self._store: LearnedMemory | None = None
@@ -107,7 +112,7 @@ class MemoryGuard:
             f"needs about {needed:.1f} GB of memory "
             f"({weights / 1e9:.1f} GB for the weights of {stage.load_spec.model.name}), this "
             f"machine has {self.limit_bytes / 1e9:.1f} GB for it{self._limited}: "
-            f"{self._advice(stage, plan)}."
+            f"{in_words(self._ways(stage, plan, room))}."
         )
         return self._refused(stage, plan, reason)
 
@@ -129,10 +134,13 @@ class MemoryGuard:
         smaller = self._plan(stage, room)
         if smaller.picture_bytes <= room:
             return smaller
+        ways = self._ways(stage, smaller, room)
+        who = f" of the {self.limit_bytes / 1e9:.1f} GB that the server may use{self._limited}: "
+        if self._free_bytes() < self.limit_bytes - used_bytes():
+            who, ways = ": other programs use the rest. ", ["End some of them", *ways]
         reason = (
             f"needs about {smaller.picture_bytes / 1e9:.1f} GB of memory beside the weights, and "
-            f"{max(room, 0) / 1e9:.1f} GB are free: other programs use the rest. End some of them, "
-            f"or {self._advice(stage, smaller)}."
+            f"{max(room, 0) / 1e9:.1f} GB are free{who}{in_words(ways)}."
         )
         return self._refused(stage, smaller, reason)
 
@@ -143,17 +151,19 @@ class MemoryGuard:
             new_bytes: that they take.
             loaded_bytes: of the weights in memory.
         """
-        room = float(self.limit_bytes)
-        available = available_bytes()
-        if loaded_bytes and available is not None:  # at the start the operator decides
-            room = min(room, available + loaded_bytes)
+        room, available = float(self.limit_bytes), available_bytes()
+        reason = f"this machine has {room / 1e9:.1f} GB for it{self._limited}: "
+        ways = ["raise --memory-limit"] if self._limited else []
+        if loaded_bytes and available is not None and available + loaded_bytes < room:
+            room = max(available + loaded_bytes, 0.0)  # at the start the operator decides
+            reason = f"{room / 1e9:.1f} GB can be had: other programs use the rest. "
+            ways = ["End some of them"]
         if not self.on or new_bytes <= room:
             return None
-        fewer = "" if spec.model.stored_bits else "ask for fewer bits (quantize), or "
-        return (
-            f"The weights of {spec.model.name} take {new_bytes / 1e9:.1f} GB of memory, and "
-            f"{max(room, 0) / 1e9:.1f} GB can be had{self._limited}: {fewer}end other programs."
-        )
+        fewer = fewer_bits(spec, self.bits, lambda less: self.weights_bytes(less) <= room)
+        ways += fewer or [SMALLER_MODEL]
+        size = f"The weights of {spec.model.name} take {new_bytes / 1e9:.1f} GB of memory"
+        return f"{size}, and {reason}{in_words(ways)}."
 
     def weights_bytes(self, spec: LoadSpec) -> float:
         """Of what was loaded once, measured; else expected."""
@@ -225,15 +235,26 @@ class MemoryGuard:
         }[field]
         return replace(plan, refusal=f"{subject} {reason}", field=field)
 
-    def _advice(self, stage: Stage, plan: Plan) -> str:
-        """What the client can do."""
-        smaller = {
-            "prompt": "a shorter prompt",
-            "images": "fewer or smaller reference images",
-            "width": "a smaller picture",
-        }[self._at_fault(stage, plan)]
-        fixed = stage.load_spec.model.stored_bits or stage.load_spec.quantize == FEWEST_BITS
-        return f"ask for {smaller}" + ("" if fixed else ", or for fewer bits (quantize)")
+    def _ways(self, stage: Stage, plan: Plan, room: float) -> list[str]:
+        """What would make a picture fit.
+
+        Args:
+            room: bytes that it may take beside its weights.
+        """
+        spec, field = stage.load_spec, self._at_fault(stage, plan)
+        weights = self.weights_bytes(spec)
+        fewer = fewer_bits(
+            spec,
+            self.bits,
+            lambda less: self._fits(stage, room + weights - self.weights_bytes(less)),
+        )
+        least = stage.params.model_copy(update=LEAST)
+        if not self._fits(replace(stage, params=least), room):
+            return fewer
+        return [ask_for_less(stage, field), *fewer]
+
+    def _fits(self, stage: Stage, room: float) -> bool:
+        return self._plan(stage, room).picture_bytes <= room
 
     def _at_fault(self, stage: Stage, plan: Plan) -> str:
         """The field without which a picture would take much less."""

@@ -80,7 +80,7 @@ def build(
         return pipeline, with_second_transformer(places, pipeline)
     except Exception as error:
         log.debug("loading failed", exc_info=True)
-        raise ModelLoadError(explain(error, weights.model)) from error
+        raise ModelLoadError(explain(error, weights)) from error
 
 
 def check_files(model: Model) -> None:

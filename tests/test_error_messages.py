@@ -17,7 +17,7 @@ from test_pipelines import OnItsThread
 from allowed import Allowed
 from errors import BadOption, ModelLoadError, ServerError
 from generation import memory_guard
-from generation.load_errors import explain
+from generation.load_errors import explain, too_little_memory
 from generation.memory_guard import MemoryGuard
 from models import tiny_models
 from models.model_catalog import LoadSpec, Lora
@@ -199,23 +199,46 @@ def stage_of(spec: LoadSpec, side: int = 64, **params: Any) -> Stage:
 
 
 @pytest.mark.parametrize(
-    ("side", "prompt", "quantize", "cause", "advice"),
+    ("limit_gb", "side", "bits", "changes", "advice"),
     [
-        (2048, "x", None, "A picture of 2048 x 2048", "a smaller picture, or for fewer bits"),
-        (2048, "x", 3, "A picture of 2048 x 2048", "(--memory-limit): ask for a smaller"),
-        (64, 99_999 * "x", 3, "a prompt of 4096 tokens", "ask for a shorter prompt."),
+        (8.0, 4096, (3, 4), {}, ": ask for a smaller picture."),
+        (7.0, 1024, (), {}, "a smaller picture, or start the server with --quantize 8."),
+        (7.0, 1024, (3, 4), {}, "a smaller picture, or set quantize to 4."),
+        (2.2, 1024, (3, 4), {"quantize": 3}, ": ask for a smaller picture."),
+        (7.0, 1024, (3, 4), {"stored_bits": 8}, ": ask for a smaller picture."),
+        (5.5, 1024, (3, 4), {}, ": set quantize to 4."),
+        (1.5, 1024, (3, 4), {}, ": choose a smaller model."),
+        (6.5, 64, (3, 4), {"prompt": 99_999 * "x"}, ": ask for a shorter prompt, or set quantize"),
+        (4.0, 64, (3, 4), {"prompt": 99_999 * "x"}, ": set quantize to 4."),
+        (2.5, 64, (4,), {"prompt": 99_999 * "x", "quantize": 4}, ": ask for a shorter prompt."),
     ],
 )
-def test_a_picture_that_does_not_fit_is_refused_with_the_figure_and_what_to_ask_for(
-    side: int, prompt: str, quantize: int | None, cause: str, advice: str
+def test_a_refused_picture_is_told_what_would_make_it_fit(
+    limit_gb: float, side: int, bits: tuple[int, ...], changes: dict[str, Any], advice: str
 ) -> None:
-    model = replace(allow("anima-turbo").default, weights_gb=1.0)
-    stage = stage_of(LoadSpec(model, model.pipelines[0], quantize), side, prompt=prompt)
-    refusal = MemoryGuard(2 * 10**9, gpu=False).plan(stage).refusal or ""
+    prompt, stored_bits = changes.get("prompt", "x"), changes.get("stored_bits")
+    model = replace(allow("anima-turbo").default, weights_gb=5.6, stored_bits=stored_bits)
+    spec = LoadSpec(model, model.pipelines[0], changes.get("quantize"))
+    stage = stage_of(spec, side, prompt=prompt)
+    refusal = MemoryGuard(int(limit_gb * 1e9), gpu=True, bits=bits).plan(stage).refusal or ""
+    cause = "a prompt of 4096 tokens" if len(prompt) > 1 else f"A picture of {side} x {side}"
     assert cause in refusal
     assert " GB of memory" in refusal
-    assert advice in refusal
-    assert ("bits" in refusal) == (quantize is None)
+    assert "(--memory-limit)" in refusal
+    assert advice in refusal, refusal
+
+
+def test_who_upscales_is_told_to_upscale_less() -> None:
+    """The bits of the upscaler are the operator's, and its weights are small beside a picture."""
+    model = allow("seedvr2-3b").default
+    spec = LoadSpec(model, model.pipelines[0], None)
+    stage = Stage(spec, params_for(width=4096, height=4096, upscale=2.0))
+    guard = MemoryGuard(16 * 10**9, gpu=False, bits=(3, 4))
+    refusal = guard.plan(stage).refusal or ""
+    assert "A picture of 8192 x 8192" in refusal
+    assert refusal.endswith(": ask for less upscaling, or upscale a smaller picture."), refusal
+    assert too_little_memory(stage, (3, 4)).count("upscaling") == 1
+    assert "set quantize" not in too_little_memory(stage, (3, 4))
 
 
 def test_when_other_programs_have_the_memory_the_refusal_says_so(
@@ -225,13 +248,59 @@ def test_when_other_programs_have_the_memory_the_refusal_says_so(
     with pytest.raises(ServerError) as refused:
         generating.draw(spec_of("noise-flux2"), params_for())
     assert "0.0 GB are free: other programs use the rest. End some of them" in str(refused.value)
-    monkeypatch.setattr(generating.generator.guard, "limit_bytes", 0)
-    with pytest.raises(ModelLoadError, match=r"fewer bits \(quantize\), or end other programs"):
-        generating.load(spec_of("noise-z-image"))
+
+
+def test_when_the_server_itself_has_the_memory_no_other_program_is_blamed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    guard = MemoryGuard(8 * 10**9, gpu=True)
+    monkeypatch.setattr(memory_guard, "available_bytes", lambda: 10**12)
+    monkeypatch.setattr(memory_guard, "used_bytes", lambda: int(7.9e9))
+    stage = stage_of(spec_of("anima-turbo", quantize=4), 512)
+    refusal = guard.plan_now(stage, iter(())).refusal or ""
+    assert "0.1 GB are free of the 8.0 GB that the server may use (--memory-limit): " in refusal
+    assert "other programs" not in refusal
+
+
+@pytest.mark.parametrize(
+    ("limit_gb", "available_gb", "bits", "advice"),
+    [
+        (
+            9.0,
+            50.0,
+            (4,),
+            "has 9.0 GB for it (--memory-limit): raise --memory-limit, or set quanti",
+        ),
+        (9.0, 50.0, (), "raise --memory-limit, or start the server with --quantize 8."),
+        (2.0, 50.0, (4,), "raise --memory-limit, or choose a smaller model."),
+        (
+            90.0,
+            8.0,
+            (4,),
+            "9.0 GB can be had: other programs use the rest. End some of them, or set",
+        ),
+        (90.0, 1.0, (4,), "End some of them, or choose a smaller model."),
+    ],
+)
+def test_refused_weights_name_who_has_the_memory(
+    limit_gb: float,
+    available_gb: float,
+    bits: tuple[int, ...],
+    advice: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory_guard, "available_bytes", lambda: int(available_gb * 1e9))
+    model = replace(allow("anima-turbo").default, weights_gb=11.3)
+    spec = LoadSpec(model, model.pipelines[0], None)
+    guard = MemoryGuard(int(limit_gb * 1e9), gpu=True, bits=bits)
+    refusal = guard.load_refusal(spec, int(11.3e9), 10**9) or ""
+    assert refusal.startswith("The weights of anima-turbo take 11.3 GB of memory, and ")
+    assert advice in refusal, refusal
 
 
 def test_fewer_bits_are_no_advice_where_the_weights_are_stored_quantized() -> None:
     model = replace(allow("noise-flux1").default, stored_bits=4)
-    message = explain(RuntimeError("[malloc] Unable to allocate 9 bytes"), model)
+    spec = LoadSpec(model, model.pipelines[0], None)
+    message = explain(RuntimeError("[malloc] Unable to allocate 9 bytes"), spec)
     assert message.endswith("end other programs.")
     assert "quantize" not in message

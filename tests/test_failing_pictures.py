@@ -187,7 +187,7 @@ def test_too_little_memory_fails_the_task_and_frees_the_other_models(data_dir: P
     assert [one[:2] for one in failed] == [(TaskStatus.FAILED, "out_of_memory")] * 2
     assert failed[0][2] == (
         "This machine's memory does not suffice for 64 x 64 pixels with noise-flux2: ask for a "
-        "smaller picture, or for fewer bits (quantize)."
+        "smaller picture, or start the server with --quantize 8."
     )
     assert set(shop.generator.resident) == {"noise-flux1"}
     assert shop.run(shop.submit("good"))[0][0] is TaskStatus.DONE

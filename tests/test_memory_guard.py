@@ -336,7 +336,7 @@ def test_what_does_not_fit_in_tiles_either_is_refused_with_the_figure() -> None:
     assert plan.field == "width"
     refusal = plan.refusal or ""
     assert refusal.startswith("A picture of 1024 x 1024, decoded in tiles of 256, needs about 7.")
-    assert refusal.endswith("ask for a smaller picture, or for fewer bits (quantize).")
+    assert refusal.endswith("ask for a smaller picture, or start the server with --quantize 8.")
     assert "5.6 GB for the weights of anima-turbo" in refusal
     assert "7.0 GB" in refusal
 

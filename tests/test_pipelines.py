@@ -678,7 +678,7 @@ def answered(status: int) -> httpx.Response:
 def test_an_error_while_loading_is_one_sentence_with_a_remedy(
     error: Exception, words: list[str]
 ) -> None:
-    message = explain(error, allow("dev").default)
+    message = explain(error, allow("dev").first_spec)
     assert "\n" not in message
     assert "dev" in message
     assert "--path" in message
