@@ -213,7 +213,7 @@ def stage_of(spec: LoadSpec, side: int = 64, **params: Any) -> Stage:
         (2.5, 64, (4,), {"prompt": 99_999 * "x", "quantize": 4}, ": ask for a shorter prompt."),
     ],
 )
-def test_a_refused_picture_is_told_what_would_make_it_fit(
+def test_the_refusal_of_a_picture_says_what_would_make_it_fit(
     limit_gb: float, side: int, bits: tuple[int, ...], changes: dict[str, Any], advice: str
 ) -> None:
     prompt, stored_bits = changes.get("prompt", "x"), changes.get("stored_bits")
@@ -228,7 +228,7 @@ def test_a_refused_picture_is_told_what_would_make_it_fit(
     assert advice in refusal, refusal
 
 
-def test_who_upscales_is_told_to_upscale_less() -> None:
+def test_the_refusal_of_an_upscaling_advises_a_smaller_factor() -> None:
     """The bits of the upscaler are the operator's, and its weights are small beside a picture."""
     model = allow("seedvr2-3b").default
     spec = LoadSpec(model, model.pipelines[0], None)
