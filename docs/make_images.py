@@ -317,7 +317,8 @@ def mask_film(page: Page, url: str, path: Path) -> None:
     source = FilePayload(name="sea.png", mimeType="image/png", buffer=sea)
     page.set_input_files("#init_image", files=[source])
     page.fill("#prompt", "The sea at night with a moon")
-    page.fill("#steps", "12")
+    page.fill("#steps", "20")
+    page.fill("#image_strength", "0.05")  # the sky becomes another one
     page.locator("#paint-mask").scroll_into_view_if_needed()
     reel = Film(page)
     reel.roll(0.5)

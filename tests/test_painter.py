@@ -202,6 +202,28 @@ def test_a_trained_prediction_is_what_mflux_draws_with(flux: Any, width: int, he
     assert mx.abs(found - expected).max() < 0.02 * mx.abs(expected).max()
 
 
+def test_fast_functions_and_their_slopes_are_those_of_mlx() -> None:
+    prepare_mlx()
+    import mlx.core as mx
+    from mlx import nn
+
+    from models.painter.functions import fast_gelu, fast_softmax
+
+    values = mx.linspace(-30, 30, 5001)
+    scores = mx.random.normal((5, 40), key=mx.random.key(1)) * 10
+    weights = mx.random.normal((5, 40), key=mx.random.key(2))
+    for fast, exact, given, factor in (
+        (fast_gelu, nn.gelu_approx, values, mx.sin(values)),
+        (fast_softmax, partial(mx.softmax, axis=-1), scores, weights),
+    ):
+        assert mx.allclose(fast(given), exact(given), atol=3e-4)
+        found, expected = (
+            mx.grad(lambda x, function=function, factor=factor: (function(x) * factor).sum())(given)
+            for function in (fast, exact)
+        )
+        assert mx.allclose(found, expected, atol=5e-3)
+
+
 def test_latents_are_packed_as_mflux_packs_them() -> None:
     prepare_mlx()
     import mlx.core as mx

@@ -16,6 +16,8 @@ from mlx import nn
 from mlx.core.fast import scaled_dot_product_attention
 from numpy.typing import NDArray
 
+from models.painter.functions import fast_softmax
+
 SPAN = 16  # tokens in a row or column that a query sees at once
 CELLS = 12  # means in a row or column of a large picture
 
@@ -76,24 +78,30 @@ class SpanAttention(nn.Module):  # type: ignore[misc]
             head_dim=self.head_dimension,
         )
         query, key = AttentionUtils.apply_rope(xq=query, xk=key, freqs_cis=image_rotary_emb)
-        shape = self._shape_of[0]
-        if max(shape.rows, shape.columns) <= SPAN:
-            mixed = _attend(query, key, value)
-        else:
-            length = shape.text_length
-            text = _attend(query[:, :, :length], key, value)
-            if self._windows:
-                picture = _attend_in_windows(query, key, value, shape)
-            else:
-                means = (_pooled(array, shape) for array in (key, value))
-                picture = _attend(query[:, :, length:], *means)
-            mixed = mx.concatenate([text, picture], axis=2)
+        mixed = self.mixed(query, key, value)
         batch, _, length, _ = mixed.shape
         return mixed.transpose(0, 2, 1, 3).reshape(batch, length, -1)
 
+    def mixed(self, query: mx.array, key: mx.array, value: mx.array) -> mx.array:
+        """Takes and returns (batch, heads, length, width)."""
+        shape = self._shape_of[0]
+        if max(shape.rows, shape.columns) <= SPAN:
+            return _attend(query, key, value)
+        length = shape.text_length
+        text = _attend(query[:, :, :length], key, value)
+        if self._windows:
+            picture = _attend_in_windows(query, key, value, shape)
+        else:
+            means = (_pooled(array, shape) for array in (key, value))
+            picture = _attend(query[:, :, length:], *means)
+        return mx.concatenate([text, picture], axis=2)
+
 
 def _attend(query: mx.array, key: mx.array, value: mx.array) -> mx.array:
-    return scaled_dot_product_attention(query, key, value, scale=query.shape[-1] ** -0.5)
+    scale = query.shape[-1] ** -0.5
+    if mx.default_device().type == mx.DeviceType.cpu:
+        return fast_softmax((query * scale) @ key.swapaxes(-1, -2)) @ value
+    return scaled_dot_product_attention(query, key, value, scale=scale)
 
 
 def _pooled(array: mx.array, shape: RelativePositions) -> mx.array:

@@ -93,13 +93,18 @@ def pack(file: Path, parts: Parts) -> None:
     save_file(arrays, file)
 
 
-def unpack(folder: Path, file: Path = WEIGHTS) -> None:
-    """Writes the checkpoint of a file from pack()."""
+def unpacked(file: Path = WEIGHTS) -> Parts:
+    """Returns the weights of a file from pack()."""
     parts: Parts = {}
     for name, array in load_file(file).items():
         part, _, rest = name.partition("/")
         parts.setdefault(part, {})[rest] = array
-    write_checkpoint(folder, parts)
+    return parts
+
+
+def unpack(folder: Path, file: Path = WEIGHTS) -> None:
+    """Writes the checkpoint of a file from pack()."""
+    write_checkpoint(folder, unpacked(file))
 
 
 def load(folder: Path, dimensions: Dimensions = USUAL, lora: Path | None = None) -> Any:

@@ -36,6 +36,11 @@ def t5_pieces() -> tuple[str, ...]:
     return (*_SPECIAL, _SPACE, *(_SPACE + word for word in words()), *characters)
 
 
+def number_of_word(word: str) -> int:
+    """Returns T5's number of a word of the captions."""
+    return t5_pieces().index(_SPACE + word)
+
+
 @cache
 def t5_capitals() -> dict[str, int]:
     """Returns further pieces, each with the number of the piece that it is read as."""
