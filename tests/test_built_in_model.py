@@ -93,6 +93,18 @@ def test_a_thing_is_on_the_side_that_is_asked_for(painter: ServerProcess, side: 
     assert (column(like(picture, "red")) > 0.6) == (side == "right")
 
 
+@pytest.mark.parametrize(("first", "second"), [("red", "blue"), ("blue", "red")])
+def test_of_two_things_each_has_its_own_colour_and_side(
+    painter: ServerProcess, first: str, second: str
+) -> None:
+    prompt = f"a {first} ball to the left of a {second} square on a white background"
+    (picture,) = drawn(painter, prompt)
+    assert share(like(picture, first)) > 0.02
+    assert share(like(picture, second)) > 0.02
+    assert column(like(picture, first)) < 0.4
+    assert column(like(picture, second)) > 0.6
+
+
 def test_seeds_and_batches_give_different_pictures_and_repeat(painter: ServerProcess) -> None:
     prompt = "a white house in the mountains"
     batch = drawn(painter, prompt, count=3, seed=5)
