@@ -270,8 +270,9 @@ def test_training_lowers_the_loss_and_goes_on_where_it_stopped(
     transform: patches.Patches, tmp_path: Path
 ) -> None:
     prepare_mlx()
-    narrow = Dimensions(width=64, heads=2, layers=1, clip_layers=1, t5_layers=0)
-    plan = training.Plan(16, rate=3e-3, warm_up=4, size=batches.Bucket(32, 32, 16))
+    narrow = Dimensions(width=64, heads=2, layers=1, clip_layers=1, t5_layers=1)
+    size = batches.Bucket(32, 32, 16)
+    plan = training.Plan(16, rate=3e-3, warm_up=4, lessons=2, size=size)
     whole = training.Trainer(tmp_path / "whole", plan, narrow, transform)
     losses = [whole.train_step()[0] for _ in range(16)]
     assert sum(losses[-5:]) < sum(losses[:5])
