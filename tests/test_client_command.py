@@ -15,6 +15,7 @@ from conftest import GIVE_UP_S, ROOT, ServerProcess, clean_environment
 from far_ends import Asked, FakeTask, FarEnd, command
 from PIL import Image as pillow
 
+from client.command import main
 from client.mflux_client import Client, Fields, Image, MfluxError
 from client.options import FIELDS, parser
 
@@ -265,7 +266,6 @@ def test_prompts_of_others_do_not_change_the_terminal() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "a prompt is needed"),
         (["x", "--steps", "many"], "--steps"),
         (["x", "--queue"], "--queue stands alone"),
         (["--task", "1", "--cancel", "1"], "--task stands alone"),
@@ -287,11 +287,28 @@ def test_prompts_of_others_do_not_change_the_terminal() -> None:
         (["x", "-o", "a.png", "--format", "jpg"], "a.png is no name of a JPEG"),
     ],
 )
-def test_bad_usage_is_2(arguments: list[str], says: str, tmp_path: Path) -> None:
-    done = command(*arguments, cwd=tmp_path)
-    assert done.returncode == 2
-    assert says in done.stderr.decode()
-    assert done.stdout == b""
+def test_bad_usage_is_2_and_a_sentence(
+    arguments: list[str],
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    try:
+        code: object = main(arguments)
+    except SystemExit as ended:
+        code = ended.code
+    shown = capsys.readouterr()
+    assert code == 2
+    assert says in shown.err
+    assert shown.out == ""
+
+
+def test_the_process_ends_with_2_after_bad_usage() -> None:
+    done = command()
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert "a prompt is needed" in done.stderr.decode()
 
 
 def test_a_server_that_is_not_there_is_3(fake: tuple[FakeTask, str]) -> None:
