@@ -41,7 +41,7 @@ from typing import Any
 
 from models.painter import checkpoint as painter
 from models.tiny_modules import FAMILIES, built_small, write_checkpoint
-from models.tiny_recipes import RECIPES, write_flux1_lora, write_flux2_lora
+from models.tiny_recipes import RECIPES, write_built_in_lora, write_flux1_lora, write_flux2_lora
 from models.tiny_slimming import slim as slim_noise
 from models.tiny_weights import QWEN3_LAYERS, QWEN_VOCABULARY, WIDTH, model_config
 
@@ -216,6 +216,7 @@ _SHARED_CHECKPOINTS = {
     "noise-fibo2-edit": "noise-fibo2",
 }
 _LORAS: dict[str, Callable[[Path], None]] = {
+    BUILT_IN: write_built_in_lora,
     "noise-flux1": write_flux1_lora,
     "noise-kontext": write_flux1_lora,
     "noise-fill": write_flux1_lora,
@@ -270,7 +271,7 @@ def slim(model: Any, name: str) -> None:
 
 
 def write_lora(path: Path, name: str) -> None:
-    """Writes a LoRA of about a kilobyte that changes the pictures of a FLUX model.
+    """Writes a LoRA of a few kilobytes that changes the pictures of a FLUX model.
 
     Raises:
         ValueError: for other models: mflux merges a LoRA by evaluating the whole transformer,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from models.painter.dimensions import USUAL
 from models.tiny_weights import (
     CHAT_TEMPLATE,
     CLIP_LAYERS,
@@ -337,6 +338,14 @@ def write_flux1_lora(path: Path) -> None:
     weights = Weights(seed=21, biases=False)
     for factor in (1, 2):
         weights.raw(f"lycoris__proj_out.lokr_w{factor}", 8, 8)
+    save_lora(path, weights)
+
+
+def write_built_in_lora(path: Path) -> None:
+    layer = "transformer.single_transformer_blocks.0.proj_out"
+    weights = Weights(seed=23, biases=False)
+    weights.raw(f"{layer}.lora_A.weight", LORA_RANK, USUAL.width * (1 + USUAL.expansion))
+    weights.raw(f"{layer}.lora_B.weight", USUAL.width, LORA_RANK)
     save_lora(path, weights)
 
 
