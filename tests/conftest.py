@@ -77,8 +77,8 @@ LONGEST = """
     client models proxies pipelines page_results page_gallery documentation many_images full_disk
     disk_faults stops submission compat_apps weights_cache inpainting failing_pictures fair_share
     schedule painter build_options mcp http_server events generator uploads api refusals
-    compat_openai memory_guard keeping compat_edges downloads ownership tiny_models timing_model
-    crashes page_languages fuzz hostile_files transparency
+    compat_openai memory_guard keeping webhook_receivers compat_edges downloads ownership
+    tiny_models timing_model crashes page_languages fuzz hostile_files transparency
 """
 """Files that take longest: they start first, so that all processes end at about the same time."""
 

@@ -140,3 +140,14 @@ class PlayedHead:
         key = key or new_key()
         self.blobs[key] = content
         return key
+
+
+def drawing(head: PlayedHead, name: str, **fields: Any) -> str:
+    """A task that this worker draws, after a step."""
+    head.beat(name)
+    task_id = head.submit(format="PNG", **fields)
+    assert (name, task_id) in head.offers()
+    head.beat(name, (task_id, 1))
+    head.report(name, task_id, 0)
+    head.report(name, task_id, 1)
+    return task_id

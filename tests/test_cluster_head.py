@@ -4,15 +4,13 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import fill_disk
 from PIL import Image
 from played_app import PlayedApp
-from played_head import LEASE_S, NO_SPEC, PlayedHead
+from played_head import LEASE_S, NO_SPEC, PlayedHead, drawing
 
 from api.event_texts import EventTexts
 from cluster.remote_machine import DEAF
@@ -33,17 +31,6 @@ def png(color: str = "teal") -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (64, 64), color).save(file, "PNG")
     return file.getvalue()
-
-
-def drawing(head: PlayedHead, name: str, **fields: Any) -> str:
-    """A task that this worker draws, after a step."""
-    head.beat(name)
-    task_id = head.submit(format="PNG", **fields)
-    assert (name, task_id) in head.offers()
-    head.beat(name, (task_id, 1))
-    head.report(name, task_id, 0)
-    head.report(name, task_id, 1)
-    return task_id
 
 
 def spend(head: PlayedHead, seconds: float, *beating: str) -> None:
@@ -243,78 +230,6 @@ def test_a_picture_that_does_not_fit_on_the_disk_is_asked_for_again(
         assert head.image("cellar", task_id, file.getvalue())["accepted"]
         assert head.queue.status(task_id).status is TaskStatus.DONE
         assert head.queue.image(task_id)[0] == file.getvalue()
-
-
-# -- one task ahead --------------------------------------------------------------------------------
-
-
-def test_one_task_is_sent_ahead_and_no_more(head: PlayedHead) -> None:
-    running = drawing(head, "cellar")
-    waiting = [head.submit(str(number)) for number in range(3)]
-    assert head.offers() == [("cellar", waiting[0])]
-    assert head.offers() == []
-    head.report("cellar", running, 4, phase="image_encoding")
-    head.report("cellar", waiting[0], 0)
-    assert head.offers() == [("cellar", waiting[1])]
-
-
-def test_what_was_sent_ahead_is_taken_back_when_it_must_not_begin(head: PlayedHead) -> None:
-    control = head.queue.control
-    drawing(head, "cellar")
-    ahead = head.submit("ahead")
-    assert head.offers() == [("cellar", ahead)]
-    for stop in (control.pause, partial(control.drain, "cellar")):
-        stop(True)
-        assert [(m["kind"], m["task_id"]) for _, m in head.step()] == [("stop", ahead)]
-        head.report("cellar", ahead, 0)
-        assert head.queue.status(ahead).status is TaskStatus.WAITING, "it has begun too late"
-        stop(False)
-        assert ("cellar", ahead) in head.offers()
-
-
-def test_what_was_sent_ahead_gives_way_to_an_urgent_task(head: PlayedHead) -> None:
-    drawing(head, "cellar")
-    ahead = head.submit("ahead")
-    head.step()
-    urgent = head.submit("urgent", priority=1)
-    kinds = [(m["kind"], m["task_id"]) for _, m in head.step()]
-    assert kinds == [("stop", ahead), ("offer", urgent)]
-    head.report("cellar", ahead, 0)
-    assert head.queue.status(ahead).status is TaskStatus.WAITING
-    assert head.all_sent()[-1][1]["kind"] == "stop", "the worker leaves it"
-
-
-def test_a_cancelled_task_that_was_sent_ahead_is_stopped_and_the_next_one_sent(
-    head: PlayedHead,
-) -> None:
-    drawing(head, "cellar")
-    ahead, following = head.submit("ahead"), head.submit("following")
-    assert head.offers() == [("cellar", ahead)]
-    head.queue.delete(ahead)
-    kinds = [(m["kind"], m["task_id"]) for _, m in head.step()]
-    assert kinds == [("stop", ahead), ("offer", following)]
-
-
-def test_a_task_does_not_begin_on_a_machine_that_is_drained_this_moment(head: PlayedHead) -> None:
-    head.beat("cellar")
-    task_id = head.submit()
-    assert head.offers() == [("cellar", task_id)]
-    head.queue.control.drain("cellar", True)
-    head.report("cellar", task_id, 0)
-    assert head.queue.status(task_id).status is TaskStatus.WAITING
-
-
-def test_a_task_on_another_machine_is_not_forecast_to_be_preempted(tmp_path: Path) -> None:
-    with closing(PlayedHead(tmp_path, preempt=True)) as head:
-        running = drawing(head, "cellar", width=1024, height=1024)
-        head.at += 1.0
-        urgent = head.submit("urgent", priority=1)
-        forecast = head.queue.status(running).forecast
-        assert forecast
-        assert not forecast.preempted
-        starts = head.queue.status(urgent).forecast
-        assert starts
-        assert starts.start_s >= forecast.end_s - 1.0
 
 
 # -- load orders and downloads ---------------------------------------------------------------------

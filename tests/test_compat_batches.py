@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import requests
+from batch_calls import draw_image, stop_after, until_stored
 from conftest import GIVE_UP_S
 from live import SteppedServer
 from PIL import Image
-from test_batches import draw_image, stop_after, until_stored
 
 from compat import streams
 
