@@ -269,7 +269,7 @@ def _tiny(sources: "_Sources") -> Iterator[Model]:
 
 
 TINY_PARAMETERS_B: Mapping[str, float] = {
-    "tiny": 0.002,
+    "tiny": 0.0002,
     "noise-flux1": 0.00002,
     "noise-z-image": 0.0002,
     "noise-ernie": 0.0002,
@@ -279,7 +279,8 @@ TINY_PARAMETERS_B: Mapping[str, float] = {
     "noise-fibo2": 0.0015,
     "noise-fibo2-edit": 0.0015,
 }
-"""Those that compute in a step, from measured steps: some layers of the tiny models are narrow."""
+"""Those that compute in a step, from measured pictures: some layers of the tiny models are narrow,
+and what is fixed in a picture takes a large part of it."""
 FORMER_NAMES: Mapping[str, tuple[str, ...]] = {
     name: (name.replace("noise-", "tiny-"),)
     for name in tiny_models.ALL_TINY_MODELS

@@ -48,6 +48,21 @@ def test_the_first_forecast_is_within_a_factor_of_two_of_what_mflux_publishes(
     assert forecast.confidence is Confidence.NONE
 
 
+@pytest.mark.parametrize(("side", "seconds"), [(256, 0.143), (512, 0.591), (1024, 2.72)])
+@pytest.mark.parametrize("product", [Product.BF16, Product.FLOAT32])
+def test_the_first_forecast_of_the_built_in_model_is_within_a_factor_of_two_on_a_cpu(
+    product: Product, side: int, seconds: float
+) -> None:
+    """The seconds of benchmarks/results/built_in_model.md, and the speeds of the same machine."""
+    timing, model = TimingModel(), allow("tiny").default
+    timing.calibrate(
+        {Product.BF16: 7.7e9, Product.FLOAT32: 6.4e9, Product.CONVOLUTION: 3.8e9},
+    )
+    tokens, steps = (side // 16) ** 2, model.default_steps
+    work = Work("tiny", model.parameters_b, tokens, steps, "PNG", prompt_tokens=16, product=product)
+    assert seconds / 2 < timing.durations(work).gpu_s < seconds * 2
+
+
 def test_each_kind_of_product_is_measured_within_the_possible() -> None:
     speeds = machine_speed.measure()
     assert set(speeds) == set(Product)
