@@ -39,7 +39,8 @@ ZIPS_AT_A_TIME = 4
 """Each is a file on disk until its client has read it."""
 ZIPS_OF_A_CLIENT = 2
 """One that reads slowly leaves places to others."""
-NAME_CHARS = 60
+NAME_CHARS = 50
+"""Of a prompt in the name of a file, which may have 255 bytes: 4 for some characters."""
 PICTURE = re.compile(r"([^:]{1,64})(?::(\d{1,3}))?")
 
 

@@ -227,6 +227,16 @@ def test_names_in_an_archive_differ_in_more_than_capitals(bench: PlayedApp) -> N
     ]
 
 
+def test_names_in_an_archive_fit_into_a_file_system(bench: PlayedApp) -> None:
+    tasks = [
+        done(bench, "alice", prompt * 200, seed=2**32 - 1)
+        for prompt in ("\U00020000", "\U00020000", "山")
+    ]
+    names = opened(bench, "alice", *tasks).namelist()
+    assert len(set(names)) == 3
+    assert all(100 < len(name.encode()) <= 255 for name in names)
+
+
 def test_an_archive_has_own_pictures_only_and_refuses_what_is_not_there(bench: PlayedApp) -> None:
     mine, theirs = done(bench, "alice"), done(bench, "bob")
     waiting = bench.submit("alice")

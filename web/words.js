@@ -47,7 +47,7 @@ const EXTENSIONS = { JPEG: "jpg", PNG: "png", WEBP: "webp" };
 /** The name of a file that is downloaded: "a lighthouse in the fog 42.png". */
 export function fileName(title, seed, format) {
   const words = title.normalize("NFC").replace(/[^\p{L}\p{M}\p{N}]+/gu, " ").trim();
-  const short = [...words].slice(0, 60).join("").trim() || t("words.file_name");
+  const short = [...words].slice(0, 50).join("").trim() || t("words.file_name");
   return `${short} ${seed}.${EXTENSIONS[format] ?? "png"}`;
 }
 
