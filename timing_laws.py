@@ -12,7 +12,7 @@ others read the law: copy(), learn(), prepare().
 
 from collections import deque
 from collections.abc import Sequence
-from copy import copy, deepcopy
+from copy import copy
 from math import isnan, log, nan
 from statistics import fmean, median
 from typing import NamedTuple
@@ -73,6 +73,7 @@ class GpuLaws:
         self._corrections: tuple[Corrections, Corrections] | None = None
         self._seen = (float("inf"), 0.0)
         self._known: dict[Place, Phases] = {}
+        """Predicted by the laws as they are now. Replaced when they change: copies share it."""
         self._steps: dict[Place, tuple[float, bool, float]] = {}
         """What pace() compares with: predicted seconds, and how well they are known."""
         self._asked: dict[Place, None] = {}
@@ -82,9 +83,9 @@ class GpuLaws:
         other = copy(self)
         other.text, other.step = copy(self.text), copy(self.step)
         other.decoding, other.first_step = copy(self.decoding), copy(self.first_step)
-        other.scale = deepcopy(self.scale)
+        other.scale = self.scale.copy()
         other._samples = self._samples.copy()
-        other._known, other._asked, other._steps = {}, {}, {}
+        other._asked, other._steps = {}, {}
         return other
 
     def prepare(self, before: "GpuLaws") -> None:
@@ -101,6 +102,7 @@ class GpuLaws:
         if other._unfitted:
             other._fit()
         other.scale.move(by)
+        other._known = {}
         while len(other._samples) > LENT_SAMPLES:
             other._samples.popleft()
         other._lent, other._count = len(other._samples), 0
@@ -132,16 +134,21 @@ class GpuLaws:
         if len(self._known) + len(places) > PLACES_KEPT:
             self._known, self._asked = {}, {}
         self._asked |= dict.fromkeys(places)
-        new = [place for place in dict.fromkeys(places) if place not in self._known]
         if self._must_fit:
             self._fit()
-        if new:
+        if new := [place for place in dict.fromkeys(places) if place not in self._known]:
             self._known |= zip(new, self._predicted(new), strict=True)
         return [self._known[place] for place in places]
 
     def text_s(self, place: Place) -> float:
         """Predicted seconds of text encoding; perhaps without the latest samples."""
-        return self._predicted([place])[0].text
+        return self._expected(place).text
+
+    def _expected(self, place: Place) -> Phases:
+        """As phases(); perhaps without the latest samples."""
+        if place not in self._known:
+            (self._known[place],) = self._predicted([place])
+        return self._known[place]
 
     def _predicted(self, places: Sequence[Place]) -> list[Phases]:
         seconds = self.scale.value * self._by_law(places) * np.exp(self._corrections_at(places))
@@ -161,7 +168,7 @@ class GpuLaws:
             self._fit()
         is_right = False
         if self._corrections:
-            (predicted,) = self._predicted([place])
+            predicted = self._expected(place)
             where, (number,) = _pictures([place], self._numbers)
             seen = self._corrections[1].knows(int(number))
             is_right = seen and _is_right(measured, predicted)
@@ -180,7 +187,7 @@ class GpuLaws:
         self._count += 1
         self._unfitted += 1
         self._must_fit = self._must_fit or not is_right
-        self._known.clear()
+        self._known = {}
         self._steps.clear()
         self._seen = (min(self._seen[0], place.x), max(self._seen[1], place.x))
 
@@ -190,7 +197,7 @@ class GpuLaws:
         if self._corrections is None:
             return 1.0
         if place not in self._steps:
-            predicted = self._known.get(place) or self._predicted([place])[0]
+            predicted = self._expected(place)
             where, (number,) = _pictures([place], self._numbers)
             corrections = self._corrections[1]
             near = float(corrections.near(where)[0])
@@ -214,7 +221,7 @@ class GpuLaws:
             step,
             self.decoding.at(sides),
         )
-        return np.maximum(np.stack(phases, axis=1), LEAST_S)
+        return np.maximum(np.array(phases).T, LEAST_S)
 
     def _fit(self) -> None:
         """Fit the laws to the samples, and the corrections to what they leave over."""
@@ -240,6 +247,7 @@ class GpuLaws:
             Corrections(*_pictures(places, self._numbers), residuals[1:]),
         )
         self._unfitted, self._must_fit = 0, False
+        self._known = {}
         self._steps.clear()
 
 
@@ -287,7 +295,7 @@ def _text_features(place: Place) -> tuple[float, float, float]:
 
 
 def _first_features(sides: Floats, step_s: Floats) -> Floats:
-    return np.stack((np.ones(len(sides)), sides[:, 0] * sides[:, 1], step_s), axis=1)
+    return np.array((np.ones(len(sides)), sides[:, 0] * sides[:, 1], step_s)).T
 
 
 def _text(place: Place) -> object:

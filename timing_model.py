@@ -232,12 +232,13 @@ class TimingModel:
 
     def take(self, learned: Learned) -> None:
         """Learn what learned() returned; once more, if another thread was quicker."""
+        if not learned.samples:
+            return
         if learned.count != self._learned:
             learned = self.learned(learned.samples)
         self._laws.update(learned.laws)
         self._image_encoding.update(learned.image_encoding)
-        if learned.samples:
-            self._latest_key = learned.samples[-1][0].model
+        self._latest_key = learned.samples[-1][0].model
         self._changed()
 
     def _changed(self) -> None:

@@ -8,6 +8,7 @@ ignore them, and a two-sided CUSUM test (Page 1954, "Continuous inspection schem
 """
 
 from collections import deque
+from copy import copy
 from math import exp
 from statistics import median
 
@@ -55,6 +56,14 @@ class Scale:
         self._counts = {True: 0, False: 0}
         self._unsure = False
         """Whether the next residual decides, because the scale is another machine's."""
+
+    def copy(self) -> "Scale":
+        """A scale that follows without changing this one."""
+        other = copy(self)
+        other._logs, other._losses = self._logs.copy(), self._losses.copy()
+        other._path, other._shifts = self._path.copy(), self._shifts.copy()
+        other._spreads, other._counts = self._spreads.copy(), self._counts.copy()
+        return other
 
     @property
     def value(self) -> float:
@@ -158,6 +167,12 @@ class Cusum:
 
     def __init__(self) -> None:
         self._reset()
+
+    def copy(self) -> "Cusum":
+        other = copy(self)
+        other._sums = self._sums.copy()
+        other._since = {side: since.copy() for side, since in self._since.items()}
+        return other
 
     def _reset(self) -> None:
         self._sums = {1: 0.0, -1: 0.0}

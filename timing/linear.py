@@ -166,7 +166,7 @@ class SizeLaw:
 
 def _features(shape: Shape, sides: Floats) -> Floats:
     x = shape.sizes(sides)
-    return np.stack((np.ones(len(x)), x, x * x), axis=1)
+    return np.array((np.ones(len(x)), x, x * x)).T
 
 
 def _most_likely(shapes: list[Shape], sides: Floats, y: Floats) -> list[Shape]:
