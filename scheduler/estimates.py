@@ -39,8 +39,6 @@ class Estimates:
         self._bits: dict[str, int | None] = {}  # by load spec, once it was loaded
         self._version = 0
         self._works: dict[int, tuple[Stage, Work]] = {}  # by id(): a stage has no cheap hash
-        self._durations: dict[tuple[int, bool], tuple[Stage, Durations]] = {}
-        self._durations_as_of = self.version
         self._counts: dict[tuple[str, str], int] = {}
         self.prompts = Prompts()
 
@@ -164,17 +162,17 @@ class Estimates:
 
     def actual_work(self, stage: Stage) -> Work:
         """The work of a stage that runs, or would run now."""
-        return replace(self.work(stage), prompt_cached=self.prompts.is_encoded(stage))
+        work = self.work(stage)
+        return replace(work, prompt_cached=True) if self.prompts.is_encoded(stage) else work
 
-    def durations(self, *stages: Stage, repeated: Sequence[bool] | None = None) -> Durations:
-        """Predicted seconds of these stages, one after the other.
+    def durations(self, *stages: Stage) -> Durations:
+        """Predicted seconds of these stages, one after the other, with the prompts that are in
+        memory now."""
+        return self.durations_of(map(self.actual_work, stages))
 
-        Args:
-            repeated: of each, whether its prompt is in memory when it starts; None: as it is now.
-        """
-        if repeated is None:
-            repeated = [self.prompts.is_encoded(stage) for stage in stages]
-        each = [*map(self._durations_of, stages, repeated)]
+    def durations_of(self, works: Iterable[Work]) -> Durations:
+        """Predicted seconds of the works of a task, one after the other."""
+        each = [*map(self._timing.durations, works)]
         if len(each) == 1:
             return each[0]
         order = list(Confidence)
@@ -184,15 +182,6 @@ class Estimates:
             sigma=max(durations.sigma for durations in each),
             confidence=min((durations.confidence for durations in each), key=order.index),
         )
-
-    def _durations_of(self, stage: Stage, repeated: bool) -> Durations:
-        if self._durations_as_of != self.version or len(self._durations) >= WORKS_KEPT:
-            self._durations, self._durations_as_of = {}, self.version
-        known, durations = self._durations.get((id(stage), repeated), (None, None))
-        if known is not stage or durations is None:
-            durations = self._timing.durations(replace(self.work(stage), prompt_cached=repeated))
-            self._durations[id(stage), repeated] = stage, durations
-        return durations
 
     def pace(self, stage: Stage, step_s: Sequence[float]) -> float:
         """By what factor the forecasts of other stages would change if this one ended now.

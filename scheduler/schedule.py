@@ -17,7 +17,7 @@ from scheduler.columns import Columns
 from scheduler.estimates import Estimates
 from scheduler.fair_share import Share, Waiting
 from scheduler.resident import Resident
-from scheduler.walk import Floats, Ints, Kinds, Walk, ends_of, is_repeated
+from scheduler.walk import Floats, Ints, Kinds, Walk, ends_of
 from task import Stage, Task
 from timing_model import Durations
 
@@ -68,7 +68,6 @@ class Schedule:
         self._walk: tuple[_State, Walk] | None = None
         self._newest_ahead: tuple[int, Floats] = self.version, np.zeros(1)
         self._gpu_s: tuple[object, Floats] = (None, np.zeros(0))
-        self._durations: tuple[object, dict[bytes, Durations]] = (None, {})
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -162,7 +161,7 @@ class Schedule:
         if position >= len(self._tasks) or self._tasks[position] is not task:
             raise ValueError(f"task {task.task_id} is not where its sort key says")
         self.before_change()
-        row, share = self._row(position), self.share(position)
+        row, share, kinds = self._row(position), self.share(position), self.kinds(position).tolist()
         self._rows = _deleted(self._rows, row, row + len(task.stages))
         self._prompts = _deleted(self._prompts, row, row + len(task.stages))
         self._columns.delete(position)
@@ -173,9 +172,9 @@ class Schedule:
             state = self._walk[0]._replace(version=self.version, resident=walk.resident)
             self._walk = state, walk
         prompts, changed = self._estimates.prompts, False
-        for stage in task.stages:
+        for stage, kind in zip(task.stages, kinds, strict=True):
             if claimed:
-                changed |= prompts.starts(stage, self._estimates.work(stage).prompt_tokens)
+                changed |= prompts.starts(stage, self._kinds.works[kind].prompt_tokens)
             changed |= prompts.leaves(stage)
         if changed:
             self._find_repeated()
@@ -217,7 +216,6 @@ class Schedule:
         self._kinds = Kinds(self._estimates)
         rows = [kind for task in self._tasks for kind in self._kinds_of(task)]
         self._rows = np.array(rows, np.intp)
-        self._durations = None, {}
         self.version += 1
         self._find_repeated()
 
@@ -229,15 +227,7 @@ class Schedule:
 
     def durations(self, position: int) -> Durations:
         """Of the task at this position, by itself."""
-        version = self._estimates.version
-        if self._durations[0] != version:
-            self._durations = version, {}
-        task, rows = self._tasks[position], self.kinds(position)
-        known = self._durations[1].get(rows.tobytes())
-        if known is None:
-            known = self._estimates.durations(*task.stages, repeated=is_repeated(rows).tolist())
-            self._durations[1][rows.tobytes()] = known
-        return known
+        return self._durations_of(self.kinds(position))
 
     def kinds(self, position: int) -> Ints:
         """Of the stages of the task at this position."""
@@ -247,8 +237,7 @@ class Schedule:
     def durations_of(self, task: Task, position: int) -> Durations:
         """Of a task that may join at this position, by itself."""
         row = self._row(position)
-        rows = self._rows_with(task, position)[row : row + len(task.stages)]
-        return self._estimates.durations(*task.stages, repeated=is_repeated(rows).tolist())
+        return self._durations_of(self._rows_with(task, position)[row : row + len(task.stages)])
 
     def walk(self, resident: Resident, speed: float = 1.0) -> Walk:
         """The schedule on a machine that has these weights in memory.
@@ -303,6 +292,10 @@ class Schedule:
         return np.maximum(after - before, 0.0)
 
     # -- private ---------------------------------------------------------------------------------
+
+    def _durations_of(self, kinds: Ints) -> Durations:
+        works = self._kinds.works
+        return self._estimates.durations_of([works[kind] for kind in kinds.tolist()])
 
     def _row(self, position: int) -> int:
         """Of the first stage of the task at this position."""

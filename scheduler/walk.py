@@ -107,7 +107,10 @@ class Kinds:
     def __init__(self, estimates: Estimates) -> None:
         self._estimates = estimates
         self._numbers: dict[tuple[Work, str], int] = {}
-        self._works: dict[str, list[tuple[int, Work]]] = {}  # by timing key: kind, work
+        self.works: list[Work] = []
+        """Of each kind."""
+        self._by_key: dict[str, list[int]] = {}
+        """Kinds of each timing key."""
         self._gpu_s: Floats = np.zeros(0)
         self._tokens = np.zeros(0, np.intp)  # of the prompts
         self._as_of: dict[str, tuple[int, int]] = {}  # by timing key: what _gpu_s was made of
@@ -130,8 +133,8 @@ class Kinds:
             if spec.key not in self.spec_numbers:
                 self.spec_numbers[spec.key] = len(self.specs)
                 self.specs.append(spec)
-            both = (number, work), (number + REPEATED, replace(work, prompt_cached=True))
-            self._works.setdefault(work.model, []).extend(both)
+            self.works += work, replace(work, prompt_cached=True)
+            self._by_key.setdefault(work.model, []).extend((number, number + REPEATED))
             self._gpu_s = np.append(self._gpu_s, [0.0, 0.0])
             self._tokens = np.append(self._tokens, 2 * [work.prompt_tokens])
             self.spec = np.append(self.spec, 2 * [self.spec_numbers[spec.key]])
@@ -161,11 +164,11 @@ class Kinds:
         """Of each kind, seconds of the GPU and of loading its weights."""
         version = self._estimates.version
         if self._seconds is None or self._seconds[0] != version:
-            for key, works in self._works.items():
-                as_of = (self._estimates.version_of(key), len(works))
+            for key, numbers in self._by_key.items():
+                as_of = (self._estimates.version_of(key), len(numbers))
                 if self._as_of.get(key) != as_of:
-                    numbers = [number for number, _ in works]
-                    self._gpu_s[numbers] = self._estimates.gpu_s([work for _, work in works])
+                    works = [self.works[number] for number in numbers]
+                    self._gpu_s[numbers] = self._estimates.gpu_s(works)
                     self._as_of[key] = as_of
             load_s = np.array([self._estimates.load_s(spec) for spec in self.specs])
             own_load_s = load_s[self.spec] if len(self) else np.zeros(0)
@@ -228,12 +231,6 @@ class Kinds:
                 others_bytes = others_bytes + sizes.of_key(key) * foreign_since
         too_large = (others_since > 0) & (others_bytes + bytes_of[spec] > sizes.room_bytes)
         return (own == NEVER) | (others_since >= resident.most) | too_large
-
-
-def is_repeated(rows: Ints) -> Bools:
-    """Of stages of these kinds, whether their prompts are in memory."""
-    found: Bools = rows % 2 == REPEATED
-    return found
 
 
 def ends_of(stages: Ints) -> Ints:

@@ -14,7 +14,7 @@ from generator import MfluxGenerator
 from models.mlx_setup import prepare_mlx
 from models.model_catalog import LoadSpec
 from scheduler.health import ServerState
-from scheduler.walk import is_repeated
+from scheduler.walk import REPEATED
 from storage.task_store import TaskStore
 from task import Phase, TaskStatus
 from timing_model import TimingModel
@@ -267,7 +267,7 @@ def test_a_prompt_is_encoded_again_once_its_model_has_left_memory() -> None:
     def repeats(task_id: str) -> bool:
         task = bench.queue.scheduler.get(task_id)
         assert task
-        return bool(is_repeated(schedule.kinds(schedule.position(task)))[0])
+        return bool(schedule.kinds(schedule.position(task))[0] % 2 == REPEATED)
 
     again = bench.submit()
     assert repeats(again), "the running task encodes it first"

@@ -11,7 +11,7 @@ from conftest import PlayedQueue, allow, params_for
 from models.mflux_registry import find_model
 from models.model_catalog import LoadSpec
 from scheduler.prompts import TOKENS_KEPT, Prompts
-from scheduler.walk import is_repeated
+from scheduler.walk import REPEATED
 from storage.task_store import TaskStore
 from task import Forecast, Stage, Task
 from timing_model import TimingModel
@@ -36,7 +36,7 @@ def own_s(bench: Bench, task: Task) -> float:
 
 def repeated(bench: Bench) -> list[bool]:
     positions = range(len(bench.schedule))
-    return [bool(is_repeated(bench.schedule.kinds(position))[0]) for position in positions]
+    return [bool(bench.schedule.kinds(position)[0] % 2 == REPEATED) for position in positions]
 
 
 def test_when_the_first_of_two_equal_prompts_is_cancelled_the_second_is_new() -> None:
