@@ -182,8 +182,7 @@ class Reason(StrEnum):
     SLOWER = "slower_than_expected"
 
 
-@dataclass(frozen=True)
-class Forecast:
+class Forecast(NamedTuple):
     """Expected start and end of a task, in seconds from now."""
 
     pos: int

@@ -4,7 +4,6 @@ Not thread-safe: the scheduler calls it under its lock.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -25,8 +24,7 @@ STEADY_S, STEADY_SHARE = 1.0, 0.02
 ROUNDING_S = 1e-6
 
 
-@dataclass(frozen=True)
-class Baseline:
+class Baseline(NamedTuple):
     """The forecast of a task when it was submitted, or the server started; or a later one that was
     earlier."""
 
@@ -67,13 +65,13 @@ class Steadiness(NamedTuple):
             return forecast
         if late_s <= max(STEADY_S, STEADY_SHARE * forecast.end_s):
             end_s = max(forecast.end_s - late_s, 0.0)
-            return replace(forecast, end_s=end_s, start_s=min(forecast.start_s, end_s))
+            return forecast._replace(end_s=end_s, start_s=min(forecast.start_s, end_s))
         reason = Reason.SLOWER
         if self._was_overtaken(in_schedule, baseline, forecast):
             reason = Reason.OVERTAKEN
         elif forecast.switches > baseline.forecast.switches:
             reason = Reason.MODEL_SWITCH
-        return replace(forecast, reason=reason)
+        return forecast._replace(reason=reason)
 
     def _was_overtaken(self, in_schedule: bool, baseline: Baseline, forecast: Forecast) -> bool:
         """Whether a task that joined later runs, or has run, before this one."""
@@ -128,8 +126,7 @@ class Baselines:
         """A task is about to leave the schedule for a machine."""
         self.settle()
         baseline, position = self._latest[task.task_id], self._schedule.position(task)
-        self._latest[task.task_id] = replace(
-            baseline,
+        self._latest[task.task_id] = baseline._replace(
             end_at=min(baseline.end_at, float(self._schedule.column("end_at")[position])),
             overtaken=baseline.overtaken or self._newest_claimed > baseline.newest,
         )
@@ -139,7 +136,7 @@ class Baselines:
         """An earlier forecast, made at this moment, becomes the baseline."""
         baseline, end_at = self._latest[task.task_id], at + forecast.end_s
         if end_at < baseline.end_at:
-            self._latest[task.task_id] = replace(baseline, forecast=forecast, end_at=end_at)
+            self._latest[task.task_id] = baseline._replace(forecast=forecast, end_at=end_at)
 
     def improve_waiting(self, lanes: Lanes, only: Machine | None = None) -> None:
         """The waiting tasks may end earlier than before: then later ends are compared with these.

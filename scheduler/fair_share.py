@@ -17,8 +17,7 @@ time in the same way, with equal weights.
 Arithmetic only. Not thread-safe: its owner holds a lock.
 """
 
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -63,7 +62,7 @@ class _Account:
     number: int
     served: float = 0.0
     """GPU seconds per weight, those of its running tasks included."""
-    waiting: Counter[int] = field(default_factory=Counter)
+    waiting: dict[int, int] = field(default_factory=dict)
     """Waiting tasks by level; levels without any are left out."""
     waiting_s: dict[int, float] = field(default_factory=dict)
     """Their forecast seconds."""
@@ -76,7 +75,7 @@ class _Account:
         return not self.waiting and not self.running
 
     def add(self, level: int, seconds: float) -> None:
-        self.waiting[level] += 1
+        self.waiting[level] = self.waiting.get(level, 0) + 1
         self.waiting_s[level] = self.waiting_s.get(level, 0.0) + seconds
 
     def remove(self, level: int, seconds: float) -> None:
@@ -154,8 +153,12 @@ class FairShare:
         tags = _chained(keys, client, self._values(client, "served"), waiting.seconds / weight)
         return np.round(tags, DECIMALS)
 
-    def preview(self, owner: Owner, waiting: Waiting, level: int = 0) -> float:
-        """The tag that a task would get if it joined now."""
+    def preview(self, owner: Owner, waiting: Callable[[], Waiting], level: int = 0) -> float:
+        """The tag that a task would get if it joined now.
+
+        Args:
+            waiting: all waiting tasks; needed if several users of the client wait.
+        """
         client = self._clients.get(owner.name)
         if client is None:
             return round(self.virtual, DECIMALS)
@@ -164,12 +167,13 @@ class FairShare:
         if client.waiting == (user.waiting if user else {}):
             before_s = client.before_s(level)
         else:
-            own = waiting.client == client.number
-            waiting = Waiting(*(values[own] for values in waiting))
+            of_all = waiting()
+            own = of_all.client == client.number
+            of_client = Waiting(*(values[own] for values in of_all))
             joins_at = self._served(user, client.virtual) + (user.before_s(level) if user else 0.0)
-            is_earlier = self._user_tags(waiting) <= joins_at
-            is_before = (waiting.level < -level) | ((waiting.level == -level) & is_earlier)
-            before_s = float(waiting.seconds[is_before].sum())
+            is_earlier, levels = self._user_tags(of_client) <= joins_at, of_client.level
+            is_before = (levels < -level) | ((levels == -level) & is_earlier)
+            before_s = float(of_client.seconds[is_before].sum())
         return round(served + before_s / client.weight, DECIMALS)
 
     def had(self, owner: Owner) -> float:

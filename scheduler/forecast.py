@@ -5,9 +5,9 @@ plan.py says which machine a waiting task runs on, and what is ahead of it there
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from math import exp
+from typing import NamedTuple
 
 from models.model_catalog import LoadSpec
 from scheduler.downloads import Downloads, Pending
@@ -32,8 +32,7 @@ P90_OF_DOWNLOADS = 1.5
 """A download's 90 % quantile as a multiple of its forecast: download times vary widely."""
 
 
-@dataclass(frozen=True)
-class _Start:
+class _Start(NamedTuple):
     """Where and when a waiting task is expected to start. Seconds from now."""
 
     lane: Lane

@@ -1,7 +1,6 @@
 """The future of each machine, which the forecasts of its tasks are made of."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from scheduler.machines import Machine, Run
@@ -19,8 +18,7 @@ class Running(NamedTuple):
     """Seconds until it is done; other tasks not counted."""
 
 
-@dataclass(frozen=True)
-class Lane:
+class Lane(NamedTuple):
     """The future of a machine, in seconds from `at`."""
 
     machine: Machine

@@ -103,11 +103,12 @@ class Policy:
         """
         schedule, shares = self._schedule, self._shares
         changed = shares.reweigh(task.owner)
-        if changed or (self._stale and not shares.waits_alone(task.owner)):
+        alone = shares.waits_alone(task.owner)
+        if changed or (self._stale and not alone):
             self._give_turns()
-        turn = shares.preview(task.owner, schedule.waiting, task.priority)
+        turn = shares.preview(task.owner, lambda: schedule.waiting, task.priority)
         begin, end = schedule.level(task.priority)
-        if shares.waits_alone(task.owner):
+        if alone:
             own, turn = end, max(turn, schedule[end - 1].turn if end > begin else turn)
         else:
             own = schedule.position_of((-task.priority, True, turn, inf, inf))

@@ -68,16 +68,20 @@ class Remaining:
         live = self._live(run, run.until(at))
         durations = self._estimates.durations(run.stage)
         first_s = (durations.step_s + durations.first_step_extra_s,)
-        after = replace(
-            live, phase=Phase.DENOISING, phase_elapsed_s=0.0, steps_done=1, step_s=first_s
+        after = live._replace(
+            phase=Phase.DENOISING,
+            phase_elapsed_s=0.0,
+            steps_done=1,
+            steps_total=run.stage.params.steps_run,
+            step_s=first_s,
+            step_elapsed_s=0.0,
         )
-        after = replace(after, steps_total=run.stage.params.steps_run, step_elapsed_s=0.0)
         if live.phase == Phase.DENOISING and live.steps_done < live.steps_total:
-            after = replace(after, steps_done=live.steps_done + 1, step_s=live.step_s or first_s)
+            after = after._replace(steps_done=live.steps_done + 1, step_s=live.step_s or first_s)
         elif live.phase != Phase.TEXT_ENCODING:
             if live.images_done + 1 >= run.stage.images_left:
                 return None
-            after = replace(after, images_done=live.images_done + 1)
+            after = after._replace(images_done=live.images_done + 1)
         return self._gpu_s(run, after)
 
     def before_runs_s(self, machine: Machine, at: float) -> float:
@@ -95,7 +99,7 @@ class Remaining:
         """Until the present image of a running task is drawn, the rest of its load included."""
         live = self._live(run, run.until(at))
         one = replace(self._estimates.durations(run.stage), images=1)
-        work_s = remaining_s(one, replace(live, images_done=0)) / run.machine.speed
+        work_s = remaining_s(one, live._replace(images_done=0)) / run.machine.speed
         return self._load_s(run.machine, at) + work_s
 
     def load_part_s(self, machine: Machine, at: float) -> float:

@@ -90,6 +90,8 @@ class Schedule:
         """How many tasks run before this one."""
         if self._tasks and self._tasks[0] is task:
             return 0
+        if self._tasks and self._tasks[-1] is task:
+            return len(self._tasks) - 1
         return self.position_of(self._key(task))
 
     def position_of(self, key: Any) -> int:
@@ -119,7 +121,7 @@ class Schedule:
 
     def level(self, priority: int) -> tuple[int, int]:
         """Positions of the tasks of this priority: the first, and the one after the last."""
-        begin, end = np.searchsorted(self._columns["level"], (-priority, 1 - priority))
+        begin, end = self._columns["level"].searchsorted((-priority, 1 - priority))
         return int(begin), int(end)
 
     def last_with(self, spec: str, begin: int, end: int) -> int | None:
@@ -130,6 +132,8 @@ class Schedule:
         rows = self._rows[begin:end]
         if len(self._rows) != len(self):
             rows = self._rows[self._ends()[begin + 1 : end + 1] - 1]
+        if len(rows) and self._kinds.spec[rows[-1]] == number:
+            return end - 1
         found = np.flatnonzero(self._kinds.spec[rows] == number)
         return begin + int(found[-1]) if len(found) else None
 

@@ -187,7 +187,7 @@ class Kinds:
         spec = self.spec[rows]
         loads = self._loads(spec, resident)
         rows_load_s = load_s[rows] * loads
-        ends = ends_of(stages)
+        ends = ends_of(stages) if len(rows) != len(stages) else np.arange(len(rows) + 1)
         return Walk(
             start_s=_before_each(gpu_s[rows] / speed + rows_load_s, ends),
             rows_load_s=rows_load_s,
@@ -242,6 +242,6 @@ def ends_of(stages: Ints) -> Ints:
 
 def _before_each(rows: Any, ends: Ints) -> Any:
     """The sum of these values before each task, and of all."""
-    sums = np.zeros(len(rows) + 1, np.intp if rows.dtype == bool else rows.dtype)
+    sums = np.zeros(len(rows) + 1)
     np.cumsum(rows, out=sums[1:])
     return sums if len(sums) == len(ends) else sums[ends]

@@ -20,7 +20,7 @@ class Shares(FairShare):
         self._levels: dict[str, int] = {}
 
     def enter(self, task_id: str, seconds: float, owner: Owner = ANYBODY, level: int = 0) -> None:
-        preview = self.preview(owner, self._rows(), level)
+        preview = self.preview(owner, self._rows, level)
         share, changed = self.join(seconds, owner, level)
         self.waiting[task_id], self._levels[task_id] = (share, level), level
         if not changed:

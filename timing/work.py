@@ -160,8 +160,7 @@ class Measured:
         return Measured(**json.loads(text))
 
 
-@dataclass(frozen=True)
-class Live:
+class Live(NamedTuple):
     """How far a running task is."""
 
     phase: str
