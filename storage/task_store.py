@@ -283,19 +283,10 @@ class TaskStore:
         Returns:
             False, and nothing has changed: it was cancelled, or this attempt is not the latest.
         """
-        if not self._runs(task):
-            return False
         name = image_name(task.task_id, task.images_done)
         with self._files.draft(f"{name}.attempt{task.attempt}", image) as draft:
             keep = partial(self.timings.keep_samples, samples, machine)
             return self._add_image(task, draft, len(image), measured, keep, end=end)
-
-    def _runs(self, task: Task) -> bool:
-        """Whether this attempt of the task runs: a cheap check before its image is written."""
-        with self._database.reading() as connection:
-            query = "SELECT status, attempt FROM tasks WHERE task_id = ?"
-            row = connection.execute(query, (task.task_id,)).fetchone()
-        return row is not None and (row["status"], row["attempt"]) == ("running", task.attempt)
 
     def _add_image(
         self,

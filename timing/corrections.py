@@ -25,6 +25,7 @@ Ints = np.ndarray[Any, np.dtype[np.intp]]
 
 WIDTHS = ((0.3, 0.5, 9.0), (0.06, 1.0, 9.0), (0.06, 1.0, 0.12))
 """Standard deviations of the kernels in log(size), log(steps) and log(width / height)."""
+EXPONENTS = -0.5 / np.square(WIDTHS).T
 OUTLIER_SIGMAS = 3.0
 LEAST_SEEN = 0.5
 SPREAD_LEAST = 0.02
@@ -54,7 +55,7 @@ class Corrections:
     def __init__(self, places: Floats, exact: Ints, residuals: Floats) -> None:
         self._places = places
         self._numbers = frozenset(exact.tolist())
-        kernels = [_kernel(places, places, width) for width in WIDTHS]
+        kernels = _kernels(places, places)
         others = [np.where(exact[:, None] == exact[None, :], 0.0, kernel) for kernel in kernels]
         self._phases = [_Phase(kernels, others, exact, left) for left in residuals]
 
@@ -64,53 +65,54 @@ class Corrections:
 
     def near(self, places: Floats) -> Floats:
         """How many samples are near these places, in the widest sense."""
-        total: Floats = _kernel(places, self._places, WIDTHS[0]).sum(axis=1)
+        total: Floats = _kernels(places, self._places)[0].sum(axis=1)
         return total
 
     def at(self, places: Floats, exact: Ints) -> Floats:
         """(phases, places): corrections; exact: numbers of the places, -1: never seen."""
-        kernels = [_kernel(places, self._places, width) for width in WIDTHS]
+        kernels = _kernels(places, self._places)
         return np.array([phase.at(kernels, exact) for phase in self._phases])
 
 
 class _Phase:
     def __init__(
-        self, kernels: list[Floats], others: list[Floats], exact: Ints, residuals: Floats
+        self, kernels: Floats, others: list[Floats], exact: Ints, residuals: Floats
     ) -> None:
-        self._known = ~np.isnan(residuals)
-        self._residuals = residuals[self._known]
+        known = np.flatnonzero(~np.isnan(residuals))
+        self._residuals = residuals[known]
+        order = np.argsort(self._residuals)
+        self._ordered, self._columns = self._residuals[order], known[order]
+        """The residuals in ascending order, and the numbers of their samples."""
         self._spreads: list[float | None] = []
         without, whole = np.zeros((2, len(self._residuals)))  # corrections without and with itself
         for kernel, other in zip(kernels, others, strict=True):
             spread = None
             if len(self._residuals) > 1:
-                median, seen = _weighted_median(
-                    other[np.ix_(self._known, self._known)], self._residuals, without
-                )
+                weights = other[np.ix_(known, self._columns)]
+                median, seen = _weighted_median(weights, self._ordered, without)
                 spread = _spread((self._residuals - median)[seen > LEAST_SEEN])
                 better = without + _shrunk(median - without, seen, spread)
                 most = OUTLIER_SIGMAS * _spread(self._residuals - without)
                 if self._loss(better, most) < self._loss(without, most):
                     without = better
-                    median, seen = _weighted_median(
-                        kernel[np.ix_(self._known, self._known)], self._residuals, whole
-                    )
+                    weights = kernel[np.ix_(known, self._columns)]
+                    median, seen = _weighted_median(weights, self._ordered, whole)
                     whole = whole + _shrunk(median - whole, seen, spread)
                 else:
                     spread = None
             self._spreads.append(spread)
         self.spread = _spread(self._residuals - without)
         """Of what is left over at places that were never seen."""
-        self._exact = _exact_corrections(exact[self._known], self._residuals, without, self.spread)
+        self._exact = _exact_corrections(exact[known], self._residuals, without, self.spread)
 
     def _loss(self, corrections: Floats, most: float) -> float:
         return float(np.minimum(np.abs(self._residuals - corrections), most).mean())
 
-    def at(self, kernels: list[Floats], exact: Ints) -> Floats:
+    def at(self, kernels: Floats, exact: Ints) -> Floats:
         total = np.zeros(len(exact))
         for kernel, spread in zip(kernels, self._spreads, strict=True):
             if spread is not None:
-                median, seen = _weighted_median(kernel[:, self._known], self._residuals, total)
+                median, seen = _weighted_median(kernel[:, self._columns], self._ordered, total)
                 total += _shrunk(median - total, seen, spread)
         for place, number in enumerate(exact.tolist()):
             if number in self._exact:
@@ -118,19 +120,23 @@ class _Phase:
         return total
 
 
-def _kernel(places: Floats, samples: Floats, width: tuple[float, float, float]) -> Floats:
-    distance = (places[:, None, :] - samples[None, :, :]) / np.array(width)
-    weights: Floats = np.exp(-0.5 * (distance**2).sum(axis=2))
+def _kernels(places: Floats, samples: Floats) -> Floats:
+    """(widths, places, samples): the weight of each sample at each place, for each of WIDTHS."""
+    squared = (places[:, None, :] - samples[None, :, :]) ** 2
+    weights: Floats = np.exp(squared @ EXPONENTS).transpose(2, 0, 1)
     return weights
 
 
 def _weighted_median(weights: Floats, values: Floats, without: Floats) -> tuple[Floats, Floats]:
     """Of the values and, with LAW_WEIGHT, what is predicted without them, for each row of weights;
-    and the sum of the row, fewer if a few count most (Kish 1965: effective sample size)."""
-    order = np.argsort(values)
-    summed = np.cumsum(weights[:, order], axis=1)
+    and the sum of the row, fewer if a few count most (Kish 1965: effective sample size).
+
+    Args:
+        values: in ascending order.
+    """
+    summed = np.cumsum(weights, axis=1)
     total = summed[:, -1]
-    ordered = np.concatenate((values[order], [np.inf]))
+    ordered = np.concatenate((values, [np.inf]))
     lower = (summed >= 0.5 * (total - LAW_WEIGHT)[:, None]).argmax(axis=1)
     least = np.where(total > LAW_WEIGHT, ordered[lower], -np.inf)
     above = summed >= 0.5 * (total + LAW_WEIGHT)[:, None]
