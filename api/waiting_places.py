@@ -7,7 +7,7 @@ left for requests that are answered at once (GET /status, GET /health, a small P
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from threading import Lock, get_ident
 
 from errors import TooManyWaiting, TryLater
@@ -35,8 +35,7 @@ class WaitingPlaces:
         """Number of used places."""
         return len(self._holders)
 
-    @contextmanager
-    def place(self, when_full: TryLater | None = None) -> Iterator[None]:
+    def place(self, when_full: TryLater | None = None) -> AbstractContextManager[None]:
         """Hold a place until the block ends. A thread that has one shares it with inner blocks.
 
         Args:
@@ -45,28 +44,23 @@ class WaitingPlaces:
         Raises:
             TryLater: no place is free.
         """
-        with self._hold(self.places, when_full or TooManyWaiting(retry_after_s=RETRY_AFTER_S)):
-            yield
+        return self._hold(self.places, when_full)
 
-    @contextmanager
-    def place_for_change(self) -> Iterator[None]:
+    def place_for_change(self) -> AbstractContextManager[None]:
         """The same while something is written to the database, one request after the other. Also
         has the places for changes, so that it is not refused where all others wait for long.
 
         Raises:
             TooManyWaiting: the disk does not keep up.
         """
-        with self._hold(
-            self.places + self._for_changes, TooManyWaiting(retry_after_s=RETRY_AFTER_S)
-        ):
-            yield
+        return self._hold(self.places + self._for_changes)
 
     @contextmanager
-    def _hold(self, most: int, refusal: TryLater) -> Iterator[None]:
+    def _hold(self, most: int, when_full: TryLater | None = None) -> Iterator[None]:
         thread = get_ident()
         with self._lock:
             if thread not in self._holders and len(self._holders) >= most:
-                raise refusal
+                raise when_full or TooManyWaiting(retry_after_s=RETRY_AFTER_S)
             self._holders[thread] += 1
         try:
             yield

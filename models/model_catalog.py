@@ -200,7 +200,7 @@ class Model:
         masked = (pipeline.takes for pipeline in self.pipelines if Takes.MASK in pipeline.takes)
         return frozenset().union(*masked) & {Takes.INIT_IMAGE, Takes.IMAGES}
 
-    @property
+    @cached_property
     def ignored(self) -> frozenset[Takes]:
         """Fields that may be given and change nothing."""
         return frozenset().union(*(pipeline.rules.ignored for pipeline in self.pipelines))

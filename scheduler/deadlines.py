@@ -42,19 +42,20 @@ class Deadlines:
 
     def overdue(self, task: Task) -> tuple[str, str] | None:
         """Code and message of why a waiting task is cancelled now; None: it is not."""
-        now, params = self._now(), task.params
+        params = task.params
         if task.status is not TaskStatus.WAITING:
             return None
         has_run = task.attempt > task.retried_after
-        if task.start_by is not None and not has_run and now >= task.start_by:
+        if task.start_by is not None and not has_run and self._now() >= task.start_by:
             return EXPIRED, (
                 f"The task was cancelled because it had not started within {params.max_age_s:g} s "
                 "(max_age_s)."
             )
-        if params.keep_alive_s is not None and now >= task.asked_at + params.keep_alive_s:
+        alive_s = params.keep_alive_s
+        if alive_s is not None and self._now() >= task.asked_at + alive_s:
             return ABANDONED, (
                 "The task was cancelled because its client had not asked for it for "
-                f"{params.keep_alive_s:g} s (keep_alive_s)."
+                f"{alive_s:g} s (keep_alive_s)."
             )
         return None
 

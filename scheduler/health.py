@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -106,15 +106,13 @@ class Health:
                 self.failed(Cause.DISK, error.message)
             raise
 
-    @contextmanager
-    def accepting(self) -> Iterator[None]:
+    def accepting(self) -> AbstractContextManager[None]:
         """Raises at once while the disk refuses; else as noting_storage."""
         if self.storage_error is not None:
             raise StorageUnavailable(
                 f"The server cannot store anything now and accepts nothing: {self.storage_error}"
             )
-        with self.noting_storage():
-            yield
+        return self.noting_storage()
 
     def storage_works(self) -> None:
         """A probe has succeeded. The error ends if nothing was refused since the probe before, so
