@@ -19,7 +19,7 @@ from typing import NamedTuple
 from common import Results, median, temporary_folder
 from memory import TinyServer
 from real_limits import wait_until_loaded
-from real_model import MODEL, write_anima
+from real_model import MODEL, write_model
 from real_size import FOLDER
 
 from models.mlx_setup import prepare_mlx
@@ -48,7 +48,7 @@ def main() -> None:
     sides, steps = ((64, 64), 2) if results.quick else (SIDES[kind], STEPS)
     model = ["--model", "noise-anima"]
     if not results.quick:
-        write_anima(FOLDER, float32=not gpu)
+        write_model(FOLDER, float32=not gpu)
         model = ["--models", f"real={FOLDER}@{MODEL}"]
     with temporary_folder() as folder:
         server = TinyServer(folder / "data", model)

@@ -19,7 +19,7 @@ from urllib.error import HTTPError
 
 from common import Results, temporary_folder
 from memory import TinyServer
-from real_model import MODEL, write_anima
+from real_model import MODEL, write_model
 from real_size import FOLDER, POLL_S, RESET_PEAK, stage_of, touched
 
 from generation.memory_guard import MARGIN
@@ -54,8 +54,8 @@ def main() -> None:
     prompts: tuple[int, ...] = (10,)
     if not results.quick:
         few_bits = FOLDER.with_name(FOLDER.name + "-q4")
-        write_anima(FOLDER, float32=not gpu)
-        write_anima(few_bits, 4)
+        write_model(FOLDER, float32=not gpu)
+        write_model(few_bits, 4)
         alone = ["--models", f"real={FOLDER}@{MODEL}"]
         two = ["--models", f"real={FOLDER}@{MODEL},small={few_bits}@{MODEL}"]
         names, limits, prompts = ("real", "small"), (12_360, 19_500), PROMPTS

@@ -16,7 +16,7 @@ from pathlib import Path
 from time import perf_counter
 
 from common import Results, median, temporary_folder
-from real_model import MODEL, write_anima
+from real_model import MODEL, write_model
 from real_size import FOLDER
 
 from generation.loaded_model import LoadedModel
@@ -36,7 +36,7 @@ def main() -> None:
     model = find_model("noise-anima" if results.quick else MODEL)
     assert model
     if not results.quick:
-        model = replace(model, path=str(write_anima(FOLDER, float32=not gpu)))
+        model = replace(model, path=str(write_model(FOLDER, float32=not gpu)))
     with temporary_folder() as folder, ThreadPoolExecutor(1) as thread:
         thread.submit(measure, results, folder, model).result()
     results.save()

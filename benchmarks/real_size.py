@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from common import Results, median, percentile, temporary_folder
 from memory import TinyServer
-from real_model import MODEL, write_anima
+from real_model import MODEL, write_model
 
 from generation.memory_guard import MARGIN, MemoryGuard
 from generation.picture_memory import picture_memory
@@ -59,7 +59,7 @@ def main() -> None:
         sides: tuple[int, ...] = (64, 64, 128)
         name, model = "noise-anima", ["--model", "noise-anima"]
         if not results.quick:
-            write_anima(FOLDER, float32=not gpu)
+            write_model(FOLDER, float32=not gpu)
             sides = (128, 128, 256)
             name, model = MODEL, ["--models", f"real={FOLDER}@{MODEL}"]
         measure(results, folder / "data", name, model, sides, gpu=gpu)

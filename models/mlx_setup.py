@@ -8,6 +8,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from models.cpu_products import multiply_quantized_in_float32
+
 log = logging.getLogger(__name__)
 
 
@@ -27,23 +29,29 @@ def prepare_mlx(*, quiet: bool = True) -> bool:
     Raises:
         MlxMissing: the message is for the operator.
     """
-    if "mlx.core" in sys.modules:
-        import mlx.core as mx
+    if "mlx.core" not in sys.modules:
+        _import_mlx(quiet=quiet)
+    import mlx.core as mx
 
-        return bool(mx.is_available(mx.gpu))
+    has_gpu = bool(mx.is_available(mx.gpu))
+    if not has_gpu:
+        multiply_quantized_in_float32()
+    return has_gpu
+
+
+def _import_mlx(*, quiet: bool) -> None:
     if quiet:
         os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     if sys.platform == "linux":
         _preload_fast_blas()
     try:
-        import mlx.core as mx
+        import mlx.core  # noqa: F401
     except ImportError as error:
         raise MlxMissing(
             f"mlx cannot be imported ({error}): run 'pip install --no-deps -r requirements.txt' "
             "with Python 3.11 or newer on macOS with Apple Silicon or on Linux x86_64."
         ) from None
-    return bool(mx.is_available(mx.gpu))
 
 
 def _preload_fast_blas() -> None:

@@ -406,6 +406,7 @@ HOMES: dict[str, set[str]] = {
     "mlx": {
         "generator",
         "generation",
+        "models.cpu_products",
         "models.mlx_setup",
         "models.painter",
         "models.tiny_modules",

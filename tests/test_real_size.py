@@ -32,14 +32,20 @@ def run(script: str, *arguments: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("bits", "options"), [(None, ()), (None, ("--float32",)), (4, ("--bits", "4"))]
+    ("name", "bits", "options"),
+    [
+        ("noise-anima", None, ()),
+        ("noise-anima", None, ("--float32",)),
+        ("noise-anima", 4, ("--bits", "4")),
+        ("noise-flux2", 4, ("--bits", "4", "--model", "flux2-klein-4b")),
+    ],
 )
 def test_the_written_checkpoint_is_one_that_mflux_loads_and_draws(
-    bits: int | None, options: tuple[str, ...], tmp_path: Path
+    name: str, bits: int | None, options: tuple[str, ...], tmp_path: Path
 ) -> None:
     folder = tmp_path / "checkpoint"
     run("real_model.py", str(folder), "--small", *options)
-    model = find_model("noise-anima")
+    model = find_model(name)
     assert model
     spec = LoadSpec(replace(model, path=str(folder)), model.pipelines[0], bits)
     generator = MfluxGenerator(tmp_path)
@@ -65,6 +71,7 @@ def test_the_written_checkpoint_is_one_that_mflux_loads_and_draws(
         ),
         ("real_limits.py", ("128 x 128 |", " drawn, previews: ", " refused: 1.3 GB ")),
         ("real_countdown.py", ("below a third", "| 64 x 64 |")),
+        ("real_pair.py", ("the first model was loaded", "| noise-flux2 |         2 |")),
         ("real_loras.py", ("Loading takes", "| one, in place of two |")),
     ],
 )
