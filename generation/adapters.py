@@ -31,6 +31,7 @@ FOLDERS_OF_TRANSFORMERS = ("transformer", "diffusion_models")
 
 Sizes = Mapping[str, tuple[int, int]]
 """Outputs and inputs of each linear layer of a model, by mflux's name or that in its files."""
+NOT_KNOWN: Sizes = {}
 
 
 class AdapterChecks:
@@ -44,6 +45,9 @@ class AdapterChecks:
         self._lora_path = lora_path
         self._sizes: dict[str, Sizes] = {}
         """By model."""
+        self._fits: dict[tuple[Path, str, str], tuple[object, LoraFit]] = {}
+        """By file, model and pipeline: what it depends on, and the result. A file that was not
+        replaced is not read again."""
 
     def learn(self, model: Model, sizes: Sizes) -> None:
         """A model is loaded: these are the sizes of its layers."""
@@ -77,7 +81,14 @@ class AdapterChecks:
 
     def fit(self, path: Path, weights: LoadSpec) -> LoraFit:
         """Returns how the LoRA in a file fits the model of a load spec, from its header."""
-        return fit_of(path, weights, self._sizes_of(weights.model))
+        sizes = self._sizes_of(weights.model)
+        key = path, weights.model.name, weights.pipeline.name
+        depends_on = version_of(path), id(sizes)
+        before, fit = self._fits.get(key, (None, None))
+        if fit is None or before != depends_on:
+            fit = fit_of(path, weights, sizes)
+            self._fits[key] = depends_on, fit
+        return fit
 
     def _sizes_of(self, model: Model) -> Sizes:
         """Of the layers of a model, as far as it was loaded once or is on this machine."""
@@ -85,7 +96,7 @@ class AdapterChecks:
             with suppress(BadWeightFile):
                 if sizes := stored_sizes(weight_files(model)):
                     self._sizes[model.name] = sizes
-        return self._sizes.get(model.name, {})
+        return self._sizes.get(model.name, NOT_KNOWN)
 
 
 def fit_of(path: Path, weights: LoadSpec, sizes: Sizes) -> LoraFit:
@@ -135,7 +146,7 @@ def version_of(path: Path) -> tuple[int, int, int]:
     return (stat.st_mtime_ns, stat.st_size, stat.st_ino)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=4096)
 def _first_not_finite(path: Path, version: tuple[int, int, int]) -> str:
     """Returns the name of an array with NaN or infinity; empty: there is none. Reads some arrays at
     a time."""

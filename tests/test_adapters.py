@@ -13,11 +13,13 @@ from safetensors.numpy import load_file, save_file
 from test_generator import OnItsThread
 
 from errors import ModelLoadError, UnusableAdapter
+from generation import adapters
 from generation.adapters import AdapterChecks, Sizes, unusable
 from models import tiny_models
 from models.hub_cache import weight_files
 from models.mflux_registry import read_catalog
 from models.model_catalog import LoadSpec, Lora
+from models.weight_files import read_header
 
 HALF = "diffusion_model.double_blocks.{}.img_attn.qkv.lora_down.weight"
 
@@ -142,6 +144,37 @@ def test_a_file_that_is_replaced_is_checked_again(tmp_path: Path) -> None:
         check_adapters(weights_of("noise-flux1", str(path)), str)
     tiny_models.write_lora(path, "noise-flux1")
     assert check_adapters(weights_of("noise-flux1", str(path)), str) == ()
+
+
+def test_each_of_many_files_is_read_once_until_it_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / f"{number}.safetensors" for number in range(20)]
+    for path in paths:
+        tiny_models.write_lora(path, "noise-flux1")
+    read: list[Path] = []
+
+    def noted(path: Path) -> Any:
+        read.append(path)
+        return read_header(path)
+
+    monkeypatch.setattr(adapters, "read_header", noted)
+    checks = AdapterChecks(str)
+    model = weights_of("noise-flux1").model
+    specs = [LoadSpec(model, pipeline, None) for pipeline in model.pipelines]
+
+    def look() -> set[bool]:
+        return {bool(checks.fit(path, spec).reason) for spec in specs for path in paths}
+
+    assert look() == {False}
+    checks.learn(model, {"of.another.layer": (4, 4)})
+    assert look() == {False}
+    read.clear()
+    assert look() == {False}
+    assert read == []
+    paths[7].write_bytes(b"<html>")
+    assert look() == {False, True}
+    assert set(read) == {paths[7]}
 
 
 # -- the generator ---------------------------------------------------------------------------------
