@@ -8,8 +8,9 @@ from functools import partial
 from typing import Any
 
 import httpx2
+import requests
 from anyio.from_thread import start_blocking_portal
-from conftest import GIVE_UP_S
+from conftest import GIVE_UP_S, ask
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
@@ -93,3 +94,15 @@ def assistant(
             stack.callback(portal.call, http.aclose)
         client = Client(target, mode=mode)
         yield Assistant(portal, stack.enter_context(portal.wrap_async_context_manager(client)))
+
+
+SMALL = {"prompt": "a fox", "width": 64, "height": 64, "steps": 2}
+
+
+def post(url: str, body: Any, **headers: str) -> requests.Response:
+    usual = {"Accept": "application/json, text/event-stream"}
+    return ask("POST", url + "/mcp", json=body, headers={**usual, **headers})
+
+
+def rpc(method: str, request_id: Any = 1, **params: Any) -> dict[str, Any]:
+    return {"jsonrpc": "2.0", "id": request_id, "method": method, "params": params}

@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
+import pytest
+
 from client.mflux_client import AsyncClient
 
 
@@ -57,3 +59,10 @@ class Awaited:
                     return
         finally:
             self._result(found.aclose())
+
+
+@pytest.fixture(params=["requests", "httpx"])
+def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test of a module that uses this is one of its Client and one of AsyncClient."""
+    if request.param == "httpx":
+        monkeypatch.setattr(request.module, "Client", Awaited)

@@ -10,9 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,38 +18,27 @@ import forking
 import pytest
 import requests
 from holding import Hold
-from PIL import Image
 from ram_disk import use_ram_disk
 
 from allowed import Allowed
 from api.client_queue import ClientQueue, OwnQueue
-from errors import ServerError
 from key_file import EVERYBODY
 from models.mflux_registry import find_model
-from models.model_catalog import LoadSpec, LoraFit
+from models.model_catalog import LoadSpec
 from queue_manager import QueueManager
 from scheduler.download_api import DownloadApi
 from scheduler.limits import QueueLimits
 from scheduler.scheduler import Scheduler
 from scheduler.worker_api import WorkerApi
 from storage.task_store import TaskStore
-from task import (
-    Drawn,
-    Encoded,
-    Forecast,
-    GenerationParams,
-    Memory,
-    Phase,
-    Progress,
-    Report,
-    Stage,
-    Task,
-    Verdict,
-)
+from task import Encoded, Forecast, GenerationParams, Phase, Progress, Task, Verdict
 from timing_model import Measured, TimingModel
 from workers.stopwatch import Stopwatch
 
-pytest_plugins = ("pages", "command_line", "live")
+pytest_plugins = (
+    *("ordering", "stalling_hub", "small_disk", "owned", "studio", "awaited"),
+    *("pages", "command_line", "live"),
+)
 use_ram_disk()
 
 SERVER, EAGER_SERVER = ("server.py",), ("tests/eager_server.py",)
@@ -68,24 +55,6 @@ CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 needs_chromium = pytest.mark.skipif(
     not CHROMIUM and not os.environ.get("CI"), reason="there is no Chromium here"
 )
-
-
-LONGEST = """
-    page_queue cluster built_in_model page_sending page_form paused_pictures page_access contract
-    page client_command loading supervision switching webhooks upload_limits page_viewer
-    page_operator page_dropped malformed page_tools compat_malformed start_and_stop page_mask
-    client models proxies pipelines page_results page_gallery documentation many_images full_disk
-    disk_faults stops submission compat_apps weights_cache inpainting failing_pictures fair_share
-    schedule painter build_options mcp http_server events generator uploads api refusals
-    compat_openai memory_guard keeping webhook_receivers compat_edges downloads ownership
-    tiny_models timing_model crashes page_languages fuzz hostile_files transparency
-"""
-"""Files that take longest: they start first, so that all processes end at about the same time."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    ranks = {name: rank for rank, name in enumerate(LONGEST.split())}
-    items.sort(key=lambda item: ranks.get(item.path.stem.removeprefix("test_"), len(ranks)))
 
 
 def pytest_collection_finish() -> None:
@@ -375,46 +344,6 @@ class ServerProcess:
         self._listening.set()
 
 
-class FakeGenerator:
-    """A generator that calls a function of the test instead of mflux."""
-
-    def __init__(
-        self, draw: Callable[[GenerationParams, Report], Image.Image] | None = None
-    ) -> None:
-        self.draw = draw or (lambda params, report: Image.new("RGB", (16, 16)))
-        self.memory = Memory()
-
-        self.resident: tuple[str, ...] = ()
-
-    def load(self, weights: LoadSpec, report: object = None) -> int | None:
-        self.resident = (weights.key,)
-        return None
-
-    def save_copies(self, may_continue: Callable[[], bool]) -> bool:
-        return False
-
-    def apply_adapters(self, weights: LoadSpec) -> None:
-        assert weights.key in self.resident
-
-    def unload(self) -> None:
-        self.resident = ()
-
-    def generate(self, stage: Stage, inputs: Path, report: Report) -> Drawn:
-        return Drawn(self.draw(stage.params, report))
-
-    def prepare(self, stage: Stage, inputs: Path, report: Report) -> str | Image.Image:
-        raise NotImplementedError
-
-    def refusal(self, stage: Stage, *, memory: bool = True) -> ServerError | None:
-        return None
-
-    def check_adapters(self, weights: LoadSpec) -> tuple[str, ...]:
-        return ()
-
-    def fit_of_adapter(self, path: Path, weights: LoadSpec) -> LoraFit:
-        return LoraFit(1, 1)
-
-
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data dir for tests without a server."""
@@ -428,79 +357,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     process = ServerProcess(tmp_path_factory.mktemp("server"), *arguments)
     yield process
     process.stop()
-
-
-class StallingHub:
-    """A local model hub that does not answer until `go_on` is set, and then refuses."""
-
-    def __init__(self, folder: Path) -> None:
-        self.go_on = go_on = threading.Event()
-
-        class Hub(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                go_on.wait(GIVE_UP_S)
-                self.send_response(404)
-                self.send_header("X-Error-Code", "RepoNotFound")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            do_HEAD = do_GET
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-        self.environment = {
-            "HF_ENDPOINT": f"http://127.0.0.1:{self.server.server_port}",
-            "HF_HUB_OFFLINE": "0",
-            "HF_HOME": str(folder / "hub"),
-        }
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-
-@pytest.fixture
-def stalling_hub(tmp_path: Path) -> Iterator[StallingHub]:
-    hub = StallingHub(tmp_path)
-    yield hub
-    hub.go_on.set()
-    hub.server.shutdown()
-    hub.server.server_close()
-
-
-@pytest.fixture
-def mount(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Mounts a small tmpfs."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    tool = shutil.which("mount") if sys.platform == "linux" else None
-
-    def mount(options: str) -> Path:
-        if tool is None:
-            pytest.skip("this test mounts a tmpfs, which only Linux has")
-        mounted = subprocess.run(
-            [tool, "-t", "tmpfs", "-o", options, "tmpfs", str(disk)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if mounted.returncode != 0:
-            pytest.skip(f"this test must be allowed to mount a tmpfs: {mounted.stderr.strip()}")
-        return disk
-
-    yield mount
-    if disk.is_mount():
-        subprocess.run(["umount", "-l", str(disk)], check=True)
-
-
-def fill_disk(disk: Path, spare_bytes: int = 0) -> Path:
-    """Writes a file that fills the disk, except for some spare bytes."""
-    filler = disk / "filler"
-    with filler.open("wb", buffering=0) as file, suppress(OSError):
-        while file.write(b"x" * 4096) == 4096:
-            pass
-    with filler.open("rb+") as file:
-        file.truncate(filler.stat().st_size - spare_bytes)
-    return filler
 
 
 StartServer = Callable[..., ServerProcess]

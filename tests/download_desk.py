@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from conftest import GIVE_UP_S, FakeGenerator, PlayedQueue, allow, params_for
+from conftest import GIVE_UP_S, PlayedQueue, allow, params_for
+from fake_generator import FakeGenerator
 from mflux.models.common.resolution.model_revisions import ModelRevisions
 from PIL import Image
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from conftest import FakeGenerator, PlayedQueue, allow
+from conftest import PlayedQueue, allow
+from fake_generator import FakeGenerator
 from PIL import Image
 
 from api.client_queue import own_queue_of

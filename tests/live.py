@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import GIVE_UP_S, FakeGenerator, allow
+from conftest import GIVE_UP_S, allow
+from fake_generator import FakeGenerator
 from PIL import Image
 
 from api import http_loop

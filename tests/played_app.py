@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from conftest import FakeGenerator, PlayedQueue, allow
+from conftest import PlayedQueue, allow
+from fake_generator import FakeGenerator
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 

@@ -10,8 +10,8 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 from conftest import PlayedQueue, allow, forecast_of, params_for, slow_except
+from on_its_thread import PROMPTED, OnItsThread
 from safetensors.numpy import save_file
-from test_pipelines import PROMPTED, OnItsThread
 
 import generator
 from errors import UnusableAdapter

@@ -9,8 +9,8 @@ from unittest.mock import patch
 
 import pytest
 from conftest import PlayedQueue, allow, params_for, slow_except
+from on_its_thread import OnItsThread
 from test_applied_loras import loaded_of, write_lora
-from test_pipelines import OnItsThread
 
 import commands
 from allowed import Allowed

@@ -1,46 +1,27 @@
-"""The client, against the real server, and against far ends that break what can break."""
+"""The client against the real server, and its errors."""
 
 import base64
 import io
-import signal
-import socket
 import subprocess
 import sys
-import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
-import requests
-from awaited import Awaited
 from conftest import ROOT, ServerProcess, StartServer, clean_environment
-from far_ends import Asked, FakeTask, FarEnd, Time, proxy_of
+from far_ends import Asked, FarEnd
 from PIL import Image as pillow
 
 from api.generate_request import GenerateRequest
-from client.mflux_client import (
-    Client,
-    Fields,
-    MfluxError,
-    Passed,
-    Status,
-    TimedOut,
-    Unreachable,
-)
-from client.mflux_client import _retry_after_s as retry_after
+from client.mflux_client import Client, Fields, MfluxError, Passed, Status
 from fields import PassedFields
 
+pytestmark = pytest.mark.usefixtures("transport")
 SMALL: dict[str, Any] = {"width": 64, "height": 64, "steps": 2}
+
 LONG: dict[str, Any] = {"width": 1024, "height": 1024, "steps": 60}
-
-
-@pytest.fixture(autouse=True, params=["requests", "httpx"])
-def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test is one of Client and one of AsyncClient."""
-    if request.param == "httpx":
-        monkeypatch.setattr(sys.modules[__name__], "Client", Awaited)
 
 
 @pytest.fixture
@@ -53,13 +34,6 @@ def png(side: int = 64, colour: str = "red") -> bytes:
     buffer = io.BytesIO()
     pillow.new("RGB", (side, side), colour).save(buffer, format="PNG")
     return buffer.getvalue()
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
 
 
 # -- the whole flow -----------------------------------------------------------------------------
@@ -234,312 +208,6 @@ def test_an_impossible_url_is_an_error() -> None:
     with pytest.raises(MfluxError) as error:
         Client("http://[").queue()
     assert error.value.code == "cannot_ask"
-
-
-# -- what passes --------------------------------------------------------------------------------
-
-
-def test_a_server_that_is_not_there_is_tried_for_so_long_and_not_longer() -> None:
-    time, received = Time(), []
-    client = Client(
-        f"127.0.0.1:{free_port()}",
-        retry_s=30,
-        sleep=time.sleep,
-        clock=time.clock,
-        on_retry=lambda error, pause_s: received.append((error.code, pause_s)),
-    )
-    with pytest.raises(Unreachable, match="connection refused"):
-        client.submit("x")
-    assert 5 < len(time.slept) < 20
-    assert 20 < sum(time.slept) <= 30
-    assert time.slept[0] < 1 < time.slept[-1]
-    assert received == [("unreachable", pause_s) for pause_s in time.slept]
-
-
-def test_a_date_in_retry_after_is_read_by_the_clock_of_the_server() -> None:
-    date, later = "Fri, 01 Jan 2027 00:00:00 GMT", "Fri, 01 Jan 2027 00:00:30 GMT"
-    assert retry_after({"Retry-After": later, "Date": date}) == 30.0
-    assert retry_after({"Retry-After": date, "Date": later}) == 0.0
-    assert retry_after({"Retry-After": "Thu, 01 Jan 1970 00:00:00 GMT"}) == 0.0
-    assert retry_after({"Retry-After": " 7 "}) == 7.0
-    for bad in ("", "soon", "-1"):
-        assert retry_after({"Retry-After": bad, "Date": date}) is None
-    assert retry_after({"Retry-After": later, "Date": "today"}) is None
-
-
-def test_a_full_queue_is_waited_for_as_the_server_says() -> None:
-    time, keys = Time(), []
-
-    def answer(asked: Asked) -> None:
-        keys.append(asked.headers["Idempotency-Key"])
-        if len(keys) < 3:
-            full = {"error": {"code": "queue_full", "message": "The queue is full."}}
-            asked.answer(429, full, {"Retry-After": "7"})
-        else:
-            FakeTask().answer(asked)
-
-    with FarEnd(answer) as far_end:
-        client = Client(far_end.url, sleep=time.sleep, clock=time.clock)
-        task = client.submit("x")
-        assert time.slept == [7, 7]
-        assert keys == [task.idempotency_key] * 3
-        keys.clear()
-        hasty = Client(far_end.url, retry_s=6, sleep=time.sleep, clock=time.clock)
-        with pytest.raises(MfluxError) as error:
-            hasty.submit("x")
-    assert (error.value.code, error.value.retry_after_s) == ("queue_full", 7)
-    assert len(keys) == 1
-
-
-@pytest.mark.parametrize("status", [502, 503, 504])
-def test_a_proxy_without_its_server_is_asked_again(status: int) -> None:
-    time, answers = Time(), iter([status, status, 200])
-
-    def answer(asked: Asked) -> None:
-        asked.answer(next(answers), {"length": 0, "tasks": []})
-
-    with FarEnd(answer) as far_end:
-        assert Client(far_end.url, sleep=time.sleep, clock=time.clock).queue().length == 0
-    assert len(time.slept) == 2
-
-
-def test_a_submit_whose_answer_was_lost_makes_no_second_task(start_server: StartServer) -> None:
-    server = start_server("--model", "noise-flux1")
-    lost: list[str] = []
-    endless: dict[str, Any] = {"width": 2048, "height": 2048, "steps": 100}
-
-    def fault(asked: Asked, answer: requests.Response) -> bool:
-        if asked.route != "/generate" or len(lost) == 2:
-            return False
-        lost.append(answer.json()["task_id"])
-        asked.hang_up()
-        return True
-
-    with FarEnd(proxy_of(server.url, fault)) as proxy, Client(proxy.url) as client:
-        tasks = [client.submit("x", **endless), client.submit("x", init_image=png(), **endless)]
-        queued = [task.task_id for task in client.queue().tasks]
-        assert lost == [tasks[0].task_id] * 2
-        assert queued == [task.task_id for task in tasks]
-        key = tasks[1].idempotency_key
-        again = client.submit("x", init_image=png(), idempotency_key=key, **endless)
-        assert again.task_id == tasks[1].task_id
-        with pytest.raises(MfluxError) as refused:
-            client.submit("x", idempotency_key=key, **endless)
-        assert (refused.value.code, refused.value.http_status) == ("idempotency_key_reused", 422)
-
-
-def test_a_picture_that_broke_off_is_fetched_again(server: ServerProcess) -> None:
-    cut: list[int] = []
-
-    def fault(asked: Asked, answer: requests.Response) -> bool:
-        if asked.route != "/image" or cut:
-            return False
-        cut.append(len(answer.content))
-        asked.begin(200, {"Content-Type": "image/jpeg", "Content-Length": str(cut[0])})
-        asked.wfile.write(answer.content[: cut[0] // 2])
-        asked.hang_up()
-        return True
-
-    with FarEnd(proxy_of(server.url, fault)) as proxy, Client(proxy.url) as client:
-        task = client.submit("x", **SMALL)
-        client.wait(task.task_id)
-        image = client.image(task.task_id)
-    assert cut == [len(image.data)]
-    image.pil().load()
-
-
-def test_a_cancel_whose_answer_was_lost_leaves_the_record(server: ServerProcess) -> None:
-    lost: list[str] = []
-
-    def fault(asked: Asked, answer: requests.Response) -> bool:
-        if asked.route != "/delete" or answer.json()["was"] in lost:
-            return False
-        lost.append(answer.json()["was"])
-        asked.hang_up()
-        return True
-
-    with FarEnd(proxy_of(server.url, fault)) as proxy, Client(proxy.url) as client:
-        task = client.submit("x", **LONG)
-        assert client.cancel(task.task_id) in ("waiting", "running")
-        assert len(lost) == 1
-        assert client.status(task.task_id).status == "cancelled"
-        assert client.cancel(task.task_id) == "cancelled"
-        with pytest.raises(MfluxError, match="deleted"):
-            client.status(task.task_id)
-
-
-def test_wait_continues_after_kill_9_and_a_restart(start_server: StartServer) -> None:
-    first = start_server("--model", "noise-flux1")
-    port = first.url.rpartition(":")[2]
-    seen: list[str] = []
-    retries: list[str] = []
-    restart = threading.Thread(
-        target=lambda: start_server("--model", "noise-flux1", "--port", port)
-    )
-
-    def kill_once_it_runs(status: Status) -> None:
-        seen.append(status.status)
-        if status.status == "running" and first.process.poll() is None:
-            first.stop(signal.SIGKILL)
-
-    def restart_once_it_is_missed(error: MfluxError, pause_s: float) -> None:
-        if not retries:
-            restart.start()
-        retries.append(error.code)
-
-    def hasten(seconds: float) -> None:
-        threading.Event().wait(0.02)
-
-    with Client(first.url, on_retry=restart_once_it_is_missed, sleep=hasten) as client:
-        task = client.submit("x", **LONG)
-        status = client.wait(task.task_id, on_status=kill_once_it_runs)
-        restart.join()
-        assert status.status == "done", status
-        assert "running" in seen
-        assert set(retries) == {"unreachable"}
-        client.image(task.task_id).pil().load()
-        assert client.queue().length == 0
-
-
-# -- waiting ------------------------------------------------------------------------------------
-
-
-def test_wait_asks_for_changes_where_the_server_can() -> None:
-    task, queries = FakeTask(), []
-
-    def answer(asked: Asked) -> None:
-        queries.append(asked.query)
-        task.answer(asked)
-
-    with FarEnd(answer) as far_end, Client(far_end.url, sleep=_never) as client:
-        seen: list[str] = []
-
-        def move_on(status: Status) -> None:
-            seen.append(status.status)
-            task.set(status={"waiting": "running"}.get(status.status, "done"))
-
-        assert client.wait("abc123", on_status=move_on).status == "done"
-    assert seen == ["waiting", "running", "done"]
-    assert queries == [
-        {"task_id": "abc123"},
-        {"task_id": "abc123", "wait": "30", "since": "1"},
-        {"task_id": "abc123", "wait": "30", "since": "2"},
-    ]
-
-
-def _never(seconds: float) -> None:
-    raise AssertionError(f"it slept {seconds} s")
-
-
-def test_wait_sleeps_where_no_place_to_wait_is_free() -> None:
-    time, asked_for = Time(), []
-
-    def answer(asked: Asked) -> None:
-        asked_for.append(asked.query.get("since"))
-        ended = len(asked_for) == 5
-        fake = FakeTask(poll_after_s=4, status="done" if ended else "waiting", version=1 + ended)
-        asked.answer(200, fake.fields)
-
-    with FarEnd(answer) as far_end:
-        Client(far_end.url, sleep=time.sleep, clock=time.clock).wait("abc123")
-    assert asked_for == [None, "1", None, "1", None]
-    assert time.slept == [4, 4]
-
-
-def test_wait_ends_in_time() -> None:
-    time = Time()
-    fields = {k: v for k, v in FakeTask(poll_after_s=4).fields.items() if k != "version"}
-    with FarEnd(lambda asked: asked.answer(200, fields)) as far_end:
-        client = Client(far_end.url, sleep=time.sleep, clock=time.clock)
-        with pytest.raises(TimedOut):
-            client.wait("abc123", timeout_s=10)
-    assert time.slept == [4, 4, 2]
-
-
-# -- events -------------------------------------------------------------------------------------
-
-
-def sse(number: int, kind: str, data: str) -> bytes:
-    return f"id: {number}\nevent: {kind}\ndata: {data}\n\n".encode()
-
-
-class Streams:
-    """A far end of which each connection to /events sends one of these, then breaks."""
-
-    def __init__(self, *streams: bytes, then: int = 503) -> None:
-        self.streams = list(streams)
-        self.then = then
-        self.asked: list[tuple[str | None, str]] = []
-
-    def answer(self, asked: Asked) -> None:
-        query = asked.path.partition("?")[2]
-        self.asked.append((asked.headers.get("Last-Event-ID"), query))
-        if self.streams:
-            asked.begin(200, {"Content-Type": "text/event-stream", "Connection": "close"})
-            asked.wfile.write(self.streams.pop(0))
-            asked.hang_up()
-        elif self.then == 204:
-            asked.begin(204, {})
-        else:
-            full = {"error": {"code": "too_many_listeners", "message": "full"}}
-            asked.answer(503, full, {"Retry-After": "99"})
-
-
-def test_events_go_on_where_the_connection_broke() -> None:
-    one = '{"task_id": "abc",\ndata: "status": "running"}'
-    streams = Streams(
-        b"retry: 1500\r\n\r\n: hello\r\n\r\n"
-        + sse(7, "running", one)
-        + sse(8, "cancelled", '{"task_id": "def"}')
-        + b"id: 9\nevent: step\nda",
-        sse(9, "step", '{"task_id": "abc", "steps_done": 1}')
-        + sse(10, "done", '{"task_id": "abc", "name": "\u00e4"}')
-        + sse(11, "queue", '{"length": 0}'),
-    )
-    time = Time()
-    with FarEnd(streams.answer) as far_end:
-        client = Client(far_end.url, sleep=time.sleep, clock=time.clock)
-        events = list(client.events("abc", "def"))
-    assert [event.id for event in events] == [7, 8, 9, 10]
-    assert [event.kind for event in events] == ["running", "cancelled", "step", "done"]
-    assert events[0].data == {"task_id": "abc", "status": "running"}
-    assert (events[3].task_id, events[3].data["name"]) == ("abc", "\u00e4")
-    assert streams.asked == [(None, "task_id=abc&task_id=def"), ("8", "task_id=abc")]
-    assert time.slept == [1.5]
-
-
-def test_events_of_the_whole_queue_have_no_end() -> None:
-    streams = Streams(sse(5, "queue", '{"length": 3}') + sse(6, "done", '{"task_id": "abc"}'))
-    time = Time()
-    with FarEnd(streams.answer) as far_end:
-        events = Client(far_end.url, sleep=time.sleep, clock=time.clock).events(last_event_id=4)
-        assert (next(events).data, next(events).task_id) == ({"length": 3}, "abc")
-        with pytest.raises(MfluxError) as error:
-            next(events)
-    assert error.value.code == "too_many_listeners"
-    assert streams.asked == [("4", ""), ("6", "")]
-
-
-def test_events_end_where_there_is_nothing_to_come() -> None:
-    with FarEnd(Streams(then=204).answer) as far_end:
-        assert list(Client(far_end.url).events("abc", last_event_id=4)) == []
-
-
-def test_a_stream_without_events_is_an_error() -> None:
-    with FarEnd(Streams(b"data: {\n\n").answer) as far_end, pytest.raises(MfluxError) as error:
-        next(Client(far_end.url).events())
-    assert error.value.code == "not_mflux"
-
-
-def test_events_of_the_real_server(server: ServerProcess, client: Client) -> None:
-    if "/events" not in server.get("/openapi.json").json()["paths"]:
-        pytest.skip("this server has no /events yet")
-    task = client.submit("a lighthouse", **SMALL)
-    kinds = [event.kind for event in client.events(task.task_id)]
-    assert kinds[-1] == "done"
-    again = list(client.events(task.task_id))
-    assert [event.kind for event in again] == ["done"]
-    assert list(client.events(task.task_id, last_event_id=again[-1].id)) == []
 
 
 # -- keys, rooms --------------------------------------------------------------------------------

@@ -7,10 +7,10 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from conftest import fill_disk
 from PIL import Image
 from played_app import PlayedApp
 from played_head import LEASE_S, NO_SPEC, PlayedHead, drawing
+from small_disk import fill_disk
 
 from api.event_texts import EventTexts
 from cluster.remote_machine import DEAF

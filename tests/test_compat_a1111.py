@@ -4,24 +4,17 @@ import base64
 import json
 from collections.abc import Iterator
 from io import BytesIO
-from types import SimpleNamespace
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 import requests
-import webuiapi
-from conftest import ServerProcess, StartServer, allow
+from a1111_calls import SIDES, api_of, draw, encoded
+from conftest import ServerProcess, StartServer
 from PIL import Image
 from test_sync_calls import ENDLESS, connected, queued
 
-from compat.a1111_fields import upscaler_of
 from compat.a1111_lists import EMPTY_LISTS, NOTHING_TO_DO
-from compat.a1111_shapes import TextToImage
-from compat.bodies import read_body
 from models import tiny_models
-
-SIDES = {"width": 64, "height": 64}
 
 
 @pytest.fixture(scope="module")
@@ -32,19 +25,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     process.stop()
 
 
-def api_of(server: ServerProcess) -> Any:
-    address = urlsplit(server.url)
-    return webuiapi.WebUIApi(host=address.hostname, port=address.port)
-
-
 @pytest.fixture
 def api(server: ServerProcess) -> Any:
     return api_of(server)
-
-
-def draw(server: ServerProcess, **fields: Any) -> requests.Response:
-    body = {"prompt": "x", **SIDES, **fields}
-    return requests.post(server.url + "/sdapi/v1/txt2img", json=body, timeout=60)
 
 
 def info_of(server: ServerProcess, **fields: Any) -> dict[str, Any]:
@@ -52,15 +35,6 @@ def info_of(server: ServerProcess, **fields: Any) -> dict[str, Any]:
     assert answer.status_code == 200, answer.text
     info: dict[str, Any] = json.loads(answer.json()["info"])
     return info
-
-
-def encoded(picture: Image.Image) -> str:
-    buffer = BytesIO()
-    picture.save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-PICTURE = encoded(Image.new("RGB", (64, 64), "red"))
 
 
 def test_images_are_bare_base64_png_with_info_as_a_text(server: ServerProcess) -> None:
@@ -277,72 +251,6 @@ def test_nothing_that_a_client_sends_is_fetched_or_opened(
     answer = requests.post(server.url + "/sdapi/v1/img2img", json=body, timeout=60)
     assert answer.status_code == 400
     assert word in answer.json()["detail"]
-
-
-def test_hires_fix_uses_the_operators_upscaler(server: ServerProcess) -> None:
-    [image] = draw(server, enable_hr=True, hr_scale=2).json()["images"]
-    assert Image.open(BytesIO(base64.b64decode(image))).size == (128, 128)
-
-
-def test_hires_fix_by_an_upscaler_takes_this_one() -> None:
-    allowed: Any = allow("noise-flux1", "seedvr2-3b", "seedvr2-7b")
-    calls: Any = SimpleNamespace(allowed=allowed)
-    for name, expected in (("seedvr2-7b", "seedvr2-7b"), ("Latent", None), ([], None), ("", None)):
-        assert upscaler_of(read_body(TextToImage, {"hr_upscaler": name}), calls) == expected
-
-
-def test_a_picture_is_upscaled_by_a_factor_or_to_a_size(server: ServerProcess, api: Any) -> None:
-    picture = Image.radial_gradient("L").resize((96, 64)).convert("RGB")
-    twice = api.extra_single_image(picture, upscaling_resize=2, upscaler_1="noise-seedvr2")
-    assert twice.image.size == (192, 128)
-    for crop, size in ((True, (160, 160)), (False, (240, 160))):
-        sized = api.extra_single_image(
-            picture,
-            resize_mode=1,
-            upscaling_resize_w=160,
-            upscaling_resize_h=160,
-            upscaling_crop=crop,
-            upscaler_1="R-ESRGAN 4x+",
-        )
-        assert sized.image.size == size
-
-
-@pytest.mark.parametrize(
-    ("fields", "word"),
-    [
-        ({}, "image"),
-        ({"image": "aGVsbG8="}, "image"),
-        ({"image": "http://10.0.0.1/"}, "image"),
-        ({"image": PICTURE, "upscaling_resize": 1}, "upscaling_resize"),
-        ({"image": PICTURE, "upscaling_resize": 5}, "upscaling_resize"),
-        ({"image": PICTURE, "upscaling_resize": "big"}, "upscaling_resize"),
-        ({"image": PICTURE, "resize_mode": 2}, "resize_mode"),
-        ({"image": PICTURE, "resize_mode": 1}, "upscaling_resize_w"),
-        (
-            {
-                "image": PICTURE,
-                "resize_mode": 1,
-                "upscaling_resize_w": 8192,
-                "upscaling_resize_h": 8192,
-            },
-            "upscaling_resize_w",
-        ),
-    ],
-)
-def test_a_picture_that_cannot_be_upscaled_is_refused_by_name(
-    server: ServerProcess, fields: dict[str, Any], word: str
-) -> None:
-    url = server.url + "/sdapi/v1/extra-single-image"
-    answer = requests.post(url, json=fields, timeout=60)
-    assert answer.status_code == 400, answer.text
-    assert word in answer.json()["detail"]
-
-
-def test_without_an_upscaler_nothing_is_upscaled(start_server: StartServer) -> None:
-    url = start_server("--model", "noise-flux1").url + "/sdapi/v1/extra-single-image"
-    answer = requests.post(url, json={"image": PICTURE}, timeout=60)
-    assert answer.status_code == 422
-    assert "upscaler" in answer.json()["detail"]
 
 
 def test_lora_tags_of_a_prompt_take_the_operators_adapters_alone(

@@ -1,19 +1,17 @@
 """The edges of the foreign APIs: fields that are empty, null, of another type, out of range."""
 
-import base64
-import json
 from collections.abc import Iterator
 from io import BytesIO
 from typing import Any
 
 import pytest
 import requests
-from conftest import ServerProcess, StartServer
-from PIL import Image
+from a1111_calls import PICTURE, TINY, ask, drawn, encoded, img2img
+from conftest import ServerProcess
 
-TINY = {"width": 64, "height": 64, "steps": 1}
 ANYTHING: tuple[Any, ...] = (5, -1, 0.5, True, "x", [], ["x"], {}, {"x": {"y": None}})
 """Values that no client means for a field, and that some send."""
+
 IGNORED_BY_A1111 = (
     "alwayson_scripts",
     "clip_skip",
@@ -35,8 +33,11 @@ IGNORED_BY_A1111 = (
     "subseed_strength",
     "tiling",
 )
+
 OF_OTHER_MODELS = ("cfg_scale", "distilled_cfg_scale", "negative_prompt", "denoising_strength")
+
 OF_AN_UPSCALER = ("enable_hr", "hr_scale", "hr_resize_x", "hr_resize_y")
+
 OF_IMG2IMG = (
     "image_cfg_scale",
     "include_init_images",
@@ -49,16 +50,8 @@ OF_IMG2IMG = (
     "mask_blur_y",
     "resize_mode",
 )
+
 IGNORED_BY_OPENAI = ("background", "input_fidelity", "moderation", "quality", "style", "user")
-
-
-def encoded(picture: Image.Image) -> str:
-    buffer = BytesIO()
-    picture.save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-PICTURE = Image.radial_gradient("L").resize((96, 64)).convert("RGB")
 
 
 @pytest.fixture(scope="module")
@@ -76,26 +69,6 @@ def upscaling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProces
     process = ServerProcess(tmp_path_factory.mktemp("server"), "--models", models)
     yield process
     process.stop()
-
-
-def ask(server: ServerProcess, path: str, **fields: Any) -> requests.Response:
-    return requests.post(server.url + path, json={**TINY, **fields}, timeout=60)
-
-
-def drawn(server: ServerProcess, path: str, **fields: Any) -> dict[str, Any]:
-    """The info of a picture, with the size that it really has."""
-    answer = ask(server, f"/sdapi/v1/{path}", **fields)
-    assert answer.status_code == 200, (answer.text, fields)
-    info: dict[str, Any] = json.loads(answer.json()["info"])
-    picture = Image.open(BytesIO(base64.b64decode(answer.json()["images"][0])))
-    assert picture.size == (info["width"], info["height"])
-    assert f"Size: {info['width']}x{info['height']}" in picture.info["parameters"]
-    return info
-
-
-def img2img(server: ServerProcess, **fields: Any) -> dict[str, Any]:
-    fields = {"init_images": [encoded(PICTURE)], "steps": 4, **fields}
-    return drawn(server, "img2img", **fields)
 
 
 # -- ignored fields -----------------------------------------------------------------------------
@@ -152,83 +125,6 @@ def test_a_field_that_the_model_uses_is_refused_by_its_name(upscaling: ServerPro
     ):
         answer = ask(upscaling, "/v1/images/generations", prompt="x", size="64x64", **fields)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, list(fields)[-1])
-
-
-# -- sizes --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("sides", "expected"),
-    [
-        ({"width": None, "height": None}, (96, 64)),
-        ({"width": 96, "height": None}, (96, 64)),
-        ({"width": None, "height": 64}, (96, 64)),
-        ({"width": 192, "height": 0}, (192, 128)),
-        ({"width": 0, "height": 0}, (96, 64)),
-        ({"width": 50.7, "height": 50.2}, (48, 48)),
-    ],
-)
-def test_img2img_follows_the_picture_where_a_side_is_not_given(
-    server: ServerProcess, sides: dict[str, Any], expected: tuple[int, int]
-) -> None:
-    info = img2img(server, prompt="x", **sides)
-    assert (info["width"], info["height"]) == expected
-
-
-def test_txt2img_without_a_side_draws_512_or_what_the_operator_allows(
-    start_server: StartServer,
-) -> None:
-    server = start_server("--model", "noise-flux1", "--max-pixels", str(128 * 128))
-    for sides, expected in (
-        ({"width": None, "height": None}, (128, 128)),
-        ({"width": 256, "height": None}, (256, 64)),
-        ({"width": None, "height": 64}, (128, 64)),
-    ):
-        info = drawn(server, "txt2img", prompt="x", **sides)
-        assert (info["width"], info["height"]) == expected
-    info = drawn(server, "txt2img", prompt="x", enable_hr=True, hr_scale=2)  # no upscaler here
-    assert (info["width"], info["height"]) == (64, 64)
-
-
-@pytest.mark.parametrize(
-    ("fields", "expected"),
-    [
-        ({}, (128, 128)),
-        ({"hr_scale": 0}, (64, 64)),
-        ({"hr_scale": 1}, (64, 64)),
-        ({"hr_scale": 1.5}, (96, 96)),
-        ({"hr_scale": 9}, (256, 256)),
-        ({"hr_scale": 0, "hr_resize_x": 128, "hr_resize_y": 128}, (128, 128)),
-        ({"hr_scale": 2, "hr_resize_x": 96, "hr_resize_y": 96}, (96, 96)),
-        ({"hr_resize_x": 160, "hr_resize_y": 0}, (160, 160)),
-        ({"hr_resize_x": 0, "hr_resize_y": 96}, (96, 96)),
-        ({"hr_resize_x": 0, "hr_resize_y": 0, "hr_scale": 2}, (128, 128)),
-        ({"hr_resize_x": 160, "hr_resize_y": 100}, (160, 100)),
-        ({"hr_resize_x": 101, "hr_resize_y": 133}, (101, 133)),
-        ({"hr_resize_x": 32, "hr_resize_y": 48}, (32, 48)),
-        ({"width": 128, "hr_resize_x": 256}, (256, 128)),
-        ({"width": 128, "hr_resize_y": 96}, (192, 96)),
-        ({"width": 256, "height": 16, "hr_resize_x": 5}, (5, 1)),
-    ],
-)
-def test_hires_fix_makes_the_size_that_automatic1111_makes(
-    upscaling: ServerProcess, fields: dict[str, Any], expected: tuple[int, int]
-) -> None:
-    info = drawn(upscaling, "txt2img", prompt="x", enable_hr=True, **fields)
-    assert (info["width"], info["height"]) == expected
-
-
-def test_a_hires_size_is_bounded(upscaling: ServerProcess) -> None:
-    fields = {"enable_hr": True, "hr_resize_x": 8192, "hr_resize_y": 8192}
-    answer = ask(upscaling, "/sdapi/v1/txt2img", prompt="x", **fields)
-    assert answer.status_code == 400
-    assert "hr_resize_x x hr_resize_y must be at most" in answer.json()["detail"]
-
-
-@pytest.mark.parametrize("size", ["64x64", "64X64", " 64 x 64 ", "64*64", "64\u00d764"])
-def test_a_size_may_be_written_in_several_ways(server: ServerProcess, size: str) -> None:
-    answer = ask(server, "/v1/images/generations", prompt="x", size=size)
-    assert answer.json()["size"] == "64x64"
 
 
 # -- prompts ------------------------------------------------------------------------------------

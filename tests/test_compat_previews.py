@@ -8,7 +8,8 @@ from threading import Event
 from typing import Any
 
 import pytest
-from conftest import ROOT, FakeGenerator, PlayedQueue, allow, seen_by_all
+from conftest import ROOT, PlayedQueue, allow, seen_by_all
+from fake_generator import FakeGenerator
 from flask.testing import FlaskClient
 from PIL import Image
 

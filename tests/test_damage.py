@@ -10,8 +10,9 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
-from conftest import FakeGenerator, PlayedQueue, StartServer, params_for, until
+from conftest import PlayedQueue, StartServer, params_for, until
 from crashing import OFFER, log_of, post, refusal
+from fake_generator import FakeGenerator
 
 from errors import ServerError, StoreError
 from server import Server

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import FakeGenerator, PlayedQueue, params_for
-from test_pipelines import OnItsThread
+from conftest import PlayedQueue, params_for
+from fake_generator import FakeGenerator
+from on_its_thread import OnItsThread
 
 import commands
 import configuration

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import StallingHub, StartServer, forecast_of, params_for
+from conftest import StartServer, forecast_of, params_for
 from download_desk import OFFER, Desk, model
 from huggingface_hub import constants
+from stalling_hub import StallingHub
 
 from api.models_api import download_answer
 from errors import QueueFull

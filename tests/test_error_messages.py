@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import allow, params_for
+from on_its_thread import OnItsThread
 from safetensors.numpy import load_file, save_file
 from test_declared import declared, fits
 from test_loading import is_half_gone, is_truncated, spec_of
-from test_pipelines import OnItsThread
 
 from allowed import Allowed
 from errors import BadOption, ModelLoadError, ServerError

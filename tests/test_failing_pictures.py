@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from conftest import GIVE_UP_S, PlayedQueue, StartServer, allow, params_for, until
+from on_its_thread import FILES, PROMPTED
 from PIL import Image
 from test_generator import OnItsThread
-from test_pipelines import FILES, PROMPTED
 
 from errors import ModelLoadError, NotFinite, OutOfMemory
 from generation.finite import check_finite

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import requests
-from conftest import StartServer, fill_disk, until
+from conftest import StartServer, until
 from crashing import log_of, post, refusal, status_of
 from holding import Hold
 from PIL import Image
+from small_disk import fill_disk
 
 
 def test_a_full_disk_is_reported_loses_nothing_and_is_recovered_from(

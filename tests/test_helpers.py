@@ -1,17 +1,16 @@
 """Helper models: FIBO-VLM for plain prompts, Depth Pro, HED and OpenPose for controls."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import test_switching
 from conftest import allow, forecast_of, params_for
+from on_its_thread import OnItsThread
 from PIL import Image
+from studio import MAKING, StudioOf
 from submission_desk import PICTURE, Desk
-from test_pipelines import OnItsThread
-from test_switching import Studio
 
 from allowed import Allowed
 from api.models_api import control_types
@@ -29,7 +28,6 @@ from models.model_catalog import LoadSpec
 from task import InputImage, Phase, Stage, TaskStatus
 
 JSON_PROMPT = '{"short_description": "a lighthouse"}'
-MAKING = tuple(HELPERS.values())
 
 
 def allowed_by(*names: str, default: str | None = None) -> Allowed:
@@ -127,24 +125,8 @@ def test_each_model_says_which_kinds_of_control_it_takes() -> None:
 # -- stages ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def studio_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Studio]]:
-    started: list[Studio] = []
-    monkeypatch.setattr("workers.worker.is_present", lambda model: True)
-
-    def start(*names: str) -> Studio:
-        monkeypatch.setattr(test_switching, "OFFER", allow(*names, helpers=MAKING))
-        started.append(Studio(monkeypatch))
-        started[-1].worker.load()
-        return started[-1]
-
-    yield start
-    for studio in started:
-        studio.worker.stop(0)
-
-
 def test_a_plain_prompt_is_written_once_and_then_drawn(
-    studio_of: Callable[..., Studio],
+    studio_of: StudioOf,
 ) -> None:
     studio = studio_of("fibo")
     task = studio.submit("fibo", "a lighthouse", count=3)
@@ -159,7 +141,7 @@ def test_a_plain_prompt_is_written_once_and_then_drawn(
     assert len(ended.measured) == 4
 
 
-def test_the_forecast_knows_the_stage_of_a_helper(studio_of: Callable[..., Studio]) -> None:
+def test_the_forecast_knows_the_stage_of_a_helper(studio_of: StudioOf) -> None:
     studio = studio_of("fibo")
     for number in range(6):
         studio.submit("fibo", f"{number} foxes", steps=2)
@@ -174,7 +156,7 @@ def test_the_forecast_knows_the_stage_of_a_helper(studio_of: Callable[..., Studi
     assert helped - plain == pytest.approx(20 + 2 * 7, rel=0.1)
 
 
-def test_a_task_is_cancelled_while_its_helper_works(studio_of: Callable[..., Studio]) -> None:
+def test_a_task_is_cancelled_while_its_helper_works(studio_of: StudioOf) -> None:
     studio = studio_of("fibo")
     task = studio.submit("fibo", "a lighthouse")
     prepare = studio.gpu.prepare
@@ -190,7 +172,7 @@ def test_a_task_is_cancelled_while_its_helper_works(studio_of: Callable[..., Stu
 
 
 def test_the_map_of_a_helper_becomes_the_control_image(
-    studio_of: Callable[..., Studio],
+    studio_of: StudioOf,
 ) -> None:
     name = "z-image-turbo-controlnet-union-2.1"
     studio = studio_of(name)
@@ -210,7 +192,7 @@ def test_the_map_of_a_helper_becomes_the_control_image(
 
 
 def test_several_controls_are_made_by_their_helpers_and_drawn_together(
-    studio_of: Callable[..., Studio],
+    studio_of: StudioOf,
 ) -> None:
     name = "z-image-turbo-controlnet-union-2.1"
     studio = studio_of(name)

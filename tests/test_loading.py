@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 from conftest import allow, params_for, slow_except
+from on_its_thread import OnItsThread
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
-from test_pipelines import OnItsThread
 
 from declared import read_allowed
 from errors import ModelLoadError

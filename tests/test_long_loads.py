@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import FakeGenerator, PlayedQueue, allow, params_for
+from conftest import PlayedQueue, allow, params_for
+from fake_generator import FakeGenerator
 from played_app import PlayedApp
 
 from api.task_answers import status_answer

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import mlx.core as mx
 import pytest
-from conftest import FakeGenerator, PlayedQueue, StartServer, allow, forecast_of, params_for
+from conftest import PlayedQueue, StartServer, allow, forecast_of, params_for
+from fake_generator import FakeGenerator
 
 from generation import machine_speed
 from models.build_options import BuildOptions

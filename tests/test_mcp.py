@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 import jsonschema_rs
 import pytest
 import requests
-from assistants import ERAS, HANDSHAKE, MODERN, Answer, Assistant, assistant
-from conftest import GIVE_UP_S, ServerProcess, ask, until
+from assistants import ERAS, HANDSHAKE, MODERN, SMALL, Answer, Assistant, assistant, post, rpc
+from conftest import GIVE_UP_S, ServerProcess, until
 from live import SteppedServer
 from mcp import MCPError
 from PIL import Image
@@ -22,19 +22,8 @@ from test_sync_calls import calls_of
 
 from api.generate_request import PICTURES, GenerateRequest
 from compat.mcp import McpRoutes
-from compat.mcp_messages import PREFIX
-from compat.mcp_results import MOST_INLINE_BYTES
 from compat.mcp_schemas import MOST_WAIT_S, TOOLS
 from compat.mcp_tools import Waiting
-from decoding.decoder import PictureReader
-
-SMALL = {"prompt": "a fox", "width": 64, "height": 64, "steps": 2}
-META = {
-    PREFIX + "protocolVersion": MODERN,
-    PREFIX + "clientCapabilities": {},
-    PREFIX + "clientInfo": {"name": "test", "version": "1"},
-}
-TOOLS_LIST = {"MCP-Protocol-Version": MODERN, "Mcp-Method": "tools/list"}
 
 
 @pytest.fixture(scope="module")
@@ -71,15 +60,6 @@ def shown(answer: Answer) -> list[Image.Image]:
     """The pictures in an answer."""
     assert {(one.type, one.mime_type) for one in answer.pictures} <= {("image", "image/jpeg")}
     return [Image.open(BytesIO(base64.b64decode(one.data))) for one in answer.pictures]
-
-
-def post(url: str, body: Any, **headers: str) -> requests.Response:
-    usual = {"Accept": "application/json, text/event-stream"}
-    return ask("POST", url + "/mcp", json=body, headers={**usual, **headers})
-
-
-def rpc(method: str, request_id: Any = 1, **params: Any) -> dict[str, Any]:
-    return {"jsonrpc": "2.0", "id": request_id, "method": method, "params": params}
 
 
 def test_a_client_that_may_choose_takes_the_newest_revision(server: ServerProcess) -> None:
@@ -345,244 +325,6 @@ def test_a_call_does_not_wait_where_no_place_for_waiting_is_left(app: PlayedApp)
 @pytest.fixture
 def app(tmp_path_factory: pytest.TempPathFactory) -> PlayedApp:
     return PlayedApp(tmp_path_factory.mktemp("app"))
-
-
-def noise(side: int, kind: str) -> bytes:
-    buffer = BytesIO()
-    Image.effect_noise((side, side), 200).convert("RGB").save(buffer, kind, quality=95)
-    return buffer.getvalue()
-
-
-def played(app: PlayedApp, images: list[bytes], **fields: Any) -> dict[str, Any]:
-    """What check_image answers of a task with these pictures."""
-    task_id = app.submit("alice", count=len(images), **fields)
-    app.claim()
-    assert app.queue.finish(task_id, images)
-    body = rpc("tools/call", name="check_image", arguments={"task_id": task_id})
-    return dict(app.json("alice", "POST", "/mcp", json=body)["result"])
-
-
-@pytest.mark.parametrize(
-    ("side", "number", "kind"), [(1200, 1, "PNG"), (1200, 1, "JPEG"), (640, 4, "JPEG")]
-)
-def test_pictures_inline_are_small_jpegs_together_below_the_limit(
-    app: PlayedApp, side: int, number: int, kind: str
-) -> None:
-    result = played(app, [noise(side, kind)] * number, format=kind)
-    pictures = [base64.b64decode(one["data"]) for one in result["content"][1:]]
-    assert len(pictures) == number
-    assert sum(map(len, pictures)) <= MOST_INLINE_BYTES
-    for picture in pictures:
-        assert Image.open(BytesIO(picture)).format == "JPEG"
-        assert Image.open(BytesIO(picture)).width >= 128
-
-
-def test_no_picture_of_a_task_is_tried_at_a_size_that_was_too_large_for_another(
-    app: PlayedApp, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tried, thumbnail = [], PictureReader.thumbnail
-
-    def noted(reader: PictureReader, image: bytes, side: int) -> bytes:
-        tried.append(side)
-        return thumbnail(reader, image, side)
-
-    monkeypatch.setattr(PictureReader, "thumbnail", noted)
-    result = played(app, [noise(1200, "PNG")] * 4, format="PNG")
-    assert len(result["content"]) == 5
-    assert tried == sorted(tried, reverse=True)
-    assert len(tried) == len(set(tried)) + 3
-
-
-def test_a_small_jpeg_is_shown_as_it_is_stored_and_a_damaged_picture_is_left_out(
-    app: PlayedApp,
-) -> None:
-    small = noise(64, "JPEG")
-    result = played(app, [small, b"\x89PNG", small], format="JPEG")
-    shown_as = [base64.b64decode(one["data"]) for one in result["content"][1:]]
-    assert shown_as == [small, b"\x89PNG", small]  # what is stored as JPEG is not looked into
-    result = played(app, [noise(64, "PNG"), b"\x89PNG"], format="PNG")
-    assert len(result["content"]) == 2
-    assert len(json.loads(result["content"][0]["text"])["pictures"]) == 2
-
-
-def test_a_task_that_waits_in_a_paused_queue_says_so(app: PlayedApp) -> None:
-    app.json("root", "POST", "/queue/pause")
-    arguments = {**SMALL, "wait_s": 0}
-    body = rpc("tools/call", name="generate_image", arguments=arguments)
-    result = app.json("alice", "POST", "/mcp", json=body)["result"]
-    said = json.loads(result["content"][0]["text"])
-    assert said["status"] == "waiting"
-    assert "paused" in said["message"]
-
-
-def test_a_failed_task_is_a_failed_result_with_its_reason(app: PlayedApp) -> None:
-    task_id = app.submit("alice")
-    app.fail()
-    body = rpc("tools/call", name="check_image", arguments={"task_id": task_id})
-    result = app.json("alice", "POST", "/mcp", json=body)["result"]
-    assert result["isError"]
-    assert json.loads(result["content"][0]["text"])["error"]["message"] == "It broke."
-
-
-# -- the protocol ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("asked", "answered"),
-    [
-        ("2025-11-25", "2025-11-25"),
-        ("2025-03-26", "2025-03-26"),
-        ("2024-11-05", "2024-11-05"),
-        ("1999-01-01", "2025-11-25"),
-        (None, "2025-11-25"),
-    ],
-)
-def test_the_handshake_agrees_on_a_revision_of_its_generation(
-    server: ServerProcess, asked: str | None, answered: str
-) -> None:
-    answer = post(server.url, rpc("initialize", protocolVersion=asked))
-    assert answer.status_code == 200
-    assert answer.json()["result"]["protocolVersion"] == answered
-    assert len(answer.headers["Mcp-Session-Id"]) == 32
-    done = {"jsonrpc": "2.0", "method": "notifications/initialized"}
-    assert (post(server.url, done).status_code, post(server.url, done).content) == (202, b"")
-    assert post(server.url, rpc("ping"), **{"MCP-Protocol-Version": answered}).json() == {
-        "jsonrpc": "2.0",
-        "id": 1,
-        "result": {},
-    }
-
-
-@pytest.mark.parametrize(
-    ("headers", "params", "code"),
-    [
-        ({}, {"_meta": META}, -32020),
-        ({"MCP-Protocol-Version": MODERN}, {"_meta": META}, -32020),
-        ({**TOOLS_LIST, "Mcp-Method": "tools/call"}, {"_meta": META}, -32020),
-        ({**TOOLS_LIST, "MCP-Protocol-Version": "2025-11-25"}, {"_meta": META}, -32020),
-        (TOOLS_LIST, {}, -32602),
-        (TOOLS_LIST, {"_meta": {PREFIX + "protocolVersion": MODERN}}, -32602),
-        (
-            {**TOOLS_LIST, "MCP-Protocol-Version": "2099-01-01"},
-            {"_meta": {**META, PREFIX + "protocolVersion": "2099-01-01"}},
-            -32022,
-        ),
-        ({"MCP-Protocol-Version": "2099-01-01"}, {}, -32022),
-    ],
-)
-def test_a_request_whose_headers_and_body_disagree_is_refused(
-    server: ServerProcess, headers: dict[str, str], params: dict[str, Any], code: int
-) -> None:
-    answer = post(server.url, rpc("tools/list", 5, **params), **headers)
-    assert answer.status_code == 400
-    assert answer.json()["id"] == 5
-    assert answer.json()["error"]["code"] == code
-    if code == -32022:
-        assert MODERN in answer.json()["error"]["data"]["supported"]
-
-
-def test_a_name_in_a_header_may_be_encoded_and_must_match(server: ServerProcess) -> None:
-    body = rpc("tools/call", name="list_models", _meta=META)
-    encoded = f"=?base64?{base64.b64encode(b'list_models').decode()}?="
-    for name, status in (
-        ("list_models", 200),
-        (encoded, 200),
-        ("estimate", 400),
-        ("=?base64?!?=", 400),
-        ("", 400),
-    ):
-        headers = {**TOOLS_LIST, "Mcp-Method": "tools/call", "Mcp-Name": name}
-        assert post(server.url, body, **headers).status_code == status
-
-
-def test_each_generation_has_its_own_methods(server: ServerProcess) -> None:
-    for method in ("initialize", "ping", "nothing"):
-        headers = {**TOOLS_LIST, "Mcp-Method": method}
-        answer = post(server.url, rpc(method, _meta=META), **headers)
-        assert (answer.status_code, answer.json()["error"]["code"]) == (404, -32601)
-    for method in ("server/discover", "nothing"):
-        answer = post(server.url, rpc(method))
-        assert (answer.status_code, answer.json()["error"]["code"]) == (200, -32601)
-
-
-@pytest.mark.parametrize(
-    ("content", "code"),
-    [
-        (b"", -32700),
-        (b"{", -32700),
-        (b"[]", -32700),
-        (b"[" * 100_000, -32700),
-        (b"{}", -32600),
-        (b'{"jsonrpc": "2.0", "id": 1}', -32600),
-        (b'{"jsonrpc": "1.0", "id": 1, "method": "ping"}', -32600),
-        (b'{"jsonrpc": "2.0", "id": null, "method": "ping"}', -32600),
-        (b'{"jsonrpc": "2.0", "id": [1], "method": "ping"}', -32600),
-        (b'{"jsonrpc": "2.0", "id": true, "method": "ping"}', -32600),
-        (b'{"jsonrpc": "2.0", "id": %s, "method": "ping"}' % (b"9" * 2000), -32600),
-        (b'{"jsonrpc": "2.0", "id": 1, "method": 5}', -32600),
-        (b'{"jsonrpc": "2.0", "id": 1, "result": {}}', -32600),
-        (b'{"jsonrpc": "2.0", "id": 1, "method": "ping", "params": [1]}', -32602),
-    ],
-)
-def test_what_is_no_message_is_an_error(server: ServerProcess, content: bytes, code: int) -> None:
-    answer = ask("POST", server.url + "/mcp", data=content)
-    assert answer.status_code == 400
-    assert answer.json()["error"]["code"] == code
-    assert answer.json().get("id", 1) == 1
-
-
-def test_wrong_kinds_of_params_are_refused_and_not_failures(server: ServerProcess) -> None:
-    for params in (
-        {"name": "generate_image", "arguments": {"prompt": "x", "wait_s": float("nan")}},
-        {"name": ["generate_image"]},
-        {"name": "call"},
-        {"name": "list_models", "arguments": "x"},
-        {"name": "list_models", "arguments": [1]},
-        {"name": "list_models", "_meta": 7},
-        {"name": "list_models", "_meta": {"progressToken": {"a": 1}}},
-        {},
-    ):
-        content = json.dumps(rpc("tools/call", **params))  # NaN and all
-        answer = ask("POST", server.url + "/mcp", data=content)
-        assert answer.status_code == 200
-        assert "result" in answer.json() or answer.json()["error"]["code"] == -32602
-    for uri in (None, 1, ["mflux://pictures/a/0"], "x" * 100_000):
-        answer = post(server.url, rpc("resources/read", uri=uri))
-        assert answer.json()["error"]["code"] == -32002
-
-
-@pytest.mark.parametrize("path", ["/mcp", "/generate", "/v1/images/generations", "/api/show"])
-def test_a_body_that_is_too_large_is_an_error_of_its_api(server: ServerProcess, path: str) -> None:
-    """It is refused before the application sees it."""
-    answer = ask("POST", server.url + path, data=b"", headers={"Content-Length": str(10**9)})
-    assert answer.status_code == 413
-    assert ("jsonrpc" in answer.json()) == (path == "/mcp")
-    assert answer.json()["error"]
-
-
-def test_there_is_no_stream_to_get_and_no_session_to_delete(server: ServerProcess) -> None:
-    for method in ("GET", "DELETE", "PUT"):
-        answer = ask(method, server.url + "/mcp", headers={"Accept": "text/event-stream"})
-        assert answer.status_code == 405
-        assert "POST" in answer.headers["Allow"]
-        assert answer.json()["error"]["data"]["code"] == "method_not_allowed"
-
-
-def test_pages_of_other_sites_and_unknown_hosts_are_refused(server: ServerProcess) -> None:
-    foreign = post(server.url, rpc("tools/list"), Origin="https://evil.example")
-    assert (foreign.status_code, foreign.json()["error"]["data"]["code"]) == (403, "foreign_page")
-    assert "id" not in foreign.json()
-    rebound = post(server.url, rpc("tools/list"), Host="evil.example")
-    assert rebound.status_code == 421
-
-
-def test_a_server_with_keys_asks_for_one_and_keeps_clients_apart(app: PlayedApp) -> None:
-    assert app.ask("", "POST", "/mcp", json=rpc("tools/list")).status_code == 401
-    task_id = app.submit("alice")
-    app.run()
-    for name, number in (("alice", 1), ("bob", 0), ("root", 0)):
-        listed = app.json(name, "POST", "/mcp", json=rpc("resources/list"))["result"]["resources"]
-        assert [one["uri"] for one in listed] == [f"mflux://pictures/{task_id}/0"] * number
 
 
 def test_a_notification_cancels_only_calls_of_its_own_session(stepped: SteppedServer) -> None:

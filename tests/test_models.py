@@ -1,4 +1,4 @@
-"""Every tiny model through the whole server: what it draws, what it says of itself, loading."""
+"""Every tiny model through the whole server: what it draws, and what it says of itself."""
 
 from collections.abc import Iterator
 from io import BytesIO
@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import RunServer, ServerProcess, StartServer, slow_except
+from conftest import ServerProcess, slow_except
+from generate_calls import drawn, fetched, health_of, post, submit
 from PIL import Image, ImageDraw
 
 from api.model_answers import ModelAnswer, ModelsAnswer
-from api.server_answers import HealthAnswer
 from images import read_metadata, to_base64, to_png
 from models import tiny_models
 
@@ -51,6 +51,7 @@ def as_text(picture: Image.Image) -> str:
 
 
 CIRCLE, TRIANGLE = as_text(circle()), as_text(triangle())
+
 UPPER, LEFT = as_text(mask((0, 0, 64, 32))), as_text(mask((0, 0, 32, 64)))
 
 
@@ -77,37 +78,12 @@ def studio(tmp_path_factory: pytest.TempPathFactory, lora_dir: Path) -> Iterator
     assert "Traceback" not in "".join(process.log)
 
 
-def post(server: ServerProcess, **fields: Any) -> requests.Response:
-    body = {"width": 64, "height": 64, "steps": 3, "format": "PNG", "seed": 1, **fields}
-    body = {name: value for name, value in body.items() if value is not None}
-    return requests.post(server.url + "/generate", json=body, timeout=60)
-
-
-def submit(server: ServerProcess, **fields: Any) -> str:
-    answer = post(server, **fields)
-    assert answer.status_code == 200, answer.text
-    task_id: str = answer.json()["task_id"]
-    return task_id
-
-
-def drawn(server: ServerProcess, **fields: Any) -> bytes:
-    """The file that a task makes."""
-    return fetched(server, submit(server, **fields))
-
-
-def fetched(server: ServerProcess, task_id: str, **query: Any) -> bytes:
-    done = server.wait_until_ended(task_id)
-    assert done["status"] == "done", done
-    answer = server.get("/image", task_id=task_id, delete="false", **query)
-    assert answer.status_code == 200
-    return answer.content
-
-
 def picture_in(file: bytes) -> Image.Image:
     return Image.open(BytesIO(file)).convert("RGB")
 
 
 GUIDED = {"guidance": 4.0}
+
 CHANGES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "noise-flux1": ({}, [{"scheduler": "flow_match_euler_discrete"}]),
     "noise-flux2": ({}, []),
@@ -128,6 +104,7 @@ CHANGES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     ),
 }
 """What each model needs, and what changes its picture beside prompt, seed, steps and size."""
+
 IMG2IMG = ("noise-flux1", "noise-flux2", "noise-z-image", "noise-qwen")
 
 
@@ -316,10 +293,6 @@ def test_one_model_is_described_by_its_name_or_alias(studio: ServerProcess) -> N
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "unknown_model")
 
 
-def health_of(server: ServerProcess) -> HealthAnswer:
-    return HealthAnswer.model_validate(server.get("/health").json())
-
-
 def test_the_models_used_last_stay_in_memory(studio: ServerProcess) -> None:
     for name in ("noise-flux1", "noise-qwen", "noise-z-image", "noise-flux1", "noise-flux2"):
         drawn(studio, model=name, prompt="x", guidance=None)
@@ -342,124 +315,3 @@ def test_a_client_on_this_machine_may_load_a_model_in_advance(studio: ServerProc
     ):
         answer = requests.post(f"{studio.url}/models/{name}/load", timeout=60)
         assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
-
-
-# -- servers of their own --------------------------------------------------------------------------
-
-
-def test_an_operators_key_is_asked_for_before_loading(start_server: StartServer) -> None:
-    server = start_server("--models", "noise-flux1,noise-flux2", "--operator-key", "sésame")
-    url = server.url + "/models/noise-flux2/load"
-    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer "}):
-        refused = requests.post(url, headers=headers, timeout=60)
-        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "operator_only")
-    key = {"Authorization": "Bearer sésame".encode()}
-    assert requests.post(url, headers=key, timeout=60).status_code == 200
-    server.wait_until_ended(submit(server, model="noise-flux2", prompt="x"))
-    assert health_of(server).loaded_models == ["noise-flux2"]
-
-
-def test_a_model_that_cannot_be_loaded_fails_only_its_tasks(start_server: StartServer) -> None:
-    server = start_server("--model", "noise-flux1", "--models", "noise-flux1,dev,noise-flux2")
-    lost, kept = (submit(server, model=name, prompt="x") for name in ("dev", "noise-flux2"))
-    failed = server.wait_until_ended(lost)
-    assert (failed["status"], failed["error"]["code"]) == ("failed", "model_load_failed")
-    message = failed["error"]["message"]
-    assert "\n" not in message
-    assert "dev" in message
-    assert "cannot be downloaded" in message
-    assert "huggingface.co/black-forest-labs/FLUX.1-dev" in message
-    assert server.wait_until_ended(kept)["status"] == "done"
-    health = server.get("/health")
-    assert health.status_code == 200
-    assert health.json()["last_error"].startswith("The weights of dev cannot be downloaded")
-    assert drawn(server, model="noise-flux1", prompt="x")
-    ordered = requests.post(server.url + "/models/dev/load", timeout=60)
-    assert ordered.json() == {"model": "dev", "loaded": False}
-    assert drawn(server, model="noise-flux1", prompt="x")
-    assert server.stop() == 0
-
-
-def test_models_are_freed_when_nothing_comes_and_loaded_again(start_server: StartServer) -> None:
-    server = start_server("--model", "noise-flux2", "--unload-after-s", "1")
-    first = drawn(server, prompt="x")
-    weights_bytes = health_of(server).memory.active_bytes
-    while health_of(server).loaded_models:  # ends, or the test run gives up on it
-        pass
-    health = health_of(server)
-    assert health.status == "ready"
-    assert health.memory.active_bytes < 0.5 * weights_bytes
-    assert not server.get("/models/noise-flux2").json()["loaded"]
-    answer = post(server, prompt="x").json()
-    assert fetched(server, answer["task_id"]) == first
-    load_s = server.get("/stats").json()["load_s"]
-    assert answer["expected_time_seconds"] >= 0.5 * load_s
-    assert answer["wait_p90_s"] >= answer["expected_time_seconds"]
-
-
-def test_a_model_that_two_clients_do_not_share_is_switched_to_and_back(
-    start_server: StartServer,
-) -> None:
-    server = start_server("--models", "noise-flux1,noise-flux2", "--affinity-s", "0")
-    names = ["noise-flux1", "noise-flux2"] * 3
-    tasks = [submit(server, model=name, prompt="x") for name in names]
-    files = [fetched(server, task_id) for task_id in tasks]
-    assert files[0] == files[2] == files[4] != files[1] == files[3] == files[5]
-    assert health_of(server).loaded_models == ["noise-flux2"]
-    assert "".join(server.log).count("makes room") >= 5
-
-
-def test_a_download_without_a_network_ends_with_one_sentence(
-    run_server: RunServer, tmp_path: Path
-) -> None:
-    ended = run_server(
-        "--download", "dev", "--data-dir", str(tmp_path), HF_HUB_CACHE=str(tmp_path / "cache")
-    )
-    assert ended.returncode == 1
-    last = ended.stderr.strip().splitlines()[-1]
-    assert last.startswith("server.py: The weights of dev cannot be downloaded from huggingface.co")
-    assert "Traceback" not in ended.stderr
-
-
-def test_a_download_of_what_is_there_ends_well_and_of_what_is_not_known_is_refused(
-    tmp_path: Path, run_server: RunServer, start_server: StartServer
-) -> None:
-    ended = run_server("--download", "noise-flux1", "--data-dir", str(tmp_path))
-    assert (ended.returncode, ended.stdout) == (
-        0,
-        "The weights of noise-flux1 are on this machine.\n",
-    )
-    code, log = start_server("--download", "devil", wait=False).refused()
-    assert code == 2
-    assert "there is no model 'devil'" in log
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("--models", "devil"), "argument --models: there is no model 'devil'"),
-        (("--models", "x=/no/such@dev"), "argument --models: there is no folder /no/such"),
-        (("--models", "noise-flux1", "--quantize-choices", "7"), "argument --quantize-choices"),
-        (("--lora-dir", "/no/such"), "argument --lora-dir: there is no folder /no/such"),
-    ],
-)
-def test_a_bad_choice_of_models_ends_the_start_with_one_line(
-    arguments: tuple[str, ...], words: str, start_server: StartServer
-) -> None:
-    code, log = start_server(*arguments, wait=False).refused()
-    assert code == 2
-    assert words in log
-    assert len(log.strip().splitlines()) == 1
-
-
-def test_a_folder_without_weights_fails_the_tasks_that_name_it(
-    start_server: StartServer, tmp_path: Path
-) -> None:
-    (tmp_path / "mine").mkdir()
-    server = start_server("--model", "noise-flux1", "--models", f"mine={tmp_path}/mine@z-image")
-    listed = server.get("/models/mine").json()
-    assert (listed["allowed"], listed["title"]) == (True, "mine, from z-image")
-    failed = server.wait_until_ended(submit(server, model="mine", prompt="x"))
-    assert failed["error"]["code"] == "model_load_failed"
-    assert "mine" in failed["error"]["message"]
-    assert drawn(server, model="noise-flux1", prompt="x")

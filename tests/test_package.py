@@ -18,7 +18,7 @@ import pytest
 import requests
 from conftest import GIVE_UP_S, ROOT
 from forking import clean_environment
-from test_documentation import PARTS, sources_of
+from sources import PARTS, sources_of
 
 from version import VERSION
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import ServerProcess, StallingHub, StartServer, needs_chromium
+from conftest import ServerProcess, StartServer, needs_chromium
 from holding import Hold
 from pages import MODELS, NO_EVENTS, Visit, Visitor, picture_file
 from playwright.sync_api import Route, expect
+from stalling_hub import StallingHub
 
 pytestmark = needs_chromium
 

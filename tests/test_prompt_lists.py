@@ -1,22 +1,19 @@
 """Several prompts in one task: one image of each."""
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import requests
 from conftest import ServerProcess, forecast_of
+from studio import StudioOf
 from submission_desk import Desk
-from test_helpers import studio_of
-from test_switching import Studio
 
 from api.generate_request import Limits, parse_form, parse_request
 from errors import InvalidInput
 from images import read_metadata
 from task import TaskStatus
 
-assert studio_of  # the fixture
 FOXES = ["a red fox", "a blue fox", "a green fox"]
 
 
@@ -113,7 +110,7 @@ def test_an_image_without_metadata_is_described_with_its_own_prompt(server: Serv
     assert "prompts" not in described[0]
 
 
-def test_weights_are_loaded_once_for_all_prompts(studio_of: Callable[..., Studio]) -> None:
+def test_weights_are_loaded_once_for_all_prompts(studio_of: StudioOf) -> None:
     studio = studio_of("noise-flux1", "noise-flux2")
     task = studio.submit("noise-flux2", FOXES[0], prompts=tuple(FOXES), count=3)
     studio.run_all()
@@ -124,7 +121,7 @@ def test_weights_are_loaded_once_for_all_prompts(studio_of: Callable[..., Studio
     assert studio.status(task.task_id).status is TaskStatus.DONE
 
 
-def test_the_forecast_encodes_each_prompt(studio_of: Callable[..., Studio]) -> None:
+def test_the_forecast_encodes_each_prompt(studio_of: StudioOf) -> None:
     studio = studio_of("noise-flux1")
     one, task = studio.queue.scheduler.estimates, studio.submit("noise-flux1", FOXES[0], count=3)
     listed = studio.submit("noise-flux1", FOXES[0], prompts=tuple(FOXES), count=3)
@@ -133,7 +130,7 @@ def test_the_forecast_encodes_each_prompt(studio_of: Callable[..., Studio]) -> N
     assert forecast_of(listed).end_s > forecast_of(task).end_s
 
 
-def test_a_helper_writes_each_prompt(studio_of: Callable[..., Studio]) -> None:
+def test_a_helper_writes_each_prompt(studio_of: StudioOf) -> None:
     studio = studio_of("fibo")
     studio.submit("fibo", FOXES[0], prompts=tuple(FOXES), count=3)
     studio.run_all()

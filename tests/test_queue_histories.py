@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from conftest import forecast_of
-from queue_rules import CANCELLED, DONE, FAILED, RULES, RUNNING, WAITING, QueueRules, some_params
+from queue_model import CANCELLED, DONE, FAILED, RULES, RUNNING, WAITING, some_params
+from queue_rules import QueueRules
 
 from errors import Gone, ServerError
 from scheduler.health import ServerState

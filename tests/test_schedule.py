@@ -1,63 +1,21 @@
-"""The order of the waiting tasks and the forecasts of all, against plain simulations of them."""
+"""The forecasts of all waiting tasks, against plain simulations of them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
+from asked_tasks import EXAMPLES, Asked, requests
 from bench import BASE, KLEIN, MODELS, SCHNELL, UPSCALER, Bench, spec_of
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from models.model_catalog import LoadSpec, Model
+from models.model_catalog import LoadSpec
 from scheduler.machines import Machine
 from scheduler.plan import PASS_EVERY_S, Planner
 from scheduler.resident import Resident, Sizes
 from scheduler.walk import Kinds
 from task import Phase, Progress, Task
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A task that a test submits."""
-
-    priority: int
-    model: Model
-    side: int
-    steps: int
-    count: int
-    upscale: float | None
-
-    def task(self, bench: Bench, task_id: str) -> Task:
-        guided: dict[str, Any] = {}
-        if self.model is BASE and self.steps % 2:
-            guided["guidance"] = 4.0  # runs each step twice: another law of time
-        return bench.task(
-            task_id,
-            self.model,
-            priority=self.priority,
-            side=self.side,
-            steps=self.steps,
-            count=self.count,
-            upscale=self.upscale,
-            **guided,
-        )
-
-
-requests = st.lists(
-    st.builds(
-        Asked,
-        priority=st.integers(-1, 1),
-        model=st.sampled_from(MODELS),
-        side=st.sampled_from([256, 512, 1024]),
-        steps=st.integers(1, 20),
-        count=st.integers(1, 4),
-        upscale=st.sampled_from([None, None, 2.0]),
-    ),
-    min_size=1,
-    max_size=25,
-)
 
 
 def order(task: Task) -> tuple[int, bool, float, int, int]:
@@ -119,9 +77,6 @@ def assume_no_tie(start_s: float, end_s: float, other_start_s: float, other_end_
     """Two machines would end a task at the same moment, but for rounding: either may be chosen."""
     if end_s == pytest.approx(other_end_s, rel=1e-9):
         assume(start_s == pytest.approx(other_start_s))
-
-
-EXAMPLES = [40, pytest.param(100, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("examples", EXAMPLES)
@@ -281,111 +236,6 @@ def test_with_one_machine_the_prefix_sums_equal_the_simulation_of_several() -> N
     assert [f.end_s for _, f in one.in_order()] == pytest.approx(
         [f.end_s for _, f in two.in_order()]
     )
-
-
-def test_tasks_run_by_priority_then_first_come_first_served() -> None:
-    bench = Bench()
-    for name, priority in (("a", 0), ("b", 1), ("c", -1), ("d", 0), ("e", 1)):
-        bench.join(bench.task(name, priority=priority))
-    assert bench.ids() == ["b", "e", "a", "d", "c"]
-
-
-@pytest.mark.parametrize("examples", EXAMPLES)
-def test_no_task_is_delayed_by_those_that_overtake_it_by_more_than_max_delay_s(
-    examples: int,
-) -> None:
-    @settings(deadline=None, max_examples=examples)
-    @given(requests, st.integers(1, 3), st.sampled_from([0.0, 30.0, 300.0]))
-    def check(asked: list[Asked], models_in_memory: int, max_delay_s: float) -> None:
-        bench = Bench(models_in_memory=models_in_memory, max_delay_s=max_delay_s)
-        bench.load(SCHNELL)
-        delayed: dict[str, float] = {}
-        for number, one in enumerate(asked):
-            before = {task.task_id: forecast.end_s for task, forecast in bench.in_order()}
-            bench.join(one.task(bench, str(number)))
-            delayed[str(number)] = 0.0
-            for task, forecast in bench.in_order():
-                if task.task_id in before and task.priority == one.priority:
-                    delayed[task.task_id] += max(forecast.end_s - before[task.task_id], 0.0)
-            priorities = [-task.priority for task in bench.schedule]
-            assert priorities == sorted(priorities)
-        assert max(delayed.values()) <= max_delay_s + 1e-6
-        if max_delay_s == 0.0:
-            first_come = sorted(range(len(asked)), key=lambda number: -asked[number].priority)
-            assert bench.ids() == [str(number) for number in first_come]
-
-    check()
-
-
-def test_a_task_joins_the_last_one_that_shares_its_weights() -> None:
-    bench = Bench(max_delay_s=1e6)
-    for name, model in (("a", 0), ("b", 1), ("c", 0), ("d", 1), ("e", 2), ("f", 0)):
-        bench.join(bench.task(name, MODELS[model]))
-    assert bench.ids() == ["a", "c", "f", "b", "d", "e"]
-
-
-@pytest.mark.parametrize(("max_delay_s", "switches"), [(0.0, 9), (1e6, 1)])
-def test_two_clients_that_alternate_between_models_are_grouped(
-    max_delay_s: float, switches: int
-) -> None:
-    bench = Bench(max_delay_s=max_delay_s)
-    bench.load(SCHNELL)
-    for number in range(10):
-        bench.join(bench.task(str(number), (SCHNELL, KLEIN)[number % 2]))
-    _, last = bench.in_order()[-1]
-    assert last.switches == switches
-    grouped = [str(number) for number in (0, 2, 4, 6, 8, 1, 3, 5, 7, 9)]
-    assert bench.ids() == (grouped if max_delay_s else sorted(grouped))
-
-
-def test_no_group_grows_further_than_max_delay_s_allows() -> None:
-    own_s = Bench().estimates.durations(*Bench().task("x").stages).gpu_s
-    bench = Bench(max_delay_s=2.5 * own_s)
-    for name, model in (("a", 0), ("b", 1), ("c", 0), ("d", 0), ("e", 0), ("f", 0)):
-        bench.join(bench.task(name, MODELS[model]))
-    assert bench.ids() == ["a", "c", "d", "b", "e", "f"]
-
-
-def test_a_group_at_the_head_grows_while_its_model_is_loaded_until_max_delay_s_is_used_up() -> None:
-    bench = Bench(max_delay_s=20.0)
-    bench.load(SCHNELL)
-    own_s = bench.estimates.durations(*bench.task("x").stages).gpu_s
-    bench.join(bench.task("klein", KLEIN))
-    for number in range(40):
-        bench.join(bench.task(str(number)))
-    ahead = bench.ids().index("klein")
-    assert ahead == int(20.0 / own_s) > 0
-    assert bench.ids()[ahead + 1 :] == [str(number) for number in range(ahead, 40)]
-
-
-def test_a_task_joins_first_if_the_machine_has_its_weights() -> None:
-    bench = Bench(max_delay_s=1e6)
-    bench.load(SCHNELL)
-    running = bench.task("running")
-    bench.join(running)
-    run = bench.start(running)
-    for name, model in (("b", KLEIN), ("c", SCHNELL)):
-        bench.join(bench.task(name, model))
-    assert bench.ids() == ["c", "b"]
-    bench.release(run)
-    assert bench.ids() == ["running", "c", "b"]
-
-
-def test_a_released_task_runs_before_one_that_went_first_by_affinity() -> None:
-    bench = Bench(max_delay_s=1e6)
-    bench.load(SCHNELL)
-    running = bench.task("running")
-    bench.join(running)
-    bench.join(bench.task("klein", KLEIN))
-    bench.join(bench.task("enlarged", upscale=2.0))
-    assert bench.ids() == ["running", "enlarged", "klein"], "of one turn"
-    run = bench.start(running)
-    bench.join(bench.task("first"))
-    assert bench.ids() == ["first", "enlarged", "klein"]
-    bench.release(run)
-    assert bench.ids() == ["running", "first", "enlarged", "klein"]
-    bench.join(bench.task("urgent", KLEIN, priority=1))
-    assert bench.ids()[:2] == ["urgent", "running"]
 
 
 def test_the_order_follows_turns_that_change() -> None:

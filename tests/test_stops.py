@@ -11,7 +11,6 @@ import pytest
 import requests
 from conftest import (
     GIVE_UP_S,
-    FakeGenerator,
     PlayedQueue,
     ServerProcess,
     StartServer,
@@ -20,6 +19,7 @@ from conftest import (
     until,
 )
 from crashing import OFFER, log_of, post, status_of
+from fake_generator import FakeGenerator
 from holding import DECODING, DENOISING, WITHIN, Hold
 from PIL import Image
 

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from ordering import LONGEST
+
 FAILS = ("fail", "raises", "warns")
 """Functions of pytest that can fail a test."""
 CHECKS = ("expect", "run_state_machine_as_test")
@@ -45,6 +47,14 @@ class Module:
             if isinstance(node, ast.ImportFrom)
             for alias in node.names
         }
+
+    def sources_of(self, name: str) -> set[tuple[str, str]]:
+        """Files and names that this one may be of: where it is imported from; a method, those of
+        the imported classes."""
+        if name in self.imported:
+            return {self.imported[name]}
+        is_method = name.startswith("assert_")
+        return {(file, name) for file, _ in self.imported.values()} if is_method else set()
 
     def has_elements(self, node: ast.expr | None, seen: frozenset[str] = frozenset()) -> bool:
         """Whether a loop over this runs at least once: a literal, or a name that stands for one."""
@@ -123,8 +133,9 @@ def asserts(name: str, file: str, modules: dict[str, Module], seen: frozenset[st
     if module is None or (key := f"{file}:{name}") in seen:
         return False
     if name not in module.functions:
-        return name in module.imported and asserts(
-            module.imported[name][1], module.imported[name][0], modules, seen
+        return any(
+            asserts(original, source, modules, seen | {key})
+            for source, original in module.sources_of(name)
         )
     function = module.functions[name]
     called = [node.func for node in what_runs(function, module) if isinstance(node, ast.Call)]
@@ -139,6 +150,10 @@ def asserts(name: str, file: str, modules: dict[str, Module], seen: frozenset[st
 def without_assertion(trees: dict[str, ast.Module]) -> list[str]:
     """Tests that may end without having asserted anything."""
     modules = {file: Module(tree) for file, tree in trees.items()}
+    for module in modules.values():
+        for name, (file, original) in module.imported.items():
+            if file in modules and original in modules[file].full:
+                module.full.setdefault(name, modules[file].full[original])
     return [
         f"{file}: {name}"
         for file, module in modules.items()
@@ -181,6 +196,10 @@ def test_no_test_sleeps() -> None:
     assert sleeps(trees()) == []
 
 
+def test_the_files_that_start_first_exist() -> None:
+    assert {f"test_{name}.py" for name in LONGEST.split()} <= set(trees())
+
+
 def test_a_test_without_an_assertion_and_a_sleep_are_found() -> None:
     source = """
 NAMES = ("x", "y")
@@ -212,11 +231,21 @@ def test_called():
 def test_true():
     assert True
 def test_imported(): helper()
+def test_imported_loop():
+    for name in IMPORTED: assert name
+def test_imported_method(): x.assert_imported()
+def test_imported_nothing(): x.assert_nothing()
 def test_of_another_file(): elsewhere()
 def test_true(): assert run()
 """
-    other = "def helper(): assert 1 > x\ndef elsewhere(): assert x\n"
-    imports = "from y import helper\n"
+    other = """
+IMPORTED = ("x",)
+def helper(): assert 1 > x
+def elsewhere(): assert x
+def assert_imported(self): assert self
+def assert_nothing(self): run()
+"""
+    imports = "from y import IMPORTED, helper\n"
     trees = {"x.py": ast.parse(imports + source), "y.py": ast.parse(other)}
     without = (
         "nothing",
@@ -224,6 +253,7 @@ def test_true(): assert run()
         "two_loops",
         "perhaps",
         "defined_only",
+        "imported_nothing",
         "of_another_file",
     )
     assert without_assertion(trees) == [f"x.py: test_{name}" for name in without]

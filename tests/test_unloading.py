@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import allow, params_for, slow_except
-from test_pipelines import OnItsThread
+from on_its_thread import OnItsThread
 
 from fields import Takes
 from models.mflux_registry import read_catalog

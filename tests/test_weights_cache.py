@@ -4,29 +4,28 @@ import json
 import os
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
-from conftest import GIVE_UP_S, FakeGenerator, PlayedQueue, allow, params_for, slow_except, until
-from test_pipelines import OnItsThread
+from conftest import GIVE_UP_S, PlayedQueue, allow, params_for, slow_except, until
+from copied_weights import PLENTY, spec_of
+from fake_generator import FakeGenerator
+from on_its_thread import OnItsThread
 
 from errors import LoadStopped, UnusableAdapter, WeightsTooLarge
 from models import weights_cache
-from models.model_catalog import LoadSpec, Lora
+from models.model_catalog import LoadSpec
 from models.tiny_models import ensure_checkpoint
-from models.weights_cache import MIN_FREE_BYTES, MIN_KEPT_S, WeightsCache
+from models.weights_cache import MIN_FREE_BYTES, WeightsCache
 from storage.task_store import TaskStore
 from task import TaskStatus
 from timing_model import TimingModel
 from workers.worker import Worker
 
-PLENTY = MIN_FREE_BYTES + 10**12
 SMALL = params_for(width=64, height=64, steps=2)
 
 
@@ -45,12 +44,6 @@ def generating(data_dir: Path, cache: WeightsCache) -> Iterator[OnItsThread]:
     one = OnItsThread(data_dir, weights_cache=cache)
     yield one
     one.run(one.generator.unload)
-
-
-def spec_of(path: Path | None, bits: int | None = 4, model: str = "noise-flux2") -> LoadSpec:
-    known = allow(model).default
-    there = replace(known, path=str(path) if path else None)
-    return LoadSpec(there, known.pipelines[0], bits)
 
 
 def save(generating: OnItsThread, may_continue: Callable[[], bool] = lambda: True) -> bool:
@@ -295,76 +288,6 @@ def test_a_disk_that_refuses_while_a_copy_is_written_costs_nothing(
     assert generating.draw(spec, SMALL).tobytes() == before.tobytes()
 
 
-def write(cache: WeightsCache, spec: LoadSpec, size: int = 1000) -> None:
-    with cache.writing(spec) as folder:
-        (folder / "arrays").write_bytes(b"1" * size)
-
-
-def used(folder: Path, spec: LoadSpec, ago_s: float) -> None:
-    (copy,) = folder.glob(f"{spec.key.replace('/', '-')}-*")
-    os.utime(copy / "copy.json", (time.time() - ago_s,) * 2)
-
-
-def test_the_copy_used_longest_ago_makes_room_unless_it_was_used_just_now(
-    checkpoint: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "weights"
-    cache = WeightsCache(folder, 2500, free_bytes=lambda folder: PLENTY)
-    three, four, five = (spec_of(checkpoint, bits) for bits in (3, 4, 5))
-    write(cache, three)
-    write(cache, four)
-    assert not cache.has_room(five, 1000), "both are in use"
-    used(folder, three, MIN_KEPT_S + 1)
-    used(folder, four, MIN_KEPT_S + 2)
-    assert cache.has_room(five, 1000)
-    assert cache.keys == {three.key}
-    write(cache, five)
-    assert WeightsCache(folder, 2500).keys == cache.keys == {three.key, five.key}
-    used(folder, three, -100 * MIN_KEPT_S)
-    assert cache.has_room(four, 1000), "a time in the future is of a clock that was set back"
-
-
-def test_copies_make_way_when_the_disk_is_nearly_full(checkpoint: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "weights"
-    free = [PLENTY]
-    cache = WeightsCache(folder, 10**9, free_bytes=lambda folder: free[0])
-    three, four = (spec_of(checkpoint, bits) for bits in (3, 4))
-    write(cache, three)
-    write(cache, four)
-    cache.prune()
-    assert cache.keys == {three.key, four.key}
-    used(folder, four, 10.0)
-    cache._free_bytes = lambda folder: MIN_FREE_BYTES - (len(cache.keys) - 1)
-    cache.prune()
-    assert cache.keys == {three.key}
-
-
-def test_what_a_dead_process_left_unfinished_is_removed_by_the_next_start(
-    checkpoint: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "weights"
-    cache = WeightsCache(folder, 10**9, free_bytes=lambda folder: PLENTY)
-    write(cache, spec_of(checkpoint))
-    draft = folder / ".noise-flux2-q8-00000000"
-    draft.mkdir()
-    (draft / "0.safetensors").write_bytes(b"1")
-    WeightsCache(folder, 10**9)
-    assert not draft.exists()
-    assert len(list(folder.iterdir())) == 1
-
-
-def test_a_lower_limit_removes_copies_at_the_next_start(checkpoint: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "weights"
-    cache = WeightsCache(folder, 10**9, free_bytes=lambda folder: PLENTY)
-    three, four = (spec_of(checkpoint, bits) for bits in (3, 4))
-    write(cache, three)
-    write(cache, four)
-    used(folder, four, 10.0)
-    assert WeightsCache(folder, 1500).keys == {three.key}
-    assert WeightsCache(folder, 0).keys == frozenset()
-    assert list(folder.iterdir()) == []
-
-
 def test_a_class_that_decides_something_by_its_folder_has_no_copy(
     generating: OnItsThread, checkpoint: Path, cache: WeightsCache
 ) -> None:
@@ -382,19 +305,6 @@ def test_a_class_that_decides_something_by_its_folder_has_no_copy(
     copies._build = build_a_variant
     assert not save(generating)
     assert not cache.keys
-
-
-def test_only_weights_that_loading_quantizes_have_copies(
-    checkpoint: Path, cache: WeightsCache
-) -> None:
-    spec = spec_of(checkpoint)
-    assert cache.takes(spec)
-    assert not cache.takes(spec_of(checkpoint, None))
-    assert not cache.takes(spec_of(None)), "it builds its own weights in no time"
-    stored = replace(spec.model, stored_bits=4)
-    assert not cache.takes(LoadSpec(stored, spec.pipeline, 8))
-    assert cache.takes(LoadSpec(spec.model, spec.pipeline, 4, (Lora("a"),)))
-    assert not cache.takes(LoadSpec(spec.model, spec.pipeline, 4, control_strength=0.5))
 
 
 def test_an_idle_worker_saves_copies_until_there_is_work() -> None:

@@ -6,7 +6,8 @@ from threading import Event
 from typing import Any
 
 import pytest
-from conftest import GIVE_UP_S, FakeGenerator, PlayedQueue, allow, params_for
+from conftest import GIVE_UP_S, PlayedQueue, allow, params_for
+from fake_generator import FakeGenerator
 from PIL import Image
 
 import images
