@@ -1,17 +1,21 @@
 """What was loaded is freed: MLX's arrays of each family, and the memory of the process."""
 
+import gc
+import importlib.util
 import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import allow, params_for, slow_except
 from on_its_thread import OnItsThread
 
 from fields import Takes
+from generation.compiling import compile_without_weights
 from models.mflux_registry import read_catalog
 from models.model_catalog import LoadSpec
 
@@ -22,6 +26,17 @@ FAMILIES = [
 ]
 COMPILED = ("flux2", "z-image", "krea2", "anima", "ernie", "qwen21")
 """Families whose steps mflux compiles: MLX used to lose about one in ten, with all its weights."""
+
+WITH_TINY_MODELS = {
+    "anima",
+    "ernie_image",
+    "flux2_klein",
+    "flux2_klein_edit",
+    "krea2",
+    "qwen21_transformer",
+    "z_image",
+}
+"""Modules of mflux that compile them."""
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +75,79 @@ def test_a_model_that_was_unloaded_leaves_no_arrays(
 ) -> None:
     active, loaded_bytes = process.submit(after_rounds, name, data_dir).result()
     assert active[-1] - active[0] < 0.01 * loaded_bytes
+
+
+STEPS_WITHOUT_TINY_MODELS = ("ideogram4", "krea2_controlnet")
+"""Modules of mflux whose steps are compiled and whose classes no tiny model has."""
+
+
+def after_steps(module: str) -> tuple[int, int]:
+    """MLX's active bytes that are left of the steps of some pictures, each of other weights, and
+    the bytes of one picture's weights."""
+    import mlx.core as mx
+    from mflux.models.ideogram4.variants.txt2img.ideogram4 import Ideogram4
+    from mflux.models.krea2.variants.controlnet.krea2_controlnet import Krea2Controlnet
+    from mlx import nn
+
+    class Transformer(nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = mx.ones((64, 4096))
+            mx.eval(self.weight)
+
+        def __call__(self, *values: Any, **named: Any) -> Any:
+            text = values[2] if values else named["llm_features"]
+            latents = values[0] if values else named["x"]
+            first, second = mx.split(latents * self.weight[0, 0] + text.sum(), 2)
+            return first + second
+
+    compile_without_weights()
+    latents, text, negative = (number * mx.ones((2, 8, 4)) for number in range(3))
+    mx.eval(latents, text, negative)
+    names = ("llm_features", "position_ids", "segment_ids", "indicator")
+    inputs = {**dict.fromkeys(names, text), "max_text_tokens": 8}
+
+    def step() -> Any:
+        if module == "krea2_controlnet":
+            predict = Krea2Controlnet._predict(Transformer(), text, negative, 2.0, text)
+            return predict(latents, mx.array(1.0))
+        values = {"z": latents, "t": mx.array(1.0)}
+        conditional = Ideogram4._predict_conditional(Transformer())
+        unconditional = Ideogram4._predict_unconditional(Transformer())
+        given = {"text_z_padding": text, "llm_features": text, "inputs": inputs}
+        return conditional(**values, **given) + unconditional(**values, negative_inputs=inputs)
+
+    mx.eval(step())
+    gc.collect()
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    for _ in range(60):
+        mx.eval(step())
+    mx.synchronize()
+    gc.collect()
+    mx.clear_cache()
+    return mx.get_active_memory() - before, Transformer().weight.nbytes
+
+
+@pytest.mark.parametrize("module", STEPS_WITHOUT_TINY_MODELS)
+def test_the_compiled_steps_of_each_class_leave_no_weights(
+    process: ProcessPoolExecutor, module: str
+) -> None:
+    left, weights_bytes = process.submit(after_steps, module).result()
+    assert left < weights_bytes
+
+
+def test_every_class_whose_step_mflux_compiles_is_tested_here() -> None:
+    spec = importlib.util.find_spec("mflux.models")
+    assert spec
+    assert spec.submodule_search_locations
+    files = Path(next(iter(spec.submodule_search_locations))).rglob("*.py")
+    compiled = {
+        file.stem
+        for file in files
+        if "mx.compile(self._" in (text := file.read_text()) or "return mx.compile(" in text
+    }
+    assert compiled == {*WITH_TINY_MODELS, *STEPS_WITHOUT_TINY_MODELS}
 
 
 def memory_of_rounds(data_dir: Path) -> list[int]:
