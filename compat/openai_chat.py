@@ -170,7 +170,7 @@ class ChatRoutes:
             )
         wanted = request_in(asked.messages, "messages")
         named = calls.known_name(asked.model)
-        fields = fields_of(asked, calls, wanted.prompt, asked.n)
+        fields = fields_of(asked, wanted.prompt, asked.n)
         fields["model"] = named
         if wanted.pictures:
             ways = (EDIT, START)

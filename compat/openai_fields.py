@@ -64,7 +64,7 @@ def _from_pictures(
     placed = place_pictures(
         calls, calls.known_name(asked.model), pictures, mask, ways=ways, field="image"
     )
-    return asked, fields_of(asked, calls, asked.prompt, asked.n) | placed
+    return asked, fields_of(asked, asked.prompt, asked.n) | placed
 
 
 def _sent() -> tuple[Mapping[str, Any], list[bytes], bytes | None]:
@@ -118,9 +118,7 @@ def picture_in(value: object, field: str) -> bytes:
     return decode_base64(value, field)
 
 
-def fields_of(
-    drawing: Drawing, calls: SyncCalls, prompt: str, count: int | None = None
-) -> dict[str, Any]:
+def fields_of(drawing: Drawing, prompt: str, count: int | None = None) -> dict[str, Any]:
     """The fields of /generate, but for model and pictures."""
     compression = None
     if drawing.output_format != "png":

@@ -146,7 +146,7 @@ class OpenAIRoutes:
         calls = self._calls
         with calls.room_for_the_body(request.content_length):
             asked = read_body(OpenAIGeneration, json_body())
-            fields = fields_of(asked, calls, asked.prompt, asked.n)
+            fields = fields_of(asked, asked.prompt, asked.n)
             fields["model"] = calls.known_name(asked.model)
             call = self._start(asked, fields)
         return self._drawn(asked, call, "image_generation")

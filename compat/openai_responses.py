@@ -110,7 +110,7 @@ class ResponsesRoutes:
             if given not in (None, False) and not pictures:
                 raise errors.InvalidInput("{field}: the input has no picture.", field=field)
         named = calls.known_name(tool.model) or calls.known_name(asked.model)
-        fields = fields_of(tool, calls, wanted.prompt)
+        fields = fields_of(tool, wanted.prompt)
         fields["model"] = named
         if pictures and tool.action != "generate":
             mask = None if mask is None else picture_in(mask, "input_image_mask")
