@@ -116,12 +116,6 @@ class Outbox:
                 request.answer = answer
                 self._changed.notify_all()
 
-    def beat(self) -> None:
-        """Send a heartbeat now."""
-        with self._changed:
-            self._beat_at = 0.0
-            self._changed.notify_all()
-
     def _run(self) -> None:
         while True:
             with self._changed:

@@ -190,11 +190,6 @@ def find_model(name: str) -> Model | None:
     return read_catalog().find(name)
 
 
-def undecided() -> list[str]:
-    """Returns the models of the installed mflux that have no entry in FACTS."""
-    return [model.name for model in read_catalog().models if model.title == UNDECIDED.title]
-
-
 def _model(key: str, config: Any, steps: int, sources: "_Sources") -> Model:
     facts = FACTS.get(key, UNDECIDED)
     without = {Takes.GUIDANCE, Takes.NEGATIVE_PROMPT}

@@ -198,7 +198,7 @@ class PlayedQueue(QueueManager):
         watch, (stage, _) = self._watches[task_id], self._at[task_id]
         own = watch.measured()
         if image_encoding_s is None:
-            image_encoding_s = watch.seconds_in_phase()
+            image_encoding_s = self._clock() - watch._phase_at
         drawn = [*self._drawn[task_id], (stage, own)]
         if len(drawn) < len(images):  # the test reported nothing in between
             drawn *= len(images)

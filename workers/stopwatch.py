@@ -40,9 +40,6 @@ class Stopwatch:
             self._phase_at += stopped_s
             self._step_at += stopped_s
 
-    def seconds_in_phase(self) -> float:
-        return self._clock() - self._phase_at
-
     def measured(self) -> Measured:
         """The picture is drawn."""
         self.reached(Phase.IMAGE_ENCODING, self._steps_done)

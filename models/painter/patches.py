@@ -107,11 +107,6 @@ def vae_weights(patches: Patches) -> dict[str, Array]:
     return {name: np.ascontiguousarray(array, np.float32) for name, array in weights.items()}
 
 
-def psnr(one: Array, other: Array) -> float:
-    """Returns the peak signal-to-noise ratio in decibels of pixels in -1 to 1."""
-    return float(-10 * np.log10(np.mean((one - other) ** 2) / 4))
-
-
 def _cells(pixels: Array) -> Array:
     batch, height, width, _ = pixels.shape
     rows, columns = height // SIDE, width // SIDE
