@@ -135,7 +135,6 @@ class EventStream(Connection):
 
     def __init__(self, server: SteppedServer, query: str = "", *headers: str) -> None:
         super().__init__(server, f"/events{query}", *headers)
-        self.comments = 0
         self.retry: str | None = None
         status, self.headers = self.head()
         assert status == 200, status
@@ -152,8 +151,8 @@ class EventStream(Connection):
         for line in self._lines:
             name, _, value = line.partition(": ")
             if line.startswith(":"):
-                self.comments += 1
-            elif name == "retry":
+                continue
+            if name == "retry":
                 self.retry = value
             elif line:
                 fields[name] = value

@@ -5,7 +5,7 @@ import shutil
 import signal
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -19,13 +19,6 @@ from server import Server
 from settings import Settings
 from storage.task_store import TaskStore
 from timing_model import TimingModel
-
-
-@pytest.fixture
-def queue(tmp_path: Path) -> Iterator[PlayedQueue]:
-    store = TaskStore(tmp_path / "data")
-    yield PlayedQueue(OFFER, TimingModel(), store)
-    store.close()
 
 
 def fill_data_dir(data_dir: Path) -> list[str]:

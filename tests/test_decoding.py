@@ -4,12 +4,10 @@ import io
 import random
 import struct
 import zlib
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from picture_files import (
-    LIMIT,
     PICTURE,
     file_of,
     header,
@@ -19,21 +17,12 @@ from picture_files import (
 )
 from PIL import Image, ImageOps
 
-from decoding.decoder import PictureDecoder
 from decoding.protocol import Meaning
 from images import to_png
 
 FORMATS = ["PNG", "JPEG", "WEBP"]
 WITH_PALETTE = Image.new("P", (16, 16), 3)
 WITH_PALETTE.putpalette(range(48))
-
-
-@pytest.fixture(scope="module")
-def decoder() -> Iterator[PictureDecoder]:
-    """One whose children have the usual limits."""
-    made = PictureDecoder(LIMIT, processes=1)
-    yield made
-    made.close()
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF"])

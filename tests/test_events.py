@@ -352,8 +352,8 @@ def test_the_real_server_streams_a_real_picture(server_process: ServerProcess) -
     assert kinds[-1] == "done"
 
 
-@pytest.fixture(name="server_process")
-def session_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ServerProcess]:
+@pytest.fixture
+def server_process(tmp_path: Path) -> Iterator[ServerProcess]:
     process = ServerProcess(tmp_path / "process", "--model", "noise-flux1")
     yield process
     process.stop()
