@@ -24,7 +24,7 @@ from generation.process_memory import PROCESS_BYTES
 from models.mlx_setup import prepare_mlx
 
 KLEIN = "flux2-klein-4b"
-STEPS = 2
+STEPS = 1
 PRESENT = ("waiting", "running")
 
 
@@ -37,8 +37,8 @@ def main() -> None:
         klein, anima = (FOLDER.with_name(f"mflux-real-{name}-q4") for name in ("klein", "anima"))
         write_model(klein, 4, name=KLEIN)
         write_model(anima, 4)
-        names = {"klein": KLEIN, "anima": MODEL}
-        models, side = f"klein={klein}@{KLEIN},anima={anima}@{MODEL}", 256
+        names = {"real-klein": KLEIN, "real-anima": MODEL}
+        models, side = f"real-klein={klein}@{KLEIN},real-anima={anima}@{MODEL}", 128
     with temporary_folder() as folder:
         server = TinyServer(folder / "data", ["--models", models, "--models-in-memory", "2"])
         try:

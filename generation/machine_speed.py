@@ -18,14 +18,17 @@ CHANNELS = 128
 """Of a decoder where its picture is largest."""
 ENOUGH_S = 0.02
 """A product that takes this long fills the device: larger ones are not quicker per operation."""
+PRODUCTS = 2
+"""Increased with each change of models/cpu_products.py: speeds are then measured again."""
 
 Compute = Callable[[], Any]
 
 
 def mlx_version() -> str:
-    """Version of MLX, on which the speed depends; empty: it is not installed."""
+    """Version of MLX, and of what the server changes of its products: the speed depends on both.
+    Empty: MLX is not installed."""
     with suppress(PackageNotFoundError):
-        return version("mlx")
+        return f"{version('mlx')}/{PRODUCTS}"
     return ""
 
 
