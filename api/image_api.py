@@ -12,7 +12,7 @@ from api.api_docs import INDEX, READING_ERRORS, TASK_ID, WAIT, documented, json_
 from api.client_queue import ClientQueue, OwnQueue
 from api.links import Links
 from api.long_poll import watch
-from api.query_values import MOST_WAIT_S, flag_value, gone_check, number_value, task_id_value
+from api.query_values import MOST_WAIT_S, flag_value, is_gone, number_value, task_id_value
 from api.routes import route
 from api.task_answers import ImageAnswer, ImagesAnswer, LinkAnswer
 from api.waiting_places import WaitingPlaces
@@ -130,7 +130,7 @@ class ImageRoutes:
             task_id,
             wait_s=wait_s,
             enough=lambda task, version: index is not None and task.images_done > index,
-            is_gone=gone_check(),
+            is_gone=is_gone,
         )
 
     def _sent(

@@ -12,7 +12,7 @@ from api.generate_request import GenerateRequest, Limits, parse_form, parse_requ
 from api.long_poll import watch
 from api.model_answers import DownloadAnswer
 from api.models_api import download_answer
-from api.query_values import MAX_ID, MOST_WAIT_S, gone_check, number_value, task_id_value
+from api.query_values import MAX_ID, MOST_WAIT_S, is_gone, number_value, task_id_value
 from api.request_body import form_body, whole_body
 from api.routes import route
 from api.submission import Submission, check_same, ignored_fields
@@ -157,7 +157,7 @@ class TaskRoutes:
             task_id,
             wait_s=wait_s,
             enough=lambda view, version: version > since,
-            is_gone=gone_check(),
+            is_gone=is_gone,
         )
         state = queue.state()
         may_wait_for_it = view.waits_for_download or state is ServerState.LOADING

@@ -81,6 +81,11 @@ def gone_check() -> Callable[[], bool]:
     return lambda: hung_up() or revoked()
 
 
+def is_gone() -> bool:
+    """As gone_check(), by now: for views that seldom ask."""
+    return gone_check()()
+
+
 def half_closed_check() -> Callable[[], bool]:
     """A function that says, also later, whether this request's client has closed the connection, at
     least for sending: only writing to it shows whether it has also stopped reading."""
