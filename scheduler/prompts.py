@@ -111,14 +111,17 @@ class Prompts:
             tokens: of the prompts.
         """
         order = np.argsort(numbers, kind="stable")
-        earlier, later = order[:-1], order[1:]
-        same = numbers[earlier] == numbers[later]
+        ordered = numbers[order]
+        same = np.flatnonzero(ordered[1:] == ordered[:-1])
+        earlier, later = order[same], order[same + 1]
         again = np.zeros(len(numbers), bool)
-        again[later[same]] = True
-        encoded_tokens = np.cumsum(np.where(again, 0, tokens))
+        again[later] = True
+        encoded_tokens = np.cumsum(tokens * ~again)
         since = encoded_tokens.copy()  # the prompt was encoded
-        since[later[same]] -= encoded_tokens[earlier[same]] - tokens[earlier[same]]
-        again |= np.isin(numbers, list(self._in_memory))
+        since[later] -= encoded_tokens[earlier] - tokens[earlier]
+        in_memory = np.array([*self._in_memory], np.intp)
+        begins, ends = ordered.searchsorted(in_memory), ordered.searchsorted(in_memory, "right")
+        again[order[begins[begins < ends]]] = True
         found: Bools = again & (numbers != UNKNOWN) & (since <= TOKENS_KEPT)
         return found
 

@@ -149,7 +149,7 @@ class Kinds:
             prompts: the numbers of their prompts.
         """
         repeated = self._estimates.prompts.repeated(prompts, self._tokens[rows])
-        found: Ints = rows - rows % 2 + REPEATED * repeated
+        found: Ints = (rows & ~REPEATED) + REPEATED * repeated
         return found
 
     def image_encoding_s(self) -> Floats:
