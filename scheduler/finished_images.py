@@ -70,7 +70,8 @@ class FinishedImages:
         scheduler.retention.added(len(encoded.image), first=first)
         scheduler.events.publish(EventKind.DONE if last else EventKind.IMAGE, task_id)
         if last:
-            scheduler.store.discard_inputs(task_id)
+            if task.params.inputs:
+                scheduler.store.discard_inputs(task_id)
             scheduler.health.succeeded(Cause.TASK)
             self._log_done(task, outcome)
             scheduler.prune()
