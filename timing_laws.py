@@ -1,10 +1,11 @@
 """The laws of time of one key, learned from samples: arithmetic only.
 
 Seconds of a phase = scale * law(features) * exp(correction(place)). timing/linear.py has the law,
-timing/corrections.py the correction near a place, timing/drift.py the scale of all phases. A new
-sample is first compared with what was predicted, which moves the scale; then laws and corrections
-are fitted again to the latest SAMPLES_KEPT samples, each divided by the scale at its time, unless
-its like was drawn before and it was predicted right (linear.RIGHT).
+timing/course.py its factors that depend on the steps, timing/corrections.py the correction near a
+place, timing/drift.py the scale of all phases. A new sample is first compared with what was
+predicted, which moves the scale; then laws and corrections are fitted again to the latest
+SAMPLES_KEPT samples, each divided by the scale at its time, unless its like was drawn before and it
+was predicted right (linear.RIGHT).
 
 A fit takes milliseconds. The owner of a model therefore lets a copy learn, and fit itself, while
 others read the law: copy(), learn(), prepare().
@@ -20,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from timing.corrections import Corrections, Floats, Ints
+from timing.course import GAP_STEPS, Course, Growth
 from timing.drift import SAMPLES_KEPT, Scale
 from timing.linear import LEAST_S, RIGHT, STALE, LinearLaw, SizeLaw
 from timing.speeds import PRIOR_FLOP_PER_S
@@ -33,8 +35,9 @@ TEXT_FLOP_PER_PARAMETER = 250
 STEP_TEXT_TOKENS = 128
 """FLUX.1 has 256 and 512, Anima none: its prompt is only attended to."""
 PHASE_S = 0.05
+BACKFITS, SAME_POWER = 3, 0.01
+"""Rounds of fitting what a step takes by size and by number of steps; less is no change."""
 Coefficients = tuple[float, float, float]
-GAP_STEPS = 10.0
 LENT_SAMPLES = 30
 """So many samples of another machine are learned from at first; each own one replaces two."""
 COMPARED_PLACES = 9
@@ -61,6 +64,7 @@ class GpuLaws:
         step, text, decoding = prior_coefficients(parameters_b, flop_per_s, decoding_flop_per_s)
         self.text, self.step, self.decoding = LinearLaw(text), SizeLaw(step), SizeLaw(decoding)
         self.first_step = LinearLaw(FIRST_STEP_EXTRA)
+        self.course, self.growth = Course(), Growth()
         self.repeated_text = 1.0
         """Part of text encoding that a prompt takes that was encoded before: 0 where mflux keeps
         the embeddings, 1 where it does not, and before a repeated prompt was measured."""
@@ -83,7 +87,8 @@ class GpuLaws:
         other = copy(self)
         other.text, other.step = copy(self.text), copy(self.step)
         other.decoding, other.first_step = copy(self.decoding), copy(self.first_step)
-        other.scale = self.scale.copy()
+        other.scale, other.course = self.scale.copy(), self.course.copy()
+        other.growth = copy(self.growth)
         other._samples = self._samples.copy()
         other._asked, other._steps = {}, {}
         return other
@@ -162,8 +167,12 @@ class GpuLaws:
         text = texts.at(*_texts(places, self._numbers))
         return np.concatenate((text, pictures.at(*_pictures(places, self._numbers)))).T
 
-    def learn(self, place: Place, measured: Phases) -> None:
-        """Take in the seconds of a picture; a phase that did not run is NaN."""
+    def learn(self, place: Place, measured: Phases, later_s: Sequence[float] = ()) -> None:
+        """Take in the seconds of a picture; a phase that did not run is NaN.
+
+        Args:
+            later_s: of each step after the first one.
+        """
         if self._unfitted > STALE * len(self._samples):
             self._fit()
         is_right = False
@@ -179,6 +188,7 @@ class GpuLaws:
             )
         else:
             self.scale.start()
+        self.course.learn(later_s)
         logs = [log(max(s, LEAST_S)) if not isnan(s) else s for s in measured]
         self._samples.append(_Sample(place, (logs[0], logs[1], logs[2], logs[3])))
         for _ in range(min(self._lent, 2)):
@@ -191,9 +201,12 @@ class GpuLaws:
         self._steps.clear()
         self._seen = (min(self._seen[0], place.x), max(self._seen[1], place.x))
 
-    def pace(self, place: Place, step_s: float) -> float:
-        """By what factor forecasts would change if a picture ended now whose steps after the first
-        one have taken this long."""
+    def pace(self, place: Place, step_s: float, steps: int) -> float:
+        """By what factor forecasts would change if a picture ended now.
+
+        Args:
+            step_s: mean seconds of its steps after the first one; steps: how many it has had.
+        """
         if self._corrections is None:
             return 1.0
         if place not in self._steps:
@@ -203,6 +216,7 @@ class GpuLaws:
             near = float(corrections.near(where)[0])
             self._steps[place] = predicted.step, corrections.knows(int(number)), near
         predicted_s, seen, near = self._steps[place]
+        predicted_s *= self.course.mean(steps) / self.course.mean(place.steps)
         return self.scale.foreseen(log(max(step_s, LEAST_S) / predicted_s), seen=seen, near=near)
 
     def learn_repeated_text(self, part: float) -> None:
@@ -214,17 +228,22 @@ class GpuLaws:
     def _by_law(self, places: Sequence[Place]) -> Floats:
         """(places, 4): seconds at scale 1, without corrections."""
         sides = np.array([place.sides for place in places])
-        step = self.step.at(sides)
+        step = self.step.at(sides) * self.growth.at(_steps(places))
         phases = (
             self.text.at(np.array([_text_features(place) for place in places])),
             step + self.first_step.at(_first_features(sides, step)),
-            step,
+            step * self._courses(places),
             self.decoding.at(sides),
         )
         return np.maximum(np.array(phases).T, LEAST_S)
 
+    def _courses(self, places: Sequence[Place]) -> Floats:
+        """(places): mean seconds of the later steps / usual seconds."""
+        return np.array([self.course.mean(place.steps) for place in places])
+
     def _fit(self) -> None:
         """Fit the laws to the samples, and the corrections to what they leave over."""
+        self.course.settle()
         places = [sample.place for sample in self._samples]
         names = dict.fromkeys(name(place) for place in places for name in (_text, _picture))
         self._numbers = {name: number for number, name in enumerate(names)}
@@ -234,12 +253,13 @@ class GpuLaws:
         seconds = np.exp(logs)
         self.text.fit(np.array([_text_features(place) for place in places]), seconds[:, 0])
         self.decoding.fit(sides, seconds[:, 3])
-        extra = np.maximum(seconds[:, 1] - seconds[:, 2], 0.0)
+        usual, steps = seconds[:, 2] / self._courses(places), _steps(places)
+        extra = np.maximum(seconds[:, 1] - usual, 0.0)
         if np.isnan(extra).all():
             self.step.fit(sides, seconds[:, 1] / (1.0 + FIRST_STEP_EXTRA[2]))
         else:
-            self.step.fit(sides, seconds[:, 2])
-        step = self.step.at(sides)
+            self._fit_step(sides, steps, usual)
+        step = self.step.at(sides) * self.growth.at(steps)
         self.first_step.fit(_first_features(sides, step), extra, unit=step)
         residuals = (logs - np.log(self._by_law(places))).T
         self._corrections = (
@@ -249,6 +269,19 @@ class GpuLaws:
         self._unfitted, self._must_fit = 0, False
         self._known = {}
         self._steps.clear()
+
+    def _fit_step(self, sides: Floats, steps: Floats, seconds: Floats) -> None:
+        """What a step takes by the size, and by the number of steps, one after the other: the
+        backfitting of additive models (Hastie & Tibshirani 1986)."""
+        known = ~np.isnan(seconds)
+        logs = np.log(np.maximum(seconds[known], LEAST_S))
+        for _ in range(BACKFITS):
+            before = self.growth.power
+            self.step.fit(sides, seconds / self.growth.at(steps))
+            law = np.log(np.maximum(self.step.at(sides[known]), LEAST_S))
+            self.growth.fit(steps[known], logs - law)
+            if abs(self.growth.power - before) < SAME_POWER:
+                return
 
 
 def prior_coefficients(
@@ -288,6 +321,10 @@ def mean_step_s(steps_s: Sequence[float]) -> float:
         return nan
     usual = median(steps_s)
     return fmean(step if step <= GAP_STEPS * usual else usual for step in steps_s)
+
+
+def _steps(places: Sequence[Place]) -> Floats:
+    return np.array([max(place.steps, 1) for place in places], float)
 
 
 def _text_features(place: Place) -> tuple[float, float, float]:

@@ -8,14 +8,17 @@ changes the work of a step):
 
     law of text encoding     a + b t (+ c x)        once per task; once per image, with the term in
                                                     x, for pipelines that also encode input images
-    law of a step            d + e x + f x^2        linear layers cost x, attention x^2
+    law of a step            (d + e x + f x^2) n^m  linear layers cost x, attention x^2
     law of the first step    in addition g + h x + i step  (compilation, allocation)
+    course of the others     each step has a factor, in all pictures
     law of decoding          j + k x + l x^2        convolutions, attention of the middle block
     image encoding           p + q x                by file format, off the GPU; no scale
 
 1. The law is what the architecture says. If it is clearly wrong, x is something else than pixels:
    tiles, columns, rows, other stairs, at least some size; or above a size everything takes longer
-   by a factor, because memory is swapped or another algorithm is used (timing/shapes.py).
+   by a factor, because memory is swapped or another algorithm is used (timing/shapes.py). The
+   power m and the factors of the steps are 0 and 1 unless pictures show otherwise: some steps of
+   each picture are slower, or all steps of those with many (timing/course.py).
    Before the first measurement of a key it is the prior (confidence "none"): one step is about 2
    FLOP per parameter and token, at the measured speed of its kind of product (timing/speeds.py);
    before that 10 TFLOP/s (an Apple M2 Max in bfloat16). timing_laws.prior_coefficients compares it
@@ -34,7 +37,7 @@ changes the work of a step):
 7. Each machine has laws of its own: of(). One that has never run a key starts with the samples of
    another one, at the ratio of their speeds on what both have run, or of their measured speeds.
 
-Not learned: impossible durations, and steps that contain a gap (timing_laws.GAP_STEPS).
+Not learned: impossible durations, and steps that contain a gap (GAP_STEPS in timing/course.py).
 """
 
 import re
@@ -188,6 +191,7 @@ class TimingModel:
             confidence=_confidence(law, work.x),
             images=work.images,
             text_each=work.text_each or work.prompt_each,
+            course=law.course.relative(work.steps),
         )
 
     def gpu_s(self, works: Sequence[Work]) -> list[float]:
@@ -205,7 +209,7 @@ class TimingModel:
         """By what factor other forecasts of this key would change if a picture with these steps,
         two at least, ended now."""
         law = self._laws.get(work.model)
-        return law.pace(work.place, mean_step_s(step_s[1:])) if law else 1.0
+        return law.pace(work.place, mean_step_s(step_s[1:]), len(step_s)) if law else 1.0
 
     def learn(self, work: Work, measured: Measured) -> None:
         """Learns from a finished image; the next forecast takes the milliseconds of the fit. A
@@ -321,7 +325,7 @@ def _learn(
         text_s = law.text_s(work.place) if law.is_measured else 0.0
         if work.prompt_cached and text_s > 0.0:
             law.learn_repeated_text(measured.text_encoding_s / text_s)
-        law.learn(work.place, _phases(measured, CACHED_TEXT * text_s))
+        law.learn(work.place, _phases(measured, CACHED_TEXT * text_s), measured.step_s[1:])
     if measured.image_encoding_s > 0.0:  # an image that is upscaled next is not encoded
         encoding = _encoding_law(image_encoding, work.format)
         image_encoding[work.format] = encoding.learned((1.0, work.x), measured.image_encoding_s)

@@ -3,6 +3,7 @@
 Not thread-safe: the scheduler calls it under its lock.
 """
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -21,6 +22,8 @@ from timing_model import Confidence
 STEADY_S, STEADY_SHARE = 1.0, 0.02
 """A forecast that is later than the first one by no more than this is not reported."""
 
+EXPECTED = 12
+"""Of so many tasks, those that end next, the outcomes are foreseen."""
 ROUNDING_S = 1e-6
 
 
@@ -203,6 +206,23 @@ class Baselines:
             return None
         times = forecast.end_s, forecast.p90_s, self._monotonic() - baseline.at
         return Outcome(task.priority, *times, task.params.model, machine, ended_at)
+
+    def expected(self, lanes: Lanes) -> dict[int, list[bool]]:
+        """Of the tasks that end next and whose outcome() will be learned, by priority: whether each
+        is forecast to take longer than its p90 at submit.
+
+        Args:
+            lanes: as of now.
+        """
+        late = defaultdict[int, list[bool]](list)
+        entries, _ = self._forecaster.in_order(lanes, 0, EXPECTED)
+        for task, forecast in entries:
+            baseline = self._latest.get(task.task_id)
+            submitted = baseline.submitted if baseline else None
+            if baseline and submitted and submitted.confidence is not Confidence.NONE:
+                end_at = lanes.at + forecast().end_s
+                late[task.priority].append(end_at > baseline.at + submitted.p90_s)
+        return dict(late)
 
     def of(self, task: Task) -> Baseline:
         return self._latest[task.task_id]

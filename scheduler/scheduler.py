@@ -286,6 +286,7 @@ class Scheduler:
         self.remove(run.task, done=True)
         if outcome is not None:
             self.spread.learn(outcome)
+            self.spread.expect(self.baselines.expected(self.forecaster.lanes()))
         return outcome
 
     def cancel(self, task: Task, code: str | None = None, reason: str | None = None) -> bool:
@@ -327,7 +328,9 @@ class Scheduler:
 
     def set_baseline(self, task: Task, *, submitted: bool = False) -> Forecast:
         """As enter(), of a waiting task that has got another place (locked)."""
-        forecast = self.forecaster.of(task)
+        lanes = self.forecaster.lanes()
+        self.spread.expect(self.baselines.expected(lanes))
+        forecast = self.forecaster.of(task, lanes)
         self.baselines.set(task, forecast, self._sequence, submitted=submitted)
         return forecast
 
@@ -389,8 +392,7 @@ class Scheduler:
             ready.sort(key=lambda task: task.sequence)
             self.policy.restore([(task, self._gpu_s(task)) for task in ready])
             lanes = self.forecaster.lanes()
-            entries, _ = self.forecaster.in_order(lanes, 0, len(self))
-            for task, forecast in entries:
+            for task, forecast in self.forecaster.in_order(lanes, 0, len(self))[0]:
                 self.baselines.set(task, forecast(), self._sequence)
         if self._tasks:
             log.info("%d tasks from before the start wait", len(self._tasks))

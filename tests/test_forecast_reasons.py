@@ -272,3 +272,21 @@ def test_the_busy_share_is_that_since_the_start_for_the_first_hour() -> None:
     desk.at += HOUR_S
     stats = desk.queue.stats()
     assert (stats.tasks_last_hour, stats.busy_share) == (0, 0.0)
+
+
+def test_the_p90_is_wider_as_soon_as_tasks_that_wait_are_late_and_each_counts_once() -> None:
+    at = 0.0
+    queue = PlayedQueue(ALLOWED, learned(), TaskStore(None), monotonic=lambda: at)
+    queue.load(spec_of(SCHNELL))
+
+    def p90_factor() -> float:
+        task, _ = queue.submit(params_for(width=512, height=512, steps=4), priority=0)
+        forecast = forecast_of(task)
+        return forecast.p90_s / forecast.end_s
+
+    factors = [p90_factor() for _ in range(6)]
+    assert queue.claim()
+    at += 2000.0  # the first one is in a step that does not end
+    late = p90_factor()
+    assert late > 1.2 * max(factors)
+    assert p90_factor() <= late, "the same tasks are still late"

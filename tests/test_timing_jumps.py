@@ -116,3 +116,38 @@ def test_the_p90_grows_beyond_what_was_seen_while_each_task_takes_longer() -> No
         truth *= 1.05
         spread.learn(Outcome(0, 100.0, 100.0 * spread.p90_factor(0), truth))
     assert 100.0 * spread.p90_factor(0) > truth
+
+
+def test_outcomes_that_are_expected_count_until_others_are_expected() -> None:
+    spread = Spread()
+    usual, urgent = spread.p90_factor(0), spread.p90_factor(1)
+    spread.expect({0: [True] * 3})
+    late = spread.p90_factor(0)
+    assert late > usual
+    assert spread.p90_factor(1) == urgent
+    spread.expect({0: [True]})
+    assert usual < spread.p90_factor(0) < late
+    spread.expect({})
+    assert spread.p90_factor(0) == usual
+
+
+@pytest.mark.parametrize("depth", [1, 8])
+def test_with_expected_outcomes_few_tasks_suffice_for_nine_of_ten(depth: int) -> None:
+    """Rows of tasks that have their delay in common, as those behind one that takes long."""
+    dice, parts = random.Random(3), []
+    for _ in range(20):
+        spread, inside = Spread(), list[bool]()
+        waiting: list[tuple[float, float]] = []
+        fate = 1.0
+        for number in range(190):
+            if number % depth == 0:
+                fate = 1.0 + (dice.random() < 0.2) * dice.uniform(0.2, 1.0)
+            spread.expect({0: [fate > factor for factor, _ in waiting]})
+            waiting.append((spread.p90_factor(0), fate))
+            if len(waiting) == depth:
+                factor, own = waiting.pop(0)
+                spread.learn(Outcome(0, 100.0, 100.0 * factor, 100.0 * own))
+                inside.append(own <= factor)
+        parts.append(fmean(inside[50:]))
+    assert fmean(0.85 <= part <= 0.95 for part in parts) >= 0.8
+    assert 0.87 < fmean(parts) < 0.93

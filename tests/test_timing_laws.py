@@ -77,9 +77,11 @@ def test_the_pace_of_a_running_picture_is_that_of_the_latest_samples() -> None:
         step_s = 1.0 + 0.01 * number
         laws.learn(own.place, Phases(0.5, step_s + 0.1, step_s, 0.7))
         laws.phases([own.place])
-        pace = laws.pace(own.place, step_s + 0.03)
-        assert pace == laws.pace(own.place, step_s + 0.03)
-        assert pace == laws.copy().pace(own.place, step_s + 0.03), "a copy has computed none before"
+        pace = laws.pace(own.place, step_s + 0.03, 4)
+        assert pace == laws.pace(own.place, step_s + 0.03, 4)
+        assert pace == laws.copy().pace(own.place, step_s + 0.03, 4), (
+            "a copy has computed none before"
+        )
         seen.add(pace)
     assert len(seen) > 3
 

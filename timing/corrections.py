@@ -1,11 +1,12 @@
 """What a law of time gets wrong near a place, learned from samples: arithmetic only.
 
 A place is a size and a number of steps. The residual of a sample is log(measured / law). A
-correction is the sum of three levels, each learned from what the levels before it have left over:
+correction is the sum of levels, each learned from what the levels before it have left over:
 
-    1, 2  what was left over near the place, for two widths of "near" (WIDTHS): the median of the
-          samples, weighted with a Gaussian kernel of their distance in log(size) and log(steps)
-    3     what was left over at exactly this place: the mean of its runs, without outliers
+    near     what was left over near the place, for several widths of "near" (WIDTHS; the first one
+             is near in the steps, whatever the size): the median of the samples, weighted with a
+             Gaussian kernel of their distance in log(size), log(steps) and log(width / height)
+    exactly  what was left over at exactly this place: the mean of its runs, without outliers
 
 Medians make thresholds stay sharp, and single outliers harmless (robust local regression:
 Cleveland 1979, "Robust locally weighted regression"). Each level is shrunk by what was seen: m from
@@ -23,9 +24,11 @@ import numpy as np
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Ints = np.ndarray[Any, np.dtype[np.intp]]
 
-WIDTHS = ((0.3, 0.5, 9.0), (0.06, 1.0, 9.0), (0.06, 1.0, 0.12))
+WIDTHS = ((9.0, 0.35, 9.0), (0.3, 0.5, 9.0), (0.06, 1.0, 9.0), (0.06, 1.0, 0.12))
 """Standard deviations of the kernels in log(size), log(steps) and log(width / height)."""
 EXPONENTS = -0.5 / np.square(WIDTHS).T
+NEAR = 1
+"""The width that is widest in all that is compared."""
 OUTLIER_SIGMAS = 3.0
 LEAST_SEEN = 0.5
 SPREAD_LEAST = 0.02
@@ -65,7 +68,7 @@ class Corrections:
 
     def near(self, places: Floats) -> Floats:
         """How many samples are near these places, in the widest sense."""
-        total: Floats = _kernels(places, self._places)[0].sum(axis=1)
+        total: Floats = _kernels(places, self._places)[NEAR].sum(axis=1)
         return total
 
     def at(self, places: Floats, exact: Ints) -> Floats:

@@ -61,7 +61,8 @@ def remaining_s(forecast: Durations, live: Live) -> float:
         now_s = _step_s(forecast, live, pace)
         if now_s > 0.0:
             pace *= 1.0 + ((live.step_elapsed_s + left_s) / now_s - 1.0) / (1 + steps)
-        rest_s = steps_after * pace * forecast.step_s + _decoding_s(forecast, pace)
+        after_steps_s = pace * forecast.steps_s(live.steps_done + 1, live.steps_total)
+        rest_s = after_steps_s + _decoding_s(forecast, pace)
         return left_s + rest_s + pace * after_s
     return left_s + pace * after_s if live.phase == "decoding" else 0.0
 
@@ -92,8 +93,10 @@ def _sigma(forecast: Durations) -> float:
 
 def _step_s(forecast: Durations, live: Live, pace: float) -> float:
     """Expected seconds of the present step."""
-    extra_s = 0.0 if live.step_s else forecast.first_step_extra_s
-    return pace * (forecast.step_s + extra_s)
+    if not live.step_s:
+        return pace * (forecast.step_s + forecast.first_step_extra_s)
+    number = max(live.steps_done, 1)
+    return pace * forecast.steps_s(number, number + 1)
 
 
 def _image_s(forecast: Durations) -> float:
@@ -116,9 +119,11 @@ def _decoding_s(forecast: Durations, pace: float) -> float:
 def _pace(forecast: Durations, live: Live) -> _Pace:
     if not live.step_s or forecast.step_s <= 0.0:
         return _Pace(_pace_of_text(forecast, live.text_s), _sigma(forecast))
-    own, noise, expected_s = live.step_s[1:], STEPS_NOISE, forecast.step_s
-    if not own:
-        own, expected_s = live.step_s, expected_s + forecast.first_step_extra_s
+    own, noise = live.step_s[1:], STEPS_NOISE
+    if own:
+        expected_s = forecast.steps_s(1, len(own) + 1) / len(own)
+    else:
+        own, expected_s = live.step_s, forecast.step_s + forecast.first_step_extra_s
         noise = FIRST_STEP_NOISE
         if forecast.confidence is not Confidence.NONE:
             noise = LATE_FIRST_STEP_NOISE

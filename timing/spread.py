@@ -1,7 +1,7 @@
 """How far waits were from their forecasts: arithmetic only."""
 
 from collections import defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, median
 
@@ -36,9 +36,11 @@ class Spread:
     Neighbours in the queue have the same fate, so a few hundred tasks say as much as a few dozen
     independent ones, and what was enough for the last tasks is not for the next. Therefore the
     level of the quantile rises after each task that took longer than its p90, and falls after each
-    other one (Gibbs & Candes 2021, "Adaptive conformal inference"). It is kept as a normal score
-    (1.28 is the 90 % quantile), and above BEYOND the quantile is extrapolated: no task may have
-    taken that long yet. Outcomes of guesses (confidence "none") must not be learned.
+    other one (Gibbs & Candes 2021, "Adaptive conformal inference"). Tasks that have not ended count
+    as they are forecast now: else the level would rise when the last of a late row ends, and not
+    when its first one is late. It is kept as a normal score (1.28 is the 90 % quantile), and above
+    BEYOND the quantile is extrapolated: no task may have taken that long yet. Outcomes of guesses
+    (confidence "none") must not be learned.
     """
 
     KEPT = 200
@@ -46,12 +48,10 @@ class Spread:
     """Part of the tasks that may take longer than their p90."""
     FIRST_LEVEL = 1.4
     LEVELS = (0.0, 4.0)
-    ADAPTATION = 0.4
+    ADAPTATION = 0.35
     """How far the level rises after a task that took longer. The fewer tasks, the further the part
     inside is from nine tenths: by the range of the levels / (ADAPTATION * tasks) at most. With more
-    the level overshoots, because outcomes are known late. Chosen by 104 replays of 52 laws, with
-    140 tasks each: the part inside is below 0.85 or above 0.95 in a tenth of them, with 0.2 in a
-    sixth."""
+    the level overshoots. Chosen by replays of 78 laws."""
     BEYOND = 2.0
     AT_FIRST = tuple(1.0 + sign * 0.04 * step for step in range(10, 0, -1) for sign in (1, -1))
     """Ratios assumed before there are any; each outcome replaces one of them."""
@@ -62,6 +62,7 @@ class Spread:
         )
         self._levels: dict[int, float] = {}
         self._factors: dict[int, float] = {}
+        self._expected: Mapping[int, list[bool]] = {}
         for outcome in outcomes:
             self.learn(outcome)
 
@@ -69,11 +70,19 @@ class Spread:
         priority, seconds = outcome.priority, (outcome.forecast_s, outcome.actual_s, outcome.p90_s)
         if all(0.0 < s < LONGEST_S for s in seconds):
             self._outcomes[priority].append(outcome)
-            missed = outcome.actual_s > outcome.p90_s
             level = self._levels.get(priority, self.FIRST_LEVEL)
-            level += self.ADAPTATION * (missed - self.MISSED)
-            self._levels[priority] = min(max(level, self.LEVELS[0]), self.LEVELS[1])
+            self._levels[priority] = self._moved(level, outcome.actual_s > outcome.p90_s)
             self._factors.pop(priority, None)
+
+    def expect(self, late: Mapping[int, list[bool]]) -> None:
+        """Outcomes that are to be expected next, instead of those expected before.
+
+        Args:
+            late: by priority, whether each task is forecast to take longer than its p90.
+        """
+        if late != self._expected:
+            self._expected = late
+            self._factors.clear()
 
     def p90_factor(self, priority: int) -> float:
         """Returns the 90 % bound as a multiple of the forecast."""
@@ -81,8 +90,14 @@ class Spread:
             ratios = [o.actual_s / o.forecast_s for o in self._outcomes[priority]]
             ratios += self.AT_FIRST[len(ratios) :]
             level = self._levels.get(priority, self.FIRST_LEVEL)
+            for late in self._expected.get(priority, ()):
+                level = self._moved(level, late)
             self._factors[priority] = max(self._quantile(sorted(ratios), level), 1.0)
         return self._factors[priority]
+
+    def _moved(self, level: float, missed: bool) -> float:
+        level += self.ADAPTATION * (missed - self.MISSED)
+        return min(max(level, self.LEVELS[0]), self.LEVELS[1])
 
     def _quantile(self, ratios: list[float], level: float) -> float:
         """The quantile of this normal score, of ratios in ascending order."""

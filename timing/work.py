@@ -106,7 +106,7 @@ class Durations:
     """Seconds of text encoding: per task, or with text_each per image."""
     first_step_extra_s: float
     step_s: float
-    """Seconds of one step; an image has `steps` of them."""
+    """Seconds of one step, in the mean; an image has `steps` of them."""
     steps: int
     decoding_s: float
     image_encoding_s: float
@@ -117,6 +117,13 @@ class Durations:
     text_each: bool = False
     before_s: float = 0.0
     """Seconds of the stages before this one."""
+    course: tuple[float, ...] = ()
+    """Of each step after the first one, seconds / step_s; empty: all are 1."""
+
+    def steps_s(self, first: int, end: int) -> float:
+        """Seconds of the steps from `first` (1 at least) to the one before `end`."""
+        known = self.course[first - 1 : max(end - 1, 0)]
+        return self.step_s * (sum(known) + max(end - first - len(known), 0))
 
     @property
     def denoising_s(self) -> float:
