@@ -202,6 +202,17 @@ def query(
     }
 
 
+def in_path(name: str, description: str, most_chars: int = 200) -> dict[str, Any]:
+    """A part of the path."""
+    return {
+        "name": name,
+        "in": "path",
+        "description": description,
+        "required": True,
+        "schema": {"type": "string", "minLength": 1, "maxLength": most_chars},
+    }
+
+
 TASK_ID = query(
     "task_id",
     "The id that /generate gave.",

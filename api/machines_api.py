@@ -4,7 +4,7 @@ from flask import Response
 
 import errors
 from api.answers import json_response
-from api.api_docs import documented, json_answer
+from api.api_docs import documented, in_path, json_answer
 from api.audit import audit
 from api.identity import check_operator
 from api.machine_answers import MachineAnswer, MachinesAnswer, machine_answer
@@ -12,13 +12,7 @@ from api.routes import route
 from api.waiting_places import WaitingPlaces
 from queue_manager import QueueManager
 
-NAME_IN_PATH = {
-    "name": "name",
-    "in": "path",
-    "description": "Name of the machine.",
-    "required": True,
-    "schema": {"type": "string", "minLength": 1, "maxLength": 200},
-}
+NAME_IN_PATH = in_path("name", "Name of the machine.")
 ERRORS = (errors.OperatorOnly, errors.UnknownMachine, errors.StorageUnavailable)
 
 

@@ -8,7 +8,7 @@ from flask import Response, request
 import errors
 from allowed import Allowed
 from api.answers import json_response
-from api.api_docs import documented, json_answer, query
+from api.api_docs import documented, in_path, json_answer, query
 from api.audit import audit
 from api.generate_request import PICTURES
 from api.identity import check_operator
@@ -33,13 +33,7 @@ from queue_manager import QueueManager
 from scheduler.health import QueueHealth
 from timing_model import LOCAL
 
-MODEL_NAME = {
-    "name": "name",
-    "in": "path",
-    "description": "Of the model, or an alias.",
-    "required": True,
-    "schema": {"type": "string", "minLength": 1, "maxLength": 200},
-}
+MODEL_NAME = in_path("name", "Of the model, or an alias.")
 
 MACHINE = query(
     "machine",

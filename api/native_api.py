@@ -29,6 +29,21 @@ from scheduler.health import ServerState
 from task import Task
 
 EXAMPLE = {"prompt": "A beautiful landscape", "width": 1024, "height": 1024, "steps": 4}
+REQUEST_ERRORS = (
+    errors.InvalidInput,
+    errors.BodyTooLarge,
+    errors.UnsupportedMediaType,
+    errors.ModelNotAllowed,
+    errors.NotSupported,
+    errors.UnusableAdapter,
+    errors.UnknownTask,
+    errors.NotReady,
+    errors.Gone,
+    errors.DoesNotFit,
+    errors.TooManyWaiting,
+    errors.StorageUnavailable,
+)
+"""Of each route that takes the body of /generate."""
 
 
 class TaskRoutes:
@@ -47,23 +62,12 @@ class TaskRoutes:
         example=EXAMPLE,
         answers={200: json_answer(GenerateAnswer, "The task is in the queue.")},
         errors=(
-            errors.InvalidInput,
-            errors.BodyTooLarge,
-            errors.UnsupportedMediaType,
-            errors.ModelNotAllowed,
-            errors.NotSupported,
-            errors.UnusableAdapter,
+            *REQUEST_ERRORS,
             errors.KeyReused,
-            errors.UnknownTask,
-            errors.NotReady,
-            errors.Gone,
-            errors.DoesNotFit,
-            errors.TooManyWaiting,
             errors.QueueFull,
             errors.ClientLimit,
             errors.InputsFull,
             errors.InputsTooLarge,
-            errors.StorageUnavailable,
             errors.NoWorker,
         ),
     )
@@ -92,20 +96,7 @@ class TaskRoutes:
         body="GenerateRequest",
         example=EXAMPLE,
         answers={200: json_answer(EstimateAnswer, "The forecast.")},
-        errors=(
-            errors.InvalidInput,
-            errors.BodyTooLarge,
-            errors.UnsupportedMediaType,
-            errors.ModelNotAllowed,
-            errors.NotSupported,
-            errors.UnusableAdapter,
-            errors.UnknownTask,
-            errors.NotReady,
-            errors.Gone,
-            errors.DoesNotFit,
-            errors.TooManyWaiting,
-            errors.StorageUnavailable,
-        ),
+        errors=REQUEST_ERRORS,
     )
     def estimate(self) -> Response:
         queue = self._own_queue()

@@ -4,7 +4,7 @@ from flask import Response, request
 
 import errors
 from api.answers import json_response
-from api.api_docs import documented, json_answer, query
+from api.api_docs import documented, in_path, json_answer, query
 from api.audit import audit
 from api.client_queue import OwnQueue
 from api.identity import Identity, check_operator
@@ -23,13 +23,7 @@ from monitoring.accounts import Account
 from queue_manager import QueueManager
 
 CHANGE_ERRORS = (errors.OperatorOnly, errors.TooManyWaiting, errors.StorageUnavailable)
-TASK_ID_IN_PATH = {
-    "name": "task_id",
-    "in": "path",
-    "description": "The id that /generate gave.",
-    "required": True,
-    "schema": {"type": "string", "minLength": 1, "maxLength": 64},
-}
+TASK_ID_IN_PATH = in_path("task_id", "The id that /generate gave.", 64)
 
 
 class OperatorRoutes:

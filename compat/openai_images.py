@@ -12,6 +12,7 @@ from api.api_docs import (
     SCHEMAS,
     ForeignSchemas,
     documented,
+    in_path,
     json_answer,
     query,
 )
@@ -104,13 +105,7 @@ VARIATION_FORM = {
         "response_format": {"type": "string", "description": "url or b64_json."},
     },
 }
-NAME_IN_PATH = {
-    "name": "name",
-    "in": "path",
-    "description": "As other answers of this API tell it.",
-    "required": True,
-    "schema": {"type": "string", "minLength": 1, "maxLength": 200},
-}
+NAME_IN_PATH = in_path("name", "As other answers of this API tell it.")
 
 
 class OpenAIRoutes:
