@@ -8,22 +8,15 @@ import logging
 import secrets
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
-from math import ceil
 
 from allowed import Allowed
-from errors import (
-    Gone,
-    InputsFull,
-    InputsTooLarge,
-    NotReady,
-    UnknownTask,
-)
+from errors import Gone, NotReady, UnknownTask
 from models.model_catalog import Model
 from monitoring.accounts import Account, accounts_of
 from monitoring.machine_status import MachineStatus, download_of, machines_of
 from monitoring.queue_metrics import QueueMetrics
 from monitoring.stats import Stats, stats_of
-from scheduler.admission import check_admission
+from scheduler.admission import check_admission, reserve_inputs
 from scheduler.events import EventKind, EventLog
 from scheduler.health import QueueHealth, ServerState
 from scheduler.limits import NO_LIMITS, ClientLimits
@@ -83,7 +76,7 @@ class QueueManager:
         store = self._scheduler.store
         with ExitStack() as unless_submitted:
             if inputs:  # before the lock is taken, because it may take long
-                self._reserve_inputs(task.task_id, sum(map(len, inputs.values())))
+                reserve_inputs(self._scheduler, task.task_id, sum(map(len, inputs.values())))
                 unless_submitted.callback(store.discard_inputs, task.task_id)
                 with self._scheduler.health.accepting():
                     store.keep_inputs(task.task_id, inputs)
@@ -322,22 +315,6 @@ class QueueManager:
         """(locked)"""
         scheduler = self._scheduler
         return scheduler.health.state(scheduler.machine, stopping=scheduler.stopping)
-
-    def _reserve_inputs(self, task_id: str, size_bytes: int) -> None:
-        limit = self._scheduler.limits.input_bytes
-        if size_bytes > limit:
-            raise InputsTooLarge(
-                f"The input images of this task take {size_bytes} bytes; the server keeps up to "
-                f"{limit} for all tasks (--input-bytes)."
-            )
-        if not self._scheduler.store.reserve_inputs(task_id, size_bytes, limit):
-            with self._scheduler.lock:
-                retry_after_s = max(ceil(self._scheduler.forecaster.next_start_s()), 1)
-            raise InputsFull(
-                f"The input images of waiting tasks take the {limit} bytes that the operator "
-                f"allows: try again in {retry_after_s} s.",
-                retry_after_s=retry_after_s,
-            )
 
     def _new_task(
         self, params: GenerationParams, priority: int = 0, owner: Owner = ANYBODY

@@ -109,6 +109,7 @@ class Server:
         self.scheduler = self._open_scheduler(settings, allowed, weights_cache)
         self.queue = QueueManager(self.scheduler)
         self.worker_api = WorkerApi(self.scheduler)
+        self.download_api = DownloadApi(self.scheduler)
         self._end, self.end_fd = os.pipe()
         """A byte that is written here ends the server: the number of a signal, or LOAD_FAILED."""
         os.set_blocking(self.end_fd, False)
@@ -126,9 +127,7 @@ class Server:
             mark_generated=settings.mark_generated,
             before_loading=self._before_loading,
         )
-        self._downloads = Downloads(
-            DownloadApi(self.scheduler), partial(download_command, settings.data_dir)
-        )
+        self._downloads = Downloads(self.download_api, partial(download_command, settings.data_dir))
         endpoint = chat_endpoint(settings, os.environ)
         self._expander = Expander(ExpansionApi(self.scheduler), endpoint, limits.max_prompt_chars)
         self._awake = KeepAwake(lambda: self.queue.health().has_work, on=settings.keep_awake)
@@ -146,7 +145,7 @@ class Server:
 
     def _before_loading(self) -> None:
         self.worker_api.calibrate(self.measure_speed, machine_speed.mlx_version())
-        self.worker_api.fetch_first()
+        self.download_api.fetch_first()
 
     def _submission_of(
         self, settings: Settings, allowed: Allowed, limits: Limits, generator: Generator

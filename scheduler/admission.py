@@ -1,8 +1,8 @@
-"""Whether the queue has room for one more task: the operator's limits."""
+"""Whether the queue has room for one more task and its input images: the operator's limits."""
 
 from math import ceil
 
-from errors import ClientLimit, NoWorker, QueueFull
+from errors import ClientLimit, InputsFull, InputsTooLarge, NoWorker, QueueFull
 from models.model_catalog import LoadSpec
 from scheduler.limits import NO_LIMITS, ClientLimits
 from scheduler.scheduler import Scheduler
@@ -27,7 +27,7 @@ def check_admission(
     if scheduler.stopping or scheduler.health.load_failed:
         raise NoWorker
     if scheduler.waiting >= limits.max_queue:
-        retry_after_s = max(ceil(scheduler.forecaster.next_start_s()), 1)
+        retry_after_s = _retry_after(scheduler.forecaster.next_start_s())
         raise QueueFull(
             f"{limits.max_queue} tasks wait already: try again in {retry_after_s} s.",
             retry_after_s=retry_after_s,
@@ -35,7 +35,7 @@ def check_admission(
     if limits.max_wait_s > 0:
         wait_s = scheduler.forecaster.of_new(task, missing).end_s
         if wait_s > limits.max_wait_s:
-            retry_after_s = max(ceil(wait_s - limits.max_wait_s), 1)
+            retry_after_s = _retry_after(wait_s - limits.max_wait_s)
             raise QueueFull(
                 f"This task would wait {wait_s:.0f} s, the server accepts up to "
                 f"{limits.max_wait_s:.0f} s: try again in {retry_after_s} s.",
@@ -43,6 +43,30 @@ def check_admission(
             )
     if client != NO_LIMITS:
         _check_client(scheduler, task, client)
+
+
+def reserve_inputs(scheduler: Scheduler, task_id: str, size_bytes: int) -> None:
+    """Take room for the input images of a task that may join.
+
+    Raises:
+        InputsTooLarge: they take more than all tasks may.
+        InputsFull: those of other tasks leave too little.
+    """
+    limit = scheduler.limits.input_bytes
+    if size_bytes > limit:
+        raise InputsTooLarge(
+            f"The input images of this task take {size_bytes} bytes; the server keeps up to "
+            f"{limit} for all tasks (--input-bytes)."
+        )
+    if scheduler.store.reserve_inputs(task_id, size_bytes, limit):
+        return
+    with scheduler.lock:
+        retry_after_s = _retry_after(scheduler.forecaster.next_start_s())
+    raise InputsFull(
+        f"The input images of waiting tasks take the {limit} bytes that the operator allows: try "
+        f"again in {retry_after_s} s.",
+        retry_after_s=retry_after_s,
+    )
 
 
 def _check_client(scheduler: Scheduler, task: Task, client: ClientLimits) -> None:
@@ -61,13 +85,16 @@ def _check_client(scheduler: Scheduler, task: Task, client: ClientLimits) -> Non
     if have_to_start == 0:
         return
     last = scheduler.get(own[have_to_start - 1][0])
-    start_s = scheduler.forecaster.of(last).start_s if last else 0.0
-    retry_after_s = max(ceil(start_s), 1)
+    retry_after_s = _retry_after(scheduler.forecaster.of(last).start_s if last else 0.0)
     raise ClientLimit(
         f"{len(own)} of your tasks wait, with {own_s:.0f} s of work; the operator allows "
         f"{_in_words(client)}: try again in {retry_after_s} s.",
         retry_after_s=retry_after_s,
     )
+
+
+def _retry_after(seconds: float) -> int:
+    return max(ceil(seconds), 1)
 
 
 def _in_words(client: ClientLimits) -> str:

@@ -21,6 +21,19 @@ class DownloadApi:
         self._scheduler = scheduler
         self._downloads = scheduler.downloads
 
+    def fetch_first(self) -> None:
+        """Called by the worker: waits until the weights that the server starts with are there, if
+        they are missing, or the download is given up; then loading them says why."""
+        scheduler, spec = self._scheduler, self._scheduler.allowed.first_spec
+        if not scheduler.machines.lack(spec.model):
+            return
+        with scheduler.lock:
+            self._downloads.order(spec)
+            scheduler.wake_downloads.notify_all()
+            scheduler.wake_worker.wait_for(
+                lambda: scheduler.stopping or not self._downloads.wants(spec.model)
+            )
+
     def next_download(self) -> LoadSpec | None:
         """Waits for weights to download and returns them. None: the server is stopping."""
         scheduler, downloads = self._scheduler, self._downloads

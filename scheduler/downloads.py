@@ -177,11 +177,6 @@ class Downloads:
         """Download these weights, even if no task waits for them."""
         self._ordered.setdefault(spec.model.name, spec)
 
-    def lacks(self, model: Model) -> bool:
-        """Whether weights are missing, also of the server's own model. Looks at the disk: to be
-        called without a lock."""
-        return self._needs_download(model)
-
     def next_missing(self) -> LoadSpec | None:
         """Returns what to download next: weights of waiting tasks first, in their order."""
         lacking = (pending.missing for pending in self._in_order() if pending.missing)

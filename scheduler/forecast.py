@@ -68,7 +68,7 @@ class Forecaster:
         self._estimates = estimates
         self._planner = Planner(schedule, machines, estimates)
         self.remaining = Remaining(estimates)
-        self._preemption = Preemption(schedule, machines, policy, estimates, self.remaining)
+        self.preemption = Preemption(schedule, machines, policy, estimates, self.remaining)
         self._spread = spread
         self._downloads = downloads
         self._monotonic = monotonic
@@ -104,7 +104,7 @@ class Forecaster:
         place = self._policy.place(task, durations.gpu_s, self.resident_at_start())
         position = place.index
         durations = self._schedule.durations_of(task, position)
-        starts_s = self._preemption.starts_s(self._machines[0], lanes.at, task, place)
+        starts_s = self.preemption.starts_s(self._machines[0], lanes.at, task, place)
         if len(starts_s) > position:
             start = _Start(lanes[0], starts_s[position], 0.0, 0, 0.0)
             return self._waiting(task, position, start, durations)
@@ -222,10 +222,6 @@ class Forecaster:
         specs = {stage.load_spec.key: stage.load_spec for stage in task.stages}.values()
         return self._estimates.loads_s(specs), self._estimates.durations(*task.stages).total_s
 
-    def is_preempted(self, run: Run, at: float) -> bool:
-        """Whether the first waiting task preempts this one, which has reported at this moment."""
-        return self._preemption.is_due(run, at)
-
     def share_done(self, run: Run) -> float:
         """Share of a running task's time that is over."""
         return run.share_done(self._monotonic(), partial(self.remaining.left_s, run))
@@ -245,7 +241,7 @@ class Forecaster:
         load_s = gpu_free_s = self.remaining.before_runs_s(machine, at)
         encoder_free_s = 0.0
         running = []
-        preempting_s = self._preemption.starts_s(machine, at)
+        preempting_s = self.preemption.starts_s(machine, at)
         preempting = range(len(preempting_s))
         preempting_work_s = sum(self._schedule.durations(n).gpu_s for n in preempting)
         last = machine.last_on_gpu

@@ -20,7 +20,6 @@ from scheduler.limits import ENDED_TOO_OFTEN, MAX_INTERRUPTIONS
 from scheduler.machines import Machine, Run
 from scheduler.scheduler import Scheduler
 from scheduler.stopping import load_reported, may_continue
-from scheduler.token_recount import recount
 from storage.state_store import WEIGHTS
 from task import Encoded, Memory, Phase, Progress, Task, TaskStatus, Verdict
 from timing.speeds import Product, Speeds
@@ -82,19 +81,6 @@ class WorkerApi:
         with suppress(StorageUnavailable), scheduler.health.noting_storage():
             scheduler.store.timings.keep_speeds(speeds, mlx, self.machine.name)
 
-    def fetch_first(self) -> None:
-        """Wait until the download thread has the weights that the server starts with, if they are
-        missing, or has given up: then loading them says why."""
-        scheduler, spec = self._scheduler, self.first_spec
-        if not scheduler.downloads.lacks(spec.model):
-            return
-        with scheduler.lock:
-            scheduler.downloads.order(spec)
-            scheduler.wake_downloads.notify_all()
-            scheduler.wake_worker.wait_for(
-                lambda: scheduler.stopping or not scheduler.downloads.wants(spec.model)
-            )
-
     def load_started(self, spec: LoadSpec) -> None:
         with self._scheduler.lock:
             self.machine.load_started(spec, self._scheduler.monotonic())
@@ -117,7 +103,7 @@ class WorkerApi:
             memory: of the machine, now.
         """
         scheduler = self._scheduler
-        recount(scheduler, spec)
+        self._count_tokens(spec)
         with scheduler.lock:
             learn = learn and scheduler.gaps() == self._gaps_before_load
             if scheduler.estimates.learn_bits(spec, bits):
@@ -326,6 +312,22 @@ class WorkerApi:
             self._scheduler.improve_baselines()
         return run
 
+    def _count_tokens(self, spec: LoadSpec) -> None:
+        """Weights were loaded. If it is the first time, count the waiting prompts, which were
+        estimated by their characters: milliseconds for each long one, without a lock."""
+        estimates, schedule = self._scheduler.estimates, self._scheduler.schedule
+        with self._scheduler.lock:
+            if estimates.was_loaded(spec):
+                return
+            stages = [stage for task in schedule for stage in task.stages]
+            prompts = {s.params.prompt for s in stages if s.load_spec.model.name == spec.model.name}
+        counted = {prompt: estimates.prompt_tokens(prompt, spec.model) for prompt in prompts}
+        if counted:
+            with self._scheduler.lock:
+                estimates.take_counts(spec.model, counted)
+                schedule.rebuild()
+                estimates.take_counts(spec.model, {})  # they are in the schedule now
+
     def _forget_prompts(self, resident: Sequence[str]) -> None:
         """(locked) Of several machines, this one alone is known to have encoded prompts."""
         if self.machine is self._scheduler.machine:
@@ -336,7 +338,7 @@ class WorkerApi:
     def _preempting(self, run: Run, at: float) -> Task | None:
         """(locked) The task that preempts this one, which has reported at this moment."""
         scheduler = self._scheduler
-        if scheduler.stopping or not scheduler.forecaster.is_preempted(run, at):
+        if scheduler.stopping or not scheduler.forecaster.preemption.is_due(run, at):
             return None
         return scheduler.first(self.machine)
 

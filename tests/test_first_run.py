@@ -104,7 +104,7 @@ class Start:
         self.queue = PlayedQueue(
             allow("flux2-klein-4b"), TimingModel(), self.store, needs_download=lambda model: True
         )
-        self.worker = Thread(target=self.queue.worker.fetch_first, daemon=True)
+        self.worker = Thread(target=self.queue.downloads.fetch_first, daemon=True)
         self.worker.start()
 
     def download(self) -> LoadSpec:
