@@ -114,8 +114,11 @@ class Allowed:
             )
         return asked
 
-    def stages(self, params: GenerationParams) -> tuple[Stage, ...]:
+    def stages(self, params: GenerationParams, images_done: int = 0) -> tuple[Stage, ...]:
         """Returns the stages of a task, in order.
+
+        Args:
+            images_done: of its images, those that are stored.
 
         Raises:
             ModelNotAllowed, NotSupported: also for stored tasks, if an earlier start allowed
@@ -138,7 +141,7 @@ class Allowed:
         weights = LoadSpec(model, pipeline, params.quantize, loras, strength)
         helping = self._helping(params, model, pipeline)
         if not params.upscaler:
-            return (*helping, Stage(weights, params))
+            return (*helping, Stage(weights, params, images_done=images_done))
         upscaler = as_stored(self.model(params.upscaler))
         kept = {Takes.UPSCALE, Takes.SOFTNESS, Takes.STEPS, Takes.PROMPT, Takes.INIT_IMAGE}
         update: dict[str, object] = {"model": upscaler.name, "upscaler": None, "steps": 1}
@@ -147,7 +150,8 @@ class Allowed:
         enlarge = params.model_copy(update=update)
         drawn = params.model_copy(update={"upscale": None, "upscaler": None, "softness": None})
         enlarging = LoadSpec(upscaler, upscaler.pipelines[0], self.quantize)
-        return (*helping, Stage(weights, drawn), Stage(enlarging, enlarge))
+        each = (weights, drawn), (enlarging, enlarge)
+        return (*helping, *(Stage(*stage, images_done=images_done) for stage in each))
 
     def _loras(self, params: GenerationParams, pipeline: Pipeline) -> tuple[Lora, ...]:
         """Returns the LoRAs of a task: those of its pipeline and style, and its own.

@@ -164,7 +164,7 @@ class RemoteSource:
         if any(not _FILE.fullmatch(picture.file) for picture in params.inputs):
             raise InvalidInput("The name of a picture is not one.")
         self._allowed.bits(params.quantize)
-        stages = self._allowed.stages(params)
+        stages = self._allowed.stages(params, offer.images_done)
         task = Task(
             task_id=offer.task_id,
             params=params,
@@ -173,8 +173,8 @@ class RemoteSource:
             status=TaskStatus.RUNNING,
             attempt=offer.attempt,
             image_sizes=(0,) * offer.images_done,
+            stages=stages,
         )
-        task.stages = tuple(stage.after_images(task.images_done) for stage in stages)
         task.progress = Progress(
             Phase.TEXT_ENCODING, steps_total=params.steps_run, image=task.images_done
         )

@@ -133,8 +133,7 @@ class QueueControl:
             task = scheduler.retention.find(task_id)
             if task.status is not TaskStatus.FAILED:
                 raise WrongStatus("Only a failed task can be tried again.")
-            stages = scheduler.allowed.stages(task.params)
-            task.stages = tuple(stage.after_images(task.images_done) for stage in stages)
+            task.stages = scheduler.allowed.stages(task.params, task.images_done)
             missing = scheduler.downloads.missing(task)
             with scheduler.lock:
                 check_admission(scheduler, task, missing, limits)

@@ -41,7 +41,7 @@ def restart(unfinished: Iterable[Task], allowed: Allowed) -> Restarted:
             found.cancelled.append(task)
             continue
         try:
-            stages = allowed.stages(task.params)
+            stages = allowed.stages(task.params, task.images_done)
         except (ModelNotAllowed, NotSupported, InvalidInput) as error:
             # The operator allows less than before.
             found.failed.append((task, error.code, error.message))
@@ -49,7 +49,7 @@ def restart(unfinished: Iterable[Task], allowed: Allowed) -> Restarted:
         if died and task.interruptions + 1 >= MAX_INTERRUPTIONS:
             found.failed.append((task, *ENDED_TOO_OFTEN))
             continue
-        task.stages = tuple(stage.after_images(task.images_done) for stage in stages)
+        task.stages = stages
         if task.status is TaskStatus.RUNNING:
             found.released.append((copy(task), died))
             task.status, task.started_at = TaskStatus.WAITING, None

@@ -232,8 +232,8 @@ class Scheduler:
             self.machine.missing -= {spec.model.name}
             for task in ready:
                 with suppress(ModelNotAllowed, NotSupported, InvalidInput):  # else it stays
-                    stages = self.allowed.stages(task.params)  # the weights show their own bits now
-                    task.stages = tuple(stage.after_images(task.images_done) for stage in stages)
+                    # The weights show their own bits now.
+                    task.stages = self.allowed.stages(task.params, task.images_done)
                 self.enter(task)
             self.wake_worker.notify_all()
         for task in ready:
