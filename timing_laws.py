@@ -258,7 +258,8 @@ class GpuLaws:
         if np.isnan(extra).all():
             self.step.fit(sides, seconds[:, 1] / (1.0 + FIRST_STEP_EXTRA[2]))
         else:
-            self._fit_step(sides, steps, usual)
+            latest = {_picture(place): number for number, place in enumerate(places)}
+            self._fit_step(sides, steps, usual, np.array(sorted(latest.values())))
         step = self.step.at(sides) * self.growth.at(steps)
         self.first_step.fit(_first_features(sides, step), extra, unit=step)
         residuals = (logs - np.log(self._by_law(places))).T
@@ -270,10 +271,14 @@ class GpuLaws:
         self._known = {}
         self._steps.clear()
 
-    def _fit_step(self, sides: Floats, steps: Floats, seconds: Floats) -> None:
+    def _fit_step(self, sides: Floats, steps: Floats, seconds: Floats, once: Ints) -> None:
         """What a step takes by the size, and by the number of steps, one after the other: the
-        backfitting of additive models (Hastie & Tibshirani 1986)."""
-        known = ~np.isnan(seconds)
+        backfitting of additive models (Hastie & Tibshirani 1986).
+
+        Args:
+            once: the latest samples of each request. Twenty runs of one say no more about others.
+        """
+        known = once[~np.isnan(seconds[once])]
         logs = np.log(np.maximum(seconds[known], LEAST_S))
         for _ in range(BACKFITS):
             before = self.growth.power
