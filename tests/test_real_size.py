@@ -71,7 +71,7 @@ def test_the_written_checkpoint_is_one_that_mflux_loads_and_draws(
         ),
         ("real_limits.py", ("128 x 128 |", " drawn, previews: ", " refused: 1.3 GB ")),
         ("real_countdown.py", ("below a third", "| 64 x 64 |")),
-        ("real_pair.py", ("Loading the second one took", "| noise-flux2 |   64 x 64 |         2 |")),
+        ("real_pair.py", ("Loading the second one", "| noise-flux2 |   64 x 64 |         2 |")),
         ("real_loras.py", ("Loading takes", "| one, in place of two |")),
     ],
 )
