@@ -1,5 +1,7 @@
 """The built-in model: its pictures, its checkpoint in mflux's classes, its trainer, its measure."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -284,6 +286,28 @@ def test_training_lowers_the_loss_and_goes_on_where_it_stopped(
     second = training.Trainer(tmp_path / "parts", plan, narrow, transform)
     continued = [second.train_step()[0] for _ in range(5)]
     assert np.allclose(begun + continued, losses[:10], rtol=1e-3)
+
+    whole.export()
+    plan = replace(plan, start=tmp_path / "whole" / "weights.safetensors")
+    training.Trainer(tmp_path / "further", plan, narrow, transform).export()
+    from mlx.utils import tree_flatten
+
+    before, after = (
+        dict(tree_flatten(checkpoint.load(tmp_path / name / "model", narrow).parameters()))
+        for name in ("whole", "further")
+    )
+    for name, value in before.items():
+        assert np.array_equal(value, after[name]), name
+
+
+def test_things_with_hard_outlines_are_in_more_pictures_of_the_training() -> None:
+    random = Random(5)
+
+    def share(draw: Callable[[Random], Scene]) -> float:
+        scenes = [draw(random) for _ in range(400)]
+        return sum(any(thing.name in batches.HARD for thing in s.things) for s in scenes) / 400
+
+    assert share(batches.training_scene) > 1.2 * share(random_scene)
 
 
 def rendered(

@@ -62,7 +62,7 @@ class Plan:
     lessons: int = LESSONS  # of the text encoders, before the first step
     seed: int = 1
     size: Bucket | None = None  # of all pictures, in place of the curriculum
-    start: Path | None = None  # a file of weights whose transformer is trained further
+    start: Path | None = None  # a file of weights that are trained further, with all sizes
 
 
 def rate_at(plan: Plan, step: int) -> float:
@@ -100,7 +100,10 @@ class Trainer:
         self._processes = group.size()
         weights = initial_weights(dimensions, self.patches, plan.seed)
         if plan.start:
-            weights["transformer"] = unpacked(plan.start)["transformer"]
+            weights = {
+                part: {name: array.astype(np.float32) for name, array in arrays.items()}
+                for part, arrays in unpacked(plan.start).items()
+            }
         self._vae = weights["vae"]
         start = folder / f"start-{self.rank}"
         write_checkpoint(start, weights)
@@ -114,7 +117,7 @@ class Trainer:
         self._compiled: dict[Bucket, Callable[..., Any]] = {}
         self.step = 0
         is_new = not (folder / "state.safetensors").exists()
-        if is_new:
+        if is_new and not plan.start:
             teach(self.model, self._tokenizers, dimensions.text_width, plan.lessons, plan.seed)
         # Pictures would teach the text encoders little, and training them takes a third of a step.
         self.model.t5_text_encoder.freeze()
@@ -128,7 +131,7 @@ class Trainer:
         """Returns the loss and the size of the pictures."""
         mx, plan = self._mx, self._plan
         random = Random(plan.seed * 7919 + self.step)
-        bucket = plan.size or bucket_at(self.step / plan.steps, random)
+        bucket = plan.size or bucket_at(1.0 if plan.start else self.step / plan.steps, random)
         # Each process draws pictures of its own.
         number = self.step * self._processes + self.rank
         batch = make_batch(self.patches, self._tokenizers, bucket, number, plan.seed)
@@ -305,7 +308,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--small", action="store_true", help="pictures of 128 x 128 only")
     parser.add_argument(
-        "--start", type=Path, help="a file of weights whose transformer is trained further"
+        "--start", type=Path, help="a file of weights that are trained further, with all sizes"
     )
     options = parser.parse_args()
     prepare_mlx()
