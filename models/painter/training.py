@@ -131,7 +131,8 @@ class Trainer:
         """Returns the loss and the size of the pictures."""
         mx, plan = self._mx, self._plan
         random = Random(plan.seed * 7919 + self.step)
-        bucket = plan.size or bucket_at(1.0 if plan.start else self.step / plan.steps, random)
+        progress = self.step / plan.steps
+        bucket = plan.size or bucket_at(max(progress, 0.6) if plan.start else progress, random)
         # Each process draws pictures of its own.
         number = self.step * self._processes + self.rank
         batch = make_batch(self.patches, self._tokenizers, bucket, number, plan.seed)
