@@ -348,7 +348,8 @@ def mask_film(page: Page, url: str, path: Path) -> None:
 
 def main(folder: Path, names: list[str]) -> None:
     expect.set_options(timeout=WAIT_MS)
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    names_of_chromium = ("chromium", "google-chrome", "chromium-headless-shell")
+    chromium = next(filter(None, map(shutil.which, names_of_chromium)), None)
     with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
         fonts = Path(temporary) / "fonts.conf"
         fonts.write_text(FONTS.format("".join(FONT.format(*pair) for pair in STAND_IN.items())))
