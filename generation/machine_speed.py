@@ -1,5 +1,6 @@
 """How quickly this machine computes, for its first forecasts."""
 
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -28,7 +29,8 @@ def mlx_version() -> str:
     """Version of MLX, and of what the server changes of its products: the speed depends on both.
     Empty: MLX is not installed."""
     with suppress(PackageNotFoundError):
-        return f"{version('mlx')}/{PRODUCTS}"
+        changes = "" if sys.platform == "darwin" else f"/{PRODUCTS}"
+        return f"{version('mlx')}{changes}"
     return ""
 
 

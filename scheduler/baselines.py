@@ -208,8 +208,8 @@ class Baselines:
         return Outcome(task.priority, *times, task.params.model, machine, ended_at)
 
     def expected(self, lanes: Lanes) -> dict[int, list[bool]]:
-        """Of the tasks that end next and whose outcome() will be learned, by priority: whether each
-        is forecast to take longer than its p90 at submit.
+        """Of some of the tasks that run or are next and whose outcome() will be learned, by
+        priority: whether each is forecast to take longer than its p90 at submit.
 
         Args:
             lanes: as of now.
@@ -219,7 +219,9 @@ class Baselines:
         for task, forecast in entries:
             baseline = self._latest.get(task.task_id)
             submitted = baseline.submitted if baseline else None
-            if baseline and submitted and submitted.confidence is not Confidence.NONE:
+            if not baseline or not submitted or self._gaps() != baseline.gaps:
+                continue
+            if submitted.confidence is not Confidence.NONE:
                 end_at = lanes.at + forecast().end_s
                 late[task.priority].append(end_at > baseline.at + submitted.p90_s)
         return dict(late)

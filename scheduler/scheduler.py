@@ -286,7 +286,7 @@ class Scheduler:
         self.remove(run.task, done=True)
         if outcome is not None:
             self.spread.learn(outcome)
-            self.spread.expect(self.baselines.expected(self.forecaster.lanes()))
+        self.spread.expect(self.baselines.expected(self.forecaster.lanes()))
         return outcome
 
     def cancel(self, task: Task, code: str | None = None, reason: str | None = None) -> bool:

@@ -3,9 +3,10 @@
 import random
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
-from timing.course import MOST_STEPS, Course
+from timing.course import MOST_STEPS, Course, Growth
 from timing.live import remaining_s
 from timing_model import Live, Measured, TimingModel, Work
 
@@ -96,10 +97,11 @@ def test_the_seconds_of_the_steps_add_up_to_those_of_the_picture() -> None:
 
 def test_steps_beyond_those_seen_take_as_long_as_the_last_ones() -> None:
     course = Course()
-    course.learn([1.0] * 10 + [2.0] * 10)
+    for _ in range(20):
+        course.learn([1.0] * 10 + [2.0] * 10)
     course.settle()
     last = course.mean(41) * 40 - course.mean(21) * 20
-    assert last / 20 == pytest.approx(2.0 * course.mean(11))
+    assert last / 20 == pytest.approx(2.0 * course.mean(11), rel=0.01)
     assert not course.relative(MOST_STEPS + 1)
 
 
@@ -110,3 +112,24 @@ def test_a_gap_in_one_step_hardly_changes_its_factor() -> None:
     course.learn([1.0] * 4 + [900.0] + [1.0] * 4)
     course.settle()
     assert course.mean(10) == pytest.approx(1.0, abs=0.02)
+
+
+def test_one_slow_picture_with_more_steps_says_nothing_about_the_number_of_steps() -> None:
+    growth = Growth()
+    steps = np.array([4.0] * 18 + [50.0])
+    growth.fit(steps, np.array([0.0] * 18 + [np.log(3.0)]))
+    assert growth.power == 0
+    steps = np.append(steps, [20.0, 50.0])
+    growth.fit(steps, 0.4 * np.log(steps))
+    assert growth.power == pytest.approx(0.4, abs=0.02)
+
+
+def test_one_late_step_says_nothing_about_longer_pictures() -> None:
+    course = Course()
+    course.learn([1.0, 9.0])
+    course.settle()
+    assert course.mean(50) == 1
+    for _ in range(3):
+        course.learn([1.0, 1.0, 1.0])
+    course.settle()
+    assert course.mean(50) < 1.3

@@ -21,6 +21,12 @@ MOST_STEPS = 200
 LEAST_GAIN = 0.05
 """Part of a deviation by which the course follows, at the least: it forgets slowly."""
 SPREAD_GAIN = 0.01
+PRIOR_SPREAD, PRIOR_COUNT = 0.2, 3
+"""Before anything is known steps are expected to deviate by this, as if so many had."""
+LONG = 8
+"""A picture of fewer later steps shows no factor by itself: one late step may be an accident."""
+LEAST_STEPS = 3
+"""The level of fewer steps follows each of them, so they say nothing about the spread."""
 MOST_OFF = 1.0
 """A step is followed no further than this at once, as a logarithm."""
 GAP_STEPS = 10.0
@@ -48,8 +54,8 @@ class Course:
     def __init__(self) -> None:
         self._logs: list[float] = []
         self._counts: list[int] = []
-        self._spread = 0.0
-        self._known = 0
+        self._spread = PRIOR_SPREAD
+        self._known = PRIOR_COUNT
         """Deviations that the spread was learned from."""
         self._factors: list[float] = []
         self._sums = [0.0]
@@ -74,11 +80,13 @@ class Course:
             off = max(-MOST_OFF, min(off, MOST_OFF))
             self._counts[i] += 1
             self._logs[i] += max(1.0 / self._counts[i], LEAST_GAIN) * off
-            self._known += 1
-            self._spread += max(1.0 / self._known, SPREAD_GAIN) * (1.25 * abs(off) - self._spread)
-        more = logs[len(both) :]
-        self._logs += [own - level if own - level <= log(GAP_STEPS) else 0.0 for own in more]
-        self._counts += [1] * len(more)
+            if len(both) >= LEAST_STEPS:
+                gain = max(1.0 / (self._known + 1), SPREAD_GAIN)
+                self._spread += gain * (1.25 * abs(off) - self._spread)
+                self._known += 1
+        more = [own - level for own in logs[len(both) :]]
+        self._logs += [min(off, MOST_OFF) if off <= log(GAP_STEPS) else 0.0 for off in more]
+        self._counts += [int(len(logs) >= LONG)] * len(more)
 
     def settle(self) -> None:
         """Use what was learned: until then the factors stay, as the laws do."""
@@ -86,8 +94,9 @@ class Course:
         self._factors, self._sums = [], [0.0]
         for own, count in zip(self._logs, self._counts, strict=True):
             off = own - usual
-            noise = self._spread**2 / count
-            factor = exp(off * max(1.0 - noise / max(off * off, 1e-12), 0.0))
+            noise = self._spread**2 / max(count, 1)
+            kept = max(1.0 - noise / max(off * off, 1e-12), 0.0)
+            factor = exp(off * kept) if count else 1.0
             self._factors.append(factor)
             self._sums.append(self._sums[-1] + factor)
         if self._factors:
@@ -116,7 +125,8 @@ class Growth:
     """Each step takes n ** power times as long in a picture of n steps.
 
     The power is found by least squares in logarithms, with less weight for what deviates (Huber
-    1964), and shrunk by its standard error.
+    1964), and shrunk by its standard error. One request cannot decide it: it is the least power
+    with and without the one of the most, and the one of the fewest steps.
     """
 
     def __init__(self) -> None:
@@ -131,15 +141,23 @@ class Growth:
         self.power = 0.0
         if len(off) < GROWTH_SAMPLES:
             return
-        rows = np.stack((np.ones(len(off)), np.log(steps)), axis=1)
-        weights = np.ones(len(off))
-        for _ in range(ROUNDS):
-            weighted = rows * weights[:, None]
-            inverse = np.linalg.inv(weighted.T @ rows + RIDGE * np.eye(2))
-            found = inverse @ (weighted.T @ off)
-            left = np.abs(off - rows @ found)
-            spread = max(1.4826 * float(np.median(left)), SIGMA_LEAST)
-            weights = np.minimum(1.0, HUBER * spread / np.maximum(left, 1e-12))
-        power, error = float(found[1]), spread * float(inverse[1, 1]) ** 0.5
-        power *= max(1.0 - (SURE * error / max(abs(power), 1e-12)) ** 2, 0.0)
-        self.power = min(max(power, POWERS[0]), POWERS[1])
+        powers = [_power(steps, off)]
+        for extreme in (int(np.argmax(steps)), int(np.argmin(steps))):
+            powers.append(_power(np.delete(steps, extreme), np.delete(off, extreme)))
+        if min(powers) * max(powers) > 0:
+            self.power = min(max(min(powers, key=abs), POWERS[0]), POWERS[1])
+
+
+def _power(steps: Floats, off: Floats) -> float:
+    rows = np.stack((np.ones(len(off)), np.log(steps)), axis=1)
+    weights = np.ones(len(off))
+    for _ in range(ROUNDS):
+        weighted = rows * weights[:, None]
+        inverse = np.linalg.inv(weighted.T @ rows + RIDGE * np.eye(2))
+        found = inverse @ (weighted.T @ off)
+        left = np.abs(off - rows @ found)
+        spread = max(1.4826 * float(np.median(left)), SIGMA_LEAST)
+        weights = np.minimum(1.0, HUBER * spread / np.maximum(left, 1e-12))
+    power, error = float(found[1]), spread * float(inverse[1, 1]) ** 0.5
+    power *= max(1.0 - (SURE * error / max(abs(power), 1e-12)) ** 2, 0.0)
+    return power
