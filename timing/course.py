@@ -159,5 +159,5 @@ def _power(steps: Floats, off: Floats) -> float:
         spread = max(1.4826 * float(np.median(left)), SIGMA_LEAST)
         weights = np.minimum(1.0, HUBER * spread / np.maximum(left, 1e-12))
     power, error = float(found[1]), spread * float(inverse[1, 1]) ** 0.5
-    power *= max(1.0 - (SURE * error / max(abs(power), 1e-12)) ** 2, 0.0)
-    return power
+    kept: float = max(1.0 - (SURE * error / max(abs(power), 1e-12)) ** 2, 0.0)
+    return power * kept
