@@ -45,9 +45,9 @@ class AdapterChecks:
         self._lora_path = lora_path
         self._sizes: dict[str, Sizes] = {}
         """By model."""
-        self._fits: dict[tuple[Path, str, str], tuple[object, LoraFit]] = {}
-        """By file, model and pipeline: what it depends on, and the result. A file that was not
-        replaced is not read again."""
+        self._fits: dict[tuple[Path, str, str], tuple[object, Sizes, LoraFit]] = {}
+        """By file, model and pipeline: the version of the file and the sizes of which it was found,
+        and the result. A file that was not replaced is not read again."""
 
     def learn(self, model: Model, sizes: Sizes) -> None:
         """A model is loaded: these are the sizes of its layers."""
@@ -83,12 +83,10 @@ class AdapterChecks:
         """Returns how the LoRA in a file fits the model of a load spec, from its header."""
         sizes = self._sizes_of(weights.model)
         key = path, weights.model.name, weights.pipeline.name
-        depends_on = version_of(path), id(sizes)
-        before, fit = self._fits.get(key, (None, None))
-        if fit is None or before != depends_on:
-            fit = fit_of(path, weights, sizes)
-            self._fits[key] = depends_on, fit
-        return fit
+        version, known = version_of(path), self._fits.get(key)
+        if known is None or known[0] != version or known[1] is not sizes:
+            self._fits[key] = known = version, sizes, fit_of(path, weights, sizes)
+        return known[2]
 
     def _sizes_of(self, model: Model) -> Sizes:
         """Of the layers of a model, as far as it was loaded once or is on this machine."""

@@ -23,7 +23,7 @@ STEADY_S, STEADY_SHARE = 1.0, 0.02
 """A forecast that is later than the first one by no more than this is not reported."""
 
 EXPECTED = 12
-"""Of so many tasks, those that end next, the outcomes are foreseen."""
+"""Of so many tasks, those that run and the first waiting ones, the outcomes are foreseen."""
 ROUNDING_S = 1e-6
 
 
@@ -199,17 +199,15 @@ class Baselines:
             ended_at: unix seconds.
         """
         baseline = self._latest[task.task_id]
-        forecast = baseline.submitted
-        if forecast is None or self._gaps() != baseline.gaps:
-            return None
-        if forecast.confidence is Confidence.NONE:
+        forecast = self._to_learn(baseline)
+        if forecast is None:
             return None
         times = forecast.end_s, forecast.p90_s, self._monotonic() - baseline.at
         return Outcome(task.priority, *times, task.params.model, machine, ended_at)
 
     def expected(self, lanes: Lanes) -> dict[int, list[bool]]:
-        """Of some of the tasks that run or are next and whose outcome() will be learned, by
-        priority: whether each is forecast to take longer than its p90 at submit.
+        """Of the first EXPECTED tasks, those whose outcome() will be learned, by priority: whether
+        each is forecast to take longer than its p90 at submit.
 
         Args:
             lanes: as of now.
@@ -218,13 +216,18 @@ class Baselines:
         entries, _ = self._forecaster.in_order(lanes, 0, EXPECTED)
         for task, forecast in entries:
             baseline = self._latest.get(task.task_id)
-            submitted = baseline.submitted if baseline else None
-            if not baseline or not submitted or self._gaps() != baseline.gaps:
-                continue
-            if submitted.confidence is not Confidence.NONE:
+            if baseline and (submitted := self._to_learn(baseline)):
                 end_at = lanes.at + forecast().end_s
                 late[task.priority].append(end_at > baseline.at + submitted.p90_s)
         return dict(late)
+
+    def _to_learn(self, baseline: Baseline) -> Forecast | None:
+        """The forecast at submit, if its outcome is to be learned: it was made by this process and
+        is no guess, and the process was not stopped since."""
+        forecast = baseline.submitted
+        if forecast is None or self._gaps() != baseline.gaps:
+            return None
+        return None if forecast.confidence is Confidence.NONE else forecast
 
     def of(self, task: Task) -> Baseline:
         return self._latest[task.task_id]

@@ -106,7 +106,7 @@ class _Phase:
             self._spreads.append(spread)
         self.spread = _spread(self._residuals - without)
         """Of what is left over at places that were never seen."""
-        self._exact = _exact_corrections(exact[known], self._residuals, without, self.spread)
+        self._exact = _exact_corrections(exact[known], self._residuals, self.spread)
 
     def _loss(self, corrections: Floats, most: float) -> float:
         return float(np.minimum(np.abs(self._residuals - corrections), most).mean())
@@ -178,9 +178,7 @@ class _Runs:
         return off * max(1.0 - self.noise / max(off * off, 1e-12), 0.0)
 
 
-def _exact_corrections(
-    exact: Ints, residuals: Floats, without: Floats, spread: float
-) -> dict[int, _Runs]:
+def _exact_corrections(exact: Ints, residuals: Floats, spread: float) -> dict[int, _Runs]:
     runs: dict[int, list[float]] = {}
     for number, value in zip(exact.tolist(), residuals.tolist(), strict=True):
         runs.setdefault(number, []).append(value)

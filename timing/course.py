@@ -7,6 +7,7 @@ otherwise.
 """
 
 from collections.abc import Sequence
+from copy import copy
 from math import exp, log
 from statistics import fmean, median
 
@@ -63,8 +64,7 @@ class Course:
         """Factor of steps that were never seen."""
 
     def copy(self) -> "Course":
-        other = Course()
-        other.__dict__.update(self.__dict__)
+        other = copy(self)
         other._logs, other._counts = self._logs.copy(), self._counts.copy()
         return other
 
@@ -142,6 +142,8 @@ class Growth:
         if len(off) < GROWTH_SAMPLES:
             return
         powers = [_power(steps, off)]
+        if not powers[0]:
+            return
         for extreme in (int(np.argmax(steps)), int(np.argmin(steps))):
             powers.append(_power(np.delete(steps, extreme), np.delete(off, extreme)))
         if min(powers) * max(powers) > 0:

@@ -55,11 +55,13 @@ SMALL = (Bucket(128, 128, 32, 2), Bucket(160, 96, 32, 2), Bucket(96, 160, 32, 2)
 MIDDLE = (Bucket(256, 256, 16, 2), Bucket(320, 192, 16, 2), Bucket(192, 320, 16, 2))
 LARGE = (Bucket(512, 512, 4), Bucket(640, 384, 4), Bucket(384, 640, 4))
 HUGE = (Bucket(1024, 1024, 1), Bucket(1024, 576, 1), Bucket(768, 768, 2))
+ALL_SIZES_FROM = 0.6
+"""Share of the training from which on all sizes are drawn."""
 # From a share of the training on: how often each group of sizes is drawn.
 CURRICULUM: tuple[tuple[float, tuple[float, float, float, float]], ...] = (
     (0.0, (1.0, 0.0, 0.0, 0.0)),
     (0.25, (0.5, 0.45, 0.05, 0.0)),
-    (0.6, (0.25, 0.4, 0.22, 0.13)),
+    (ALL_SIZES_FROM, (0.25, 0.4, 0.22, 0.13)),
     (0.89, (0.15, 0.6, 0.2, 0.05)),
 )
 

@@ -27,6 +27,7 @@ import numpy as np
 
 from models.mlx_setup import prepare_mlx
 from models.painter.batches import (
+    ALL_SIZES_FROM,
     LARGE,
     MIDDLE,
     SMALL,
@@ -98,12 +99,10 @@ class Trainer:
         group = mx.distributed.init()
         self.rank = group.rank()
         self._processes = group.size()
-        weights = initial_weights(dimensions, self.patches, plan.seed)
         if plan.start:
-            weights = {
-                part: {name: array.astype(np.float32) for name, array in arrays.items()}
-                for part, arrays in unpacked(plan.start).items()
-            }
+            weights = unpacked(plan.start)
+        else:
+            weights = initial_weights(dimensions, self.patches, plan.seed)
         self._vae = weights["vae"]
         start = folder / f"start-{self.rank}"
         write_checkpoint(start, weights)
@@ -131,8 +130,8 @@ class Trainer:
         """Returns the loss and the size of the pictures."""
         mx, plan = self._mx, self._plan
         random = Random(plan.seed * 7919 + self.step)
-        progress = self.step / plan.steps
-        bucket = plan.size or bucket_at(max(progress, 0.6) if plan.start else progress, random)
+        progress = max(self.step / plan.steps, ALL_SIZES_FROM if plan.start else 0.0)
+        bucket = plan.size or bucket_at(progress, random)
         # Each process draws pictures of its own.
         number = self.step * self._processes + self.rank
         batch = make_batch(self.patches, self._tokenizers, bucket, number, plan.seed)
