@@ -25,21 +25,21 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from fake_generator import FakeGenerator
 from PIL import Image
 
 from allowed import Allowed
-from errors import ServerError
 from models.mflux_registry import find_model
-from models.model_catalog import LoadSpec, LoraFit
 from queue_manager import QueueManager
 from scheduler.limits import QueueLimits
 from scheduler.scheduler import Scheduler
 from server import Server
 from settings import Settings
 from storage.task_store import TaskStore
-from task import Drawn, GenerationParams, Memory, Report, Stage, Task
+from task import GenerationParams, Report, Task
 from timing_model import TimingModel
 
 ROOT = Path(__file__).parent.parent
@@ -62,42 +62,6 @@ Draw = Callable[[GenerationParams, Report], Image.Image]
 def small_picture(params: GenerationParams, report: Report) -> Image.Image:
     """Returns a small picture at once."""
     return Image.new("RGB", (16, 16))
-
-
-class FakeGenerator:
-    def __init__(self, draw: Draw) -> None:
-        self.memory = Memory()
-        self._draw = draw
-
-        self.resident: tuple[str, ...] = ()
-
-    def load(self, weights: LoadSpec, report: object = None) -> int | None:
-        self.resident = (weights.key,)
-        return None
-
-    def save_copies(self, may_continue: Callable[[], bool]) -> bool:
-        return False
-
-    def apply_adapters(self, weights: LoadSpec) -> None:
-        assert weights.key in self.resident
-
-    def unload(self) -> None:
-        self.resident = ()
-
-    def generate(self, stage: Stage, inputs: Path, report: Report) -> Drawn:
-        return Drawn(self._draw(stage.params, report))
-
-    def prepare(self, stage: Stage, inputs: Path, report: Report) -> str | Image.Image:
-        raise NotImplementedError
-
-    def refusal(self, stage: Stage, *, memory: bool = True) -> ServerError | None:
-        return None
-
-    def check_adapters(self, weights: LoadSpec) -> tuple[str, ...]:
-        return ()
-
-    def fit_of_adapter(self, path: Path, weights: LoadSpec) -> LoraFit:
-        return LoraFit(1, 1)
 
 
 class FakeServer:

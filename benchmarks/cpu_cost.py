@@ -22,7 +22,6 @@ from common import (
     MAX_QUEUE,
     OFFER,
     RAM_DISK,
-    FakeGenerator,
     Results,
     make_params,
     median,
@@ -30,6 +29,7 @@ from common import (
     small_picture,
     temporary_folder,
 )
+from fake_generator import FakeGenerator
 from flask import Flask
 from werkzeug.test import run_wsgi_app
 

@@ -37,7 +37,7 @@ from workers.stopwatch import Stopwatch
 
 pytest_plugins = (
     *("ordering", "stalling_hub", "small_disk", "owned", "studio", "awaited"),
-    *("pages", "command_line", "live"),
+    *("pages", "command_line", "live", "receivers"),
 )
 use_ram_disk()
 

@@ -9,8 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import GIVE_UP_S, PlayedQueue, allow, params_for
 from fake_generator import FakeGenerator
+from huggingface_hub import constants
 from mflux.models.common.resolution.model_revisions import ModelRevisions
 from PIL import Image
 
@@ -20,6 +22,7 @@ from scheduler.limits import QueueLimits
 from storage.task_store import TaskStore
 from task import GenerationParams, Phase, Report, Task
 from timing_model import TimingModel
+from workers import downloads
 from workers.downloads import Downloads as DownloadThread
 from workers.worker import Worker
 
@@ -129,3 +132,10 @@ class Desk:
 
     def _gate_of(self, name: str) -> Path:
         return self.folder / f"{name}.gate"
+
+
+def empty_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Makes the folder the cache of the hub; downloads report often."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr(downloads, "PROGRESS_EVERY_S", 0.01)
+    return folder

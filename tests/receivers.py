@@ -7,12 +7,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from queue import Queue
 from typing import Any
 
 import pytest
 from conftest import GIVE_UP_S
 from live import SteppedServer
+
+from api import webhooks
 
 KEY = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 
@@ -73,6 +76,14 @@ def receiver() -> Iterator[Receiver]:
     receiver = Receiver()
     yield receiver
     receiver.close()
+
+
+def calling(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SteppedServer]:
+    """For a fixture: a server that calls receivers on this machine, again without a pause."""
+    monkeypatch.setattr(webhooks, "RETRY_AFTER_S", (0.0, 0.0, 0.0, 0.0))
+    server = SteppedServer(folder, callback_hosts=("127.0.0.1",), callback_key=KEY)
+    yield server
+    server.close()
 
 
 def until_all_are_called(server: SteppedServer) -> None:

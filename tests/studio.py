@@ -7,16 +7,17 @@ from typing import Any
 
 import pytest
 from conftest import PlayedQueue, allow, params_for
+from fake_generator import FakeGenerator
 from PIL import Image
 
 from allowed import Allowed
-from errors import ModelLoadError, ServerError
+from errors import ModelLoadError
 from models.helpers import HELPERS
-from models.model_catalog import LoadSpec, LoraFit
+from models.model_catalog import LoadSpec
 from scheduler.limits import QueueLimits
 from storage.task_store import TaskStore
 from supervision import SupervisedQueue
-from task import Drawn, InputImage, Memory, Phase, Report, Stage, Task
+from task import Drawn, InputImage, Phase, Report, Stage, Task
 from timing_model import TimingModel
 from workers.worker import Worker
 
@@ -33,14 +34,13 @@ class Clock:
         return self.at
 
 
-class Gpu:
+class Gpu(FakeGenerator):
     """Loads and draws by the clock, and notes what it did."""
 
     LOAD_S, STEP_S, HELPER_S = 7.0, 1.0, 20.0
 
     def __init__(self, clock: Clock, models_in_memory: int) -> None:
-        self.memory = Memory()
-        self.resident: tuple[str, ...] = ()
+        super().__init__()
         self.loads: list[str] = []
         self.drawn: list[tuple[str, str, int]] = []
         self.broken: set[str] = set()
@@ -67,15 +67,6 @@ class Gpu:
 
     def _bytes(self, *keys: str) -> int:
         return sum(self.bytes_of.get(key, 0) for key in keys)
-
-    def save_copies(self, may_continue: Callable[[], bool]) -> bool:
-        return False
-
-    def apply_adapters(self, weights: LoadSpec) -> None:
-        assert weights.key in self.resident
-
-    def unload(self) -> None:
-        self.resident = ()
 
     def generate(self, stage: Stage, inputs: Path, report: Report) -> Drawn:
         key, steps = stage.load_spec.key, stage.params.steps
@@ -105,15 +96,6 @@ class Gpu:
         if stage.load_spec.model.makes == "prompt":
             return '{"short_description": "written"}'
         return Image.new("RGB", (32, 32), "white")
-
-    def refusal(self, stage: Stage, *, memory: bool = True) -> ServerError | None:
-        return None
-
-    def check_adapters(self, weights: LoadSpec) -> tuple[str, ...]:
-        return ()
-
-    def fit_of_adapter(self, path: Path, weights: LoadSpec) -> LoraFit:
-        return LoraFit(1, 1)
 
 
 def _init_image(stage: Stage) -> InputImage:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import requests
 from conftest import ServerProcess
+from served import served
 
 from api.generate_request import Limits, parse_form, parse_request
 from api.json_text import BOM, MAX_STRINGS, MAX_TEXT_BYTES, PICTURE_BYTES, parse_object
@@ -25,10 +26,7 @@ GZIP = zlib.MAX_WBITS | 16
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    process = ServerProcess(tmp_path_factory.mktemp("desk") / "data", "--model", "noise-flux1")
-    yield process
-    assert process.stop() == 0
-    assert "Traceback" not in "".join(process.log)
+    yield from served(tmp_path_factory.mktemp("desk") / "data", "--model", "noise-flux1")
 
 
 def refused(text: bytes) -> str:

@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT, ServerProcess
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from served import served
 
 from images import to_base64, to_png
 from models.painter.grammar import COLOURS
@@ -21,10 +22,7 @@ LORAS = ROOT / "models" / "painter" / "loras"
 
 @pytest.fixture(scope="module")
 def painter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    process = ServerProcess(tmp_path_factory.mktemp("painter"), "--model", "tiny")
-    yield process
-    assert process.stop() == 0
-    assert "Traceback" not in "".join(process.log)
+    yield from served(tmp_path_factory.mktemp("painter"), "--model", "tiny")
 
 
 def drawn(server: ServerProcess, prompt: str, count: int = 1, **fields: Any) -> list[Pixels]:

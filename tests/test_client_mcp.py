@@ -18,6 +18,7 @@ from conftest import GIVE_UP_S, ROOT, ServerProcess, until
 from live import SteppedServer
 from mcp.client.stdio import StdioServerParameters
 from PIL import Image
+from served import served
 
 KEY = "alice-0123456789"
 SMALL = {"prompt": "a fox", "width": 64, "height": 64, "steps": 2}
@@ -28,9 +29,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("server")
     (folder / "keys.toml").write_text(f'[alice]\nkey = "{KEY}"\n')
     keys = ("--keys", str(folder / "keys.toml"))
-    process = ServerProcess(folder / "data", "--models", "noise-flux1,noise-flux2", *keys)
-    yield process
-    process.stop()
+    yield from served(folder / "data", "--models", "noise-flux1,noise-flux2", *keys)
 
 
 def program(url: str, *options: str, key: str = KEY) -> StdioServerParameters:

@@ -11,6 +11,7 @@ import requests
 from a1111_calls import SIDES, api_of, draw, encoded
 from conftest import ServerProcess, StartServer
 from PIL import Image
+from served import served
 from test_sync_calls import ENDLESS, connected, queued
 
 from compat.a1111_lists import EMPTY_LISTS, NOTHING_TO_DO
@@ -20,9 +21,7 @@ from models import tiny_models
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     models = "noise-flux1,noise-flux2,noise-fill,noise-z-image,noise-seedvr2"
-    process = ServerProcess(tmp_path_factory.mktemp("server"), "--models", models)
-    yield process
-    process.stop()
+    yield from served(tmp_path_factory.mktemp("server"), "--models", models)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import requests
 import webuiapi
 from conftest import ServerProcess, allow
 from drawing_app import DrawingApp, drawing_app, png, shown
+from served import served
 
 from api.generate_request import Limits
 from api.submission import Submission
@@ -33,11 +34,7 @@ QWEN = "qwen-image-2.1-controlnet-union"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    process = ServerProcess(
-        tmp_path_factory.mktemp("server"), "--models", "noise-flux1,noise-controlnet"
-    )
-    yield process
-    process.stop()
+    yield from served(tmp_path_factory.mktemp("server"), "--models", "noise-flux1,noise-controlnet")
 
 
 @pytest.fixture(scope="module")

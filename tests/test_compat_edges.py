@@ -8,6 +8,7 @@ import pytest
 import requests
 from a1111_calls import PICTURE, TINY, ask, drawn, encoded, img2img
 from conftest import ServerProcess
+from served import served
 
 ANYTHING: tuple[Any, ...] = (5, -1, 0.5, True, "x", [], ["x"], {}, {"x": {"y": None}})
 """Values that no client means for a field, and that some send."""
@@ -56,19 +57,13 @@ IGNORED_BY_OPENAI = ("background", "input_fidelity", "moderation", "quality", "s
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    process = ServerProcess(
-        tmp_path_factory.mktemp("server"), "--models", "noise-flux1,noise-flux2"
-    )
-    yield process
-    process.stop()
+    yield from served(tmp_path_factory.mktemp("server"), "--models", "noise-flux1,noise-flux2")
 
 
 @pytest.fixture(scope="module")
 def upscaling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     models = "noise-flux1,noise-z-image,noise-seedvr2"
-    process = ServerProcess(tmp_path_factory.mktemp("server"), "--models", models)
-    yield process
-    process.stop()
+    yield from served(tmp_path_factory.mktemp("server"), "--models", models)
 
 
 # -- ignored fields -----------------------------------------------------------------------------

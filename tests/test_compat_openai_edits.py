@@ -11,14 +11,13 @@ from conftest import ServerProcess, StartServer
 from openai.types import ImageEditCompletedEvent
 from openai_calls import SIZE, images_of, picture_of
 from PIL import Image
+from served import served
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     options = ("--models", "noise-flux1,noise-flux2,noise-fill", "--max-body-bytes", "1000000")
-    process = ServerProcess(tmp_path_factory.mktemp("server"), *options)
-    yield process
-    process.stop()
+    yield from served(tmp_path_factory.mktemp("server"), *options)
 
 
 @pytest.fixture

@@ -6,23 +6,18 @@ from typing import Any
 import pytest
 from a1111_calls import ask, drawn, img2img
 from conftest import ServerProcess, StartServer
+from served import served
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    process = ServerProcess(
-        tmp_path_factory.mktemp("server"), "--models", "noise-flux1,noise-flux2"
-    )
-    yield process
-    process.stop()
+    yield from served(tmp_path_factory.mktemp("server"), "--models", "noise-flux1,noise-flux2")
 
 
 @pytest.fixture(scope="module")
 def upscaling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     models = "noise-flux1,noise-z-image,noise-seedvr2"
-    process = ServerProcess(tmp_path_factory.mktemp("server"), "--models", models)
-    yield process
-    process.stop()
+    yield from served(tmp_path_factory.mktemp("server"), "--models", models)
 
 
 @pytest.mark.parametrize(

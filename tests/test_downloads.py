@@ -1,12 +1,12 @@
 """Weights that are not on this machine: tasks wait for them while others are drawn."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from conftest import StartServer, forecast_of, params_for
-from download_desk import OFFER, Desk, model
-from huggingface_hub import constants
+from download_desk import OFFER, Desk, empty_cache, model
 from stalling_hub import StallingHub
 
 from api.models_api import download_answer
@@ -15,7 +15,6 @@ from models.model_catalog import LoadSpec
 from scheduler.downloads import FAILURE_KEPT_S, USUAL_BYTES_PER_S, Downloads, Pending, PendingWait
 from task import Task, TaskStatus
 from timing_model import Confidence
-from workers import downloads
 
 
 def weights_of(name: str) -> LoadSpec:
@@ -24,16 +23,13 @@ def weights_of(name: str) -> LoadSpec:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(downloads, "PROGRESS_EVERY_S", 0.01)
-    return tmp_path / "hub"
+    return empty_cache(tmp_path / "hub", monkeypatch)
 
 
 @pytest.fixture
 def desk(tmp_path: Path, cache: Path) -> Iterator[Desk]:
-    desk = Desk(tmp_path, cache)
-    yield desk
-    desk.close()
+    with closing(Desk(tmp_path, cache)) as desk:
+        yield desk
 
 
 def test_a_task_waits_for_its_weights_while_others_are_drawn(desk: Desk) -> None:

@@ -10,6 +10,7 @@ import pytest
 import requests
 from conftest import GIVE_UP_S, PlayedQueue, ServerProcess, allow, params_for
 from live import Connection, EventStream, SteppedServer
+from served import served
 
 from api import event_stream
 from api.client_queue import ClientQueue
@@ -354,6 +355,4 @@ def test_the_real_server_streams_a_real_picture(server_process: ServerProcess) -
 
 @pytest.fixture
 def server_process(tmp_path: Path) -> Iterator[ServerProcess]:
-    process = ServerProcess(tmp_path / "process", "--model", "noise-flux1")
-    yield process
-    process.stop()
+    yield from served(tmp_path / "process", "--model", "noise-flux1")

@@ -3,12 +3,11 @@
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
-from download_desk import Desk, model
-from huggingface_hub import constants
+from download_desk import Desk, empty_cache, model
 from mflux.models.common.resolution.model_revisions import ModelRevisions
 
 from errors import NoWorker
@@ -21,16 +20,13 @@ from workers import downloads
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(downloads, "PROGRESS_EVERY_S", 0.01)
-    return tmp_path / "hub"
+    return empty_cache(tmp_path / "hub", monkeypatch)
 
 
 @pytest.fixture
 def desk(tmp_path: Path, cache: Path) -> Iterator[Desk]:
-    desk = Desk(tmp_path, cache)
-    yield desk
-    desk.close()
+    with closing(Desk(tmp_path, cache)) as desk:
+        yield desk
 
 
 def test_a_failed_download_affects_only_the_tasks_that_need_it(desk: Desk) -> None:

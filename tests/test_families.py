@@ -12,6 +12,7 @@ import pytest
 import requests
 from conftest import GIVE_UP_S, ServerProcess, allow, params_for, slow_except
 from PIL import Image, ImageDraw
+from served import served
 
 from fields import Takes
 from generation.previews import FAMILIES as PREVIEWED
@@ -57,10 +58,7 @@ PIPELINES = [
 
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    process = ServerProcess(tmp_path_factory.mktemp("families"), "--models", ",".join(NAMES))
-    yield process
-    assert process.stop() == 0
-    assert "Traceback" not in "".join(process.log)
+    yield from served(tmp_path_factory.mktemp("families"), "--models", ",".join(NAMES))
 
 
 def usual(name: str, pipeline: Pipeline) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import requests
 from conftest import ServerProcess
 from masks import BOX, HEIGHT, MASK, SOURCE, TINY, WIDTH, box_of, inside
 from PIL import Image
+from served import served
 
 from fields import MASK_FEATHER
 from images import read_metadata, to_base64, to_png
@@ -22,15 +23,12 @@ from models import tiny_models
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     loras = tmp_path_factory.mktemp("loras")
     tiny_models.write_lora(loras / "wild.safetensors", "noise-flux1")
-    process = ServerProcess(
+    yield from served(
         tmp_path_factory.mktemp("server"),
         *("--models", ",".join((*TINY, "noise-seedvr2"))),
         *("--models-in-memory", "8"),
         *("--lora-dir", str(loras)),
     )
-    yield process
-    assert process.stop() == 0
-    assert "Traceback" not in "".join(process.log)
 
 
 ASKED: dict[str, Any] = {

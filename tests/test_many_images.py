@@ -12,6 +12,7 @@ import pytest
 import requests
 from conftest import ServerProcess, StartServer
 from PIL import Image
+from served import served
 
 from api.task_answers import ImagesAnswer, StatusAnswer
 from images import read_metadata, to_base64, to_png
@@ -38,7 +39,7 @@ def lora_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def press(tmp_path_factory: pytest.TempPathFactory, lora_dir: Path) -> Iterator[ServerProcess]:
-    process = ServerProcess(
+    yield from served(
         tmp_path_factory.mktemp("press") / "data",
         *(
             "--models",
@@ -47,9 +48,6 @@ def press(tmp_path_factory: pytest.TempPathFactory, lora_dir: Path) -> Iterator[
         *("--models-in-memory", "3"),
         *("--lora-dir", str(lora_dir)),
     )
-    yield process
-    assert process.stop() == 0
-    assert "Traceback" not in "".join(process.log)
 
 
 def submit(server: ServerProcess, **fields: Any) -> str:

@@ -18,6 +18,7 @@ from live import SteppedServer
 from mcp import MCPError
 from PIL import Image
 from played_app import PlayedApp
+from served import served
 from test_sync_calls import calls_of
 
 from api.generate_request import PICTURES, GenerateRequest
@@ -29,10 +30,7 @@ from compat.mcp_tools import Waiting
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     models = ("--models", "noise-flux1,noise-flux2,noise-fill")
-    process = ServerProcess(tmp_path_factory.mktemp("server"), *models)
-    yield process
-    assert process.stop() == 0
-    assert "Traceback" not in "".join(process.log)
+    yield from served(tmp_path_factory.mktemp("server"), *models)
 
 
 @pytest.fixture(scope="module", params=ERAS)

@@ -9,6 +9,7 @@ import pytest
 from assistants import MODERN, post, rpc
 from conftest import ServerProcess, ask
 from played_app import PlayedApp
+from served import served
 
 from compat.mcp_messages import PREFIX
 
@@ -24,10 +25,7 @@ TOOLS_LIST = {"MCP-Protocol-Version": MODERN, "Mcp-Method": "tools/list"}
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     models = ("--models", "noise-flux1,noise-flux2,noise-fill")
-    process = ServerProcess(tmp_path_factory.mktemp("server"), *models)
-    yield process
-    assert process.stop() == 0
-    assert "Traceback" not in "".join(process.log)
+    yield from served(tmp_path_factory.mktemp("server"), *models)
 
 
 @pytest.fixture

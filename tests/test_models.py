@@ -10,6 +10,7 @@ import requests
 from conftest import ServerProcess, slow_except
 from generate_calls import drawn, fetched, health_of, post, submit
 from PIL import Image, ImageDraw
+from served import served
 
 from api.model_answers import ModelAnswer, ModelsAnswer
 from images import read_metadata, to_base64, to_png
@@ -67,15 +68,12 @@ def lora_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory, lora_dir: Path) -> Iterator[ServerProcess]:
     """A server that offers every tiny model."""
-    process = ServerProcess(
+    yield from served(
         tmp_path_factory.mktemp("studio"),
         *("--models", ",".join(MODELS)),
         *("--models-in-memory", "3"),
         *("--lora-dir", str(lora_dir)),
     )
-    yield process
-    assert process.stop() == 0
-    assert "Traceback" not in "".join(process.log)
 
 
 def picture_in(file: bytes) -> Image.Image:

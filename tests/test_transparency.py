@@ -9,6 +9,7 @@ import pytest
 import requests
 from conftest import GIVE_UP_S, ServerProcess
 from PIL import Image
+from served import served
 
 from images import to_base64
 
@@ -43,9 +44,7 @@ LEFT, NOTHING = half("L", 255, 0), half("L", 0, 0)
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     models = "noise-flux1,noise-flux2,noise-fill,noise-controlnet"
-    process = ServerProcess(tmp_path_factory.mktemp("desk") / "data", "--models", models)
-    yield process
-    process.stop()
+    yield from served(tmp_path_factory.mktemp("desk") / "data", "--models", models)
 
 
 def drawn(server: ServerProcess, answer: requests.Response) -> bytes:

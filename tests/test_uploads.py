@@ -15,6 +15,7 @@ import requests
 from conftest import ServerProcess, StartServer
 from PIL import Image, ImageOps
 from sent_pictures import PNG, drawing, inputs_in
+from served import served
 
 from images import to_base64, to_png
 
@@ -29,12 +30,9 @@ def file_of(picture: Image.Image, format: str, **options: Any) -> bytes:
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    process = ServerProcess(
+    yield from served(
         tmp_path_factory.mktemp("desk") / "data", "--models", "noise-flux1,noise-flux2,noise-fill"
     )
-    yield process
-    assert process.stop() == 0
-    assert "Traceback" not in "".join(process.log)
 
 
 USUAL: dict[str, Any] = {

@@ -14,24 +14,14 @@ from pathlib import Path
 import pytest
 from conftest import GIVE_UP_S
 from live import SteppedServer
-from receivers import KEY, Receiver, until_all_are_called
+from receivers import Receiver, calling, until_all_are_called
 
 from api import webhooks
 
 
 @pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    receiver = Receiver()
-    yield receiver
-    receiver.close()
-
-
-@pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SteppedServer]:
-    monkeypatch.setattr(webhooks, "RETRY_AFTER_S", (0.0, 0.0, 0.0, 0.0))
-    server = SteppedServer(tmp_path, callback_hosts=("127.0.0.1",), callback_key=KEY)
-    yield server
-    server.close()
+    yield from calling(tmp_path, monkeypatch)
 
 
 def test_a_receiver_that_fails_is_called_again_five_times_in_all(

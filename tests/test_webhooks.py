@@ -11,10 +11,9 @@ import pytest
 import requests
 from conftest import GIVE_UP_S, StartServer
 from live import SteppedServer
-from receivers import KEY, Receiver, until_all_are_called
+from receivers import KEY, Receiver, calling, until_all_are_called
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
-from api import webhooks
 from api.generate_request import Limits
 from api.task_answers import StatusAnswer
 from settings import Settings
@@ -23,18 +22,8 @@ OTHER_KEY = "whsec_" + base64.b64encode(bytes(range(1, 33))).decode()
 
 
 @pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    receiver = Receiver()
-    yield receiver
-    receiver.close()
-
-
-@pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SteppedServer]:
-    monkeypatch.setattr(webhooks, "RETRY_AFTER_S", (0.0, 0.0, 0.0, 0.0))
-    server = SteppedServer(tmp_path, callback_hosts=("127.0.0.1",), callback_key=KEY)
-    yield server
-    server.close()
+    yield from calling(tmp_path, monkeypatch)
 
 
 def delete(server: SteppedServer, task_id: str) -> None:
