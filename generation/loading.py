@@ -225,11 +225,21 @@ def checked_and_lazy(
         yield loading
 
 
+def weights_of(part: Any) -> Any:
+    """The tree of weights of a class of mflux. LensImage and its text encoder are no modules of
+    MLX: the modules in their attributes count."""
+    if hasattr(part, "parameters"):
+        return part.parameters()
+    if type(part).__module__.startswith("mflux.models."):
+        return {name: weights_of(value) for name, value in vars(part).items()}
+    return {}
+
+
 def bytes_of(pipeline: Any) -> int:
     """Bytes of a pipeline's weights; those that several of its modules share count once."""
     from mlx.utils import tree_flatten
 
-    arrays = {id(array): array.nbytes for _, array in tree_flatten(pipeline.parameters())}
+    arrays = {id(array): array.nbytes for _, array in tree_flatten(weights_of(pipeline))}
     return sum(arrays.values())
 
 
@@ -238,7 +248,7 @@ def evaluate_in_parts(pipeline: Any, report: LoadReport) -> None:
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
-    arrays = list({id(array): array for _, array in tree_flatten(pipeline.parameters())}.values())
+    arrays = list({id(array): array for _, array in tree_flatten(weights_of(pipeline))}.values())
     total_bytes = sum(array.nbytes for array in arrays)
     part, read_bytes = [], 0
     for array in arrays:
