@@ -1,16 +1,18 @@
-"""A server with a model of real size: Anima, full size, random weights (real_model.py).
+"""A server with a model of real size, random weights (real_model.py): Anima, or with
+REAL_SIZE_MODEL=flux2-klein-4b FLUX.2 klein 4B at 4 bits.
 
 How to read it: the model is loaded and draws a picture of each size, the first without anything
 learned. `forecast` is the one at submit, `early` the lowest share of the true rest that the
 countdown showed in the first tenth of the time. `peak` is what the process has touched beside the
 weights; `estimate` is the figure that the check of memory compares. While a picture is drawn,
 /queue is asked all the time. At the end a picture is cancelled in its first step, and the server
-stopped in one. On a CPU parameters in 32 bits are many times faster than in 16 (11.3 GB): sizes
-and steps are small. The last table has no measurement: it says what the check of memory does at
-each size on a machine with so much memory.
+stopped in one. On a CPU Anima has parameters in 32 bits, which are many times faster than 16 (11.3
+GB); sizes and steps are small. The last table has no measurement: it says what the check of memory
+does at each size on a machine with so much memory.
 
-REAL_SIZE_FOLDER names the checkpoint, which is written if it is missing. `--quick` uses a tiny
-model. Run it alone: other programs change all figures.
+REAL_SIZE_FOLDER names the checkpoint of Anima; that of klein has its name and `-klein`. It is
+written if it is missing. `--quick` uses a tiny model. Run it alone: other programs change all
+figures.
 """
 
 import os
@@ -35,6 +37,7 @@ from task import GenerationParams, Stage
 FOLDER = Path(
     os.environ.get("REAL_SIZE_FOLDER", Path(tempfile.gettempdir(), "mflux-real-size-float32"))
 )
+NAME = os.environ.get("REAL_SIZE_MODEL", MODEL)
 POLL_S = 0.25
 RESET_PEAK = "5"
 LIMITS_GB = (16, 24, 64)
@@ -59,9 +62,13 @@ def main() -> None:
         sides: tuple[int, ...] = (64, 64, 128)
         name, model = "noise-anima", ["--model", "noise-anima"]
         if not results.quick:
-            write_model(FOLDER, float32=not gpu)
-            sides = (128, 128, 256)
-            name, model = MODEL, ["--models", f"real={FOLDER}@{MODEL}"]
+            checkpoint = FOLDER
+            if NAME == MODEL:
+                write_model(FOLDER, float32=not gpu)
+                sides = (128, 128, 256)
+            else:
+                checkpoint = write_model(FOLDER.with_name(f"{FOLDER.name}-klein"), 4, name=NAME)
+            name, model = NAME, ["--models", f"real={checkpoint}@{NAME}"]
         measure(results, folder / "data", name, model, sides, gpu=gpu)
     show_limits(results, gpu=gpu)
     results.save()
