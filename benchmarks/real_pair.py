@@ -1,16 +1,18 @@
 """Two models of real size in memory: Anima and FLUX.2 klein 4B, both at 4 bits (real_model.py).
 
-How to read it: Anima draws alone, then klein is loaded beside it, then both draw. `in memory` is
-the number of models that /health lists. `touched` is the most memory that the process had, and
-`expected` what the check of memory compares with the limit: the interpreter, the weights in memory,
-and the picture. On a CPU a picture of klein takes four minutes of one core.
+How to read it: Anima draws alone, then klein is loaded beside it, then both draw, and previews are
+fetched all the time. `in memory` is the number of models that /health lists. `touched` is the most
+memory that the process had, and `expected` what the check of memory compares with the limit: the
+interpreter, the weights in memory, and the picture. On a CPU a picture of klein takes minutes.
 
 REAL_SIZE_FOLDER names the checkpoint of Anima; that of klein has its name and `-klein`. Both are
 written if they are missing: 8 GB. `--quick` uses tiny models. 12 GB of memory are needed.
 """
 
 import time
+from contextlib import suppress
 from typing import Any
+from urllib.error import HTTPError
 
 from common import Results, temporary_folder
 from memory import TinyServer
@@ -69,7 +71,7 @@ def measure(results: Results, server: TinyServer, names: dict[str, str], *, gpu:
         f"Loading the second one took {time.perf_counter() - start:.1f} s: {both / GB:.2f} GB "
         "touched."
     )
-    for name, side in ((anima, 64), (anima, 128), (klein, 64)):
+    for name, side in ((anima, 64), (anima, 128), (klein, 64), (anima, 512), (klein, 256)):
         rows.append(row(server, name, names[name], side, gpu=gpu))
         print(rows[-1], flush=True)
     results.table(
@@ -108,6 +110,8 @@ def draw(server: TinyServer, name: str, side: int) -> dict[str, Any]:
     body = {"prompt": prompt, "width": side, "height": side, "steps": 1, "model": name}
     task = server.ask("/generate", body)
     while (status := server.ask(f"/status?task_id={task['task_id']}"))["status"] in PRESENT:
+        with suppress(HTTPError):
+            server.fetch(f"/preview?task_id={task['task_id']}")
         time.sleep(POLL_S)
     if status["status"] != "done":
         raise RuntimeError(status["error"]["message"])

@@ -5,6 +5,7 @@ import json
 import re
 import socket
 from collections.abc import Iterator
+from functools import partial
 from io import BytesIO
 from typing import Any
 from urllib.parse import urlsplit
@@ -263,6 +264,10 @@ def test_a_call_that_its_host_cancels_cancels_its_task(
         assert host.call("check_image", task_id=task["task_id"]).failed
 
 
+def queue_has(server: SteppedServer, tasks: int) -> bool:
+    return bool(server.get("/queue").json()["length"] == tasks)
+
+
 def test_only_the_call_that_orders_a_picture_cancels_it_when_its_caller_disconnects(
     stepped: SteppedServer,
 ) -> None:
@@ -271,12 +276,11 @@ def test_only_the_call_that_orders_a_picture_cancels_it_when_its_caller_disconne
     orders = rpc("tools/call", name="generate_image", arguments={**SMALL, "steps": 50})
     for body in (checks, orders):
         connection = raw_post(stepped.url, body)
-        queued = 2 if body is orders else 1
         until(lambda: stepped.server.places.taken == 1)
-        until(lambda: stepped.get("/queue").json()["length"] == queued)
+        until(partial(queue_has, stepped, 2 if body is orders else 1))
         hang_up(connection)
         until(lambda: stepped.server.places.taken == 0)
-        until(lambda: stepped.get("/queue").json()["length"] == 1)
+        until(partial(queue_has, stepped, 1))
         assert stepped.get("/status", task_id=task_id).json()["status"] in ("waiting", "running")
 
 
