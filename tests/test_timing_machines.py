@@ -1,8 +1,10 @@
 """Several machines: each has its own laws of time, and starts with those of the others."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 
 import pytest
 from conftest import PlayedQueue, allow, params_for
@@ -10,10 +12,11 @@ from store_bench import MEASURED, WORK
 
 from scheduler.machines import Machine
 from scheduler.worker_api import WorkerApi
+from storage import timing_store
 from storage.task_store import TaskStore
 from task import Encoded
 from timing.speeds import Product
-from timing_model import Confidence, Measured, TimingModel, Work
+from timing_model import LOCAL, Confidence, Measured, TimingModel, Work
 
 
 def work(side: int = 1024, steps: int = 4, model: str = "m") -> Work:
@@ -156,6 +159,25 @@ def test_samples_loads_and_speeds_are_kept_by_machine(tmp_path: Path) -> None:
     assert [len(timings.samples(name)) for name in ("local", "mini", "studio")] == [2, 1, 0]
     assert (timings.loads(), timings.loads("mini")) == ({}, {"noise-flux1": 2.0})
     assert (timings.speeds(), timings.speeds("studio")) == ({}, {Product.BF16: 3e12})
+
+
+@pytest.mark.parametrize(
+    ("platform", "learned"),
+    [("linux", ["m", "m/q4/guided", "m/q4"]), ("darwin", ["m", "m/q4", "m/q4/guided", "m/q4"])],
+)
+def test_quantized_weights_of_version_1_are_not_learned_where_their_products_were_slow(
+    monkeypatch: pytest.MonkeyPatch, platform: str, learned: list[str]
+) -> None:
+    monkeypatch.setattr(timing_store, "sys", SimpleNamespace(platform=platform))
+    store = TaskStore(None)
+    now = [replace(WORK, model="m/q4/guided"), replace(WORK, model="m/q4")]
+    for model, machine in (("m", LOCAL), ("m/q4", LOCAL), ("m/q4", "mini")):
+        store.timings.keep_samples([(replace(WORK, model=model), MEASURED)], machine)
+    with store._database.transaction() as connection:  # as version 1 wrote them
+        connection.execute("UPDATE samples SET work = json_remove(work, '$.product')")
+    store.timings.keep_samples([(work, MEASURED) for work in now])
+    assert [work.model for work, _ in store.timings.samples()] == learned
+    assert [work.model for work, _ in store.timings.samples("mini")] == ["m/q4"]
 
 
 def test_each_machine_has_laws_of_its_own() -> None:
