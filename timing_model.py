@@ -15,8 +15,9 @@ changes the work of a step):
     image encoding           p + q x                by file format, off the GPU; no scale
 
 1. The law is what the architecture says. If it is clearly wrong, x is something else than pixels:
-   tiles, columns, rows, other stairs, at least some size; or above a size everything takes longer
-   by a factor, because memory is swapped or another algorithm is used (timing/shapes.py). The
+   tiles, columns, rows, other stairs, at least some size; and some pictures take longer by a
+   factor: above a size, because memory is swapped or another algorithm is used; with sides that are
+   no multiples of a number; if they are not square (timing/shapes.py, up to three together). The
    power m and the factors of the steps are 0 and 1 unless pictures show otherwise: some steps of
    each picture are slower, or all steps of those with many (timing/course.py).
    Before the first measurement of a key it is the prior (confidence "none"): one step is about 2

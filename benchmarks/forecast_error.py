@@ -24,8 +24,10 @@ forecast_shapes.py, at the end, were written before and are held out.
 
 "misses" names the bars that a law does not reach: at submit 1.5 times the oracle's median error or
 2 percentage points more (of jagged laws: that of what is knowable), 85 to 95 % inside the p90, a
-median below 15 % after 3 tasks, and for the own time of requests that have run twice 1.2 times the
-oracle's.
+median below 15 % after 3 tasks or 2 points above the best's, and for the own time of requests that
+have run twice 1.2 times the oracle's. "After 1" and "after 3" are from 20 starts of their own, in
+which nobody cancels: with the few of one run, the oracle itself was off by 18 % in the median.
+"The best" is the oracle, or of jagged laws what is knowable.
 
 Errors are |forecast - truth| / truth; while a task runs, of the whole seconds on the wire and in
 parts of the task's own running time, as a progress bar shows it (near the end any error is large
@@ -47,6 +49,7 @@ AFTER = (1, 3, 10, 50)
 PREEMPTING = KNOWN[2:]
 NOISE = 0.03
 SCENARIOS = (*KNOWN, *UNSEEN, *REPEATED, *RANDOM, *DRAWN, *COMPOSED, *HELD_OUT, *SHAPED)
+START_TASKS = 12
 TASKS = 200
 """Of each run; about 150 of them count from the 50th on, so coverage is known to about 2.5 %."""
 
@@ -79,6 +82,11 @@ def submit_errors(records: list[Record], who: str) -> list[float]:
     return [r.at_submit.said[who] / (r.ended_at - r.submitted_at) - 1 for r in records]
 
 
+def median_error(records: list[Record], who: str) -> float:
+    """At submit, in percent."""
+    return Figures.of(submit_errors(records, who)).median
+
+
 def waiting_errors(records: list[Record], who: str) -> list[float]:
     return [p.said[who] / (r.ended_at - p.at) - 1 for r in records for p in r.waiting]
 
@@ -106,7 +114,10 @@ def measure(
     """Rows of the table of errors, and what the bars are about."""
     mixed = Replay(scenario, noise, tasks, 1, urgent=URGENT_SHARE).run()
     calm = Replay(scenario, noise, tasks, 2, urgent=0.0).run()
-    starts = [Replay(scenario, noise, 12, 100 + n, urgent=0.0).run() for n in range(tasks // 40)]
+    starts = [
+        Replay(scenario, noise, START_TASKS, 100 + n, urgent=0.0, cancelled=0.0).run()
+        for n in range(tasks // 10)
+    ]
     warm_mixed = [r for r in mixed if r.at_submit.finished >= AFTER[-1]]
     warm_calm = [r for r in calm if r.at_submit.finished >= AFTER[-1]]
     rows: list[list[object]] = []
@@ -115,14 +126,13 @@ def measure(
             for who in CONTENDERS:
                 figures = Figures.of(errors_of(records, who))
                 rows.append([scenario.name, f"{noise:.0%}", when, label, who, *figures.cells()])
-    early = {}
-    for after in AFTER:
-        some = [
-            r for run in [*starts, calm] for r in run if after <= r.at_submit.finished < after * 2
-        ]
-        early[after] = Figures.of(submit_errors(some, "ours")).median
+    early = {
+        after: [r for run in runs for r in run if after <= r.at_submit.finished < after * 2]
+        for after, runs in zip(AFTER, (starts, starts, [calm], [calm]), strict=True)
+    }
+    best = "knowable" if scenario.expected else "oracle"
     ours, oracle, knowable = (
-        Figures.of(submit_errors(warm_calm, who)).median for who in ("ours", "oracle", "knowable")
+        median_error(warm_calm, who) for who in ("ours", "oracle", "knowable")
     )
     waiting = {who: Figures.of(waiting_errors(warm_calm, who)).mean for who in CONTENDERS}
     return rows, {
@@ -133,7 +143,8 @@ def measure(
         "running: mean %": Figures.of(running_errors(warm_mixed, "ours")).mean,
         "inside p90 %": coverage(warm_mixed),
         "own time after two runs / oracle's": repeated(calm),
-        **{f"median % after {n}": early[n] for n in AFTER},
+        **{f"median % after {n}": median_error(early[n], "ours") for n in AFTER},
+        "the best's after 3": median_error(early[3], best),
         "waiting: original's mean / ours": waiting["original"] / waiting["ours"],
         "furthest step back, no reason, s": max(r.step_back_s for r in mixed + calm),
     }
@@ -152,7 +163,7 @@ def measure_preemption(scenario: Scenario, noise: float, tasks: int) -> list[lis
             for run in runs
         )
         waits = [fmean(r.ended_at - r.submitted_at for r in some) for some in (without, records)]
-        error = Figures.of(submit_errors(records, "ours")).median
+        error = median_error(records, "ours")
         running = Figures.of(running_errors(records, "ours")).mean
         paused = sum(r.paused for r in records)
         inside = [coverage(without), coverage(records)]
@@ -170,7 +181,7 @@ def missed(figures: dict[str, float]) -> str:
     misses = {
         "at submit": at_submit > 1.5 and points > 2.0,
         "p90": inside < 85.0 or inside > 95.0,
-        "after 3": figures["median % after 3"] >= 15.0,
+        "after 3": figures["median % after 3"] >= max(15.0, figures["the best's after 3"] + 2.0),
         "two runs": figures["own time after two runs / oracle's"] > 1.2,
     }
     return ", ".join(name for name, misses_it in misses.items() if misses_it)
@@ -215,7 +226,7 @@ def plot(path: Path, tasks: int) -> None:
         axis.scatter(truth, said, s=7, alpha=0.5, color=colours[who], linewidths=0)
         axis.plot([10, 3000], [10, 3000], color="#888", linewidth=0.8)
         axis.set(xscale="log", yscale="log", xlim=(10, 3000), ylim=(10, 3000))
-        error = Figures.of(submit_errors(warm, who)).median
+        error = median_error(warm, who)
         axis.set_title(f"{names[who]}: median error {error:.1f} %", fontsize=11)
         axis.set_xlabel("seconds it took")
     axes[0].set_ylabel("seconds forecast at submit")

@@ -73,9 +73,11 @@ class Replay:
         seed: int,
         *,
         urgent: float,
+        cancelled: float = CANCELLED_SHARE,
         preempt: bool = False,
     ) -> None:
         self.scenario, self.noise, self.tasks, self.urgent = scenario, noise, tasks, urgent
+        self.cancelled = cancelled
         self.dice = random.Random(seed)
         self.at = self.begun_at = 1e6
         models = [m for m in (SCHNELL, KLEIN) if m.name in scenario.load_s] or [SCHNELL]
@@ -142,7 +144,7 @@ class Replay:
         if view.forecast:
             record.own_s = view.forecast.end_s - view.forecast.start_s
         poll.said = self.say(view.task_id, view.forecast.end_s if view.forecast else 0.0)
-        if self.dice.random() < CANCELLED_SHARE:
+        if self.dice.random() < self.cancelled:
             victim = self.dice.choice(self.order)
             self.queue.delete(victim)
             del self.records[victim]

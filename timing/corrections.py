@@ -3,8 +3,8 @@
 A place is a size and a number of steps. The residual of a sample is log(measured / law). A
 correction is the sum of levels, each learned from what the levels before it have left over:
 
-    near     what was left over near the place, for several widths of "near" (WIDTHS; the first one
-             is near in the steps, whatever the size): the median of the samples, weighted with a
+    near     what was left over near the place, for several widths of "near" (WIDTHS; the first two
+             are near in the steps, whatever the size): the median of the samples, weighted with a
              Gaussian kernel of their distance in log(size), log(steps) and log(width / height)
     exactly  what was left over at exactly this place: the mean of its runs, without outliers
 
@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
 Ints = np.ndarray[Any, np.dtype[np.intp]]
 
-WIDTHS = ((9.0, 0.35, 9.0), (0.3, 0.5, 9.0), (0.06, 1.0, 9.0), (0.06, 1.0, 0.12))
+WIDTHS = ((9.0, 0.35, 9.0), (9.0, 0.08, 9.0), (0.3, 0.5, 9.0), (0.06, 1.0, 9.0), (0.06, 1.0, 0.12))
 """Standard deviations of the kernels in log(size), log(steps) and log(width / height)."""
 EXPONENTS = -0.5 / np.square(WIDTHS).T
-NEAR = 1
+NEAR = 2
 """The width that is widest in all that is compared."""
 OUTLIER_SIGMAS = 3.0
 LEAST_SEEN = 0.5

@@ -5,7 +5,9 @@ much as the one after it, and is weighted with 1 / prediction^2, so that relativ
 ridge keeps the coefficients near a prior shape, whose scale the samples set; more samples outweigh
 it. A deviation of more than HUBER spreads has less weight (Huber 1964, "Robust estimation of a
 location parameter"). If a law by pixels is clearly wrong, others are tried (timing/shapes.py), and
-the best is used if it leaves much less over: all of them roughly, the best three as above.
+the best is used if it leaves much less over: all of them roughly, the best three as above. Then the
+same with each factor that may come in addition, one after the other (forward selection: Draper &
+Smith 1966, "Applied Regression Analysis", ch. 6).
 """
 
 from collections import deque
@@ -18,13 +20,13 @@ import numpy as np
 
 from timing.corrections import Floats
 from timing.drift import SAMPLES_KEPT, SIGMA_LEAST
-from timing.shapes import SMOOTH, Kind, Shape, candidates, jumps
+from timing.shapes import SMOOTH, Shape, candidates, jumps
 
 FORGETTING = 0.99
 RIDGE = 0.005
 """Weight of the prior shape, in samples."""
 FITS, JUMP_FITS = 2, 5
-"""Rounds of reweighting; rounds of fitting the factor of a jump and the rest."""
+"""Rounds of reweighting; rounds of fitting the factors of steps and the rest."""
 HUBER = 2.0
 FEW_LOSS, FEW_GAIN = 0.06, 0.5
 """Another shape is looked for if the smooth law is wrong by more than this, and believed if it
@@ -35,8 +37,9 @@ JUMP_LEAST = 1.2
 JUMP_SAMPLES, SHAPE_SAMPLES = 4, 8
 """Of fewer samples any law explains three. Of more, a single one on a side is no jump: it may be an
 outlier."""
-FITTED = 3
-"""So many of the shapes are fitted, after all were compared roughly."""
+SHAPES, FITTED = 3, 3
+"""So many shapes, one of x and factors, are used at the most, one for each SHAPE_SAMPLES; and so
+many are fitted, after all were compared roughly."""
 OUTLIER = 6.0
 """Times the median deviation: more counts as this."""
 RIGHT = 0.02
@@ -94,7 +97,7 @@ class LinearLaw:
 
 
 class SizeLaw:
-    """y = (a + b x + c x^2) * factor: x is the size of a picture, by its shape.
+    """y = (a + b x + c x^2) * factors: x is the size of a picture, by its shape.
 
     Args:
         prior: a, b, c.
@@ -102,11 +105,13 @@ class SizeLaw:
 
     def __init__(self, prior: tuple[float, float, float]) -> None:
         self.shape = SMOOTH
+        """What x is."""
+        self.factors: tuple[Shape, ...] = ()
         self._law = LinearLaw(prior)
 
     def at(self, sides: Floats) -> Floats:
         """Of pictures with these sides: (n, 2), in 1024 pixels."""
-        return self._law.at(_features(self.shape, sides)) * self.shape.factors(sides)
+        return self._law.at(_features(self.shape, sides)) * self._all_factors(sides)
 
     def fit(self, sides: Floats, y: Floats) -> None:
         """As LinearLaw.fit()."""
@@ -114,33 +119,48 @@ class SizeLaw:
         if not known.any():
             return
         sides, y = sides[known], y[known]
-        self._fit(SMOOTH, sides, y)
+        self.shape, self.factors = SMOOTH, ()
+        self._fit(sides, y)
         count = len(y)
-        if count < JUMP_SAMPLES:
-            return
+        if JUMP_SAMPLES <= count < SHAPE_SAMPLES:
+            least = 1 if count == JUMP_SAMPLES else 2
+            self._improve(jumps(sides, least), FEW_LOSS, FEW_GAIN, sides, y)
+        for _ in range(min(count // SHAPE_SAMPLES, SHAPES)):
+            tried = self._most_likely([*candidates(sides), *jumps(sides, 2)], sides, y)
+            gain = MANY_GAIN - GAIN_SAMPLES / count
+            if not self._improve(tried, MANY_LOSS, gain, sides, y):
+                return
+
+    def _improve(
+        self, shapes: list[Shape], least: float, gain: float, sides: Floats, y: Floats
+    ) -> bool:
+        """Add the best of these shapes, if this law leaves more than `least` over, and the other
+        one less than `gain` times as much. Returns whether it was added."""
         off = self._off(sides, y)
-        if count < SHAPE_SAMPLES:
-            tried = jumps(sides, 1 if count == JUMP_SAMPLES else 2)
-            least, gain = FEW_LOSS, FEW_GAIN
-        else:
-            tried = []
-            least, gain = MANY_LOSS, MANY_GAIN - GAIN_SAMPLES / count
         most = max(OUTLIER * float(np.median(off)), 0.1)
         if float(off.clip(0.0, most).mean()) < least:
-            return
-        if count >= SHAPE_SAMPLES:
-            tried = _most_likely([*candidates(sides), *jumps(sides, 2)], sides, y)
-        best, found = np.inf, copy(self)
-        for shape in tried:
-            other = copy(self)
-            other._fit(shape, sides, y)
+            return False
+        best, found = np.inf, self
+        for shape in shapes:
+            other = self._with(shape)
+            other._fit(sides, y)
             own = other._off(sides, y)
             limit = max(OUTLIER * float(np.median(own)), 0.1)
             relative = float(own.clip(0.0, limit).mean() / off.clip(0.0, limit).mean())
-            if relative < best and (shape.kind is not Kind.JUMP or other.shape.factor > JUMP_LEAST):
+            if relative < best and all(f.factor > JUMP_LEAST for f in other.factors if f.is_step):
                 best, found = relative, other
-        if best < gain:
-            self.shape, self._law = found.shape, found._law
+        if best >= gain:
+            return False
+        self.shape, self.factors, self._law = found.shape, found.factors, found._law
+        return True
+
+    def _with(self, shape: Shape) -> "SizeLaw":
+        other = copy(self)
+        if shape.is_factor:
+            other.factors = (*self.factors, shape)
+        else:
+            other.shape = shape
+        return other
 
     def _off(self, sides: Floats, y: Floats) -> Floats:
         """|log(y / law)|."""
@@ -148,53 +168,65 @@ class SizeLaw:
         off: Floats = np.abs(np.log(both))
         return off
 
-    def _fit(self, shape: Shape, sides: Floats, y: Floats) -> None:
-        """Fit with this shape; of a jump, find the factor, too."""
-        self.shape, self._law = shape, copy(self._law)
-        features = _features(shape, sides)
-        if shape.kind is not Kind.JUMP:
-            self._law.fit(features, y)
+    def _all_factors(self, sides: Floats) -> Floats:
+        total = np.ones(len(sides))
+        for one in self.factors:
+            total *= one.factors(sides)
+        return total
+
+    def _fit(self, sides: Floats, y: Floats) -> None:
+        """Fit with these shapes; of a step, find the factor, too."""
+        self._law = copy(self._law)
+        features = _features(self.shape, sides)
+        steps = [(n, one.applies(sides)) for n, one in enumerate(self.factors) if one.is_step]
+        if not steps:
+            self._law.fit(features, y / self._all_factors(sides))
             return
-        large = sides[:, 0] * sides[:, 1] > shape.by
         self._law.coefficients = self._law.prior
         for _ in range(JUMP_FITS):
-            off = np.log(np.maximum(y, LEAST_S) / np.maximum(self.at(sides), LEAST_S))
-            by = float(np.exp(np.median(off[large]) - np.median(off[~large])))
-            self.shape = self.shape._replace(factor=self.shape.factor * by)
-            self._law.fit(features, y / self.shape.factors(sides))
+            for number, where in steps:
+                off = np.log(np.maximum(y, LEAST_S) / np.maximum(self.at(sides), LEAST_S))
+                by = float(np.exp(np.median(off[where]) - np.median(off[~where])))
+                one = self.factors[number]
+                one = one._replace(factor=one.factor * by)
+                self.factors = (*self.factors[:number], one, *self.factors[number + 1 :])
+            self._law.fit(features, y / self._all_factors(sides))
+
+    def _most_likely(self, shapes: list[Shape], sides: Floats, y: Floats) -> list[Shape]:
+        """The best FITTED shapes to add, by rough fits of all at once: without bounds, and of a
+        step with two lines."""
+        one, rows, x = np.ones(len(y)), list[Floats](), self.shape.sizes(sides)
+        factors = self._all_factors(sides)
+        if self.shape is not SMOOTH:
+            shapes = [shape for shape in shapes if shape.is_factor]
+        for shape in shapes:
+            if shape.is_step:
+                where = shape.applies(sides)
+                rows.append(np.array((where, where * x, ~where, ~where * x), float) * factors)
+            else:
+                size = x if shape.is_factor else shape.sizes(sides)
+                row = np.array((one, size, size * size, 0.0 * one))
+                rows.append(row * (factors * shape.factors(sides)))
+        y = np.maximum(y, LEAST_S)
+        features = np.array(rows).transpose(0, 2, 1) / y[:, None]
+        ageing = FORGETTING ** np.arange(len(y) - 1, -1, -1.0)
+        weights = np.broadcast_to(ageing, features.shape[:2])
+        for _ in range(FITS):
+            weighted = features * weights[:, :, None]
+            normal = weighted.transpose(0, 2, 1) @ features
+            size = np.trace(normal, axis1=1, axis2=2)[:, None, None]
+            right = weighted.sum(axis=1)[:, :, None]
+            found = np.linalg.solve(normal + 1e-7 * size * np.eye(4), right)
+            off = np.abs((features @ found)[:, :, 0] - 1.0)
+            spread = np.maximum(1.4826 * np.median(off, axis=1, keepdims=True), SIGMA_LEAST)
+            weights = ageing * np.minimum(1.0, HUBER * spread / np.maximum(off, 1e-12))
+        losses = np.minimum(off, np.maximum(4 * spread, 0.1)).mean(axis=1)
+        return [shapes[number] for number in np.argsort(losses)[:FITTED]]
 
 
 def _features(shape: Shape, sides: Floats) -> Floats:
     x = shape.sizes(sides)
     return np.array((np.ones(len(x)), x, x * x)).T
-
-
-def _most_likely(shapes: list[Shape], sides: Floats, y: Floats) -> list[Shape]:
-    """The best FITTED shapes, by rough fits of all at once: without bounds, and of a jump with two
-    lines."""
-    x = sides[:, 0] * sides[:, 1]
-    one, rows = np.ones(len(x)), list[Floats]()
-    for shape in shapes:
-        if shape.kind is Kind.JUMP:
-            large = x > shape.by
-            rows.append(np.array((large, large * x, ~large, ~large * x), float))
-        else:
-            size = shape.sizes(sides)
-            rows.append(np.array((one, size, size * size, 0.0 * one)))
-    y = np.maximum(y, LEAST_S)
-    features = np.array(rows).transpose(0, 2, 1) / y[:, None]
-    ageing = FORGETTING ** np.arange(len(y) - 1, -1, -1.0)
-    weights = np.broadcast_to(ageing, features.shape[:2])
-    for _ in range(FITS):
-        weighted = features * weights[:, :, None]
-        normal = weighted.transpose(0, 2, 1) @ features
-        size = np.trace(normal, axis1=1, axis2=2)[:, None, None]
-        found = np.linalg.solve(normal + 1e-7 * size * np.eye(4), weighted.sum(axis=1)[:, :, None])
-        off = np.abs((features @ found)[:, :, 0] - 1.0)
-        spread = np.maximum(1.4826 * np.median(off, axis=1, keepdims=True), SIGMA_LEAST)
-        weights = ageing * np.minimum(1.0, HUBER * spread / np.maximum(off, 1e-12))
-    losses = np.minimum(off, np.maximum(4 * spread, 0.1)).mean(axis=1)
-    return [shapes[number] for number in np.argsort(losses)[:FITTED]]
 
 
 class OneLaw:

@@ -1,8 +1,9 @@
 """What the seconds of a step, or of decoding, grow with: arithmetic only.
 
 The pixels, as a rule. But a machine or an algorithm may work in tiles, columns, rows or other
-stairs; may take no less for a small picture; or may take longer above a size, because memory is
-swapped or another algorithm is used.
+stairs, or may take no less for a small picture. And some pictures may take longer by a factor:
+those above a size, because memory is swapped or another algorithm is used; those whose sides are
+no multiples of what the algorithm is made for; those that are not square.
 """
 
 from enum import StrEnum
@@ -11,11 +12,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from timing.corrections import Floats
+from timing.corrections import Bools, Floats
 
 TILES = tuple(side / 1024 for side in (128, 192, 256, 320, 384, 448, 512, 640, 768, 1024))
 STAIRS = (0.125, 0.2, 0.25, 0.375, 0.5, 0.75, 1.0)
-FLOORS_TRIED, JUMPS_TRIED = 6, 12
+MULTIPLES = tuple(side / 1024 for side in (32, 64, 128, 256))
+ASPECTS = (0.15, 0.3, 0.5, 0.75)
+FLOORS_TRIED, JUMPS_TRIED = 6, 100
+LEAST_EACH = 2
+"""Pictures with and without a factor."""
 ALMOST = 1e-6
 
 
@@ -27,13 +32,16 @@ class Kind(StrEnum):
     STAIRS = "stairs"
     FLOOR = "floor"
     JUMP = "jump"
+    ODD = "odd"
+    ASPECT = "aspect"
 
 
 class Shape(NamedTuple):
     kind: Kind = Kind.PIXELS
     by: float = 0.0
-    """Side of a tile; x of a stair; least x; x above which everything takes longer by `factor`.
-    Sides are in 1024 pixels, x = width * height."""
+    """Side of a tile; x of a stair; least x; of a jump, x above which everything takes longer by
+    `factor`; of odd sides, the number of which they are no multiples; of the aspect, the power of
+    longer side / shorter side. Sides are in 1024 pixels, x = width * height."""
     factor: float = 1.0
 
     def sizes(self, sides: Floats) -> Floats:
@@ -50,10 +58,31 @@ class Shape(NamedTuple):
             return _up(size, self.by)
         return np.maximum(size, self.by) if self.kind is Kind.FLOOR else size
 
+    @property
+    def is_factor(self) -> bool:
+        """Whether the seconds of some pictures are multiplied, whatever x is."""
+        return self.kind in (Kind.JUMP, Kind.ODD, Kind.ASPECT)
+
+    @property
+    def is_step(self) -> bool:
+        """Whether this factor is the same for all pictures to which it applies."""
+        return self.kind in (Kind.JUMP, Kind.ODD)
+
+    def applies(self, sides: Floats) -> Bools:
+        """To which pictures the factor of a step applies."""
+        if self.kind is Kind.ODD:
+            odd: Bools = np.abs(_up(sides, self.by) - sides) > ALMOST
+            return odd[:, 0] | odd[:, 1]
+        large: Bools = sides[:, 0] * sides[:, 1] > self.by
+        return large
+
     def factors(self, sides: Floats) -> Floats:
-        if self.kind is not Kind.JUMP:
-            return np.ones(len(sides))
-        return np.where(sides[:, 0] * sides[:, 1] > self.by, self.factor, 1.0)
+        if self.kind is Kind.ASPECT:
+            longer: Floats = np.exp(self.by * np.abs(np.log(sides[:, 0] / sides[:, 1])))
+            return longer
+        if self.is_factor:
+            return np.where(self.applies(sides), self.factor, 1.0)
+        return np.ones(len(sides))
 
 
 SMOOTH = Shape()
@@ -63,10 +92,14 @@ def candidates(sides: Floats) -> list[Shape]:
     """Shapes other than jumps that differ between these pictures."""
     x = np.unique(sides[:, 0] * sides[:, 1])
     floors = x[1:-1][:: len(x) // FLOORS_TRIED + 1]
+    odd = [Shape(Kind.ODD, by) for by in MULTIPLES]
+    least, most = LEAST_EACH, len(sides) - LEAST_EACH
     return [
         *(Shape(kind, by) for kind in (Kind.TILES, Kind.COLUMNS, Kind.ROWS) for by in TILES),
         *(Shape(Kind.STAIRS, by) for by in STAIRS),
         *(Shape(Kind.FLOOR, float(by)) for by in floors),
+        *(Shape(Kind.ASPECT, by) for by in ASPECTS),
+        *(shape for shape in odd if least <= shape.applies(sides).sum() <= most),
     ]
 
 
