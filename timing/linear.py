@@ -122,31 +122,31 @@ class SizeLaw:
         self.shape, self.factors = SMOOTH, ()
         self._fit(sides, y)
         count = len(y)
-        if JUMP_SAMPLES <= count < SHAPE_SAMPLES:
-            least = 1 if count == JUMP_SAMPLES else 2
-            self._improve(jumps(sides, least), FEW_LOSS, FEW_GAIN, sides, y)
+        if JUMP_SAMPLES <= count < SHAPE_SAMPLES and self._left_over(sides, y) >= FEW_LOSS:
+            self._improve(jumps(sides, 1 if count == JUMP_SAMPLES else 2), FEW_GAIN, sides, y)
         for _ in range(min(count // SHAPE_SAMPLES, SHAPES)):
+            if self._left_over(sides, y) < MANY_LOSS:
+                return
             tried = self._most_likely([*candidates(sides), *jumps(sides, 2)], sides, y)
-            gain = MANY_GAIN - GAIN_SAMPLES / count
-            if not self._improve(tried, MANY_LOSS, gain, sides, y):
+            if not self._improve(tried, MANY_GAIN - GAIN_SAMPLES / count, sides, y):
                 return
 
-    def _improve(
-        self, shapes: list[Shape], least: float, gain: float, sides: Floats, y: Floats
-    ) -> bool:
-        """Add the best of these shapes, if this law leaves more than `least` over, and the other
-        one less than `gain` times as much. Returns whether it was added."""
+    def _left_over(self, sides: Floats, y: Floats) -> float:
+        """Mean of |log(y / law)|; an outlier counts as OUTLIER times the median."""
         off = self._off(sides, y)
-        most = max(OUTLIER * float(np.median(off)), 0.1)
-        if float(off.clip(0.0, most).mean()) < least:
-            return False
+        return float(off.clip(0.0, _most(off)).mean())
+
+    def _improve(self, shapes: list[Shape], gain: float, sides: Floats, y: Floats) -> bool:
+        """Add the best of these shapes, if it leaves less than `gain` times as much over. Returns
+        whether it was added."""
+        off = self._off(sides, y)
         best, found = np.inf, self
         for shape in shapes:
             other = self._with(shape)
             other._fit(sides, y)
             own = other._off(sides, y)
-            limit = max(OUTLIER * float(np.median(own)), 0.1)
-            relative = float(own.clip(0.0, limit).mean() / off.clip(0.0, limit).mean())
+            most = _most(own)
+            relative = float(own.clip(0.0, most).mean() / off.clip(0.0, most).mean())
             if relative < best and all(f.factor > JUMP_LEAST for f in other.factors if f.is_step):
                 best, found = relative, other
         if best >= gain:
@@ -222,6 +222,11 @@ class SizeLaw:
             weights = ageing * np.minimum(1.0, HUBER * spread / np.maximum(off, 1e-12))
         losses = np.minimum(off, np.maximum(4 * spread, 0.1)).mean(axis=1)
         return [shapes[number] for number in np.argsort(losses)[:FITTED]]
+
+
+def _most(off: Floats) -> float:
+    """A larger deviation counts as this."""
+    return max(OUTLIER * float(np.median(off)), 0.1)
 
 
 def _features(shape: Shape, sides: Floats) -> Floats:
