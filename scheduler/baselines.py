@@ -4,7 +4,7 @@ Not thread-safe: the scheduler calls it under its lock.
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from scheduler.plan import Plan
 from scheduler.schedule import Schedule
 from scheduler.walk import Floats
 from task import Forecast, Reason, Task, TaskStatus
-from timing.spread import Outcome
+from timing.spread import Outcome, Spread
 from timing_model import Confidence
 
 STEADY_S, STEADY_SHARE = 1.0, 0.02
@@ -96,11 +96,13 @@ class Baselines:
         self,
         schedule: Schedule,
         forecaster: Forecaster,
+        spread: Spread,
         monotonic: Callable[[], float],
         gaps: Callable[[], int],
     ) -> None:
         self._schedule = schedule
         self._forecaster = forecaster
+        self._spread = spread
         self._monotonic = monotonic
         self._gaps = gaps
         self._latest: dict[str, Baseline] = {}
@@ -118,7 +120,7 @@ class Baselines:
 
         Args:
             newest: highest sequence of all tasks so far.
-            submitted: outcome() compares it with the truth.
+            submitted: learn() compares it with the truth.
         """
         at, learned = self._monotonic(), forecast if submitted else None
         end_at = at + forecast.end_s
@@ -173,17 +175,8 @@ class Baselines:
         if self._plan is None or not self._earliest:
             return
         ends_at = self._schedule.column("end_at")
-        drawn_at = np.empty(len(ends_at))
-        for number, lane in enumerate(self._earliest):
-            starts_s = self._plan.walks[number].starts_s(lane.pace)
-            own_at = lane.at + lane.gpu_free_s + starts_s[1:]
-            encoder_free_at = lane.at + lane.encoder_free_s
-            drawn_at[self._plan.own(number)] = np.maximum(own_at, encoder_free_at)
-        first = self._earliest[0]
-        for position, start_s in enumerate(first.preempting_s):
-            work_s = first.work_s(self._schedule.durations(position))
-            drawn_at[position] = first.at + start_s + work_s
-        np.minimum(ends_at, drawn_at + self._image_encoding_s, out=ends_at)
+        own_ends_at = self._forecast_ends_at(self._plan, self._earliest, self._image_encoding_s)
+        np.minimum(ends_at, own_ends_at, out=ends_at)
         self._earliest = []
         self._settled += 1
 
@@ -191,9 +184,10 @@ class Baselines:
         """A task has ended."""
         self._latest.pop(task.task_id, None)
 
-    def outcome(self, task: Task, machine: str, ended_at: float) -> Outcome | None:
-        """Compares the forecast at submit with the true duration of a finished task. None: it
-        was not made by this process, or was a guess, or the process was stopped meanwhile.
+    def learn(self, task: Task, machine: str, ended_at: float) -> Outcome | None:
+        """Learn how the forecast at submit compares with the true duration of a finished task.
+        Returns None if it was not made by this process, or was a guess, or the process was stopped
+        meanwhile: nothing is learned then.
 
         Args:
             ended_at: unix seconds.
@@ -203,23 +197,28 @@ class Baselines:
         if forecast is None:
             return None
         times = forecast.end_s, forecast.p90_s, self._monotonic() - baseline.at
-        return Outcome(task.priority, *times, task.params.model, machine, ended_at)
+        outcome = Outcome(task.priority, *times, task.params.model, machine, ended_at)
+        self._spread.learn(outcome)
+        return outcome
 
-    def expected(self, lanes: Lanes) -> dict[int, list[bool]]:
-        """Of the first EXPECTED tasks, those whose outcome() will be learned, by priority: whether
-        each is forecast to take longer than its p90 at submit.
+    def expect(self, lanes: Lanes) -> None:
+        """Foresee the outcomes of the first EXPECTED tasks that will be learned: whether each is
+        forecast to take longer than its p90 at submit.
 
         Args:
             lanes: as of now.
         """
+        plan, image_encoding_s = self._forecaster.plan(lanes), self._schedule.image_encoding_s()
+        ends_at = self._forecast_ends_at(plan, lanes, image_encoding_s)[:EXPECTED].tolist()
+        running = [
+            (r.run.task, lanes.at + r.forecast.end_s) for lane in lanes for r in lane.running
+        ]
         late = defaultdict[int, list[bool]](list)
-        entries, _ = self._forecaster.in_order(lanes, 0, EXPECTED)
-        for task, forecast in entries:
+        for task, end_at in [*running, *zip(self._schedule, ends_at, strict=False)][:EXPECTED]:
             baseline = self._latest.get(task.task_id)
             if baseline and (submitted := self._to_learn(baseline)):
-                end_at = lanes.at + forecast().end_s
                 late[task.priority].append(end_at > baseline.at + submitted.p90_s)
-        return dict(late)
+        self._spread.expect(dict(late))
 
     def _to_learn(self, baseline: Baseline) -> Forecast | None:
         """The forecast at submit, if its outcome is to be learned: it was made by this process and
@@ -236,6 +235,27 @@ class Baselines:
         """Makes what readers see of the forecasts of this moment."""
         newest_ahead, ends_at = self._schedule.newest_ahead, self._earliest_ends()
         return Steadiness(at, newest_ahead, ends_at, self._newest_claimed)
+
+    def _forecast_ends_at(
+        self, plan: Plan, lanes: Sequence[Lane], image_encoding_s: Floats
+    ) -> Floats:
+        """Of each task of the schedule, the end as it is forecast, in monotonic seconds.
+
+        Args:
+            lanes: of each machine of the plan.
+            image_encoding_s: of each task of the schedule.
+        """
+        drawn_at = np.empty(len(image_encoding_s))
+        for number, lane in enumerate(lanes):
+            starts_s = plan.walks[number].starts_s(lane.pace)
+            own_at = lane.at + lane.gpu_free_s + starts_s[1:]
+            drawn_at[plan.own(number)] = np.maximum(own_at, lane.at + lane.encoder_free_s)
+        first = lanes[0]
+        for position, start_s in enumerate(first.preempting_s):
+            work_s = first.work_s(self._schedule.durations(position))
+            drawn_at[position] = first.at + start_s + work_s
+        ends_at: Floats = drawn_at + image_encoding_s
+        return ends_at
 
     def _earliest_ends(self) -> Floats:
         """Of each task of the schedule, the earliest end that was forecast by improve_waiting(), a

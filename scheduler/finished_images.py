@@ -65,7 +65,8 @@ class FinishedImages:
             first = run.task.images_done == 1
             if last:
                 outcome = scheduler.finish(run)
-            scheduler.improve_baselines()
+            else:
+                scheduler.improve_baselines()
         self._compare_machines()
         scheduler.retention.added(len(encoded.image), first=first)
         scheduler.events.publish(EventKind.DONE if last else EventKind.IMAGE, task_id)

@@ -111,7 +111,7 @@ class Scheduler:
         """Monotonic seconds; None: the server is not stopping."""
         self._tasks: dict[str, Task] = {}
         self._sequence = 0
-        self.baselines = Baselines(self.schedule, self.forecaster, monotonic, gaps)
+        self.baselines = Baselines(self.schedule, self.forecaster, self.spread, monotonic, gaps)
         self._prune_at = 0.0
         self._unsettled: list[Callable[[], object]] = []  # what a start has yet to write
         self._continue()
@@ -282,11 +282,11 @@ class Scheduler:
 
     def finish(self, run: Run) -> Outcome | None:
         """A task is done (locked). Returns how its forecast at submit compares with the truth."""
-        outcome = self.baselines.outcome(run.task, run.machine.name, self.now())
+        outcome = self.baselines.learn(run.task, run.machine.name, self.now())
         self.remove(run.task, done=True)
-        if outcome is not None:
-            self.spread.learn(outcome)
-        self.spread.expect(self.baselines.expected(self.forecaster.lanes()))
+        lanes = self.forecaster.lanes()
+        self.baselines.expect(lanes)
+        self.improve_baselines(lanes)
         return outcome
 
     def cancel(self, task: Task, code: str | None = None, reason: str | None = None) -> bool:
@@ -329,7 +329,7 @@ class Scheduler:
     def set_baseline(self, task: Task, *, submitted: bool = False) -> Forecast:
         """As enter(), of a waiting task that has got another place (locked)."""
         lanes = self.forecaster.lanes()
-        self.spread.expect(self.baselines.expected(lanes))
+        self.baselines.expect(lanes)
         forecast = self.forecaster.of(task, lanes)
         self.baselines.set(task, forecast, self._sequence, submitted=submitted)
         return forecast
