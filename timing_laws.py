@@ -77,7 +77,8 @@ class GpuLaws:
         self._corrections: tuple[Corrections, Corrections] | None = None
         self._seen = (float("inf"), 0.0)
         self._known: dict[Place, Phases] = {}
-        """Predicted by the laws as they are now. Replaced when they change: copies share it."""
+        """Predicted by the laws as they are now, at scale 1. Replaced when they are fitted again:
+        copies share it."""
         self._steps: dict[Place, tuple[float, bool, float]] = {}
         """What pace() compares with: predicted seconds, and how well they are known."""
         self._asked: dict[Place, None] = {}
@@ -85,21 +86,16 @@ class GpuLaws:
     def copy(self) -> "GpuLaws":
         """A law that learns without changing this one. Readers may use this one meanwhile."""
         other = copy(self)
-        other.text, other.step = copy(self.text), copy(self.step)
-        other.decoding, other.first_step = copy(self.decoding), copy(self.first_step)
         other.scale, other.course = self.scale.copy(), self.course.copy()
-        other.growth = copy(self.growth)
         other._samples = self._samples.copy()
         other._asked, other._steps = {}, {}
         return other
 
     def prepare(self, before: "GpuLaws") -> None:
         """Fit, and predict what the law before this one was asked for: then phases() is quick."""
-        places = list(before._asked)
         if self._must_fit:
             self._fit()
-        if places:
-            self._known |= zip(places, self._predicted(places), strict=True)
+        self._expected(list(before._asked))
 
     def lent(self, by: float) -> "GpuLaws":
         """What another machine starts with: the same law, slower by exp(by)."""
@@ -107,7 +103,6 @@ class GpuLaws:
         if other._unfitted:
             other._fit()
         other.scale.move(by)
-        other._known = {}
         while len(other._samples) > LENT_SAMPLES:
             other._samples.popleft()
         other._lent, other._count = len(other._samples), 0
@@ -117,7 +112,8 @@ class GpuLaws:
         """The median of seconds here / seconds there, at the places of the latest samples here."""
         places = [sample.place for sample in list(self._samples)[-COMPARED_PLACES:]]
         both = zip(places, self._predicted(places), other._predicted(places), strict=True)
-        return median(_whole(own, p.steps) / _whole(theirs, p.steps) for p, own, theirs in both)
+        slower = median(_whole(own, p.steps) / _whole(theirs, p.steps) for p, own, theirs in both)
+        return slower * self.scale.value / other.scale.value
 
     @property
     def samples(self) -> int:
@@ -141,22 +137,22 @@ class GpuLaws:
         self._asked |= dict.fromkeys(places)
         if self._must_fit:
             self._fit()
-        if new := [place for place in dict.fromkeys(places) if place not in self._known]:
-            self._known |= zip(new, self._predicted(new), strict=True)
-        return [self._known[place] for place in places]
+        return self._expected(places)
 
     def text_s(self, place: Place) -> float:
         """Predicted seconds of text encoding; perhaps without the latest samples."""
-        return self._expected(place).text
+        return self._expected([place])[0].text
 
-    def _expected(self, place: Place) -> Phases:
+    def _expected(self, places: Sequence[Place]) -> list[Phases]:
         """As phases(); perhaps without the latest samples."""
-        if place not in self._known:
-            (self._known[place],) = self._predicted([place])
-        return self._known[place]
+        if new := [place for place in dict.fromkeys(places) if place not in self._known]:
+            self._known.update(zip(new, self._predicted(new), strict=True))
+        scale = self.scale.value
+        return [Phases(*(scale * s for s in self._known[place])) for place in places]
 
     def _predicted(self, places: Sequence[Place]) -> list[Phases]:
-        seconds = self.scale.value * self._by_law(places) * np.exp(self._corrections_at(places))
+        """At scale 1."""
+        seconds = self._by_law(places) * np.exp(self._corrections_at(places))
         return [Phases(*row) for row in seconds.tolist()]
 
     def _corrections_at(self, places: Sequence[Place]) -> Floats:
@@ -177,7 +173,7 @@ class GpuLaws:
             self._fit()
         is_right = False
         if self._corrections:
-            predicted = self._expected(place)
+            (predicted,) = self._expected([place])
             where, (number,) = _pictures([place], self._numbers)
             seen = self._corrections[1].knows(int(number))
             is_right = seen and _is_right(measured, predicted)
@@ -197,7 +193,6 @@ class GpuLaws:
         self._count += 1
         self._unfitted += 1
         self._must_fit = self._must_fit or not is_right
-        self._known = {}
         self._steps.clear()
         self._seen = (min(self._seen[0], place.x), max(self._seen[1], place.x))
 
@@ -210,7 +205,7 @@ class GpuLaws:
         if self._corrections is None:
             return 1.0
         if place not in self._steps:
-            predicted = self._expected(place)
+            (predicted,) = self._expected([place])
             where, (number,) = _pictures([place], self._numbers)
             corrections = self._corrections[1]
             near = float(corrections.near(where)[0])
@@ -243,6 +238,9 @@ class GpuLaws:
 
     def _fit(self) -> None:
         """Fit the laws to the samples, and the corrections to what they leave over."""
+        self.text, self.step = copy(self.text), copy(self.step)  # copies of this one share them
+        self.decoding, self.first_step = copy(self.decoding), copy(self.first_step)
+        self.growth = copy(self.growth)
         self.course.settle()
         places = [sample.place for sample in self._samples]
         names = dict.fromkeys(name(place) for place in places for name in (_text, _picture))

@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
 from statistics import median
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from timing.live import remaining_s
 from timing.spread import Outcome, Spread
+from timing.work import Phases, Place
 from timing_laws import GpuLaws
 from timing_model import Confidence, Durations, Live, Measured, TimingModel, Work
 
@@ -282,13 +284,19 @@ def test_what_is_learned_beside_the_model_changes_it_only_when_it_is_taken() -> 
 def test_laws_are_fitted_again_only_when_a_picture_was_not_predicted_right(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    timing, fits, fit = TimingModel(), list[int](), GpuLaws._fit
+    timing, fits, predictions = TimingModel(), list[int](), list[Sequence[Place]]()
+    fit, predict = GpuLaws._fit, GpuLaws._predicted
 
-    def counted(law: GpuLaws) -> None:
+    def counted_fit(law: GpuLaws) -> None:
         fits.append(law.samples)
         fit(law)
 
-    monkeypatch.setattr(GpuLaws, "_fit", counted)
+    def counted_prediction(law: GpuLaws, places: Sequence[Place]) -> list[Phases]:
+        predictions.append(places)
+        return predict(law, places)
+
+    monkeypatch.setattr(GpuLaws, "_fit", counted_fit)
+    monkeypatch.setattr(GpuLaws, "_predicted", counted_prediction)
 
     def draw(speed: float, times: int) -> float:
         """Returns the forecast."""
@@ -298,8 +306,10 @@ def test_laws_are_fitted_again_only_when_a_picture_was_not_predicted_right(
 
     draw(1.0, 20)
     fits.clear()
+    predictions.clear()
     assert draw(1.0, 20) == pytest.approx(total(law(work())), rel=0.01)
     assert 2 <= len(fits) <= 6, "now and then, for samples that the fit does not know"
+    assert len(predictions) == len(fits), "laws that stay predict nothing again"
     fits.clear()
     draw(1.5, 3)
     assert len(fits) >= 3
