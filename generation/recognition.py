@@ -19,6 +19,7 @@ from unittest.mock import patch
 from generation.loading import Loading, UnsuitableWeights, checked_and_lazy
 from generation.pipelines import build_class
 from models.model_catalog import Catalog, LoadSpec, Model
+from models.repositories import further
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ def fitting_models(folder: Path, catalog: Catalog) -> tuple[list[Model], str]:
     candidates = [model for model in catalog.models if model.pipelines and not model.tiny]
     with _offline():
         for model in candidates:
-            if len(model.repositories) > 1:
+            if further(model):
                 continue
             try:
                 differences[model.name] = _differences(folder, model)

@@ -46,7 +46,7 @@ class Part(NamedTuple):
     """What is loaded in place of a part of a model. Sizes in 10^9 bytes, from mflux's READMEs."""
 
     repositories: Mapping[str, tuple[str, ...]]
-    """Repository -> its files of weights."""
+    """Repository -> patterns of its files of weights."""
     download_gb: float
     quantized_gb: float = 0.0
     """What is quantized of it, in 16 bits."""
@@ -73,7 +73,7 @@ PARTS: Mapping[tuple[str, str], Part] = {
         download_gb=0.25,
     ),
     ("qwen21", "small_text_encoder"): Part(
-        {"AiArtLab/zen-image-edit": ("model.safetensors",)},
+        {"AiArtLab/zen-image-edit": ("text_encoder/model.safetensors",)},
         download_gb=2.1,
         dense_gb=2.6,
         replaced_gb=17.5,

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 
 from models.model_catalog import Model, Pipeline
 
+ANNOTATORS = "lllyasviel/Annotators"
+
 
 def _helper(name: str, title: str, makes: str, **facts: object) -> Model:
     pipeline = Pipeline(name=name, module="generation.helpers", parameters={})
@@ -45,8 +47,8 @@ HED = _helper(
     "finds soft edges in a picture",
     "control_image",
     parameters_b=0.015,
-    repositories=("lllyasviel/Annotators",),
-    files=("ControlNetHED.pth",),
+    repositories=(ANNOTATORS,),
+    files={ANNOTATORS: ("ControlNetHED.pth",)},
     weights_gb=0.03,
 )
 OPENPOSE = _helper(
@@ -54,8 +56,8 @@ OPENPOSE = _helper(
     "finds the poses of people in a picture",
     "control_image",
     parameters_b=0.05,
-    repositories=("lllyasviel/Annotators",),
-    files=("body_pose_model.pth",),
+    repositories=(ANNOTATORS,),
+    files={ANNOTATORS: ("body_pose_model.pth",)},
     weights_gb=0.21,
 )
 HELPERS: Mapping[str, Model] = {

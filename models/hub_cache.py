@@ -8,13 +8,16 @@ running download. Names and places come from huggingface_hub, pinned revisions f
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from fnmatch import filter as filter_names
+from fnmatch import fnmatch
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from models.model_catalog import Model
+from models.repositories import further
 from models.weight_files import are_float32, loaded_shares, stored_bits
 
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")
@@ -58,37 +61,54 @@ def login_command() -> str:
 def is_present(model: Model) -> bool:
     """Whether the weights are on this machine: each repository has a complete snapshot."""
     folder = _folder(model)
-    if not all(_is_complete(*repository) for repository in _part_repositories(model)):
+    if not all(_is_complete(*repository) for repository in _beside(model).items()):
         return False
     if model.tiny or folder is not None:
         return folder is None or folder.is_dir()
     if model.url:
         return _url_file(model).is_file()
-    return _has_text_encoder(model) and all(
-        _is_complete(name, model.files) for name in _names(model)
+    return _has_own_folders(model) and all(
+        _is_complete(*repository) for repository in _sources(model).items()
     )
 
 
-def _has_text_encoder(model: Model) -> bool:
-    """False if the repository is there and its text encoder is needed and missing, because it was
-    downloaded for the small one."""
+def _has_own_folders(model: Model) -> bool:
+    """False if the repository is there without the transformer, because another model loads its
+    decoder, or without the text encoder, because it was downloaded for the small one."""
     option = "small_text_encoder"
-    has_option = any(option in pipeline.options for pipeline in model.pipelines)
-    if not has_option or option in model.options.in_use:
+    if not any(option in pipeline.options for pipeline in model.pipelines):
         return True
+    needed = ["transformer"] if option in model.options.in_use else ["transformer", TEXT_ENCODER]
     folders = _snapshots(_names(model)[0])
-    return not folders or any((folder / TEXT_ENCODER).is_dir() for folder in folders)
+    return not folders or any(
+        all((folder / name).is_dir() for name in needed) for folder in folders
+    )
 
 
-def _part_repositories(model: Model) -> list[tuple[str, tuple[str, ...]]]:
-    """Repositories of what its options load, and the files of weights in them."""
-    return [repository for part in model.parts for repository in part.repositories.items()]
+def _of_parts(model: Model) -> dict[str, tuple[str, ...]]:
+    """Repositories of what its options load, and the patterns of their files."""
+    parts = model.parts
+    return {name: files for part in parts for name, files in part.repositories.items()}
+
+
+def _beside(model: Model) -> dict[str, tuple[str, ...]]:
+    """What it needs beside its own repository or folder, which never holds it: not the weights of
+    a ControlNet, which mflux may have saved there."""
+    names = [name for name in further(model) if name in model.files]
+    return {name: model.files[name] for name in names} | _of_parts(model)
+
+
+def _sources(model: Model) -> dict[str, tuple[str, ...]]:
+    """Returns the repositories that it is loaded from, and the patterns of their files; no
+    patterns: all weights. Of a local folder: those that it needs besides."""
+    names = further(model) if _folder(model) else _names(model)
+    return {name: model.files.get(name, ()) for name in names} | _of_parts(model)
 
 
 def needs_download(data_dir: Path, model: Model) -> bool:
     """Whether weights must be downloaded before the model can be loaded: they are missing, or a
     download has not ended, which is the only sign of an incomplete one."""
-    if not model.parts and (model.tiny or _folder(model) is not None):
+    if not _beside(model) and (model.tiny or _folder(model) is not None):
         return False
     return _mark_of(data_dir, model).exists() or not is_present(model)
 
@@ -114,26 +134,30 @@ def _mark_of(data_dir: Path, model: Model) -> Path:
 
 def partial_files(model: Model) -> set[Path]:
     """Returns unfinished files of downloads, which huggingface_hub never resumes."""
-    names = () if _folder(model) else _names(model)
-    names += tuple(name for name, _ in _part_repositories(model))
-    return {path for name in names for path in (_repository(name) / "blobs").glob("*.incomplete")}
+    return {path for name in _sources(model) for path in _partial(name)}
 
 
-def _is_complete(name: str, files: tuple[str, ...] = ()) -> bool:
+def _partial(name: str) -> list[Path]:
+    return list((_repository(name) / "blobs").glob("*.incomplete"))
+
+
+def _is_complete(name: str, patterns: tuple[str, ...]) -> bool:
     """
     Args:
-        files: names that must be there; empty: any file of weights.
+        patterns: each must match a file; empty: there must be any file of weights.
     """
-    weights = {
-        path.name
+    names = {
+        path.relative_to(snapshot).as_posix()
         for snapshot in _snapshots(name)
         for path in snapshot.rglob("*")
-        if path.suffix in WEIGHTS and path.exists()
+        if path.is_file()
     }
-    if files:
-        return set(files) <= weights
-    partial = (_repository(name) / "blobs").glob("*.incomplete")
-    return bool(weights) and not any(map(_is_growing, partial))
+    if not patterns and not any(name.endswith(WEIGHTS) for name in names):
+        return False
+    if not all(filter_names(names, pattern) for pattern in patterns):
+        return False
+    several = not patterns or any("*" in pattern for pattern in patterns)
+    return not (several and any(map(_is_growing, _partial(name))))
 
 
 def _is_growing(part: Path) -> bool:
@@ -148,11 +172,32 @@ def _is_growing(part: Path) -> bool:
 def weight_files(model: Model) -> list[Path]:
     """Returns the .safetensors files of a model that are on this machine."""
     folder = _folder(model)
+    found = _matching(folder) if folder else _snapshot_files(_sources(model))
     return [
         path
-        for folder in ([folder] if folder else source_folders(model))
-        for path in sorted(folder.rglob("*.safetensors"))
-        if not path.name.startswith(".")  # macOS puts "._" files beside those on other disks
+        for path in found
+        if path.suffix == ".safetensors"
+        and not path.name.startswith(".")  # macOS puts "._" files beside those on other disks
+    ]
+
+
+def _snapshot_files(sources: Mapping[str, tuple[str, ...]]) -> list[Path]:
+    """Returns what is loaded of repositories, as far as it is on this machine."""
+    return [
+        path
+        for name, patterns in sources.items()
+        for snapshot in _snapshots(name)[:1]
+        for path in _matching(snapshot, patterns)
+    ]
+
+
+def _matching(folder: Path, patterns: tuple[str, ...] = ()) -> list[Path]:
+    """Returns the files in a folder that match a pattern, as huggingface_hub compares them."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if not path.is_dir()
+        and any(fnmatch(path.relative_to(folder).as_posix(), one) for one in patterns or ("*",))
     ]
 
 
@@ -160,9 +205,7 @@ def source_folders(model: Model) -> list[Path]:
     """Returns the folders on this machine that mflux reads a model from: a local one or the
     snapshots of its repositories, and the snapshots of those that it needs besides."""
     folder = _folder(model)
-    names = model.repositories[1:] if folder else _names(model)
-    names += tuple(name for name, _ in _part_repositories(model))
-    snapshots = [snapshot for name in names for snapshot in _snapshots(name)[:1]]
+    snapshots = [snapshot for name in _sources(model) for snapshot in _snapshots(name)[:1]]
     return [folder, *snapshots] if folder else snapshots
 
 
@@ -217,13 +260,17 @@ def _snapshots(name: str) -> list[Path]:
 
 
 def bytes_on_disk(model: Model) -> int:
-    """Returns the bytes of its repositories on disk, also during a download."""
+    """Returns the bytes on disk of what it loads, also during a download."""
     if model.url:
         return _url_file(model).stat().st_size if is_present(model) else 0
     folder = _folder(model)
-    folders = [folder] if folder else [_repository(name) / "blobs" for name in _names(model)]
-    folders += [_repository(name) / "blobs" for name, _ in _part_repositories(model)]
-    return sum(_size(folder) for folder in folders)
+    size = _size(folder.rglob("*")) if folder else 0
+    for name, patterns in _sources(model).items():
+        if patterns:
+            size += _size([*_snapshot_files({name: patterns}), *_partial(name)])
+        else:
+            size += _size((_repository(name) / "blobs").rglob("*"))
+    return size
 
 
 def _url_file(model: Model) -> Path:
@@ -234,8 +281,10 @@ def _url_file(model: Model) -> Path:
 
 
 def _names(model: Model) -> tuple[str, ...]:
-    """Returns its repositories. A repository named by --path replaces the first one."""
-    return (model.path, *model.repositories[1:]) if model.path else model.repositories
+    """Returns its repositories. One that the operator has named replaces some of them."""
+    if model.path and model.path != next(iter(model.repositories), None):
+        return (model.path, *further(model))
+    return model.repositories
 
 
 def _folder(model: Model) -> Path | None:
@@ -252,9 +301,9 @@ def _repository(name: str) -> Path:
     return cache_dir() / repo_folder_name(repo_id=name, repo_type="model")
 
 
-def _size(folder: Path) -> int:
+def _size(paths: Iterable[Path]) -> int:
     size = 0
-    for path in folder.rglob("*"):
+    for path in paths:
         try:
             if path.suffix != ".incomplete" or _is_growing(path):
                 size += path.stat().st_size if path.is_file() else 0

@@ -27,6 +27,7 @@ from models.model_catalog import (
     Pipeline,
 )
 from models.model_rules import rules_of
+from models.repositories import LOADED
 
 SMALL_TEXT_WIDTH = 7680
 """Width of the text of the FLUX.2 models that can have the small text encoder (klein 4B)."""
@@ -163,12 +164,6 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
 """Models with several classes, or with another class than in MODEL_CLASSES of mflux's save.py. That
 table is used for all others."""
 
-ALSO_FROM: Mapping[str, tuple[str, ...]] = {
-    "dev-redux": ("black-forest-labs/FLUX.1-dev",),
-    "lens-turbo": ("mlx-community/gpt-oss-20b-MXFP4-Q8",),
-}
-"""Further repositories of a class, which the registry does not list."""
-
 
 @cache
 def read_catalog() -> Catalog:
@@ -199,6 +194,7 @@ def _model(key: str, config: Any, steps: int, sources: "_Sources") -> Model:
         without.add(Takes.STEPS)
     names = CLASSES.get(key) or sources.saved_with(key)
     repositories = (config.model_name, config.controlnet_model, config.custom_transformer_model)
+    loaded = LOADED.get(key, {})
     pipelines = tuple(_ruled(pipeline, key, without) for pipeline in sources.pipelines(names))
     if key == IC_EDIT:
         edit = _without(sources.pipeline("Flux1InContextFill"), {Takes.INIT_IMAGE, Takes.MASK})
@@ -225,7 +221,8 @@ def _model(key: str, config: Any, steps: int, sources: "_Sources") -> Model:
         default_guidance=facts.guidance if Takes.GUIDANCE in _taken(pipelines) else None,
         parameters_b=facts.parameters_b,
         pipelines=pipelines,
-        repositories=(*filter(None, repositories), *ALSO_FROM.get(key, ())),
+        repositories=tuple(dict.fromkeys((*loaded, *filter(None, repositories)))),
+        files=loaded,
         gated=facts.gated,
         weights_gb=facts.weights_gb,
         aliases=tuple(alias for alias in config.aliases if alias.lower() != key.lower()),

@@ -155,8 +155,8 @@ class Model:
     makes: str = ""
     """Helper models: the field of the drawing stage that its result fills, `prompt` or
     `control_image`. Empty: it draws."""
-    files: tuple[str, ...] = ()
-    """Names of its files, where the repository also has those of others."""
+    files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Repository -> patterns of the files that it loads. Without patterns: all weights."""
     url: str = ""
     """Where mflux downloads its only file from, if not from Hugging Face."""
     options: BuildOptions = NO_OPTIONS

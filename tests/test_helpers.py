@@ -271,7 +271,8 @@ def test_helpers_are_called_as_mflux_declares_them() -> None:
     inspect.signature(Edges.edge_map).bind(None, Image.new("RGB", (16, 16)))
     inspect.signature(OpenPoseBody.pose_map).bind(None, Image.new("RGB", (16, 16)))
     assert HED.repositories == (hed._HF_REPO,)
-    assert (HED.files, OPENPOSE.files) == ((hed._HF_FILE,), (openpose._HF_FILE,))
+    assert HED.files == {hed._HF_REPO: (hed._HF_FILE,)}
+    assert OPENPOSE.files == {openpose._HF_REPO: (openpose._HF_FILE,)}
     assert FIBO_VLM.repositories[0] in ModelRevisions.PINNED
     (component,) = DepthProWeightDefinition.get_components()
     assert (component.download_url, component.name) == (DEPTH_PRO.url, DEPTH_PRO.family)

@@ -28,11 +28,15 @@ export function namesOf(models) {
   );
 }
 
-/** The model with this name, alias or repository, or undefined. */
+/** The model with this name, alias or repository, or undefined. Other models may load parts of its
+ * repository. */
 export function findModel(models, wanted) {
   const plain = (name) => name.toLowerCase().split("/").at(-1);
-  return models.find(({ name, aliases, repositories }) =>
-    [name, ...aliases, ...repositories].some((one) => plain(one) === plain(wanted)),
+  const called = (words) =>
+    models.find((model) => words(model).some((one) => plain(one) === plain(wanted)));
+  return (
+    called(({ name, aliases, repositories }) => [name, ...aliases, ...repositories.slice(0, 1)]) ??
+    called(({ repositories }) => repositories)
   );
 }
 

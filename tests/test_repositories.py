@@ -1,0 +1,190 @@
+"""The catalog names every repository that a class of mflux loads, and which files of it."""
+
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock, patch
+
+import pytest
+from conftest import allow, slow_except
+
+from generation.pipelines import build_class
+from models import hub_cache, in_context
+from models.build_options import PARTS, BuildOptions
+from models.mflux_registry import read_catalog
+from models.mflux_source import MfluxSource
+from models.model_catalog import LoadSpec, Model
+from models.repositories import LOADED
+
+REAL = [model for model in read_catalog().models if not model.tiny]
+BESIDE = [model for model in REAL if model.name in LOADED]
+FAMILIES = sorted({model.family for model in REAL})
+REPOSITORY = re.compile(r'REPO\w* = "([\w.-]+/[\w.-]+)"')
+LENS = "mflux.models.lens.variants.txt2img.lens_image"
+KLEIN = "black-forest-labs/FLUX.2-klein-4B"
+ENCODER = "Qwen/Qwen3-VL-4B-Instruct"
+
+
+@contextmanager
+def recorded(folder: Path) -> Iterator[dict[str, set[str]]]:
+    """Classes of mflux find every repository in an empty folder, and are built without weights.
+
+    Yields:
+        Repository -> patterns of the files that they have asked for.
+    """
+    from mflux.models.common.resolution.path_resolution import PathResolution
+    from mflux.models.common.tokenizer.tokenizer_loader import TokenizerLoader
+    from mflux.models.common.weights.loading.weight_applier import WeightApplier
+    from mflux.models.common.weights.loading.weight_loader import WeightLoader
+
+    asked: dict[str, set[str]] = {}
+
+    def resolve(path: str, patterns: Any = None, saved_subdirs: Any = None) -> Path:
+        if path != str(folder):
+            asked.setdefault(path, set()).update(patterns or ["*.safetensors"])
+        return folder
+
+    def tokenizer(definition: Any, model_path: str) -> Any:
+        resolve(model_path, definition.download_patterns)
+        return MagicMock()
+
+    def nothing(*_: Any, **__: Any) -> None:
+        return None
+
+    def weights(*_: Any, **__: Any) -> Any:
+        return MagicMock(), None, None
+
+    replaced: tuple[tuple[Any, str, Any], ...] = (
+        (PathResolution, "resolve", resolve),
+        (TokenizerLoader, "load", tokenizer),
+        (WeightLoader, "_load_component", weights),
+        (WeightApplier, "apply_and_quantize", nothing),
+        (WeightApplier, "apply_and_quantize_single", nothing),
+    )
+    with ExitStack() as patches:
+        for owner, name, instead in replaced:
+            patches.enter_context(patch.object(owner, name, staticmethod(instead)))
+        patches.enter_context(patch(f"{LENS}.LensGptOssEncoder"))  # reads its configuration
+        patches.enter_context(patch("mlx.core.eval", nothing))
+        patches.enter_context(patch("huggingface_hub.snapshot_download", lambda *_, **__: folder))
+        yield asked
+
+
+def asked_by(model: Model, folder: Path) -> dict[str, set[str]]:
+    """Builds the first class of a model, as far as it comes in an empty folder."""
+    first = model.pipelines[0]
+    strength = 1.0 if first.loads_control_strength else None
+    with recorded(folder) as asked, suppress(Exception):
+        build_class(LoadSpec(model, first, None, control_strength=strength), folder)
+    return asked
+
+
+@pytest.mark.parametrize("model", slow_except(BESIDE, REAL), ids=[one.name for one in REAL])
+def test_a_class_loads_from_the_repositories_of_its_model_and_from_no_other_one(
+    model: Model, tmp_path: Path
+) -> None:
+    asked = asked_by(model, tmp_path)
+    assert asked
+    assert set(asked) <= set(model.repositories)
+    assert set(model.files) <= set(asked)
+    for repository, patterns in model.files.items():
+        assert set(patterns) <= asked[repository], repository
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_repository_that_the_source_of_a_family_names_is_one_of_its_models(
+    family: str,
+) -> None:
+    root: Path = MfluxSource()._root
+    source = "".join(path.read_text("utf-8") for path in root.glob(f"models/{family}/**/*.py"))
+    assert source
+    parts = [part for (of, _), part in PARTS.items() if of == family]
+    in_options = {repository for part in parts for repository in part.repositories}
+    loras = {lora.name.partition(":")[0] for lora in (in_context.EDIT, in_context.style("font"))}
+    named = set(REPOSITORY.findall(source)) - in_options - loras
+    for model in (model for model in REAL if model.family == family):
+        assert named <= set(model.repositories), model.name
+
+
+def put(cache: Path, repository: str, file: str, size: int = 1) -> None:
+    commit = hub_cache.pinned(repository) or "newest"
+    folder = hub_cache._repository(repository)
+    assert folder.is_relative_to(cache)
+    blob = folder / "blobs" / file.replace("/", "-")
+    link = folder / "snapshots" / commit / file
+    for path in (blob, link):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    blob.write_bytes(bytes(size))
+    link.symlink_to(blob)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(hub_cache, "cache_dir", lambda: tmp_path)
+    return tmp_path
+
+
+def test_of_a_shared_repository_only_what_is_loaded_counts(cache: Path) -> None:
+    lens, klein = allow("lens-turbo").default, allow("flux2-klein-4b").default
+    small = replace(klein, options=BuildOptions(small_text_encoder=True))
+    assert KLEIN in lens.repositories
+    for repository in lens.repositories[:-1]:
+        file = next(iter(lens.files.get(repository, ())), "") or "model-00001-of-00003.safetensors"
+        put(cache, repository, file, 100)
+    put(cache, KLEIN, "transformer/diffusion_pytorch_model.safetensors", 1000)
+    put(cache, KLEIN, "vae/config.json")
+    assert not hub_cache.is_present(lens), "its decoder is missing"
+    assert hub_cache.bytes_on_disk(lens) == 200
+    put(cache, KLEIN, "vae/diffusion_pytorch_model.safetensors", 10)
+    assert hub_cache.is_present(lens)
+    assert hub_cache.bytes_on_disk(lens) == 210
+    assert sorted(path.parent.name for path in hub_cache.weight_files(lens))[-1] == "vae"
+    assert len(hub_cache.weight_files(lens)) == 3
+    assert not hub_cache.is_present(klein), "its text encoder is missing"
+    assert hub_cache.bytes_on_disk(klein) == 1011
+    (part,) = hub_cache._snapshots(KLEIN)
+    (part / "transformer").rename(part / "elsewhere")
+    for one in small.parts:
+        for repository, (file,) in one.repositories.items():
+            put(cache, repository, file)
+    assert not hub_cache.is_present(small), "only its decoder was downloaded"
+
+
+def test_a_download_of_a_part_is_counted_while_it_runs(cache: Path) -> None:
+    iris = allow("iris-3b").default
+    put(cache, "speridlabs/iris-3b", "turbo/model.safetensors", 100)
+    assert not hub_cache.is_present(iris), "its text encoder is missing"
+    put(cache, ENCODER, "model-00001-of-00002.safetensors", 20)
+    partial = hub_cache._repository(ENCODER) / "blobs" / "second.incomplete"
+    partial.write_bytes(bytes(3))
+    assert not hub_cache.is_present(iris)
+    assert hub_cache.bytes_on_disk(iris) == 123
+    assert hub_cache.partial_files(iris) == {partial}
+    partial.unlink()
+    assert hub_cache.is_present(iris)
+    assert not hub_cache.is_present(allow("iris-3b-base").default), "another file is its weights"
+
+
+def test_saved_weights_of_a_family_that_is_saved_whole_need_nothing_else(cache: Path) -> None:
+    anima = replace(allow("anima-turbo").default, path="somebody/anima-q4")
+    put(cache, "somebody/anima-q4", "transformer/0.safetensors")
+    assert hub_cache.is_present(anima)
+    redux = replace(allow("dev-redux").default, path="somebody/dev-q4")
+    put(cache, "somebody/dev-q4", "transformer/0.safetensors")
+    assert not hub_cache.is_present(redux)
+    put(cache, "black-forest-labs/FLUX.1-Redux-dev", "image_encoder/model.safetensors")
+    assert hub_cache.is_present(redux)
+
+
+def test_a_folder_of_lens_needs_the_encoder_and_the_decoder_besides(cache: Path) -> None:
+    lens = replace(allow("lens-turbo").default, path=str(cache / "mine"), name="mine")
+    (cache / "mine").mkdir()
+    put(cache, KLEIN, "vae/diffusion_pytorch_model.safetensors")
+    assert hub_cache.needs_download(cache, lens)
+    put(cache, lens.repositories[1], "model.safetensors")
+    assert not hub_cache.needs_download(cache, lens)
+    controlled = replace(allow("schnell-controlnet-canny").default, path=str(cache / "mine"))
+    assert not hub_cache.needs_download(cache, controlled), "mflux saves the ControlNet with it"
