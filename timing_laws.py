@@ -24,16 +24,17 @@ from timing.corrections import Corrections, Floats, Ints
 from timing.course import GAP_STEPS, Course, Growth
 from timing.drift import SAMPLES_KEPT, Scale
 from timing.linear import LEAST_S, RIGHT, STALE, LinearLaw, SizeLaw
-from timing.speeds import PRIOR_FLOP_PER_S
-from timing.work import REFERENCE_TOKENS, Phases, Place
+from timing.speeds import PRIOR_SPEEDS, Product, Speeds, speed_of
+from timing.work import REFERENCE_TOKENS, TEXT_TOKENS, Phases, Place, Prior
 
 SAMPLES_TO_TRUST = 3
 FIRST_STEP_EXTRA = (0.0, 0.0, 0.1)
 """Extra time of the first step before it was measured: constant, of x, and in steps."""
 DECODING_FLOP, TINY_DECODING_FLOP = 10e12, 4e9
-TEXT_FLOP_PER_PARAMETER = 250
-STEP_TEXT_TOKENS = 128
-"""FLUX.1 has 256 and 512, Anima none: its prompt is only attended to."""
+UNPACKING_TOKENS = 100
+"""A CPU unpacks a quantized matrix before each product: that takes as long as so many tokens."""
+TEXT_SHARE = 0.25
+"""Of a text encoder that is not described: its parameters / those of the transformer."""
 PHASE_S = 0.05
 BACKFITS, SAME_POWER = 3, 0.01
 """Rounds of fitting what a step takes by size and by number of steps; less is no change."""
@@ -55,13 +56,8 @@ class _Sample(NamedTuple):
 class GpuLaws:
     """The GPU phases of one key, and their common scale; x and the formulas: timing_model.py."""
 
-    def __init__(
-        self,
-        parameters_b: float,
-        flop_per_s: float = PRIOR_FLOP_PER_S,
-        decoding_flop_per_s: float = PRIOR_FLOP_PER_S,
-    ) -> None:
-        step, text, decoding = prior_coefficients(parameters_b, flop_per_s, decoding_flop_per_s)
+    def __init__(self, prior: Prior, speeds: Speeds = PRIOR_SPEEDS) -> None:
+        step, text, decoding = prior_coefficients(prior, speeds)
         self.text, self.step, self.decoding = LinearLaw(text), SizeLaw(step), SizeLaw(decoding)
         self.first_step = LinearLaw(FIRST_STEP_EXTRA)
         self.course, self.growth = Course(), Growth()
@@ -287,34 +283,43 @@ class GpuLaws:
                 return
 
 
-def prior_coefficients(
-    parameters_b: float, flop_per_s: float, decoding_flop_per_s: float
-) -> tuple[Coefficients, ...]:
+def prior_coefficients(prior: Prior, speeds: Speeds) -> tuple[Coefficients, ...]:
     """Of a step, of text encoding and of decoding, before anything was measured.
 
-    A step is 2 FLOP for each parameter and each token, with STEP_TEXT_TOKENS of the prompt;
-    attention adds a tenth at x = 1. The text encoders of mflux's models have about a quarter of the
-    parameters for 512 tokens; some encode more tokens than the prompt has. Their decoders need 10
+    A step is 2 FLOP for each parameter and each token, those of the text included; attention adds a
+    tenth at x = 1. Text encoding is 2 FLOP for each parameter and each token. Decoders need 10
     TFLOP at x = 1 (the convolutions of a VAE with 128 to 512 channels), those of tiny models about
     as much as a step.
 
-    flop_per_s is that of large matrix products of the model's precision, decoding_flop_per_s that
-    of convolutions: mflux reaches about that. mflux's own
-    table (README of releases 0.3 to 0.10, "Image generation speed") has FLUX.1 schnell, 2 steps,
-    1024 x 1024, loading included: M2 Ultra below 15 s, M4 Max 19 s, M3 Max 20 s, M2 Max 25 s, M4
-    Pro 34 s, M2 Pro 54 s, M1 Max 55 s. With 0.8 of each GPU's peak in float32 (27.2, 18.4, 14.2,
-    13.6, 9.2, 6.8, 10.4 TFLOP/s) the prior says 12, 17, 22, 23, 34, 45, 30 s without loading.
+    mflux's own table (README of releases 0.3 to 0.10, "Image generation speed") has FLUX.1 schnell,
+    2 steps, 1024 x 1024, loading included: M2 Ultra below 15 s, M4 Max 19 s, M3 Max 20 s, M2 Max 25
+    s, M4 Pro 34 s, M2 Pro 54 s, M1 Max 55 s. With 0.8 of each GPU's peak in float32 (27.2, 18.4,
+    14.2, 13.6, 9.2, 6.8, 10.4 TFLOP/s) the prior says 12, 18, 23, 24, 35, 47, 31 s without loading.
+    tests/test_family_work.py has what the READMEs of other families say.
+
+    Args:
+        speeds: of large products; mflux reaches about that.
     """
-    per_token = 2 * parameters_b * 1e9 / flop_per_s
+    flop_per_s = speed_of(speeds, prior.product)
+    per_token = 2 * prior.parameters_b * 1e9 / flop_per_s
     step_x = per_token * REFERENCE_TOKENS
-    text_s = TEXT_FLOP_PER_PARAMETER * parameters_b * 1e9 / flop_per_s
+    text_b = TEXT_SHARE * prior.parameters_b if prior.text_b is None else prior.text_b
+    text_product = prior.text_product or prior.product
+    text_token = 2 * text_b * 1e9 / speed_of(speeds, text_product)
+    text_s = text_token * TEXT_TOKENS
+    step_tokens = prior.step_text_tokens + _unpacking(prior.product)
+    text_tokens = prior.fixed_text_tokens + _unpacking(text_product)
     decoding_flop = min(DECODING_FLOP, max(step_x * flop_per_s, TINY_DECODING_FLOP))
-    decoding_x = decoding_flop / decoding_flop_per_s
+    decoding_x = decoding_flop / speed_of(speeds, Product.CONVOLUTION)
     return (
-        (per_token * STEP_TEXT_TOKENS, step_x, 0.1 * step_x),
-        (PHASE_S + 0.2 * text_s, text_s, 0.05 * decoding_x + 2 * text_s),
+        (per_token * step_tokens, step_x, 0.1 * step_x),
+        (PHASE_S + text_token * text_tokens, text_s, 0.05 * decoding_x + 2 * text_s),
         (PHASE_S, decoding_x, 0.05 * decoding_x),
     )
+
+
+def _unpacking(product: Product) -> int:
+    return UNPACKING_TOKENS if product in (Product.Q4, Product.Q8) else 0
 
 
 def mean_step_s(steps_s: Sequence[float]) -> float:

@@ -1,7 +1,7 @@
 """How long a task takes: arithmetic only, no clock, no files, no threads.
 
 A task's time is a sum of phases (x = latent tokens / 4096, so x = 1 is 1024 x 1024 pixels; n =
-steps; t = tokens of the prompt / 512). Of each phase, per key (model, quantization, and what else
+steps; t = tokens of the text / 512). Of each phase, per key (model, quantization, and what else
 changes the work of a step):
 
     seconds = scale * law * exp(correction)
@@ -20,10 +20,11 @@ changes the work of a step):
    no multiples of a number; if they are not square (timing/shapes.py, up to three together). The
    power m and the factors of the steps are 0 and 1 unless pictures show otherwise: some steps of
    each picture are slower, or all steps of those with many (timing/course.py).
-   Before the first measurement of a key it is the prior (confidence "none"): one step is about 2
-   FLOP per parameter and token, at the measured speed of its kind of product (timing/speeds.py);
-   before that 10 TFLOP/s (an Apple M2 Max in bfloat16). timing_laws.prior_coefficients compares it
-   with published seconds. The p90 is then PRIOR_P90 times the forecast.
+   Before the first measurement of a key it is the prior (confidence "none"): a step and text
+   encoding are about 2 FLOP per parameter and token, at the measured speed of their kind of product
+   (timing/speeds.py); before that 10 TFLOP/s (an Apple M2 Max in bfloat16).
+   timing_laws.prior_coefficients compares it with published seconds. The p90 is then PRIOR_P90
+   times the forecast.
 2. The correction is what the law gets wrong near a size and a number of steps. It is learned from
    residuals, shrunk by their number and noise, and fades where nothing was seen. Two runs of one
    request decide about that request, whatever the law (timing/corrections.py).
@@ -50,7 +51,7 @@ from statistics import median
 from timing.linear import OneLaw
 from timing.speeds import PRIOR_SPEEDS, Product, Speeds, speed_of
 from timing.spread import LONGEST_S
-from timing.work import Confidence, Durations, Live, Measured, Phases, Work
+from timing.work import Confidence, Durations, Live, Measured, Phases, Prior, Work
 from timing_laws import SAMPLES_TO_TRUST, GpuLaws, mean_step_s
 
 __all__ = ["LOCAL", "Confidence", "Durations", "Live", "Measured", "TimingModel", "Work"]
@@ -141,7 +142,7 @@ class TimingModel:
         """What this machine does in a second, in seconds of another one: in the median over the
         keys that it has run."""
         laws = {key: law for key, law in list(self._laws.items()) if law.samples}
-        ratios = [law.times_slower_than(other._law(key, 0.0)) for key, law in laws.items()]
+        ratios = [law.times_slower_than(other._law(key, Prior(0.0))) for key, law in laws.items()]
         return 1.0 / median(ratios) if ratios else 1.0 / self._slower(other, Product.BF16)
 
     @property
@@ -179,7 +180,7 @@ class TimingModel:
         return known
 
     def _compute(self, work: Work) -> Durations:
-        law = self._law(work.model, work.parameters_b, work.product)
+        law = self._law(work.model, work.prior)
         (phases,) = law.phases([work.place])
         return Durations(
             text_encoding_s=phases.text * (law.repeated_text if work.prompt_cached else 1.0),
@@ -197,7 +198,7 @@ class TimingModel:
 
     def gpu_s(self, works: Sequence[Work]) -> list[float]:
         """Durations.gpu_s of many works of one key."""
-        law = self._law(works[0].model, works[0].parameters_b, works[0].product)
+        law = self._law(works[0].model, works[0].prior)
         places = list({work.place: None for work in works})
         phases = dict(zip(places, law.phases(places), strict=True))
         return [_gpu_s(work, phases[work.place], law.repeated_text) for work in works]
@@ -216,7 +217,7 @@ class TimingModel:
         """Learns from a finished image; the next forecast takes the milliseconds of the fit. A
         sample with an impossible duration (negative, NaN, above LONGEST_S) is ignored."""
         if _is_possible(measured):
-            self._laws[work.model] = self._law(work.model, work.parameters_b, work.product)
+            self._laws[work.model] = self._law(work.model, work.prior)
             _learn(self._laws, self._image_encoding, work, measured)
             self._latest_key = work.model
         self._changed()
@@ -226,7 +227,7 @@ class TimingModel:
         count = self._learned
         samples = [(work, measured) for work, measured in samples if _is_possible(measured)]
         works = [work for work, _ in samples]
-        before = {w.model: self._law(w.model, w.parameters_b, w.product) for w in works}
+        before = {w.model: self._law(w.model, w.prior) for w in works}
         laws = {model: law.copy() for model, law in before.items()}
         image_encoding = dict(self._image_encoding)
         for work, measured in samples:
@@ -280,16 +281,15 @@ class TimingModel:
         """Changes with whatever changes the forecasts of this key."""
         return self.samples(model) or -1 - self._shared.version
 
-    def _law(self, model: str, parameters_b: float, product: Product = Product.BF16) -> GpuLaws:
+    def _law(self, model: str, prior: Prior) -> GpuLaws:
         known = self._laws.get(model)
         if known and (known.samples or len(self._shared.models) == 1):
             return known
         self.borrows = True
-        borrowed = self._borrowed.get(model) or self._lent(model, product)
+        borrowed = self._borrowed.get(model) or self._lent(model, prior.product)
         if borrowed:
             return self._borrowed.setdefault(model, borrowed)
-        speeds = speed_of(self.speeds, product), speed_of(self.speeds, Product.CONVOLUTION)
-        return known or self._laws.setdefault(model, GpuLaws(parameters_b, *speeds))
+        return known or self._laws.setdefault(model, GpuLaws(prior, self.speeds))
 
     def _lent(self, model: str, product: Product) -> GpuLaws | None:
         """The law of the machine that has run this key most, at the speed of this one."""

@@ -98,6 +98,6 @@ def too_many_tokens(
 
 def most_tokens(model: Model) -> int | None:
     """The longest prompt that it reads; None: there is no limit."""
-    if model.family == "flux" and model.name.startswith("schnell"):
+    if model.family == "flux" and model.key.startswith("schnell"):
         return SCHNELL_TOKENS
     return MOST_TOKENS.get(model.family)

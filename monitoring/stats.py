@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from models.model_rules import SIDE_STEP
@@ -77,17 +77,12 @@ def stats_of(scheduler: Scheduler) -> Stats:
     now = scheduler.now()
     step_seconds = _step_seconds(scheduler.store.timings.latest_samples(STEP_SAMPLES))
     busy = scheduler.store.usage.busy_hours(now)
-    model = scheduler.allowed.default
     with scheduler.lock:
         monotonic = scheduler.monotonic()
         tasks_last_hour, busy_share = scheduler.machine.last_hour(monotonic)
         key = scheduler.estimates.load_key(scheduler.allowed.first_spec)
-        product = scheduler.estimates.product(scheduler.allowed.first_spec)
-        drawn = model.default_steps, "JPEG"
-        works = [
-            Work(key, model.parameters_b, (side // SIDE_STEP) ** 2, *drawn, product=product)
-            for side in SIDES
-        ]
+        work = scheduler.estimates.work_of_key(key, scheduler.allowed.first_spec)
+        works = [replace(work, tokens=(side // SIDE_STEP) ** 2) for side in SIDES]
         here = scheduler.machines.drawing
         for machine in here:
             runs = [run.gpu_s(monotonic) for run in machine.runs.values() if run.on_gpu]

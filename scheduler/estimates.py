@@ -6,15 +6,17 @@ Not thread-safe: its owner holds a lock.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from models.family_work import family_work
 from models.model_catalog import LoadSpec, Model
 from models.model_rules import SIDE_STEP
 from models.prompt_tokens import tokens
 from scheduler.prompts import Prompts
 from task import Stage
 from timing.speeds import Product, product_of
+from timing.work import REFERENCE_TOKENS
 from timing_model import LOCAL, Confidence, Durations, TimingModel, Work
 
-HELPER_TOKENS = 4096
+HELPER_TOKENS = REFERENCE_TOKENS
 """Of a helper model, which takes the same time for every size of the image."""
 COPY = "/copy"
 """End of the key under which the time of loading a copy is learned."""
@@ -55,6 +57,12 @@ class Estimates:
         """What most operations of a model are."""
         float32 = spec.model.float32 or spec.options.compute_precision == "float32"
         return product_of(self.bits(spec), float32=float32)
+
+    def _text_product(self, spec: LoadSpec) -> Product:
+        """What most operations of its text encoder are."""
+        figures = family_work(spec)
+        float32 = spec.model.float32 or figures.text_float32
+        return product_of(self.bits(spec) if figures.text_quantized else None, float32=float32)
 
     def was_loaded(self, spec: LoadSpec) -> bool:
         return spec.key in self._bits
@@ -136,9 +144,10 @@ class Estimates:
         if model.upscaler:
             width, height = params.final_size
             tokens = max(width * height // SIDE_STEP**2, 1)
-        return Work(
-            model=self.timing_key(stage),
-            parameters_b=model.parameters_b * (2 if self._runs_steps_twice(stage) else 1),
+        return replace(
+            self.work_of_key(
+                self.timing_key(stage), stage.load_spec, guided=self._runs_steps_twice(stage)
+            ),
             tokens=tokens,
             steps=params.steps_run,
             format=params.format,
@@ -146,9 +155,27 @@ class Estimates:
             text_each=bool(params.inputs) or model.upscaler,
             prompt_each=bool(params.prompts),
             width=params.width,
-            product=self.product(stage.load_spec),
             prompt_tokens=self._counts.get((model.name, params.prompt))
             or self.prompt_tokens(params.prompt, model),
+        )
+
+    def work_of_key(self, key: str, spec: LoadSpec, *, guided: bool = False) -> Work:
+        """The work of a picture of REFERENCE_TOKENS with this timing key, with the default steps of
+        its model."""
+        figures, model = family_work(spec), spec.model
+        passes = figures.passes or (2 if guided else 1)
+        return Work(
+            model=key,
+            parameters_b=model.parameters_b * figures.step_share * passes,
+            tokens=REFERENCE_TOKENS,
+            steps=model.default_steps,
+            format="JPEG",
+            product=self.product(spec),
+            text_b=figures.text_b,
+            text_product=self._text_product(spec),
+            fixed_text_tokens=figures.fixed_text_tokens + guided * figures.negative_tokens,
+            step_text_tokens=figures.step_text_tokens,
+            text_with_picture=figures.text_with_picture,
         )
 
     def prompt_tokens(self, prompt: str, model: Model) -> int:

@@ -112,7 +112,7 @@ def test_a_first_forecast_takes_the_speed_of_its_precision_and_of_convolutions(
     work = Work("anima", 2.0, 4096, 3, "PNG", product=product)
     here, there = timing.durations(work), usual.durations(work)
     ratio = 1e9 / MEASURED[product]
-    assert here.step_s == pytest.approx(ratio * there.step_s)
+    assert here.step_s == pytest.approx(ratio * there.step_s, rel=0.05)
     assert here.text_encoding_s == pytest.approx(ratio * there.text_encoding_s, rel=0.05)
     assert here.decoding_s == pytest.approx(there.decoding_s / 20, rel=0.01)
 

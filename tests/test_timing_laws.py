@@ -8,7 +8,7 @@ import pytest
 from hidden_law import law, work
 
 from timing.speeds import Product
-from timing.work import Phases
+from timing.work import Phases, Prior
 from timing_laws import GpuLaws
 from timing_model import Measured, TimingModel, Work
 
@@ -72,7 +72,7 @@ def test_outliers_among_others_are_no_shift_of_the_machine() -> None:
 
 
 def test_the_pace_of_a_running_picture_is_that_of_the_latest_samples() -> None:
-    laws, own, seen = GpuLaws(1.0), work(), set()
+    laws, own, seen = GpuLaws(Prior(1.0)), work(), set()
     for number in range(30):
         step_s = 1.0 + 0.01 * number
         laws.learn(own.place, Phases(0.5, step_s + 0.1, step_s, 0.7))

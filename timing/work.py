@@ -13,6 +13,24 @@ REFERENCE_TOKENS = 4096
 TEXT_TOKENS = 512
 
 
+class Prior(NamedTuple):
+    """What the law of a key is made of before anything was measured."""
+
+    parameters_b: float
+    """Billions of parameters that each token goes through in a step."""
+    product: Product = Product.BF16
+    """What most of their operations are."""
+    text_b: float | None = None
+    """Billions of parameters of the text encoder that each token goes through; None: a quarter of
+    parameters_b."""
+    text_product: Product | None = None
+    """What most of their operations are; None: the same as in a step."""
+    fixed_text_tokens: int = 100
+    """Tokens that are encoded beside those of the prompt: templates, negative prompts."""
+    step_text_tokens: int = 128
+    """Tokens of the text in a step, beside those of the picture."""
+
+
 class Place(NamedTuple):
     """What the seconds of a picture depend on, in the law of one key."""
 
@@ -20,7 +38,7 @@ class Place(NamedTuple):
     """Latent tokens / REFERENCE_TOKENS."""
     steps: int
     text: float
-    """Tokens of the prompt / TEXT_TOKENS."""
+    """Tokens that depend on the prompt / TEXT_TOKENS."""
     input_x: float = 0.0
     """x of the pictures that are encoded with the prompt; 0: none."""
     width: float = 0.0
@@ -62,7 +80,7 @@ class Work:
     model: str
     """Key of the timing law: model, quantization and what else changes the work of a step."""
     parameters_b: float
-    """Billions of parameters, for the prior."""
+    """This and the other fields of Prior are for the prior."""
     tokens: int
     steps: int
     """Steps of each image."""
@@ -78,7 +96,23 @@ class Work:
     width: int = 0
     """Pixels; 0: unknown, as if it were square."""
     product: Product = Product.BF16
-    """What most of its operations are, for the prior."""
+    text_b: float | None = None
+    text_product: Product | None = None
+    fixed_text_tokens: int = 100
+    step_text_tokens: int = 128
+    text_with_picture: bool = False
+    """Whether the text encoder also computes a token for each one of the picture."""
+
+    @property
+    def prior(self) -> Prior:
+        return Prior(
+            self.parameters_b,
+            self.product,
+            self.text_b,
+            self.text_product,
+            self.fixed_text_tokens,
+            self.step_text_tokens,
+        )
 
     @property
     def x(self) -> float:
@@ -87,8 +121,8 @@ class Work:
     @property
     def place(self) -> Place:
         input_x = self.x if self.text_each else 0.0
-        text = self.prompt_tokens / TEXT_TOKENS
-        return Place(self.x, self.steps, text, input_x, self.width / 1024)
+        encoded = self.prompt_tokens + (self.tokens if self.text_with_picture else 0)
+        return Place(self.x, self.steps, encoded / TEXT_TOKENS, input_x, self.width / 1024)
 
     def to_json(self) -> str:
         return json.dumps(vars(self))
