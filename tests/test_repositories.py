@@ -42,8 +42,9 @@ def recorded(folder: Path) -> Iterator[dict[str, set[str]]]:
 
     asked: dict[str, set[str]] = {}
 
-    def resolve(path: str, patterns: Any = None, saved_subdirs: Any = None) -> Path:
-        if path != str(folder):
+    def resolve(path: str | None, patterns: Any = None, saved_subdirs: Any = None) -> Path:
+        if path not in (str(folder), None):  # None: Depth Pro, which is in no repository
+            assert path
             asked.setdefault(path, set()).update(patterns or ["*.safetensors"])
         return folder
 
