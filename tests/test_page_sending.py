@@ -177,12 +177,21 @@ def test_a_refusal_of_a_proxy_is_shown_as_a_sentence(visit: Visit, status: int, 
     def refuse(route: Route) -> None:
         route.fulfill(status=status, body="<html>no</html>", content_type="text/html")
 
+    def let_through_later(route: Route) -> None:
+        expect(me["#form-error"]).to_contain_text(words)
+        route.continue_()
+
     me = visit().open()
     me.expected_statuses.add(status)
     me.page.route("**/generate", refuse)
     me["#init_image"].set_input_files(picture_file(64, 64, "navy"))
     expect(me["[data-field=init_image] .picks img"]).to_be_visible()
+    me.page.route("**/estimate", let_through_later)
     me["#prompt"].fill("refused")
     me["#generate"].click()
+    expect(me["#wildcards-example"]).to_have_text("refused")  # the forecast has come
     expect(me["#form-error"]).to_contain_text(words)
     expect(me["#pending .row"]).to_have_count(0)
+    me.page.unroute("**/estimate")
+    me["#prompt"].fill("changed")
+    expect(me["#form-error"]).to_be_empty()

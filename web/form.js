@@ -26,7 +26,7 @@ export class Form extends EventTarget {
   #limits = { side: 1024, steps: 100, n: 10, prompt: 10_000 };
   #pictures = new Pictures(read("form")?.inputs ?? {}, () => this.#pictureChanged());
   #forecastTimer = null;
-  #edited = true; // since the latest forecast
+  #edited = true; // since the latest forecast or refusal
   forecast = new ButtonForecast(() => this.#toForecast(), {
     answered: (answer) => {
       if (this.#edited) this.#clearErrors();
@@ -329,6 +329,7 @@ export class Form extends EventTarget {
   }
 
   #clearErrors() {
+    showError(null, "");
     const unwritten = this.takes("prompt") && !this.state.prompt.trim();
     for (const { dataset } of this.#form.querySelectorAll("[data-field]")) {
       if (!(unwritten && dataset.field === "prompt")) showError(dataset.field, "");
@@ -383,6 +384,7 @@ export class Form extends EventTarget {
   }
 
   fail(error) {
+    this.#edited = false; // a forecast of the same form does not remove what is shown here
     const field = showError(error.field, plain(error));
     if (field) find(field)?.focus();
   }
