@@ -100,8 +100,9 @@ class WorkerProcess:
             code = self._carrier.work(self._id, self._source.handle)
         except SystemExit:
             code = 0
-        for number in (signal.SIGTERM, signal.SIGINT):  # it is stopping already
-            signal.signal(number, signal.SIG_IGN)
+        # It is stopping already. A signal that arrives while SIG_IGN is set prints a traceback.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
         log.info("stopping")
         if not self._worker.stop(STOP_S, self._settings.drain_s):
             log.info("the running step did not end in time: leaving it")

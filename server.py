@@ -313,6 +313,7 @@ def main(argv: list[str]) -> int:
     warn(settings, allowed)
     # A byte in a pipe needs no lock: signals may arrive at any time, several at once.
     signal.set_wakeup_fd(server.end_fd, warn_on_full_buffer=False)
+    # These handlers are never exchanged: Python prints a traceback for a signal that arrives then.
     for number in ENDING_SIGNALS:
         signal.signal(number, lambda *_: None)
     show_links(settings, identity_of(settings), server.port)
@@ -323,8 +324,6 @@ def main(argv: list[str]) -> int:
         announcement.start()
     notify(READY, os.environ)
     exit_code = server.wait()
-    for number in ENDING_SIGNALS:  # the server is already stopping
-        signal.signal(number, signal.SIG_IGN)
     notify(STOPPING, os.environ)
     log.info("stopping")
     if announcement:
