@@ -179,7 +179,9 @@ class QueueManager:
             self._scheduler.retention.keep(self.status(task_id), kept)
         return self.status(task_id)
 
-    def delete(self, task_id: str, *, after_current: bool = False) -> TaskStatus:
+    def delete(
+        self, task_id: str, *, after_current: bool = False, only_unfinished: bool = False
+    ) -> TaskStatus:
         """Cancels a waiting or running task; removes an ended one.
 
         The worker stops a running task at its next step. Stored images can still be fetched.
@@ -187,6 +189,7 @@ class QueueManager:
         Args:
             after_current: cancel a running task after its current image is stored; do nothing if
                 the task has ended.
+            only_unfinished: do nothing if the task has ended.
 
         Returns:
             The status that the task had before.
@@ -206,7 +209,7 @@ class QueueManager:
                 if scheduler.cancel(task):
                     return was
             was = scheduler.retention.find(task_id).status  # the task has ended, perhaps just now
-            if not after_current:
+            if not (after_current or only_unfinished):
                 scheduler.retention.drop(task_id, DELETED)
             return was
 

@@ -149,9 +149,13 @@ class ClientQueue:
             self.status(task_id)
         self._queue.fetched(task_id, index)
 
-    def delete(self, task_id: str, *, after_current: bool = False) -> TaskStatus:
+    def delete(
+        self, task_id: str, *, after_current: bool = False, only_unfinished: bool = False
+    ) -> TaskStatus:
         owner = self.status(task_id).owner.name
-        was = self._queue.delete(task_id, after_current=after_current)
+        was = self._queue.delete(
+            task_id, after_current=after_current, only_unfinished=only_unfinished
+        )
         if owner != self.client.name:
             audit(f"cancelled or removed task {task_id} of {owner or 'nobody'}")
         return was

@@ -50,7 +50,7 @@ class Callers:
                 return  # its call has just ended
             self._interrupted.add(view.task_id)
         with suppress(Gone, UnknownTask):
-            self._own_queue().delete(view.task_id)
+            self._own_queue().delete(view.task_id, only_unfinished=True)
 
     def was_interrupted(self, task_id: str) -> bool:
         with self._lock:

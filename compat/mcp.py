@@ -12,6 +12,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from flask import Response, request, stream_with_context
@@ -88,14 +89,28 @@ def mcp_error(problem: errors.Problem) -> tuple[dict[str, Any], int, dict[str, s
 MCP_ERRORS = ErrorShape("McpAnswer", mcp_error_body, int)
 
 
+CallKey = tuple[str, str, object]
+"""Client, session and request."""
+
+
+@dataclass
+class InFlight:
+    """A call that has no answer yet. The thread of the call and that of a notification both write
+    their own field first and then read the other's, so that one of them cancels the task."""
+
+    task_id: str = ""
+    """The task that it has ordered; empty: none yet."""
+    cancelled: bool = False
+
+
 class McpRoutes:
     def __init__(self, calls: SyncCalls, results: Results) -> None:
         self._calls = calls
         self._results = results
         self._tools = McpTools(calls)
         self._tools_list = tools_list(calls.limits)
-        self._in_flight: dict[tuple[str, str, object], str] = {}
-        """Tasks that calls of the older revisions wait for, by client, session and request."""
+        self._in_flight: dict[CallKey, InFlight] = {}
+        """Calls of the older revisions to which a notification may still refer."""
 
     @route("POST", PATH)
     @documented(
@@ -159,16 +174,19 @@ class McpRoutes:
         if message.method != "notifications/cancelled":
             return
         number = message.params.get("requestId")
-        if isinstance(number, str | int) and (session := request.headers.get(SESSION)):
-            task_id = self._in_flight.get((queue.client.name, session, number))
-            if task_id is not None:
-                self._cancel(queue, task_id)
+        if not isinstance(number, str | int):
+            return
+        key = queue.client.name, request.headers.get(SESSION, ""), number
+        if call := self._in_flight.get(key):
+            call.cancelled = True
+            if call.task_id:
+                self._cancel(queue, call.task_id)
 
     def _answer(self, queue: ClientQueue, message: Message) -> Waiting | dict[str, Any]:
         """Raises: RpcError."""
         method, about = message.method, {"capabilities": CAPABILITIES, "instructions": INSTRUCTIONS}
         if method == "tools/call":
-            return self._called(queue, message.params)
+            return self._called(queue, message)
         if method == "tools/list":
             return {"tools": self._tools_list, **message.cached(FIXED_MS)}
         if method == "resources/list":
@@ -187,15 +205,27 @@ class McpRoutes:
             return {}
         raise RpcError(METHOD_NOT_FOUND, f"There is no method {method[:100]}.", status=404)
 
-    def _called(self, queue: ClientQueue, params: dict[str, Any]) -> Waiting | dict[str, Any]:
-        name = params.get("name")
+    def _called(self, queue: ClientQueue, message: Message) -> Waiting | dict[str, Any]:
+        name = message.params.get("name")
         if not isinstance(name, str) or name not in TOOLS:
             raise RpcError(INVALID_PARAMS, f"There is no tool {str(name)[:100]}.")
-        arguments = params.get("arguments")
+        arguments = message.params.get("arguments")
+        call, key, orders = InFlight(), _call_key(queue, message), False
+        _, session, _ = key
+        if session and not message.modern:  # else no notification can refer to it
+            self._in_flight[key] = call
         try:
-            return self._tools.call(queue, name, {} if arguments is None else arguments)
+            found = self._tools.call(queue, name, {} if arguments is None else arguments)
+            if orders := isinstance(found, Waiting) and found.own:
+                call.task_id = found.task_id
+                if call.cancelled:
+                    self._cancel(queue, call.task_id)
+            return found
         except errors.ServerError as error:
             return refusal(error.problem)
+        finally:
+            if not orders:
+                self._in_flight.pop(key, None)
 
     def _read(self, queue: ClientQueue, message: Message) -> dict[str, Any]:
         """The content of a resource: a finished picture, whole."""
@@ -214,9 +244,7 @@ class McpRoutes:
     # -- waiting for a task -----------------------------------------------------------------------
 
     def _waited(self, queue: ClientQueue, message: Message, waiting: Waiting) -> Response:
-        key = (queue.client.name, request.headers.get(SESSION, ""), message.request_id)
-        if waiting.own and key[1] and not message.modern:
-            self._in_flight[key] = waiting.task_id
+        key = _call_key(queue, message)
         answers = self._answers(queue, message, waiting, gone_check())
 
         def left() -> None:
@@ -277,7 +305,11 @@ class McpRoutes:
         """Nobody waits for this task any more."""
         with suppress(errors.ServerError):
             if not queue.status(task_id).ended and not queue.events.closed:
-                queue.delete(task_id)
+                queue.delete(task_id, only_unfinished=True)
+
+
+def _call_key(queue: ClientQueue, message: Message) -> CallKey:
+    return queue.client.name, request.headers.get(SESSION, ""), message.request_id
 
 
 def _body() -> dict[str, Any]:

@@ -18,7 +18,7 @@ from compat.pictures import EDIT, START, place_pictures
 from compat.sync_calls import SyncCalls
 from errors import InvalidInput, ServerError
 from images import decode_base64
-from task import Task
+from task import Task, TaskStatus
 
 ABOUT_MODELS = {
     "name",
@@ -94,13 +94,14 @@ class McpTools:
 
     def cancel(self, queue: ClientQueue, given: dict[str, Any]) -> dict[str, Any]:
         task = _task_of(queue, given)
-        if task.ended:
-            message = "The task had ended already. Nothing was changed."
-        else:
+        was = task.status
+        if not task.ended:
             with self._calls.places.place_for_change():
-                queue.delete(task.task_id)
+                was = queue.delete(task.task_id, only_unfinished=True)
+        message = "The task had ended already. Nothing was changed."
+        if was in (TaskStatus.WAITING, TaskStatus.RUNNING):
             message = "The task is cancelled."
-        return text_result({"task_id": task.task_id, "was": task.status.value, "message": message})
+        return text_result({"task_id": task.task_id, "was": was.value, "message": message})
 
     def list_models(self, queue: ClientQueue, given: dict[str, Any]) -> dict[str, Any]:
         allowed, health = self._calls.allowed, queue.health()

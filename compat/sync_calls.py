@@ -249,7 +249,7 @@ class SyncCalls:
         """Returns False if the task had ended, or goes on: the server stops, the disk refuses."""
         with suppress(ServerError):
             if not queue.status(task_id).ended and not queue.events.closed:
-                queue.delete(task_id)
+                queue.delete(task_id, only_unfinished=True)
                 log.info("task %s has no caller any more", task_id)
                 return True
         return False

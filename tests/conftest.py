@@ -238,7 +238,7 @@ def ask(method: str, url: str, **options: Any) -> requests.Response:
     """A request that uses no proxy: looking for one takes a third of the time of a request."""
     with requests.Session() as session:
         session.trust_env = False
-        return session.request(method, url, timeout=60, **options)
+        return session.request(method, url, timeout=GIVE_UP_S, **options)
 
 
 class ServerProcess:

@@ -124,6 +124,17 @@ def test_a_task_between_two_images_ends_at_once_when_it_has_to_end_after_the_pre
     assert images(queue, task) == [b"image 0"]
 
 
+def test_cancelling_only_what_is_unfinished_removes_no_finished_image(queue: PlayedQueue) -> None:
+    task = claim_new(queue)
+    assert queue.finish(task.task_id, [b"image 0", b"image 1", b"image 2"])
+    assert queue.delete(task.task_id, only_unfinished=True) is TaskStatus.DONE
+    assert images(queue, task) == [b"image 0", b"image 1", b"image 2"]
+    running = claim_new(queue)
+    assert queue.delete(running.task_id, only_unfinished=True) is TaskStatus.RUNNING
+    assert queue.delete(running.task_id, only_unfinished=True) is TaskStatus.CANCELLED
+    assert queue.status(running.task_id).status is TaskStatus.CANCELLED
+
+
 def test_a_worker_that_dies_at_the_last_image_that_is_wanted_ends_the_task(
     queue: PlayedQueue,
 ) -> None:

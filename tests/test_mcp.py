@@ -5,6 +5,7 @@ import json
 import re
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from io import BytesIO
 from typing import Any
@@ -262,6 +263,22 @@ def test_a_call_that_its_host_cancels_cancels_its_task(
             lambda: stepped.get("/status", task_id=task["task_id"]).json()["status"] == "cancelled"
         )
         assert host.call("check_image", task_id=task["task_id"]).failed
+
+
+def test_a_call_that_is_cancelled_before_its_task_is_in_the_queue_cancels_it(
+    stepped: SteppedServer,
+) -> None:
+    session = {"Mcp-Session-Id": "0" * 32}
+    orders = rpc("tools/call", name="generate_image", arguments={**SMALL, "steps": 50})
+    stop = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}}
+    with ThreadPoolExecutor(1) as caller:
+        with stepped.server.scheduler.changes:  # nothing is submitted meanwhile
+            call = caller.submit(post, stepped.url, orders, **session)
+            until(lambda: stepped.server.places.taken == 1)
+            assert post(stepped.url, stop, **session).status_code == 202
+        answer = call.result(GIVE_UP_S).json()
+    assert json.loads(answer["result"]["content"][0]["text"])["status"] == "cancelled"
+    assert stepped.get("/queue").json()["length"] == 0
 
 
 def queue_has(server: SteppedServer, tasks: int) -> bool:
