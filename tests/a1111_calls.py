@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import requests
 import webuiapi
-from conftest import ServerProcess
+from conftest import GIVE_UP_S, ServerProcess
 from PIL import Image
 
 SIDES = {"width": 64, "height": 64}
@@ -25,7 +25,7 @@ PICTURE = Image.radial_gradient("L").resize((96, 64)).convert("RGB")
 
 
 def ask(server: ServerProcess, path: str, **fields: Any) -> requests.Response:
-    return requests.post(server.url + path, json={**TINY, **fields}, timeout=60)
+    return requests.post(server.url + path, json={**TINY, **fields}, timeout=GIVE_UP_S)
 
 
 def drawn(server: ServerProcess, path: str, **fields: Any) -> dict[str, Any]:
@@ -51,4 +51,4 @@ def api_of(server: ServerProcess) -> Any:
 
 def draw(server: ServerProcess, **fields: Any) -> requests.Response:
     body = {"prompt": "x", **SIDES, **fields}
-    return requests.post(server.url + "/sdapi/v1/txt2img", json=body, timeout=60)
+    return requests.post(server.url + "/sdapi/v1/txt2img", json=body, timeout=GIVE_UP_S)

@@ -3,7 +3,7 @@
 from typing import Any
 
 import requests
-from conftest import ServerProcess
+from conftest import GIVE_UP_S, ServerProcess
 
 
 def error_of(answer: requests.Response) -> dict[str, Any]:
@@ -16,7 +16,7 @@ def error_of(answer: requests.Response) -> dict[str, Any]:
 
 
 def delete(server: ServerProcess, task_id: str) -> dict[str, Any]:
-    answer = requests.delete(server.url + "/delete", params={"task_id": task_id}, timeout=60)
+    answer = requests.delete(server.url + "/delete", params={"task_id": task_id}, timeout=GIVE_UP_S)
     assert answer.status_code == 200, answer.text
     body: dict[str, Any] = answer.json()
     return body

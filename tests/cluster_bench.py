@@ -138,7 +138,7 @@ class WorkerProcess:
             self.process.send_signal(signal.SIGCONT)
             self.process.send_signal(number)
         code = self.process.wait(GIVE_UP_S)
-        self._reader.join(5)
+        self._reader.join(GIVE_UP_S)
         return code
 
     def _read_log(self) -> None:
@@ -207,11 +207,13 @@ class Cluster:
         return answer.content
 
     def post(self, path: str) -> None:
-        answer = requests.post(self.head.url + path, timeout=60)
+        answer = requests.post(self.head.url + path, timeout=GIVE_UP_S)
         assert answer.status_code == 200, answer.text
 
     def delete(self, task_id: str) -> None:
-        answer = requests.post(f"{self.head.url}/delete", params={"task_id": task_id}, timeout=60)
+        answer = requests.post(
+            f"{self.head.url}/delete", params={"task_id": task_id}, timeout=GIVE_UP_S
+        )
         assert answer.status_code == 200, answer.text
 
     def close(self) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import ServerProcess, allow
+from conftest import GIVE_UP_S, ServerProcess, allow
 
 OFFER = allow("noise-flux1")
 
@@ -18,7 +18,7 @@ def status_of(server: ServerProcess, task_id: str) -> dict[str, Any]:
 
 def post(server: ServerProcess, **fields: Any) -> requests.Response:
     body = {"prompt": "a lighthouse", "width": 64, "height": 64, "steps": 2, **fields}
-    return requests.post(server.url + "/generate", json=body, timeout=60)
+    return requests.post(server.url + "/generate", json=body, timeout=GIVE_UP_S)
 
 
 def log_of(server: ServerProcess) -> str:

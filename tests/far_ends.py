@@ -109,7 +109,7 @@ def proxy_of(
             if name not in ("Host", "Connection", "Accept-Encoding")
         }
         answer = requests.request(
-            asked.command, url + asked.path, data=asked.body, headers=headers, timeout=60
+            asked.command, url + asked.path, data=asked.body, headers=headers, timeout=GIVE_UP_S
         )
         if not fault(asked, answer):
             kind = {"Content-Type": answer.headers["Content-Type"]}

@@ -67,7 +67,7 @@ class Bench:
 
     def post(self, **fields: Any) -> requests.Response:
         body = {"prompt": "noise", "width": 64, "height": 64, "format": "PNG", **fields}
-        return requests.post(self.url + "/generate", json=body, timeout=60)
+        return requests.post(self.url + "/generate", json=body, timeout=GIVE_UP_S)
 
     def submit(self, **fields: Any) -> str:
         answer = self.post(**fields)
@@ -75,10 +75,10 @@ class Bench:
         return str(answer.json()["task_id"])
 
     def get(self, path: str, **values: Any) -> requests.Response:
-        return requests.get(self.url + path, params=values, timeout=60)
+        return requests.get(self.url + path, params=values, timeout=GIVE_UP_S)
 
     def delete(self, task_id: str) -> requests.Response:
-        return requests.delete(self.url + "/delete", params={"task_id": task_id}, timeout=60)
+        return requests.delete(self.url + "/delete", params={"task_id": task_id}, timeout=GIVE_UP_S)
 
     def status(self, task_id: str) -> dict[str, Any]:
         answer = self.get("/status", task_id=task_id)

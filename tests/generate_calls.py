@@ -3,7 +3,7 @@
 from typing import Any
 
 import requests
-from conftest import ServerProcess
+from conftest import GIVE_UP_S, ServerProcess
 
 from api.server_answers import HealthAnswer
 
@@ -11,7 +11,7 @@ from api.server_answers import HealthAnswer
 def post(server: ServerProcess, **fields: Any) -> requests.Response:
     body = {"width": 64, "height": 64, "steps": 3, "format": "PNG", "seed": 1, **fields}
     body = {name: value for name, value in body.items() if value is not None}
-    return requests.post(server.url + "/generate", json=body, timeout=60)
+    return requests.post(server.url + "/generate", json=body, timeout=GIVE_UP_S)
 
 
 def submit(server: ServerProcess, **fields: Any) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import ServerProcess
+from conftest import GIVE_UP_S, ServerProcess
 from holding import Hold
 
 PROMPT = "a secret of alice"
@@ -29,7 +29,7 @@ class Owned:
     def ask(self, key: str, method: str, path: str, **options: Any) -> requests.Response:
         headers = {"Authorization": f"Bearer {key}", **options.pop("headers", {})}
         return requests.request(
-            method, self.server.url + path, headers=headers, timeout=60, **options
+            method, self.server.url + path, headers=headers, timeout=GIVE_UP_S, **options
         )
 
     def submit(self, key: str, **fields: Any) -> str:

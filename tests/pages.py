@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import pytest
 import requests
-from conftest import CHROMIUM, ROOT, ServerProcess
+from conftest import CHROMIUM, GIVE_UP_S, ROOT, ServerProcess
 from holding import Hold
 from PIL import Image
 from playwright.sync_api import (
@@ -251,7 +251,9 @@ def visit(browser: Browser, served: PageServer, usual_context: UsualContext) -> 
     for visitor in visitors:
         for task_id in visitor.task_ids():
             with suppress(requests.ConnectionError):  # a server that has been stopped
-                requests.delete(visitor.url + "delete", params={"task_id": task_id}, timeout=60)
+                requests.delete(
+                    visitor.url + "delete", params={"task_id": task_id}, timeout=GIVE_UP_S
+                )
         visitor.page.close()
         if visitor.context is not usual_context.context:
             visitor.context.close()

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import create_autospec
 
-from conftest import PlayedQueue, allow, params_for, until
+from conftest import GIVE_UP_S, PlayedQueue, allow, params_for, until
 
 from cluster.carrier import Carrier, CarrierUnavailable, new_key
 from cluster.dispatcher import Dispatcher
@@ -55,7 +55,7 @@ class PlayedHead:
         return self.at
 
     def close(self) -> None:
-        self.inbox.stop(60)
+        self.inbox.stop(GIVE_UP_S)
         self.scheduler.store.close()
 
     # -- workers ----------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import ServerProcess, until
+from conftest import GIVE_UP_S, ServerProcess, until
 from played_app import KEYS, PlayedApp
 from werkzeug.test import TestResponse
 
@@ -270,7 +270,7 @@ def test_a_thread_looks_for_tasks_whose_time_is_up(
         bench.at += 61.0
         until(lambda: bench.status("alice", task_id)["status"] == "cancelled")
     finally:
-        thread.stop(10.0)
+        thread.stop(GIVE_UP_S)
     assert error_of(bench, "alice", task_id) == "expired"
 
 

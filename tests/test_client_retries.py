@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import ServerProcess, StartServer
+from conftest import GIVE_UP_S, ServerProcess, StartServer
 from far_ends import Asked, FakeTask, FarEnd, Time, proxy_of
 from PIL import Image as pillow
 
@@ -184,7 +184,8 @@ def test_wait_continues_after_kill_9_and_a_restart(start_server: StartServer) ->
     def hasten(seconds: float) -> None:
         threading.Event().wait(0.02)
 
-    with Client(first.url, on_retry=restart_once_it_is_missed, sleep=hasten) as client:
+    patient: dict[str, Any] = {"sleep": hasten, "retry_s": GIVE_UP_S}
+    with Client(first.url, on_retry=restart_once_it_is_missed, **patient) as client:
         task = client.submit("x", **LONG)
         status = client.wait(task.task_id, on_status=kill_once_it_runs)
         restart.join()

@@ -8,7 +8,7 @@ from threading import Event
 from typing import Any
 
 import pytest
-from conftest import ROOT, PlayedQueue, allow, seen_by_all
+from conftest import GIVE_UP_S, ROOT, PlayedQueue, allow, seen_by_all
 from fake_generator import FakeGenerator
 from flask.testing import FlaskClient
 from PIL import Image
@@ -44,7 +44,7 @@ class PreviewGenerator(FakeGenerator):
         for step in range(4):
             self.latest = b"step %d" % step if step else None
             report(Phase.DENOISING, step, 4)
-            assert self.go_on[step].wait(60)
+            assert self.go_on[step].wait(GIVE_UP_S)
         return Image.new("RGB", (16, 16))
 
 

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from conftest import GIVE_UP_S
 from picture_files import LIMIT, PICTURE, decoder_of, file_of
 from PIL import Image
 
@@ -43,7 +44,7 @@ def test_an_idle_process_ends_and_the_next_picture_gets_another_one() -> None:
             reader.png(to_png(PICTURE), "image")
             assert reader._child
             first = reader._child._process
-        first.wait(60)
+        first.wait(GIVE_UP_S)
         with decoder.reading() as reader:
             assert reader.png(to_png(PICTURE), "image").width == 64
             assert process_of(reader) != first.pid
@@ -95,14 +96,14 @@ def test_a_full_decoder_queue_is_a_429_and_the_others_are_decoded() -> None:
         with decoder.reading() as reader:
             waiter = threading.Thread(target=read)
             waiter.start()
-            assert waits.wait(60)
+            assert waits.wait(GIVE_UP_S)
             while decoder._line._value > 0:  # until it waits
                 pause.wait(0.001)
             with pytest.raises(TooManyWaiting) as caught, decoder.reading():
                 pass
             assert caught.value.retry_after_s > 0
             assert reader.png(to_png(PICTURE), "image").width == 64
-        waiter.join(60)
+        waiter.join(GIVE_UP_S)
         assert answers == [64]
 
 
@@ -114,4 +115,4 @@ def test_no_process_runs_before_the_first_picture_or_after_the_end() -> None:
         assert reader._child
         process = reader._child._process
     decoder.close()
-    assert process.wait(60) is not None
+    assert process.wait(GIVE_UP_S) is not None

@@ -282,7 +282,8 @@ def test_the_stop_of_the_server_ends_the_streams(server: SteppedServer) -> None:
     server.close()
     for stream in streams:
         list(stream)
-    assert server.server.places.taken == 0
+    until(lambda: server.server.places.taken == 0)
+    assert server.queue.events.listeners == 0
 
 
 def test_hundreds_listen_and_wait_while_the_server_works(server: SteppedServer) -> None:

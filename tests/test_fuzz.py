@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import ServerProcess
+from conftest import GIVE_UP_S, ServerProcess
 
 REQUESTS_PER_ROUTE = 60
 REQUESTS_WITHOUT_BODY = 5
@@ -254,7 +254,7 @@ class Poller:
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        self._thread.join(60)
+        self._thread.join(GIVE_UP_S)
 
 
 @pytest.mark.slow

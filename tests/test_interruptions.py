@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PlayedQueue, ServerProcess, allow, forecast_of, params_for
+from conftest import GIVE_UP_S, PlayedQueue, ServerProcess, allow, forecast_of, params_for
 
 from clocks import GAP_S, RunningClock
 from models.model_catalog import LoadSpec
@@ -150,7 +150,7 @@ def test_the_clock_is_read_by_a_thread_of_its_own_so_an_idle_process_has_no_gaps
 
     clock._monotonic = monotonic
     clock.start()
-    assert read.wait(60)
+    assert read.wait(GIVE_UP_S)
     clock.stop()
     assert clock.gaps == 0
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import PlayedQueue, allow, params_for
+from conftest import GIVE_UP_S, PlayedQueue, allow, params_for
 from fake_generator import FakeGenerator
 from played_app import PlayedApp
 
@@ -189,7 +189,7 @@ def test_a_worker_whose_load_is_stopped_leaves_the_task_and_draws_the_next_one()
     assert bench.queue.stopping(bench.task_id) is None
     following = bench.submit()
     assert worker.run_once(0)
-    assert worker.stop(60)
+    assert worker.stop(GIVE_UP_S)
     assert bench.queue.status(following).status is TaskStatus.DONE
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import mlx.core as mx
 import pytest
-from conftest import PlayedQueue, StartServer, allow, forecast_of, params_for
+from conftest import GIVE_UP_S, PlayedQueue, StartServer, allow, forecast_of, params_for
 from fake_generator import FakeGenerator
 
 from generation import machine_speed
@@ -207,9 +207,9 @@ def test_the_worker_measures_before_it_loads_and_the_next_start_knows_it(tmp_pat
             before_loading=lambda: queue.worker.calibrate(measure),  # noqa: B023
         )
         worker.start()
-        assert loaded.wait(60)
+        assert loaded.wait(GIVE_UP_S)
         assert timing.speeds == MEASURED
-        assert worker.stop(60)
+        assert worker.stop(GIVE_UP_S)
         store.close()
     assert measured == [MEASURED]
 

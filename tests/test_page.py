@@ -7,7 +7,7 @@ from urllib.parse import urljoin
 
 import pytest
 import requests
-from conftest import ROOT, ServerProcess, needs_chromium
+from conftest import GIVE_UP_S, ROOT, ServerProcess, needs_chromium
 from pages import NO_EVENTS, Visit, Visitor
 from PIL import Image
 from playwright.sync_api import Dialog, expect
@@ -31,7 +31,7 @@ def test_the_page_is_served_with_strict_headers_and_kept_by_the_browser_until_it
         assert "frame-ancestors 'none'" in policy
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
         again = requests.get(
-            served.url + path, headers={"If-None-Match": answer.headers["ETag"]}, timeout=10
+            served.url + path, headers={"If-None-Match": answer.headers["ETag"]}, timeout=GIVE_UP_S
         )
         assert (again.status_code, again.content) == (304, b"")
     for path in ("/web/", "/web/server.py", "/web/..%2fserver.py", "/web/index.htm"):

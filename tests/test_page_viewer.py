@@ -18,10 +18,11 @@ def opened(me: Visitor, *prompts: str) -> None:
     expect(me["#viewer-picture"]).to_have_js_property("naturalWidth", 64)
 
 
+SCALE = "new DOMMatrix(getComputedStyle(document.getElementById('viewer-picture')).transform).a"
+
+
 def scale(me: Visitor) -> float:
-    found: float = me.page.evaluate(
-        "new DOMMatrix(getComputedStyle(document.getElementById('viewer-picture')).transform).a"
-    )
+    found: float = me.page.evaluate(SCALE)
     return found
 
 
@@ -55,9 +56,9 @@ def test_a_picture_is_zoomed_by_wheel_keys_buttons_and_double_click_and_moved(
     assert scale(me) == 1.5
     me["#viewer-picture"].hover()
     me.page.mouse.wheel(0, -400)
+    me.page.wait_for_function(f"{SCALE} > 1.5")
     expect(me["#stage"]).to_have_class(re.compile("zoomed"))
     zoomed = scale(me)
-    assert zoomed > 1.5
     me.page.mouse.down()
     me.page.mouse.move(500, 300)
     me.page.mouse.up()

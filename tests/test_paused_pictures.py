@@ -86,7 +86,7 @@ def machine(data_dir: Path) -> Iterator[Machine]:
     prepare_mlx()
     machine = Machine(data_dir, "noise-flux1")
     yield machine
-    machine.worker.stop(10)
+    machine.worker.stop(GIVE_UP_S)
 
 
 @pytest.mark.parametrize("model", ["noise-flux1", "noise-flux2", "noise-z-image", "noise-qwen"])
@@ -114,7 +114,7 @@ def test_both_pictures_are_the_same_bytes_as_undisturbed_ones(data_dir: Path, mo
         alone[1],
         alone[1],
     ]
-    machine.worker.stop(10)
+    machine.worker.stop(GIVE_UP_S)
 
 
 def test_previews_of_a_paused_picture_go_on(machine: Machine) -> None:

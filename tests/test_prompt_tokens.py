@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import PlayedQueue, allow, params_for, seen_by_all
+from conftest import GIVE_UP_S, PlayedQueue, allow, params_for, seen_by_all
 
 from allowed import Allowed
 from api.generate_request import Limits, parse_request
@@ -98,7 +98,7 @@ def test_a_loaded_model_counts_its_prompts_from_any_thread_while_it_draws(data_d
         for seed in range(3):
             stage = Stage(weights, params_for(prompt=f"{seed} a cat", steps=2, model=model.name))
             assert generator.generate(stage, data_dir, lambda *event: None).picture
-        assert set(counted.result(60)) == {4000}
+        assert set(counted.result(GIVE_UP_S)) == {4000}
     generator.unload()
     assert counts.count(model.name, "abcdefgh") == 8
     known = _counted.cache_info().hits

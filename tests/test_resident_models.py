@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PlayedQueue, allow, forecast_of, params_for, until
+from conftest import GIVE_UP_S, PlayedQueue, allow, forecast_of, params_for, until
 from flask.testing import FlaskClient
 
 from allowed import Allowed
@@ -90,7 +90,7 @@ class Studio:
         return {model["name"] for model in models if model["loaded"]}
 
     def close(self) -> None:
-        self.worker.stop(10)
+        self.worker.stop(GIVE_UP_S)
         self.generator.unload()
         self.store.close()
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import forking
 import pytest
-from conftest import RunServer, ServerProcess, StartServer
+from conftest import GIVE_UP_S, RunServer, ServerProcess, StartServer
 
 
 def test_the_documented_command_serves_the_tiny_model_where_there_is_no_gpu(
@@ -144,7 +144,7 @@ def test_a_repository_that_cannot_be_reached_is_one_clear_message(
 ) -> None:
     """Up to the network: there is none here, and HF_HUB_OFFLINE makes sure of it."""
     server = start_server("--model", "schnell", wait=False)
-    assert server.process.wait(120) == 1
+    assert server.process.wait(GIVE_UP_S) == 1
     server.stop()
     log = "".join(server.log)
     assert "black-forest-labs/FLUX.1-schnell" in log
@@ -211,7 +211,7 @@ def test_a_path_that_is_no_folder_is_one_clear_message(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     server = start_server("--model", "dev", "--path", str(tmp_path / "none"), wait=False)
-    assert server.process.wait(120) == 1
+    assert server.process.wait(GIVE_UP_S) == 1
     server.stop()
     log = "".join(server.log)
     assert f"cannot be read from {tmp_path / 'none'}" in log

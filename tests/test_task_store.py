@@ -9,6 +9,7 @@ from pathlib import Path
 from threading import Event
 
 import pytest
+from conftest import GIVE_UP_S
 from store_bench import MEASURED, OUTCOME, RUNNING, WAITING, WORK, Bench, ended, opened, params
 
 from storage import file_store, timing_store
@@ -206,17 +207,17 @@ def test_a_worker_that_is_replaced_while_its_image_is_written_takes_no_file_of_t
         flush(descriptor)
         if not written.is_set():
             written.set()
-            assert replaced.wait(60)
+            assert replaced.wait(GIVE_UP_S)
 
     monkeypatch.setattr(file_store, "_flush_to_disk", flush_late)
     with ThreadPoolExecutor(2) as threads:
         late = threads.submit(bench.finish_as, stale, b"by A")
-        assert written.wait(60)
+        assert written.wait(GIVE_UP_S)
         assert bench.release(interrupted=True)
         assert bench.claim()
         other = threads.submit(bench.finish_as, bench.task(), b"by B")
         replaced.set()
-        assert (late.result(60), other.result(60)) == (False, True)
+        assert (late.result(GIVE_UP_S), other.result(GIVE_UP_S)) == (False, True)
     assert bench.files() == {"task": b"by B"}
     assert bench.store.read_image("task") == b"by B"
 

@@ -184,6 +184,24 @@ def sleeps(trees: dict[str, ast.Module]) -> list[str]:
     ]
 
 
+def short_waits(trees: dict[str, ast.Module]) -> list[str]:
+    """Assertions that something happens within a number of seconds that is not GIVE_UP_S."""
+    return [
+        f"{file}:{node.lineno}"
+        for file, tree in trees.items()
+        for asserted in ast.walk(tree)
+        if isinstance(asserted, ast.Assert)
+        for node in ast.walk(asserted.test)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("wait", "join", "stop", "result", "acquire")
+        and any(
+            isinstance(one, ast.Constant) and isinstance(one.value, int | float) and one.value > 0
+            for one in (*node.args[:1], *(key.value for key in node.keywords))
+        )
+    ]
+
+
 def test_every_test_asserts_something() -> None:
     assert without_assertion(trees()) == []
 
@@ -196,11 +214,15 @@ def test_no_test_sleeps() -> None:
     assert sleeps(trees()) == []
 
 
+def test_every_wait_has_the_time_of_a_slow_machine() -> None:
+    assert short_waits(trees()) == []
+
+
 def test_the_files_that_start_first_exist() -> None:
     assert {f"test_{name}.py" for name in LONGEST.split()} <= set(trees())
 
 
-def test_a_test_without_an_assertion_and_a_sleep_are_found() -> None:
+def test_a_test_without_an_assertion_a_sleep_and_a_short_wait_are_found() -> None:
     source = """
 NAMES = ("x", "y")
 def test_nothing(): run()
@@ -258,4 +280,6 @@ def assert_nothing(self): run()
     )
     assert without_assertion(trees) == [f"x.py: test_{name}" for name in without]
     assert sleeps(trees) == ["x.py:10"]
+    waits = "assert x.wait(60)\nassert x.stop(timeout=5.0)\nassert x.wait(GIVE_UP_S) or x.stop(0)"
+    assert short_waits({"x.py": ast.parse(waits)}) == ["x.py:1", "x.py:2"]
     assert defined_twice(trees) == ["x.py: test_true"]

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import GIVE_UP_S
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -96,7 +97,7 @@ def test_the_thread_ends_with_the_events(bench: PlayedApp) -> None:
     recorded.traces.start()
     bench.queue.events.close()
     recorded.traces.stop()
-    recorded.traces._thread.join(60)
+    recorded.traces._thread.join(GIVE_UP_S)
     assert not recorded.traces._thread.is_alive()
 
 

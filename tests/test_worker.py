@@ -49,7 +49,7 @@ def test_an_order_that_the_options_do_not_allow_does_not_end_the_worker(
     assert queue.health().loading is None
     task_id = submit(queue)
     assert worker.run_once(0)
-    assert worker.stop(10)
+    assert worker.stop(GIVE_UP_S)
     assert queue.status(task_id).status is TaskStatus.DONE
 
 
@@ -73,7 +73,7 @@ def test_a_failure_in_real_mflux_affects_only_its_task(queue: PlayedQueue, data_
     worker.load()
     assert worker.run_once(0)
     assert worker.run_once(0)
-    assert worker.stop(10)
+    assert worker.stop(GIVE_UP_S)
     view = queue.status(bad)
     assert (view.status, view.error_code) == (TaskStatus.FAILED, "out_of_memory")
     assert view.error
@@ -118,7 +118,7 @@ def test_a_task_starts_the_moment_it_is_submitted(queue: PlayedQueue) -> None:
     worker.start()
     submit(queue)
     assert started.wait(GIVE_UP_S)
-    assert worker.stop(10)
+    assert worker.stop(GIVE_UP_S)
 
 
 def test_stop_leaves_the_running_task_at_its_next_report_and_it_waits_again(
@@ -138,7 +138,7 @@ def test_stop_leaves_the_running_task_at_its_next_report_and_it_waits_again(
     assert reached.wait(GIVE_UP_S)
     assert not worker.stop(0), "it cannot have ended inside a step"
     go_on.set()
-    assert worker.stop(10)
+    assert worker.stop(GIVE_UP_S)
     assert queue.status(task_id).status is TaskStatus.WAITING
 
 
@@ -189,7 +189,7 @@ def test_a_model_that_cannot_be_loaded_is_reported_once_and_ends_the_thread(
     received: list[ModelLoadError] = []
     worker = Worker(queue.worker, Unloadable(), received.append)
     worker.start()
-    assert worker.stop(10)
+    assert worker.stop(GIVE_UP_S)
     assert [str(error) for error in received] == ["no weights"]
     assert queue.state() is ServerState.FAILED
 
