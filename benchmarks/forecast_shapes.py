@@ -1,5 +1,4 @@
-"""Laws of time of further shapes for forecast_error.py, written before the terms in the steps of
-timing_model.py (timing/course.py) and not used to choose anything."""
+"""Laws of time of further shapes for forecast_error.py."""
 
 import math
 from collections.abc import Callable
