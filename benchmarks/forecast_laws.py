@@ -19,7 +19,7 @@ def model(name: str) -> Model:
     return found
 
 
-SCHNELL, KLEIN = model("schnell"), model("flux2-klein-4b")
+SCHNELL, KLEIN, ANIMA = model("schnell"), model("flux2-klein-4b"), model("anima")
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ class Scenario:
     """Part of the requests that are one of REPEATED_REQUESTS sizes and steps."""
     longest_prompt: int = 1
     """Characters; prompts have random lengths up to this."""
+    model: Model = SCHNELL
+    """FLUX.1 fills up each prompt, so its seconds cannot grow with the prompt; those of Anima can."""
     expected: Law | None = None
     """Of a request that was never run, if no predictor can know more: the median of its seconds."""
 
@@ -204,7 +206,8 @@ def drawn(seed: int) -> Scenario:
     repeated = 0.8 if extra == "jagged" else 0.0
     name = f"{seed}: {of_step}, {of_decoding}, {extra}"
     expected = partial(law, own=False) if extra == "jagged" else None
-    return Scenario(name, law, repeated=repeated, longest_prompt=chars, expected=expected)
+    of = ANIMA if extra == "prompt" else SCHNELL
+    return Scenario(name, law, repeated=repeated, longest_prompt=chars, model=of, expected=expected)
 
 
 def _of_size(shape: str, dice: random.Random) -> Callable[[GenerationParams], float]:
@@ -273,6 +276,7 @@ def composed(seed: int) -> Scenario:
         outliers=0.08 if other == "outliers" else 0.0,
         drift=shared_machine if other == "drift" else no_drift,
         longest_prompt=2000 if other == "prompt" else 1,
+        model=ANIMA if other == "prompt" else SCHNELL,
     )
 
 

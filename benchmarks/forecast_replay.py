@@ -80,7 +80,7 @@ class Replay:
         self.cancelled = cancelled
         self.dice = random.Random(seed)
         self.at = self.begun_at = 1e6
-        models = [m for m in (SCHNELL, KLEIN) if m.name in scenario.load_s] or [SCHNELL]
+        models = [m for m in (SCHNELL, KLEIN) if m.name in scenario.load_s] or [scenario.model]
         self.models = models
         self.loaded: Model = models[0]
         scheduler = Scheduler(
