@@ -16,7 +16,7 @@ from timing.work import Confidence, Live
 from timing_model import PRIOR_SIGMA, Durations, TimingModel
 
 ALLOWED = allow("z-image-turbo")
-LOOKS = 150
+LOOKS = 200
 """Answers that are looked at, evenly over the time of a picture."""
 RATIOS = (0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 
