@@ -61,7 +61,7 @@ class Scenario:
     longest_prompt: int = 1
     """Characters; prompts have random lengths up to this."""
     model: Model = SCHNELL
-    """FLUX.1 fills up each prompt, so its seconds cannot grow with the prompt; those of Anima can."""
+    """FLUX.1 fills up each prompt, so its seconds cannot grow with it; those of Anima can."""
     expected: Law | None = None
     """Of a request that was never run, if no predictor can know more: the median of its seconds."""
 
