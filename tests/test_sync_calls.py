@@ -117,10 +117,10 @@ def test_a_caller_gets_a_new_task_while_the_last_caller_of_the_same_key_leaves(
         submitted.set()
         return answer
 
-    def delete_after_the_second_has_submitted(task_id: str, *, after_current: bool) -> TaskStatus:
+    def delete_after_the_second_has_submitted(task_id: str, **options: Any) -> TaskStatus:
         second.append(thread.submit(start, calls, client_key="same"))
         assert submitted.wait(GIVE_UP_S)
-        return delete(task_id, after_current=after_current)
+        return delete(task_id, **options)
 
     with ThreadPoolExecutor(1) as thread:
         monkeypatch.setattr(queue, "submit", submit_it)
@@ -156,7 +156,7 @@ def test_a_key_whose_task_is_being_cancelled_is_submitted_again(
 def test_a_task_that_could_not_be_cancelled_is_joined_by_the_next_caller_of_its_key(
     queue: PlayedQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(task_id: str, *, after_current: bool) -> TaskStatus:
+    def refuse(task_id: str, **options: Any) -> TaskStatus:
         raise StorageUnavailable
 
     calls = calls_of(queue)
