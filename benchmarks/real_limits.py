@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.error import HTTPError
 
 from common import Results, temporary_folder
@@ -135,17 +135,32 @@ def drawn_or_refused(server: TinyServer, model: str, size: tuple[int, int]) -> s
 def draw(server: TinyServer, size: tuple[int, int], prompt: str, model: str | None = None) -> str:
     width, height = size
     body = {"prompt": prompt, "width": width, "height": height, "steps": 1, "model": model}
-    task = server.ask("/generate", {k: v for k, v in body.items() if v is not None})["task_id"]
-    previews = set()
+    drawn = watched(server, {k: v for k, v in body.items() if v is not None})
+    if drawn.status["status"] != "done":
+        return str(drawn.status["error"]["message"])
+    image = server.fetch(f"/image?task_id={drawn.answer['task_id']}")
+    tile = (read_metadata(image) or {}).get("vae_tiling")
+    how = f"drawn, tiles of {tile}" if tile else "drawn"
+    return f"{how}, previews: {len(drawn.previews)}"
+
+
+class Watched(NamedTuple):
+    """A task that has ended, whose previews were fetched all the time."""
+
+    answer: dict[str, Any]
+    """To the request."""
+    status: dict[str, Any]
+    previews: set[bytes]
+
+
+def watched(server: TinyServer, body: dict[str, Any]) -> Watched:
+    answer = server.ask("/generate", body)
+    task, previews = answer["task_id"], set[bytes]()
     while (status := server.ask(f"/status?task_id={task}"))["status"] in ("waiting", "running"):
         with suppress(HTTPError):  # there is none yet
             previews.add(server.fetch(f"/preview?task_id={task}"))
         time.sleep(POLL_S)
-    if status["status"] != "done":
-        return str(status["error"]["message"])
-    tile = (read_metadata(server.fetch(f"/image?task_id={task}")) or {}).get("vae_tiling")
-    how = f"drawn, tiles of {tile}" if tile else "drawn"
-    return f"{how}, previews: {len(previews - {b''})}"
+    return Watched(answer, status, previews - {b""})
 
 
 def reset_peak(server: TinyServer) -> None:

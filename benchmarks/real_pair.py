@@ -10,13 +10,11 @@ written if they are missing: 8 GB. `--quick` uses tiny models. 12 GB of memory a
 """
 
 import time
-from contextlib import suppress
 from typing import Any
-from urllib.error import HTTPError
 
 from common import Results, temporary_folder
 from memory import TinyServer
-from real_limits import GB, reset_peak, wait_until_loaded
+from real_limits import GB, reset_peak, wait_until_loaded, watched
 from real_model import MODEL, write_model
 from real_size import FOLDER, POLL_S, stage_of, touched
 
@@ -26,7 +24,6 @@ from generation.process_memory import PROCESS_BYTES
 from models.mlx_setup import prepare_mlx
 
 KLEIN = "flux2-klein-4b"
-PRESENT = ("waiting", "running")
 
 
 def main() -> None:
@@ -108,14 +105,10 @@ def draw(server: TinyServer, name: str, side: int) -> dict[str, Any]:
     """Returns the answer to the request, once the picture is drawn."""
     prompt = f"a lake {time.perf_counter()}"
     body = {"prompt": prompt, "width": side, "height": side, "steps": 1, "model": name}
-    task = server.ask("/generate", body)
-    while (status := server.ask(f"/status?task_id={task['task_id']}"))["status"] in PRESENT:
-        with suppress(HTTPError):
-            server.fetch(f"/preview?task_id={task['task_id']}")
-        time.sleep(POLL_S)
-    if status["status"] != "done":
-        raise RuntimeError(status["error"]["message"])
-    return task
+    drawn = watched(server, body)
+    if drawn.status["status"] != "done":
+        raise RuntimeError(drawn.status["error"]["message"])
+    return drawn.answer
 
 
 if __name__ == "__main__":

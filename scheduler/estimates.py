@@ -6,7 +6,7 @@ Not thread-safe: its owner holds a lock.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from models.family_work import family_work
+from models.family_work import FamilyWork, family_work
 from models.model_catalog import LoadSpec, Model
 from models.model_rules import SIDE_STEP
 from models.prompt_tokens import tokens
@@ -58,9 +58,8 @@ class Estimates:
         float32 = spec.model.float32 or spec.options.compute_precision == "float32"
         return product_of(self.bits(spec), float32=float32)
 
-    def _text_product(self, spec: LoadSpec) -> Product:
+    def _text_product(self, spec: LoadSpec, figures: FamilyWork) -> Product:
         """What most operations of its text encoder are."""
-        figures = family_work(spec)
         float32 = spec.model.float32 or figures.text_float32
         return product_of(self.bits(spec) if figures.text_quantized else None, float32=float32)
 
@@ -172,7 +171,7 @@ class Estimates:
             format="JPEG",
             product=self.product(spec),
             text_b=figures.text_b,
-            text_product=self._text_product(spec),
+            text_product=self._text_product(spec, figures),
             fixed_text_tokens=figures.fixed_text_tokens + guided * figures.negative_tokens,
             step_text_tokens=figures.step_text_tokens,
             text_with_picture=figures.text_with_picture,
