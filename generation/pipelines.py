@@ -135,7 +135,7 @@ def build_class(weights: LoadSpec, data_dir: Path) -> Any:
     if weights.control_strength is not None:
         control["controlnet_strength"] = weights.control_strength
     with tiny_models.small_modules(model.name):
-        pipeline = _class_of(weights.pipeline)(
+        pipeline = _constructor(weights.pipeline)(
             quantize=weights.quantize,
             model_path=path,
             model_config=config,
@@ -166,6 +166,28 @@ def other_face(pipeline: Any, wanted: Pipeline) -> Any:
     vars(other).update(kept)
     dict.update(other, pipeline)  # MLX keeps the modules and arrays of a module as its items
     return other
+
+
+def _constructor(pipeline: Pipeline) -> Callable[..., Any]:
+    """Returns what builds a class of mflux."""
+    return _flux1_depth if pipeline.name == "Flux1Depth" else _class_of(pipeline)
+
+
+def _flux1_depth(**arguments: Any) -> Any:
+    """Builds Flux1Depth without Depth Pro, as Flux1 is built.
+
+    Its constructor downloads Depth Pro (1.9 GB, from Apple) and keeps it in memory, for photos. The
+    server gives it a depth map: of a photo, the helper model makes one.
+    """
+    from mflux.models.flux.flux_initializer import FluxInitializer
+    from mflux.models.flux.variants.depth.flux_depth import Flux1Depth
+    from mlx import nn
+
+    pipeline = Flux1Depth.__new__(Flux1Depth)
+    nn.Module.__init__(pipeline)
+    FluxInitializer.init(model=pipeline, **arguments)
+    pipeline.depth_pro = None
+    return pipeline
 
 
 def _class_of(pipeline: Pipeline) -> Any:

@@ -43,8 +43,8 @@ def recorded(folder: Path) -> Iterator[dict[str, set[str]]]:
     asked: dict[str, set[str]] = {}
 
     def resolve(path: str | None, patterns: Any = None, saved_subdirs: Any = None) -> Path:
-        if path not in (str(folder), None):  # None: Depth Pro, which is in no repository
-            assert path
+        if path != str(folder):
+            assert path, "it is from no repository"
             asked.setdefault(path, set()).update(patterns or ["*.safetensors"])
         return folder
 
