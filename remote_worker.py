@@ -7,14 +7,15 @@ up in what these options allow.
 import logging
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import mkdtemp
 
 if find_spec("celery") is None:
     sys.exit(
@@ -35,7 +36,7 @@ from models.hub_cache import bytes_on_disk, is_present, needs_download
 from models.mlx_setup import MlxMissing, prepare_mlx
 from models.weights_cache import WeightsCache
 from settings import Settings
-from storage.data_dir import own, worker_id_of
+from storage.data_dir import WORKER_INPUTS, own, worker_id_of
 from supervision import end_process
 from timing.speeds import Speeds
 from workers.worker import Worker
@@ -50,9 +51,13 @@ MOST_LORAS = 1_000
 
 
 class WorkerProcess:
-    """Source, generator and worker, connected. Nothing runs before run()."""
+    """Source, generator and worker, connected. Nothing runs before run().
 
-    def __init__(self, settings: Settings, allowed: Allowed) -> None:
+    Args:
+        inputs: folder for the input pictures of its tasks.
+    """
+
+    def __init__(self, settings: Settings, allowed: Allowed, inputs: Path) -> None:
         self._settings = settings
         self._allowed = allowed
         self._carrier = Carrier(settings.broker)
@@ -73,7 +78,7 @@ class WorkerProcess:
             registration=self._registration,
             resident=lambda: self._generator.resident,
             downloaded=lambda model: None if is_present(model) else bytes_on_disk(model),
-            folder=Path(mkdtemp(prefix="mflux-worker-")),
+            folder=inputs,
             refused=self._end_with,
             watched=previews.look,
         )
@@ -92,8 +97,6 @@ class WorkerProcess:
 
     def run(self) -> int:
         """Draws until SIGTERM or SIGINT; returns the exit code."""
-        for number in (signal.SIGTERM, signal.SIGINT):  # until Celery has its own handlers
-            signal.signal(number, lambda *_: sys.exit(0))
         try:
             self._source.outbox.start()
             self._worker.start()
@@ -167,17 +170,31 @@ def _versions() -> dict[str, str]:
     return found
 
 
+@contextmanager
+def empty_folder(path: Path) -> Iterator[Path]:
+    """A folder that only this user can read, removed at the end. What an earlier process has left
+    there, because it was killed, is removed first."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(mode=0o700)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def main(argv: list[str]) -> int:
     settings = Settings.read(argv, os.environ, program="remote_worker.py")
+    for number in (signal.SIGTERM, signal.SIGINT):  # until Celery has its own handlers
+        signal.signal(number, lambda *_: sys.exit(0))
     log_output.configure(settings.log_level, settings.log_format, prompts=settings.log_prompts)
     try:
         if not settings.broker:
             raise errors.BadOption("--broker URL is needed: the broker of the head.")
         has_gpu = prepare_mlx(quiet=True)
         allowed = allow(settings, has_gpu)
-        with own(settings.data_dir):
+        with own(settings.data_dir), empty_folder(settings.data_dir / WORKER_INPUTS) as inputs:
             log.info("a worker with %s; it draws when the head sends tasks", allowed.default.name)
-            return WorkerProcess(settings, allowed).run()
+            return WorkerProcess(settings, allowed, inputs).run()
     except (MlxMissing, errors.StoreError, OSError) as error:
         print(f"remote_worker.py: {error}", file=sys.stderr)
         return 1

@@ -8,7 +8,10 @@ would wait if it had a tenth of the GPU for itself alone (generalised processor 
 
 import argparse
 import random
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 from common import OFFER, make_params
@@ -40,10 +43,11 @@ class World:
     def __init__(self, seed: int, max_overtaken_s: float = 600.0) -> None:
         self.at = 0.0
         self.dice = random.Random(seed)
+        self._store = TaskStore(None)
         self.scheduler = Scheduler(
             OFFER,
             TimingModel(),
-            TaskStore(None),
+            self._store,
             QueueLimits(max_queue=10_000, keep_s=1e9, max_overtaken_s=max_overtaken_s),
             monotonic=lambda: self.at,
             now=lambda: self.at + 1e6,
@@ -54,6 +58,9 @@ class World:
         self.worker.load_finished(spec, None, [spec.key])
         self.jobs: dict[str, Job] = {}
         self.had_s: dict[str, float] = {}
+
+    def close(self) -> None:
+        self._store.close()
 
     def job(self, client: str, at: float) -> Job:
         side = self.dice.choice(SIDES)
@@ -85,10 +92,9 @@ class World:
         return job
 
 
-def one_and_nine(seed: int, hours: float) -> float:
+def one_and_nine(world: World, hours: float) -> float:
     """Returns the median wait of nine clients with one task now and then, beside one with 100
     tasks, over what they would wait with a tenth of the GPU each."""
-    world = World(seed)
     for _ in range(100):
         world.submit(world.job("many", 0.0))
     arrivals = sorted(
@@ -113,9 +119,8 @@ def one_and_nine(seed: int, hours: float) -> float:
     return median(waited) / median(alone)
 
 
-def jain_of_backlogged(seed: int, tasks: int) -> float:
+def jain_of_backlogged(world: World, tasks: int) -> float:
     """Returns Jain's index of weighted seconds over ten clients that always have tasks waiting."""
-    world = World(seed)
     weights = {f"c{number}": float(1 + number % 3) for number in range(10)}
     for name, weight in weights.items():
         for _ in range(5):
@@ -128,10 +133,9 @@ def jain_of_backlogged(seed: int, tasks: int) -> float:
     return sum(had) ** 2 / (len(had) * sum(value * value for value in had))
 
 
-def longest_overtaking(seed: int) -> float:
+def longest_overtaking(world: World) -> float:
     """Returns the most seconds that a normal task waited beside a client that sends urgent ones
     without end, where urgent tasks may overtake a normal one for 600 s."""
-    world = World(seed)
     longest = 0.0
     for number in range(400):
         if number % 40 == 0:
@@ -144,16 +148,25 @@ def longest_overtaking(seed: int) -> float:
     return longest
 
 
+def figures(seeds: range, figure: Callable[[World], float]) -> list[float]:
+    """Of a world for each seed."""
+    found = []
+    for seed in seeds:
+        with closing(World(seed)) as world:
+            found.append(figure(world))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_args().quick
     seeds = range(1 if quick else 5)
-    ratios = [one_and_nine(seed, 1.0 if quick else 3.0) for seed in seeds]
+    ratios = figures(seeds, partial(one_and_nine, hours=1.0 if quick else 3.0))
     print(f"one with 100, nine with one: wait over equal shares {median(ratios):.2f} (bar 1.2)")
-    index = min(jain_of_backlogged(seed, 200 if quick else 1000) for seed in seeds)
+    index = min(figures(seeds, partial(jain_of_backlogged, tasks=200 if quick else 1000)))
     print(f"Jain's index of ten backlogged clients, weights 1 to 3: {index:.4f} (bar 0.98)")
-    waited_s = max(longest_overtaking(seed) for seed in seeds)
+    waited_s = max(figures(seeds, longest_overtaking))
     print(f"longest wait of a normal task beside endless urgent ones: {waited_s:.0f} s")
 
 

@@ -3,6 +3,7 @@
 import math
 import random
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass, field
 from statistics import fmean
 
@@ -83,10 +84,11 @@ class Replay:
         models = [m for m in (SCHNELL, KLEIN) if m.name in scenario.load_s] or [scenario.model]
         self.models = models
         self.loaded: Model = models[0]
+        self.store = TaskStore(None)
         scheduler = Scheduler(
             Allowed(models[0], tuple(models)),
             TimingModel(),
-            TaskStore(None),
+            self.store,
             QueueLimits(max_queue=1000, keep_s=1e9, preempt=preempt),
             monotonic=lambda: self.at,
             now=lambda: self.at,
@@ -107,11 +109,12 @@ class Replay:
         self.phase_started_at = self.at
 
     def run(self) -> list[Record]:
-        self.load(self.loaded, self.scenario.load_s.get(self.loaded.name, 5.0))
-        while len(self.done) < self.tasks:
-            while len(self.order) < DEPTH[0]:
-                self.submit()
-            self.work()
+        with closing(self.store):
+            self.load(self.loaded, self.scenario.load_s.get(self.loaded.name, 5.0))
+            while len(self.done) < self.tasks:
+                while len(self.order) < DEPTH[0]:
+                    self.submit()
+                self.work()
         return self.done
 
     def load(self, model: Model, seconds: float) -> None:

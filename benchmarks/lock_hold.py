@@ -10,6 +10,7 @@ to other machines does after each change: which task is next on each, and a part
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from threading import Condition, Lock
 from typing import TypeVar
@@ -80,10 +81,11 @@ class Bench:
     """The queue and its workers, all played by this thread."""
 
     def __init__(self, waiting: int, machines: int) -> None:
+        self._store = TaskStore(None)
         scheduler = self._scheduler = Scheduler(
             Allowed(MODELS[0], tuple(MODELS)),
             TimingModel(),
-            TaskStore(None),
+            self._store,
             QueueLimits(max_queue=MAX_QUEUE, max_delay_s=MAX_DELAY_S),
         )
         self._lock = TimedLock()
@@ -108,6 +110,9 @@ class Bench:
             self._claim(worker)
         self.held_s.clear()
         self.calls_s.clear()
+
+    def close(self) -> None:
+        self._store.close()
 
     def submit(self) -> None:
         model = MODELS[len(self.ids) % len(MODELS)].name
@@ -173,7 +178,8 @@ def main() -> None:
     results = Results(__file__, __doc__)
     waiting, rounds = (1_000, 20) if results.quick else (10_000, 500)
     for machines in (1, MACHINES):
-        rows = measure(Bench(waiting, machines), rounds)
+        with closing(Bench(waiting, machines)) as bench:
+            rows = measure(bench, rounds)
         title = f"The lock is held, ms, with {waiting:,} tasks waiting and {machines} machine(s)"
         results.table(title, HEADER, rows)
     results.save()

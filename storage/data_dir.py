@@ -13,6 +13,8 @@ from errors import StoreError
 
 log = logging.getLogger(__name__)
 
+WORKER_INPUTS = "worker-inputs"
+"""Name of the folder with input pictures of tasks that a worker draws for another machine."""
 OWN_NAMES = {
     "images",
     "inputs",
@@ -22,6 +24,7 @@ OWN_NAMES = {
     "weights",
     "secret",
     "worker-id",
+    WORKER_INPUTS,
 }
 SECRET_BYTES = 32
 DATABASE = "tasks.sqlite3"

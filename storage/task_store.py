@@ -9,12 +9,11 @@ What becomes of tasks that have ended is in ended_tasks.py.
 import json
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from errors import StorageUnavailable, StoreError
@@ -44,7 +43,8 @@ class TaskStore:
         """Open or create the store.
 
         Args:
-            data_dir: folder that holds everything; None: in memory, for measuring.
+            data_dir: folder that holds everything; None: in memory, for measuring, and images in
+                a temporary folder that close() removes.
 
         Raises:
             StoreError: the folder cannot be used, is used by another server, or holds a database
@@ -58,8 +58,8 @@ class TaskStore:
                     opened.push(own(data_dir))
                     path = data_dir / DATABASE
                 else:
-                    path, data_dir = None, Path(tempfile.mkdtemp())
-                    opened.callback(shutil.rmtree, data_dir)
+                    folder = opened.enter_context(TemporaryDirectory(prefix="mflux-server-"))
+                    path, data_dir = None, Path(folder)
                 self._data_dir = data_dir
                 self._files = FileStore(data_dir)
                 self._database = Database(path)

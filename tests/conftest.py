@@ -36,7 +36,7 @@ from timing_model import Measured, TimingModel
 from workers.stopwatch import Stopwatch
 
 pytest_plugins = (
-    *("ordering", "stalling_hub", "small_disk", "owned", "studio", "awaited"),
+    *("memory_stores", "ordering", "stalling_hub", "small_disk", "owned", "studio", "awaited"),
     *("pages", "command_line", "live", "receivers"),
 )
 use_ram_disk()

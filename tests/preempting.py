@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 from conftest import PlayedQueue, allow, forecast_of, params_for
+from memory_stores import memory_store
 
 from scheduler.limits import QueueLimits
-from storage.task_store import TaskStore
 from task import Encoded, Owner, Phase, Progress, Task, Verdict
 from timing_model import Measured, TimingModel
 
@@ -22,7 +22,7 @@ class Bench:
         self.queue = PlayedQueue(
             allow("noise-flux1", "noise-flux2", allow_lora_repos=True),
             TimingModel(),
-            TaskStore(None),
+            memory_store(),
             QueueLimits(**{"preempt": True, **limits}),
             monotonic=self.clock,
             now=self.clock,

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from conftest import PlayedQueue, allow, params_for
 from fake_generator import FakeGenerator
+from memory_stores import memory_store
 from PIL import Image
 
 from allowed import Allowed
@@ -15,7 +16,6 @@ from errors import ModelLoadError
 from models.helpers import HELPERS
 from models.model_catalog import LoadSpec
 from scheduler.limits import QueueLimits
-from storage.task_store import TaskStore
 from supervision import SupervisedQueue
 from task import Drawn, InputImage, Phase, Report, Stage, Task
 from timing_model import TimingModel
@@ -127,7 +127,7 @@ class Studio:
         self.gpu = Gpu(self.clock, in_memory)
         rules = QueueLimits(models_in_memory=in_memory, max_delay_s=max_delay_s)
         self.queue = PlayedQueue(
-            allowed, TimingModel(), TaskStore(None), rules, monotonic=self.clock, now=self.clock
+            allowed, TimingModel(), memory_store(), rules, monotonic=self.clock, now=self.clock
         )
         monkeypatch.setattr("workers.worker.time.monotonic", self.clock)
         self.failures: list[ModelLoadError] = []

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from conftest import PlayedQueue, allow, seen_by_all
+from memory_stores import memory_store
 from PIL import Image
 
 from api.generate_request import Limits, parse_request
@@ -15,7 +16,6 @@ from api.wildcards import Wildcards
 from decoding.decoder import PictureDecoder
 from errors import InvalidInput, ServerError
 from images import to_base64, to_png
-from storage.task_store import TaskStore
 from task import GenerationParams
 from timing_model import TimingModel
 
@@ -43,7 +43,7 @@ class Desk:
     ) -> None:
         self.limits = limits or Limits()
         self.allowed = allow(*names, **options)
-        self.queue = PlayedQueue(self.allowed, TimingModel(), TaskStore(None))
+        self.queue = PlayedQueue(self.allowed, TimingModel(), memory_store())
         self.present = set(names)
         """Models whose weights are on disk."""
         self._desk = Submission(

@@ -10,6 +10,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 from conftest import PlayedQueue, allow, forecast_of, params_for, slow_except
+from memory_stores import memory_store
 from on_its_thread import PROMPTED, OnItsThread
 from safetensors.numpy import save_file
 
@@ -22,7 +23,6 @@ from models.mflux_registry import read_catalog
 from models.model_catalog import LoadSpec, Lora
 from models.weights_cache import WeightsCache
 from scheduler.limits import QueueLimits
-from storage.task_store import TaskStore
 from task import Stage
 from timing_model import TimingModel
 
@@ -251,7 +251,7 @@ def test_a_copy_of_quantized_weights_holds_no_lora(
 
 def test_tasks_with_other_loras_need_no_load_and_keep_their_order() -> None:
     queue = PlayedQueue(
-        allow("noise-flux1", allow_lora_repos=True), TimingModel(), TaskStore(None), QueueLimits()
+        allow("noise-flux1", allow_lora_repos=True), TimingModel(), memory_store(), QueueLimits()
     )
     queue.load()
     choices = ((), (("org/one", 1.0),), (("org/two", 1.0),), (("org/one", 0.5),), ())

@@ -27,6 +27,7 @@ from PIL import Image
 from cluster.carrier import PRESENCE, Carrier, CarrierUnavailable
 from cluster.messages import PROTOCOL
 from cluster.source import RemoteSource
+from storage.data_dir import WORKER_INPUTS
 
 pytestmark = needs_redis
 
@@ -250,6 +251,25 @@ def test_the_task_of_a_killed_worker_is_drawn_by_another_one(alone: Cluster) -> 
     alone.until_running("second", task_id)
     alone.delete(task_id)
     assert alone.ended(alone.submit())["status"] == "done"
+
+
+def test_the_input_pictures_of_a_worker_end_with_it_or_at_its_next_start(alone: Cluster) -> None:
+    folder = alone.folder / "artist" / WORKER_INPUTS
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+        worker = alone.worker("artist")
+        task_id = alone.running(init_image=picture("teal"))
+        assert [path.parent.name for path in folder.glob("*/*.png")] == [task_id]
+        worker.stop(number)
+        assert folder.exists() is (number == signal.SIGKILL)
+        alone.delete(task_id)
+
+
+def test_a_worker_that_cannot_start_leaves_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "worker-id").mkdir()
+    worker = WorkerProcess(tmp_path, "redis://127.0.0.1:1", "artist")
+    assert worker.stop(0) == 1
+    assert "worker-id" in worker.log[-1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "worker-id"]
 
 
 def test_a_task_during_which_two_workers_died_is_failed(alone: Cluster) -> None:

@@ -11,6 +11,7 @@ import pytest
 from conftest import GIVE_UP_S, ROOT, PlayedQueue, allow, seen_by_all
 from fake_generator import FakeGenerator
 from flask.testing import FlaskClient
+from memory_stores import memory_store
 from PIL import Image
 
 from api.generate_request import Limits
@@ -20,7 +21,6 @@ from application import create_app
 from compat.mcp_messages import INTERNAL_ERROR
 from errors import ServerError
 from generation.previews import Previews
-from storage.task_store import TaskStore
 from task import GenerationParams, Phase, Report, Stage
 from timing_model import TimingModel
 from workers.worker import Worker
@@ -67,7 +67,7 @@ def generator() -> PreviewGenerator:
 @pytest.fixture
 def client(generator: PreviewGenerator) -> Iterator[FlaskClient]:
     allowed = allow("noise-flux1")
-    queue = PlayedQueue(allowed, TimingModel(), TaskStore(None))
+    queue = PlayedQueue(allowed, TimingModel(), memory_store())
     worker = Worker(queue.worker, generator, lambda error: None)
     app = create_app(
         queue,

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from conftest import PlayedQueue, seen_by_all, slow_except
 from contract import bits_refused, call
+from memory_stores import memory_store
 from PIL import Image
 
 from allowed import Allowed, given_fields
@@ -30,7 +31,6 @@ from models.mlx_setup import prepare_mlx
 from models.model_catalog import LoadSpec, Model, Pipeline
 from models.prompt_forms import CAPTION as CAPTION_SPEC
 from models.prompt_forms import PromptForm, form_error
-from storage.task_store import TaskStore
 from task import GenerationParams, InputImage, Stage
 from timing_model import TimingModel
 
@@ -197,7 +197,7 @@ class RememberingDecoder(PictureDecoder):
 @pytest.fixture(scope="module")
 def submission() -> Iterator[Submission]:
     decoder = RememberingDecoder()
-    queue = PlayedQueue(ALLOWED, TimingModel(), TaskStore(None))
+    queue = PlayedQueue(ALLOWED, TimingModel(), memory_store())
     yield Submission(
         seen_by_all(queue),
         ALLOWED,

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from conftest import PlayedQueue, params_for
 from fake_generator import FakeGenerator
+from memory_stores import memory_store
 from on_its_thread import OnItsThread
 
 import commands
@@ -26,7 +27,6 @@ from models.mlx_setup import prepare_mlx
 from models.model_catalog import Catalog, LoadSpec, Model
 from models.tiny_models import ensure_checkpoint
 from settings import Settings
-from storage.task_store import TaskStore
 from timing_model import TimingModel
 from workers.worker import Worker
 
@@ -265,7 +265,7 @@ def test_a_task_is_named_by_the_bits_that_its_download_shows(hub: Path, tmp_path
     queue = PlayedQueue(
         allowed,
         TimingModel(),
-        TaskStore(None),
+        memory_store(),
         needs_download=lambda model: needs_download(tmp_path, model),
     )
     queue.load()
@@ -284,7 +284,7 @@ def test_a_task_is_named_by_the_bits_that_its_download_shows(hub: Path, tmp_path
 def test_the_first_model_is_loaded_under_the_bits_that_its_download_shows(hub: Path) -> None:
     """The worker downloads it while it loads it."""
     allowed = declared("--path", "org/turbo", "--model", "z-image-turbo", "--quantize", "8")
-    queue = PlayedQueue(allowed, TimingModel(), TaskStore(None))
+    queue = PlayedQueue(allowed, TimingModel(), memory_store())
 
     class Downloading(FakeGenerator):
         def load(self, weights: LoadSpec, report: object = None) -> int | None:

@@ -11,6 +11,7 @@ import pytest
 from conftest import FOREIGN_PATHS, ROOT, ServerProcess, allow, needs_chromium, seen_by_all
 from fake_generator import FakeGenerator
 from flask import Flask
+from memory_stores import memory_store
 from pages import WAIT_MS
 from playwright.sync_api import Browser
 
@@ -25,7 +26,6 @@ from queue_manager import QueueManager
 from scheduler.scheduler import Scheduler
 from scheduler.worker_api import WorkerApi
 from settings import Settings, flag_of, variable_of
-from storage.task_store import TaskStore
 from timing_model import TimingModel
 from workers.worker import Worker
 
@@ -47,7 +47,7 @@ PAGES = {
 @pytest.fixture(scope="module")
 def app() -> Flask:
     allowed = allow("noise-flux1")
-    scheduler = Scheduler(allowed, TimingModel(), TaskStore(None))
+    scheduler = Scheduler(allowed, TimingModel(), memory_store())
     queue = QueueManager(scheduler)
     generator = FakeGenerator()
     return create_app(

@@ -10,6 +10,7 @@ import pytest
 import requests
 from conftest import GIVE_UP_S, PlayedQueue, ServerProcess, allow, params_for
 from live import Connection, EventStream, SteppedServer
+from memory_stores import memory_store
 from served import served
 
 from api import event_stream
@@ -19,7 +20,6 @@ from api.long_poll import watch
 from api.waiting_places import WaitingPlaces
 from key_file import EVERYBODY
 from scheduler.events import Event, EventKind
-from storage.task_store import TaskStore
 from timing_model import TimingModel
 
 LISTENERS = 200
@@ -39,7 +39,7 @@ def delete(server: SteppedServer, task_id: str) -> None:
 
 def test_one_event_is_built_once_and_others_do_not_wait_for_it() -> None:
     """Its task may have to be read from disk."""
-    queue = PlayedQueue(allow("noise-flux1"), TimingModel(), TaskStore(None))
+    queue = PlayedQueue(allow("noise-flux1"), TimingModel(), memory_store())
     texts = EventTexts(queue)
     ended, other = (queue.submit(params_for("noise-flux1"))[0].task_id for _ in range(2))
     events = {task_id: Event(10, EventKind.STEP, task_id, 0.0) for task_id in (ended, other)}

@@ -11,6 +11,7 @@ import pytest
 import requests
 from conftest import GIVE_UP_S, PlayedQueue, StartServer, allow, forecast_of, params_for
 from far_ends import Asked, FarEnd
+from memory_stores import memory_store
 from submission_desk import Desk
 
 from images import read_metadata
@@ -41,7 +42,10 @@ class Studio:
         self.at = 1000.0
         self.asked: list[Asked] = []
         self.queue = PlayedQueue(
-            allow("noise-flux1"), TimingModel(), TaskStore(folder), monotonic=lambda: self.at
+            allow("noise-flux1"),
+            TimingModel(),
+            TaskStore(folder) if folder else memory_store(),
+            monotonic=lambda: self.at,
         )
         self.queue.load()
         self.api = ExpansionApi(self.queue.scheduler)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 from download_desk import Desk, empty_cache, model
+from memory_stores import memory_store
 from mflux.models.common.resolution.model_revisions import ModelRevisions
 
 from errors import NoWorker
 from models.hub_cache import bytes_on_disk, marked_as_incomplete, needs_download
 from models.model_catalog import LoadSpec
-from storage.task_store import TaskStore
 from task import TaskStatus
 from workers import downloads
 
@@ -157,4 +157,4 @@ def test_a_stop_ends_the_download_and_the_next_start_goes_on(
         assert again.queue.status(view.task_id).status is TaskStatus.DONE
     finally:
         again.close()
-        desk.store = TaskStore(None)  # the fixture closes it once more
+        desk.store = memory_store()  # the fixture closes it once more

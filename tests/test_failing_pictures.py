@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import GIVE_UP_S, PlayedQueue, StartServer, allow, params_for, until
+from memory_stores import memory_store
 from on_its_thread import FILES, PROMPTED
 from PIL import Image
 from test_generator import OnItsThread
@@ -20,7 +21,6 @@ from generation.prompt_cache import PromptCache
 from generator import MfluxGenerator
 from images import to_png
 from models.mlx_setup import prepare_mlx
-from storage.task_store import TaskStore
 from task import Stage, TaskStatus
 from timing_model import TimingModel
 from workers.worker import Worker
@@ -137,7 +137,7 @@ class Shop:
 
     def __init__(self, data_dir: Path, *models: str, **options: Any) -> None:
         prepare_mlx()
-        self.queue = PlayedQueue(allow(*models), TimingModel(), TaskStore(None))
+        self.queue = PlayedQueue(allow(*models), TimingModel(), memory_store())
         self.generator = Failing(data_dir, **options)
         self.generator.errors = {}
         self.failures: list[ModelLoadError] = []

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from conftest import PlayedQueue, allow, forecast_of, params_for
+from memory_stores import memory_store
 
 from errors import WrongStatus
 from scheduler.limits import QueueLimits
@@ -21,7 +22,7 @@ class Bench:
         self.queue = PlayedQueue(
             allow("noise-flux1", "noise-flux2"),
             TimingModel(),
-            store or TaskStore(None),
+            store or memory_store(),
             QueueLimits(**limits),  # type: ignore[arg-type]
             monotonic=self.clock,
             now=self.clock,

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from bench import ALLOWED, KLEIN, SCHNELL, learned, spec_of
 from conftest import PlayedQueue, forecast_of, params_for
+from memory_stores import memory_store
 
 from models.model_catalog import Model
 from scheduler.baselines import STEADY_S, STEADY_SHARE
@@ -276,7 +277,7 @@ def test_the_busy_share_is_that_since_the_start_for_the_first_hour() -> None:
 
 def test_the_p90_is_wider_as_soon_as_tasks_that_wait_are_late_and_each_counts_once() -> None:
     at = 0.0
-    queue = PlayedQueue(ALLOWED, learned(), TaskStore(None), monotonic=lambda: at)
+    queue = PlayedQueue(ALLOWED, learned(), memory_store(), monotonic=lambda: at)
     queue.load(spec_of(SCHNELL))
 
     def p90_factor() -> float:

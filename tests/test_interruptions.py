@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from conftest import GIVE_UP_S, PlayedQueue, ServerProcess, allow, forecast_of, params_for
+from memory_stores import memory_store
 
 from clocks import GAP_S, RunningClock
 from models.model_catalog import LoadSpec
-from storage.task_store import TaskStore
 from task import Phase
 from timing_model import TimingModel
 
@@ -25,7 +25,7 @@ class Machine:
         self.clock = RunningClock(lambda: self.at, lambda: self.at, lambda: 0.0)
         allowed = allow("noise-flux1")
         self.weights = LoadSpec(allowed.default, allowed.default.pipelines[0], None)
-        self.store = TaskStore(None)
+        self.store = memory_store()
         self.queue = PlayedQueue(
             allowed,
             TimingModel(),

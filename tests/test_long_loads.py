@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import GIVE_UP_S, PlayedQueue, allow, params_for
 from fake_generator import FakeGenerator
+from memory_stores import memory_store
 from played_app import PlayedApp
 
 from api.task_answers import status_answer
@@ -16,7 +17,6 @@ from models.mlx_setup import prepare_mlx
 from models.model_catalog import LoadSpec
 from scheduler.health import ServerState
 from scheduler.walk import REPEATED
-from storage.task_store import TaskStore
 from task import Phase, TaskStatus
 from timing_model import TimingModel
 from workers.worker import Worker
@@ -33,7 +33,7 @@ class Bench:
         self.queue = PlayedQueue(
             ALLOWED,
             TimingModel(),
-            TaskStore(None),
+            memory_store(),
             monotonic=lambda: self.at,
             now=lambda: self.at,
         )
@@ -99,7 +99,7 @@ def test_a_load_is_stopped_with_the_server_unless_its_task_can_end_in_time() -> 
 
 
 def test_a_load_that_no_task_needs_is_stopped_with_the_server_at_once() -> None:
-    queue = PlayedQueue(ALLOWED, TimingModel(), TaskStore(None))
+    queue = PlayedQueue(ALLOWED, TimingModel(), memory_store())
     queue.worker.load_started(queue.worker.first_spec)
     assert queue.worker.load_reported(0.1), "the server is to be ready for the first task"
     queue.worker.stop(drain_s=600.0)
@@ -115,7 +115,7 @@ def test_the_time_of_the_first_load_is_not_idle_time(monkeypatch: pytest.MonkeyP
             return super().load(weights)
 
     monkeypatch.setattr("workers.worker.time.monotonic", lambda: now[0])
-    queue = PlayedQueue(ALLOWED, TimingModel(), TaskStore(None))
+    queue = PlayedQueue(ALLOWED, TimingModel(), memory_store())
     generator = Slow()
     worker = Worker(queue.worker, generator, lambda error: None, unload_after_s=60.0)
     assert worker.load()

@@ -7,9 +7,9 @@ from itertools import pairwise
 
 import pytest
 from conftest import PlayedQueue, allow, forecast_of, params_for
+from memory_stores import memory_store
 
 from scheduler.limits import QueueLimits
-from storage.task_store import TaskStore
 from task import Phase, Reason
 from timing.live import remaining_s
 from timing.work import Confidence, Live
@@ -45,7 +45,7 @@ class Picture:
         self.queue = PlayedQueue(
             ALLOWED,
             TimingModel(),
-            TaskStore(None),
+            memory_store(),
             QueueLimits(),
             monotonic=lambda: self.at,
             now=lambda: self.at,

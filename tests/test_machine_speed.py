@@ -10,6 +10,7 @@ import mlx.core as mx
 import pytest
 from conftest import GIVE_UP_S, PlayedQueue, StartServer, allow, forecast_of, params_for
 from fake_generator import FakeGenerator
+from memory_stores import memory_store
 
 from generation import machine_speed
 from models.build_options import BuildOptions
@@ -170,7 +171,7 @@ def test_speeds_of_an_earlier_version_are_used_until_all_kinds_are_measured(
 
 
 def test_another_version_of_mlx_is_measured_again() -> None:
-    queue = PlayedQueue(allow("noise-flux1"), TimingModel(), TaskStore(None))
+    queue = PlayedQueue(allow("noise-flux1"), TimingModel(), memory_store())
     quicker = {product: 2 * speed for product, speed in MEASURED.items()}
     for measured, version in ((MEASURED, "1.0"), (quicker, "1.0"), (quicker, "1.1")):
         queue.worker.calibrate(lambda: measured, version)  # noqa: B023
@@ -215,7 +216,7 @@ def test_the_worker_measures_before_it_loads_and_the_next_start_knows_it(tmp_pat
 
 
 def test_a_new_speed_changes_the_forecast_of_tasks_that_wait() -> None:
-    queue = PlayedQueue(allow("noise-flux1"), TimingModel(), TaskStore(None))
+    queue = PlayedQueue(allow("noise-flux1"), TimingModel(), memory_store())
     task, _ = queue.submit(params_for(width=1024, height=1024), priority=0)
     before = forecast_of(queue.status(task.task_id)).end_s
     queue.worker.calibrate(lambda: {Product.BF16: 1e6})

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from bench import BASE, KLEIN, SCHNELL, Bench, spec_of
 from conftest import PlayedQueue, allow, params_for
+from memory_stores import memory_store
 from played_app import PlayedApp
 
 from scheduler.machines import About, Machine
-from storage.task_store import TaskStore
 from task import Task
 from timing_model import TimingModel
 
@@ -116,7 +116,7 @@ def test_what_another_machine_has_is_not_downloaded_here(tmp_path: Path) -> None
     queue = PlayedQueue(
         allow("noise-flux1", "schnell"),
         TimingModel(),
-        TaskStore(None),
+        memory_store(),
         needs_download=lambda model: model.name == "schnell",
     )
     queue.load()

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from conftest import PlayedQueue, allow, params_for, seen_by_all
+from memory_stores import memory_store
 from PIL import Image
 
 from allowed import Allowed
@@ -19,7 +20,6 @@ from images import to_png
 from models.mflux_registry import read_catalog
 from models.model_catalog import LoadSpec
 from scheduler.estimates import Estimates
-from storage.task_store import TaskStore
 from task import InputImage, Stage
 from timing_model import TimingModel
 
@@ -29,7 +29,7 @@ JSON_PROMPT = '{"short_description": "a lighthouse"}'
 def prepared(model: str, *, limits: Limits | None = None, **fields: Any) -> tuple[Prepared, Stage]:
     """What a request becomes, and the stage that draws it."""
     allowed = allow(model)
-    queue = PlayedQueue(allowed, TimingModel(), TaskStore(None))
+    queue = PlayedQueue(allowed, TimingModel(), memory_store())
     submission = Submission(
         seen_by_all(queue),
         allowed,

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import requests
 from conftest import EAGER_SERVER, GIVE_UP_S, PlayedQueue, ServerProcess, allow, params_for
+from memory_stores import memory_store
 from PIL import Image
 from test_previews import settle
 
@@ -17,7 +18,6 @@ from generation.previews import Previews
 from generator import MfluxGenerator
 from models.mlx_setup import prepare_mlx
 from scheduler.limits import QueueLimits
-from storage.task_store import TaskStore
 from task import Drawn, GenerationParams, Phase, Report, Stage, TaskStatus
 from timing_model import TimingModel
 from workers.worker import Worker
@@ -38,7 +38,7 @@ class Machine:
         self.at = 1000.0
         self.previews = Previews(monotonic=lambda: self.at)
         self.queue = PlayedQueue(
-            allow(model), TimingModel(), TaskStore(None), QueueLimits(preempt=True),
+            allow(model), TimingModel(), memory_store(), QueueLimits(preempt=True),
             monotonic=lambda: self.at,
         )  # fmt: skip
         self.at_step: Callable[[GenerationParams, int], None] = lambda params, step: None

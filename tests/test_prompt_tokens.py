@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import GIVE_UP_S, PlayedQueue, allow, params_for, seen_by_all
+from memory_stores import memory_store
 
 from allowed import Allowed
 from api.generate_request import Limits, parse_request
@@ -32,7 +33,6 @@ from models.prompt_tokens import (
 )
 from models.tiny_weights import QWEN_VOCABULARY, byte_pairs, write_tokenizer
 from scheduler.estimates import Estimates
-from storage.task_store import TaskStore
 from task import InputImage, Stage
 from timing_model import TimingModel
 
@@ -171,7 +171,7 @@ def test_a_prompt_that_ideogram_refuses_for_its_length_is_refused_before_the_que
 ) -> None:
     assert refused_by_mflux(ideogram, prompt) is refused
     allowed = Allowed(ideogram, (ideogram,))
-    queue = PlayedQueue(allowed, TimingModel(), TaskStore(None))
+    queue = PlayedQueue(allowed, TimingModel(), memory_store())
     submission = Submission(
         seen_by_all(queue),
         allowed,

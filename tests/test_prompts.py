@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from bench import SCHNELL, Bench
 from conftest import PlayedQueue, allow, params_for
+from memory_stores import memory_store
 
 from models.mflux_registry import find_model
 from models.model_catalog import LoadSpec
 from scheduler.prompts import TOKENS_KEPT, Prompts
 from scheduler.walk import REPEATED
-from storage.task_store import TaskStore
 from task import Forecast, Stage, Task
 from timing_model import TimingModel
 
@@ -127,7 +127,7 @@ def test_prompts_that_memory_cannot_hold_are_new_again() -> None:
 
 def test_prompts_that_wait_for_a_load_are_counted_when_it_ends_and_without_the_lock() -> None:
     allowed = allow("krea-2", "noise-flux1")
-    queue = PlayedQueue(allowed, TimingModel(), TaskStore(None))
+    queue = PlayedQueue(allowed, TimingModel(), memory_store())
     scheduler, counted = queue.scheduler, list[tuple[str, bool]]()
 
     def count(model: str, prompt: str) -> int:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from conftest import PlayedQueue, allow, params_for
+from memory_stores import memory_store
 
 from api.task_answers import status_answer
 from errors import Gone, NoWorker, QueueFull, UnknownTask
@@ -37,7 +38,7 @@ class Bench:
         self.queue = PlayedQueue(
             OFFER,
             TimingModel(),
-            store or TaskStore(None),
+            store or memory_store(),
             QueueLimits(**rules),
             monotonic=self.clock,
             now=self.clock,

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import PlayedQueue, allow, seen_by_all
+from memory_stores import memory_store
 from PIL import Image
 from submission_desk import PICTURE, Desk, picture_of
 
@@ -20,7 +21,6 @@ from generator import MfluxGenerator
 from images import to_base64
 from models import in_context
 from scheduler.estimates import Estimates
-from storage.task_store import TaskStore
 from task import GenerationParams
 from timing_model import TimingModel
 
@@ -370,7 +370,7 @@ def test_an_upscaling_that_does_not_fit_into_memory_is_refused_with_its_field(
     guard = MemoryGuard(7 * 10**9, gpu=True)
     allowed = allow("noise-flux1", "seedvr2-3b")
     submission = Submission(
-        seen_by_all(PlayedQueue(allowed, TimingModel(), TaskStore(None))),
+        seen_by_all(PlayedQueue(allowed, TimingModel(), memory_store())),
         allowed,
         Limits(),
         MfluxGenerator(tmp_path, guard=guard).refusal,

@@ -2,6 +2,7 @@
 
 import pytest
 from conftest import PlayedQueue, allow, seen_by_all
+from memory_stores import memory_store
 from submission_desk import DEV, SCHNELL
 
 from api.generate_request import GenerateRequest, Limits, parse_request, request_schema
@@ -10,14 +11,13 @@ from api.waiting_places import WaitingPlaces
 from errors import InvalidInput
 from models.mflux_registry import find_model, read_catalog
 from models.model_catalog import Model
-from storage.task_store import TaskStore
 from task import GenerationParams, InputImage
 from timing_model import TimingModel
 
 
 def resolve(request: GenerateRequest, model: Model, limits: Limits) -> GenerationParams:
     allowed = allow(model.name)
-    queue = PlayedQueue(allowed, TimingModel(), TaskStore(None))
+    queue = PlayedQueue(allowed, TimingModel(), memory_store())
     submission = Submission(
         seen_by_all(queue), allowed, limits, lambda params: None, places=WaitingPlaces(1)
     )

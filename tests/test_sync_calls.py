@@ -19,6 +19,7 @@ from conftest import (
     allow,
     seen_by_all,
 )
+from memory_stores import memory_store
 
 from api.generate_request import Limits
 from api.submission import Submission
@@ -26,7 +27,6 @@ from api.waiting_places import WaitingPlaces
 from compat.sync_calls import Call, SyncCalls
 from errors import Gone, NoWorker, QueueFull, StorageUnavailable, TaskFailed, UnknownTask
 from models.mflux_registry import read_catalog
-from storage.task_store import TaskStore
 from task import Task, TaskStatus
 from timing_model import TimingModel
 
@@ -35,7 +35,7 @@ FIELDS = {"prompt": "x", "width": 64, "height": 64}
 
 @pytest.fixture
 def queue() -> PlayedQueue:
-    return PlayedQueue(allow("noise-flux1"), TimingModel(), TaskStore(None))
+    return PlayedQueue(allow("noise-flux1"), TimingModel(), memory_store())
 
 
 def calls_of(queue: PlayedQueue, places: int = 10, **options: Any) -> SyncCalls:

@@ -3,6 +3,8 @@
 import errno
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -10,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forking import ROOT, clean_environment
+from memory_stores import memory_store
 from store_bench import (
     MEASURED,
     RUNNING,
@@ -27,7 +31,6 @@ from store_bench import (
 
 from errors import StorageUnavailable
 from storage import file_store
-from storage.task_store import TaskStore
 from task import Task
 
 
@@ -94,8 +97,17 @@ def test_every_change_but_a_claim_is_written_through_to_the_disk(bench: Bench) -
     assert set(committed) == {(True, "NORMAL"), (False, "FULL")}
 
 
+def test_a_store_without_a_data_dir_leaves_no_folder(tmp_path: Path) -> None:
+    """Not even one that is never closed."""
+    for end in ("store.close()", "pass"):
+        code = f"from storage.task_store import TaskStore; store = TaskStore(None); {end}"
+        environment = {**clean_environment(), "TMPDIR": str(tmp_path)}
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
+        assert not list(tmp_path.iterdir()), end
+
+
 def test_a_store_in_memory_does_the_same() -> None:
-    store = TaskStore(None)
+    store = memory_store()
     tasks = {}
     for task_id in ("done", "cancelled"):
         store.insert(Task(task_id, params(), 0, 1.0))

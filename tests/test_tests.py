@@ -218,6 +218,17 @@ def test_every_wait_has_the_time_of_a_slow_machine() -> None:
     assert short_waits(trees()) == []
 
 
+def test_stores_without_a_data_dir_are_closed() -> None:
+    """Those of memory_store() are."""
+    opened = [
+        file
+        for file, tree in trees().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node) == "TaskStore(None)"
+    ]
+    assert opened == ["memory_stores.py"]
+
+
 def test_the_files_that_start_first_exist() -> None:
     assert {f"test_{name}.py" for name in LONGEST.split()} <= set(trees())
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import PlayedQueue, allow, params_for
+from memory_stores import memory_store
 from store_bench import MEASURED, WORK
 
 from scheduler.machines import Machine
@@ -169,7 +170,7 @@ def test_quantized_weights_of_version_1_are_not_learned_where_their_products_wer
     monkeypatch: pytest.MonkeyPatch, platform: str, learned: list[str]
 ) -> None:
     monkeypatch.setattr(timing_store, "sys", SimpleNamespace(platform=platform))
-    store = TaskStore(None)
+    store = memory_store()
     now = [replace(WORK, model="m/q4/guided"), replace(WORK, model="m/q4")]
     for model, machine in (("m", LOCAL), ("m/q4", LOCAL), ("m/q4", "mini")):
         store.timings.keep_samples([(replace(WORK, model=model), MEASURED)], machine)

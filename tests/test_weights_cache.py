@@ -14,6 +14,7 @@ import pytest
 from conftest import GIVE_UP_S, PlayedQueue, allow, params_for, slow_except, until
 from copied_weights import PLENTY, spec_of
 from fake_generator import FakeGenerator
+from memory_stores import memory_store
 from on_its_thread import OnItsThread
 
 from errors import LoadStopped, UnusableAdapter, WeightsTooLarge
@@ -21,7 +22,6 @@ from models import weights_cache
 from models.model_catalog import LoadSpec
 from models.tiny_models import ensure_checkpoint
 from models.weights_cache import MIN_FREE_BYTES, WeightsCache
-from storage.task_store import TaskStore
 from task import TaskStatus
 from timing_model import TimingModel
 from workers.worker import Worker
@@ -308,7 +308,7 @@ def test_a_class_that_decides_something_by_its_folder_has_no_copy(
 
 
 def test_an_idle_worker_saves_copies_until_there_is_work() -> None:
-    queue = PlayedQueue(allow("noise-flux1"), TimingModel(), TaskStore(None))
+    queue = PlayedQueue(allow("noise-flux1"), TimingModel(), memory_store())
     saving, submitted = threading.Event(), threading.Event()
     answers: list[bool] = []
 
@@ -338,7 +338,7 @@ def test_the_time_of_loading_a_copy_is_learned_by_itself() -> None:
     queue = PlayedQueue(
         allowed,
         TimingModel(),
-        TaskStore(None),
+        memory_store(),
         monotonic=lambda: at[0],
         has_copy=copies.__contains__,
     )

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from conftest import GIVE_UP_S, PlayedQueue, allow, params_for
 from fake_generator import FakeGenerator
+from memory_stores import memory_store
 from PIL import Image
 
 import images
@@ -16,7 +17,6 @@ from generator import MfluxGenerator
 from models.mlx_setup import prepare_mlx
 from models.model_catalog import LoadSpec, Lora
 from scheduler.health import ServerState
-from storage.task_store import TaskStore
 from task import Drawn, GenerationParams, Phase, Report, Stage, TaskStatus
 from timing_model import TimingModel
 from workers import encoder, endings
@@ -26,7 +26,7 @@ from workers.worker import Worker
 
 @pytest.fixture
 def queue() -> PlayedQueue:
-    return PlayedQueue(allow("noise-flux1"), TimingModel(), TaskStore(None))
+    return PlayedQueue(allow("noise-flux1"), TimingModel(), memory_store())
 
 
 def submit(queue: PlayedQueue, prompt: str = "x") -> str:
