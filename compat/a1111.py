@@ -4,6 +4,7 @@ a1111_lists.py has what its clients ask around a picture: options, models, sampl
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from flask import Response, jsonify, request
@@ -15,6 +16,7 @@ from api.identity import client
 from api.query_values import gone_check
 from api.request_body import json_body
 from api.routes import route
+from api.submission import Prepared
 from compat.a1111_answers import images_answer, progress_answer
 from compat.a1111_callers import Caller, Callers
 from compat.a1111_checkpoint import Checkpoint
@@ -122,8 +124,8 @@ class A1111Routes:
             fields, size = extra_fields(read_body(ExtraSingleImage, json_body()), calls)
             prepared = calls.prepare(fields, EXTRA_NAMES)
             fields.clear()  # the picture is freed while the caller waits
-            started = calls.start(prepared, hung_up=gone_check())
-        with started as call, self._callers.waiting(_caller(), call.task_id):
+            started = self._started(prepared)
+        with started as call:
             image = call.result().images[0]
         answer = json_response(ExtraImage(image=to_base64(cropped(image, size))))
         answer.call_on_close(call.fetched)
@@ -209,11 +211,15 @@ class A1111Routes:
             invert_mask=is_inverted(asked),
             empty_prompt=True,
         )
-        return calls.start(prepared, hung_up=gone_check())
+        return self._started(prepared)
+
+    def _started(self, prepared: Prepared) -> Call:
+        submit = partial(self._calls.start, prepared, hung_up=gone_check())
+        return self._callers.start(_caller(), submit)
 
     def _drawn(self, asked: TextToImage, started: Call) -> Response:
         callers = self._callers
-        with started as call, callers.waiting(_caller(), call.task_id):
+        with started as call:
             try:
                 finished = call.result()
             except errors.Gone:

@@ -334,6 +334,10 @@ class Call:
         """Marks the images as fetched."""
         note_fetched(self._queue, self._places, self.task_id)
 
+    def at_close(self, callback: Callable[[], object]) -> None:
+        """Call this first when the call is closed."""
+        self._until_closed.callback(callback)
+
     def close(self) -> None:
         self._until_closed.close()
 
