@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .mflux_client import Client, MfluxError, Status, Task, Unreachable
+from .mflux_client import CONTROLS, Client, MfluxError, Status, Task, Unreachable, say
 from .options import FIELDS, FIRST_PATIENCE_S, parser
 from .output import FORMATS, BadUsage, Output, check_output
-from .terminal import duration, harmless, in_words
+from .terminal import duration, in_words
 from .watching import Watched
 
 OK, FAILED, BAD_USAGE, UNREACHABLE, REFUSED, INTERRUPTED = 0, 1, 2, 3, 4, 130
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _complain(message: str, exit_code: int) -> int:
     line_before = "\n" if exit_code == INTERRUPTED and sys.stderr.isatty() else ""  # ends at ^C
-    print(f"{line_before}mflux: {harmless(message)}", file=sys.stderr)
+    say(f"{line_before}mflux: {message}", sys.stderr)
     return exit_code
 
 
@@ -73,11 +73,11 @@ def _run(options: argparse.Namespace) -> int:
             return _list_models(client, options.json)
         if options.status:
             status = client.status(options.status)
-            print(_as_json(status.raw) if options.json else in_words(status))
+            say(_as_json(status.raw) if options.json else in_words(status))
             return OK
         if options.cancel:
             was = client.cancel(options.cancel, after_current=options.after_current)
-            print(f"{options.cancel} was {was}")
+            say(f"{options.cancel} was {was}")
             return OK
         check_output(options)
         if options.task:
@@ -115,10 +115,10 @@ def _with_seed(options: argparse.Namespace, seed: int | None) -> argparse.Namesp
 def _estimate(options: argparse.Namespace, client: Client) -> int:
     estimate = client.estimate(options.prompt, **_fields(options))
     if options.json:
-        print(_as_json(estimate.raw))
+        say(_as_json(estimate.raw))
     else:
         likely, safe = duration(estimate.expected_time_seconds), duration(estimate.wait_p90_s)
-        print(f"about {likely}, in 9 of 10 cases at most {safe}")
+        say(f"about {likely}, in 9 of 10 cases at most {safe}")
     return OK
 
 
@@ -136,9 +136,9 @@ def _submit(options: argparse.Namespace, client: Client) -> Task:
     except OSError as error:  # of a picture's file
         raise BadUsage(f"cannot read {error.filename}: {error.strerror}") from error
     for name in task.ignored_fields:
-        print(f"mflux: {task.params.get('model')} has no use for {name}", file=sys.stderr)
+        say(f"mflux: {task.params.get('model')} has no use for {name}", sys.stderr)
     for warning in task.raw.get("warnings", ()):
-        print(f"mflux: {warning}", file=sys.stderr)
+        say(f"mflux: {warning}", sys.stderr)
     return task
 
 
@@ -157,10 +157,10 @@ def _wait_and_save(options: argparse.Namespace, client: Client, task_id: str) ->
     except OSError as error:
         return _complain(f"cannot write: {error}. It stays on the server. {later}", FAILED)
     if options.json:
-        print(_as_json(status.raw))
+        say(_as_json(status.raw))
     if status.status == "done":
         if not options.json:
-            print(f"mflux: {_summary(status)}", file=sys.stderr)
+            say(f"mflux: {_summary(status)}", sys.stderr)
         return OK
     why = (status.error or {}).get("message", "")
     interrupted = status.status == "cancelled" and watched.interrupted
@@ -186,33 +186,35 @@ def _later(options: argparse.Namespace, task_id: str) -> str:
 def _list_queue(client: Client, as_json: bool) -> int:
     queue = client.queue()
     if as_json:
-        print(_as_json(queue.raw))
+        say(_as_json(queue.raw))
         return OK
     for task in queue.tasks:
         prompt = " ".join(str(task.params.get("prompt", "")).split())
         task_id = task.task_id or "another client's"
         line = f"{task_id:16}  {task.status:7}  about {duration(task.wait_remaining):7}  {prompt}"
-        print(harmless(line))
+        say(line)
     if queue.length > len(queue.tasks):
-        print(f"and {queue.length - len(queue.tasks)} more")
+        say(f"and {queue.length - len(queue.tasks)} more")
     if not queue.tasks:
-        print("Nothing waits.", file=sys.stderr)
+        say("Nothing waits.", sys.stderr)
     return OK
 
 
 def _list_models(client: Client, as_json: bool) -> int:
     models = client.models()
     if as_json:
-        print(_as_json(models.raw))
+        say(_as_json(models.raw))
         return OK
     for model in models.models:
         if model.allowed:
             default = "*" if model.name == models.default else " "
-            print(f"{default} {model.name:24} {model.title}")
+            say(f"{default} {model.name:24} {model.title}")
     for name in models.loras:
-        print(f"  lora {name}")
+        say(f"  lora {name}")
     return OK
 
 
 def _as_json(raw: dict[str, Any]) -> str:
-    return json.dumps(raw, indent=2, ensure_ascii=False)
+    """What changes a terminal is escaped, so that the values stay the same."""
+    text = json.dumps(raw, indent=2, ensure_ascii=False)
+    return CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

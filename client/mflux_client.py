@@ -50,7 +50,7 @@ from functools import wraps
 from io import BytesIO
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Protocol, TypedDict, TypeVar, Union, cast
+from typing import TYPE_CHECKING, Any, Callable, Protocol, TextIO, TypedDict, TypeVar, Union, cast
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
@@ -1222,6 +1222,19 @@ def _reason_of(error: BaseException) -> str:
 
 # -- the command --------------------------------------------------------------------------------
 
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Characters that change a terminal, and those that cannot be written."""
+
+
+def harmless(text: str) -> str:
+    """A text of the server or of other people without what changes a terminal."""
+    return CONTROLS.sub("\ufffd", text)
+
+
+def say(text: object, stream: TextIO | None = None) -> None:
+    """Print a line on a terminal; None: on stdout."""
+    print(harmless(str(text)), file=stream, flush=True)
+
 
 def free_name(path: Path) -> Path:
     """This name, or with the first number that makes it a new one; an empty file has it now."""
@@ -1264,19 +1277,17 @@ def main(arguments: list[str] | None = None) -> int:
         with Client(options.url, key=options.key) as client:
             prompt = sys.stdin.read().strip() if options.prompt == "-" else options.prompt
             task = client.submit(prompt, **fields)
-            print(f"task {task.task_id}: {task.expected_time_seconds:.0f} s", file=sys.stderr)
+            say(f"task {task.task_id}: {task.expected_time_seconds:.0f} s", sys.stderr)
             for image in client.images_as_stored(task.task_id):
                 name = options.output or Path(image.file_name)
-                print(image.save(free_name(name)), flush=True)
+                say(image.save(free_name(name)))
             status = client.status(task.task_id)
     except (MfluxError, OSError, ModuleNotFoundError) as error:
-        print(error, file=sys.stderr)
+        say(error, sys.stderr)
         return 1
     seconds = (status.ended_at or 0.0) - (status.created_at or 0.0)
     why = (status.error or {}).get("message", "")
-    print(
-        f"{status.status}, seed {status.params.get('seed')}, {seconds:.1f} s {why}", file=sys.stderr
-    )
+    say(f"{status.status}, seed {status.params.get('seed')}, {seconds:.1f} s {why}", sys.stderr)
     return 0 if status.status == "done" else 1
 
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .mflux_client import free_name
+from .mflux_client import free_name, say
 from .terminal import picture_escape, picture_protocol
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Output:
             sys.stdout.buffer.flush()
         else:
             path = _write(Path(name), data, overwrite=options.overwrite)
-            print(path, file=sys.stderr if options.json else sys.stdout, flush=True)
+            say(path, sys.stderr if options.json else sys.stdout)
             if not self._all_at_once:
                 self._show(data)
         self._written += 1

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import base64
-import re
 import time
 from io import BytesIO
-from typing import IO, TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any, Callable, TextIO
 
-from .mflux_client import ENDED, MfluxError, Status
+from .mflux_client import ENDED, MfluxError, Status, harmless, say
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +20,6 @@ PHASES = {
     "decoding": "decoding",
     "image_encoding": "writing the file",
 }
-CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 KITTY_CHUNK = 4096
 PIXELS_OF_A_COLUMN = 8
 """About."""
@@ -34,7 +32,7 @@ class Waiting:
     `update` and `trouble` may be called from any thread, the rest from one.
     """
 
-    def __init__(self, stream: IO[str], *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
         self._clock = clock
         self._began_at = clock()
@@ -66,7 +64,7 @@ class Waiting:
             self._bar = self._make_bar(
                 total=1.0,
                 file=self._stream,
-                desc=in_words(status, remaining_s),
+                desc=harmless(in_words(status, remaining_s)),
                 bar_format="{desc} |{bar}| {elapsed}",
                 dynamic_ncols=True,
                 leave=False,
@@ -74,7 +72,8 @@ class Waiting:
         elapsed_s = now - self._began_at
         self._bar.total = elapsed_s + max(remaining_s, 0.1)
         self._bar.n = elapsed_s
-        self._bar.set_description_str(self._trouble or in_words(status, remaining_s), refresh=False)
+        shown = harmless(self._trouble or in_words(status, remaining_s))
+        self._bar.set_description_str(shown, refresh=False)
         self._bar.refresh()
 
     def clear(self) -> None:
@@ -90,7 +89,7 @@ class Waiting:
         """Prints a line for each status."""
         if what not in (self._said, *ENDED):
             self._said = what
-            print(line, file=self._stream, flush=True)
+            say(line, self._stream)
 
 
 def _tqdm() -> Any:
@@ -121,11 +120,6 @@ def in_words(status: Status, remaining_s: float | None = None) -> str:
     image = f"image {min(status.images_done + 1, count)} of {count}, " if count > 1 else ""
     step = f"step {min(status.steps_done + 1, status.steps_total)} of {status.steps_total}"
     return f"{image}{PHASES.get(status.phase or '', step)}{about}"
-
-
-def harmless(text: str) -> str:
-    """A text of the server or of other people without what changes a terminal."""
-    return CONTROLS.sub("\ufffd", text)
 
 
 def ordinal(number: int) -> str:

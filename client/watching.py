@@ -10,7 +10,7 @@ from concurrent.futures import Future, wait
 from threading import Thread
 from typing import TYPE_CHECKING
 
-from .mflux_client import Client, Status
+from .mflux_client import Client, Status, say
 from .options import PATIENCE_S
 from .terminal import Waiting
 
@@ -104,4 +104,4 @@ class Watched:
 
 def _say(message: str) -> None:
     line_before = "\n" if sys.stderr.isatty() else ""  # the terminal has written ^C
-    print(f"{line_before}mflux: {message}", file=sys.stderr, flush=True)
+    say(f"{line_before}mflux: {message}", sys.stderr)
