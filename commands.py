@@ -10,7 +10,7 @@ import errors
 from announcements import base_url
 from api.pairing import link_to
 from configuration import allow, identity_of
-from generation.pipelines import fetch
+from generation.fetching import fetch
 from key_file import add_key
 from lan import qr_code
 from models.hub_cache import marked_as_incomplete, source_of

@@ -17,7 +17,13 @@ import errors
 from allowed import Allowed
 from configuration import allow
 from generation.process_memory import available_bytes, machine_bytes
-from models.hub_cache import bytes_on_disk, has_login, login_command, needs_download
+from models.hub_cache import (
+    absent_from_folder,
+    bytes_on_disk,
+    has_login,
+    login_command,
+    needs_download,
+)
 from models.mlx_setup import MlxMissing, prepare_mlx
 from models.model_catalog import Model
 from settings import Settings
@@ -119,6 +125,9 @@ def _model(model: Model, missing: bool, memory_bytes: int) -> Finding:
         size = f"{model.download_bytes / GB:.1f} GB" if model.download_bytes else "of unknown size"
         words = f"not on this machine: a download of {size}"
         return Finding(State.WARNING, part, words)
+    if absent := absent_from_folder(model):
+        words = f"not complete: {absent[0]} is missing"
+        return Finding(State.ERROR, part, words)
     size_bytes = bytes_on_disk(model)
     words = f"{size_bytes / GB:.1f} GB on disk"
     if size_bytes > memory_bytes:

@@ -22,7 +22,7 @@ from generation.load_errors import explain
 from generation.loading import LoadReport, checked_and_lazy, not_reported
 from generation.prompt_cache import PromptCache
 from models import tiny_models
-from models.hub_cache import weight_files
+from models.hub_cache import absent_from_folder, weight_files
 from models.model_catalog import LoadSpec, Model, Pipeline
 from models.weight_files import first_bad_file
 from task import GenerationParams, InputImage, Stage
@@ -84,11 +84,17 @@ def build(
 
 
 def check_files(model: Model) -> None:
-    """Checks the headers of the weights on this machine.
+    """Checks the headers of the weights on this machine, and that no shard is absent.
 
     Raises:
-        ModelLoadError: a file is broken.
+        ModelLoadError: a file is broken, or one of several is not in the folder of the others.
     """
+    if absent := absent_from_folder(model):
+        others = f"and {len(absent) - 1} more are" if len(absent) > 1 else "is"
+        raise ModelLoadError(
+            f"The weights of {model.name} are not complete: {absent[0].name} {others} missing. "
+            f"Copy or download them again: {absent[0]}"
+        )
     bad = first_bad_file(weight_files(model))
     if bad is not None:
         path, reason = bad
@@ -96,26 +102,6 @@ def check_files(model: Model) -> None:
             f"The weights of {model.name} cannot be used: {path.name} is broken ({reason}). Remove "
             f"it, so that it is downloaded again, or replace it: {path}"
         )
-
-
-def fetch(weights: LoadSpec, data_dir: Path) -> None:
-    """Downloads the files that build() needs. To be called in a separate process.
-
-    Builds the class, with an `mx.eval` that computes nothing: some classes evaluate their weights
-    as soon as they are made, and these are whole, not quantized. Downloading by patterns
-    (`snapshot_download`) would repeat mflux: its patterns stand in 25 weight definitions, its
-    initializers choose among them by model, and six modules fetch single files by themselves.
-
-    Raises:
-        ModelLoadError: with what the operator can do.
-    """
-    import mlx.core as mx
-
-    evaluate, mx.eval = mx.eval, lambda *arrays: None
-    try:
-        build(weights, data_dir)
-    finally:
-        mx.eval = evaluate
 
 
 def build_class(weights: LoadSpec, data_dir: Path) -> Any:

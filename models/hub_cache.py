@@ -16,11 +16,12 @@ from fnmatch import fnmatch
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
+from models.build_options import NO_OPTIONS
+from models.missing_files import WEIGHTS, absent_shards, file_sizes, unusable_files
 from models.model_catalog import Model
-from models.repositories import further
+from models.repositories import further, loaded_patterns
 from models.weight_files import are_float32, loaded_shares, stored_bits
 
-WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")
 STALE_S = 600.0
 TEXT_ENCODER = "text_encoder"
 DENSE: Mapping[str, tuple[str, ...]] = {
@@ -61,28 +62,11 @@ def login_command() -> str:
 def is_present(model: Model) -> bool:
     """Whether the weights are on this machine: each repository has a complete snapshot."""
     folder = _folder(model)
-    if not all(_is_complete(*repository) for repository in _beside(model).items()):
-        return False
-    if model.tiny or folder is not None:
-        return folder is None or folder.is_dir()
     if model.url:
-        return _url_file(model).is_file()
-    return _has_own_folders(model) and all(
-        _is_complete(*repository) for repository in _sources(model).items()
-    )
-
-
-def _has_own_folders(model: Model) -> bool:
-    """False if the repository is there without the transformer, because another model loads its
-    decoder, or without the text encoder, because it was downloaded for the small one."""
-    option = "small_text_encoder"
-    if not any(option in pipeline.options for pipeline in model.pipelines):
-        return True
-    needed = ["transformer"] if option in model.options.in_use else ["transformer", TEXT_ENCODER]
-    folders = _snapshots(_names(model)[0])
-    return not folders or any(
-        all((folder / name).is_dir() for name in needed) for folder in folders
-    )
+        return _has_bytes(_url_file(model))
+    if folder is not None and not folder.is_dir():
+        return False
+    return all(_is_complete(name, patterns) for name, patterns in _needed(model).items())
 
 
 def _of_parts(model: Model) -> dict[str, tuple[str, ...]]:
@@ -91,24 +75,24 @@ def _of_parts(model: Model) -> dict[str, tuple[str, ...]]:
     return {name: files for part in parts for name, files in part.repositories.items()}
 
 
-def _beside(model: Model) -> dict[str, tuple[str, ...]]:
-    """What it needs beside its own repository or folder, which never holds it: not the weights of
-    a ControlNet, which mflux may have saved there."""
-    names = [name for name in further(model) if name in model.files]
-    return {name: model.files[name] for name in names} | _of_parts(model)
-
-
 def _sources(model: Model) -> dict[str, tuple[str, ...]]:
     """Returns the repositories that it is loaded from, and the patterns of their files; no
     patterns: all weights. Of a local folder: those that it needs besides."""
-    names = further(model) if _folder(model) else _names(model)
+    folder = _folder(model)
+    names = further(model, folder) if folder else _names(model)
     return {name: model.files.get(name, ()) for name in names} | _of_parts(model)
+
+
+def _needed(model: Model) -> dict[str, tuple[str, ...]]:
+    """The repositories of _sources(), with patterns of which each must match a file."""
+    parts = _of_parts(model)
+    return {name: parts.get(name) or loaded_patterns(model, name) for name in _sources(model)}
 
 
 def needs_download(data_dir: Path, model: Model) -> bool:
     """Whether weights must be downloaded before the model can be loaded: they are missing, or a
     download has not ended, which is the only sign of an incomplete one."""
-    if not _beside(model) and (model.tiny or _folder(model) is not None):
+    if not model.url and not _sources(model):
         return False
     return _mark_of(data_dir, model).exists() or not is_present(model)
 
@@ -117,8 +101,8 @@ def needs_download(data_dir: Path, model: Model) -> bool:
 def marked_as_incomplete(data_dir: Path, model: Model) -> Iterator[None]:
     """Marks a model as incomplete during a download, and after a download that failed."""
     mark = _mark_of(data_dir, model)
-    if model.url and mark.exists():  # mflux takes a partial file for a whole one
-        with suppress(OSError):
+    if model.url and (mark.exists() or not _has_bytes(_url_file(model))):
+        with suppress(OSError):  # mflux takes a partial file for a whole one
             _url_file(model).unlink(missing_ok=True)
     with suppress(OSError):  # if nothing can be written, the download reports it
         mark.parent.mkdir(parents=True, exist_ok=True)
@@ -146,18 +130,48 @@ def _is_complete(name: str, patterns: tuple[str, ...]) -> bool:
     Args:
         patterns: each must match a file; empty: there must be any file of weights.
     """
-    names = {
-        path.relative_to(snapshot).as_posix()
-        for snapshot in _snapshots(name)
-        for path in snapshot.rglob("*")
-        if path.is_file()
-    }
+    if not any(_is_whole(snapshot, patterns) for snapshot in _snapshots(name)):
+        return False
+    several = not patterns or any("*" in pattern for pattern in patterns)
+    return not (several and any(map(_is_growing, _partial(name))))
+
+
+def _is_whole(snapshot: Path, patterns: tuple[str, ...]) -> bool:
+    sizes = file_sizes(snapshot)
+    names = [name for name, size in sizes.items() if size]
     if not patterns and not any(name.endswith(WEIGHTS) for name in names):
         return False
     if not all(filter_names(names, pattern) for pattern in patterns):
         return False
-    several = not patterns or any("*" in pattern for pattern in patterns)
-    return not (several and any(map(_is_growing, _partial(name))))
+    return not unusable_files(snapshot, sizes, patterns)
+
+
+def unusable(model: Model) -> list[tuple[str, Path, str]]:
+    """Returns what must be downloaded again of a repository that is here in part: the repository,
+    its snapshot, and the name of the file."""
+    return [
+        (name, snapshot, file)
+        for name, patterns in _needed(model).items()
+        if not _is_complete(name, patterns)
+        for snapshot in _snapshots(name)[:1]
+        for file in unusable_files(snapshot, file_sizes(snapshot), patterns)
+    ]
+
+
+def absent_from_folder(model: Model) -> list[Path]:
+    """Returns the files that a local folder of weights lacks: shards of which others are there."""
+    folder = _folder(model)
+    if folder is None:
+        return []
+    patterns = loaded_patterns(model, str(model.path))
+    return [folder / name for name in absent_shards(folder, patterns)]
+
+
+def _has_bytes(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except OSError:
+        return False
 
 
 def _is_growing(part: Path) -> bool:
@@ -170,12 +184,13 @@ def _is_growing(part: Path) -> bool:
 
 
 def weight_files(model: Model) -> list[Path]:
-    """Returns the .safetensors files of a model that are on this machine."""
+    """Returns the .safetensors files of a model that are on this machine, of a local folder with
+    those that it needs besides."""
     folder = _folder(model)
-    found = _matching(folder) if folder else _snapshot_files(_sources(model))
+    own = _matching(folder) if folder else []
     return [
         path
-        for path in found
+        for path in (*own, *_snapshot_files(_sources(model)))
         if path.suffix == ".safetensors"
         and not path.name.startswith(".")  # macOS puts "._" files beside those on other disks
     ]
@@ -216,7 +231,8 @@ def as_stored(model: Model) -> Model:
         return _STORED[model]
     if model.tiny or model.stored_bits or model.loaded_shares or not is_present(model):
         return model
-    files = [path for path in weight_files(model) if path.is_file()]
+    # What its options load instead is not in its size: LoadSpec.expected_bytes adds it.
+    files = [path for path in weight_files(replace(model, options=NO_OPTIONS)) if path.is_file()]
     if not files:
         return model
     shares = loaded_shares(files, DENSE.get(model.family, ()))

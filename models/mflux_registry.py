@@ -193,7 +193,8 @@ def _model(key: str, config: Any, steps: int, sources: "_Sources") -> Model:
     if key in FIXED_STEPS:
         without.add(Takes.STEPS)
     names = CLASSES.get(key) or sources.saved_with(key)
-    repositories = (config.model_name, config.controlnet_model, config.custom_transformer_model)
+    # No class of mflux loads custom_transformer_model.
+    repositories = (config.model_name, config.controlnet_model)
     loaded = LOADED.get(key, {})
     pipelines = tuple(_ruled(pipeline, key, without) for pipeline in sources.pipelines(names))
     if key == IC_EDIT:

@@ -36,8 +36,8 @@ from timing_model import Measured, TimingModel
 from workers.stopwatch import Stopwatch
 
 pytest_plugins = (
-    *("memory_stores", "ordering", "stalling_hub", "small_disk", "owned", "studio", "awaited"),
-    *("pages", "command_line", "live", "receivers"),
+    *("memory_stores", "ordering", "stalling_hub", "file_hub", "small_disk", "owned", "studio"),
+    *("awaited", "pages", "command_line", "live", "receivers"),
 )
 use_ram_disk()
 

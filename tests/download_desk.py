@@ -18,6 +18,7 @@ from PIL import Image
 
 from models.hub_cache import needs_download, partial_files
 from models.model_catalog import LoadSpec, Model
+from models.repositories import loaded_patterns
 from scheduler.limits import QueueLimits
 from storage.task_store import TaskStore
 from task import GenerationParams, Phase, Report, Task
@@ -41,8 +42,12 @@ while not gate.exists():
 if error := gate.read_text():
     print("Some warning.\\nserver.py: " + error, file=sys.stderr)
     sys.exit(1)
-(repository / "snapshots" / revision).mkdir(parents=True)
-blob.rename(repository / "snapshots" / revision / "model.safetensors")
+weights = [repository / "snapshots" / revision / name for name in sys.argv[4:]]
+for path in weights[1:]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x")
+weights[0].parent.mkdir(parents=True, exist_ok=True)
+blob.rename(weights[0])
 """
 
 
@@ -128,7 +133,9 @@ class Desk:
         repository = weights.model.repositories[0]
         folder = self.cache / f"models--{repository.replace('/', '--')}"
         revision, gate = str(ModelRevisions.get(repository)), str(self._gate_of(name))
-        return [sys.executable, "-c", DOWNLOAD, str(folder), revision, gate]
+        patterns = loaded_patterns(weights.model, repository)
+        files = [pattern.replace("*", "model") for pattern in patterns]
+        return [sys.executable, "-c", DOWNLOAD, str(folder), revision, gate, *files]
 
     def _gate_of(self, name: str) -> Path:
         return self.folder / f"{name}.gate"

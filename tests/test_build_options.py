@@ -266,7 +266,9 @@ def test_a_small_text_encoder_sees_no_pictures() -> None:
 def test_small_parts_are_downloaded_with_their_model(tmp_path: Path) -> None:
     plain, small = (spec_of("flux2-klein-4b", o).model for o in (NO_OPTIONS, ALL))
     with hub(tmp_path):
-        add_file(tmp_path, plain.repositories[0], "transformer/model.safetensors")
+        for folder in ("transformer", "vae"):
+            assert not is_present(plain)
+            add_file(tmp_path, plain.repositories[0], f"{folder}/model.safetensors")
         assert not is_present(plain), "it was downloaded without its own text encoder"
         assert needs_download(tmp_path, small)
         for part in small.parts:

@@ -25,6 +25,7 @@ from models.hub_cache import needs_download, pinned
 from models.mflux_registry import find_model, read_catalog
 from models.mlx_setup import prepare_mlx
 from models.model_catalog import Catalog, LoadSpec, Model
+from models.repositories import FOLDERS
 from models.tiny_models import ensure_checkpoint
 from settings import Settings
 from timing_model import TimingModel
@@ -188,10 +189,12 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def put(hub: Path, commit: str = COMMIT, bits: str = "None") -> None:
     """The repository org/turbo is in the cache, at this commit."""
     snapshot = hub / "models--org--turbo" / "snapshots" / commit
-    write_arrays(snapshot / "transformer" / "0.safetensors", {"a": (2, 2)})
-    file = snapshot / "transformer" / "0.safetensors"
     stored = b'"quantization_level": "%s"' % bits.encode()
-    file.write_bytes(file.read_bytes().replace(b'"quantization_level": "None"', stored.ljust(28)))
+    for part in FOLDERS["z_image"]:
+        file = snapshot / part / "0.safetensors"
+        write_arrays(file, {"a": (2, 2)})
+        all_bytes = file.read_bytes().replace(b'"quantization_level": "None"', stored.ljust(28))
+        file.write_bytes(all_bytes)
 
 
 def test_a_repository_is_one_of_several_models(hub: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from mflux.models.common.resolution.model_revisions import ModelRevisions
 from errors import NoWorker
 from models.hub_cache import bytes_on_disk, marked_as_incomplete, needs_download
 from models.model_catalog import LoadSpec
+from models.repositories import FOLDERS
 from task import TaskStatus
 from workers import downloads
 
@@ -115,14 +116,16 @@ def test_an_error_in_a_download_does_not_stop_the_next_one(
 
 
 def test_an_incomplete_download_counts_as_missing(cache: Path, tmp_path: Path) -> None:
-    """If one of several files is complete, the cache does not show that others are missing."""
+    """Where a file is not one of several that know of each other, only the mark shows it."""
     schnell = model("schnell")
     repository = schnell.repositories[0]
     snapshots = cache / f"models--{repository.replace('/', '--')}" / "snapshots"
     folder = snapshots / str(ModelRevisions.get(repository))
     assert needs_download(tmp_path, schnell)
-    folder.mkdir(parents=True)
-    (folder / "model.safetensors").write_bytes(b"x")
+    for part in FOLDERS[schnell.family]:
+        assert needs_download(tmp_path, schnell)
+        (folder / part).mkdir(parents=True)
+        (folder / part / "model.safetensors").write_bytes(b"x")
     assert not needs_download(tmp_path, schnell)
     with suppress(OSError), marked_as_incomplete(tmp_path, schnell):
         assert needs_download(tmp_path, schnell)

@@ -15,6 +15,7 @@ from allowed import Allowed
 from api.models_api import download_answer, model_answer
 from models.hub_cache import bytes_on_disk, cache_dir, is_present, weight_files
 from models.model_catalog import LoadSpec, Model
+from models.repositories import FOLDERS
 from scheduler.health import QueueHealth, ServerState
 
 
@@ -35,8 +36,9 @@ def put(
     if whole:
         pinned = revision or ModelRevisions.get(repository) or "123"
         snapshot = folder / "snapshots" / pinned
-        snapshot.mkdir(parents=True)
-        (snapshot / "model.safetensors").symlink_to(blob)
+        for part in FOLDERS["flux"]:
+            (snapshot / part).mkdir(parents=True)
+            (snapshot / part / "model.safetensors").symlink_to(blob)
 
 
 def model(known: str, **changes: Any) -> Model:
@@ -83,7 +85,7 @@ def test_weights_of_another_revision_than_mflux_loads_are_not_present(cache: Pat
     assert weight_files(schnell) == []
     put(cache, schnell.repositories[0], 500)
     assert is_present(schnell)
-    assert len(weight_files(schnell)) == 1
+    assert {path.parent.name for path in weight_files(schnell)} == set(FOLDERS["flux"])
 
 
 def test_of_a_repository_without_a_pin_the_newest_revision_is_checked(cache: Path) -> None:
@@ -93,7 +95,7 @@ def test_of_a_repository_without_a_pin_the_newest_revision_is_checked(cache: Pat
         folder = cache / "models--somebody--else" / "snapshots" / revision
         os.utime(folder, (1_000 - age_s, 1_000 - age_s))
     assert is_present(other)
-    assert [path.parent.name for path in weight_files(other)] == ["newest"]
+    assert {path.parents[1].name for path in weight_files(other)} == {"newest"}
 
 
 def health_while_loading(weights: LoadSpec | None) -> QueueHealth:

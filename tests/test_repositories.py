@@ -11,19 +11,26 @@ from unittest.mock import MagicMock, patch
 import pytest
 from conftest import allow, slow_except
 
+from declared import with_options
 from generation.pipelines import build_class
 from models import hub_cache, in_context
 from models.build_options import PARTS, BuildOptions
+from models.hub_cache import as_stored
 from models.mflux_registry import read_catalog
 from models.mflux_source import MfluxSource
 from models.model_catalog import LoadSpec, Model
-from models.repositories import LOADED
+from models.repositories import FOLDERS, LOADED, SAVED_TOO, further, loaded_patterns
 
 REAL = [model for model in read_catalog().models if not model.tiny]
 BESIDE = [model for model in REAL if model.name in LOADED]
 FAMILIES = sorted({model.family for model in REAL})
 REPOSITORY = re.compile(r'REPO\w* = "([\w.-]+/[\w.-]+)"')
 LENS = "mflux.models.lens.variants.txt2img.lens_image"
+SNAPSHOTS = (
+    "huggingface_hub",
+    "mflux.models.z_image.variants.controlnet.transformer_controlnet",
+)
+"""Modules by whose function of the hub classes of mflux find a configuration."""
 KLEIN = "black-forest-labs/FLUX.2-klein-4B"
 ENCODER = "Qwen/Qwen3-VL-4B-Instruct"
 
@@ -49,7 +56,7 @@ def recorded(folder: Path) -> Iterator[dict[str, set[str]]]:
         return folder
 
     def tokenizer(definition: Any, model_path: str) -> Any:
-        resolve(model_path, definition.download_patterns)
+        resolve(model_path, definition.download_patterns or [f"{definition.hf_subdir}/**"])
         return MagicMock()
 
     def nothing(*_: Any, **__: Any) -> None:
@@ -70,7 +77,8 @@ def recorded(folder: Path) -> Iterator[dict[str, set[str]]]:
             patches.enter_context(patch.object(owner, name, staticmethod(instead)))
         patches.enter_context(patch(f"{LENS}.LensGptOssEncoder"))  # reads its configuration
         patches.enter_context(patch("mlx.core.eval", nothing))
-        patches.enter_context(patch("huggingface_hub.snapshot_download", lambda *_, **__: folder))
+        for module in SNAPSHOTS:
+            patches.enter_context(patch(f"{module}.snapshot_download", lambda *_, **__: folder))
         yield asked
 
 
@@ -88,9 +96,13 @@ def test_a_class_loads_from_the_repositories_of_its_model_and_from_no_other_one(
     model: Model, tmp_path: Path
 ) -> None:
     asked = asked_by(model, tmp_path)
-    assert asked
-    assert set(asked) <= set(model.repositories)
-    assert set(model.files) <= set(asked)
+    first, *others = model.repositories
+    if model.pipelines[0].name == "QwenImage21Controlnet":
+        others.clear()  # it reads the configuration of the first one before
+    assert set(asked) == {first, *others}
+    weights = {pattern for pattern in asked[first] if pattern.endswith(".safetensors")}
+    saved = {f"{folder}/*.safetensors" for folder in SAVED_TOO.get(model.pipelines[0].name, ())}
+    assert set(loaded_patterns(model, first)) == weights - saved
     for repository, patterns in model.files.items():
         assert set(patterns) <= asked[repository], repository
 
@@ -133,7 +145,7 @@ def test_of_a_shared_repository_only_what_is_loaded_counts(cache: Path) -> None:
     small = replace(klein, options=BuildOptions(small_text_encoder=True))
     assert KLEIN in lens.repositories
     for repository in lens.repositories[:-1]:
-        file = next(iter(lens.files.get(repository, ())), "") or "model-00001-of-00003.safetensors"
+        file = next(iter(lens.files.get(repository, ())), "") or "model.safetensors"
         put(cache, repository, file, 100)
     put(cache, KLEIN, "transformer/diffusion_pytorch_model.safetensors", 1000)
     put(cache, KLEIN, "vae/config.json")
@@ -165,6 +177,8 @@ def test_a_download_of_a_part_is_counted_while_it_runs(cache: Path) -> None:
     assert hub_cache.bytes_on_disk(iris) == 123
     assert hub_cache.partial_files(iris) == {partial}
     partial.unlink()
+    assert not hub_cache.is_present(iris), "one of two files is missing"
+    put(cache, ENCODER, "model-00002-of-00002.safetensors", 20)
     assert hub_cache.is_present(iris)
     assert not hub_cache.is_present(allow("iris-3b-base").default), "another file is its weights"
 
@@ -174,9 +188,11 @@ def test_saved_weights_of_a_family_that_is_saved_whole_need_nothing_else(cache: 
     put(cache, "somebody/anima-q4", "transformer/0.safetensors")
     assert hub_cache.is_present(anima)
     redux = replace(allow("dev-redux").default, path="somebody/dev-q4")
-    put(cache, "somebody/dev-q4", "transformer/0.safetensors")
-    assert not hub_cache.is_present(redux)
-    put(cache, "black-forest-labs/FLUX.1-Redux-dev", "image_encoder/model.safetensors")
+    for part in FOLDERS["flux"]:
+        put(cache, "somebody/dev-q4", f"{part}/0.safetensors")
+    for part in ("image_encoder", "image_embedder"):
+        assert not hub_cache.is_present(redux)
+        put(cache, "black-forest-labs/FLUX.1-Redux-dev", f"{part}/model.safetensors")
     assert hub_cache.is_present(redux)
 
 
@@ -187,5 +203,87 @@ def test_a_folder_of_lens_needs_the_encoder_and_the_decoder_besides(cache: Path)
     assert hub_cache.needs_download(cache, lens)
     put(cache, lens.repositories[1], "model.safetensors")
     assert not hub_cache.needs_download(cache, lens)
-    controlled = replace(allow("schnell-controlnet-canny").default, path=str(cache / "mine"))
-    assert not hub_cache.needs_download(cache, controlled), "mflux saves the ControlNet with it"
+
+
+def test_a_folder_needs_a_controlnet_unless_mflux_has_saved_one_there(cache: Path) -> None:
+    folder = cache / "mine"
+    controlled = replace(allow("schnell-controlnet-canny").default, path=str(folder))
+    (folder / "transformer_controlnet").mkdir(parents=True)
+    assert hub_cache.needs_download(cache, controlled)
+    (folder / "transformer_controlnet" / "0.safetensors").write_bytes(b"x")
+    assert not hub_cache.needs_download(cache, controlled)
+    depth = replace(allow("krea-2-controlnet-depth").default, path=str(folder))
+    assert hub_cache.needs_download(cache, depth), "mflux never saves this one"
+    put(cache, depth.repositories[1], "model.safetensors")
+    assert not hub_cache.needs_download(cache, depth)
+
+
+@pytest.mark.parametrize("model", REAL, ids=[one.name for one in REAL])
+def test_the_memory_of_a_folder_counts_what_is_loaded_from_elsewhere(
+    model: Model, cache: Path
+) -> None:
+    """A folder with another file of 8 KB in each repository that the model could need."""
+    folder = cache / "mine"
+    mine = replace(model, path=str(folder), name="mine", base=model.key)
+    write_array(folder / "transformer" / "0.safetensors", 4000)
+    for repository in model.repositories:
+        for pattern in loaded_patterns(model, repository) or ("model.safetensors",):
+            if pattern.endswith(".safetensors"):
+                write_array(cached(repository, pattern.replace("*", "model")), 8000)
+            else:
+                put(cache, repository, pattern)
+    beside = further(mine, folder)
+    patterns = [p for name in beside for p in loaded_patterns(mine, name) or ("model.safetensors",)]
+    expected = 4000 + 8000 * sum(pattern.endswith(".safetensors") for pattern in patterns)
+    stored = as_stored(mine)
+    assert stored.loaded_shares
+    spec = LoadSpec(stored, model.pipelines[0], None)
+    assert expected <= spec.expected_bytes < expected * 1.1
+
+
+@pytest.mark.parametrize("model", slow_except(BESIDE, REAL), ids=[one.name for one in REAL])
+def test_with_a_folder_a_class_loads_only_what_its_model_needs_beside_it(
+    model: Model, tmp_path: Path
+) -> None:
+    mine = replace(model, path=str(tmp_path), name="mine", base=model.key)
+    asked = asked_by(mine, tmp_path)
+    expected = set(further(mine, tmp_path))
+    if model.pipelines[0].name == "QwenImage21Controlnet":
+        expected.clear()  # it reads the configuration in the folder before
+    assert set(asked) == expected
+
+
+@pytest.mark.parametrize(("family", "option"), PARTS, ids=lambda value: value)
+def test_the_memory_of_a_folder_counts_the_small_parts_once(
+    family: str, option: str, cache: Path
+) -> None:
+    folder = cache / "mine"
+    model = next(m for m in REAL if m.family == family and option in m.pipelines[0].options)
+    small = {name: name == option for name in ("small_text_encoder", "small_decoder")}
+    mine = with_options(replace(model, path=str(folder)), BuildOptions(None, **small))
+    for part in FOLDERS[family]:
+        write_array(folder / part / "0.safetensors", 4000)
+    (part_of,) = mine.parts
+    for repository, files in part_of.repositories.items():
+        for file in files:
+            write_array(cached(repository, file), 8000)
+    stored = as_stored(mine)
+    assert stored.loaded_shares
+    added = part_of.dense_gb + part_of.quantized_gb - part_of.replaced_gb
+    expected = LoadSpec(stored, model.pipelines[0], None).expected_bytes - added * 1e9
+    assert 4000 * len(FOLDERS[family]) <= expected < 4400 * len(FOLDERS[family])
+
+
+def cached(repository: str, file: str) -> Path:
+    """Where a file of a repository is in the cache."""
+    commit = hub_cache.pinned(repository) or "newest"
+    return hub_cache._repository(repository) / "snapshots" / commit / file
+
+
+def write_array(path: Path, size: int) -> None:
+    """Args: size: bytes of its only array, of 16 bits. The header comes before it."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({"a": np.zeros(size // 2, np.float16)}, path)

@@ -18,7 +18,7 @@ from on_its_thread import FILES, PROMPTED, OnItsThread
 from PIL import Image, ImageDraw
 
 from errors import ModelLoadError, UnusableAdapter
-from generation import compiling, pipelines
+from generation import compiling, fetching, pipelines
 from generation.load_errors import explain
 from generation.pipelines import arguments
 from images import to_png
@@ -199,10 +199,10 @@ def test_fetching_computes_nothing_even_where_a_class_wants_to(
         if len(grown) == 2:
             raise ModelLoadError("no")
 
-    monkeypatch.setattr(pipelines, "build", build_and_evaluate)
-    pipelines.fetch(weights, data_dir)
+    monkeypatch.setattr(fetching, "build", build_and_evaluate)
+    fetching.fetch(weights, data_dir)
     with pytest.raises(ModelLoadError):
-        pipelines.fetch(weights, data_dir)
+        fetching.fetch(weights, data_dir)
     assert max(grown) < 10_000
     assert mx.eval is evaluate
 
