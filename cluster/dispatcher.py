@@ -143,6 +143,8 @@ class Dispatcher:
     ) -> Iterator[Callable[[], None]]:
         """Give it this task, and take back another one that it has not begun."""
         offered = remote.offered
+        if remote.beginning:
+            return
         if offered:
             was_lost = offered.task.task_id not in remote.held and self._is_old(remote, offered.at)
             if offered.task is task and offered.attempt == task.attempt + 1 and not was_lost:

@@ -129,12 +129,17 @@ class Inbox:
         """Whether this attempt runs there; one that was offered is claimed now."""
         with self._scheduler.lock:
             offered = remote.is_offered(task_id, attempt)
+            remote.beginning |= offered
         if offered:
-            remote.api.claim_offered(task_id, attempt)
-            with self._scheduler.lock:
-                if remote.is_offered(task_id, attempt):
-                    remote.offer(None, 0.0)
-                self._scheduler.wake_worker.notify_all()
+            try:
+                remote.api.claim_offered(task_id, attempt)
+                with self._scheduler.lock:
+                    if remote.is_offered(task_id, attempt):
+                        remote.offer(None, 0.0)
+            finally:
+                with self._scheduler.lock:
+                    remote.beginning = False
+                    self._scheduler.wake_worker.notify_all()
         with self._scheduler.lock:
             return remote.wants(task_id, attempt)
 

@@ -41,6 +41,9 @@ class RemoteMachine:
     beat_at: float = 0.0
     """Monotonic seconds of its latest heartbeat."""
     offered: Offered | None = None
+    beginning: bool = False
+    """Whether `offered` is being claimed for it, which takes a write to disk. Meanwhile it is
+    neither taken back nor followed by another offer: its worker draws it."""
     held: dict[str, int] = field(default_factory=dict)
     """By task, the attempt that it has, as its latest heartbeat said."""
     stopped: set[tuple[str, int]] = field(default_factory=set)

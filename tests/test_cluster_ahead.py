@@ -1,5 +1,6 @@
 """Tasks that the head sends to a worker ahead of time: how many, and when they are taken back."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
@@ -25,6 +26,38 @@ def test_one_task_is_sent_ahead_and_no_more(head: PlayedHead) -> None:
     head.report("cellar", running, 4, phase="image_encoding")
     head.report("cellar", waiting[0], 0)
     assert head.offers() == [("cellar", waiting[1])]
+
+
+def test_a_task_is_not_taken_back_from_the_worker_that_begins_it(
+    head: PlayedHead, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The dispatcher works while the claim is written to disk, and after it, while it is logged."""
+    drawing(head, "cellar")
+    begun = head.submit("begun")
+    assert head.offers() == [("cellar", begun)]
+    urgent, moments = head.submit("urgent", priority=1), list[str]()
+
+    def work(moment: str) -> None:
+        moments.append(moment)
+        head.dispatcher.step(0.0)
+
+    class Dispatching(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            work(record.getMessage())
+
+    claims, handler = logging.getLogger("scheduler.worker_api"), Dispatching()
+    caplog.set_level(logging.INFO, claims.name)
+    head.scheduler.store._database.connection.set_trace_callback(work)
+    claims.addHandler(handler)
+    try:
+        head.report("cellar", begun, 0)
+    finally:
+        claims.removeHandler(handler)
+        head.scheduler.store._database.connection.set_trace_callback(None)
+    assert any(moment.startswith("UPDATE tasks SET status") for moment in moments)
+    assert any(f"{begun} is running" in moment for moment in moments)
+    assert head.queue.status(begun).status is TaskStatus.RUNNING
+    assert [(m["kind"], m["task_id"]) for _, m in head.step()] == [("offer", urgent)]
 
 
 def test_what_was_sent_ahead_is_taken_back_when_it_must_not_begin(head: PlayedHead) -> None:

@@ -1,25 +1,33 @@
 """Offers that are taken back or repeated, and what outlives a head, in this process alone."""
 
 from pathlib import Path
+from typing import Any
 from unittest.mock import create_autospec
 
 import pytest
 from conftest import PlayedQueue, params_for
+from fake_generator import FakeGenerator
+from PIL import Image
 
 from allowed import Allowed
 from cluster.carrier import Carrier
-from cluster.messages import Offer, Stop
+from cluster.messages import PROTOCOL, Answer, Offer, Presence, Registration, Stop
 from cluster.source import RemoteSource
 from models.mflux_registry import find_model
 from scheduler.limits import QueueLimits
 from scheduler.machines import Machine
 from scheduler.worker_api import WorkerApi
 from storage.task_store import TaskStore
-from task import GenerationParams, Phase, Progress, Verdict
+from task import GenerationParams, Phase, Progress, Report, Verdict
 from timing_model import TimingModel
+from workers.worker import Worker
 
 TASK = "0123456789abcdef"
 AT_A_STEP = Progress(Phase.DENOISING, 1, 2)
+ABOUT = Registration(
+    name="cellar", hardware="x", system="x", memory_bytes=0, speeds={}, versions={}, models=[],
+    bits=[None], loras=[], lora_repos=False, models_in_memory=1,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -30,7 +38,7 @@ def source(tmp_path: Path) -> RemoteSource:
         "f" * 32,
         create_autospec(Carrier, instance=True),
         Allowed(model, (model,)),
-        registration=lambda: pytest.fail("nothing is sent here"),
+        registration=lambda: ABOUT,
         resident=tuple,
         folder=tmp_path,
         refused=pytest.fail,
@@ -94,6 +102,41 @@ def test_a_new_attempt_is_drawn_after_the_old_one_was_stopped(source: RemoteSour
     hear(source, Stop)
     hear(source, Offer, attempt=2)
     assert claimed(source) == 2
+
+
+def heard_by_a_head(source: RemoteSource) -> list[dict[str, Any]]:
+    """What the worker sends from now on. A head accepts each request at once."""
+    carrier, sent = source._carrier, list[dict[str, Any]]()
+
+    def publish(message: dict[str, Any]) -> None:
+        sent.append(message)
+        if request := message.get("request"):
+            answer = Answer(session=source._session, request=request, accepted=True)
+            source.handle(answer.model_dump())
+
+    head = Presence(protocol=PROTOCOL, session="head", lease_s=20.0)
+    carrier.presence.return_value = head.model_dump()  # type: ignore[attr-defined]
+    carrier.publish.side_effect = publish  # type: ignore[attr-defined]
+    source.outbox.start()
+    return sent
+
+
+def test_a_task_that_is_stopped_after_its_last_step_is_given_back(source: RemoteSource) -> None:
+    """Otherwise the head waits for its picture, and the worker has left it."""
+    sent = heard_by_a_head(source)
+
+    def draw(_: GenerationParams, report: Report) -> Image.Image:
+        report(Phase.DECODING, 2, 2)
+        hear(source, Stop)
+        return Image.new("RGB", (64, 64))
+
+    worker = Worker(source, FakeGenerator(draw), on_load_failure=pytest.fail)
+    hear(source, Offer)
+    assert worker.run_once(0)
+    ended = [(m["task_id"], m["attempt"], m["code"]) for m in sent if m["kind"] == "ended"]
+    assert ended == [(TASK, 1, None)]
+    assert source._heartbeat().held == []
+    assert source.load_reported(0.5), "it does not end a load that the operator wants"
 
 
 def test_a_head_that_dies_again_and_again_does_not_fail_what_others_draw(tmp_path: Path) -> None:

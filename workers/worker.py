@@ -266,13 +266,14 @@ class Worker:
     def _start_encoding(
         self, task: Task, index: int, drawn: Drawn, measured: tuple[tuple[int, Measured], ...]
     ) -> None:
+        """Raises: _StopTask."""
         if index == task.params.count - 1:
             steps = task.stages[-1].params.steps_run
             stage = len(task.stages) - 1
             progress = Progress(Phase.IMAGE_ENCODING, steps, steps, stage, index)
             verdict = self._source.report(task.task_id, task.attempt, progress)
             if verdict is Verdict.STOP and not self._source.stopping:
-                return
+                raise _StopTask
         self._encoder.put(Picture(task, index, drawn, measured))
 
     def _make_ready(
