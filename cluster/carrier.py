@@ -43,6 +43,10 @@ BLOB_S = 3600
 RECONNECT_S = 1.0
 RECONNECT = 75
 """Why a Celery worker stops that another one follows: EX_TEMPFAIL."""
+_NO_LIMIT = 0
+"""Of unacknowledged messages. While the broker is away none can be acknowledged, and Celery counts
+that one as unfinished for ever: with a limit of one, the worker would get no other message. They
+are handled one after the other all the same."""
 CONNECT_S = 3.0
 ANSWER_S = 10.0
 """Longest wait for an answer of the broker."""
@@ -89,7 +93,7 @@ class Carrier:
             task_ignore_result=True,
             task_acks_late=True,
             task_create_missing_queues=True,
-            worker_prefetch_multiplier=1,
+            worker_prefetch_multiplier=_NO_LIMIT,
             worker_enable_remote_control=False,
             worker_hijack_root_logger=False,
             worker_redirect_stdouts=False,

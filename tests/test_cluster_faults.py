@@ -11,11 +11,12 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import forking
 import pytest
 import redis
-from cluster_bench import PASSWORD, Cluster, needs_redis
+from cluster_bench import PASSWORD, Cluster, logged, needs_redis
 from conftest import until
 from PIL import Image
 from sleeping import Sleeping, signature_of
@@ -93,6 +94,27 @@ class Deafness(Painting):
 
         source.RemoteSource.handle = handle  # type: ignore[method-assign, assignment]
         Carrier.reconnect = reconnects  # type: ignore[method-assign, assignment]
+
+
+@dataclass(frozen=True)
+class Absence(Painting):
+    """A worker handles the offer of a task "the broker leaves" until a file is there."""
+
+    left: Path = Path()
+
+    def hold_pictures(self) -> None:
+        super().hold_pictures()
+        from cluster import source
+
+        source_handle, pause = source.RemoteSource.handle, Event()
+
+        def handle(self_: source.RemoteSource, content: dict[str, Any]) -> None:
+            source_handle(self_, content)
+            if content.get("params", {}).get("prompt") == "the broker leaves":
+                while not self.left.exists():
+                    pause.wait(0.01)
+
+        source.RemoteSource.handle = handle  # type: ignore[method-assign, assignment]
 
 
 def client(cluster: Cluster) -> redis.Redis:
@@ -228,3 +250,17 @@ def test_a_worker_that_nothing_reaches_says_so_and_connects_again(tmp_path: Path
         cluster.submit("deaf from now on")
         until(lambda: cluster.machines()["cellar"].get("last_error") == DEAF)
         assert cluster.ended(cluster.submit("heard"))["status"] == "done"
+
+
+def test_a_worker_that_cannot_acknowledge_a_message_is_not_deaf_afterwards(tmp_path: Path) -> None:
+    """Celery counts such a message as one that it still works on."""
+    left = tmp_path / "left"
+    with closing(Cluster(tmp_path)) as cluster:
+        worker = cluster.worker("cellar", hold=Absence(left=left))
+        assert cluster.ended(cluster.submit("the broker leaves"))["status"] == "done"
+        cluster.redis.kill()
+        left.touch()
+        until(logged(worker, "Couldn't ack"))
+        cluster.redis.start()
+        assert cluster.ended(cluster.submit("afterwards"))["status"] == "done"
+        assert not logged(worker, "nothing of the head has come")()
