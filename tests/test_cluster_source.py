@@ -130,7 +130,7 @@ def test_a_task_that_is_stopped_after_its_last_step_is_given_back(source: Remote
         hear(source, Stop)
         return Image.new("RGB", (64, 64))
 
-    worker = Worker(source, FakeGenerator(draw), on_load_failure=pytest.fail)
+    worker = Worker(source, FakeGenerator(draw), lambda error: pytest.fail(str(error)))
     hear(source, Offer)
     assert worker.run_once(0)
     ended = [(m["task_id"], m["attempt"], m["code"]) for m in sent if m["kind"] == "ended"]
