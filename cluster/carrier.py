@@ -44,9 +44,8 @@ RECONNECT_S = 1.0
 RECONNECT = 75
 """Why a Celery worker stops that another one follows: EX_TEMPFAIL."""
 _NO_LIMIT = 0
-"""Of unacknowledged messages. While the broker is away none can be acknowledged, and Celery counts
-that one as unfinished for ever: with a limit of one, the worker would get no other message. They
-are handled one after the other all the same."""
+"""Of unacknowledged messages: a message that cannot be acknowledged, because the broker is away,
+counts as one from then on. With a limit of one, the worker would get no other message."""
 CONNECT_S = 3.0
 ANSWER_S = 10.0
 """Longest wait for an answer of the broker."""
