@@ -279,14 +279,14 @@ class Scheduler:
             self.downloads.remove(task)
         else:
             self.policy.leave(task)
+        lanes = self.forecaster.lanes()
+        self.baselines.expect(lanes)
+        self.improve_baselines(lanes)
 
     def finish(self, run: Run) -> Outcome | None:
         """A task is done (locked). Returns how its forecast at submit compares with the truth."""
         outcome = self.baselines.learn(run.task, run.machine.name, self.now())
         self.remove(run.task, done=True)
-        lanes = self.forecaster.lanes()
-        self.baselines.expect(lanes)
-        self.improve_baselines(lanes)
         return outcome
 
     def cancel(self, task: Task, code: str | None = None, reason: str | None = None) -> bool:
@@ -321,7 +321,6 @@ class Scheduler:
             run = self.machines.run(task.task_id)
             if task.task_id in self._tasks:
                 self.remove(task, stopping=stopping)
-                self.improve_baselines()
         if run is None or not run.on_gpu:  # else a worker may be reading them, and left() follows
             self.store.discard_inputs(task.task_id, spare=False)
         self.events.publish(kind, task.task_id)

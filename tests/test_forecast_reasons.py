@@ -291,3 +291,26 @@ def test_the_p90_is_wider_as_soon_as_tasks_that_wait_are_late_and_each_counts_on
     late = p90_factor()
     assert late > 1.2 * max(factors)
     assert p90_factor() <= late, "the same tasks are still late"
+
+
+def test_the_p90_follows_the_tasks_that_are_left_when_late_ones_are_cancelled() -> None:
+    at = 0.0
+    queue = PlayedQueue(ALLOWED, learned(), memory_store(), monotonic=lambda: at)
+    queue.load(spec_of(SCHNELL))
+    small = params_for(width=512, height=512, steps=4)
+
+    def p90_factor(task_id: str) -> float:
+        forecast = forecast_of(queue.status(task_id))
+        return forecast.p90_s / forecast.end_s
+
+    early = [queue.submit(small)[0].task_id]
+    alone = p90_factor(early[0])
+    early += [queue.submit(small)[0].task_id for _ in range(5)]
+    assert queue.claim()
+    at += 2000.0  # the first one is in a step that does not end
+    last = queue.submit(small)[0].task_id
+    late = p90_factor(last)
+    assert late > 1.2 * alone
+    for task_id in early:
+        queue.delete(task_id)
+    assert p90_factor(last) <= alone
