@@ -3,14 +3,12 @@
 import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
-from werkzeug.routing import Rule
 
 import errors
 from api.answers import error_response
@@ -145,22 +143,7 @@ def _register(app: Flask, native: dict[str, object]) -> None:
         app.register_blueprint(blueprint, url_prefix="/api", name=f"api_{name}")
 
 
-class _Rule(Rule):
-    """A route. werkzeug compiles two functions for each that make addresses of it, which takes half
-    of the time that building the application takes: here each is compiled at its first use."""
-
-    def _compile_builder(self, append_unknown: bool = True) -> Callable[..., tuple[str, str]]:
-        compiled = cache(partial(super()._compile_builder, append_unknown))
-
-        def build(rule: Rule, **values: Any) -> tuple[str, str]:
-            return compiled()(rule, **values)
-
-        return build
-
-
 class _App(Flask):
-    url_rule_class = _Rule
-
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
         """No view and no hook here is a coroutine; Flask looks at each of them at each request."""
         return func
@@ -200,7 +183,7 @@ def _answer_error(error: Exception) -> Response:
         code = error.name.lower().replace(" ", "_")
         message = f"{request.method} {request.path[:200]}: {error.name}. See {PAGE_ROUTE}."
         problem = errors.Problem(error.code, code, message)
-        headers = [header for header in error.get_headers() if header[0] == "Allow"]
+        headers = [header for header in error.get_headers() if header[0].lower() == "allow"]
     else:
         log.error("%s %s failed", request.method, request.path, exc_info=error)
         problem = errors.ServerError().problem

@@ -9,9 +9,11 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 from conftest import GIVE_UP_S, ServerProcess, StartServer
+from flask import Flask
 from live import SteppedServer
 
 from api.origin_check import AllowedHosts, is_same_origin
+from api.security_headers import install_security_headers
 
 SMALL = {"prompt": "x", "width": 64, "height": 64, "steps": 1}
 
@@ -171,3 +173,14 @@ def test_every_answer_has_headers_for_browsers(server: ServerProcess) -> None:
         is_picture = headers["Content-Type"].startswith("image/")
         expected = "cross-origin" if is_picture else "same-origin"
         assert headers["Cross-Origin-Resource-Policy"] == expected, path
+
+
+def test_headers_that_a_view_has_set_stay_however_it_writes_their_names() -> None:
+    app = Flask(__name__)
+    install_security_headers(app)
+    own = {"content-security-policy": "default-src 'none'", "CACHE-CONTROL": "max-age=60"}
+    app.add_url_rule("/", view_func=lambda: ("", own))
+    headers = app.test_client().get("/").headers
+    assert headers.getlist("Content-Security-Policy") == ["default-src 'none'"]
+    assert headers.getlist("Cache-Control") == ["max-age=60"]
+    assert headers.getlist("X-Content-Type-Options") == ["nosniff"]
