@@ -23,8 +23,11 @@ from typing import Any
 from common import Results
 from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+from chromium import CHROMIUM
+
 ROOT = Path(__file__).parent.parent
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
 AXE = files("axe_playwright_python") / "axe.min.js"
 PICTURES = 500
 WAIT_MS = 120_000

@@ -13,7 +13,6 @@ import base64
 import io
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,10 @@ from typing import Any
 import requests
 from PIL import Image
 from playwright.sync_api import FilePayload, Page, ViewportSize, expect, sync_playwright
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+from chromium import CHROMIUM
 
 ROOT = Path(__file__).parent.parent
 SIZE: ViewportSize = {"width": 1360, "height": 880}
@@ -348,13 +351,11 @@ def mask_film(page: Page, url: str, path: Path) -> None:
 
 def main(folder: Path, names: list[str]) -> None:
     expect.set_options(timeout=WAIT_MS)
-    names_of_chromium = ("chromium", "google-chrome", "chromium-headless-shell")
-    chromium = next(filter(None, map(shutil.which, names_of_chromium)), None)
     with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
         fonts = Path(temporary) / "fonts.conf"
         fonts.write_text(FONTS.format("".join(FONT.format(*pair) for pair in STAND_IN.items())))
         browser = playwright.chromium.launch(
-            executable_path=chromium,
+            executable_path=CHROMIUM,
             args=["--no-sandbox", "--disable-gpu"],
             env={**os.environ, "FONTCONFIG_FILE": str(fonts)},
         )

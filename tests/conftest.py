@@ -3,7 +3,6 @@
 import gc
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 import forking
 import pytest
 import requests
+from chromium import CHROMIUM
 from holding import Hold
 from ram_disk import use_ram_disk
 
@@ -49,9 +49,6 @@ START_TIMEOUT_S = 120
 GIVE_UP_S = 120
 FOREIGN_PATHS = ("/v1/", "/sdapi/", "/api/", "/controlnet/", "/queue/status", "/mcp")
 """What the paths of the foreign APIs begin with."""
-BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
-"""The first one that is installed is used: that without windows needs the least processor time."""
-CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 needs_chromium = pytest.mark.skipif(
     not CHROMIUM and not os.environ.get("CI"), reason="there is no Chromium here"
 )

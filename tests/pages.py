@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 import pytest
 import requests
-from conftest import CHROMIUM, GIVE_UP_S, ROOT, ServerProcess
+from chromium import CHROMIUM
+from conftest import GIVE_UP_S, ROOT, ServerProcess
 from holding import Hold
 from PIL import Image
 from playwright.sync_api import (

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from conftest import ROOT
 from ordering import LONGEST
 
 FAILS = ("fail", "raises", "warns")
@@ -227,6 +228,14 @@ def test_stores_without_a_data_dir_are_closed() -> None:
         if isinstance(node, ast.Call) and ast.unparse(node) == "TaskStore(None)"
     ]
     assert opened == ["memory_stores.py"]
+
+
+def test_one_list_names_the_browsers() -> None:
+    folders = ("tests", "docs", "benchmarks")
+    files = [path for folder in folders for path in (ROOT / folder).glob("*.py")]
+    name = '"google-' + 'chrome"'
+    found = [path.name for path in files if name in path.read_text(encoding="utf-8")]
+    assert found == ["chromium.py"]
 
 
 def test_the_files_that_start_first_exist() -> None:
