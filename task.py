@@ -26,11 +26,11 @@ ANONYMOUS = BY_ID, BY_ADDRESS = "id:", "address:"
 
 
 class TaskStatus(StrEnum):
-    WAITING = "waiting"  # in the schedule or waiting for a download; next: claim, cancel
-    RUNNING = "running"  # a worker has it; next: finish, fail, release (by the worker), cancel
-    DONE = "done"  # all images are stored; next: deleted (when fetched, or on request), pruned
-    FAILED = "failed"  # ended with an error; next: retried, pruned
-    CANCELLED = "cancelled"  # by its client or because its time was up; next: pruned
+    WAITING = "waiting"  # for the GPU, weights or its prompt; next: claimed, cancelled, failed
+    RUNNING = "running"  # a worker has it; next: finished, failed, released, cancelled
+    DONE = "done"  # all images are stored; next: removed (fetched, deleted or pruned)
+    FAILED = "failed"  # ended with an error; next: retried, removed
+    CANCELLED = "cancelled"  # by its client, the operator, or its time was up; next: removed
 
 
 class Phase(StrEnum):
