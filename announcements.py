@@ -25,6 +25,7 @@ log = logging.getLogger("mflux-server")
 
 EVERY_ADDRESS = ("", "*", "0.0.0.0", "::")
 """Hosts of a server that listens on all addresses of its machine."""
+SIGNS_IN = "For an hour, this signs every browser that opens it in as"
 
 
 def announce(settings: Settings, allowed: Allowed, port: int) -> None:
@@ -55,7 +56,7 @@ def show_links(
     for name, base in ((LAN_OPERATOR, local), (LAN_PHONE, url)):
         if client := identity.named(name):
             link = link_to(identity, base, client, time.time())
-            print(f"For an hour, this signs a browser in as {name}: {link}", file=terminal)
+            print(f"{SIGNS_IN} {name}: {link}", file=terminal)
             if name == LAN_PHONE:
                 print(qr_code(link), file=terminal)
 

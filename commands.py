@@ -7,7 +7,7 @@ from pathlib import Path
 
 import doctor
 import errors
-from announcements import base_url
+from announcements import SIGNS_IN, base_url
 from api.pairing import link_to
 from configuration import allow, identity_of
 from generation.fetching import fetch
@@ -90,5 +90,5 @@ def pair(settings: Settings) -> int:
     if client is None:
         raise errors.BadOption(f"--pair {settings.pair}: --keys (or --lan) has no such client.")
     link = link_to(identity, base_url(settings, settings.port), client, time.time())
-    print(f"For an hour, this signs a browser in as {client.name}: {link}\n{qr_code(link)}")
+    print(f"{SIGNS_IN} {client.name}: {link}\n{qr_code(link)}")
     return 0

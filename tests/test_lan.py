@@ -140,6 +140,7 @@ def test_a_terminal_shows_links_for_this_machine_and_for_phones(
     phone = re.search(rf"as {LAN_PHONE}: (http://{re.escape(lan_address())}:4031/pair\S+)", shown)
     assert phone
     assert qr_code(phone[1]) in shown
+    assert shown.count("signs every browser that opens it in as ") == 2
     caplog.set_level(logging.INFO)
     log = io.StringIO()
     show_links(settings, identity, 4031, log)
