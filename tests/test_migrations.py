@@ -12,7 +12,7 @@ from store_bench import MEASURED, OUTCOME, WORK, Bench, answers, fill, opened, p
 
 from errors import StoreError
 from storage import database
-from storage.database import MIGRATIONS
+from storage.schema import MIGRATIONS
 from storage.task_rows import Tombstone
 from storage.task_store import TaskStore
 from task import TaskStatus
@@ -46,6 +46,26 @@ def test_a_database_of_version_0_is_brought_forward(tmp_path: Path) -> None:
     bench.reopen()
     assert answers(bench) == before
     bench.store.close()
+
+
+def columns_and_indexes(path: Path) -> dict[str, list[tuple[Any, ...]]]:
+    """What SQLite says of each table: its columns, in their order, and its indexes."""
+    with closing(sqlite3.connect(path)) as database:
+        tables = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        found = {
+            name: database.execute(f"PRAGMA table_xinfo({name})").fetchall() for (name,) in tables
+        }
+        indexes = "SELECT name, tbl_name, sql FROM sqlite_master WHERE type = 'index' ORDER BY name"
+        return found | {"": database.execute(indexes).fetchall()}
+
+
+def test_a_new_database_is_like_one_that_was_brought_forward(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    write_as(1, tmp_path / "old")
+    TaskStore(tmp_path / "old").close()
+    new = columns_and_indexes(bench.database)
+    assert len(new) > 9
+    assert new == columns_and_indexes(tmp_path / "old" / "tasks.sqlite3")
 
 
 ROWS: dict[str, dict[str, Any]] = {
