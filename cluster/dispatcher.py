@@ -71,6 +71,7 @@ class Dispatcher:
             due = list(self._due())
             if not due and not self._stopping and not self._scheduler.forecaster.continue_plan():
                 self._scheduler.wake_worker.wait(timeout_s)
+        refused = False
         for do in due:
             try:
                 do()
@@ -78,6 +79,10 @@ class Dispatcher:
                 self._broker_is_away(error)
             except StorageUnavailable as error:
                 log.warning("%s", error)
+                refused = True
+        if refused:  # the same is due again
+            with self._scheduler.lock:
+                self._scheduler.wake_worker.wait_for(lambda: self._stopping, timeout_s)
 
     def _run(self) -> None:
         while not self._stopping:
@@ -118,7 +123,7 @@ class Dispatcher:
         for remote in machines:
             if remote.lost or self._registry.is_expired(remote):
                 reason = f"it was silent for {at - remote.heard_at:.0f} s"
-                yield partial(self._registry.lose, remote, reason, interrupted=away is None)
+                yield partial(self._lose, remote, reason, interrupted=away is None)
         if away is not None or self._scheduler.stopping:
             return
         for remote in machines:
@@ -165,10 +170,15 @@ class Dispatcher:
                 yield self._sending(remote, Stop, task_id=held[0], attempt=held[1])
 
     def _lost_runs(self, remote: RemoteMachine) -> Iterator[Callable[[], None]]:
-        """What it should hold and does not."""
+        """What it should hold and does not, once for each heartbeat: a task that is cancelled after
+        an image goes on until that is stored, and its worker may hold it no more."""
+        if remote.compared_at == remote.beat_at:
+            return
+        remote.compared_at = remote.beat_at
         for run in remote.machine.runs.values():
             task = run.task
-            if task.task_id not in remote.held and self._is_old(remote, run.claimed_at):
+            holds = remote.held.get(task.task_id) == task.attempt
+            if not holds and self._is_old(remote, run.claimed_at):
                 log.warning("machine %s has lost task %s", remote.name, task.task_id)
                 yield partial(_release, remote, task.task_id, task.attempt)
 
@@ -189,6 +199,10 @@ class Dispatcher:
     def _is_old(self, remote: RemoteMachine, at: float) -> bool:
         """Whether its latest heartbeat is so much later that it must have been heard."""
         return remote.beat_at - at > LOST_LEASES * self._registry.lease_s
+
+    def _lose(self, remote: RemoteMachine, reason: str, *, interrupted: bool) -> None:
+        self._registry.lose(remote, reason, interrupted=interrupted)
+        self._carrier.forget(remote.worker)  # it may never come to read them
 
     # -- sending ----------------------------------------------------------------------------------
 

@@ -146,8 +146,9 @@ class Inbox:
     def _answer(self, item: tuple[RemoteMachine, Image | Ended | Goodbye]) -> None:
         remote, message = item
         if isinstance(message, Goodbye):
-            with suppress(StorageUnavailable):  # else it is lost when its lease ends
+            with suppress(StorageUnavailable, CarrierUnavailable):  # else the dispatcher loses it
                 self._registry.lose(remote, "it has ended", interrupted=False)
+                self._carrier.forget(remote.worker)
             return
         accepted, retry = False, None
         try:
@@ -160,6 +161,9 @@ class Inbox:
         except CarrierUnavailable as error:
             log.warning("a picture could not be taken from the broker: %s", error)
             return
+        if isinstance(message, Image):  # if it is sent again, then with its picture
+            with suppress(CarrierUnavailable):
+                self._carrier.drop(message.image)
         answer = Answer(
             session=remote.session, request=message.request, accepted=accepted, retry=retry
         )
@@ -185,9 +189,7 @@ class Inbox:
             return api.fail(task_id, attempt, "task_failed", "The worker sent no picture.")
         encoded = Encoded(content, message.index, measured)
         is_last = message.index == params.count - 1
-        stored = (api.finish if is_last else api.store_image)(task_id, attempt, encoded)
-        self._carrier.drop(message.image)
-        return stored
+        return (api.finish if is_last else api.store_image)(task_id, attempt, encoded)
 
     def _loading(self, remote: RemoteMachine, message: Loading) -> None:
         remote.weights_changed = True

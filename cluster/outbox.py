@@ -41,7 +41,7 @@ class Outbox:
 
     Args:
         heartbeat: makes the message that is sent every few seconds.
-        head_changed: called when another head answers, or the same one after a restart.
+        head_changed: called when another head is there, or the same one after a restart.
         refused: called with a sentence when the head cannot take this worker.
     """
 
@@ -62,6 +62,9 @@ class Outbox:
         self._requests: dict[str, _Request] = {}
         self._stopping = self._leaving = False
         self._head: Presence | None = None
+        """None: there is none now, or the broker is away."""
+        self._session = ""
+        """Of the latest head."""
         self._reachable = True
         self._beat_at = 0.0
         self._thread = SupervisedThread("outbox", self._run)
@@ -130,6 +133,7 @@ class Outbox:
                     log.warning("the broker cannot be reached: %s", error)
                 self._reachable, self._head = False, None
                 with self._changed:
+                    self._beat_at = 0.0  # it is looked for after NO_HEAD_S
                     self._messages.clear()
                     self._changed.wait_for(lambda: self._stopping, NO_HEAD_S)
 
@@ -170,7 +174,7 @@ class Outbox:
 
     def _check_head(self) -> None:
         found = self._carrier.presence()
-        known = self._head.session if self._head else None
+        was_away = self._head is None
         self._head = Presence.model_validate(found) if found else None
         if self._head is None:
             self._beat_at = time.monotonic() + NO_HEAD_S
@@ -182,11 +186,13 @@ class Outbox:
                 f"version {PROTOCOL}: install the same version of mflux-server on both."
             )
             self._head = None
-        elif self._head.session != known:
+        elif was_away or self._head.session != self._session:
             log.info("there is a head")
             for request in self._requests.copy().values():
                 request.sent_at = -RESEND_S
-            self._head_changed()
+            if self._head.session != self._session:
+                self._session = self._head.session
+                self._head_changed()
 
     def _publish(self, message: FromWorker) -> None:
         self._carrier.publish(message.model_dump(mode="json"))

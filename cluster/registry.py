@@ -8,6 +8,8 @@ import logging
 
 from cluster.messages import Heartbeat, Registration
 from cluster.remote_machine import RemoteMachine
+from errors import StorageUnavailable
+from scheduler.machines import LOST_KEPT
 from scheduler.scheduler import Scheduler
 from task import Task
 from timing.speeds import Product
@@ -26,7 +28,8 @@ class Registry:
         self._scheduler = scheduler
         self._by_worker: dict[str, RemoteMachine] = {}
         self._silent: dict[str, tuple[str, list[Task]]] = {}
-        """By worker that was lost while it was silent: its session, and what it ran."""
+        """By worker that was lost while it was silent: its session, and what it ran. The latest
+        LOST_KEPT."""
 
     @property
     def machines(self) -> list[RemoteMachine]:
@@ -114,18 +117,25 @@ class Registry:
             StorageUnavailable: not all could be released; call it again.
         """
         scheduler = self._scheduler
-        with scheduler.lock:
+        with scheduler.changes, scheduler.lock:  # no claim for it is under way
             remote.lost = True
             remote.machine.available = False
             remote.offer(None, scheduler.monotonic())
             running = [run.task for run in remote.machine.runs.values()]
         for task in reversed(running):
-            remote.api.release(task.task_id, task.attempt, interrupted=interrupted)
+            # The image after which a task is cancelled does not come any more either.
+            ends = interrupted or task.last_image is not None
+            remote.api.release(task.task_id, task.attempt, interrupted=ends)
         with scheduler.lock:
-            if interrupted:
+            if self._by_worker.get(remote.worker) is not remote:
+                return  # another thread has lost it meanwhile
+            if remote.machine.runs:
+                raise StorageUnavailable(f"The last image of {remote.name} is being stored.")
+            if interrupted and running:
                 self._silent[remote.worker] = remote.session, running
-            if self._by_worker.get(remote.worker) is remote:
-                del self._by_worker[remote.worker]
+                while len(self._silent) > LOST_KEPT:
+                    del self._silent[next(iter(self._silent))]
+            del self._by_worker[remote.worker]
             scheduler.machines.leave(remote.machine)
             scheduler.improve_baselines()
             scheduler.wake_worker.notify_all()

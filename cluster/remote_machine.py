@@ -48,6 +48,8 @@ class RemoteMachine:
     """By task, the attempt that it has, as its latest heartbeat said."""
     stopped: set[tuple[str, int]] = field(default_factory=set)
     """Attempts that it was sent a Stop for since its latest heartbeat."""
+    compared_at: float = -inf
+    """`beat_at` when `held` was last compared with what should run there."""
     progress_at: float = 0.0
     """Monotonic seconds of its latest message but heartbeats, or of a part of a download."""
     ordered_at: float = -inf

@@ -45,6 +45,7 @@ class PlayedHead:
         self.carrier.put.side_effect = self._put
         self.blobs: dict[str, bytes] = {}
         self.carrier.get.side_effect = self.blobs.get
+        self.carrier.drop.side_effect = self._drop
         self.registry = Registry(scheduler, LEASE_S)
         self.inbox = Inbox(scheduler, self.registry, self.carrier, lambda task_id, jpeg: None)
         self.dispatcher = Dispatcher(scheduler, self.registry, self.carrier)
@@ -140,6 +141,10 @@ class PlayedHead:
         key = key or new_key()
         self.blobs[key] = content
         return key
+
+    def _drop(self, *keys: str) -> None:
+        for key in keys:
+            self.blobs.pop(key, None)
 
 
 def drawing(head: PlayedHead, name: str, **fields: Any) -> str:

@@ -52,6 +52,7 @@ def test_a_hung_gpu_loses_its_task_and_its_late_picture_is_refused(head: PlayedH
     assert head.offers() == [("other", task_id)]
     head.report("other", task_id, 1, attempt=2)
     assert not head.image("hung", task_id, png())["accepted"]
+    assert head.blobs == {}
     assert head.image("other", task_id, png("red"), attempt=2)["accepted"]
     assert head.queue.status(task_id).status is TaskStatus.DONE
 
@@ -225,6 +226,7 @@ def test_a_picture_that_does_not_fit_on_the_disk_is_asked_for_again(
         answer = head.image("cellar", task_id, file.getvalue())
         assert answer["retry"]
         assert not answer["accepted"]
+        assert head.blobs == {}, "it comes again with the next request"
         assert head.queue.status(task_id).status is TaskStatus.RUNNING
         filler.unlink()
         assert head.image("cellar", task_id, file.getvalue())["accepted"]

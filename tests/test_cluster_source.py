@@ -5,12 +5,12 @@ from typing import Any
 from unittest.mock import create_autospec
 
 import pytest
-from conftest import PlayedQueue, params_for
+from conftest import PlayedQueue, params_for, until
 from fake_generator import FakeGenerator
 from PIL import Image
 
 from allowed import Allowed
-from cluster.carrier import Carrier
+from cluster.carrier import Carrier, CarrierUnavailable
 from cluster.messages import PROTOCOL, Answer, Offer, Presence, Registration, Stop
 from cluster.source import RemoteSource
 from models.mflux_registry import find_model
@@ -137,6 +137,29 @@ def test_a_task_that_is_stopped_after_its_last_step_is_given_back(source: Remote
     assert ended == [(TASK, 1, None)]
     assert source._heartbeat().held == []
     assert source.load_reported(0.5), "it does not end a load that the operator wants"
+
+
+def test_a_worker_keeps_what_it_was_sent_ahead_while_the_broker_is_away(
+    source: RemoteSource,
+) -> None:
+    sent = heard_by_a_head(source)
+    hear(source, Offer)
+    until(lambda: sent)
+    carrier, publish = source._carrier, source._carrier.publish.side_effect  # type: ignore[attr-defined]
+    carrier.publish.side_effect = CarrierUnavailable("away")  # type: ignore[attr-defined]
+    source.load_started(source.first_spec)
+    until(lambda: not source.outbox._reachable)
+    carrier.publish.side_effect = publish  # type: ignore[attr-defined]
+    before = len(sent)
+    until(lambda: len(sent) > before)
+    assert source._heartbeat().held
+    assert claimed(source) == 1
+    another = Presence(protocol=PROTOCOL, session="another head", lease_s=20.0)
+    hear(source, Offer, attempt=2)
+    carrier.presence.return_value = another.model_dump()  # type: ignore[attr-defined]
+    source.outbox.leave()  # which makes it look at once
+    until(lambda: source._heartbeat().held == [])
+    assert claimed(source) is None, "another head knows nothing of it"
 
 
 def test_a_head_that_dies_again_and_again_does_not_fail_what_others_draw(tmp_path: Path) -> None:
