@@ -79,7 +79,7 @@ class Registry:
             remote.machine.speed = scheduler.timing.of(name).relative_speed(scheduler.timing)
             self._by_worker[remote.worker] = remote
             scheduler.machines.join(remote.machine)
-            scheduler.improve_baselines()
+            scheduler.baselines.improve_waiting()
             scheduler.wake_worker.notify_all()
         self._calibrate(remote, heartbeat.registration)
         self._bring_weights(remote)
@@ -137,7 +137,7 @@ class Registry:
                     del self._silent[next(iter(self._silent))]
             del self._by_worker[remote.worker]
             scheduler.machines.leave(remote.machine)
-            scheduler.improve_baselines()
+            scheduler.baselines.improve_waiting()
             scheduler.wake_worker.notify_all()
         log.warning("machine %s is lost: %s", remote.name, reason)
 
@@ -167,7 +167,7 @@ class Registry:
             remote.machine.available = False
             remote.machine.last_error = f"It made no progress for {silent_s:.0f} s."
             remote.offer(None, 0.0)
-            scheduler.improve_baselines()
+            scheduler.baselines.improve_waiting()
             scheduler.wake_worker.notify_all()
         log.warning("machine %s made no progress for %.0f s", remote.name, silent_s)
 

@@ -115,13 +115,22 @@ class Baselines:
         self._ends_at: tuple[object, Floats] = (None, np.zeros(0))
         schedule.before_change = self.settle
 
-    def set(self, task: Task, forecast: Forecast, newest: int, *, submitted: bool = False) -> None:
-        """A task begins to wait: later forecasts are compared with this one.
+    def begin(self, task: Task, newest: int, *, submitted: bool = False) -> Forecast:
+        """A task begins to wait, or has got another place: later forecasts are compared with the
+        one of now, which this returns.
 
         Args:
             newest: highest sequence of all tasks so far.
-            submitted: learn() compares it with the truth.
+            submitted: learn() compares the forecast with the truth.
         """
+        lanes = self._forecaster.lanes()
+        self.expect(lanes)
+        forecast = self._forecaster.of(task, lanes)
+        self.set(task, forecast, newest, submitted=submitted)
+        return forecast
+
+    def set(self, task: Task, forecast: Forecast, newest: int, *, submitted: bool = False) -> None:
+        """As begin(), with a forecast of now that is known already."""
         at, learned = self._monotonic(), forecast if submitted else None
         end_at = at + forecast.end_s
         baseline = Baseline(at, forecast, newest, self._gaps(), end_at, learned)
@@ -143,16 +152,19 @@ class Baselines:
         if end_at < baseline.end_at:
             self._latest[task.task_id] = baseline._replace(forecast=forecast, end_at=end_at)
 
-    def improve_waiting(self, lanes: Lanes, only: Machine | None = None) -> None:
+    def improve_waiting(self, lanes: Lanes | None = None, only: Machine | None = None) -> None:
         """The waiting tasks may end earlier than before: then later ends are compared with these.
 
         As long as plan and pace stay, the ends of all tasks of a machine move together: only its
         earliest lane is kept, and the ends are computed from it when they are needed.
 
         Args:
-            lanes: as of now.
+            lanes: as of now; None: they are computed.
             only: the one machine whose tasks have changed; None: it may be any of them.
         """
+        if not len(self._schedule):
+            return
+        lanes = lanes or self._forecaster.lanes()
         plan = self._forecaster.plan(lanes)
         moved = any(
             lanes[number].pace != known.pace

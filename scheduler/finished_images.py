@@ -66,7 +66,7 @@ class FinishedImages:
             if last:
                 outcome = scheduler.finish(run)
             else:
-                scheduler.improve_baselines()
+                scheduler.baselines.improve_waiting()
         self._compare_machines()
         scheduler.retention.added(len(encoded.image), first=first)
         scheduler.events.publish(EventKind.DONE if last else EventKind.IMAGE, task_id)

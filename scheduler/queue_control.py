@@ -110,7 +110,7 @@ class QueueControl:
             scheduler.store.reorder(task_id, sequence=sequence, group=group)
             with scheduler.lock:
                 scheduler.policy.move_to_front(task, sequence=sequence, group=group)
-                scheduler.set_baseline(task)  # nothing can be learned from its forecast
+                scheduler.baselines.begin(task, sequence)  # nothing is learned from its forecast
         scheduler.events.publish(EventKind.WAITING, task_id)
 
     def retry(self, task_id: str, limits: ClientLimits = NO_LIMITS) -> None:

@@ -223,7 +223,7 @@ class Scheduler:
             self._add(task)
             self.policy.join(task, place)
             self.wake_worker.notify_all()
-        return self.set_baseline(task, submitted=submitted)
+        return self.baselines.begin(task, self._sequence, submitted=submitted)
 
     def downloaded(self, spec: LoadSpec) -> None:
         """These weights are on disk (under `changes`): the tasks that waited for them join."""
@@ -264,7 +264,7 @@ class Scheduler:
         self.wake_worker.notify_all()
         lanes = self.forecaster.lanes()
         self.baselines.improve(task, self.forecaster.of(task, lanes), lanes.at)
-        self.improve_baselines(lanes)
+        self.baselines.improve_waiting(lanes)
 
     def remove(self, task: Task, *, done: bool = False, stopping: bool = False) -> None:
         """A task has ended (locked). Args: stopping: a worker is still at a step of it."""
@@ -281,7 +281,7 @@ class Scheduler:
             self.policy.leave(task)
         lanes = self.forecaster.lanes()
         self.baselines.expect(lanes)
-        self.improve_baselines(lanes)
+        self.baselines.improve_waiting(lanes)
 
     def finish(self, run: Run) -> Outcome | None:
         """A task is done (locked). Returns how its forecast at submit compares with the truth."""
@@ -325,25 +325,12 @@ class Scheduler:
             self.store.discard_inputs(task.task_id, spare=False)
         self.events.publish(kind, task.task_id)
 
-    def set_baseline(self, task: Task, *, submitted: bool = False) -> Forecast:
-        """As enter(), of a waiting task that has got another place (locked)."""
-        lanes = self.forecaster.lanes()
-        self.baselines.expect(lanes)
-        forecast = self.forecaster.of(task, lanes)
-        self.baselines.set(task, forecast, self._sequence, submitted=submitted)
-        return forecast
-
     def reported(self, run: Run, lanes: Lanes | None = None) -> None:
         """A task was claimed, or a report on it came (locked)."""
         lanes = lanes or self.forecaster.lanes()
         running = lanes.of(run.machine).of(run)
         run.forecast_is(running.left_s, run.until(lanes.at))
         self.baselines.improve(run.task, running.forecast, lanes.at)
-
-    def improve_baselines(self, lanes: Lanes | None = None, only: Machine | None = None) -> None:
-        """Any task may have become faster (locked). Args: as of Baselines.improve_waiting()."""
-        if len(self.schedule):
-            self.baselines.improve_waiting(lanes or self.forecaster.lanes(), only)
 
     def end(self, task: Task) -> End:
         """A task ends now."""

@@ -75,7 +75,7 @@ class WorkerApi:
         speeds = measure()
         with scheduler.lock:
             scheduler.timing.of(self.machine.name).calibrate(speeds)
-            scheduler.improve_baselines()
+            scheduler.baselines.improve_waiting()
         found = ", ".join(f"{name} {speed:.3g}" for name, speed in speeds.items())
         log.info("measured FLOP/s of %s: %s", self.machine.name, found)
         with suppress(StorageUnavailable), scheduler.health.noting_storage():
@@ -110,11 +110,11 @@ class WorkerApi:
                 scheduler.schedule.rebuild()
             seconds = self.machine.load_finished(spec, resident, scheduler.monotonic(), memory)
             self._forget_prompts(resident)
-            if learn:
-                scheduler.estimates.learn_load(spec, seconds, self.machine.name)
-                scheduler.phase_seconds.loaded(spec, seconds)
-            scheduler.improve_baselines()
             load_key = scheduler.estimates.load_key(spec)
+            if learn:
+                scheduler.timing.of(self.machine.name).learn_load(load_key, seconds)
+                scheduler.phase_seconds.loaded(spec, seconds)
+            scheduler.baselines.improve_waiting()
         scheduler.health.succeeded(Cause.LOAD)
         log.info("%s is loaded after %.1f s", spec.key, seconds)
         with suppress(StorageUnavailable), scheduler.health.noting_storage():
@@ -128,7 +128,7 @@ class WorkerApi:
         """From now on, weights are loaded from a copy."""
         with self._scheduler.lock:
             self._scheduler.estimates.copies_changed()
-            self._scheduler.improve_baselines()
+            self._scheduler.baselines.improve_waiting()
 
     def load_reported(self, share: float) -> bool:
         """So much of the weights is in memory, 0 to 1. Returns whether to load on."""
@@ -220,7 +220,7 @@ class WorkerApi:
             if run.on_gpu:  # else the GPU waits for this call, and it says nothing new
                 lanes = scheduler.forecaster.lanes(at)
                 scheduler.reported(run, lanes)
-                scheduler.improve_baselines(lanes, self.machine)
+                scheduler.baselines.improve_waiting(lanes, self.machine)
             scheduler.events.publish(EventKind.STEP, task_id)
             if not may_continue(scheduler, run):
                 return Verdict.STOP
@@ -309,7 +309,7 @@ class WorkerApi:
         stopping = self.machine.stopping
         if run is None and stopping is not None and stopping.task.task_id == task_id:
             self.machine.stopping = None
-            self._scheduler.improve_baselines()
+            self._scheduler.baselines.improve_waiting()
         return run
 
     def _count_tokens(self, spec: LoadSpec) -> None:
