@@ -3,7 +3,7 @@
 Not thread-safe: its owner holds a lock.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from models.family_work import FamilyWork, family_work
@@ -14,7 +14,7 @@ from scheduler.prompts import Prompts
 from task import Stage
 from timing.speeds import Product, product_of
 from timing.work import REFERENCE_TOKENS
-from timing_model import LOCAL, Confidence, Durations, TimingModel, Work
+from timing_model import Confidence, Durations, TimingModel, Work
 
 HELPER_TOKENS = REFERENCE_TOKENS
 """Of a helper model, which takes the same time for every size of the image."""
@@ -34,7 +34,7 @@ class Estimates:
     def __init__(
         self, timing: TimingModel, has_copy: Callable[[str], bool] = lambda key: False
     ) -> None:
-        self._timing = timing
+        self.timing = timing
         self._has_copy = has_copy
         self.count_tokens: Callable[[str, str], int | None] = lambda model, prompt: None
         """Tokens of a prompt, by name of the model; None: its tokenizer was not loaded."""
@@ -47,7 +47,7 @@ class Estimates:
     @property
     def version(self) -> tuple[int, int]:
         """Changes when an estimate changes."""
-        return self._timing.version, self._version
+        return self.timing.version, self._version
 
     def bits(self, spec: LoadSpec) -> int | None:
         """Bits that weights are quantized to: as requested, until they are loaded."""
@@ -198,7 +198,7 @@ class Estimates:
 
     def durations_of(self, works: Iterable[Work]) -> Durations:
         """Predicted seconds of the works of a task, one after the other."""
-        each = [*map(self._timing.durations, works)]
+        each = [*map(self.timing.durations, works)]
         if len(each) == 1:
             return each[0]
         order = list(Confidence)
@@ -209,38 +209,16 @@ class Estimates:
             confidence=min((durations.confidence for durations in each), key=order.index),
         )
 
-    def pace(self, stage: Stage, step_s: Sequence[float]) -> float:
-        """By what factor the forecasts of other stages would change if this one ended now.
-
-        Args:
-            step_s: what its steps have taken.
-        """
-        return self._timing.pace(self.work(stage), step_s)
-
-    def gpu_s(self, works: Sequence[Work]) -> list[float]:
-        """Seconds of the GPU for many works of one timing key."""
-        return self._timing.gpu_s(works)
-
-    def image_encoding_s(self, work: Work) -> float:
-        return self._timing.image_encoding_s(work)
-
-    def version_of(self, timing_key: str) -> int:
-        """Changes with whatever changes the seconds of this key."""
-        return self._timing.version_of(timing_key)
-
     def load_s(self, spec: LoadSpec) -> float:
         read_b = spec.model.parameters_b
         if self._has_copy(spec.key):
             read_b *= (self.bits(spec) or 16) / 16
-        return self._timing.load_s(self.load_key(spec), read_b)
+        return self.timing.load_s(self.load_key(spec), read_b)
 
     def load_sigma(self, spec: LoadSpec) -> float:
         """Spread of log(truth / forecast) of a load."""
-        return self._timing.load_sigma(self.load_key(spec))
+        return self.timing.load_sigma(self.load_key(spec))
 
     def loads_s(self, specs: Iterable[LoadSpec]) -> float:
         """Seconds to load all of these."""
         return sum(self.load_s(spec) for spec in specs)
-
-    def learn_load(self, spec: LoadSpec, seconds: float, machine: str = LOCAL) -> None:
-        self._timing.of(machine).learn_load(self.load_key(spec), seconds)

@@ -59,7 +59,8 @@ class Remaining:
         known, pace = self._paces.get(machine.name, (None, 1.0))
         if known != state:
             step_s = [step_s * machine.speed for step_s in run.step_s]
-            pace = round(self._estimates.pace(run.stage, step_s), 2)
+            work = self._estimates.work(run.stage)
+            pace = round(self._estimates.timing.pace(work, step_s), 2)
             self._paces[machine.name] = state, pace
         return pace
 

@@ -156,7 +156,7 @@ class Kinds:
         """Of each kind, seconds of encoding the last image."""
         version = self._estimates.version
         if self._image_encoding is None or self._image_encoding[0] != version:
-            seconds = [self._estimates.image_encoding_s(work) for work, _ in self._numbers]
+            seconds = [self._estimates.timing.image_encoding_s(work) for work, _ in self._numbers]
             self._image_encoding = version, np.repeat(seconds, 2)
         return self._image_encoding[1]
 
@@ -165,10 +165,10 @@ class Kinds:
         version = self._estimates.version
         if self._seconds is None or self._seconds[0] != version:
             for key, numbers in self._by_key.items():
-                as_of = (self._estimates.version_of(key), len(numbers))
+                as_of = (self._estimates.timing.version_of(key), len(numbers))
                 if self._as_of.get(key) != as_of:
                     works = [self.works[number] for number in numbers]
-                    self._gpu_s[numbers] = self._estimates.gpu_s(works)
+                    self._gpu_s[numbers] = self._estimates.timing.gpu_s(works)
                     self._as_of[key] = as_of
             load_s = np.array([self._estimates.load_s(spec) for spec in self.specs])
             own_load_s = load_s[self.spec] if len(self) else np.zeros(0)

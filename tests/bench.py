@@ -45,7 +45,7 @@ def _learned() -> TimingModel:
             params = params_for(width=side, height=side, steps=steps, format="JPEG")
             measured = Measured(0.5, [number * (0.2 + x)] * steps, x, 0.01)
             timing.learn(estimates.work(Stage(spec_of(model), params)), measured)
-        estimates.learn_load(spec_of(model), 7.0 * number)
+        timing.learn_load(estimates.load_key(spec_of(model)), 7.0 * number)
     return timing
 
 
