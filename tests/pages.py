@@ -155,11 +155,14 @@ class Visitor:
         SCREENSHOTS.mkdir(exist_ok=True)
         self.page.screenshot(path=SCREENSHOTS / f"{name}.png", animations="disabled")
 
-    def assert_accessible(self) -> None:
-        """axe finds no serious problem in the page as it is now."""
+    def assert_accessible(self, *rules: str) -> None:
+        """axe finds no serious problem in the page as it is now, by these rules (none: by all)."""
         if not self.page.evaluate("'axe' in window"):
             self.page.evaluate(AXE.read_text())
-        found = self.page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+        options: dict[str, Any] = {"resultTypes": ["violations"]}
+        if rules:
+            options["runOnly"] = list(rules)
+        found = self.page.evaluate("options => axe.run(document, options)", options)
         assert [
             (violation["id"], [node["html"] for node in violation["nodes"]])
             for violation in found["violations"]
