@@ -5,6 +5,7 @@ A picture is encoded, denoised and decoded one after the other, so it takes the 
     encoding        of the text: tokens x width x (TEXT_VALUES + kept layers), and the mask of its
                     attention; of pictures, one at a time: pixels x encoder_bytes
     denoising       tokens x width x ACTIVATION_BYTES
+                    of Ideogram 4 also, for text and picture: tokens x features x FEATURE_BYTES
     decoding        pixels x decoder_bytes, of the picture or of one tile; and the finished picture
 
 Without a GPU, attention scores are added to the first two.
@@ -25,6 +26,10 @@ Sources, all of mflux 0.24's READMEs, measured on Apple Silicon (peak beside the
 
 Text encoding: Anima's encoder (Qwen3-0.6B in 32 bits) with 100 to 4096 tokens on a CPU, in
 benchmarks/results/real_size.md. Widths and kept layers of the others are those in mflux's source.
+
+Ideogram 4 encodes a token for each one of the picture as well, and gives its transformers the
+results of 13 layers in 32 bits: measured on a CPU with mflux's classes, of width 256 and 512, with
+1224 to 4296 tokens.
 
 No README says what the decoders of FIBO, Qwen-Image 2.1 and SeedVR2 take: these figures are
 those of the Qwen VAE, times the ratio of the two that MLX counted when both decoded 128 x 128
@@ -58,6 +63,20 @@ ACTIVATION_BYTES = 90.0
 FINISHED_BYTES = 30.0
 """Of a pixel: the decoded picture in 32 bits, its sum and weights while tiles are put together,
 8-bit copies."""
+
+
+class FeatureBytes(NamedTuple):
+    """Of one of Architecture.features, for each token of the text and of the picture."""
+
+    encoding: float = 12.0
+    """While the results of the layers become one array."""
+    denoising: float = 29.0
+    """While both transformers bring them to their own width."""
+    kept: float = 8.0
+    """While they draw."""
+
+
+FEATURE_BYTES = FeatureBytes()
 HEAD_WIDTH = 128
 SMALL_DECODER = 0.76
 """Memory of FLUX.2's small decoder / of its own one."""
@@ -116,6 +135,9 @@ class Architecture(NamedTuple):
     """None: it encodes no text."""
     joint: bool = True
     """Whether tokens of the text go through the transformer with those of the picture."""
+    features: int = 0
+    """Numbers of a token that the text encoder returns, where it computes one for each token of the
+    picture, too; 0: it computes those of the text."""
 
     @property
     def encoder_bytes(self) -> float:
@@ -149,7 +171,7 @@ ARCHITECTURES = {
     "flux": Architecture(3072, FLUX1_VAE, True, text=TextEncoder(4096, 64)),
     "flux2": Architecture(4096, STRIPS, text=TextEncoder(4096, 32, 36)),
     "flux3": Architecture(3072, STRIPS, text=TextEncoder(2560, 32, 32)),
-    "ideogram4": Architecture(4608, STRIPS, text=TextEncoder(4096, 32, 13)),
+    "ideogram4": Architecture(4608, STRIPS, text=TextEncoder(4096, 32, 13), features=13 * 4096),
     "iris": Architecture(2560, 1000.0, text=QWEN3_4B),
     "krea2": Architecture(6144, QWEN_VAE, True, text=QWEN3_4B),
     "lens": Architecture(1536, STRIPS, text=TextEncoder(2880, 64, 4)),
@@ -210,10 +232,13 @@ def picture_memory(
     figures = architecture(stage)
     if text_tokens is None:
         text_tokens = tokens_of_text(stage)
-    text = _encoding(figures.text, text_tokens, gpu) if figures.text else 0.0
+    encoded = text_tokens + _tokens(stage) if figures.features else text_tokens
+    features = encoded * figures.features
+    text = _encoding(figures.text, encoded, gpu) if figures.text else 0.0
+    denoising = _denoising(figures, _tokens(stage), text_tokens, gpu)
     return PictureMemory(
-        max(text, encoding_of_pictures(stage, tile, gpu)),
-        _denoising(figures, _tokens(stage), text_tokens, gpu),
+        max(text, features * FEATURE_BYTES.encoding, encoding_of_pictures(stage, tile, gpu)),
+        max(denoising + features * FEATURE_BYTES.kept, features * FEATURE_BYTES.denoising),
         _decoding(figures, stage, tile, gpu),
     )
 
@@ -234,7 +259,7 @@ def tokens_of_text(stage: Stage, count: Callable[[str], int | None] = not_counte
     return min(most, encoder.most_tokens or most)
 
 
-def _encoding(encoder: TextEncoder, text_tokens: int, gpu: bool) -> float:
+def _encoding(encoder: TextEncoder, text_tokens: float, gpu: bool) -> float:
     values = text_tokens * encoder.width * (TEXT_VALUES + encoder.kept_layers)
     scores = 0.0 if gpu else encoder.heads * CPU.text_score_bytes
     return values * encoder.value_bytes + text_tokens**2 * (MASK_BYTES + scores)

@@ -4,8 +4,10 @@ import ast
 import importlib.util
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import params_for
 from stages import GB, stage_of
@@ -16,12 +18,14 @@ from generation.picture_memory import (
     ACTIVATION_BYTES,
     ARCHITECTURES,
     ENCODED_IN_TILES,
+    FEATURE_BYTES,
     STRIPS,
     PictureMemory,
     encoding_of_pictures,
     picture_memory,
 )
 from models.build_options import BuildOptions
+from models.family_work import FAMILIES
 from models.mflux_registry import find_model, read_catalog
 from models.model_catalog import LoadSpec
 from task import InputImage, Stage
@@ -180,6 +184,61 @@ def test_the_memory_of_a_text_depends_on_its_tokens_and_the_family() -> None:
     assert of("z-image-turbo", long) == of("z-image-turbo", "a lake"), "it is filled up"
     kept, dropped = of("krea-2", long), of("ernie-image", long)
     assert kept / 1024 > dropped / 2048, "all layers of one are kept, of the other none"
+
+
+@pytest.mark.parametrize(
+    ("width", "tokens", "megabytes"),
+    [(256, 1224, 48), (512, 1224, 104), (512, 2504, 207), (256, 4296, 175)],
+)
+def test_the_text_encoder_of_ideogram_takes_what_was_measured(
+    width: int, tokens: int, megabytes: float
+) -> None:
+    """mflux's class of this width on a CPU, without the scores of its attention."""
+    figures = ARCHITECTURES["ideogram4"]
+    assert figures.features % 4096 == 0
+    taken = tokens * (figures.features / 4096 * width) * FEATURE_BYTES.encoding
+    assert taken / 1e6 == pytest.approx(megabytes, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("width", "tokens", "megabytes"), [(256, 1224, 104), (512, 1224, 213), (512, 2504, 434)]
+)
+def test_the_transformers_of_ideogram_take_what_was_measured(
+    width: int, tokens: int, megabytes: float
+) -> None:
+    """mflux's class of this width on a CPU, with two layers or twelve."""
+    figures = ARCHITECTURES["ideogram4"]
+    features = figures.features / figures.width * width
+    taken = tokens * features * FEATURE_BYTES.denoising
+    assert taken / 1e6 == pytest.approx(megabytes, rel=0.1)
+
+
+def test_ideogram_encodes_the_tokens_of_the_picture_too() -> None:
+    from mflux.models.ideogram4.model.ideogram4_text_encoder import Ideogram4PromptEncoder
+    from mflux.models.ideogram4.model.ideogram4_transformer.config import Ideogram4Config
+
+    tokenizer: Any = SimpleNamespace(tokenize_one=lambda prompt: np.arange(20))
+    encoded = [
+        Ideogram4PromptEncoder.build_inputs(tokenizer, ["a"], height=side, width=side)
+        for side in (512, 1024)
+    ]
+    lengths = [inputs["token_ids"].shape[1] for inputs in encoded]
+    assert lengths == [20 + 1024, 20 + 4096]
+    features = ARCHITECTURES["ideogram4"].features
+    assert features == Ideogram4Config().llm_features_dim
+    small, large = (
+        picture_memory(stage_of("ideogram-4-fp8", side), None, gpu=True, text_tokens=20)
+        for side in (512, 1024)
+    )
+    for of_small, of_large in (
+        (small.encoding, large.encoding),
+        (small.denoising, large.denoising),
+    ):
+        assert of_large / of_small == pytest.approx(lengths[1] / lengths[0])
+    assert large.encoding == lengths[1] * features * FEATURE_BYTES.encoding
+    assert [f for f, one in ARCHITECTURES.items() if one.features] == [
+        family for family, work in FAMILIES.items() if work.text_with_picture
+    ]
 
 
 def with_options(stage: Stage, **options: Any) -> Stage:
