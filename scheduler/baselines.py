@@ -14,8 +14,8 @@ from scheduler.lanes import Lane, Lanes
 from scheduler.machines import Machine
 from scheduler.plan import Plan
 from scheduler.schedule import Schedule
-from scheduler.walk import Floats
 from task import Forecast, Reason, Task, TaskStatus
+from timing.corrections import Floats
 from timing.spread import Outcome, Spread
 from timing_model import Confidence
 

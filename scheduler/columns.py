@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from scheduler.walk import Floats
+from timing.corrections import Floats
 
 ROOM = 16
 """Rows for which there is room at least."""

@@ -19,13 +19,13 @@ Arithmetic only. Not thread-safe: its owner holds a lock.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from task import ANYBODY, Owner
+from timing.corrections import Floats
 
-Floats = np.ndarray[Any, np.dtype[np.float64]]
 DECIMALS = 6
 """Tags are rounded to microseconds, so that rounding errors decide nothing."""
 

@@ -14,8 +14,9 @@ from scheduler.estimates import Estimates
 from scheduler.machines import Machine
 from scheduler.resident import Resident
 from scheduler.schedule import NOWHERE, Schedule
-from scheduler.walk import Floats, Ints, Walk
+from scheduler.walk import Walk
 from task import Task
+from timing.corrections import Floats, Ints
 
 DOWNLOAD_BYTES_PER_S = 25e6
 """At which a machine is expected to download weights that it does not have."""

@@ -7,11 +7,12 @@ has encoded is taken to be in the memory of the others, too.
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from itertools import count
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from task import Stage
+from timing.corrections import Bools, Ints
 
 TOKENS_KEPT = 32 * 512
 """About as many tokens of prompts as generator.py keeps the embeddings of: 16 KB each."""
@@ -19,8 +20,6 @@ UNKNOWN = 0
 """Number of a prompt that no other stage has, and of prompts that are never kept."""
 Prompt = tuple[str, str, str]
 """Key of the weights, prompt, negative prompt: with another one, a part is encoded again."""
-Ints = np.ndarray[Any, np.dtype[np.intp]]
-Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 class _Encoded(NamedTuple):

@@ -17,8 +17,9 @@ from scheduler.columns import Columns
 from scheduler.estimates import Estimates
 from scheduler.fair_share import Share, Waiting
 from scheduler.resident import Resident
-from scheduler.walk import Floats, Ints, Kinds, Walk, ends_of
+from scheduler.walk import Kinds, Walk, ends_of
 from task import Stage, Task
+from timing.corrections import Floats, Ints
 from timing_model import Durations
 
 NO_SHARE = Share(0, 0, 0, 0.0, 0.0)

@@ -15,11 +15,9 @@ from models.model_catalog import LoadSpec
 from scheduler.estimates import Estimates
 from scheduler.resident import Resident
 from task import Stage
+from timing.corrections import Bools, Floats, Ints
 from timing_model import Work
 
-Floats = np.ndarray[Any, np.dtype[np.float64]]
-Ints = np.ndarray[Any, np.dtype[np.intp]]
-Bools = np.ndarray[Any, np.dtype[np.bool_]]
 NEVER = np.iinfo(np.intp).min
 REPEATED = 1
 """Added to the number of a kind: its prompt is in memory."""
