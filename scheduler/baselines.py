@@ -101,7 +101,7 @@ class Baselines:
         gaps: Callable[[], int],
     ) -> None:
         self._schedule = schedule
-        self._forecaster = forecaster
+        self._forecaster, self._planner = forecaster, forecaster.planner
         self._spread = spread
         self._monotonic = monotonic
         self._gaps = gaps
@@ -165,7 +165,7 @@ class Baselines:
         if not len(self._schedule):
             return
         lanes = lanes or self._forecaster.lanes()
-        plan = self._forecaster.plan(lanes)
+        plan = self._planner.plan(lanes)
         moved = any(
             lanes[number].pace != known.pace
             for number, known in enumerate(self._earliest)
@@ -220,7 +220,7 @@ class Baselines:
         Args:
             lanes: as of now.
         """
-        plan, image_encoding_s = self._forecaster.plan(lanes), self._schedule.image_encoding_s()
+        plan, image_encoding_s = self._planner.plan(lanes), self._schedule.image_encoding_s()
         ends_at = self._forecast_ends_at(plan, lanes, image_encoding_s)[:EXPECTED].tolist()
         running = [
             (r.run.task, lanes.at + r.forecast.end_s) for lane in lanes for r in lane.running

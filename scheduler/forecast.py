@@ -37,10 +37,14 @@ class _Start(NamedTuple):
 
     lane: Lane
     start_s: float
-    load_s: float
-    loads: int
+    load_s: float = 0.0
+    loads: int = 0
     """Number of loads on that machine up to this task, its own included."""
-    encoder_free_s: float
+    encoder_free_s: float = 0.0
+
+    def drawn_s(self, durations: Durations) -> float:
+        """Seconds until its last image is drawn."""
+        return self.start_s + self.load_s + self.lane.work_s(durations)
 
 
 class Forecaster:
@@ -66,7 +70,7 @@ class Forecaster:
         self._machines = machines
         self._policy = policy
         self._estimates = estimates
-        self._planner = Planner(schedule, machines, estimates)
+        self.planner = Planner(schedule, machines, estimates)
         self.remaining = Remaining(estimates)
         self.preemption = Preemption(schedule, machines, policy, estimates, self.remaining)
         self._spread = spread
@@ -88,7 +92,7 @@ class Forecaster:
         position = self._schedule.position(task)
         durations = self._schedule.durations(position)
         factor = self._p90_factor(task, durations)
-        return _forecast_at(lanes, self.plan(lanes), position, durations, factor)
+        return _forecast_at(lanes, self.planner.plan(lanes), position, durations, factor)
 
     def of_new(self, task: Task, missing: tuple[LoadSpec, ...] = ()) -> Forecast:
         """Returns the forecast of a task as if it were submitted now.
@@ -106,20 +110,11 @@ class Forecaster:
         durations = self._schedule.durations_of(task, position)
         starts_s = self.preemption.starts_s(self._machines[0], lanes.at, task, place)
         if len(starts_s) > position:
-            start = _Start(lanes[0], starts_s[position], 0.0, 0, 0.0)
-            return self._waiting(task, position, start, durations)
-        plan = self.plan(lanes)
-        starts = []
-        for number, lane in enumerate(lanes):
-            walk, index = plan.walks[number], plan.index(number, position)
-            loads, _ = walk.resident_before(index).loads(task.stages)
-            start_s = lane.start_s(walk, index)
-            load_s = self._estimates.loads_s(loads)
-            loaded = walk.loads_before(index) + len(loads)
-            start = _Start(lane, start_s, load_s, loaded, lane.encoder_free_s)
-            starts.append((start_s + load_s + lane.work_s(durations), number, start))
-        _, _, start = min(starts)
-        return self._waiting(task, position, start, durations)
+            start = _Start(lanes[0], starts_s[position])
+        else:
+            starts = self._starts(task, position, lanes)
+            start = min(starts, key=lambda start: start.drawn_s(durations))
+        return _forecast(position, start, durations, self._p90_factor(task, durations))
 
     def in_order(
         self,
@@ -166,7 +161,7 @@ class Forecaster:
     def _waiting_at(
         self, positions: Sequence[int], lanes: Lanes
     ) -> Iterator[tuple[Task, Callable[[], Forecast]]]:
-        plan, schedule = self.plan(lanes), self._schedule
+        plan, schedule = self.planner.plan(lanes), self._schedule
         lanes.free_s()  # all are computed: the functions need no lock
         for position in positions:
             task, durations = schedule[position], schedule.durations(position)
@@ -181,7 +176,7 @@ class Forecaster:
             first = schedule.first()
             return {machines[0].name: first} if first and machines[0].takes_tasks else {}
         found: dict[str, Task] = {}
-        assigned = self._planner.assigned(self.lanes().free_s())
+        assigned = self.planner.assigned(self.lanes().free_s())
         most = MOST_COMPARED // len(machines)
         for position, number in zip(range(min(most, len(schedule))), assigned, strict=False):
             if machines[number].can_run(schedule[position]):
@@ -201,8 +196,7 @@ class Forecaster:
     def continue_plan(self) -> bool:
         """Assign further waiting tasks to machines again. Returns whether more are left
         (Planner.continue_pass)."""
-        lanes = self.lanes()
-        return self._planner.continue_pass(lanes.free_s, lanes.at)
+        return self.planner.continue_pass(self.lanes())
 
     def next_start_s(self) -> float:
         """Seconds until a GPU is free for the first waiting task."""
@@ -261,14 +255,17 @@ class Forecaster:
         pace = self.remaining.pace(machine)
         return Lane(machine, at, gpu_free_s, encoder_free_s, running, preempting_s, pace)
 
-    def plan(self, lanes: Lanes) -> Plan:
-        """Which of them each waiting task runs on."""
-        return self._planner.plan(lanes.free_s)
-
     # -- waiting tasks --------------------------------------------------------------------------
 
-    def _waiting(self, task: Task, position: int, start: _Start, durations: Durations) -> Forecast:
-        return _forecast(position, start, durations, self._p90_factor(task, durations))
+    def _starts(self, task: Task, position: int, lanes: Lanes) -> Iterator[_Start]:
+        """Of a task that may join at this position, on each machine."""
+        plan = self.planner.plan(lanes)
+        for number, lane in enumerate(lanes):
+            walk, index = plan.walks[number], plan.index(number, position)
+            needed, _ = walk.resident_before(index).loads(task.stages)
+            load_s, loads = self._estimates.loads_s(needed), walk.loads_before(index) + len(needed)
+            start_s = lane.start_s(walk, index)
+            yield _Start(lane, start_s, load_s, loads, lane.encoder_free_s)
 
     def _pending(self, lanes: Lanes, *new: Pending) -> Iterator[tuple[Task, Forecast]]:
         """Of the tasks that wait for a download or their prompt, in the order in which they will
@@ -283,7 +280,7 @@ class Forecaster:
     def _joining_s(self, priority: int, lanes: Lanes) -> float:
         """Seconds until a task would start that joins its level now, as the last one."""
         _, end = self._schedule.level(priority)
-        plan = self.plan(lanes)
+        plan = self.planner.plan(lanes)
         return min(
             lane.start_s(plan.walks[number], plan.index(number, end))
             for number, lane in enumerate(lanes)
@@ -301,9 +298,9 @@ def _forecast_at(
 ) -> Forecast:
     """Of the waiting task at this position."""
     number = plan.machine(position)
-    lane: Lane = lanes[number]
+    lane = lanes[number]
     if position < len(lane.preempting_s):
-        start = _Start(lane, lane.preempting_s[position], 0.0, 0, 0.0)
+        start = _Start(lane, lane.preempting_s[position])
         return _forecast(position, start, durations, p90_factor)
     walk, index = plan.walks[number], plan.index(number, position)
     start = _Start(
@@ -318,8 +315,7 @@ def _forecast_at(
 
 def _forecast(position: int, start: _Start, durations: Durations, p90_factor: float) -> Forecast:
     """Of a waiting task. Its image encoding also waits for the encoder to end the running tasks."""
-    gpu_done_s = start.start_s + start.load_s + start.lane.work_s(durations)
-    end_s = max(gpu_done_s, start.encoder_free_s) + durations.image_encoding_s
+    end_s = max(start.drawn_s(durations), start.encoder_free_s) + durations.image_encoding_s
     return Forecast(
         pos=position,
         start_s=start.start_s,

@@ -1,7 +1,7 @@
 """The future of each machine, which the forecasts of its tasks are made of."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from scheduler.machines import Machine, Run
 from scheduler.walk import Walk
@@ -69,7 +69,7 @@ class Lanes(Sequence[Lane]):
     def __len__(self) -> int:
         return len(self._machines)
 
-    def __getitem__(self, number: Any) -> Any:
+    def __getitem__(self, number: int) -> Lane:  # type: ignore[override]  # no slices
         return self.of(self._machines[number])
 
     def of(self, machine: Machine) -> Lane:

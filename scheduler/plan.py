@@ -4,13 +4,14 @@ Each task, in order, goes to the machine on which it is expected to end first (l
 Graham 1969, "Bounds on multiprocessing timing anomalies").
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from math import inf
 
 import numpy as np
 
 from scheduler.estimates import Estimates
+from scheduler.lanes import Lanes
 from scheduler.machines import Machine
 from scheduler.resident import Resident
 from scheduler.schedule import NOWHERE, Schedule
@@ -87,9 +88,9 @@ class Planner:
         self._pass_position = 0
         self._next_pass_at = 0.0
 
-    def plan(self, free_s: Callable[[], Sequence[float]]) -> Plan:
+    def plan(self, lanes: Lanes) -> Plan:
         """Args:
-        free_s: by machine, seconds until its GPU has no running task any more.
+        lanes: as of now.
         """
         if len(self._machines) == 1:  # the schedule keeps its walk
             machine = self._machines[0]
@@ -99,16 +100,15 @@ class Planner:
             return self._plan[1]
         state = self._state()
         if self._plan is None or self._plan[0] != state:
-            self._plan = state, self._computed(free_s())
+            self._plan = state, self._computed(lanes.free_s())
         return self._plan[1]
 
-    def continue_pass(self, free_s: Callable[[], Sequence[float]], at: float) -> bool:
+    def continue_pass(self, lanes: Lanes) -> bool:
         """Assign a part of the schedule again, PART tasks at each call. A new pass begins when
         something has changed, PASS_EVERY_S after the one before at the earliest.
 
         Args:
-            free_s: as in plan().
-            at: now, a reading of the monotonic clock.
+            lanes: as of now.
 
         Returns:
             Whether the pass goes on.
@@ -117,15 +117,15 @@ class Planner:
         if len(machines) == 1 or len(schedule) <= AT_ONCE:
             self._pass = None
             return False
-        if self._pass is None and at < self._next_pass_at:
+        if self._pass is None and lanes.at < self._next_pass_at:
             return False
-        self.plan(free_s)  # which numbers the machines
+        self.plan(lanes)  # which numbers the machines
         if self._pass is None:
             state = self._state()
             if state == self._pass_state:
                 return False
-            self._pass, self._pass_state = self.assigned(free_s()), state
-            self._pass_position, self._next_pass_at = 0, at + PASS_EVERY_S
+            self._pass, self._pass_state = self.assigned(lanes.free_s()), state
+            self._pass_position, self._next_pass_at = 0, lanes.at + PASS_EVERY_S
             schedule.column("next_machine")[:] = NOWHERE
         part = list(islice(self._pass, PART))
         begin, end = self._pass_position, self._pass_position + len(part)
