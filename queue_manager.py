@@ -245,7 +245,7 @@ class QueueManager:
                 running=sum(len(other.runs) for other in scheduler.machines),
                 loaded=machine.loaded,
                 loading=machine.loading,
-                download=scheduler.downloads.snapshot(),
+                download=scheduler.downloads.current,
                 quantize=scheduler.estimates.bits(
                     machine.loaded[0] if machine.loaded else scheduler.allowed.first_spec
                 ),

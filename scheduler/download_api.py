@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 
 class DownloadApi:
+    """The thread of the downloads calls it, and the worker before it loads anything."""
+
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         self._downloads = scheduler.downloads
@@ -59,8 +61,8 @@ class DownloadApi:
             self._downloads.progress(bytes_done)
             wanted = self._downloads.wants(spec.model)
         if total and bytes_done * 10 // total > tenths_before:
-            done, much = bytes_done / 1e9, total / 1e9
-            log.info("the weights of %s: %.1f of about %.1f GB", spec.model.name, done, much)
+            done_gb, total_gb = bytes_done / 1e9, total / 1e9
+            log.info("the weights of %s: %.1f of about %.1f GB", spec.model.name, done_gb, total_gb)
         return wanted
 
     def download_interrupted(self) -> None:
@@ -94,6 +96,8 @@ class DownloadApi:
 
 
 class ExpansionApi:
+    """The expander calls it."""
+
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         self._downloads = scheduler.downloads

@@ -6,8 +6,10 @@ calls it under its lock.
 """
 
 from collections.abc import Callable
-from copy import copy
 from dataclasses import dataclass, replace
+from math import inf
+
+from cachetools import TTLCache
 
 from models.model_catalog import LoadSpec, Model
 from task import Task
@@ -24,9 +26,9 @@ EXPANSION_KEY = "prompt expansion"
 """Under which the seconds of the latest prompt are stored, among the times of loading."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Download:
-    """The running download."""
+    """The running download, at one moment."""
 
     spec: LoadSpec
     bytes_done: int
@@ -89,7 +91,8 @@ class Downloads:
         self._on_disk = {on_disk.name} if on_disk else set()
         self._pending: dict[str, Pending] = {}
         self._ordered: dict[str, LoadSpec] = {}  # by model; no task waits for them
-        self._failures: dict[str, tuple[float, str]] = {}
+        self._failures = TTLCache[str, str](inf, FAILURE_KEPT_S, monotonic)
+        """By model, why its download failed lately."""
         self.expansion_s = USUAL_EXPANSION_S
         """Seconds until a prompt is written, as it was the last time."""
         self._expanding: tuple[str, float] | None = None  # task, and since when
@@ -209,15 +212,11 @@ class Downloads:
         download = self.current
         if download is None:
             return
-        download.bytes_done = bytes_done
+        self.current = replace(download, bytes_done=bytes_done)
         seconds, came = self._monotonic() - download.began_at, bytes_done - download.bytes_before
         if seconds >= PACE_AFTER_S and came > 0:
             self._bytes_per_s = came / seconds
             self.pace_known = True
-
-    def snapshot(self) -> Download | None:
-        """Returns the state of the running download."""
-        return copy(self.current)
 
     def interrupt(self) -> None:
         """The download has ended without a result: no task needs it, or it will be tried again."""
@@ -228,12 +227,11 @@ class Downloads:
         self.failed += 1
         self.current = None
         self._ordered.pop(model.name, None)
-        self._failures[model.name] = (self._monotonic(), message)
+        self._failures[model.name] = message
 
     def failure(self, model: Model) -> str | None:
         """Returns the error of a recent download of this model."""
-        at, message = self._failures.get(model.name, (0.0, ""))
-        return message if message and self._monotonic() - at < FAILURE_KEPT_S else None
+        return self._failures.get(model.name)
 
     def finish(self, model: Model) -> list[Task]:
         """This model is on disk. Removes and returns the tasks whose weights are now complete."""

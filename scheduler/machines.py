@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from cachetools import FIFOCache
+
 from errors import UnknownMachine
 from models.model_catalog import LoadSpec, Model
 from scheduler.progress import Share
@@ -350,7 +352,7 @@ class Machines(list[Machine]):
         self, local: Machine, needs_download: Callable[[Model], bool], draws: bool = True
     ) -> None:
         super().__init__([local])
-        self.lost: dict[str, Machine] = {}
+        self.lost = FIFOCache[str, Machine](LOST_KEPT)
         """By name, those that have left, the latest last."""
         self.local, self._draws, self._needs_download = local, draws, needs_download
         if not draws:
@@ -372,8 +374,6 @@ class Machines(list[Machine]):
         if machine in self:
             self.remove(machine)
             self.lost[machine.name] = machine
-            while len(self.lost) > LOST_KEPT:
-                del self.lost[next(iter(self.lost))]
         if not self:
             self.append(self.local)
 
