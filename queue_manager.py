@@ -42,6 +42,8 @@ class QueueManager:
         self.control = QueueControl(scheduler)
         self.metrics = QueueMetrics(scheduler)
         self.newest_done = scheduler.store.ended.newest_done
+        self.kept_ids = scheduler.store.ended.kept_ids
+        self.kept_by = scheduler.retention.kept_by
 
     def submit(
         self,
@@ -280,14 +282,6 @@ class QueueManager:
     def images(self) -> tuple[int, int]:
         """Returns the number of finished tasks with images, and the bytes of these images."""
         return self._scheduler.retention.images
-
-    def kept_by(self, owner: str) -> tuple[int, int]:
-        """Returns how many pictures a client has pinned, and how many it may."""
-        return self._scheduler.retention.kept_by(owner)
-
-    def kept_ids(self, owner: str) -> list[str]:
-        """Returns the tasks that a client has pinned, the latest first."""
-        return self._scheduler.retention.kept_ids(owner)
 
     # -- private -----------------------------------------------------------------------------------
 

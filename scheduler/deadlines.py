@@ -4,7 +4,7 @@
 too long while it waits. Not thread-safe: the scheduler calls it under its lock.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterable
 
 from task import Task, TaskStatus
 
@@ -33,11 +33,14 @@ class Deadlines:
         """A task has ended."""
         self._tasks.pop(task.task_id, None)
 
-    def asked(self, owner: str, task_ids: Collection[str] | None = None) -> None:
+    def asked(self, owner: str, task_ids: Iterable[str] | None = None) -> None:
         """A client has asked for these of its tasks (None: for all)."""
         now = self._now()
-        for task in list(self._tasks.values()) if task_ids is None else self._named(task_ids):
-            if task.owner.name == owner:
+        tasks: Iterable[Task | None] = self._tasks.values()
+        if task_ids is not None:
+            tasks = map(self._tasks.get, task_ids)
+        for task in tasks:
+            if task and task.owner.name == owner:
                 task.asked_at = now
 
     def overdue(self, task: Task) -> tuple[str, str] | None:
@@ -61,6 +64,3 @@ class Deadlines:
 
     def all_overdue(self) -> list[Task]:
         return [task for task in self._tasks.values() if self.overdue(task)]
-
-    def _named(self, task_ids: Collection[str]) -> list[Task]:
-        return [self._tasks[task_id] for task_id in task_ids if task_id in self._tasks]

@@ -264,7 +264,7 @@ class FairShare:
         return share
 
     def leave(self, share: Share, level: int = 0) -> bool:
-        """A waiting task waits no more. Returns whether tags of other tasks have changed."""
+        """A waiting task no longer waits. Returns whether tags of other tasks have changed."""
         client, _ = self._remove(share, level)
         last_tag = client.served + sum(client.waiting_s.values()) / client.weight
         self._forget(client)

@@ -48,7 +48,7 @@ class FinishedImages:
                 encoded.image,
                 [measured for _, measured in encoded.measured],
                 samples=samples,
-                end=scheduler.end(task) if last else None,
+                end=scheduler.end_of(task) if last else None,
                 machine=self._machine.name,
             )
         if not stored:
@@ -64,7 +64,8 @@ class FinishedImages:
             run.task.measured += tuple(measured for _, measured in encoded.measured)
             first = run.task.images_done == 1
             if last:
-                outcome = scheduler.finish(run)
+                outcome = scheduler.baselines.learn(run.task, run.machine.name, scheduler.now())
+                scheduler.remove(run.task, done=True)
             else:
                 scheduler.baselines.improve_waiting()
         self._compare_machines()

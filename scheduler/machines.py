@@ -11,7 +11,7 @@ from cachetools import FIFOCache
 
 from errors import UnknownMachine
 from models.model_catalog import LoadSpec, Model
-from scheduler.progress import Share
+from scheduler.progress import ShownShare
 from scheduler.resident import Resident, Sizes
 from task import Memory, Phase, Progress, Stage, Task
 from timing_model import LOCAL
@@ -40,7 +40,7 @@ class Run:
     text_s: float = 0.0
     """Seconds that encoding the prompt of the present image took; 0: it has not ended."""
     reported_at: float = 0.0
-    share: Share = field(default_factory=Share)
+    shown_share: ShownShare = field(default_factory=ShownShare)
     """Of its time that is over."""
     paused_at: float | None = None
     """When another task preempted it; None: it is not paused."""
@@ -91,7 +91,7 @@ class Run:
         Args:
             left_s: what is left of it at a moment, if no further report comes.
         """
-        return self.share.after(
+        return self.shown_share.after(
             self.until(at) - self.reported_at,
             self.reported_at - self.claimed_at,
             lambda elapsed_s: left_s(self.reported_at + elapsed_s),
@@ -101,7 +101,7 @@ class Run:
         """A report came: so many seconds are left at this moment."""
         spent_s = at - self.claimed_at
         share = spent_s / (spent_s + left_s) if spent_s + left_s > 0.0 else 0.0
-        self.share.reported(at - self.reported_at, share)
+        self.shown_share.reported(at - self.reported_at, share)
         self.reported_at = at
 
     def advance(self, progress: Progress, at: float) -> None:
@@ -249,7 +249,7 @@ class Machine:
             self.use(run.stage.load_spec)
 
     def end(self, run: Run, at: float, *, done: bool = False, stopping: bool = False) -> None:
-        """A task runs no more.
+        """A task no longer runs.
 
         Args:
             stopping: the worker is still at a step of it.
@@ -263,7 +263,7 @@ class Machine:
                 self.stopping = run
 
     def run(self, task_id: str, attempt: int) -> Run | None:
-        """None: the task runs no more, or not this attempt, or not here."""
+        """None: the task does not run any more, or not this attempt, or not here."""
         run = self.runs.get(task_id)
         return run if run is not None and run.task.attempt == attempt else None
 
@@ -370,7 +370,7 @@ class Machines(list[Machine]):
             self.remove(self.local)
 
     def leave(self, machine: Machine) -> None:
-        """It runs nothing any more."""
+        """A machine that runs nothing any more has left."""
         if machine in self:
             self.remove(machine)
             self.lost[machine.name] = machine

@@ -155,7 +155,7 @@ class Policy:
         self._tags_changed()
 
     def end(self, task: Task, seconds: float) -> None:
-        """A running task runs no more, after so many seconds on the GPU."""
+        """A running task has ended, after so many seconds on the GPU."""
         self._tags_changed(self._shares.end(task.task_id, seconds))
 
     @property
@@ -182,7 +182,7 @@ class Policy:
         return [(self._schedule[position].task_id, float(seconds[position])) for position in own]
 
     def leave(self, task: Task) -> None:
-        """A waiting task waits no more."""
+        """A waiting task has ended."""
         share = self._schedule.remove(task)
         self._tags_changed(self._shares.leave(share, level(task)))
 

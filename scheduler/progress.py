@@ -11,7 +11,7 @@ would reach the end in time."""
 MOST_SHOWN = 0.999
 
 
-class Share:
+class ShownShare:
     """A share, 0 to 1, that never falls and moves until the task ends.
 
     After each report it follows spent / (spent + left), where `left` is forecast for that moment.

@@ -55,7 +55,7 @@ class Prompts:
         return number
 
     def leaves(self, stage: Stage) -> bool:
-        """A stage waits no more. Returns whether another one has to encode its prompt now."""
+        """A stage no longer waits. Returns whether another one has to encode its prompt now."""
         prompt = _prompt(stage)
         number = self._numbers.get(prompt, UNKNOWN)
         if stage.params.prompts or number == UNKNOWN:

@@ -90,10 +90,6 @@ class Retention:
         """Returns how many pictures a client has pinned, and how many it may."""
         return self._store.ended.kept(owner)[0], self._limits.max_kept_pictures
 
-    def kept_ids(self, owner: str) -> list[str]:
-        """Returns the tasks that a client has pinned, the latest first."""
-        return self._store.ended.kept_ids(owner)
-
     def image(self, task: Task, index: int) -> bytes:
         """One stored image.
 

@@ -38,7 +38,7 @@ from scheduler.schedule import Schedule
 from storage.ended_tasks import End
 from storage.task_store import TaskStore
 from task import Forecast, Task, TaskStatus
-from timing.spread import Outcome, Spread
+from timing.spread import Spread
 from timing_model import TimingModel
 
 log = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ class Scheduler:
         self._prune_at = self.monotonic() + PRUNE_EVERY_S
         try:
             with self.changes, self.health.noting_storage():
-                self.retention.prune()  # first, for it makes room
+                self.retention.prune()  # first, because it makes room
                 self._clock_notes.write()
         except StorageUnavailable as error:
             log.warning("pruning is postponed: %s", error)
@@ -269,7 +269,7 @@ class Scheduler:
     def remove(self, task: Task, *, done: bool = False, stopping: bool = False) -> None:
         """A task has ended (locked). Args: stopping: a worker is still at a step of it."""
         del self._tasks[task.task_id]
-        self.wake_worker.notify_all()  # whoever draws it on another machine must be stopped
+        self.wake_worker.notify_all()  # a worker elsewhere that draws it is stopped
         self.deadlines.remove(task)
         self.baselines.forget(task)
         if run := self.machines.run(task.task_id):
@@ -283,19 +283,13 @@ class Scheduler:
         self.baselines.expect(lanes)
         self.baselines.improve_waiting(lanes)
 
-    def finish(self, run: Run) -> Outcome | None:
-        """A task is done (locked). Returns how its forecast at submit compares with the truth."""
-        outcome = self.baselines.learn(run.task, run.machine.name, self.now())
-        self.remove(run.task, done=True)
-        return outcome
-
     def cancel(self, task: Task, code: str | None = None, reason: str | None = None) -> bool:
         """Cancel a task (under `changes`). Returns whether it had not ended before.
 
         Args:
             code, reason: why, if its client has not asked for it.
         """
-        if not self.store.cancel(task, self.end(task), code=code, reason=reason):
+        if not self.store.cancel(task, self.end_of(task), code=code, reason=reason):
             return False
         self._ended(task, EventKind.CANCELLED, stopping=True)
         log.info("task %s is cancelled%s", task.task_id, f": {reason}" if reason else "")
@@ -307,7 +301,7 @@ class Scheduler:
 
     def fail(self, task: Task, code: str, message: str) -> bool:
         """A task ends with an error (under `changes`). Returns whether it had not ended before."""
-        if not self.store.fail(task, self.end(task), code=code, message=message):
+        if not self.store.fail(task, self.end_of(task), code=code, message=message):
             return False
         self.store.spare_inputs(task.task_id)
         self.health.failed(Cause.TASK, f"task {task.task_id}: {code}")  # only its client knows why
@@ -332,8 +326,8 @@ class Scheduler:
         run.forecast_is(running.left_s, run.until(lanes.at))
         self.baselines.improve(run.task, running.forecast, lanes.at)
 
-    def end(self, task: Task) -> End:
-        """A task ends now."""
+    def end_of(self, task: Task) -> End:
+        """What the store notes of a task that ends now."""
         with self.lock:
             run = self.machines.run(task.task_id)
             used = (run.gpu_s(self.monotonic()), run.machine.name) if run else ()

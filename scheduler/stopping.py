@@ -6,7 +6,6 @@ All functions are called under the scheduler's lock.
 from typing import NamedTuple
 
 from models.model_catalog import LoadSpec
-from scheduler.events import EventKind
 from scheduler.machines import Machine, Run
 from scheduler.scheduler import Scheduler
 from task import Phase
@@ -29,14 +28,6 @@ def may_continue(scheduler: Scheduler, run: Run) -> bool:
         return True
     at = scheduler.monotonic()
     return at + scheduler.forecaster.remaining.until_drawn_s(run, at) <= scheduler.drain_until
-
-
-def load_reported(scheduler: Scheduler, machine: Machine, share: float) -> bool:
-    """So much of the weights is in memory, 0 to 1. Returns whether to load on."""
-    machine.load_reported(share, scheduler.monotonic())
-    if run := machine.loading_run:
-        scheduler.events.publish(EventKind.STEP, run.task.task_id)
-    return load_is_needed(scheduler, machine)
 
 
 def load_is_needed(scheduler: Scheduler, machine: Machine) -> bool:

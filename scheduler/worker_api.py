@@ -19,7 +19,7 @@ from scheduler.health import Cause
 from scheduler.limits import ENDED_TOO_OFTEN, MAX_INTERRUPTIONS
 from scheduler.machines import Machine, Run
 from scheduler.scheduler import Scheduler
-from scheduler.stopping import load_reported, may_continue
+from scheduler.stopping import load_is_needed, may_continue
 from storage.state_store import WEIGHTS
 from task import Encoded, Memory, Phase, Progress, Task, TaskStatus, Verdict
 from timing.speeds import Product, Speeds
@@ -131,9 +131,13 @@ class WorkerApi:
             self._scheduler.baselines.improve_waiting()
 
     def load_reported(self, share: float) -> bool:
-        """So much of the weights is in memory, 0 to 1. Returns whether to load on."""
-        with self._scheduler.lock:
-            return load_reported(self._scheduler, self.machine, share)
+        """This share of the weights is in memory, 0 to 1. Returns whether to load on."""
+        scheduler = self._scheduler
+        with scheduler.lock:
+            self.machine.load_reported(share, scheduler.monotonic())
+            if run := self.machine.loading_run:
+                scheduler.events.publish(EventKind.STEP, run.task.task_id)
+            return load_is_needed(scheduler, self.machine)
 
     def load_failed(self, message: str, resident: Sequence[str], *, fatal: bool) -> None:
         """These weights cannot be loaded.
@@ -246,7 +250,7 @@ class WorkerApi:
 
     def release(self, task_id: str, attempt: int, *, interrupted: bool = False) -> bool:
         """The worker has left the task: it waits again, where it was. One that is cancelled after
-        its present image waits no more: it ends with the images that are stored, and with the one
+        its present image does not wait: it ends with the images that are stored, and with the one
         that is being encoded, if there is one.
 
         Args:
@@ -264,7 +268,7 @@ class WorkerApi:
                 return self._end_after_image(run, interrupted=interrupted)
             if interrupted and task.interruptions + 1 >= MAX_INTERRUPTIONS:
                 return scheduler.fail(task, *ENDED_TOO_OFTEN)
-            end = scheduler.end(task)
+            end = scheduler.end_of(task)
             if not scheduler.store.release(task, interrupted=interrupted, run=end):
                 return False  # it has finished, this moment
             with scheduler.lock:

@@ -323,7 +323,7 @@ class TaskStore:
 
     def cancel_after(self, task: Task, index: int) -> bool:
         """Note on disk that a running task is to be cancelled after the image of this index. False,
-        and nothing has changed: the image is stored already, or the task runs no more."""
+        and nothing has changed: the image is stored already, or the task no longer runs."""
         with self._database.transaction() as connection:
             cursor = connection.execute(
                 "UPDATE tasks SET last_image = :index WHERE task_id = :task_id"

@@ -294,10 +294,7 @@ class Worker:
             log.info("%s is not needed any more: loading it is stopped", spec.key)
             self._source.now_resident(self._generator.resident)
             raise _StopTask from None
-        except ServerError:  # only the task's client gets it
-            self._source.now_resident(self._generator.resident)
-            raise
-        except StoredOtherwise:
+        except (ServerError, StoredOtherwise):  # only the task's client gets a ServerError
             self._source.now_resident(self._generator.resident)
             raise
         except ModelLoadError as error:
