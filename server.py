@@ -61,7 +61,7 @@ from supervision import end_process
 from timing.speeds import Speeds
 from timing_model import TimingModel
 from tracing import Traces, exporting_provider
-from workers.downloads import Downloads
+from workers.downloader import Downloader
 from workers.expander import Expander
 from workers.protocols import Generator
 from workers.worker import Worker
@@ -127,7 +127,9 @@ class Server:
             mark_generated=settings.mark_generated,
             before_loading=self._before_loading,
         )
-        self._downloads = Downloads(self.download_api, partial(download_command, settings.data_dir))
+        self._downloader = Downloader(
+            self.download_api, partial(download_command, settings.data_dir)
+        )
         endpoint = chat_endpoint(settings, os.environ)
         self._expander = Expander(ExpansionApi(self.scheduler), endpoint, limits.max_prompt_chars)
         self._awake = KeepAwake(lambda: self.queue.health().has_work, on=settings.keep_awake)
@@ -241,7 +243,7 @@ class Server:
         self._http.start()
         if self._draws_here:
             self._worker.start()
-            self._downloads.start()
+            self._downloader.start()
         if self._head:
             self._head.start()
         self._expander.start()
@@ -263,7 +265,7 @@ class Server:
         self.scheduler.stop(self._drain_s)
         self._checks.stop(0.5)
         self._awake.release()
-        self._downloads.stop(0.5)
+        self._downloader.stop(0.5)
         self._expander.stop(0.5)
         if self._head:
             self._head.stop(1.0)

@@ -23,8 +23,8 @@ from scheduler.limits import QueueLimits
 from storage.task_store import TaskStore
 from task import GenerationParams, Phase, Report, Task
 from timing_model import TimingModel
-from workers import downloads
-from workers.downloads import Downloads as DownloadThread
+from workers import downloader
+from workers.downloader import Downloader
 from workers.worker import Worker
 
 OFFER = allow("noise-flux1", "schnell", "dev", "noise-flux2", "seedvr2-3b")
@@ -73,7 +73,7 @@ class Desk:
             now=lambda: self.at,
         )
         self.worker = Worker(self.queue.worker, FakeGenerator(self._draw), lambda error: None)
-        self.downloads = DownloadThread(self.queue.downloads, self._command)
+        self.downloader = Downloader(self.queue.downloads, self._command)
         self.worker.load()
 
     def submit(self, name: str, *, priority: int = 0, **changes: Any) -> Task:
@@ -110,7 +110,7 @@ class Desk:
 
     def close(self) -> None:
         self.queue.scheduler.stop()
-        assert self.downloads.stop(GIVE_UP_S)
+        assert self.downloader.stop(GIVE_UP_S)
         self.worker.stop(1)
         self.store.close()
 
@@ -144,5 +144,5 @@ class Desk:
 def empty_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Makes the folder the cache of the hub; downloads report often."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
-    monkeypatch.setattr(downloads, "PROGRESS_EVERY_S", 0.01)
+    monkeypatch.setattr(downloader, "PROGRESS_EVERY_S", 0.01)
     return folder

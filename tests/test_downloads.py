@@ -40,7 +40,7 @@ def test_a_task_waits_for_its_weights_while_others_are_drawn(desk: Desk) -> None
         *(view.task_id for view in others),
         lacking.task_id,
     ]
-    desk.downloads.start()
+    desk.downloader.start()
     assert desk.run_all() == ["noise-flux1", "noise-flux2"]
     desk.wait_for_bytes("schnell", 1000)
     answer = download_answer(desk.queue.health())
@@ -65,9 +65,9 @@ def test_urgent_tasks_get_their_weights_first(desk: Desk) -> None:
     desk.submit("schnell", priority=1)
     for name in ("dev", "schnell"):
         desk.gate(name)
-    assert desk.downloads.run_once()
+    assert desk.downloader.run_once()
     assert desk.run_all() == ["schnell"]
-    assert desk.downloads.run_once()
+    assert desk.downloader.run_once()
     assert desk.run_all() == ["dev"]
 
 
@@ -76,7 +76,7 @@ def test_a_task_that_lacks_the_weights_of_two_stages_waits_for_both(desk: Desk) 
     for name in ("schnell", "seedvr2-3b"):
         assert sum(view.waits_for_download for view in desk.queue.unfinished(9, 0)[0]) == 1
         desk.gate(name)
-        assert desk.downloads.run_once()
+        assert desk.downloader.run_once()
     assert desk.run_all() == ["schnell", "seedvr2-3b"]
 
 
@@ -84,12 +84,12 @@ def test_a_load_ordered_by_the_operator_downloads_first(desk: Desk) -> None:
     desk.queue.control.order_load(weights_of("schnell"))
     assert desk.run_all() == []
     desk.gate("schnell")
-    assert desk.downloads.run_once()
+    assert desk.downloader.run_once()
     assert desk.worker.run_once(0)
     assert [weights.model.name for weights in desk.queue.health().loaded] == ["schnell"]
     desk.queue.control.order_load(weights_of("dev"))
     desk.gate("dev", "No such thing.")
-    assert desk.downloads.run_once()
+    assert desk.downloader.run_once()
     assert not desk.worker.run_once(0)
     error = desk.queue.health().last_error
     assert error
@@ -100,15 +100,15 @@ def test_weights_can_be_fetched_ahead_of_any_task(desk: Desk) -> None:
     for _ in range(2):
         assert desk.queue.fetch_ahead(params_for(model="schnell")) is None
     desk.gate("schnell")
-    assert desk.downloads.run_once()
+    assert desk.downloader.run_once()
     assert not desk.submit("schnell").waits_for_download
     assert desk.queue.fetch_ahead(params_for(model="dev")) is None
     desk.gate("dev", "No.")
-    assert desk.downloads.run_once()
+    assert desk.downloader.run_once()
     assert desk.queue.fetch_ahead(params_for(model="dev")) == "No."
     desk.at += FAILURE_KEPT_S
     assert desk.queue.fetch_ahead(params_for(model="dev")) is None
-    assert desk.downloads.run_once(), "it is tried again"
+    assert desk.downloader.run_once(), "it is tried again"
 
 
 def test_a_wait_that_a_download_makes_too_long_is_refused(tmp_path: Path, cache: Path) -> None:
@@ -171,7 +171,7 @@ def test_held_tasks_are_listed_as_their_weights_come_from_any_offset(desk: Desk)
         assert now.end_s == pytest.approx(forecast_of(view).end_s, rel=0.02)
     for name in ("dev", "schnell"):
         desk.gate(name)
-        assert desk.downloads.run_once()
+        assert desk.downloader.run_once()
     assert [view.task_id for view in desk.queue.unfinished(99, 0)[0]] == [
         *(urgent, *line),
         *(other, first, second),

@@ -16,7 +16,7 @@ from models.hub_cache import bytes_on_disk, marked_as_incomplete, needs_download
 from models.model_catalog import LoadSpec
 from models.repositories import FOLDERS
 from task import TaskStatus
-from workers import downloads
+from workers import downloader
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def desk(tmp_path: Path, cache: Path) -> Iterator[Desk]:
 def test_a_failed_download_affects_only_the_tasks_that_need_it(desk: Desk) -> None:
     lost = [desk.submit("schnell"), desk.submit("schnell")]
     other = desk.submit("dev")
-    desk.downloads.start()
+    desk.downloader.start()
     desk.gate("schnell", "The weights cannot be had from /home/me/secret/hub: log in.")
     desk.wait_until_held(1)
     for view in lost:
@@ -49,21 +49,21 @@ def test_a_failed_download_affects_only_the_tasks_that_need_it(desk: Desk) -> No
 def test_a_download_that_cannot_be_started_is_an_error_like_any_other(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(desk.downloads, "_command", lambda weights: ["/nonexistent/python"])
+    monkeypatch.setattr(desk.downloader, "_command", lambda weights: ["/nonexistent/python"])
     lost = desk.submit("schnell")
-    assert desk.downloads.run_once()
+    assert desk.downloader.run_once()
     ended = desk.queue.status(lost.task_id)
     assert ended.status is TaskStatus.FAILED
     assert "cannot be started" in str(ended.error)
-    monkeypatch.setattr(desk.downloads, "_command", lambda weights: ["false"])
+    monkeypatch.setattr(desk.downloader, "_command", lambda weights: ["false"])
     lost = desk.submit("schnell")
-    assert desk.downloads.run_once()
+    assert desk.downloader.run_once()
     assert "ended with exit code 1" in str(desk.queue.status(lost.task_id).error)
 
 
 def test_a_download_that_nobody_wants_any_more_ends(desk: Desk) -> None:
     view = desk.submit("schnell")
-    desk.downloads.start()
+    desk.downloader.start()
     desk.wait_for_bytes("schnell", 1000)
     assert desk.queue.delete(view.task_id) is TaskStatus.WAITING
     assert desk.queue.status(view.task_id).status is TaskStatus.CANCELLED
@@ -79,21 +79,21 @@ def test_a_download_that_nobody_wants_any_more_ends(desk: Desk) -> None:
 def test_a_download_that_something_else_ends_is_tried_again_and_given_up_in_the_end(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(downloads, "RETRY_S", 0.01)
+    monkeypatch.setattr(downloader, "RETRY_S", 0.01)
     view = desk.submit("schnell")
     shot = [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"]
-    monkeypatch.setattr(desk.downloads, "_command", lambda weights: shot)
+    monkeypatch.setattr(desk.downloader, "_command", lambda weights: shot)
     for _ in range(2):
-        assert desk.downloads.run_once()
+        assert desk.downloader.run_once()
         assert desk.queue.status(view.task_id).waits_for_download
-    assert desk.downloads.run_once()
+    assert desk.downloader.run_once()
     assert "ended with SIGKILL" in str(desk.queue.status(view.task_id).error)
 
 
 def test_a_download_that_stalls_is_given_up(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(downloads, "STALLED_S", 0.2)
+    monkeypatch.setattr(downloader, "STALLED_S", 0.2)
     view = desk.submit("schnell")
-    assert desk.downloads.run_once()
+    assert desk.downloader.run_once()
     assert "stalled" in str(desk.queue.status(view.task_id).error)
     assert desk.partial_files("schnell") == []
 
@@ -106,12 +106,12 @@ def test_an_error_in_a_download_does_not_stop_the_next_one(
 
     lost = desk.submit("schnell")
     with monkeypatch.context() as patch:
-        patch.setattr(desk.downloads, "_command", broken)
-        assert desk.downloads.run_once()
+        patch.setattr(desk.downloader, "_command", broken)
+        assert desk.downloader.run_once()
     assert "ZeroDivisionError" in str(desk.queue.status(lost.task_id).error)
     desk.submit("dev")
     desk.gate("dev")
-    assert desk.downloads.run_once()
+    assert desk.downloader.run_once()
     assert desk.run_all() == ["dev"]
 
 
@@ -146,7 +146,7 @@ def test_a_stop_ends_the_download_and_the_next_start_goes_on(
     desk: Desk, tmp_path: Path, cache: Path
 ) -> None:
     view = desk.submit("schnell")
-    desk.downloads.start()
+    desk.downloader.start()
     desk.wait_for_bytes("schnell", 1000)
     desk.close()
     with pytest.raises(NoWorker):
@@ -155,7 +155,7 @@ def test_a_stop_ends_the_download_and_the_next_start_goes_on(
     try:
         assert again.queue.status(view.task_id).waits_for_download
         again.gate("schnell")
-        assert again.downloads.run_once()
+        assert again.downloader.run_once()
         assert again.run_all() == ["schnell"]
         assert again.queue.status(view.task_id).status is TaskStatus.DONE
     finally:

@@ -36,15 +36,15 @@ class DownloadSource(Protocol):
     def next_download(self) -> LoadSpec | None:
         """What to download next; waits until there is something. None: the server stops."""
 
-    def download_began(self, weights: LoadSpec, bytes_before: int) -> None: ...
-    def download_progress(self, weights: LoadSpec, bytes_done: int) -> bool:
+    def download_began(self, spec: LoadSpec, bytes_before: int) -> None: ...
+    def download_progress(self, spec: LoadSpec, bytes_done: int) -> bool:
         """Returns whether the download is still wanted."""
 
     def download_interrupted(self) -> None:
         """It has ended without a result."""
 
-    def download_failed(self, weights: LoadSpec, message: str) -> None: ...
-    def download_ended(self, weights: LoadSpec) -> None:
+    def download_failed(self, spec: LoadSpec, message: str) -> None: ...
+    def download_ended(self, spec: LoadSpec) -> None:
         """The weights are on this machine."""
 
 
@@ -56,10 +56,12 @@ class _Interrupted(Exception):
     """No task needs the weights any more, or a signal has ended the process."""
 
 
-class Downloads:
-    """Args:
-    command: downloads weights: ends with exit code 0 when they are complete, else prints why in a
-        line that begins with ERROR_START.
+class Downloader:
+    """Owns the thread.
+
+    Args:
+        command: downloads weights: ends with exit code 0 when they are complete, else prints why
+            in a line that begins with ERROR_START.
     """
 
     def __init__(
@@ -90,34 +92,34 @@ class Downloads:
 
     def run_once(self) -> bool:
         """Download what is wanted next; returns whether there was something."""
-        weights = self._source.next_download()
-        if weights is None:
+        spec = self._source.next_download()
+        if spec is None:
             return False
-        name = weights.model.name
+        name = spec.model.name
         self._tries[name] = self._tries.get(name, 0) + 1
         log.info("downloading the weights of %s", name)
         try:
-            self._fetch(weights)
+            self._fetch(spec)
         except _Interrupted:
             self._source.download_interrupted()
             return not self._stopping.wait(RETRY_S)
         except _Refused as refused:
-            self._fail(weights, str(refused))
+            self._fail(spec, str(refused))
         except Exception as error:
             log.exception("the download of %s failed", name)
-            self._fail(weights, f"The download of {name} failed ({type(error).__name__}).")
+            self._fail(spec, f"The download of {name} failed ({type(error).__name__}).")
         else:
-            self._source.download_ended(weights)
+            self._source.download_ended(spec)
         self._tries.pop(name, None)
         return True
 
-    def _fetch(self, weights: LoadSpec) -> None:
+    def _fetch(self, spec: LoadSpec) -> None:
         """Raises: _Refused, _Interrupted."""
-        name, partial_before = weights.model.name, partial_files(weights.model)
-        self._source.download_began(weights, bytes_on_disk(weights.model))
+        name, partial_before = spec.model.name, partial_files(spec.model)
+        self._source.download_began(spec, bytes_on_disk(spec.model))
         try:
             self._process = subprocess.Popen(
-                self._command(weights),
+                self._command(spec),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -130,13 +132,13 @@ class Downloads:
         try:
             with self._process as process:
                 try:
-                    output, wanted = self._watch(process, weights)
+                    output, wanted = self._watch(process, spec)
                 except BaseException:
                     process.kill()  # leaving the block waits for it
                     raise
         finally:
             self._process = None
-            for path in partial_files(weights.model) - partial_before:
+            for path in partial_files(spec.model) - partial_before:
                 _remove(path)
         if process.returncode == 0:
             return
@@ -152,7 +154,7 @@ class Downloads:
             by = signal.Signals(-process.returncode).name
         raise _Refused(f"The download of the weights of {name} ended with {by}.")
 
-    def _watch(self, process: subprocess.Popen[str], weights: LoadSpec) -> tuple[str, bool]:
+    def _watch(self, process: subprocess.Popen[str], spec: LoadSpec) -> tuple[str, bool]:
         """Wait until a process has ended; returns its output, and whether it was wanted to the end.
 
         Raises:
@@ -165,22 +167,22 @@ class Downloads:
                 process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 _, output = process.communicate(timeout=PROGRESS_EVERY_S)
-            before, bytes_done = bytes_done, bytes_on_disk(weights.model)
-            wanted = self._source.download_progress(weights, bytes_done)
+            before, bytes_done = bytes_done, bytes_on_disk(spec.model)
+            wanted = self._source.download_progress(spec, bytes_done)
             if bytes_done != before:
                 came_at = time.monotonic()
             elif time.monotonic() - came_at > STALLED_S:
                 process.kill()
                 raise _Refused(
-                    f"The download of the weights of {weights.model.name} stalled: no byte came "
+                    f"The download of the weights of {spec.model.name} stalled: no byte came "
                     f"for {STALLED_S:.0f} s."
                 )
         return output, wanted
 
-    def _fail(self, weights: LoadSpec, message: str) -> None:
+    def _fail(self, spec: LoadSpec, message: str) -> None:
         while not self._stopping.is_set():
             try:
-                self._source.download_failed(weights, message)
+                self._source.download_failed(spec, message)
             except StorageUnavailable:
                 self._stopping.wait(RETRY_S)
             else:
