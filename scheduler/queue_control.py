@@ -159,10 +159,7 @@ class QueueControl:
             tasks = scheduler.deadlines.all_overdue()
         for task in tasks:
             with scheduler.changes, scheduler.health.noting_storage():
-                with scheduler.lock:
-                    overdue = scheduler.deadlines.overdue(task)
-                if overdue:
-                    scheduler.cancel(task, *overdue)
+                scheduler.cancel_overdue(task)
 
     def cancel_after_image(self, task: Task) -> bool:
         """Cancel a running task when the image that it is at is stored (under `changes`). Returns

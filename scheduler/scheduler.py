@@ -295,6 +295,14 @@ class Scheduler:
         log.info("task %s is cancelled%s", task.task_id, f": {reason}" if reason else "")
         return True
 
+    def cancel_overdue(self, task: Task) -> bool:
+        """Cancel a waiting task if its time is up (under `changes`). Returns whether it is."""
+        with self.lock:
+            overdue = self.deadlines.overdue(task)
+        if overdue:
+            self.cancel(task, *overdue)
+        return overdue is not None
+
     def _gpu_s(self, task: Task) -> float:
         """Forecast seconds of what is left of a task, without loading (locked)."""
         return self.estimates.durations(*task.stages).gpu_s

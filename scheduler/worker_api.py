@@ -349,14 +349,11 @@ class WorkerApi:
     def _claim(self, task: Task, preempted: Run | None = None) -> Task | None:
         """(under `changes`)"""
         scheduler = self._scheduler
-        with scheduler.lock:
-            overdue = scheduler.deadlines.overdue(task)
         if scheduler.stopping:
             return None
-        if overdue:
-            with scheduler.health.noting_storage():
-                scheduler.cancel(task, *overdue)
-            return None
+        with scheduler.health.noting_storage():
+            if scheduler.cancel_overdue(task):
+                return None
         started_at = scheduler.now()
         with scheduler.health.accepting():  # else its image could not be stored
             name = self.machine.name
