@@ -23,7 +23,7 @@ STEADY_S, STEADY_SHARE = 1.0, 0.02
 """A forecast that is later than the first one by no more than this is not reported."""
 
 EXPECTED = 12
-"""Of so many tasks, those that run and the first waiting ones, the outcomes are foreseen."""
+"""Number of tasks, those that run and the first waiting ones, whose outcomes are predicted."""
 ROUNDING_S = 1e-6
 
 
@@ -214,8 +214,8 @@ class Baselines:
         return outcome
 
     def expect(self, lanes: Lanes) -> None:
-        """Foresee the outcomes of the first EXPECTED tasks that will be learned: whether each is
-        forecast to take longer than its p90 at submit.
+        """Predict the outcomes of the first EXPECTED tasks: whether each is forecast to take longer
+        than its p90 at submit. Those that will not be learned are left out.
 
         Args:
             lanes: as of now.

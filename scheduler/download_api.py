@@ -24,8 +24,8 @@ class DownloadApi:
         self._downloads = scheduler.downloads
 
     def fetch_first(self) -> None:
-        """Called by the worker: waits until the weights that the server starts with are there, if
-        they are missing, or the download is given up; then loading them says why."""
+        """Called by the worker: waits until the weights that the server starts with are on disk, or
+        their download has failed. Then loading them fails, too, with the reason."""
         scheduler, spec = self._scheduler, self._scheduler.allowed.first_spec
         if not scheduler.machines.lack(spec.model):
             return

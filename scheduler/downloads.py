@@ -17,7 +17,9 @@ from task import Task
 USUAL_BYTES_PER_S = 20e6
 """Assumed speed before the first measurement."""
 PACE_AFTER_S = 5.0
+"""Seconds of a download after which its speed is measured."""
 FAILURE_KEPT_S = 300.0
+"""Seconds for which a failed download is not tried again by fetch_ahead()."""
 USUAL_EXPANSION_S = 5.0
 """Assumed seconds until a prompt is written, before the first measurement."""
 MOST_EXPANSION_S = 60.0

@@ -54,12 +54,12 @@ class Estimates:
         return self._bits.get(spec.key, spec.quantize)
 
     def product(self, spec: LoadSpec) -> Product:
-        """What most operations of a model are."""
+        """The kind of product that a model mostly computes."""
         float32 = spec.model.float32 or spec.options.compute_precision == "float32"
         return product_of(self.bits(spec), float32=float32)
 
     def _text_product(self, spec: LoadSpec, figures: FamilyWork) -> Product:
-        """What most operations of its text encoder are."""
+        """The kind of product that its text encoder mostly computes."""
         float32 = spec.model.float32 or figures.text_float32
         return product_of(self.bits(spec) if figures.text_quantized else None, float32=float32)
 
@@ -74,15 +74,12 @@ class Estimates:
 
     def learn_bits(self, spec: LoadSpec, bits: int | None) -> bool:
         """Weights were loaded, quantized to this many bits. Returns whether that is new."""
-        is_new, known = bits != self.bits(spec), spec.key in self._bits
+        is_new, is_first = bits != self.bits(spec), not self.was_loaded(spec)
         self._bits[spec.key] = bits
-        if not known:
-            self._works.clear()  # tokens are counted from now on
-        if not is_new:
-            return False
-        self._version += 1
-        self._works.clear()
-        return True
+        if is_new or is_first:  # after the first load, tokens are counted
+            self._works.clear()
+        self._version += is_new
+        return is_new
 
     def copies_changed(self) -> None:
         """There are other copies of quantized weights than before."""

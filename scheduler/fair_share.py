@@ -291,7 +291,11 @@ class FairShare:
         return client, user
 
     def _served(self, account: _Account | None, virtual: float) -> float:
-        """What somebody has had, as a task counts that joins now."""
+        """GPU seconds per weight of an account, as they count for a task that joins now.
+
+        Args:
+            virtual: the virtual time, where a new or idle account starts.
+        """
         if account is None:
             return virtual
         return max(account.served, virtual) if account.idle else account.served
@@ -327,7 +331,7 @@ class FairShare:
             self.virtual = min(grown, max(client.served, self.virtual))
 
     def _forget(self, client: _Client) -> None:
-        """Forget who is idle and has had no more than others: it would join as if it were new."""
+        """Forget the idle accounts that have had no more than others: they equal new ones."""
         if not self._running and not self._waiting_users:
             self._clients.clear()
             self._by_number.clear()

@@ -67,7 +67,7 @@ class Health:
         return error if lasts else None
 
     def failed(self, cause: Cause, message: str) -> None:
-        """What fails while the disk refuses fails because of it: the disk stays the last error."""
+        """Note an error. While the disk refuses, others follow from that: it stays the last."""
         if self.storage_error is not None and cause is not Cause.DISK:
             return
         self._last_error = LastError(cause, message, self._now())

@@ -1,4 +1,4 @@
-"""The operator's limits of the queue."""
+"""Limits of the queue: those that the operator sets, and constant ones."""
 
 from dataclasses import dataclass
 

@@ -125,7 +125,7 @@ class Prompts:
         return found
 
     def _drop(self, prompt: Prompt) -> bool:
-        """It leaves memory. Returns whether a stage waits with it."""
+        """A prompt leaves memory. Returns whether a stage waits with it."""
         encoded = self._encoded.pop(prompt)
         self._in_memory.remove(encoded.number)
         self._tokens -= encoded.tokens
@@ -133,7 +133,7 @@ class Prompts:
         return encoded.number in self._waiting
 
     def _forget(self, prompt: Prompt) -> None:
-        """Its number, if it is neither in memory nor waited with."""
+        """Forget the number of a prompt that is not in memory and with which no stage waits."""
         number = self._numbers.get(prompt, UNKNOWN)
         if prompt not in self._encoded and number not in self._waiting:
             self._numbers.pop(prompt, None)

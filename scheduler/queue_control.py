@@ -37,8 +37,8 @@ class QueueControl:
                 scheduler.wake_worker.notify_all()
 
     def drain(self, name: str, drained: bool) -> None:
-        """Give a machine no more tasks, or again (False). What it draws goes on. Survives a
-        restart.
+        """Give a machine no more tasks, or give it tasks again (False). The running task goes on.
+        Survives a restart.
 
         Raises:
             UnknownMachine: there is none.

@@ -23,7 +23,7 @@ PACE_STEPS = 3
 
 
 class Remaining:
-    """`at` is a reading of the monotonic clock, in seconds."""
+    """All figures are seconds from `at`, a reading of the monotonic clock."""
 
     def __init__(self, estimates: Estimates) -> None:
         self._estimates = estimates
@@ -31,26 +31,26 @@ class Remaining:
         """By machine, the latest pace(), and what it was made of."""
 
     def left_s(self, run: Run, at: float) -> float:
-        """Until a running task is done, as it is forecast at this moment if no report comes until
-        then; other tasks not counted."""
+        """Seconds until a running task is done, as forecast now if no report comes until `at`.
+        Other tasks are not counted."""
         left_s = self.encoding_s(run, at)
         if run.on_gpu:
             left_s += self._load_s(run.machine, at) + self._gpu_s(run, self._live(run, at))
         return left_s
 
     def encoding_s(self, run: Run, at: float) -> float:
-        """For which the last image of a running task is still encoded off the GPU."""
+        """Seconds for which the last image of a running task is still encoded off the GPU."""
         durations = self._estimates.durations(run.stage)
         elapsed_s = 0.0 if run.on_gpu else at - run.phase_started_at
         return remaining(durations.image_encoding_s, elapsed_s, durations.sigma)
 
     def gpu_s(self, run: Run, at: float) -> float:
-        """For which a running task still needs the GPU, loading of its weights included."""
+        """Seconds for which a running task still needs the GPU, including loading of weights."""
         return self._gpu_s(run, self._live(run, run.until(at))) if run.on_gpu else 0.0
 
     def pace(self, machine: Machine) -> float:
-        """How many times as long as forecast what waits takes, as the steps of the latest running
-        task show that has drawn some: rounded, so that it changes seldom."""
+        """Factor on the forecasts of waiting tasks, by the steps of the latest running task that
+        has drawn some. Rounded, so that it changes seldom."""
         runs = reversed(machine.in_order)
         run = next((run for run in runs if len(run.step_s) >= PACE_STEPS), None)
         if run is None:
@@ -86,30 +86,33 @@ class Remaining:
         return self._gpu_s(run, after)
 
     def before_runs_s(self, machine: Machine, at: float) -> float:
-        """Until the running tasks are drawn: the rest of a load, and of what is being stopped."""
+        """Seconds until running tasks are drawn: the rest of a load, and of what is stopped."""
         stopping_s = 0.0
         if machine.stopping is not None and machine.loading is None:
             stopping_s = self.phase_s(machine.stopping, at)
         return self._load_s(machine, at) + stopping_s
 
     def until_drawn_s(self, run: Run, at: float) -> float:
-        """Until a running task is drawn, the rest of its load included."""
+        """Seconds until a running task is drawn, including the rest of its load."""
         return self._load_s(run.machine, at) + self.gpu_s(run, at)
 
     def until_image_s(self, run: Run, at: float) -> float:
-        """Until the present image of a running task is drawn, the rest of its load included."""
+        """Seconds until the present image of a running task is drawn, including the rest of its
+        load."""
         live = self._live(run, run.until(at))
         one = replace(self._estimates.durations(run.stage), images=1)
         work_s = remaining_s(one, live._replace(images_done=0)) / run.machine.speed
         return self._load_s(run.machine, at) + work_s
 
     def load_part_s(self, machine: Machine, at: float) -> float:
-        """Until a load can be stopped: it was not reported how long its parts take at first."""
+        """Seconds until a load can be stopped: between two of its parts. Before the first report
+        it is not known how long a part takes."""
         left_s = self._load_s(machine, at)
         return min(left_s, machine.load_part_s) if machine.load_share else left_s
 
     def phase_s(self, run: Run, at: float) -> float:
-        """Until the present step of a running task ends, or its phase if that has no steps."""
+        """Seconds until the present step of a running task ends, or its phase if that has no
+        steps."""
         live = self._live(run, run.until(at))
         return phase_left_s(self._estimates.durations(run.stage), live) / run.machine.speed
 
@@ -141,7 +144,7 @@ class Remaining:
         )
 
     def _load_s(self, machine: Machine, at: float) -> float:
-        """Of the load that is running, or is due before anything can run."""
+        """Seconds of the load that is running, or is due before anything can run."""
         spec = machine.loading
         if spec is None:
             return 0.0
