@@ -288,10 +288,10 @@ class QueueManager:
     def _copy(self, task: Task) -> Task:
         """(locked)"""
         snapshot = task.__copy__()  # called for up to 1,000 tasks: copy() takes twice as long
-        downloads = self._scheduler.downloads
         if task.status is TaskStatus.WAITING:
-            snapshot.waits_for_download = downloads.lacks_weights(task.task_id)
-            snapshot.waits_for_prompt = downloads.lacks_prompt(task.task_id)
+            pending = self._scheduler.pending
+            snapshot.waits_for_download = pending.lacks_weights(task.task_id)
+            snapshot.waits_for_prompt = pending.lacks_prompt(task.task_id)
         elif run := self._scheduler.machines.run(task.task_id):
             snapshot.progress = run.shown
             if run.progress.phase is Phase.LOADING:

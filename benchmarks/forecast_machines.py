@@ -31,6 +31,7 @@ from scheduler.estimates import Estimates
 from scheduler.forecast import Forecaster
 from scheduler.limits import QueueLimits
 from scheduler.machines import Machine
+from scheduler.pending import PendingTasks
 from scheduler.policy import Policy, key
 from scheduler.schedule import Schedule
 from task import GenerationParams, Phase, Progress, Task
@@ -71,7 +72,7 @@ class Farm:
             policy=self.policy,
             estimates=self.estimates,
             spread=self.spread,
-            downloads=Downloads(lambda: self.at),
+            pending=PendingTasks(Downloads(lambda: self.at), lambda: self.at),
             monotonic=lambda: self.at,
         )
         self.requests = [size_and_steps(self.dice) for _ in range(REPEATED_REQUESTS)]

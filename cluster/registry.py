@@ -92,7 +92,7 @@ class Registry:
         for model in remote.registration.models:
             with scheduler.changes:
                 with scheduler.lock:
-                    spec = scheduler.downloads.lacking(model.name)
+                    spec = scheduler.pending.lacking(model.name)
                 if spec and not model.missing:
                     scheduler.downloaded(spec)
                     with scheduler.lock:

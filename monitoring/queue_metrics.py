@@ -120,7 +120,7 @@ class QueueMetrics(Collector):
     def _downloads(self) -> Iterator[Metric]:
         downloads = self._scheduler.downloads
         with self._scheduler.lock:
-            waiting, current = len(downloads), downloads.current
+            waiting, current = len(self._scheduler.pending), downloads.current
             done, failed = downloads.done, downloads.failed
         yield GaugeMetricFamily(
             "mflux_tasks_waiting_for_download",

@@ -71,7 +71,7 @@ def reserve_inputs(scheduler: Scheduler, task_id: str, size_bytes: int) -> None:
 
 def _check_client(scheduler: Scheduler, task: Task, client: ClientLimits) -> None:
     name = task.owner.name
-    own = [*scheduler.policy.waiting_of(name), *scheduler.downloads.waiting_of(name)]
+    own = [*scheduler.policy.waiting_of(name), *scheduler.pending.waiting_of(name)]
     own_s = sum(seconds for _, seconds in own)
     have_to_start = 0
     if client.max_waiting is not None:

@@ -8,8 +8,8 @@ from copy import copy
 from errors import ModelLoadError, ServerError, StorageUnavailable
 from models.hub_cache import as_stored
 from models.model_catalog import LoadSpec
-from scheduler.downloads import EXPANSION_KEY
 from scheduler.health import Cause
+from scheduler.pending import EXPANSION_KEY
 from scheduler.scheduler import Scheduler
 from task import Task
 
@@ -22,6 +22,7 @@ class DownloadApi:
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         self._downloads = scheduler.downloads
+        self._pending = scheduler.pending
 
     def fetch_first(self) -> None:
         """Called by the worker: waits until the weights that the server starts with are on disk, or
@@ -33,17 +34,15 @@ class DownloadApi:
             self._downloads.order(spec)
             scheduler.wake_downloads.notify_all()
             scheduler.wake_worker.wait_for(
-                lambda: scheduler.stopping or not self._downloads.wants(spec.model)
+                lambda: scheduler.stopping or not self._pending.wants(spec.model)
             )
 
     def next_download(self) -> LoadSpec | None:
         """Waits for weights to download and returns them. None: the server is stopping."""
-        scheduler, downloads = self._scheduler, self._downloads
+        scheduler, pending = self._scheduler, self._pending
         with scheduler.lock:
-            scheduler.wake_downloads.wait_for(
-                lambda: scheduler.stopping or downloads.next_missing()
-            )
-            return None if scheduler.stopping else downloads.next_missing()
+            scheduler.wake_downloads.wait_for(lambda: scheduler.stopping or pending.next_missing())
+            return None if scheduler.stopping else pending.next_missing()
 
     def download_began(self, spec: LoadSpec, bytes_before: int) -> None:
         """Args:
@@ -59,7 +58,7 @@ class DownloadApi:
             before = self._downloads.current
             tenths_before = before.bytes_done * 10 // total if before and total else 0
             self._downloads.progress(bytes_done)
-            wanted = self._downloads.wants(spec.model)
+            wanted = self._pending.wants(spec.model)
         if total and bytes_done * 10 // total > tenths_before:
             done_gb, total_gb = bytes_done / 1e9, total / 1e9
             log.info("the weights of %s: %.1f of about %.1f GB", spec.model.name, done_gb, total_gb)
@@ -75,7 +74,7 @@ class DownloadApi:
         scheduler, name = self._scheduler, spec.model.name
         with scheduler.changes, scheduler.health.noting_storage():
             with scheduler.lock:
-                needing = self._downloads.needing(spec.model)
+                needing = self._pending.needing(spec.model)
             for task in needing:
                 scheduler.fail(task, ModelLoadError.code, message)
             with scheduler.lock:
@@ -100,7 +99,7 @@ class ExpansionApi:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        self._downloads = scheduler.downloads
+        self._pending = scheduler.pending
 
     def next_expansion(self) -> tuple[Task, float] | None:
         """Waits for a task whose prompts are to be written; returns it and the seconds that this
@@ -108,11 +107,11 @@ class ExpansionApi:
         scheduler = self._scheduler
         with scheduler.lock:
             scheduler.wake_downloads.wait_for(
-                lambda: scheduler.stopping or self._downloads.has_unwritten
+                lambda: scheduler.stopping or self._pending.has_unwritten
             )
             if scheduler.stopping:
                 return None
-            task, timeout_s = self._downloads.begin_expansion()
+            task, timeout_s = self._pending.begin_expansion()
             return copy(task), timeout_s
 
     def expanded(
@@ -132,7 +131,7 @@ class ExpansionApi:
         with scheduler.changes, scheduler.health.noting_storage():
             with scheduler.lock:
                 task = scheduler.get(task_id)
-                if task is None or not self._downloads.lacks_prompt(task_id):
+                if task is None or not self._pending.lacks_prompt(task_id):
                     return
                 params = task.params
             update: dict[str, object] = {"expand": False, "prompt": prompts[0]}
@@ -151,8 +150,8 @@ class ExpansionApi:
                 return
             with scheduler.lock:
                 task.params, task.stages = params, stages
-                self._downloads.expansion_s = seconds or self._downloads.expansion_s
-                if self._downloads.written(task):
+                self._pending.expansion_s = seconds or self._pending.expansion_s
+                if self._pending.written(task):
                     scheduler.enter(task)
             scheduler.joined_late(task)
         if seconds is not None:

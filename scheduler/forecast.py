@@ -10,10 +10,10 @@ from math import exp
 from typing import NamedTuple
 
 from models.model_catalog import LoadSpec
-from scheduler.downloads import Downloads, Pending
 from scheduler.estimates import Estimates
 from scheduler.lanes import Lane, Lanes, Running
 from scheduler.machines import Machine, Run
+from scheduler.pending import Pending, PendingTasks
 from scheduler.plan import Plan, Planner
 from scheduler.policy import Policy
 from scheduler.preemption import Preemption
@@ -63,7 +63,7 @@ class Forecaster:
         policy: Policy,
         estimates: Estimates,
         spread: Spread,
-        downloads: Downloads,
+        pending: PendingTasks,
         monotonic: Callable[[], float],
     ) -> None:
         self._schedule = schedule
@@ -74,7 +74,7 @@ class Forecaster:
         self.remaining = Remaining(estimates)
         self.preemption = Preemption(schedule, machines, policy, estimates, self.remaining)
         self._spread = spread
-        self._downloads = downloads
+        self._pending = pending
         self._monotonic = monotonic
 
     def of(self, task: Task, lanes: Lanes | None = None) -> Forecast:
@@ -87,8 +87,8 @@ class Forecaster:
         for machine in self._machines:
             if (run := machine.runs.get(task.task_id)) is not None:
                 return lanes.of(machine).of(run).forecast
-        if task in self._downloads:
-            return next(f for pending, f in self._pending(lanes) if pending is task)
+        if task in self._pending:
+            return next(f for pending, f in self._pending_forecasts(lanes) if pending is task)
         position = self._schedule.position(task)
         durations = self._schedule.durations(position)
         factor = self._p90_factor(task, durations)
@@ -102,8 +102,8 @@ class Forecaster:
         """
         lanes = self.lanes()
         if missing or task.params.expand:
-            pending = self._downloads.pending(task, missing, *self.load_and_work_s(task))
-            return next(f for other, f in self._pending(lanes, pending) if other is task)
+            pending = self._pending.entry(task, missing, *self.load_and_work_s(task))
+            return next(f for other, f in self._pending_forecasts(lanes, pending) if other is task)
         durations = self._estimates.durations(*task.stages)
         place = self._policy.place(task, durations.gpu_s, self.resident_at_start())
         position = place.index
@@ -150,13 +150,13 @@ class Forecaster:
         if wanted or len(entries) < limit:
             pending = [
                 (task, partial(_same, forecast))
-                for task, forecast in (self._pending(lanes) if len(self._downloads) else ())
+                for task, forecast in self._pending_forecasts(lanes)
                 if wanted is None or wanted(task)
             ]
             passed = max(offset - length, 0)
             entries += pending[passed : passed + limit - len(entries)]
             return entries, length + len(pending)
-        return entries, length + len(self._downloads)
+        return entries, length + len(self._pending)
 
     def _waiting_at(
         self, positions: Sequence[int], lanes: Lanes
@@ -201,7 +201,7 @@ class Forecaster:
     def next_start_s(self) -> float:
         """Seconds until a GPU is free for the first waiting task."""
         free_s = min(self.lanes().free_s())
-        return free_s if len(self._schedule) else max(free_s, self._downloads.first_ready_s())
+        return free_s if len(self._schedule) else max(free_s, self._pending.first_ready_s())
 
     def resident_at_start(self) -> Resident:
         """What is in memory where the first waiting task starts."""
@@ -267,11 +267,11 @@ class Forecaster:
             start_s = lane.start_s(walk, index)
             yield _Start(lane, start_s, load_s, loads, lane.encoder_free_s)
 
-    def _pending(self, lanes: Lanes, *new: Pending) -> Iterator[tuple[Task, Forecast]]:
+    def _pending_forecasts(self, lanes: Lanes, *new: Pending) -> Iterator[tuple[Task, Forecast]]:
         """Of the tasks that wait for a download or their prompt, in the order in which they will
         run; among them perhaps a new one."""
-        for wait in self._downloads.waits(lambda priority: self._joining_s(priority, lanes), *new):
-            known = self._downloads.pace_known or not wait.downloads
+        for wait in self._pending.waits(lambda priority: self._joining_s(priority, lanes), *new):
+            known = self._pending.downloads.pace_known or not wait.downloads
             p90_s = wait.end_s * (P90_OF_DOWNLOADS if known else PRIOR_P90)
             confidence = Confidence.LOW if known else Confidence.NONE
             _, end = self._schedule.level(wait.task.priority)

@@ -23,7 +23,7 @@ from models.model_catalog import LoadSpec, Model
 from monitoring.phase_seconds import PhaseSeconds
 from scheduler.baselines import Baselines
 from scheduler.deadlines import Deadlines
-from scheduler.downloads import EXPANSION_KEY, Downloads
+from scheduler.downloads import Downloads
 from scheduler.estimates import Estimates
 from scheduler.events import EventKind, EventLog
 from scheduler.forecast import Forecaster
@@ -31,6 +31,7 @@ from scheduler.health import Cause, Health
 from scheduler.lanes import Lanes
 from scheduler.limits import QueueLimits
 from scheduler.machines import Machine, Machines, Run
+from scheduler.pending import EXPANSION_KEY, PendingTasks
 from scheduler.policy import Place, Policy, key
 from scheduler.restart import ClockNotes, restart
 from scheduler.retention import Retention
@@ -96,13 +97,14 @@ class Scheduler:
         self.policy = Policy(self.schedule, self.limits)
         self.spread, self.phase_seconds = Spread(store.timings.outcomes()), PhaseSeconds()
         self.downloads = Downloads(monotonic, self.machines.lack, on_disk=allowed.default)
+        self.pending = PendingTasks(self.downloads, monotonic)
         self.forecaster = Forecaster(
             schedule=self.schedule,
             machines=self.machines,
             policy=self.policy,
             estimates=self.estimates,
             spread=self.spread,
-            downloads=self.downloads,
+            pending=self.pending,
             monotonic=monotonic,
         )
         self.deadlines = Deadlines(self.keep_clock)
@@ -180,7 +182,7 @@ class Scheduler:
     @property
     def waiting(self) -> int:
         """Tasks that wait (locked)."""
-        return len(self.schedule) + len(self.downloads)
+        return len(self.schedule) + len(self.pending)
 
     def first(self, machine: Machine) -> Task | None:
         """The task that the worker of a machine may claim (locked)."""
@@ -228,7 +230,8 @@ class Scheduler:
     def downloaded(self, spec: LoadSpec) -> None:
         """These weights are on disk (under `changes`): the tasks that waited for them join."""
         with self.lock:
-            ready = self.downloads.finish(spec.model)
+            self.downloads.finish(spec.model)
+            ready = self.pending.downloaded(spec.model)
             self.machine.missing -= {spec.model.name}
             for task in ready:
                 with suppress(ModelNotAllowed, NotSupported, InvalidInput):  # else it stays
@@ -275,8 +278,8 @@ class Scheduler:
         if run := self.machines.run(task.task_id):
             run.machine.end(run, self.monotonic(), done=done, stopping=stopping)
             self.policy.end(task, run.gpu_s(self.monotonic()))
-        elif task in self.downloads:
-            self.downloads.remove(task)
+        elif task in self.pending:
+            self.pending.remove(task)
         else:
             self.policy.leave(task)
         lanes = self.forecaster.lanes()
@@ -345,7 +348,7 @@ class Scheduler:
         """A task waits for weights and for its prompt (locked)."""
         self._add(task)
         seconds = self.forecaster.load_and_work_s(task)
-        self.downloads.add(self.downloads.pending(task, missing, *seconds))
+        self.pending.add(self.pending.entry(task, missing, *seconds))
         self.wake_downloads.notify_all()
 
     def _add(self, task: Task) -> None:
@@ -360,7 +363,7 @@ class Scheduler:
             self._clock_notes.write()
             self.store.usage.forget_anonymous(self.now())
         loads = self.store.timings.loads()
-        self.downloads.expansion_s = loads.get(EXPANSION_KEY, self.downloads.expansion_s)
+        self.pending.expansion_s = loads.get(EXPANSION_KEY, self.pending.expansion_s)
         self.store.timings.teach(self.timing)
         self._unsettled += [
             *(partial(self.cancel, task) for task in found.cancelled),

@@ -13,6 +13,7 @@ from scheduler.estimates import Estimates
 from scheduler.forecast import Forecaster
 from scheduler.limits import QueueLimits
 from scheduler.machines import Machine, Run
+from scheduler.pending import PendingTasks
 from scheduler.policy import Policy, key
 from scheduler.schedule import Schedule
 from task import Forecast, Phase, Progress, Stage, Task
@@ -66,6 +67,7 @@ class Bench:
         self.machine = self.machines[0]
         self.policy = Policy(self.schedule, QueueLimits(max_delay_s=max_delay_s))
         self.downloads = Downloads(self.clock)
+        self.pending = PendingTasks(self.downloads, self.clock)
         self.spread = Spread()
         self.forecaster = Forecaster(
             schedule=self.schedule,
@@ -73,7 +75,7 @@ class Bench:
             policy=self.policy,
             estimates=self.estimates,
             spread=self.spread,
-            downloads=self.downloads,
+            pending=self.pending,
             monotonic=self.clock,
         )
         self.joined = 0

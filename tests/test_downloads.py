@@ -12,7 +12,8 @@ from stalling_hub import StallingHub
 from api.models_api import download_answer
 from errors import QueueFull
 from models.model_catalog import LoadSpec
-from scheduler.downloads import FAILURE_KEPT_S, USUAL_BYTES_PER_S, Downloads, Pending, PendingWait
+from scheduler.downloads import FAILURE_KEPT_S, USUAL_BYTES_PER_S, Downloads
+from scheduler.pending import Pending, PendingTasks, PendingWait
 from task import Task, TaskStatus
 from timing_model import Confidence
 
@@ -180,17 +181,18 @@ def test_held_tasks_are_listed_as_their_weights_come_from_any_offset(desk: Desk)
 
 def test_a_download_without_progress_keeps_the_pace_known_before() -> None:
     clock = [0.0]
-    held = Downloads(lambda: clock[0])
+    downloads = Downloads(lambda: clock[0])
+    held = PendingTasks(downloads, lambda: clock[0])
     (stage,) = OFFER.stages(params_for(model="schnell"))
     task = Task("1", stage.params, 0, created_at=0.0, stages=(stage,))
     held.add(Pending(task, (stage.load_spec,), load_s=3.0, work_s=10.0))
-    held.begin(stage.load_spec, 0)
+    downloads.begin(stage.load_spec, 0)
     clock[0] = 100.0
-    held.progress(0)
-    assert not held.pace_known
+    downloads.progress(0)
+    assert not downloads.pace_known
     ready_s = 34e9 / USUAL_BYTES_PER_S
     assert held.waits(lambda priority: 0.0) == [PendingWait(task, 0, ready_s, ready_s + 13.0)]
-    held.progress(40_000_000_000)  # more than was expected
+    downloads.progress(40_000_000_000)  # more than was expected
     assert held.waits(lambda priority: 0.0) == [PendingWait(task, 0, 0.0, 13.0)]
     assert held.waits(lambda priority: 5.0) == [PendingWait(task, 0, 5.0, 18.0)]
 

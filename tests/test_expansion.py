@@ -15,7 +15,7 @@ from memory_stores import memory_store
 from submission_desk import Desk
 
 from images import read_metadata
-from scheduler import downloads
+from scheduler import pending
 from scheduler.download_api import ExpansionApi
 from storage.task_store import TaskStore
 from task import Phase, TaskStatus
@@ -166,7 +166,7 @@ def test_a_failure_falls_back_to_the_prompt_with_a_warning(
     assert (claimed.task_id, claimed.params.prompt) == (task_id, "a lighthouse")
     sentence = f"The prompt was not expanded: {reason}. It is used as it was sent."
     assert claimed.params.warnings == ("earlier", sentence)
-    assert made.queue.scheduler.downloads.expansion_s == downloads.USUAL_EXPANSION_S
+    assert made.queue.scheduler.pending.expansion_s == pending.USUAL_EXPANSION_S
 
 
 def test_no_redirect_is_followed() -> None:
@@ -192,7 +192,7 @@ def test_a_dead_endpoint_falls_back() -> None:
 def test_a_silent_or_dripping_endpoint_is_left_in_time(
     monkeypatch: pytest.MonkeyPatch, drip: bool
 ) -> None:
-    monkeypatch.setattr(downloads, "MOST_EXPANSION_S", 0.3)
+    monkeypatch.setattr(pending, "MOST_EXPANSION_S", 0.3)
     over = threading.Event()
 
     def answer(asked: Asked) -> None:
@@ -211,7 +211,7 @@ def test_a_silent_or_dripping_endpoint_is_left_in_time(
 def test_tasks_that_waited_for_a_slow_endpoint_do_not_wait_again_for_each_other() -> None:
     with studio(writes()) as made:
         task_id = made.submit()
-        made.at += downloads.MOST_EXPANSION_S
+        made.at += pending.MOST_EXPANSION_S
         assert made.expander.run_once()
     assert made.asked == []
     assert "it took too long" in made.queue.status(task_id).params.warnings[0]
@@ -262,7 +262,7 @@ def test_what_is_written_for_a_cancelled_task_is_dropped() -> None:
 def test_the_forecast_includes_the_learned_time_of_a_prompt() -> None:
     with studio(writes()) as made:
         plain_s = made.queue.estimate(params_for())[0].end_s
-        made.queue.scheduler.downloads.expansion_s = 20.0
+        made.queue.scheduler.pending.expansion_s = 20.0
         expanded_s = made.queue.estimate(params_for(expand=True))[0].end_s
         assert expanded_s == pytest.approx(plain_s + 20.0)
         listed = params_for("a", prompts=("a", "b"), count=2, expand=True)
@@ -279,9 +279,9 @@ def test_the_forecast_includes_the_learned_time_of_a_prompt() -> None:
 
 def test_the_time_of_a_prompt_is_no_longer_than_it_may_take() -> None:
     with studio(writes()) as made:
-        made.queue.scheduler.downloads.expansion_s = 500.0
+        made.queue.scheduler.pending.expansion_s = 500.0
         expected_s = made.queue.estimate(params_for(expand=True))[0].start_s
-    assert expected_s == downloads.MOST_EXPANSION_S
+    assert expected_s == pending.MOST_EXPANSION_S
 
 
 def test_the_time_is_learned_for_the_next_start_and_a_waiting_prompt_is_written_then(
@@ -290,12 +290,12 @@ def test_the_time_is_learned_for_the_next_start_and_a_waiting_prompt_is_written_
     with studio(writes(), tmp_path) as made:
         made.submit()
         assert made.expander.run_once()
-        learned_s = made.queue.scheduler.downloads.expansion_s
-        assert 0 < learned_s < downloads.USUAL_EXPANSION_S
+        learned_s = made.queue.scheduler.pending.expansion_s
+        assert 0 < learned_s < pending.USUAL_EXPANSION_S
         waiting = made.submit("later")
         made.queue.scheduler.store.close()
     with studio(writes("even later"), tmp_path) as again:
-        assert again.queue.scheduler.downloads.expansion_s == learned_s
+        assert again.queue.scheduler.pending.expansion_s == learned_s
         task = again.queue.status(waiting)
         assert (task.phase, task.params.expand) == (Phase.PROMPT_EXPANSION, True)
         assert again.expander_for(ChatEndpoint()).run_once()

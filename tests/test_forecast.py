@@ -11,9 +11,10 @@ from conftest import ServerProcess
 
 from api.server_answers import StatsAnswer
 from api.task_answers import EstimateAnswer
-from scheduler.downloads import USUAL_BYTES_PER_S, Pending
+from scheduler.downloads import USUAL_BYTES_PER_S
 from scheduler.forecast import P90_OF_DOWNLOADS
 from scheduler.machines import HOUR_S, Run
+from scheduler.pending import Pending
 from task import Phase, Task
 from timing.spread import Outcome
 from timing_model import PRIOR_P90, Confidence, Measured
@@ -222,7 +223,7 @@ def test_a_task_that_waits_for_a_download_is_forecast_as_it_was_when_it_was_new(
     task = bench.task("lacking", KLEIN)
     missing = (task.stages[0].load_spec,)
     promised = bench.forecaster.of_new(task, missing)
-    bench.downloads.add(Pending(task, missing, *bench.forecaster.load_and_work_s(task)))
+    bench.pending.add(Pending(task, missing, *bench.forecaster.load_and_work_s(task)))
     assert bench.forecaster.of(task) == promised
     durations = bench.estimates.durations(*task.stages)
     ready_s = KLEIN.download_bytes / USUAL_BYTES_PER_S
