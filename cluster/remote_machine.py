@@ -13,8 +13,6 @@ from scheduler.worker_api import WorkerApi
 from task import Task
 
 DEAF = "Nothing of the head reaches it."
-DECLINED_KEPT = 1_000
-"""Tasks that it has declined."""
 
 
 @dataclass(frozen=True)
@@ -145,10 +143,7 @@ class RemoteMachine:
 
     def decline(self, task_id: str, reason: str) -> None:
         """It will not draw a task."""
-        declined = self.machine.declined
-        while len(declined) >= DECLINED_KEPT:
-            del declined[next(iter(declined))]
-        declined[task_id] = self.machine.last_error = reason
+        self.machine.declined[task_id] = self.machine.last_error = reason
         if self.offered and self.offered.task.task_id == task_id:
             self.offer(None, 0.0)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import Condition
 from typing import Any
 
+from cachetools import FIFOCache
 from pydantic import ValidationError
 
 from allowed import Allowed
@@ -101,7 +102,7 @@ class RemoteSource:
         """Whether the worker thread waits for a task."""
         self._held: dict[str, int] = {}
         """By task, the attempt that this worker has: offered, or begun and not ended yet."""
-        self._stops: dict[tuple[str, int], None] = {}
+        self._stops = FIFOCache[tuple[str, int], None](STOPS_KEPT)
         """Attempts that are not wanted any more, the latest last."""
         self._stop_at: float | None = None
         self._unanswered: list[float] = []
@@ -193,8 +194,6 @@ class RemoteSource:
     def _stop(self, task_id: str, attempt: int) -> None:
         with self._changed:
             self._stops[task_id, attempt] = None
-            while len(self._stops) > STOPS_KEPT:
-                del self._stops[next(iter(self._stops))]
             before = len(self._offers)
             self._offers = [t for t in self._offers if (t.task_id, t.attempt) != (task_id, attempt)]
             if len(self._offers) < before:

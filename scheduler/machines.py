@@ -18,6 +18,7 @@ from timing_model import LOCAL
 
 HOUR_S = 3600.0
 LOST_KEPT = 100  # machines that have left and are still listed
+DECLINED_KEPT = 1_000  # of each machine, tasks that it has declined
 
 
 @dataclass(eq=False)
@@ -161,7 +162,7 @@ class Machine:
         self.about: About | None = None  # None: it is this machine
         self.available = True  # its worker is there, and begins tasks
         self.drained = False  # the operator gives it no more tasks
-        self.declined: dict[str, str] = {}  # by task, why its worker will not draw it
+        self.declined = FIFOCache[str, str](DECLINED_KEPT)  # by task, why it will not draw it
         self.last_error: str | None = None  # of its worker, in words
         self.offered: Task | None = None  # a waiting task that was sent to it
         self.load_orders: list[LoadSpec] = []  # what the operator wants loaded on it
@@ -180,7 +181,7 @@ class Machine:
         self.load_part_s = 0.0
         """Longest time between two reports of this load, in which it cannot be stopped."""
         self.load_reported_at = 0.0
-        self._loaded: dict[str, LoadSpec] = {}
+        self._loaded: dict[str, LoadSpec] = {}  # all that were in memory since the start, by key
         self._started_at = started_at
         self._busy: deque[tuple[float, float]] = deque()  # end, seconds; of the last hour
         self.busy_ended_s = 0.0  # of all that have left the GPU, since the start
@@ -306,7 +307,6 @@ class Machine:
         """Loading has ended, well or not, or weights were unloaded: this is in memory."""
         self.loading = self.load_started_at = None
         self.resident = self.resident._replace(keys=tuple(resident))
-        self._loaded = {key: self._loaded[key] for key in resident if key in self._loaded}
 
     def resident_after_runs(self) -> Resident:
         """What is in memory when the first waiting task starts."""
@@ -370,7 +370,7 @@ class Machines(list[Machine]):
             self.remove(self.local)
 
     def leave(self, machine: Machine) -> None:
-        """A machine that runs nothing any more has left."""
+        """A machine that runs nothing any more leaves."""
         if machine in self:
             self.remove(machine)
             self.lost[machine.name] = machine

@@ -215,7 +215,7 @@ HOMES: dict[str, set[str]] = {
     },
     "mflux": {"generation", "models.mflux_registry", "models.hub_cache", "models.painter"},
     "huggingface_hub": {"generation", "models.hub_cache"},
-    "cachetools": {"api", "compat", "generation", "scheduler"},
+    "cachetools": {"api", "cluster", "compat", "generation", "scheduler"},
     "flasgger": {"api.api_docs"},
     "flask": {"application", "api", "compat"},
     "waitress": {"api.http_server", "api.http_loop", "api.http_channel", "api.http_request"},
