@@ -132,14 +132,10 @@ class Carrier:
         with _refusals():
             self._redis.delete(HEAD if worker is None else queue_of(worker))
 
-    def receive(self, handle: Callable[[Any], None], lost: Callable[[], None]) -> None:
-        """Handle each message to the head, until stop(). Reconnects by itself.
-
-        Args:
-            lost: called when the broker cannot be reached, at each try.
-        """
+    def receive(self, handle: Callable[[Any], None]) -> None:
+        """Handle each message to the head, until stop(). Reconnects by itself."""
         with self._app.connection_for_read() as connection:
-            self._receiver = _Receiver(connection, handle, lost)
+            self._receiver = _Receiver(connection, handle)
             self._receiver.run()
 
     def stop(self) -> None:
@@ -218,12 +214,9 @@ class Carrier:
 
 
 class _Receiver(ConsumerMixin):  # type: ignore[misc]
-    def __init__(
-        self, connection: Any, handle: Callable[[Any], None], lost: Callable[[], None]
-    ) -> None:
+    def __init__(self, connection: Any, handle: Callable[[Any], None]) -> None:
         self.connection = connection
         self._handle = handle
-        self._lost = lost
 
     def get_consumers(self, consumer: type[Consumer], channel: Any) -> list[Consumer]:
         queue = Queue(HEAD, Exchange(HEAD), HEAD)
@@ -233,7 +226,7 @@ class _Receiver(ConsumerMixin):  # type: ignore[misc]
         self._handle(content)
 
     def on_connection_error(self, exc: Exception, interval: float) -> None:
-        self._lost()
+        pass  # the dispatcher notices and logs it
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         log.warning("a message to the head cannot be read: %s", exc)

@@ -73,4 +73,4 @@ class Head:
 
     def _receive(self) -> None:
         while not self._stopping:
-            self._carrier.receive(self._inbox.handle, lost=lambda: None)
+            self._carrier.receive(self._inbox.handle)

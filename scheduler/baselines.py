@@ -166,12 +166,7 @@ class Baselines:
             return
         lanes = lanes or self._forecaster.lanes()
         plan = self._planner.plan(lanes)
-        moved = any(
-            lanes[number].pace != known.pace
-            for number, known in enumerate(self._earliest)
-            if only in (None, known.machine)
-        )
-        if plan is not self._plan or not self._earliest or moved:
+        if plan is not self._plan or not self._earliest or self._pace_differs(lanes, only):
             self.settle()
             self._plan, self._earliest = plan, list(lanes)
             self._image_encoding_s = self._schedule.image_encoding_s()
@@ -181,6 +176,15 @@ class Baselines:
                     self._earliest[number] = min(lanes[number], known, key=_free_at)
         if len(lanes) == 1 and lanes[0].preempting_s:  # these start at moments of their own
             self.settle()
+
+    def _pace_differs(self, lanes: Lanes, only: Machine | None) -> bool:
+        """Whether a machine has another pace than when the plan was made. Args: as above; the plan
+        is the same, and therefore the machines are."""
+        return any(
+            lanes[number].pace != known.pace
+            for number, known in enumerate(self._earliest)
+            if only in (None, known.machine)
+        )
 
     def settle(self) -> None:
         """Write the earliest ends of the waiting tasks into the schedule."""

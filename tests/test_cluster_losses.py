@@ -106,6 +106,20 @@ def test_a_worker_that_is_lost_twice_at_the_same_time_is_forgiven_once(
     assert head.registry._silent == {}
 
 
+def test_forecasts_go_on_when_one_of_several_machines_with_waiting_tasks_leaves(
+    head: PlayedHead,
+) -> None:
+    for name in ("attic", "cellar", "garden"):
+        head.beat(name)
+    waiting = [head.submit(str(number)) for number in range(10)]
+    head.step()
+    head.say("garden", "goodbye")
+    until(lambda: len(head.registry.machines) == 2)
+    head.step(LEASE_S + 1, "attic")
+    assert [one.name for one in head.registry.machines] == ["attic"]
+    assert all(head.queue.status(task_id).forecast for task_id in waiting)
+
+
 def test_the_tasks_of_a_hundred_silent_workers_are_remembered(head: PlayedHead) -> None:
     for number in range(LOST_KEPT + 2):
         task_id = drawing(head, f"worker {number}")
