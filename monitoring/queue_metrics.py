@@ -11,7 +11,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from scheduler.events import ENDS
-from scheduler.machines import Machine
 from scheduler.scheduler import Scheduler
 from task import TaskStatus
 
@@ -104,7 +103,7 @@ class QueueMetrics(Collector):
         with scheduler.lock:
             now = scheduler.monotonic()
             for machine in scheduler.machines:
-                busy.add_metric([machine.name], _busy_s(machine, now))
+                busy.add_metric([machine.name], machine.busy_ended_s + machine.running_s(now))
                 takes.add_metric([machine.name], machine.takes_tasks)
             lost = len(scheduler.machines.lost)
             away = scheduler.health.broker_away_since is not None
@@ -138,9 +137,3 @@ class QueueMetrics(Collector):
             "Bytes on disk of the weights that are being downloaded; 0: none are.",
             current.bytes_done if current else 0,
         )
-
-
-def _busy_s(machine: Machine, now: float) -> float:
-    """Seconds since the start in which its GPU had a task; never decreases."""
-    running_s = sum(run.gpu_s(now) for run in machine.runs.values() if run.on_gpu)
-    return machine.busy_ended_s + running_s

@@ -218,7 +218,12 @@ class Forecaster:
 
     def share_done(self, run: Run) -> float:
         """Share of a running task's time that is over."""
-        return run.share_done(self._monotonic(), partial(self.remaining.left_s, run))
+        reported_at = run.reported_at
+        return run.shown_share.after(
+            run.until(self._monotonic()) - reported_at,
+            reported_at - run.claimed_at,
+            lambda elapsed_s: self.remaining.left_s(run, reported_at + elapsed_s),
+        )
 
     # -- running tasks --------------------------------------------------------------------------
 

@@ -30,9 +30,8 @@ class Lane(NamedTuple):
     running: list[Running]
     preempting_s: list[float]
     """Seconds until each of the first waiting tasks starts that preempt the running one."""
-
-    pace: float = 1.0
-    """How many times as long as forecast what waits takes, by the steps of the running task."""
+    pace: float
+    """Factor on the forecasts of waiting tasks, by the steps of the running task."""
 
     def of(self, run: Run) -> Running:
         return next(running for running in self.running if running.run is run)

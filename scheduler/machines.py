@@ -86,20 +86,8 @@ class Run:
         self.reported_at += paused_s
         self.paused_at = None
 
-    def share_done(self, at: float, left_s: Callable[[float], float]) -> float:
-        """Share of its time that is over at this moment.
-
-        Args:
-            left_s: what is left of it at a moment, if no further report comes.
-        """
-        return self.shown_share.after(
-            self.until(at) - self.reported_at,
-            self.reported_at - self.claimed_at,
-            lambda elapsed_s: left_s(self.reported_at + elapsed_s),
-        )
-
-    def forecast_is(self, left_s: float, at: float) -> None:
-        """A report came: so many seconds are left at this moment."""
+    def note_forecast(self, left_s: float, at: float) -> None:
+        """A report came at this moment: its task is forecast to end in left_s seconds."""
         spent_s = at - self.claimed_at
         share = spent_s / (spent_s + left_s) if spent_s + left_s > 0.0 else 0.0
         self.shown_share.reported(at - self.reported_at, share)
@@ -330,8 +318,11 @@ class Machine:
         """Seconds since this moment, at most an hour ago, in which the GPU had a task."""
         while self._busy and self._busy[0][0] < now - HOUR_S:
             self._busy.popleft()
-        ended_s = sum(seconds for end, seconds in self._busy if end >= since)
-        return ended_s + sum(run.gpu_s(now) for run in self.runs.values() if run.on_gpu)
+        return sum(seconds for end, seconds in self._busy if end >= since) + self.running_s(now)
+
+    def running_s(self, now: float) -> float:
+        """Seconds that its running tasks have been on the GPU, if they still need it."""
+        return sum(run.gpu_s(now) for run in self.runs.values() if run.on_gpu)
 
     def _book(self, run: Run, at: float) -> None:
         run.left_gpu_at = run.until(at)

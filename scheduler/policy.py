@@ -186,10 +186,6 @@ class Policy:
         share = self._schedule.remove(task)
         self._tags_changed(self._shares.leave(share, level(task)))
 
-    def tag(self, position: int) -> float:
-        """The tag of a waiting task."""
-        return float(self._schedule.column("tag")[position])
-
     def may_preempt(self, task: Task, run: Run) -> bool:
         """Whether a waiting task may preempt a running one, at some time."""
         running, spec = run.task, run.stage.load_spec

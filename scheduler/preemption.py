@@ -85,7 +85,7 @@ class Preemption:
             if place and position == place.index:
                 break
             work_s = self._schedule.durations(position).gpu_s / run.machine.speed
-            tag = self._policy.tag(position)
+            tag = self._schedule.share(position).tag
             yield work_s, self._policy.preempts_after_s(task, run, work_s, tag)
         if new and place:
             work_s = self._estimates.durations(*new.stages).gpu_s / run.machine.speed

@@ -334,7 +334,7 @@ class Scheduler:
         """A task was claimed, or a report on it came (locked)."""
         lanes = lanes or self.forecaster.lanes()
         running = lanes.of(run.machine).of(run)
-        run.forecast_is(running.left_s, run.until(lanes.at))
+        run.note_forecast(running.left_s, run.until(lanes.at))
         self.baselines.improve(run.task, running.forecast, lanes.at)
 
     def end_of(self, task: Task) -> End:
