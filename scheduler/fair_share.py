@@ -97,8 +97,8 @@ class _Client(_Account):
 
 
 @dataclass(eq=False)
-class _Running:
-    """A task that runs."""
+class _Charged:
+    """A running task, whose forecast seconds its client and user are charged."""
 
     client: _Client
     user: _Account
@@ -115,7 +115,7 @@ class FairShare:
         self.virtual = 0.0
         self._clients: dict[str, _Client] = {}
         self._by_number: dict[int, _Account] = {}
-        self._running: dict[str, _Running] = {}
+        self._running: dict[str, _Charged] = {}
         self._waiting_users = 0
         self._numbers = 0
         self._joined = 0
@@ -226,7 +226,7 @@ class FairShare:
         client.virtual = max(client.virtual, user.served)
         client.running += 1
         user.running += 1
-        running = _Running(client, user, share.seconds, client.weight)
+        running = _Charged(client, user, share.seconds, client.weight)
         self._running[task_id] = running
         _charge(running, share.seconds)
         return not is_first
@@ -311,13 +311,13 @@ class FairShare:
         served = self._values(waiting.user, "served")
         return _chained((waiting.number, waiting.level), waiting.user, served, waiting.seconds)
 
-    def _stop(self, task_id: str) -> _Running:
+    def _stop(self, task_id: str) -> _Charged:
         running = self._running.pop(task_id)
         running.client.running -= 1
         running.user.running -= 1
         return running
 
-    def _advance(self, running: _Running, seconds: float) -> None:
+    def _advance(self, running: _Charged, seconds: float) -> None:
         """A task has ended, after so many seconds on the GPU: if its user or client became idle by
         that, the others have waited for it."""
         client, user = running.client, running.user
@@ -349,7 +349,7 @@ class FairShare:
                 del self._by_number[dropped.number]
 
 
-def _charge(running: _Running, seconds: float) -> None:
+def _charge(running: _Charged, seconds: float) -> None:
     running.user.served += seconds
     running.client.served += seconds / running.weight
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from models.model_catalog import LoadSpec
 from scheduler.estimates import Estimates
-from scheduler.lanes import Lane, Lanes, Running
+from scheduler.lanes import Lane, Lanes, RunForecast
 from scheduler.machines import Machine, Run
 from scheduler.pending import Pending, PendingTasks
 from scheduler.plan import Plan, Planner
@@ -256,7 +256,7 @@ class Forecaster:
                 0, 0.0, encoder_free_s, p90_s, durations.confidence, preempted=preempted
             )
             left_s = encoding_s + (load_s + gpu_s if run.on_gpu else 0.0)
-            running.append(Running(run, forecast, left_s))
+            running.append(RunForecast(run, forecast, left_s))
         pace = self.remaining.pace(machine)
         return Lane(machine, at, gpu_free_s, encoder_free_s, running, preempting_s, pace)
 

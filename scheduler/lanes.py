@@ -9,7 +9,7 @@ from task import Forecast
 from timing_model import Durations
 
 
-class Running(NamedTuple):
+class RunForecast(NamedTuple):
     """A task that runs, and its forecast."""
 
     run: Run
@@ -27,13 +27,13 @@ class Lane(NamedTuple):
     gpu_free_s: float
     """Seconds until its GPU is free."""
     encoder_free_s: float
-    running: list[Running]
+    running: list[RunForecast]
     preempting_s: list[float]
     """Seconds until each of the first waiting tasks starts that preempt the running one."""
     pace: float
     """Factor on the forecasts of waiting tasks, by the steps of the running task."""
 
-    def of(self, run: Run) -> Running:
+    def of(self, run: Run) -> RunForecast:
         return next(running for running in self.running if running.run is run)
 
     def start_s(self, walk: Walk, index: int) -> float:
