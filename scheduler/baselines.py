@@ -86,10 +86,12 @@ class Steadiness(NamedTuple):
 
 
 class Baselines:
-    """Args:
-    schedule: the waiting tasks. It calls settle() before they get other positions.
-    monotonic: the clock, in seconds.
-    gaps: how often the process was stopped so far.
+    """The baselines of all unfinished tasks.
+
+    Args:
+        schedule: the waiting tasks. It calls settle() before they get other positions.
+        monotonic: the clock, in seconds.
+        gaps: how often the process was stopped so far.
     """
 
     def __init__(

@@ -14,8 +14,10 @@ ABANDONED = "abandoned"
 
 
 class Deadlines:
-    """Args:
-    now: the KeepClock.
+    """The unfinished tasks that have a deadline.
+
+    Args:
+        now: the KeepClock.
     """
 
     def __init__(self, now: Callable[[], float]) -> None:

@@ -34,10 +34,12 @@ class Download:
 
 
 class Downloads:
-    """Args:
-    monotonic: the clock, in seconds.
-    needs_download: whether a model's weights are not on this machine.
-    on_disk: the server's own model, which the worker fetches before anything else.
+    """Which weights are on this machine, and the downloads of the others.
+
+    Args:
+        monotonic: the clock, in seconds.
+        needs_download: whether a model's weights are not on this machine.
+        on_disk: the server's own model, which the worker fetches before anything else.
     """
 
     def __init__(

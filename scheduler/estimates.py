@@ -27,8 +27,10 @@ WORKS_KEPT = 1_000
 
 
 class Estimates:
-    """Args:
-    has_copy: whether the quantized weights of this key are loaded from a copy.
+    """What the timing model predicts for stages and loads, by model and quantization.
+
+    Args:
+        has_copy: whether the quantized weights of this key are loaded from a copy.
     """
 
     def __init__(

@@ -125,12 +125,14 @@ class About:
 
 
 class Machine:
-    """Args:
-    models_in_memory: load specs that its memory holds at a time.
-    first: what it loads before anything else.
-    started_at: reading of the monotonic clock.
-    loaded_bytes: memory of load specs that were loaded by earlier processes, by key.
-    allows: whether it may run a task; None: all of them.
+    """Something that draws, here or elsewhere: its tasks, its weights, its busy time.
+
+    Args:
+        models_in_memory: load specs that its memory holds at a time.
+        first: what it loads before anything else.
+        started_at: reading of the monotonic clock.
+        loaded_bytes: memory of load specs that were loaded by earlier processes, by key.
+        allows: whether it may run a task; None: all of them.
     """
 
     def __init__(

@@ -49,8 +49,10 @@ class PendingWait:
 
 
 class PendingTasks:
-    """Args:
-    monotonic: the clock, in seconds.
+    """The tasks that wait and are not in the schedule yet.
+
+    Args:
+        monotonic: the clock, in seconds.
     """
 
     def __init__(self, downloads: Downloads, monotonic: Callable[[], float]) -> None:

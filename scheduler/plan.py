@@ -33,10 +33,12 @@ not), and what is in memory then."""
 
 
 class Plan:
-    """Args:
-    walks: by machine, its tasks as it will run them.
-    machine: by position, the number of the machine of a waiting task. None: there is one machine.
-    own: by machine, the positions of its tasks.
+    """An assignment of all waiting tasks to machines.
+
+    Args:
+        walks: by machine, its tasks as it will run them.
+        machine: by position, the number of the machine of a waiting task. None: there is only one.
+        own: by machine, the positions of its tasks.
     """
 
     def __init__(

@@ -48,11 +48,14 @@ PRUNE_EVERY_S = 10.0
 
 
 class Scheduler:
-    """Args:
-    allowed: the models that tasks may use; the first of them is loaded at the start.
-    needs_download: whether a model's weights are not on this machine; any thread may call it.
-    gaps: how often the process was stopped so far (RunningClock.gaps); what was measured meanwhile
-        is not learned.
+    """Owner of all unfinished tasks.
+
+    Args:
+        allowed: the models that tasks may use; the first of them is loaded at the start.
+        needs_download: whether a model's weights are not on this machine; any thread may call it.
+        has_copy: whether the quantized weights of this key are loaded from a copy.
+        gaps: how often the process was stopped so far (RunningClock.gaps); what was measured
+            meanwhile is not learned.
 
     All methods may raise StorageUnavailable when the disk refuses; then nothing has changed.
     Methods that end with "(locked)" in their first line are called under `lock`.
