@@ -242,7 +242,7 @@ class Allowed:
             return name
         known = ", ".join(loras) or "none"
         raise NotSupported(
-            f"There is no adapter {name[:100]!r} on this server. Adapters: {known}.", field="loras"
+            f"There is no LoRA {name[:100]!r} on this server. LoRAs: {known}.", field="loras"
         )
 
 

@@ -30,7 +30,8 @@ class Settings:
     model: str | None = _option(
         None,
         "model that is loaded at the start and draws tasks that name none; docs/models.md lists "
-        "all (default: schnell where MLX has a GPU, else the built-in tiny model)",
+        "all (default: on a Mac the first of schnell, flux2-klein-4b and z-image-turbo that is on "
+        "disk, or schnell after a login at Hugging Face; else the built-in tiny model)",
         metavar="NAME",
     )
     quantize: int | None = _option(

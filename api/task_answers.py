@@ -33,7 +33,7 @@ class Picture(Answer):
 
 
 class LoraParams(Answer):
-    name: str = Field(description="Of the adapter.", examples=["watercolour"])
+    name: str = Field(description="Of the LoRA.", examples=["watercolour"])
     scale: float = Field(description="How strongly it acts.", examples=[0.8])
 
 

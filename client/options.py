@@ -95,7 +95,7 @@ FIELDS: dict[str, tuple[str | tuple[str, ...], dict[str, Any]]] = {
             "action": "append",
             "type": _lora,
             "metavar": "NAME[:SCALE]",
-            "help": "adapter; repeatable",
+            "help": "LoRA; repeatable",
         },
     ),
     "upscale": ("--upscale", {"type": float, "metavar": "X", "help": "upscale the result"}),

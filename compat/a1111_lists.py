@@ -152,7 +152,7 @@ class A1111Lists:
             [{"name": name, **nothing, "scale": 1 if name == "None" else 4} for name in names]
         )
 
-    @listed("loras", "The operator's adapters", A_LIST)
+    @listed("loras", "The operator's LoRAs", A_LIST)
     def loras(self) -> Response:
         return jsonify(
             [

@@ -236,6 +236,28 @@ def test_the_size_shows_what_upscaling_makes_of_it(visit: Visit) -> None:
     expect(me["#size-words"]).to_have_text(re.compile("1024 . 1024 → 2048 . 2048"))
 
 
+def test_a_model_that_only_upscales_leaves_the_pictures_of_other_models_as_they_are(
+    visit: Visit,
+) -> None:
+    def changed(route: Route) -> None:
+        answer = route.fetch().json()
+        for model in answer["models"]:
+            model["takes"].append("upscale")
+            if model["name"] == "noise-fill":
+                model["needs"].append("upscale")
+        route.fulfill(json=answer)
+
+    me = visit()
+    me.page.route("**/models", changed)
+    me.open()
+    me.expected_statuses.add(422)  # this server has no upscaler
+    me["#model"].select_option("noise-fill")
+    expect(me["#upscale"]).to_have_value("2")
+    me["#model"].select_option("noise-flux1")
+    expect(me["#upscale"]).to_have_value("")
+    expect(me["#size-words"]).to_have_text(re.compile("^1024 . 1024$"))
+
+
 GIVE = """(kind) => new Promise((resolve) => {
   const canvas = document.createElement("canvas");
   canvas.width = 48;

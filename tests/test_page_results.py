@@ -4,7 +4,7 @@ import re
 
 import pytest
 from conftest import needs_chromium
-from pages import PageServer, Visit, picture_file
+from pages import ENTER, PageServer, Visit, picture_file
 from playwright.sync_api import expect
 
 pytestmark = needs_chromium
@@ -155,6 +155,19 @@ def test_the_size_of_an_upscaled_picture_is_that_of_its_file(visit: Visit) -> No
     )
     me.page.reload()
     expect(me.card("upscaled").locator(".facts")).to_contain_text("120 \u00d7 120")
+
+
+def test_a_tall_picture_is_shown_whole(visit: Visit) -> None:
+    me = visit().open()
+    me["#prompt"].fill("tall")
+    me.choose("shape", "custom")
+    me.page.evaluate(ENTER, {"width": 64, "height": 128, "steps": 2})
+    me["#generate"].click()
+    expect(me.shown("tall")).to_have_count(1)
+    shown, whole = me.shown("tall").evaluate(
+        "card => ['.open', '.open img'].map((name) => card.querySelector(name).offsetHeight)"
+    )
+    assert shown == whole
 
 
 def test_a_failure_names_the_loras_of_the_task(visit: Visit) -> None:

@@ -9,7 +9,7 @@ import { buildStepper, grow, outOfRange, showError, tagsOf } from "./form_parts.
 import { Pictures } from "./form_pictures.js";
 import { promptFields, remember, showExample, showPromptOptions } from "./form_prompt.js";
 import { buildSizes, shapeOf, showSize, sidesOf } from "./form_sizes.js";
-import { CHECKS, EMPTY, NUMBERS, TEXTS, UPSCALES } from "./form_state.js";
+import { CHECKS, EMPTY, NUMBERS, TEXTS, UPSCALES, upscaleOf } from "./form_state.js";
 import { t } from "./language.js";
 import { read, write } from "./store.js";
 import { modelName, plain } from "./words.js";
@@ -125,7 +125,8 @@ export class Form extends EventTarget {
       }
       if (this.model?.control_types.includes(state.control_type)) fields.control_type = state.control_type;
     }
-    if (this.takes("upscale") && state.upscale) fields.upscale = Number(state.upscale);
+    const upscale = this.takes("upscale") && upscaleOf(state, this.model);
+    if (upscale) fields.upscale = Number(upscale);
     const loras = Object.entries(state.loras)
       .filter(([name]) => this.#loras.fits(name, this.model))
       .map(([name, scale]) => ({ name, scale }));
@@ -260,7 +261,7 @@ export class Form extends EventTarget {
       const node = find(id);
       if (node !== typing && node.value !== String(value)) node.value = value;
     };
-    for (const name of ["prompt", "negative_prompt", "seed", "upscale", "format", "tags"]) set(name, state[name]);
+    for (const name of ["prompt", "negative_prompt", "seed", "format", "tags"]) set(name, state[name]);
     set("n", state.n);
     set("width", state.width ?? "");
     set("height", state.height ?? "");
@@ -291,7 +292,7 @@ export class Form extends EventTarget {
     }
     find("negative_prompt").disabled = !this.#negative;
     setText(find("negative_prompt-note"), this.#negative ? "" : t("form.needs_guidance"));
-    if (model.needs.includes("upscale") && !state.upscale) set("upscale", (state.upscale = "2"));
+    set("upscale", upscaleOf(state, model));
     this.#pictures.show(model, state);
     setText(find("model-inputs"), modelInputs(model));
   }

@@ -28,3 +28,8 @@ export const EMPTY = {
 export const NUMBERS = ["n", "steps", "guidance", "width", "height", "image_strength", "mask_feather", "control_strength"];
 export const CHECKS = ["lines", "expand_wildcards"];
 export const TEXTS = ["prompt", "negative_prompt", "seed", "upscale", "format", "control_type", "tags"];
+
+/** What the form shows and sends: a model that only upscales does so twice if nothing was chosen. */
+export function upscaleOf(state, model) {
+  return state.upscale || (model.needs.includes("upscale") ? "2" : "");
+}

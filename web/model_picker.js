@@ -63,7 +63,7 @@ function row(model, name, isCurrent, choose) {
 
 /** Whether it can draw at once. */
 function marks(model) {
-  const mark = (kind, words) => el("span", { class: `mark ${kind}` }, words);
+  const mark = (kind, words) => el("span", { class: `availability ${kind}` }, words);
   const gb = Math.round(model.weights_gb ?? 0);
   const place = model.loaded
     ? mark("loaded", t("models.loaded"))
