@@ -248,8 +248,10 @@ class SyncCalls:
     def _cancel(self, queue: ClientQueue, task_id: str) -> bool:
         """Returns False if the task had ended, or goes on: the server stops, the disk refuses."""
         with suppress(ServerError):
-            if not queue.status(task_id).ended and not queue.events.closed:
-                queue.delete(task_id, only_unfinished=True)
+            if queue.status(task_id).ended or queue.events.closed:
+                return False
+            was = queue.delete(task_id, only_unfinished=True)
+            if was in (TaskStatus.WAITING, TaskStatus.RUNNING):  # else it has ended just now
                 log.info("task %s has no caller any more", task_id)
                 return True
         return False

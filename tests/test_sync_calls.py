@@ -169,6 +169,32 @@ def test_a_task_that_could_not_be_cancelled_is_joined_by_the_next_caller_of_its_
     assert queue.status(first.task_id).status is TaskStatus.CANCELLED
 
 
+def test_a_task_that_is_done_before_its_last_caller_cancels_it_is_that_of_the_next_caller(
+    queue: PlayedQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = calls_of(queue)
+    first = start(calls, client_key="same")
+    assert queue.claim()
+    delete, submit, submitted = queue.delete, queue.submit, []
+
+    def delete_after_it_is_done(task_id: str, **options: Any) -> TaskStatus:
+        queue.finish(task_id, [b"image"])
+        return delete(task_id, **options)
+
+    def submit_once(*arguments: Any, **options: Any) -> tuple[Task, int]:
+        assert not submitted, "it is submitted again and again"
+        task, others = submit(*arguments, **options)
+        submitted.append(task.task_id)
+        return task, others
+
+    monkeypatch.setattr(queue, "delete", delete_after_it_is_done)
+    first.close()
+    monkeypatch.setattr(queue, "submit", submit_once)
+    with start(calls, client_key="same") as second:
+        assert second.task_id == first.task_id
+        assert second.result().images == [b"image"]
+
+
 def test_a_key_whose_task_was_cancelled_or_failed_draws_again(queue: PlayedQueue) -> None:
     calls = calls_of(queue)
     with pytest.raises(Gone), start(calls, lambda: True, client_key="key") as hung_up:
