@@ -288,10 +288,11 @@ class WorkerApi:
     def left(self, task_id: str) -> None:
         """The worker does not read the input images of a task any more: if it has ended, they are
         removed, unless it has failed."""
-        with self._scheduler.lock:
-            ended = self._scheduler.get(task_id) is None
-        if ended:
-            self._scheduler.store.discard_inputs(task_id, spare=False)
+        with self._scheduler.changes:  # a failed task may be tried again at this moment
+            with self._scheduler.lock:
+                ended = self._scheduler.get(task_id) is None
+            if ended:
+                self._scheduler.store.discard_inputs(task_id, spare=False)
 
     def preview_made(self, task_id: str) -> None:
         """There is a newer preview of a running task."""

@@ -1,11 +1,13 @@
 """The files of pictures that clients sent: how long the disk has them, without a server."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event, Lock
 from typing import Any
 
 import pytest
-from conftest import PlayedQueue, allow, params_for
+from conftest import GIVE_UP_S, PlayedQueue, allow, params_for
 from sent_pictures import PNG, inputs_in
 
 from errors import Gone, InputsFull, QueueFull, StorageUnavailable, StoreError
@@ -103,6 +105,46 @@ def test_a_failed_task_keeps_its_pictures_and_is_tried_again_with_them(tmp_path:
     removed = submitted(queue, fails=True)
     queue.delete(removed)
     assert inputs_in(tmp_path) == set()
+    store.close()
+
+
+class NotedLock:
+    """A lock that says when somebody wants it."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self.wanted = Event()
+
+    def __enter__(self) -> None:
+        self.wanted.set()
+        self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+
+def test_a_task_that_is_tried_again_while_its_worker_leaves_it_has_its_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = TaskStore(tmp_path)
+    queue = queue_in(store)
+    task_id = submitted(queue)
+    assert queue.claim(0)
+    queue.fail(task_id, "task_failed", "no")
+    changes, retry = NotedLock(), store.retry
+
+    def retry_while_the_worker_leaves(*arguments: Any) -> bool:
+        changes.wanted.clear()
+        left = worker.submit(queue.worker.left, task_id)
+        left.add_done_callback(lambda _: changes.wanted.set())
+        assert changes.wanted.wait(GIVE_UP_S)
+        return retry(*arguments)
+
+    monkeypatch.setattr(queue.scheduler, "changes", changes)
+    monkeypatch.setattr(store, "retry", retry_while_the_worker_leaves)
+    with ThreadPoolExecutor(1) as worker:
+        queue.control.retry(task_id)
+    assert (store.inputs_of(task_id) / "a.png").read_bytes() == PNG
     store.close()
 
 
