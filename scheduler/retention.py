@@ -20,6 +20,10 @@ log = logging.getLogger(__name__)
 
 EXPIRED = "It was kept for its time and has expired."
 NO_ROOM = "It made room for newer images."
+NO_RECORD = "It made room for the records of newer tasks."
+MOST_WITHOUT_IMAGES = 5_000
+"""Failed and cancelled tasks that are kept without images. One that is cancelled costs its client
+nothing, and its prompts may take half a megabyte."""
 FETCHED = "The image was fetched and removed."
 DELETED = "The task was deleted."
 
@@ -148,6 +152,8 @@ class Retention:
             self.drop(task_id, FETCHED)
         for task_id in self._store.ended.ended_before(now - limits.keep_s):
             self.drop(task_id, EXPIRED)
+        for task_id in self._store.ended.drop_over(MOST_WITHOUT_IMAGES, NO_RECORD, now):
+            self._events.publish(EventKind.REMOVED, task_id)
         for task_id in self._store.ended.anonymous_pins_before(now - ANONYMOUS_PIN_S):
             self.drop(task_id, EXPIRED)
         if self.too_many:

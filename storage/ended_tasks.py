@@ -24,6 +24,8 @@ from timing_model import LOCAL
 log = logging.getLogger(__name__)
 
 TOMBSTONE_S = 30 * 24 * 3600
+MOST_TOMBSTONES = 1_000_000
+"""About 400 bytes each."""
 ENDED_WITH_IMAGES = "ended_at IS NOT NULL AND image_sizes IS NOT NULL AND gone IS NULL"
 
 
@@ -82,6 +84,31 @@ class EndedTasks:
         else:
             self.unwritten.fetched.pop(task_id, None)
         return sum(sizes)
+
+    def drop_over(self, most: int, reason: str, gone_at: float) -> list[str]:
+        """Remove failed and cancelled tasks without images, but for the latest ones: their params
+        may take half a megabyte each. Returns which.
+
+        Args:
+            most: failed and cancelled tasks; among more, the oldest ones are removed.
+        """
+        with self._database.reading() as connection:
+            rows = connection.execute(
+                "SELECT task_id FROM tasks WHERE coalesce(json_array_length(image_sizes), 0) = 0"
+                " AND number IN (SELECT number FROM tasks"  # which reads an index alone
+                " WHERE gone IS NULL AND status IN ('failed', 'cancelled')"
+                " ORDER BY kept_since DESC, number DESC LIMIT -1 OFFSET ?)",
+                (most,),
+            ).fetchall()
+        task_ids = self._still_there(rows)
+        if not task_ids:
+            return []
+        with self._database.transaction():
+            for task_id in task_ids:
+                self._write_drop(task_id, reason, gone_at)
+        for task_id in task_ids:
+            self._files.discard_inputs(task_id)
+        return task_ids
 
     def mark_fetched(self, task_id: str, fetched_at: float, index: int | None = None) -> bool:
         """An image was sent and is removed (None: all of them); the first time counts. Kept tasks
@@ -193,11 +220,17 @@ class EndedTasks:
             ).fetchall()
         return self._still_there(rows)
 
-    def remove_tombstones(self, gone_before: float) -> None:
+    def remove_tombstones(self, gone_before: float, most: int = MOST_TOMBSTONES) -> None:
+        """Those that are older than this, and all but the latest submitted ones."""
         with self._database.transaction() as connection:
             connection.execute(
                 "DELETE FROM tasks WHERE gone IS NOT NULL AND coalesce(gone_at, kept_since) < ?",
                 (gone_before,),
+            )
+            connection.execute(
+                "DELETE FROM tasks WHERE gone IS NOT NULL AND number <= (SELECT number FROM tasks"
+                " WHERE gone IS NOT NULL ORDER BY number DESC LIMIT 1 OFFSET ?)",
+                (most,),
             )
 
     def remove_strays(self) -> None:

@@ -63,6 +63,34 @@ def test_a_tombstone_goes_after_its_time_and_then_the_id_is_unknown(bench: Bench
     assert bench.status("waits") is TaskStatus.WAITING
 
 
+def test_of_too_many_tombstones_the_oldest_go(bench: Bench) -> None:
+    for number in range(4):
+        bench.done(f"task {number}")
+        bench.store.ended.drop(f"task {number}", "why", gone_at=50.0)
+    bench.done("there")
+    bench.store.ended.remove_tombstones(10.0, most=2)
+    assert [bench.store.find(f"task {number}") for number in range(4)] == [None, None, "why", "why"]
+    assert bench.status("there") is TaskStatus.DONE
+
+
+def test_of_too_many_tasks_that_ended_without_images_the_oldest_go(bench: Bench) -> None:
+    bench.running("with an image")
+    bench.add_image("with an image")
+    assert bench.cancel("with an image", ended_at=1.0)
+    for number in range(4):
+        bench.waiting(f"task {number}", callback_url="http://here/")
+        assert bench.cancel(f"task {number}", was=TaskStatus.WAITING, ended_at=10.0 - number)
+    bench.done("done", ended_at=1.0)
+    bench.waiting("waits")
+    assert bench.store.ended.drop_over(5, "why", 20.0) == []
+    assert set(bench.store.ended.drop_over(2, "why", 20.0)) == {"task 2", "task 3"}
+    assert bench.store.find("task 3") == "why"
+    assert bench.row("task 3")["params"] is None
+    left = ("with an image", "task 0", "task 1", "done", "waits")
+    assert all(not isinstance(bench.store.find(task_id), Tombstone) for task_id in left)
+    assert bench.store.ended.drop_over(2, "why", 20.0) == [], "the one with an image stays"
+
+
 def test_the_order_of_submission_goes_on_when_the_latest_row_was_removed(bench: Bench) -> None:
     bench.waiting("first")
     latest = bench.row(bench.done("latest", ended_at=1.0))["number"]

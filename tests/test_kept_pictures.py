@@ -10,6 +10,7 @@ from conftest import PlayedQueue, allow, params_for
 from played_app import PlayedApp
 
 from errors import Gone, KeepLimit
+from scheduler import retention
 from scheduler.limits import ANONYMOUS_PIN_S, QueueLimits
 from storage.task_store import TaskStore
 from task import Encoded, GenerationParams, Owner, Task
@@ -49,6 +50,22 @@ def test_a_finished_task_says_when_it_expires(bench: PlayedApp) -> None:
     bench.at += DAY_S
     bench.queue.scheduler.prune()
     assert code_of(bench, "alice", "GET", "/status", task_id=waiting) == "gone"
+
+
+def test_cancelled_tasks_make_room_for_newer_ones(
+    bench: PlayedApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "MOST_WITHOUT_IMAGES", 2)
+    with_picture = done(bench, "alice")
+    cancelled = [bench.submit("alice") for _ in range(3)]
+    for task_id in cancelled:
+        bench.at += 1.0
+        bench.json("alice", "DELETE", "/delete", query_string={"task_id": task_id})
+    bench.at += 60.0
+    bench.queue.scheduler.prune()
+    assert code_of(bench, "alice", "GET", "/status", task_id=cancelled[0]) == "gone"
+    for task_id in (with_picture, *cancelled[1:]):
+        assert bench.status("alice", task_id)["task_id"] == task_id
 
 
 def test_a_kept_task_does_not_expire_also_after_a_restart_until_it_is_released(

@@ -175,7 +175,8 @@ def test_a_task_that_is_done_before_its_last_caller_cancels_it_is_that_of_the_ne
     calls = calls_of(queue)
     first = start(calls, client_key="same")
     assert queue.claim()
-    delete, submit, submitted = queue.delete, queue.submit, []
+    delete, submit = queue.delete, queue.submit
+    submitted: list[str] = []
 
     def delete_after_it_is_done(task_id: str, **options: Any) -> TaskStatus:
         queue.finish(task_id, [b"image"])

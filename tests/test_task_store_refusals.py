@@ -38,6 +38,7 @@ CHANGES: dict[str, Callable[[Bench], object]] = {
     "fail": lambda bench: bench.fail("running"),
     "cancel waiting": lambda bench: bench.cancel("waiting 0", WAITING),
     "cancel running": lambda bench: bench.cancel("running", RUNNING),
+    "drop the oldest": lambda bench: bench.store.ended.drop_over(0, "why", 5000.0),
     "drop": lambda bench: bench.store.ended.drop("failed", "why"),
     "remove tombstones": lambda bench: bench.store.ended.remove_tombstones(5000.0),
     "keep outcome": lambda bench: bench.store.timings.keep_outcome(OUTCOME),
