@@ -116,9 +116,11 @@ class _Expansion:
         return text[at:end], end
 
     def _line(self, name: str) -> str:
+        """One of the values, each as often. There may be hundred thousands of them."""
         if name not in self._values:
             self._values[name] = self._wildcards.values(name)
-        return self._pick([(value, 1.0) for value in self._values[name]])
+        values = self._values[name]
+        return values[int(self._share() * len(values))]
 
     def _chosen(self, alternatives: list[str]) -> str:
         weighted = []
@@ -127,11 +129,15 @@ class _Expansion:
             weighted.append((text[found.end() :], float(found[1])) if found else (text, 1.0))
         return self._pick(weighted)
 
-    def _pick(self, weighted: list[tuple[str, float]]) -> str:
+    def _share(self) -> float:
+        """The random number of the next choice, 0 to below 1. Raises: InvalidInput."""
         self._choices += 1
         if self._choices > MOST_CHOICES:
             raise _invalid(f"there are more than {MOST_CHOICES} choices.")
-        left = self._random.random() * sum(weight for _, weight in weighted)
+        return self._random.random()
+
+    def _pick(self, weighted: list[tuple[str, float]]) -> str:
+        left = self._share() * sum(weight for _, weight in weighted)
         for text, weight in weighted:
             left -= weight
             if left < 0:

@@ -160,8 +160,7 @@ class WorkerApi:
     def next_load_order(self) -> LoadSpec | None:
         """The next weights that the operator wants loaded; the order is removed."""
         with self._scheduler.lock:
-            ordered = self._next_load_order()
-            if ordered:
+            if ordered := self._next_load_order():
                 self.machine.load_orders.remove(ordered)
             return ordered
 

@@ -1,6 +1,7 @@
 """`{a|b}` and `__name__` in prompts."""
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,21 @@ def test_the_choices_of_a_seed_stay_what_they_are() -> None:
     text = "{a|b|c|d} {1|2|3|4|5|6|7|8|9}"
     chosen = [Wildcards().expanded(text, seed, 100) for seed in (1, 2, 2**64 - 1)]
     assert chosen == ["a 8", "d 9", "a 4"]
+
+
+class Values(list[str]):
+    """Of a large file."""
+
+    def __iter__(self) -> Iterator[str]:
+        raise AssertionError("a thousand choices would look at each value a thousand times")
+
+
+def test_a_choice_looks_at_the_value_that_it_takes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = Values([f"value {number}" for number in range(1000)])
+    monkeypatch.setattr(Wildcards, "values", lambda known, name: values)
+    found = {Wildcards().expanded("__a__", seed, 100) for seed in range(50)}
+    assert len(found) > 40
+    assert not found.difference([f"value {number}" for number in range(1000)])
 
 
 @pytest.mark.parametrize("name", ["secret", "none", "Colour"])
