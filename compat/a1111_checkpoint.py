@@ -6,8 +6,9 @@ import errors
 from compat.sync_calls import SyncCalls
 from models.model_catalog import Model
 
-HASH = re.compile(r"\s*\[[^\[\]]*\]$")
-"""The hash after the name of a model."""
+HASH = re.compile(r"\[[^\[\]]*\]$")
+"""The hash after the name of a model. It begins with no white space: each blank of a long row of
+them would be a beginning, and a search of a megabyte of them takes minutes."""
 ENDING = re.compile(r"\.(safetensors|sft|ckpt|gguf)$", re.IGNORECASE)
 
 
@@ -30,7 +31,7 @@ class Checkpoint:
     def named(self, title: object) -> str | None:
         """The model of this title; None where the present one is meant."""
         name = str(title or "").strip()
-        plain = ENDING.sub("", HASH.sub("", name))
+        plain = ENDING.sub("", HASH.sub("", name).rstrip())
         candidates = (name, plain, re.split(r"[/\\]", plain)[-1])
         return next(filter(None, map(self._calls.known_name, candidates)), None)
 
