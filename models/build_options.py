@@ -42,6 +42,15 @@ class BuildOptions(NamedTuple):
 NO_OPTIONS = BuildOptions()
 
 
+QUANTIZED_EXTRA_BITS = 0.5
+"""Of a quantized value, for the scale and bias (16 bits each) of each group of 64."""
+
+
+def quantized_share(bits: int | None) -> float:
+    """Memory of quantized weights / of the same in 16 bits. None: they are not quantized."""
+    return (bits + QUANTIZED_EXTRA_BITS) / 16 if bits else 1.0
+
+
 class Part(NamedTuple):
     """What is loaded in place of a part of a model. Sizes in 10^9 bytes, from mflux's READMEs."""
 
@@ -55,6 +64,10 @@ class Part(NamedTuple):
     replaced_gb: float = 0.0
     """What is not loaded of the model."""
     replaced_is_quantized: bool = True
+
+    def replaced_share(self, bits: int | None) -> float:
+        """Memory of what is replaced / of the same in 16 bits."""
+        return quantized_share(bits) if self.replaced_is_quantized else 1.0
 
 
 PARTS: Mapping[tuple[str, str], Part] = {

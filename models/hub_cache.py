@@ -16,7 +16,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
-from models.build_options import NO_OPTIONS
+from models.build_options import NO_OPTIONS, PARTS
 from models.missing_files import WEIGHTS, absent_shards, file_sizes, unusable_files
 from models.model_catalog import Model
 from models.repositories import further, loaded_patterns
@@ -236,12 +236,32 @@ def as_stored(model: Model) -> Model:
     if not files:
         return model
     shares = loaded_shares(files, DENSE.get(model.family, ()))
+    size_gb = sum(path.stat().st_size for path in files) / 1e9
+    bits = stored_bits(files) if model.path is not None else None
+    if not any(path.parent.name == TEXT_ENCODER for path in files):
+        size_gb, shares = _with_replaced(model, size_gb, shares, bits)
     stored = replace(model, loaded_shares=shares, float32=are_float32(files))
     if model.path is not None:
-        size_gb = sum(path.stat().st_size for path in files) / 1e9
-        stored = replace(stored, stored_bits=stored_bits(files), weights_gb=size_gb)
+        stored = replace(stored, stored_bits=bits, weights_gb=size_gb)
     _STORED[model] = stored
     return stored
+
+
+def _with_replaced(
+    model: Model, size_gb: float, shares: dict[int | None, float], stored: int | None
+) -> tuple[float, dict[int | None, float]]:
+    """Returns size and shares as if the text encoder were there that an option replaces:
+    LoadSpec.expected_bytes takes it off."""
+    option = "small_text_encoder"
+    if not any(option in pipeline.options for pipeline in model.pipelines):
+        return size_gb, shares
+    part = PARTS[model.family, option]
+    whole_gb = size_gb + part.replaced_gb
+    with_part = {
+        bits: (size_gb * share + part.replaced_gb * part.replaced_share(bits)) / whole_gb
+        for bits, share in shares.items()
+    }
+    return size_gb + part.replaced_gb * part.replaced_share(stored), with_part
 
 
 def pin(name: str, commit: str) -> None:

@@ -11,12 +11,10 @@ from functools import cached_property
 from typing import NamedTuple
 
 from fields import Takes
-from models.build_options import NO_OPTIONS, BuildOptions, Part, parts_of
+from models.build_options import NO_OPTIONS, BuildOptions, Part, parts_of, quantized_share
 from models.model_rules import Rules
 
 MOST_ALIKE = 3
-QUANTIZED_EXTRA_BITS = 0.5
-"""Of a quantized value, for the scale and bias (16 bits each) of each group of 64."""
 REFERENCE_PIXELS = 1024 * 1024
 LARGE_REFERENCES = {"flux3": 4 * 1024 * 1024}
 """Pixels to which mflux scales reference images, by family. Init, mask and control images get the
@@ -257,12 +255,13 @@ class LoadSpec:
         or of the download, scaled to the requested bits unless they are stored so. Without the
         files, as if all of it were quantized from 16 bits."""
         model, bits = self.model, self.quantize
-        all_quantized = (bits + QUANTIZED_EXTRA_BITS) / 16 if bits else 1.0
+        all_quantized = quantized_share(bits)
         share = model.loaded_shares.get(bits, all_quantized) if not model.stored_bits else 1.0
         parts_gb = sum(
             part.dense_gb
             + part.quantized_gb * all_quantized
-            - part.replaced_gb * (all_quantized if part.replaced_is_quantized else 1.0)
+            - part.replaced_gb
+            * (part.replaced_share(bits) if model.loaded_shares else all_quantized)
             for part in model.parts
         )
         return model.own_bytes * share + parts_gb * 1e9

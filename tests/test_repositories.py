@@ -1,5 +1,6 @@
 """The catalog names every repository that a class of mflux loads, and which files of it."""
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -225,7 +226,7 @@ def test_the_memory_of_a_folder_counts_what_is_loaded_from_elsewhere(
     """A folder with another file of 8 KB in each repository that the model could need."""
     folder = cache / "mine"
     mine = replace(model, path=str(folder), name="mine", base=model.key)
-    write_array(folder / "transformer" / "0.safetensors", 4000)
+    write_array(folder / "text_encoder" / "0.safetensors", 4000)
     for repository in model.repositories:
         for pattern in loaded_patterns(model, repository) or ("model.safetensors",):
             if pattern.endswith(".safetensors"):
@@ -272,6 +273,42 @@ def test_the_memory_of_a_folder_counts_the_small_parts_once(
     added = part_of.dense_gb + part_of.quantized_gb - part_of.replaced_gb
     expected = LoadSpec(stored, model.pipelines[0], None).expected_bytes - added * 1e9
     assert 4000 * len(FOLDERS[family]) <= expected < 4400 * len(FOLDERS[family])
+
+
+@pytest.mark.parametrize("bits", [None, 8, 4])
+@pytest.mark.parametrize("name", ["flux2-klein-4b", "qwen-image-2.1"])
+def test_a_text_encoder_that_is_replaced_counts_the_same_whether_it_is_there_or_not(
+    name: str, bits: int | None, cache: Path
+) -> None:
+    small = BuildOptions(small_text_encoder=True)
+    model = with_options(allow(name).default, small)
+    by_facts = LoadSpec(model, model.pipelines[0], bits).expected_bytes
+    (part,) = model.parts
+    for repository, files in part.repositories.items():
+        for file in files:
+            write_array(cached(repository, file), 64)
+    found = []
+    for folders in (("vae", "transformer"), ("vae", "transformer", "text_encoder")):
+        folder = cache / "-".join(folders)
+        for one in folders:
+            write_rows(folder / one / "0.safetensors", part.replaced_gb)
+        mine = with_options(as_stored(replace(allow(name).default, path=str(folder))), small)
+        found.append(LoadSpec(as_stored(mine), model.pipelines[0], bits).expected_bytes)
+    assert found[0] == pytest.approx(found[1], rel=0.01)
+    added = part.dense_gb + part.quantized_gb * (1 if bits is None else (bits + 0.5) / 16)
+    assert min(*found, by_facts) > added * 1e9
+
+
+def write_rows(path: Path, gigabytes: float) -> None:
+    """Writes a header whose matrix has this size. Its numbers take no room on the disk."""
+    rows = int(gigabytes * 1e9 / 2 / 4096)
+    place = [0, rows * 4096 * 2]
+    said = {"a": {"dtype": "BF16", "shape": [rows, 4096], "data_offsets": place}}
+    header = json.dumps(said).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + place[1])
 
 
 def cached(repository: str, file: str) -> Path:
