@@ -32,6 +32,9 @@ ABOUT_MODELS = {
 }
 """What list_models repeats of GET /models."""
 
+MOST_NAME_CHARS = 200
+"""Of a model, as in /generate."""
+
 
 @dataclass
 class Waiting:
@@ -76,10 +79,11 @@ class McpTools:
         wait_s, calls = _wait_s(given), self._calls
         picture, name = _picture(given)
         mask = given.get("mask")
+        model = _text(given, "model", MOST_NAME_CHARS) if "model" in given else None
         from_it = mask is not None or "image_strength" in given
         placed = place_pictures(
             calls,
-            given.get("model"),
+            model,
             [picture],
             decode_base64(_text(given, "mask", 10**9), "mask") if mask is not None else None,
             ways=(START, EDIT) if from_it else (EDIT, START),

@@ -133,6 +133,7 @@ def test_the_arguments_of_the_tools_are_fields_of_generate_with_one_type(host: A
         ("edit_image", {"prompt": "x", "image": "file:///etc/passwd"}, "image"),
         ("edit_image", {"prompt": "x", "image": {"task_id": "a"}}, "image"),
         ("edit_image", {"prompt": "x", "image": "QUJD", "mask": 1}, "mask"),
+        ("edit_image", {"prompt": "x", "image": "QUJD", "model": ["schnell"]}, "model"),
         ("edit_image", {"prompt": "x", "path": "/etc/passwd"}, "path"),
         ("edit_image", {"prompt": "x", "task_id": "0" * 16}, "task_id"),
         ("edit_image", {"prompt": "x", "task_id": "0" * 16, "index": 1.5}, "index"),
