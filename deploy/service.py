@@ -107,6 +107,9 @@ def main(arguments: Sequence[str]) -> int:
     """install OPTIONS... or remove; returns the exit code."""
     home = Path.home()
     existed = file_of(home).exists()
+    if arguments[:1] not in (["install"], ["remove"]):
+        print("usage: deploy/service.py install [OPTIONS of the server] | remove")
+        return 2
     if arguments[:1] == ["remove"]:
         for stop in stop_commands() if existed else []:
             subprocess.run(stop, check=False)

@@ -179,3 +179,12 @@ def test_a_failure_names_the_loras_of_the_task(visit: Visit) -> None:
         })"""
     )
     assert words == "The control image is broken. LoRAs of the task: wild, calm."
+
+
+def test_long_waits_have_no_decimals_and_become_days(visit: Visit) -> None:
+    me = visit().open()
+    words = me.page.evaluate(
+        """async () => [75, 200, 9_000, 40_000, 400_000]
+          .map((await import("./web/words.js")).duration)"""
+    )
+    assert words == ["75 s", "3 min", "2.5 h", "11 h", "5 days"]

@@ -41,6 +41,15 @@ def test_the_systemd_unit_is_valid(tmp_path: Path) -> None:
     assert commands[-1] == ["systemctl", "--user", "restart", "mflux-server.service"]
 
 
+def test_only_install_and_remove_change_something(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert service.main(["--help"]) == service.main([]) == 2
+    assert "usage" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_launchd_agent_starts_the_server_with_its_options(tmp_path: Path) -> None:
     commands = service.install(OPTIONS, tmp_path, "darwin")
     path = service.file_of(tmp_path, "darwin")

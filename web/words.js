@@ -8,7 +8,7 @@ export function duration(seconds) {
   if (whole < 100) return t("words.duration_s", { n: whole });
   const minutes = Math.round(whole / 60);
   if (minutes < 100) return t("words.duration_min", { n: minutes });
-  return t("words.duration_h", { n: decimal(whole / 3600) });
+  return whole < 36_000 ? t("words.duration_h", { n: decimal(whole / 3600) }) : age(whole);
 }
 
 /** Seconds of the life of a picture, roughly: "50 min", "23 h", "6 days". */
