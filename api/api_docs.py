@@ -98,9 +98,9 @@ Queues image generation on one GPU and forecasts when each image is done.
 The usual way: **POST /generate** gives a `task_id`; **GET /status** gives position and remaining
 seconds until its `status` is `done`; **GET /image** returns the image and removes it.
 
-Every route is also there under `/api`, but for those of the foreign APIs under `/v1` (OpenAI),
-`/sdapi/v1` (AUTOMATIC1111), `/mcp` and `/api` (Ollama; its POST /api/generate is recognized by the
-fields `stream`, `options` and `keep_alive`). Errors are JSON:
+Every route also exists under `/api`, except those of the other APIs: `/v1` (OpenAI), `/sdapi/v1`
+(AUTOMATIC1111), `/mcp`, and `/api` (Ollama; its POST /api/generate is recognized by the fields
+`stream`, `options` and `keep_alive`). Errors are JSON:
 `{"error": {"code", "message", "field"}}`.
 """
 

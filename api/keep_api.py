@@ -93,7 +93,7 @@ class KeepRoutes:
 
     @route("GET", "/keep")
     @documented(
-        "List one's own kept tasks",
+        "List your kept tasks",
         tag="images",
         description="For a second browser or program of the same client.",
         answers={200: json_answer(KeptTasksAnswer, "The tasks.")},

@@ -69,7 +69,7 @@ class LiveRoutes:
 
     @route("GET", "/events")
     @documented(
-        "Watch tasks",
+        "Stream the events of tasks",
         tag="queue",
         description="A stream of server-sent events. Of one task: `waiting`, `running`, `step`, "
         "`image` (one of several is stored; the last one comes with `done`), `preview` (GET "
@@ -136,7 +136,7 @@ class LiveRoutes:
 
     @route("GET", "/preview")
     @documented(
-        "See the picture so far",
+        "Preview of a running task",
         tag="images",
         description="A small JPEG of what a running task will show, as far as can be seen yet: "
         "an eighth of its width and height, in colours that are near the real ones once the server "
@@ -171,7 +171,7 @@ class LiveRoutes:
 
     @route("GET", "/thumbnail")
     @documented(
-        "A small copy of an image",
+        "Thumbnail of an image",
         tag="images",
         description="A JPEG of a finished image; removes nothing.",
         parameters=[

@@ -38,7 +38,7 @@ class MachineRoutes:
 
     @route("POST", "/machines/<name>/drain")
     @documented(
-        "Give a machine no more tasks",
+        "Drain a machine: it gets no more tasks",
         tag="operator",
         description="What it draws goes on. Survives a restart of the server and of its worker.",
         parameters=[NAME_IN_PATH],
@@ -50,7 +50,7 @@ class MachineRoutes:
 
     @route("POST", "/machines/<name>/resume")
     @documented(
-        "Give a machine tasks again",
+        "Resume a machine: it gets tasks again",
         tag="operator",
         parameters=[NAME_IN_PATH],
         answers={200: json_answer(MachineAnswer, "It gets tasks.")},

@@ -54,7 +54,7 @@ class TaskRoutes:
 
     @route("POST", "/generate")
     @documented(
-        "Ask for an image",
+        "Submit a task",
         tag="images",
         description="Puts a task into the queue and answers at once.",
         parameters=[IDEMPOTENCY_KEY],
@@ -90,7 +90,7 @@ class TaskRoutes:
 
     @route("POST", "/estimate")
     @documented(
-        "Forecast without asking",
+        "Forecast a task without submitting it",
         tag="images",
         description="Takes the body of /generate and answers the forecast; nothing is submitted.",
         body="GenerateRequest",
@@ -118,7 +118,7 @@ class TaskRoutes:
 
     @route("GET", "/status")
     @documented(
-        "How far a task is",
+        "Status of a task",
         tag="images",
         description="Good enough to drive a progress bar. Ask again after `poll_after_s`, or each "
         "second; or let the answer wait for something new: `wait=60`, and from then on "

@@ -62,7 +62,7 @@ class QueueRoutes:
 
     @route("GET", "/tasks")
     @documented(
-        "List one's own tasks",
+        "List your tasks",
         tag="queue",
         description="As the original mflux-server lists them: at most 1000 that are not finished, "
         "in the order in which they run. GET /queue says more.",
@@ -88,7 +88,7 @@ class QueueRoutes:
     @route("DELETE", "/clear")
     @route("POST", "/clear")
     @documented(
-        "Cancel all of one's own tasks that wait",
+        "Cancel all your waiting tasks",
         tag="queue",
         answers={200: json_answer(ClearedAnswer, "They are cancelled.")},
         errors=(errors.TooManyWaiting, errors.StorageUnavailable),

@@ -33,7 +33,7 @@ class ServerRoutes:
 
     @route("GET", "/stats")
     @documented(
-        "What was learned about time",
+        "Learned durations and the accuracy of forecasts",
         tag="server",
         description="Learned seconds by size, the error of the forecasts so far, and how busy the "
         "GPU is. Operators also get the forecasts of the last tasks with what came, and figures of "

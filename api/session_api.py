@@ -48,7 +48,7 @@ class SessionRoutes:
     @public
     @route("GET", "/session")
     @documented(
-        "Who asks",
+        "The client of this request",
         tag="server",
         answers={200: json_answer(SessionAnswer, "The client of this request.")},
         errors=(errors.Unauthorized,),
