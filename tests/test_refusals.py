@@ -131,11 +131,11 @@ def test_a_field_that_a_model_needs_is_named(
         ("z-image", {"negative_prompt": "red", "guidance": 0}, "negative_prompt", "above 1"),
         ("z-image", {"quantize": 4}, "quantize", "Allowed: none"),
         ("z-image", {"upscale": 2}, "upscale", "needs an upscaler"),
-        ("z-image", {"loras": ["a"]}, "loras", "no adapter 'a'"),
-        ("z-image", {"loras": ["../a"]}, "loras", "no adapter"),
-        ("z-image", {"loras": ["/etc/passwd"]}, "loras", "no adapter"),
-        ("z-image", {"loras": ["org/name"]}, "loras", "no adapter"),
-        ("z-image", {"loras": ["org/name:file.safetensors"]}, "loras", "no adapter"),
+        ("z-image", {"loras": ["a"]}, "loras", "no LoRA 'a'"),
+        ("z-image", {"loras": ["../a"]}, "loras", "no LoRA"),
+        ("z-image", {"loras": ["/etc/passwd"]}, "loras", "no LoRA"),
+        ("z-image", {"loras": ["org/name"]}, "loras", "no LoRA"),
+        ("z-image", {"loras": ["org/name:file.safetensors"]}, "loras", "no LoRA"),
     ],
 )
 def test_a_request_that_the_model_or_the_operator_does_not_allow_is_refused(

@@ -316,7 +316,7 @@ def test_adapters_are_named_by_their_path_below_the_folder(tmp_path: Path) -> No
     ):
         code, field, message = desk.refusal(loras=[name])
         assert (code, field) == ("not_supported", "loras")
-        assert "Adapters: one, style/two." in message
+        assert "LoRAs: one, style/two." in message
         assert str(tmp_path) not in message.replace(repr(name), "")
 
 

@@ -29,7 +29,7 @@ export const NUMBERS = ["n", "steps", "guidance", "width", "height", "image_stre
 export const CHECKS = ["lines", "expand_wildcards"];
 export const TEXTS = ["prompt", "negative_prompt", "seed", "upscale", "format", "control_type", "tags"];
 
-/** What the form shows and sends: a model that only upscales does so twice if nothing was chosen. */
+/** Twice for a model that only upscales, if nothing was chosen. */
 export function upscaleOf(state, model) {
   return state.upscale || (model.needs.includes("upscale") ? "2" : "");
 }
