@@ -1,5 +1,6 @@
 """The entry point: main() builds the parts, starts and stops them."""
 
+import faulthandler
 import logging
 import os
 import signal
@@ -73,8 +74,11 @@ log = logging.getLogger("mflux-server")
 
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LOAD_FAILED = b"\xff"
+STDERR = 2
 STOP_S = 2.0
 """Seconds that a running step may still take when the server stops."""
+STOP_LIMIT_S = 60.0
+"""A stop that takes so much longer than --drain-s hangs: the process ends, the log says where."""
 
 
 class Server:
@@ -328,10 +332,13 @@ def main(argv: list[str]) -> int:
     exit_code = server.wait()
     notify(STOPPING, os.environ)
     log.info("stopping")
+    limit_s = settings.drain_s + STOP_LIMIT_S
+    faulthandler.dump_traceback_later(limit_s, exit=True, file=STDERR)
     if announcement:
         announcement.stop()
     if not server.stop():
         log.info("the running step did not end in time: leaving it")
+    faulthandler.cancel_dump_traceback_later()
     if unfinished := server.queue.length:
         log.info("tasks that wait for the next start: %d", unfinished)
     return exit_code

@@ -1,6 +1,8 @@
 """The server is stopped in any phase, or its worker thread dies."""
 
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 import requests
 from conftest import (
     GIVE_UP_S,
+    ROOT,
     PlayedQueue,
     ServerProcess,
     StartServer,
@@ -214,3 +217,30 @@ def test_a_picture_that_comes_after_the_stop_is_left_without_an_error(
     thread.join(GIVE_UP_S)
     assert errors == []
     assert queue.status(task_id).status is TaskStatus.WAITING
+
+
+HANGS = """
+import sys, threading, server
+server.STOP_LIMIT_S = 0.1
+def hang_here(self):
+    threading.Event().wait()
+server.Server.stop = hang_here
+sys.exit(server.main(sys.argv[1:]))
+"""
+
+
+def test_a_stop_that_hangs_ends_and_the_log_says_where(tmp_path: Path) -> None:
+    arguments = ("--model", "noise-flux1", "--port", "0", "--data-dir", str(tmp_path))
+    with subprocess.Popen(
+        [sys.executable, "-c", HANGS, *arguments],
+        cwd=ROOT,
+        env=forking.clean_environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr
+        next(line for line in process.stderr if "http://" in line)
+        process.send_signal(signal.SIGTERM)
+        log = process.stderr.read()
+        assert process.wait(GIVE_UP_S) == 1
+    assert "hang_here" in log
