@@ -6,6 +6,8 @@ drawn elsewhere. All fields belong to the scheduler's lock.
 
 import logging
 
+from cachetools import FIFOCache
+
 from cluster.messages import Heartbeat, Registration
 from cluster.remote_machine import RemoteMachine
 from errors import StorageUnavailable
@@ -27,9 +29,8 @@ class Registry:
         self.lease_s = lease_s
         self._scheduler = scheduler
         self._by_worker: dict[str, RemoteMachine] = {}
-        self._silent: dict[str, tuple[str, list[Task]]] = {}
-        """By worker that was lost while it was silent: its session, and what it ran. The latest
-        LOST_KEPT."""
+        self._silent = FIFOCache[str, tuple[str, list[Task]]](LOST_KEPT)
+        """By worker that was lost while it was silent: its session, and what it ran."""
 
     @property
     def machines(self) -> list[RemoteMachine]:
@@ -133,8 +134,6 @@ class Registry:
                 raise StorageUnavailable(f"The last image of {remote.name} is being stored.")
             if interrupted and running:
                 self._silent[remote.worker] = remote.session, running
-                while len(self._silent) > LOST_KEPT:
-                    del self._silent[next(iter(self._silent))]
             del self._by_worker[remote.worker]
             scheduler.machines.leave(remote.machine)
             scheduler.baselines.improve_waiting()
